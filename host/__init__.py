@@ -1,0 +1,1 @@
+"""What drives the kernels: files, clocks, threads and the terminal."""

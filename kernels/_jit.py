@@ -1,0 +1,132 @@
+"""The one module that talks to numba: the `@kernel` decorator and where machine code is kept.
+
+Numba's own cache looks at one file only: after an edit of a callee in another file it returns the old answer.  Here a
+kernel is keyed on the text of its module and of everything that module imports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numba import __version__ as numba_version
+from numba import config, njit
+from numba.core.caching import UserProvidedCacheLocator
+
+F = TypeVar("F", bound=Callable[..., Any])
+PACKAGES = ("kernels", "models")
+ROOT = Path(__file__).parents[1]
+KEEP = 8  # cached versions of a module
+IMPORT = re.compile(rb"^(?:from|import) ((?:kernels|models)[\w.]*)(?: import ([\w, ]+))?", re.MULTILINE)
+
+
+@cache
+def _sources() -> dict[str, bytes]:
+    """Text of every module of the program by its dotted name, from a checkout or from inside the zip."""
+    if ROOT.is_file():
+        with zipfile.ZipFile(ROOT) as z:
+            texts = {n: z.read(n) for n in z.namelist() if n.endswith(".py") and n.split("/")[0] in PACKAGES}
+    else:
+        files = (p for d in PACKAGES for p in (ROOT / d).rglob("*.py"))
+        texts = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in files}
+    return {n.removesuffix(".py").removesuffix("/__init__").replace("/", "."): text for n, text in texts.items()}
+
+
+def _closure(module: str) -> list[str]:
+    """`module` and every module of the program it imports, directly or not, sorted."""
+    seen, todo = set[str](), [module]
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in _sources():
+            continue
+        seen.add(name)
+        for package, names in IMPORT.findall(_sources()[name]):
+            todo.append(package.decode())
+            todo += [f"{package.decode()}.{n.strip()}" for n in names.decode().split(",")]
+    return sorted(seen)
+
+
+def _digest(names: list[str]) -> str:
+    h = hashlib.sha256()
+    for name in names:
+        text = _sources()[name]
+        h.update(f"{name}\0{len(text)}\0".encode() + text)
+    return h.hexdigest()[:16]
+
+
+@cache
+def module_digest(module: str) -> str:
+    """Hash of all the text that the machine code of `module` depends on."""
+    return _digest(_closure(module))
+
+
+@cache
+def program_digest() -> str:
+    """Hash of the text of every kernel and model: the version of the program."""
+    return _digest(sorted(_sources()))
+
+
+@cache
+def cache_root() -> Path:
+    """`$SWT_CACHE_DIR` (or ~/.cache/swt)/kernels-<versions>; a throw-away directory if neither is writable."""
+    flags = (numba_version, np.__version__, config.BOUNDSCHECK, config.OPT)  # type: ignore[attr-defined]
+    key = hashlib.sha256(repr(flags).encode()).hexdigest()[:8]
+    try:
+        base = Path(os.environ.get("SWT_CACHE_DIR") or Path.home() / ".cache" / "swt")
+        path = base / f"kernels-{key}"
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, RuntimeError) as error:
+        path = Path(tempfile.mkdtemp(prefix="swt-"))
+        print(f"swt: {error}: kernels recompile on every start, set SWT_CACHE_DIR", file=sys.stderr)
+    return path
+
+
+@cache
+def cache_dir(module: str) -> Path:
+    """Where the machine code of `module` is kept; old versions beyond `KEEP` are removed."""
+    path = cache_root() / f"{module}-{module_digest(module)}"
+    path.mkdir(exist_ok=True)
+    os.utime(path)
+    for stale in sorted(cache_root().glob(f"{module}-*"), key=os.path.getmtime)[:-KEEP]:
+        shutil.rmtree(stale, ignore_errors=True)
+    return path
+
+
+class ProgramCacheLocator(UserProvidedCacheLocator):
+    """Keys a kernel on the text of its module's import closure, not of its own file."""
+
+    def __init__(self, py_func: Any, py_file: str) -> None:
+        self._py_file = py_file
+        self._module = py_func.__module__
+        self._lineno = py_func.__code__.co_firstlineno
+        self._cache_path = str(cache_dir(self._module))
+
+    def get_source_stamp(self) -> str:
+        """What numba compares before it trusts a cached kernel."""
+        return module_digest(self._module)
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> ProgramCacheLocator | None:
+        """A locator for the program's own modules; None leaves the function to numba's."""
+        return cls(py_func, py_file) if py_func.__module__ in _sources() else None
+
+
+config.CACHE_LOCATOR_CLASSES = (  # type: ignore[attr-defined]
+    f"{__name__}.ProgramCacheLocator,UserProvidedCacheLocator,InTreeCacheLocator,UserWideCacheLocator"
+)
+
+
+def kernel(fn: F) -> F:
+    """Compile `fn`: cached, GIL-free, C division.  Typed as the identity, so callers stay checked."""
+    return cast(F, njit(cache=True, nogil=True, error_model="numpy")(fn))

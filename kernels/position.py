@@ -1,0 +1,79 @@
+"""One position and what an action or a move makes of it: shared by the ledger, the features and the search.
+
+A position is a row of `RAW` float32 numbers, indexed by the constants below.  Distances are in R, the mean bar range of
+the training part, so a position means the same at any price.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._jit import kernel
+
+HOLD, BUY, SELL, CLOSE = 0, 1, 2, 3
+ACTIONS = ("HOLD", "BUY", "SELL", "CLOSE")
+
+SIDE = 0  # -1 short, 0 flat, +1 long
+HELD = 1  # bars since the fill
+UNREALISED = 2  # marked profit net of the cost of entry (not of swap), R
+EXCURSION = 3  # how far the last close is beyond entry on the losing side, net of the spread, R, >= 0
+WORST = 4  # largest EXCURSION since entry, R
+BEST = 5  # largest UNREALISED since entry, R, >= 0
+PREVIOUS = 6  # side before the last action; equals SIDE once a bar has passed
+COST = 7  # what entering cost: spread, slippage, commission, R, >= 0
+RAW = 8
+
+
+@kernel
+def is_legal(side: float, action: int, reverse: bool) -> bool:
+    """Flat: HOLD, BUY, SELL.  In a position: HOLD, CLOSE, and with `reverse` the opposite side."""
+    if action == HOLD:
+        return True
+    if side == 0:
+        return action != CLOSE
+    if action == CLOSE:
+        return True
+    return reverse and ((action == BUY) == (side < 0))
+
+
+@kernel
+def target_side(side: float, action: int) -> float:
+    """Side after `action`: the level an order would bring about."""
+    if action == BUY:
+        return 1.0
+    if action == SELL:
+        return -1.0
+    return side if action == HOLD else 0.0
+
+
+@kernel
+def act_on(out: NDArray[np.float32], position: NDArray[np.float32], action: int, entry_cost: float) -> None:
+    """Afterstate: the position once `action` is filled and before the next bar.  `entry_cost` in R, >= 0."""
+    side = position[SIDE]
+    target = target_side(side, action)
+    if target == side:
+        out[:] = position
+        return
+    out[:] = 0
+    out[SIDE] = target
+    out[PREVIOUS] = side
+    if target != 0:
+        out[UNREALISED] = -entry_cost
+        out[COST] = entry_cost
+
+
+@kernel
+def move_on(out: NDArray[np.float32], afterstate: NDArray[np.float32], move: float) -> None:
+    """Position one bar after `afterstate`, the price having moved by `move` R."""
+    side = afterstate[SIDE]
+    out[:] = 0
+    out[SIDE] = side
+    out[PREVIOUS] = side
+    if side == 0:
+        return
+    unrealised = afterstate[UNREALISED] + side * move
+    out[HELD] = afterstate[HELD] + 1
+    out[UNREALISED] = unrealised
+    out[COST] = afterstate[COST]
+    out[EXCURSION] = max(0.0, -(unrealised + afterstate[COST]))
+    out[WORST] = max(afterstate[WORST], out[EXCURSION])
+    out[BEST] = max(afterstate[BEST], out[UNREALISED])
