@@ -4,6 +4,8 @@ A position is a row of `RAW` float32 numbers, indexed by the constants below.  D
 the training part, so a position means the same at any price.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +23,7 @@ BEST = 5  # largest UNREALISED since entry, R, >= 0
 PREVIOUS = 6  # side before the last action; equals SIDE once a bar has passed
 COST = 7  # what entering cost: spread, slippage, commission, R, >= 0
 RAW = 8
+FEATURES = 9  # width of `position_features`
 
 
 @kernel
@@ -77,3 +80,23 @@ def move_on(out: NDArray[np.float32], afterstate: NDArray[np.float32], move: flo
     out[EXCURSION] = max(0.0, -(unrealised + afterstate[COST]))
     out[WORST] = max(afterstate[WORST], out[EXCURSION])
     out[BEST] = max(afterstate[BEST], out[UNREALISED])
+
+
+@kernel
+def squash(distance: float) -> float:
+    """Distance in R as a number within +-1: linear near 0, half-way at 5 R."""
+    return distance / (5.0 + abs(distance))
+
+
+@kernel
+def position_features(out: NDArray[np.float32], position: NDArray[np.float32]) -> None:
+    """out [FEATURES]: what a network is told of a position or afterstate."""
+    out[0] = position[SIDE]
+    out[1] = abs(position[SIDE])
+    out[2] = math.log1p(position[HELD]) / 6.0
+    out[3] = squash(position[UNREALISED])
+    out[4] = squash(position[EXCURSION])
+    out[5] = squash(position[WORST])
+    out[6] = squash(position[BEST])
+    out[7] = squash(position[BEST] - position[UNREALISED])
+    out[8] = position[PREVIOUS] - position[SIDE]

@@ -1,0 +1,182 @@
+"""ONNX Runtime called from kernels through its C API, without the GIL.
+
+Every onnxruntime wheel ships the plain C library; its one exported function hands out a table of function pointers to
+which entries are only ever appended.  A kernel gets integers (the address of RunWithBinding, a session, a binding): an
+address that arrives as an argument leaves the kernel cacheable, one captured as a global does not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+import weakref
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from kernels._jit import kernel
+
+# Position of each function in OrtApi, API version 5 and later (onnxruntime_c_api.h; the order is frozen upstream).
+API_VERSION = 17
+GET_ERROR_MESSAGE, CREATE_ENV, CREATE_SESSION_FROM_ARRAY, CREATE_SESSION_OPTIONS = 2, 3, 8, 10
+DISABLE_MEM_PATTERN, DISABLE_CPU_MEM_ARENA = 17, 19
+SET_GRAPH_OPTIMIZATION_LEVEL, SET_INTRA_OP_THREADS, SET_INTER_OP_THREADS = 23, 24, 25
+CREATE_TENSOR_WITH_DATA, CREATE_CPU_MEMORY_INFO = 49, 69
+RELEASE_STATUS, RELEASE_SESSION, RELEASE_VALUE, RELEASE_SESSION_OPTIONS = 93, 95, 96, 100
+ADD_SESSION_CONFIG_ENTRY, RUN_WITH_BINDING, CREATE_IO_BINDING, RELEASE_IO_BINDING = 130, 133, 134, 135
+BIND_INPUT, BIND_OUTPUT = 136, 137
+
+PTR, INT, STR, SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t
+WARNINGS_AND_ABOVE, FLOAT32, ALL_OPTIMISATIONS = 3, 1, 99
+
+
+class OrtError(RuntimeError):
+    """ONNX Runtime refused a call; the message is its own."""
+
+
+class _ApiBase(ctypes.Structure):
+    _fields_ = (("get_api", ctypes.CFUNCTYPE(PTR, ctypes.c_uint32)), ("version", ctypes.CFUNCTYPE(STR)))
+
+
+@cache
+def _table() -> ctypes.Array[PTR]:
+    """The function pointers of OrtApi."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        raise OrtError("the package onnxruntime is not installed: pip install onnxruntime")
+    pattern = {"win32": "onnxruntime.dll", "darwin": "libonnxruntime*.dylib"}
+    folder = Path(spec.origin).parent / "capi"
+    library = ctypes.CDLL(str(next(folder.glob(pattern.get(sys.platform, "libonnxruntime.so*")))))
+    library.OrtGetApiBase.restype = ctypes.POINTER(_ApiBase)
+    return (PTR * (BIND_OUTPUT + 1)).from_address(library.OrtGetApiBase().contents.get_api(API_VERSION))
+
+
+@cache
+def _function(index: int, result: Any, *argtypes: Any) -> Any:
+    return ctypes.CFUNCTYPE(result, *argtypes)(_table()[index])
+
+
+def check(status: int | None) -> None:
+    """Raise what a failed call (a non-null OrtStatus) says, and release it."""
+    if status:
+        message = _function(GET_ERROR_MESSAGE, STR, PTR)(status).decode()
+        _release(RELEASE_STATUS, status)
+        raise OrtError(message)
+
+
+def _call(index: int, *args: Any, argtypes: tuple[Any, ...]) -> None:
+    check(_function(index, PTR, *argtypes)(*args))
+
+
+def _new(index: int, *args: Any, argtypes: tuple[Any, ...] = ()) -> int:
+    """Call an entry whose last argument receives a handle; return that handle."""
+    handle = PTR()
+    _call(index, *args, ctypes.byref(handle), argtypes=(*argtypes, PTR))
+    return int(handle.value or 0)
+
+
+def _release(index: int, handle: int) -> None:
+    _function(index, None, PTR)(handle)
+
+
+@cache
+def _environment() -> tuple[int, int]:
+    """The one environment of the process and the description of CPU memory."""
+    env = _new(CREATE_ENV, WARNINGS_AND_ABOVE, b"swt", argtypes=(INT, STR))
+    return env, _new(CREATE_CPU_MEMORY_INFO, 0, 0, argtypes=(INT, INT))
+
+
+class Net(NamedTuple):
+    """One graph as a kernel sees it: write rows of `x`, call `evaluate`, read rows of `y`."""
+
+    run: int  # address of RunWithBinding
+    session: int
+    bindings: NDArray[np.int64]  # [R + 1] binding that evaluates the first r rows, 0 where none was made
+    x: NDArray[np.float32]  # [R, I]
+    y: NDArray[np.float32]  # [R, O]
+
+
+class Session:
+    """An ONNX graph with one input `x` [rows, I] and one output `y` [rows, O], one thread, no spinning."""
+
+    def __init__(self, graph: bytes, arena: bool = True) -> None:
+        env, self._cpu = _environment()
+        options = _new(CREATE_SESSION_OPTIONS)
+        _call(SET_INTRA_OP_THREADS, options, 1, argtypes=(PTR, INT))
+        _call(SET_INTER_OP_THREADS, options, 1, argtypes=(PTR, INT))
+        _call(SET_GRAPH_OPTIMIZATION_LEVEL, options, ALL_OPTIMISATIONS, argtypes=(PTR, INT))
+        spin = (options, b"session.intra_op.allow_spinning", b"0")
+        _call(ADD_SESSION_CONFIG_ENTRY, *spin, argtypes=(PTR, STR, STR))
+        if not arena:
+            _call(DISABLE_CPU_MEM_ARENA, options, argtypes=(PTR,))
+            _call(DISABLE_MEM_PATTERN, options, argtypes=(PTR,))
+        try:
+            arguments = (env, graph, len(graph), options)
+            self.handle = _new(CREATE_SESSION_FROM_ARRAY, *arguments, argtypes=(PTR, STR, SIZE, PTR))
+        finally:
+            _release(RELEASE_SESSION_OPTIONS, options)
+        weakref.finalize(self, _release, RELEASE_SESSION, self.handle)
+
+    def bind(self, width_in: int, width_out: int, rows: Iterable[int]) -> Binding:
+        """Fresh arrays for up to max(rows) rows; a call evaluates the next larger of `rows`."""
+        return Binding(self, width_in, width_out, sorted(set(rows)))
+
+
+class Binding:
+    """Owns the arrays and the bindings that a `Net` points at; keep it as long as the net is used."""
+
+    def __init__(self, session: Session, width_in: int, width_out: int, rows: list[int]) -> None:
+        self._session = session  # a binding must not outlive its session
+        x, y = (np.zeros((rows[-1], width), np.float32) for width in (width_in, width_out))
+        bindings = np.zeros(rows[-1] + 1, np.int64)
+        for count in rows:
+            bindings[count] = self._bind(x[:count], y[:count])
+        self.net = Net(int(_table()[RUN_WITH_BINDING] or 0), session.handle, bindings, x, y)
+
+    def _bind(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> int:
+        session = self._session
+        binding = _new(CREATE_IO_BINDING, session.handle, argtypes=(PTR,))
+        weakref.finalize(self, _release, RELEASE_IO_BINDING, binding)
+        for index, name, array in ((BIND_INPUT, b"x", x), (BIND_OUTPUT, b"y", y)):
+            shape = (ctypes.c_int64 * 2)(*array.shape)
+            tensor = (session._cpu, array.ctypes.data, array.nbytes, shape, 2, FLOAT32)
+            value = _new(CREATE_TENSOR_WITH_DATA, *tensor, argtypes=(PTR, PTR, SIZE, PTR, SIZE, INT))
+            try:
+                _call(index, binding, name, value, argtypes=(PTR, STR, PTR))
+            finally:
+                _release(RELEASE_VALUE, value)  # the binding holds its own reference
+        return binding
+
+
+@intrinsic
+def _run(typingctx: Any, run: Any, session: Any, options: Any, binding: Any) -> Any:
+    """OrtStatus* RunWithBinding(session, options, binding) at address `run`; 0 means success."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        function = builder.inttoptr(args[0], ir.FunctionType(word, [word] * 3).as_pointer())
+        return builder.call(function, list(args[1:]))
+
+    return types.int64(*[types.int64] * 4), codegen
+
+
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # an intrinsic exists in compiled code only
+
+    def _run(run: int, session: int, options: int, binding: int) -> int:  # type: ignore[no-redef]  # noqa: F811
+        return int(ctypes.CFUNCTYPE(PTR, PTR, PTR, PTR)(run)(session, options, binding) or 0)
+
+
+@kernel
+def evaluate(net: Net, rows: int) -> int:
+    """y[:rows] = graph(x[:rows]); 0, or the OrtStatus that `check` turns into an exception."""
+    while net.bindings[rows] == 0:
+        rows += 1
+    return _run(net.run, net.session, 0, net.bindings[rows])

@@ -1,0 +1,50 @@
+"""Counter-based random streams: every draw is a pure function of (seed, stream, step), so threads cannot reorder them.
+
+The mixing function is splitmix64's (Steele, Lea and Flood 2014), applied to a key instead of a state.
+"""
+
+import math
+
+import numpy as np
+
+from kernels._jit import kernel
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_2 = np.uint64(0x94D049BB133111EB)
+BELOW_ONE = 1.0 - 2.0**-53
+
+
+@kernel
+def mix(word: np.uint64) -> np.uint64:
+    """Bijective scrambling of 64 bits."""
+    word = (word ^ (word >> np.uint64(30))) * MIX_1
+    word = (word ^ (word >> np.uint64(27))) * MIX_2
+    return word ^ (word >> np.uint64(31))
+
+
+@kernel
+def bits(seed: int, stream: int, step: int) -> np.uint64:
+    """64 random bits of draw `step` in `stream`."""
+    word = mix(np.uint64(seed) + GOLDEN)
+    word = mix(word ^ (np.uint64(stream) * GOLDEN + MIX_1))
+    return mix(word ^ (np.uint64(step) * GOLDEN + MIX_2))
+
+
+@kernel
+def uniform(seed: int, stream: int, step: int) -> float:
+    """A draw from [0, 1)."""
+    return float(bits(seed, stream, step) >> np.uint64(11)) * 2.0**-53
+
+
+@kernel
+def gumbel(seed: int, stream: int, step: int) -> float:
+    """A draw from the standard Gumbel distribution."""
+    u = min(max(uniform(seed, stream, step), 2.0**-53), BELOW_ONE)
+    return -math.log(-math.log(u))
+
+
+@kernel
+def below(limit: int, seed: int, stream: int, step: int) -> int:
+    """An integer in [0, limit); its bias is at most limit / 2^53."""
+    return int(uniform(seed, stream, step) * limit)

@@ -1,0 +1,338 @@
+"""Stochastic Gumbel search: B trees grow in lockstep, one network call per kind of node and simulation for all of them.
+
+A simulation descends to an edge without a node, evaluates what lies behind it, adds it and backs its value up.  With
+`full_width` an afterstate is added together with all its codes and backs up their expectation (algorithms: the visit
+mean of sampled codes estimates the same sum).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._jit import kernel
+from kernels.gumbel import SearchConfig, interior_action, root_candidate, visits_of
+from kernels.ort import Net, evaluate
+from kernels.position import FEATURES, SIDE, act_on, is_legal, move_on, position_features
+from kernels.tree import CHANCE, DECISION, MASKED, NONE, Tree, add_node
+
+
+class Model(NamedTuple):
+    """The networks of a search, all rows of one batch.
+
+    afterstate: [state D | action one-hot A | position P]                 -> [state D | code logits C | value]
+    dynamics:   [state D | code one-hot C | position P | next position P] -> [state D | reward | logits A | value]
+    Outside forex P = 0; a deterministic search has no afterstates and gives `dynamics` the action one-hot.
+    """
+
+    root: Net
+    afterstate: Net
+    dynamics: Net
+
+
+class Outlook(NamedTuple):
+    """What the position of each root will meet inside its tree."""
+
+    move: NDArray[np.float32]  # [B, C] price move that each chance code stands for, R
+    entry_cost: NDArray[np.float32]  # [B] cost of opening a position, R
+
+
+class Work(NamedTuple):
+    """Scratch of a search."""
+
+    row_tree: NDArray[np.int32]  # [R] search of each row of the running network call
+    row_node: NDArray[np.int32]  # [R] its parent node
+    row_edge: NDArray[np.int32]  # [R] its edge
+
+
+def new_work(searches: int, codes: int) -> Work:
+    """Scratch for `searches` trees."""
+    rows = searches * codes
+    return Work(np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.int32))
+
+
+@kernel
+def plant(tree: Tree, b: int, state: NDArray[np.float32], logits: NDArray[np.float32], value: float) -> None:
+    """Start tree b at a root with this latent, policy and value; `tree.legal` and `position` are the caller's."""
+    tree.count[b] = 0
+    root = add_node(tree, b, DECISION, NONE, NONE)
+    tree.state[b, root, :] = state
+    tree.visits[b, root] = 1
+    tree.raw_value[b, root] = value
+    tree.value[b, root] = value
+    for a in range(logits.shape[0]):
+        tree.prior[b, root, a] = logits[a]
+
+
+@kernel
+def mask(tree: Tree, b: int, node: int, reverse: bool) -> None:
+    """Forbid what the position at a decision node does not allow."""
+    if tree.position.shape[2] == 0:
+        return
+    for a in range(tree.legal.shape[2]):
+        if not is_legal(tree.position[b, node, SIDE], a, reverse):
+            tree.legal[b, node, a] = False
+            tree.prior[b, node, a] = MASKED
+
+
+@kernel
+def descend(tree: Tree, config: SearchConfig, table: NDArray[np.int32], b: int, simulation: int) -> None:
+    """Find the edge to expand: tree.leaf[b], tree.leaf_edge[b]."""
+    node = 0
+    edge = root_candidate(tree, config, table, b, simulation)
+    while tree.child[b, node, edge] != NONE:
+        node = tree.child[b, node, edge]
+        if tree.kind[b, node] == DECISION:
+            edge = interior_action(tree, config, b, node)
+        else:
+            edge = chance_code(tree, b, node)
+    tree.leaf[b] = node
+    tree.leaf_edge[b] = edge
+
+
+@kernel
+def chance_code(tree: Tree, b: int, node: int) -> int:
+    """Quasi-random outcome: argmax prior / (visits + 1) (Ozair et al. 2021, A.3)."""
+    best, best_score = 0, -1.0
+    for c in range(tree.prior.shape[2]):
+        score = tree.prior[b, node, c] / (visits_of(tree, b, node, c) + 1.0)
+        if score > best_score:
+            best, best_score = c, score
+    return best
+
+
+@kernel
+def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
+    """Write a one-hot of `width` at x[first:]; the column behind it."""
+    x[first : first + width] = 0.0
+    x[first + hot] = 1.0
+    return first + width
+
+
+@kernel
+def position_columns(x: NDArray[np.float32], tree: Tree, first: int, b: int, node: int) -> int:
+    """Write the position features of a node at x[first:]; the column behind them."""
+    if tree.position.shape[2] == 0:
+        return first
+    position_features(x[first:], tree.position[b, node])
+    return first + FEATURES
+
+
+@kernel
+def add_afterstate(
+    x: NDArray[np.float32], tree: Tree, outlook: Outlook, b: int, parent: int, action: int
+) -> int:
+    """Add the chance node behind `action` and write its network row x."""
+    node = add_node(tree, b, CHANCE, parent, action)
+    if tree.position.shape[2] > 0:
+        act_on(tree.position[b, node], tree.position[b, parent], action, outlook.entry_cost[b])
+    D = tree.state.shape[2]
+    x[:D] = tree.state[b, parent]
+    column = one_hot(x, D, tree.legal.shape[2], action)
+    position_columns(x, tree, column, b, node)
+    return node
+
+
+@kernel
+def add_decision(x: NDArray[np.float32], tree: Tree, outlook: Outlook, b: int, parent: int, edge: int) -> int:
+    """Add the decision node behind a chance code (or, deterministic, an action) and write its network row x."""
+    node = add_node(tree, b, DECISION, parent, edge)
+    D = tree.state.shape[2]
+    x[:D] = tree.state[b, parent]
+    if tree.kind[b, parent] == CHANCE:
+        column = one_hot(x, D, outlook.move.shape[1], edge)
+    else:
+        column = one_hot(x, D, tree.legal.shape[2], edge)
+    if tree.position.shape[2] > 0:
+        column = position_columns(x, tree, column, b, parent)
+        move_on(tree.position[b, node], tree.position[b, parent], outlook.move[b, edge])
+        position_columns(x, tree, column, b, node)
+    return node
+
+
+@kernel
+def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes: int) -> None:
+    """Take state, chance prior and value of an afterstate from its network row y."""
+    D = tree.state.shape[2]
+    tree.state[b, node] = y[:D]
+    highest = y[D]
+    for c in range(codes):
+        highest = max(highest, y[D + c])
+    total = 0.0
+    for c in range(codes):
+        total += math.exp(y[D + c] - highest)
+    for c in range(codes):
+        tree.prior[b, node, c] = math.exp(y[D + c] - highest) / total
+    for c in range(codes, tree.prior.shape[2]):
+        tree.prior[b, node, c] = 0.0
+    tree.raw_value[b, node] = y[D + codes]
+    tree.value[b, node] = y[D + codes]
+
+
+@kernel
+def read_decision(tree: Tree, y: NDArray[np.float32], b: int, node: int, reverse: bool) -> None:
+    """Take state, reward, policy and value of a decision node from its network row y."""
+    D, A = tree.state.shape[2], tree.legal.shape[2]
+    tree.state[b, node] = y[:D]
+    tree.reward[b, node] = y[D]
+    for a in range(A):
+        tree.prior[b, node, a] = y[D + 1 + a]
+    tree.raw_value[b, node] = y[D + 1 + A]
+    tree.value[b, node] = y[D + 1 + A]
+    mask(tree, b, node, reverse)
+
+
+@kernel
+def queue(work: Work, rows: int, b: int, node: int, edge: int) -> int:
+    """Note that edge `edge` of `node` is to be expanded; the new number of rows."""
+    work.row_tree[rows], work.row_node[rows], work.row_edge[rows] = b, node, edge
+    return rows + 1
+
+
+@kernel
+def expand_afterstates(tree: Tree, work: Work, model: Model, outlook: Outlook, first: int, stop: int) -> int:
+    """Evaluate and add the chance node behind each of the queued edges [first, stop)."""
+    if first == stop:
+        return 0
+    for row in range(first, stop):
+        b = work.row_tree[row]
+        x = model.afterstate.x[row - first]
+        work.row_node[row] = add_afterstate(x, tree, outlook, b, work.row_node[row], work.row_edge[row])
+    status = evaluate(model.afterstate, stop - first)
+    for row in range(first, stop):
+        b, node = work.row_tree[row], work.row_node[row]
+        read_afterstate(tree, model.afterstate.y[row - first], b, node, outlook.move.shape[1])
+        tree.leaf[b] = node
+    return status
+
+
+@kernel
+def expand_decisions(tree: Tree, work: Work, model: Model, outlook: Outlook, rows: int, reverse: bool) -> int:
+    """Evaluate and add the decision node behind each queued edge."""
+    if rows == 0:
+        return 0
+    for row in range(rows):
+        b = work.row_tree[row]
+        x = model.dynamics.x[row]
+        work.row_node[row] = add_decision(x, tree, outlook, b, work.row_node[row], work.row_edge[row])
+    status = evaluate(model.dynamics, rows)
+    for row in range(rows):
+        b, node = work.row_tree[row], work.row_node[row]
+        read_decision(tree, model.dynamics.y[row], b, node, reverse)
+        tree.leaf[b] = node
+    return status
+
+
+@kernel
+def simulate(tree: Tree, work: Work, model: Model, outlook: Outlook, config: SearchConfig) -> int:
+    """Expand the leaf edge of every search; tree.leaf becomes the node to back up from."""
+    B, decisions = tree.count.shape[0], 0
+    for b in range(B):
+        if not config.stochastic or tree.kind[b, tree.leaf[b]] == CHANCE:
+            decisions = queue(work, decisions, b, tree.leaf[b], tree.leaf_edge[b])
+    rows = decisions
+    for b in range(B):
+        if config.stochastic and tree.kind[b, tree.leaf[b]] == DECISION:
+            rows = queue(work, rows, b, tree.leaf[b], tree.leaf_edge[b])
+    status = expand_decisions(tree, work, model, outlook, decisions, config.reverse)
+    if status != 0:
+        return status
+    return expand_afterstates(tree, work, model, outlook, decisions, rows)
+
+
+@kernel
+def expand_all_codes(tree: Tree, work: Work, model: Model, outlook: Outlook, config: SearchConfig) -> int:
+    """Full width: add every code of the afterstates just added; they stay the nodes to back up from."""
+    rows = 0
+    for b in range(tree.count.shape[0]):
+        for c in range(outlook.move.shape[1]):
+            rows = queue(work, rows, b, tree.leaf[b], c)
+    status = expand_decisions(tree, work, model, outlook, rows, config.reverse)
+    for row in range(rows):
+        b = work.row_tree[row]
+        tree.leaf[b] = tree.parent[b, work.row_node[row]]
+    return status
+
+
+@kernel
+def back_up_mean(tree: Tree, config: SearchConfig, b: int) -> None:
+    """Running mean of the discounted returns, from the new leaf to the root."""
+    node = tree.leaf[b]
+    tree.visits[b, node] = 1
+    gain = np.float64(tree.value[b, node])
+    while tree.parent[b, node] != NONE:
+        if tree.kind[b, node] == DECISION:
+            gain = np.float64(tree.reward[b, node]) + config.discount * gain
+        node = tree.parent[b, node]
+        count = tree.visits[b, node]
+        tree.value[b, node] = (np.float64(tree.value[b, node]) * count + gain) / (count + 1)
+        tree.visits[b, node] = count + 1
+
+
+@kernel
+def expected_value(tree: Tree, b: int, node: int, discount: float) -> float:
+    """Prior-weighted expectation over all codes of a fully expanded chance node."""
+    total = 0.0
+    for c in range(tree.prior.shape[2]):
+        child = tree.child[b, node, c]
+        if child != NONE:
+            q = np.float64(tree.reward[b, child]) + discount * np.float64(tree.value[b, child])
+            total += np.float64(tree.prior[b, node, c]) * q
+    return total
+
+
+@kernel
+def visited_value(tree: Tree, b: int, node: int) -> float:
+    """Mean of a decision node's own value and its actions' values, weighted by visits."""
+    total, visits = np.float64(tree.raw_value[b, node]), 1
+    for a in range(tree.legal.shape[2]):
+        child = tree.child[b, node, a]
+        if child != NONE:
+            total += tree.visits[b, child] * np.float64(tree.value[b, child])
+            visits += tree.visits[b, child]
+    return total / visits
+
+
+@kernel
+def back_up_expectation(tree: Tree, config: SearchConfig, b: int) -> None:
+    """Recompute the values on the path from the new afterstate to the root from those of their children."""
+    node = tree.leaf[b]
+    while node != NONE:
+        tree.visits[b, node] += 1
+        if tree.kind[b, node] == CHANCE:
+            tree.value[b, node] = expected_value(tree, b, node, config.discount)
+        else:
+            tree.value[b, node] = visited_value(tree, b, node)
+        node = tree.parent[b, node]
+
+
+@kernel
+def grow(
+    tree: Tree,
+    work: Work,
+    model: Model,
+    outlook: Outlook,
+    config: SearchConfig,
+    table: NDArray[np.int32],
+) -> int:
+    """Run all simulations of all searches; 0 or the status of a failed network call."""
+    for simulation in range(config.simulations):
+        for b in range(tree.count.shape[0]):
+            descend(tree, config, table, b, simulation)
+        status = simulate(tree, work, model, outlook, config)
+        if status == 0 and config.full_width:
+            status = expand_all_codes(tree, work, model, outlook, config)
+        if status != 0:
+            return status
+        for b in range(tree.count.shape[0]):
+            if config.full_width:
+                back_up_expectation(tree, config, b)
+            else:
+                back_up_mean(tree, config, b)
+    return 0
+
+
+def nodes_needed(config: SearchConfig, codes: int) -> int:
+    """Nodes of a tree after all its simulations."""
+    return 1 + config.simulations * (1 + codes if config.full_width else 1)
