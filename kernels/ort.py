@@ -170,7 +170,7 @@ def _run(typingctx: Any, run: Any, session: Any, options: Any, binding: Any) -> 
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]  # an intrinsic exists in compiled code only
 
-    def _run(run: int, session: int, options: int, binding: int) -> int:  # type: ignore[no-redef]  # noqa: F811
+    def _run(run: int, session: int, options: int, binding: int) -> int:  # type: ignore[no-redef]
         return int(ctypes.CFUNCTYPE(PTR, PTR, PTR, PTR)(run)(session, options, binding) or 0)
 
 
