@@ -39,7 +39,9 @@ def _sources() -> dict[str, bytes]:
     else:
         files = (p for d in PACKAGES for p in (ROOT / d).rglob("*.py"))
         texts = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in files}
-    return {n.removesuffix(".py").removesuffix("/__init__").replace("/", "."): text for n, text in texts.items()}
+    return {
+        n.removesuffix(".py").removesuffix("/__init__").replace("/", "."): text for n, text in texts.items()
+    }
 
 
 def _closure(module: str) -> list[str]:

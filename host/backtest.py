@@ -1,0 +1,124 @@
+"""Run an agent over bars it may not have seen, decision by decision, as `act` would."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.agent import Agent, Setting
+from kernels.bars import Bars
+from kernels.features import new_work
+from kernels.gumbel import SearchConfig
+from kernels.market import TRADE, new_accounts
+from kernels.ort import check
+from kernels.position import ACTIONS, RAW
+from kernels.stats import baselines, statistics
+from kernels.trader import Log, Trader, trade_through
+
+COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_sell", "p_close", "latency_us")
+
+
+class Result(NamedTuple):
+    """What came of a stretch of decisions."""
+
+    log: Log
+    trades: NDArray[np.float64]  # [trades, TRADE]
+    seconds: float
+
+
+def new_trader(agent: Agent, setting: Setting, search: SearchConfig) -> Trader:
+    """An agent at one root without noise."""
+    return Trader(
+        planner=agent.planner(1, search),
+        features=setting.features,
+        normaliser=setting.normaliser,
+        codes=setting.codes,
+        market=setting.market,
+        x=np.zeros(len(setting.normaliser.scale), np.float32),
+        work=new_work(setting.features),
+        position=np.zeros(RAW, np.float32),
+    )
+
+
+def new_log(decisions: int, actions: int) -> Log:
+    """Room for `decisions` decisions."""
+    n = decisions
+    return Log(
+        action=np.zeros(n, np.int8),
+        target=np.zeros(n, np.int8),
+        value=np.zeros(n),
+        policy=np.zeros((n, actions)),
+        equity=np.zeros(n),
+        trades=np.zeros((n + 1, TRADE)),
+    )
+
+
+def trade_bars(trader: Trader, bars: Bars, extra: NDArray[np.float32], first: int, stop: int) -> Result:
+    """Decide at the closes of bars [first, stop - 1), from flat; the position is closed out at bar stop - 1."""
+    log = new_log(stop - 1 - first, trader.planner.policy.shape[1])
+    begin = time.perf_counter()
+    trades, status = trade_through(log, trader, new_accounts(1)[0], bars, extra, first)
+    check(status)
+    return Result(log, log.trades[:trades], time.perf_counter() - begin)
+
+
+def report(result: Result, bars: Bars, first: int, setting: Setting, seed: int) -> dict[str, Any]:
+    """The document of `backtest --json`."""
+    market, n = setting.market, len(result.log.action)
+    stretch = first, first + n + 1
+    figures = statistics(result.log.equity, result.trades, market.pip_px)
+    return {
+        **figures,
+        "baselines": baselines(bars, *stretch, market, result.trades, seed),
+        "bars": n,
+        "decisions_per_s": round(n / max(result.seconds, 1e-9)),
+    }
+
+
+def format_decision(
+    time_ns: int, action: int, target: int, value: float, policy: Any, latency_us: int
+) -> list[str]:
+    """One row in the columns of `act`; the floats survive a round trip."""
+    stamp = np.datetime_as_string(np.datetime64(time_ns, "ns"), unit="s") + "Z"
+    return [
+        stamp,
+        ACTIONS[action],
+        str(target),
+        repr(float(value)),
+        *(repr(float(p)) for p in policy),
+        str(latency_us),
+    ]
+
+
+def write_decisions(path: Path, result: Result, bars: Bars, first: int) -> None:
+    """The decisions in the columns of `act`; latency_us is the mean of the run."""
+    n = len(result.log.action)
+    latency = round(result.seconds / n * 1e6)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for i in range(n):
+            log = result.log
+            row = (bars.time[first + i], log.action[i], log.target[i], log.value[i], log.policy[i], latency)
+            writer.writerow(format_decision(*row))
+
+
+def print_report(document: dict[str, Any], out: IO[str]) -> None:
+    """The report as a table of net pips, the agent beside its baselines."""
+    rows = {"agent": document["net_pips"], **document["baselines"]}
+    widest = max(abs(v) for v in rows.values()) or 1.0
+    print(f"{'':>10} {'net pips':>10}", file=out)
+    for name, pips in rows.items():
+        bar = ("-" if pips < 0 else "+") * round(30 * abs(pips) / widest)
+        print(f"{name:>10} {pips:>10.1f} {bar}", file=out)
+    share, drawdown = document["share_in_market"], document["max_drawdown_pips"]
+    print(
+        f"{document['trades']} trades in {document['bars']} bars, in the market {share:.1%} of the time, "
+        f"largest drawdown {drawdown:.1f} pips",
+        file=out,
+    )

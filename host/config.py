@@ -1,0 +1,147 @@
+"""The configuration: one dataclass, read from TOML and `--set a.b=c`; an unknown key is an error."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """The configuration names something that does not exist or has the wrong type."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class MarketConfig:
+    """Costs and rules, in pips; the spread is the data's where the file has one."""
+
+    slippage: float = 0.1  # a fill
+    commission: float = 0.0  # a side
+    swap_long: float = -0.5  # a night, negative = paid
+    swap_short: float = -0.1
+    reward: str = "pnl"  # or "amddp"
+    excursion_weight: float = 0.01  # k of amddp
+    reverse: bool = False  # an open position may be turned in one action
+    session: int = 360  # decisions
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Wavelet scattering of the last 256 returns."""
+
+    J: int = 6
+    Q: int = 4
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the networks."""
+
+    latent: int = 64
+    hidden: int = 128
+    codes: int = 8  # chance codes: quantiles of the next standardised move
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Gumbel search; when acting the noise is off."""
+
+    simulations: int = 16
+    considered: int = 4
+    discount: float = 0.99  # per bar
+    c_visit: float = 50.0
+    c_scale: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The cycle collect -> reanalyse -> learn."""
+
+    seed: int = 0
+    train_share: float = 0.75  # of the bars; an embargo of one session, then the test part
+    block: int = 16  # sessions played in lockstep
+    blocks: int = 2  # collected in a cycle
+    reanalyse: int = 1  # blocks searched again in a cycle, oldest targets first
+    replay: int = 512  # sessions kept
+    batch: int = 256
+    unroll: int = 5  # K
+    n_step: int = 5
+    steps: int = 120  # learning steps in a cycle
+    rate: float = 1e-3
+    decay: float = 1e-2  # weight decay
+    horizon: int = 4000  # steps of the learning-rate schedule
+    target_rate: float = 0.02  # of the soft target network, which also plays
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines the weights, and nothing else."""
+
+    market: MarketConfig = field(default_factory=MarketConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested dictionary of plain values."""
+        return asdict(self)
+
+
+def load_config(path: Path | None = None, settings: list[str] | None = None) -> Config:
+    """Defaults, then the TOML file, then each `a.b=c`."""
+    config = Config()
+    if path is not None:
+        try:
+            config = merge(config, tomllib.loads(path.read_text()), str(path))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+    for setting in settings or []:
+        config = merge(config, parse_setting(setting), f"--set {setting}")
+    return config
+
+
+def parse_setting(setting: str) -> dict[str, Any]:
+    """`a.b=c` as a nested dictionary; a bare word is a string."""
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise ConfigError(
+            f"--set {setting}: write it as section.key=value, for example search.simulations=32"
+        )
+    for text in (setting, f'{key}="{value}"'):
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError:
+            continue
+    raise ConfigError(f"--set {setting}: neither a value of TOML nor a word")
+
+
+def merge(old: Any, new: dict[str, Any], where: str, path: str = "") -> Any:
+    """`old` with the values of `new`; raises ConfigError on an unknown key or another type."""
+    known = {f.name: getattr(old, f.name) for f in fields(old)}
+    changes: dict[str, Any] = {}
+    for key, value in new.items():
+        name = f"{path}{key}"
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {name!r}; known here: {', '.join(sorted(known))}")
+        if is_dataclass(known[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: {name!r} is a section")
+            changes[key] = merge(known[key], value, where, f"{name}.")
+        else:
+            changes[key] = coerce(known[key], value, where, name)
+    return replace(old, **changes)
+
+
+def coerce(default: Any, value: Any, where: str, name: str) -> Any:
+    """`value` in the type of `default`."""
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise ConfigError(
+            f"{where}: {name!r} wants {type(default).__name__}, for example {default!r}, not {value!r}"
+        )
+    return value

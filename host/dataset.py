@@ -1,0 +1,120 @@
+"""Bars split into a training and a test part, and the features of the bars that the replay refers to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.agent import Setting
+from host.config import Config
+from kernels.bars import Bars
+from kernels.features import HISTORY, features_of, fit_normaliser, new_features, normalise_rows
+from kernels.market import check_scale, fit_codes, new_market, session_starts
+
+FIT_SAMPLE = (
+    20_000  # bars that the normaliser and the codes are fitted to, evenly spaced over the training part
+)
+
+
+class Dataset(NamedTuple):
+    """A market to train on."""
+
+    bars: Bars
+    extra: NDArray[np.float32]  # [T, E] columns that only a self-test has
+    train_stop: int  # bars [0, train_stop) are the training part
+    test_first: int  # first decision of the test part, an embargo later
+    setting: Setting
+    starts: NDArray[np.int64]  # first bars of the training sessions
+    rejects: dict[str, int]  # starts refused, by reason
+
+
+class DatasetError(ValueError):
+    """The bars do not suffice or do not fit the instrument."""
+
+    exit_code = 4
+
+
+def new_dataset(
+    bars: Bars, extra: NDArray[np.float32], config: Config, pip_px: float, interval_ns: int, threads: int
+) -> Dataset:
+    """Split the bars and fit everything that is fitted, to the training part only."""
+    T, length = len(bars.time), config.market.session
+    train_stop = int(T * config.train.train_share)
+    try:
+        check_scale(bars, pip_px)
+    except ValueError as error:
+        raise DatasetError(str(error)) from None
+    starts, rejects = session_starts(bars, 0, train_stop, length, HISTORY, interval_ns)
+    test_first = max(train_stop + length, HISTORY)
+    if len(starts) == 0 or test_first + 1 >= T:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items() if count)
+        raise DatasetError(
+            f"{T} bars give no training session of {length} decisions ({reasons}); "
+            "bring more bars or set market.session to fewer decisions"
+        )
+    setting = fit_setting(bars, extra, config, pip_px, interval_ns, train_stop, threads)
+    return Dataset(bars, extra, train_stop, test_first, setting, starts, rejects)
+
+
+def fit_setting(
+    bars: Bars,
+    extra: NDArray[np.float32],
+    config: Config,
+    pip_px: float,
+    interval_ns: int,
+    train_stop: int,
+    threads: int,
+) -> Setting:
+    """Costs, feature specification, normaliser and chance codes from bars [0, train_stop)."""
+    m = config.market
+    market = new_market(
+        range_px=float(np.mean(bars.high[:train_stop] - bars.low[:train_stop])),
+        pip_px=pip_px,
+        interval_ns=interval_ns,
+        slippage_px=m.slippage * pip_px,
+        commission_px=m.commission * pip_px,
+        swap_long_px=m.swap_long * pip_px,
+        swap_short_px=m.swap_short * pip_px,
+        excursion_weight=m.excursion_weight if m.reward == "amddp" else 0.0,
+        reverse=m.reverse,
+    )
+    spec = new_features(config.features.J, config.features.Q, interval_ns)
+    ts = np.unique(np.linspace(HISTORY - 1, train_stop - 2, FIT_SAMPLE).astype(np.int64))
+    X = np.concatenate([features_of(spec, bars, ts, threads), extra[ts]], axis=1)
+    codes = fit_codes(bars, ts, config.network.codes)
+    return Setting(spec, fit_normaliser(X, spec), codes, market)
+
+
+class FeatureStore:
+    """Normalised features of the bars in use: X [rows, F], found through row_of_bar [T]; a row per bar, not per session."""
+
+    def __init__(self, data: Dataset, rows: int, threads: int) -> None:
+        width = len(data.setting.normaliser.scale)
+        T = len(data.bars.time)
+        self.X = np.zeros((min(rows, T), width), np.float32)
+        self.row_of_bar = np.full(T, -1, np.int32)
+        self._users = np.zeros(T, np.int16)
+        self._free = np.arange(len(self.X))[::-1].tolist()
+        self._data, self._threads = data, threads
+
+    def hold(self, starts: NDArray[np.int64], bars: int) -> None:
+        """Have the features of `bars` bars from each start at hand until `release`."""
+        ts = (starts[:, None] + np.arange(bars)).ravel()
+        np.add.at(self._users, ts, 1)
+        missing = np.unique(ts[self.row_of_bar[ts] < 0])
+        rows = np.array([self._free.pop() for _ in missing], np.int32)
+        self.row_of_bar[missing] = rows
+        setting = self._data.setting
+        fresh = features_of(setting.features, self._data.bars, missing, self._threads)
+        self.X[rows] = np.concatenate([fresh, self._data.extra[missing]], axis=1)
+        normalise_rows(self.X, rows, setting.normaliser)
+
+    def release(self, start: int, bars: int) -> None:
+        """Give the rows back that no other session uses."""
+        ts = np.arange(start, start + bars)
+        self._users[ts] -= 1
+        unused = ts[self._users[ts] == 0]
+        self._free += self.row_of_bar[unused].tolist()
+        self.row_of_bar[unused] = -1

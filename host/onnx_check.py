@@ -1,0 +1,189 @@
+"""What an ONNX graph may hold, read from its protobuf bytes without the `onnx` package and before any inference.
+
+Field numbers are those of onnx.proto (onnx/onnx, IR version 8).  A repeated field is judged at each occurrence, so it
+does not matter which of them a parser would keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+VARINT, BYTES = 0, 2
+FIXED = {1: 8, 5: 4}  # bytes of a value of wire type 1 or 5
+MODEL_IR, MODEL_GRAPH, MODEL_OPSET = 1, 7, 8
+MODEL_FIELDS = {MODEL_IR, 2, 3, 4, 5, 6, MODEL_GRAPH, MODEL_OPSET, 14}  # others: training graphs, functions
+OPSET_DOMAIN = 1
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12
+GRAPH_FIELDS = {
+    GRAPH_NODE,
+    2,
+    GRAPH_INITIALIZER,
+    10,
+    GRAPH_INPUT,
+    GRAPH_OUTPUT,
+    13,
+}  # 13: shapes; others: sparse
+NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
+NODE_FIELDS = {1, 2, 3, NODE_OPERATOR, NODE_ATTRIBUTE, 6, NODE_DOMAIN}
+ATTRIBUTE_FLOAT, ATTRIBUTE_TENSOR, ATTRIBUTE_FLOATS = 2, 5, 7
+ATTRIBUTE_FIELDS = {
+    1,
+    ATTRIBUTE_FLOAT,
+    3,
+    4,
+    ATTRIBUTE_TENSOR,
+    ATTRIBUTE_FLOATS,
+    8,
+    9,
+    13,
+    20,
+}  # others: subgraphs
+TENSOR_TYPE, TENSOR_FLOATS, TENSOR_RAW, TENSOR_DOUBLES = 2, 4, 9, 10
+TENSOR_EXTERNAL, TENSOR_LOCATION = 13, 14
+VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 2, 1, 2, 1, 1
+FLOAT, INT32, INT64, BOOL, DOUBLE = 1, 6, 7, 9, 11
+FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), DOUBLE: np.dtype("<f8")}
+TYPES = {FLOAT, INT32, INT64, BOOL, DOUBLE}
+DOMAINS = (b"", b"ai.onnx")
+OPERATORS = frozenset(
+    b"Abs Add Cast Clip Concat Constant Div Erf Exp Flatten Gather Gemm Identity LayerNormalization Log LogSoftmax"
+    b" MatMul Max Min Mul Neg Pow ReduceMax ReduceMean ReduceSum Relu Reshape Sigmoid Slice Softmax Softplus Split"
+    b" Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where".split()
+)
+
+
+class GraphRefused(ValueError):  # noqa: N818
+    """The graph holds what a model may not; the message says what."""
+
+
+def widths(model: bytes) -> tuple[int, int]:
+    """(I, O) of a graph with one input `x` [rows, I] and one output `y` [rows, O] that may be run."""
+    values: dict[int, list[bytes]] = {GRAPH_INPUT: [], GRAPH_OUTPUT: []}
+    seen = 0
+    for field, value in _fields(model, MODEL_FIELDS, "model"):
+        if field == MODEL_OPSET:
+            _check_domain(_last(value, OPSET_DOMAIN, b""))
+        elif field == MODEL_GRAPH:
+            seen += 1
+            _check_graph(value, values)
+    if seen != 1 or len(values[GRAPH_INPUT]) != 1 or len(values[GRAPH_OUTPUT]) != 1:
+        raise GraphRefused("not one graph with one input and one output")
+    return _width(values[GRAPH_INPUT][0], b"x"), _width(values[GRAPH_OUTPUT][0], b"y")
+
+
+def _check_graph(graph: bytes, values: dict[int, list[bytes]]) -> None:
+    """Check nodes and weights; collect the descriptions of inputs and outputs."""
+    for field, value in _fields(graph, GRAPH_FIELDS, "graph"):
+        if field == GRAPH_NODE:
+            _check_node(value)
+        elif field == GRAPH_INITIALIZER:
+            _check_tensor(value)
+        elif field in values:
+            values[field].append(value)
+
+
+def _check_node(node: bytes) -> None:
+    for field, value in _fields(node, NODE_FIELDS, "node"):
+        if field == NODE_OPERATOR and value not in OPERATORS:
+            raise GraphRefused(f"the operator {value!r} is not on the list")
+        if field == NODE_DOMAIN:
+            _check_domain(value)
+        if field == NODE_ATTRIBUTE:
+            _check_attribute(value)
+
+
+def _check_domain(domain: bytes) -> None:
+    if domain not in DOMAINS:
+        raise GraphRefused(f"operators of another domain, {domain!r}")
+
+
+def _check_attribute(attribute: bytes) -> None:
+    for field, value in _fields(attribute, ATTRIBUTE_FIELDS, "attribute"):
+        if field == ATTRIBUTE_TENSOR:
+            _check_tensor(value)
+        elif field in (ATTRIBUTE_FLOAT, ATTRIBUTE_FLOATS):
+            _check_finite(value, FLOATS[FLOAT])
+
+
+def _check_tensor(tensor: bytes) -> None:
+    """Weights must be inside the file, of a known type, as many as the shape says, and finite."""
+    fields = list(_fields(tensor, None, "tensor"))
+    if any(field in (TENSOR_EXTERNAL, TENSOR_LOCATION) and value != 0 for field, value in fields):
+        raise GraphRefused("weights outside the file")
+    kinds = {value for field, value in fields if field == TENSOR_TYPE}
+    if len(kinds) != 1 or not kinds <= TYPES:
+        raise GraphRefused(f"weights of type {sorted(kinds)}")
+    kind = kinds.pop()
+    for field, value in fields:
+        if field == TENSOR_RAW and kind in FLOATS:
+            _check_finite(value, FLOATS[kind])
+        elif field in (TENSOR_FLOATS, TENSOR_DOUBLES):
+            _check_finite(value, FLOATS[FLOAT if field == TENSOR_FLOATS else DOUBLE])
+
+
+def _check_finite(data: Any, dtype: np.dtype[Any]) -> None:
+    """Floats packed or one at a time; either way the bytes are theirs."""
+    if not isinstance(data, bytes) or len(data) % dtype.itemsize:
+        raise GraphRefused("weights cut short")
+    if not np.isfinite(np.frombuffer(data, dtype)).all():
+        raise GraphRefused("NaN or infinite weights")
+
+
+def _width(value: bytes, name: bytes) -> int:
+    """Columns of a float32 matrix called `name`."""
+    if _last(value, VALUE_NAME, b"") != name:
+        raise GraphRefused(f"no input or output called {name.decode()}")
+    tensor = _last(_last(value, VALUE_TYPE, b""), TYPE_TENSOR, b"")
+    shape = _last(tensor, TENSOR_SHAPE, b"")
+    dims = [dim for field, dim in _fields(shape, {SHAPE_DIM}, "shape") if field == SHAPE_DIM]
+    width = _last(dims[1], DIM_VALUE, 0) if len(dims) == 2 else 0
+    if _last(tensor, 1, 0) != FLOAT or not 0 < width < 1 << 20:
+        raise GraphRefused(f"{name.decode()} is not a float32 matrix of fixed width")
+    return int(width)
+
+
+def _last(message: Any, field: int, default: Any) -> Any:
+    """Value of a field that is not repeated."""
+    if not isinstance(message, bytes):
+        raise GraphRefused("not a protobuf message")
+    found = [value for number, value in _fields(message, None, "message") if number == field]
+    return found[-1] if found else default
+
+
+def _fields(message: Any, allowed: set[int] | None, what: str) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each field: an int, or the bytes of anything else."""
+    if not isinstance(message, bytes):
+        raise GraphRefused(f"not a protobuf {what}")
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        field, wire = key >> 3, key & 7
+        if allowed is not None and field not in allowed:
+            raise GraphRefused(f"{what} field {field} is not on the list")
+        value, at = (
+            _varint(message, at) if wire in (VARINT, BYTES) else (FIXED.get(wire, len(message) + 1), at)
+        )
+        if wire == VARINT:
+            yield field, value
+            continue
+        if value > len(message) - at:
+            raise GraphRefused("not protobuf, or cut short")
+        yield field, message[at : at + value]
+        at += value
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """(number, position behind it)."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            break
+        byte = message[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+    raise GraphRefused("not protobuf, or cut short")

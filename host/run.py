@@ -1,0 +1,228 @@
+"""The run directory: one trainer at a time, the resolved configuration, metrics, and checkpoints that outlive a kill.
+
+A checkpoint is one file: a line of JSON, the arrays as .npy one after another, and the sha256 of all that in hex.  It
+appears under its name only after its bytes were synced and read back, so what has a name was whole once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.durable import replacing
+
+Arrays = dict[str, NDArray[Any]]
+FORMAT = 1
+KEEP = 3  # checkpoints of a run
+CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+HEX = 64  # characters of a sha256
+BLOCK = 1 << 20
+
+
+class RunLocked(RuntimeError):  # noqa: N818
+    """Another process trains in this run."""
+
+    exit_code = 8
+
+
+class RunRefused(RuntimeError):  # noqa: N818
+    """The directory cannot be used as asked: it holds a run and `resume` was not given."""
+
+    exit_code = 3
+
+
+class Checkpoint(NamedTuple):
+    """What `save_checkpoint` was given."""
+
+    step: int
+    arrays: Arrays
+    state: dict[str, Any]
+
+
+class Run:
+    """An open, locked run directory; `open_run` makes one."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+        self._checkpoints = path / "checkpoints"
+        self._checkpoints.mkdir(exist_ok=True)
+        for leftover in (*path.glob(".*.tmp"), *self._checkpoints.glob(".*.tmp")):
+            leftover.unlink()
+        _cut_torn_line(path / "metrics.jsonl")
+        self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock; the run can be opened again."""
+        self._metrics.close()
+        os.close(self._lock)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Store the resolved configuration: scalars and lists, and tables of them."""
+        with replacing(self.path / "config.toml") as file:
+            file.write(to_toml(config).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """The configuration as stored."""
+        return tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl, in one write; a resumed run repeats the rows after its checkpoint."""
+        self._metrics.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    def save_checkpoint(self, step: int, arrays: Arrays, state: dict[str, Any]) -> None:
+        """Store both under `step` >= 0; once this returns, no kill loses them.  `state` must survive JSON."""
+        path = self._checkpoints / f"step-{step:09d}.ckpt"
+        with replacing(path) as file:
+            _write_checkpoint(file, Checkpoint(step, arrays, state))
+            os.fsync(file.fileno())
+            if not _is_whole(file):
+                raise OSError(f"{path}: what was read back is not what was written")
+        for old in self._numbered()[:-KEEP]:
+            if old != path:  # a damaged file may carry a higher number than the one just saved
+                old.unlink()
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None; damaged ones are named on stderr and skipped."""
+        for path in reversed(self._numbered()):
+            with path.open("rb") as file:
+                if _is_whole(file):
+                    return _read_checkpoint(file)
+            print(f"swt: {path} is damaged: skipped", file=sys.stderr)
+        return None
+
+    def _numbered(self) -> list[Path]:
+        """Checkpoints by step, oldest first; files of any other name are not ours to touch."""
+        found = ((CHECKPOINT.fullmatch(path.name), path) for path in self._checkpoints.iterdir())
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
+def open_run(path: Path, resume: bool) -> Run:
+    """Create or, with `resume`, reopen the run at `path` and lock it."""
+    path.mkdir(parents=True, exist_ok=True)
+    lock = _take_lock(path / "lock")
+    try:
+        if not resume and (path / "config.toml").exists():
+            raise RunRefused(f"{path} holds a run: give --resume to continue it, or another --out")
+        return Run(path, lock)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _take_lock(path: Path) -> int:
+    """Descriptor that holds the lock; the system drops it when the process dies, however it dies."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode().strip() or "unknown"
+        os.close(lock)
+        raise RunLocked(f"{path.parent} is in use by process {holder}") from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what follows the last newline: the rest of a line that a power cut tore."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        text = file.read()
+        file.truncate(text.rfind(b"\n") + 1)
+
+
+class _Hashing:
+    """The write side of a file that hashes what passes, so that nothing is kept or read twice."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+
+def _write_checkpoint(file: BinaryIO, checkpoint: Checkpoint) -> None:
+    head = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "state": checkpoint.state,
+        "arrays": [*checkpoint.arrays],
+    }
+    line = json.dumps(head)
+    if json.loads(line) != head:
+        raise TypeError("the state of a checkpoint must be made of what JSON returns unchanged")
+    out = _Hashing(file)
+    out.write(line.encode() + b"\n")
+    for array in checkpoint.arrays.values():
+        np.lib.format.write_array(out, np.asarray(array), allow_pickle=False)
+    file.write(out.sha256.hexdigest().encode())
+    file.flush()
+
+
+def _is_whole(file: BinaryIO) -> bool:
+    """Does the file end in the hash of what precedes it?  Leaves the file at its start."""
+    left = file.seek(0, os.SEEK_END) - HEX
+    file.seek(0)
+    sha256 = hashlib.sha256()
+    while left > 0 and (block := file.read(min(BLOCK, left))):
+        sha256.update(block)
+        left -= len(block)
+    whole = file.read() == sha256.hexdigest().encode()
+    file.seek(0)
+    return whole
+
+
+def _read_checkpoint(file: BinaryIO) -> Checkpoint:
+    head = json.loads(file.readline())
+    if head["format"] != FORMAT:
+        raise RunRefused(f"a checkpoint of format {head['format']}; this program reads {FORMAT}")
+    arrays = {name: np.lib.format.read_array(file, allow_pickle=False) for name in head["arrays"]}
+    return Checkpoint(head["step"], arrays, head["state"])
+
+
+def to_toml(config: dict[str, Any]) -> str:
+    """TOML of scalars and lists, then of one table for each value that is a dict of them."""
+    tables = {key: value for key, value in config.items() if isinstance(value, dict)}
+    lines = [f"{_key(k)} = {_value(v)}" for k, v in config.items() if k not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{_key(name)}]", *(f"{_key(k)} = {_value(v)}" for k, v in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):  # JSON escapes are TOML's but for DEL, which TOML wants escaped
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, float):
+        return float.__repr__(value)
+    if isinstance(value, int):
+        return int.__repr__(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    raise TypeError(f"no TOML for {value!r}")

@@ -1,0 +1,86 @@
+"""`selftest`: does the agent find what is known to be there, and leave alone what is known to be worthless?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from host.backtest import new_trader, trade_bars
+from host.config import Config, load_config
+from host.dataset import Dataset, new_dataset
+from host.progress import Report
+from host.synthetic import INTERVAL_NS, PIP, MARKETS, Options, Synthetic, make_market, play_optimum
+from host.train import Trainer, train_for
+from kernels.bars import take
+
+LENGTH = 160_000  # bars, of which the last quarter is the test
+MINUTES = {"noise": 1.0, "planted": 2.5, "leak": 2.0}
+MOST_SHARE = 0.02  # of the bars that `noise` may be held
+LEAST = {"planted": 0.80, "leak": 0.95}  # fraction of the optimum
+MOST = 1.02  # more is a fault of the measurement
+FREE = ["market.slippage=0", "market.swap_long=0", "market.swap_short=0", "market.commission=0"]
+
+
+def selftest_config(settings: list[str]) -> Config:
+    """The defaults in a market that costs the spread only."""
+    return load_config(None, [*FREE, *settings])
+
+
+def run_market(
+    name: str, options: Options, config: Config, minutes: float, threads: int, report: Report
+) -> dict[str, Any]:
+    """Train on the first part of a known market, trade the rest; the figures beside the optimum's."""
+    begin = time.perf_counter()
+    synthetic = make_market(name, options)
+    data = new_dataset(synthetic.bars, synthetic.extra, config, PIP, INTERVAL_NS, threads)
+    trainer = Trainer(data, config, threads)
+    train_for(trainer, minutes, None, lambda row: None, report)
+    return {**measure(name, synthetic, data, trainer), "seconds": round(time.perf_counter() - begin, 1)}
+
+
+def measure(name: str, synthetic: Synthetic, data: Dataset, trainer: Trainer) -> dict[str, Any]:
+    """Agent and optimum over the same unseen bars, both from flat, through the same ledger."""
+    first, stop = data.test_first, len(synthetic.bars.time)
+    trader = new_trader(trainer.agent(), data.setting, trainer.search_config())
+    result = trade_bars(trader, synthetic.bars, synthetic.extra, first, stop)
+    part = synthetic._replace(bars=take(synthetic.bars, first, stop), state=synthetic.state[first:stop])
+    market = data.setting.market
+    optimum = play_optimum(part, market).profit_px / PIP
+    profit = float(result.log.equity[-1]) / PIP
+    share = float((result.log.target != 0).mean())
+    fraction = profit / optimum if name in LEAST and optimum > 0 else None
+    return {
+        "passed": passes(name, fraction, share),
+        "fraction_of_optimum": fraction,
+        "profit": profit,
+        "optimum": optimum,
+        "share_in_market": share,
+        "trades": len(result.trades),
+        "sessions": trainer.sessions,
+        "test_bars": stop - first,
+        "parameters": {**synthetic.options._asdict(), "spread_pips": synthetic.spread_px / PIP},
+    }
+
+
+def passes(name: str, fraction: float | None, share: float) -> bool:
+    """The bar that each market sets; a fraction above the optimum fails too."""
+    if fraction is None:
+        return share < MOST_SHARE
+    return LEAST[name] <= fraction <= MOST
+
+
+def selftest(
+    names: list[str],
+    options: Options,
+    config: Config,
+    minutes: float | None,
+    threads: int,
+    progress: Callable[..., Any],
+) -> dict[str, Any]:
+    """The document of `selftest --json`."""
+    markets = {}
+    for name in names or MARKETS:
+        with progress(f"synthetic market '{name}'") as report:
+            markets[name] = run_market(name, options, config, minutes or MINUTES[name], threads, report)
+    return {"passed": all(m["passed"] for m in markets.values()), "markets": markets}

@@ -1,0 +1,186 @@
+"""`train` and `backtest` on a CSV: reading, the run directory, checkpoints, the model, and what to say at the end."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from host.agent import Loaded, load_agent, save_agent
+from host.backtest import new_trader, print_report, report, trade_bars, write_decisions
+from host.bars import DataError, ReadOptions, Source, read_bars
+from host.config import Config, load_config, merge
+from host.dataset import Dataset, new_dataset
+from host.progress import progress, say
+from host.run import Run, open_run
+from host.train import Trainer, train_for
+from kernels.bars import NS, Bars
+from kernels.features import HISTORY
+
+SAMPLE = Path(__file__).with_name("sample.csv")
+MINUTES = 2.5
+REMEMBERED = ("side", "timezone", "label", "pip")  # reading options that a model carries to its feed
+
+
+def train_csv(
+    csv: Path | None,
+    reading: ReadOptions,
+    config: Config,
+    out: Path,
+    minutes: float | None,
+    sessions: int | None,
+    resume: bool,
+    threads: int,
+) -> dict[str, Any]:
+    """Train on a CSV into the run directory `out`; the out-of-sample report, with the path of the model."""
+    path = csv or SAMPLE
+    if minutes is None and sessions is None:
+        minutes = MINUTES
+    with open_run(out, resume) as run:
+        if resume:
+            config = merge(load_config(), run.read_config(), f"{out}/config.toml")
+        bars, source = read_bars(path, reading)
+        describe(source)
+        run.write_config(config.as_dict())
+        extra = np.zeros((len(bars.time), 0), np.float32)
+        data = new_dataset(bars, extra, config, source.pip, source.interval_s * NS, threads)
+        describe_split(data)
+        say("compiling kernels: once, well under two minutes; later starts find them in the cache")
+        trainer = Trainer(data, config, threads)
+        if resume:
+            restore(trainer, run)
+        with progress("training") as bar:
+            train_for(trainer, minutes, sessions, lambda row: keep(row, trainer, run), bar)
+        model = run.path / "model.swt"
+        save_trained(model, trainer, source)
+        loaded = load_agent(model)
+    document = out_of_sample(loaded, data, config)
+    print_report(document, sys.stderr)
+    advise(csv or SAMPLE, model, bars, data.test_first)
+    return {**document, "model": str(model), "model_sha256": loaded.sha256}
+
+
+def describe(source: Source) -> None:
+    """Say what was recognised and what was assumed."""
+    say(
+        f"{source.path}: {source.format}, {source.rows} bars of {source.interval_s} s, "
+        f"{source.first} .. {source.last} UTC\n  side {source.side}, clock {source.timezone}, "
+        f"stamps mark the {source.label}, spread {source.spread}"
+    )
+    for note in source.notes:
+        say(f"  {note}")
+
+
+def describe_split(data: Dataset) -> None:
+    """Say how many sessions there are and why others are not."""
+    rejects = ", ".join(f"{count} {reason}" for reason, count in data.rejects.items() if count) or "none"
+    say(
+        f"training part: {data.train_stop} bars, {len(data.starts)} session starts (rejected: {rejects}); "
+        f"test part: from bar {data.test_first}, {len(data.bars.time) - data.test_first} bars"
+    )
+
+
+def keep(row: dict[str, Any], trainer: Trainer, run: Run) -> None:
+    """Log a cycle and make it durable."""
+    run.append_metrics(row)
+    arrays, state = trainer.snapshot()
+    run.save_checkpoint(trainer.cycle, arrays, state)
+
+
+def restore(trainer: Trainer, run: Run) -> None:
+    """Go on from the newest whole checkpoint."""
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
+        say("no checkpoint yet: starting from the beginning")
+    else:
+        trainer.restore(checkpoint.arrays, checkpoint.state)
+        say(f"resuming after cycle {trainer.cycle}, {trainer.sessions} sessions")
+
+
+def save_trained(path: Path, trainer: Trainer, source: Source) -> None:
+    """Export the target networks with everything that reading and acting need."""
+    data = {
+        "span": [source.first, source.last],
+        "sha256": source.sha256,
+        "reading": {name: getattr(source, name) for name in REMEMBERED},
+        "spread_pips": source.spread_pips,
+    }
+    configuration = trainer.config.as_dict()
+    save_agent(path, trainer.agent(), trainer.data.setting, trainer.search_config(), configuration, data)
+
+
+def out_of_sample(loaded: Loaded, data: Dataset, config: Config) -> dict[str, Any]:
+    """The report on the test part."""
+    first, stop = data.test_first, len(data.bars.time)
+    trader = new_trader(loaded.agent, loaded.setting, loaded.search)
+    result = trade_bars(trader, data.bars, data.extra, first, stop)
+    return report(result, data.bars, first, loaded.setting, config.train.seed)
+
+
+def advise(csv: Path, model: Path, bars: Bars, first: int) -> None:
+    """The commands to try next."""
+    start = utc(bars.time[first])
+    say(
+        f"out of sample, after costs, from {start}; model: {model}\n"
+        f"  python swt.py backtest {csv} --model {model} --from {start}\n"
+        f"  python swt.py act {csv} --model {model}"
+    )
+
+
+def utc(time_ns: int) -> str:
+    """ISO stamp of a bar's close."""
+    return str(np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s")) + "Z"
+
+
+def reading_of(loaded: Loaded, reading: ReadOptions) -> ReadOptions:
+    """`reading`, with what it leaves open taken from the training of the model."""
+    data = loaded.manifest["data"]
+    known = {
+        **data["reading"],
+        "spread_pips": data["spread_pips"],
+        "interval_s": loaded.manifest["interval_s"],
+    }
+    return replace(reading, **{name: value for name, value in known.items() if asdict(reading)[name] is None})
+
+
+def backtest_csv(
+    csv: Path | None,
+    model: Path,
+    reading: ReadOptions,
+    start: str | None,
+    decisions: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Trade a CSV with a model, from the bar that closes at or after `start`; the report."""
+    loaded = load_agent(model)
+    bars, source = read_bars(csv or SAMPLE, reading_of(loaded, reading))
+    describe(source)
+    first = first_bar(bars, start, source)
+    trader = new_trader(loaded.agent, loaded.setting, loaded.search)
+    extra = np.zeros((len(bars.time), 0), np.float32)
+    result = trade_bars(trader, bars, extra, first, len(bars.time))
+    if decisions is not None:
+        write_decisions(decisions, result, bars, first)
+    document = report(result, bars, first, loaded.setting, seed=0)
+    if not quiet:
+        print_report(document, sys.stdout)
+    return document
+
+
+def first_bar(bars: Bars, start: str | None, source: Source) -> int:
+    """Index of the first decision: after the warm-up and not before `start`."""
+    first = HISTORY - 1
+    if start is not None:
+        try:
+            stamp = np.datetime64(start.removesuffix("Z"), "ns").astype(np.int64)
+        except ValueError:
+            raise DataError(f"--from {start}: write it as 2017-10-02T08:00:00Z") from None
+        first = max(first, int(np.searchsorted(bars.time, stamp)))
+    if first + 1 >= len(bars.time):
+        raise DataError(
+            f"{source.path}: no bar to decide at; it has {len(bars.time)} and the warm-up takes {HISTORY}"
+        )
+    return first

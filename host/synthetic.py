@@ -1,0 +1,208 @@
+"""Markets whose best policy is known, and that policy: what `selftest` measures an agent against, and nothing else.
+
+One-minute bars around the clock, weekends too; every bar opens at the close before it, so a fill is at the price seen.
+    noise    a driftless random walk: the best is to stay flat
+    planted  close = mean + x, x' = phi x + e, phi = 0.5^(1 / half-life): a spread, then a known expected move
+    leak     noise, with the sign of the next move as an extra feature: an agent that finds nothing here is broken
+The best average reward per bar is found by relative value iteration (Puterman 1994, section 8.5) over the true state.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.bars import NS, Bars
+from kernels.market import TRADE, Market, close_out, new_accounts, step
+from kernels.position import ACTIONS, is_legal, target_side
+
+Floats = NDArray[np.float64]
+MARKETS = ("noise", "planted", "leak")
+SPREAD = {"noise": 0.5, "planted": 0.5, "leak": 1.0}  # standard deviations of a move
+LEVEL, PIP, INTERVAL_NS = 1.1, 0.0001, 60 * NS
+LOWEST = 0.2  # a random walk that comes here is refused: its pips would no longer mean the same
+FIRST_CLOSE = 1_577_836_800 * NS  # 2020-01-01 00:00 UTC
+SUBSTEPS = 16  # of a bar's path, for its high and low
+PATH, INSIDE = 0, 1  # streams of random numbers: what closes are made of must not depend on the rest
+CELLS = 401  # of the state's grid
+REACH = 6.0  # half-width of the grid, standard deviations of the state
+PRECISION = 1e-7  # of the gain, in standard deviations of a move
+MOST_SWEEPS = 100_000
+SIDES = (-1, 0, 1)
+
+
+class Options(NamedTuple):
+    """What a market is made from."""
+
+    half_life: float = math.log(0.5) / math.log(0.9)  # bars, of `planted`
+    noise: float = 5.0  # standard deviation of a move, pips
+    cost: float | None = None  # spread in standard deviations of a move; None is SPREAD
+    length: int = 100_000  # bars
+    seed: int = 0
+
+
+class Synthetic(NamedTuple):
+    """A market and what only its maker knows."""
+
+    name: str
+    options: Options
+    bars: Bars
+    extra: NDArray[np.float32]  # [T, E] features that the market gives away
+    state: Floats  # [T] planted: x, price; leak: sign of the next move; noise: 0
+    spread_px: float
+    noise_px: float
+    phi: float
+
+
+class Optimum(NamedTuple):
+    """The best stationary policy over the true state."""
+
+    gain_px: float  # average profit of a bar
+    points: Floats  # [S] states, ascending and evenly spaced
+    action: NDArray[np.int8]  # [3, S] best action of a short, flat, long position
+
+
+class Played(NamedTuple):
+    """What the ledger booked for a sequence of actions."""
+
+    profit_px: float
+    rewards: Floats  # [T - 1] R, the last one with the close-out
+    trades: int
+
+
+def make_market(name: str, options: Options) -> Synthetic:
+    """The market `name` of MARKETS; a longer one of the same seed begins with the same bars."""
+    check_options(name, options)
+    noise_px = options.noise * PIP
+    cost = SPREAD[name] if options.cost is None else options.cost
+    phi = 0.5 ** (1.0 / options.half_life) if name == "planted" else 1.0
+    path = _path(options, noise_px, phi)
+    if path.min() < LOWEST:
+        raise ValueError(f"the price falls below {LOWEST}: make the market shorter or its noise smaller")
+    bars = _bars(path[:-1], noise_px, cost * noise_px, options.seed)
+    ahead = np.sign(np.diff(path)[1:])
+    state = {"noise": np.zeros(options.length), "planted": path[1:-1] - LEVEL, "leak": ahead}[name]
+    extra = ahead[:, None] if name == "leak" else np.empty((options.length, 0))
+    return Synthetic(name, options, bars, extra.astype(np.float32), state, cost * noise_px, noise_px, phi)
+
+
+def check_options(name: str, options: Options) -> None:
+    """Raise ValueError for a market that cannot be made."""
+    if name not in MARKETS:
+        raise ValueError(f"no market {name!r}: {', '.join(MARKETS)}")
+    if not (options.half_life > 0 and options.noise > 0 and options.length > 1 and options.seed >= 0):
+        raise ValueError("half-life and noise must be positive, the length 2 or more, the seed 0 or more")
+    if options.cost is not None and not options.cost >= 0:
+        raise ValueError("the cost must not be negative")
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))
+
+
+def _path(options: Options, noise_px: float, phi: float) -> Floats:
+    """[T + 2] closes: one before the first bar and one after the last."""
+    draws = _generator(options.seed, PATH).standard_normal(options.length + 2) * noise_px
+    draws[0] *= 0.0 if phi == 1.0 else 1.0 / math.sqrt(1.0 - phi * phi)  # stationary from the start
+    return LEVEL + np.array(list(accumulate(draws.tolist(), lambda x, e: phi * x + e)))
+
+
+def _bars(path: Floats, noise_px: float, spread_px: float, seed: int) -> Bars:
+    """T bars through the T + 1 prices of `path`; highs and lows are those of a Brownian bridge between them."""
+    start, end = path[:-1], path[1:]
+    steps = _generator(seed, INSIDE).standard_normal((len(end), SUBSTEPS)) * (noise_px / math.sqrt(SUBSTEPS))
+    walk = np.cumsum(steps, axis=1)
+    share = np.arange(1, SUBSTEPS + 1) / SUBSTEPS
+    inside = start[:, None] + walk + share * (end - start - walk[:, -1])[:, None]
+    high = np.maximum(np.maximum(start, end), inside[:, :-1].max(axis=1))
+    low = np.minimum(np.minimum(start, end), inside[:, :-1].min(axis=1))
+    time = FIRST_CLOSE + INTERVAL_NS * np.arange(len(end), dtype=np.int64)
+    return Bars(
+        time, start.copy(), high, low, end.copy(), start + spread_px, end + spread_px, np.ones(len(end))
+    )
+
+
+def find_optimum(synthetic: Synthetic, market: Market, cells: int = CELLS) -> Optimum:
+    """The policy of the largest average profit under the ledger's actions, legality, fills and costs (no swap)."""
+    points, move, chain = _chain(synthetic, cells)
+    reward = _rewards(synthetic, market, move)
+    gain, action = _iterate(reward, chain, PRECISION * synthetic.noise_px)
+    return Optimum(gain, points, action)
+
+
+def _chain(synthetic: Synthetic, cells: int) -> tuple[Floats, Floats, Floats]:
+    """(states [S], expected move from each [S], transition [S, S])."""
+    if synthetic.name == "noise":
+        return np.zeros(1), np.zeros(1), np.ones((1, 1))
+    if synthetic.name == "leak":
+        mean_move = synthetic.noise_px * math.sqrt(2.0 / math.pi)
+        return np.array([-1.0, 1.0]), np.array([-mean_move, mean_move]), np.full((2, 2), 0.5)
+    reach = REACH * synthetic.noise_px / math.sqrt(1.0 - synthetic.phi**2)
+    x = np.linspace(-reach, reach, cells)
+    if x[1] - x[0] > synthetic.noise_px:
+        raise ValueError(f"{cells} cells are too few for a half-life of {synthetic.options.half_life} bars")
+    density = np.exp(-0.5 * ((x[None, :] - synthetic.phi * x[:, None]) / synthetic.noise_px) ** 2)
+    return x, (synthetic.phi - 1.0) * x, density / density.sum(axis=1, keepdims=True)
+
+
+def _rewards(synthetic: Synthetic, market: Market, move: Floats) -> Floats:
+    """[3, A, S] expected profit of a bar by side, action and state; -inf where illegal."""
+    fill = market.slippage_px + market.commission_px
+    reward = np.full((len(SIDES), len(ACTIONS), len(move)), -np.inf)
+    for s, side in enumerate(SIDES):
+        for action in range(len(ACTIONS)):
+            if not is_legal(float(side), action, market.reverse):
+                continue
+            target = target_side(float(side), action)
+            entered, left = target not in (0.0, side), side not in (0, target)
+            cost = (synthetic.spread_px + fill if entered else 0.0) + (fill if left else 0.0)
+            reward[s, action] = target * move - cost
+    return reward
+
+
+def _iterate(reward: Floats, chain: Floats, precision: float) -> tuple[float, NDArray[np.int8]]:
+    """(gain, best action [3, S]); ties go to the action of the lowest number, so to HOLD."""
+    after = [[int(target_side(float(side), action)) + 1 for action in range(len(ACTIONS))] for side in SIDES]
+    value = np.zeros((len(SIDES), len(chain)))
+    for _ in range(MOST_SWEEPS):
+        ahead = value @ chain.T
+        q = reward + ahead[after]
+        best = q.max(axis=1)
+        change = best - value
+        if np.ptp(change) < precision:
+            return float((change.max() + change.min()) / 2), q.argmax(axis=1).astype(np.int8)
+        value = best - best[1, 0]
+    raise ArithmeticError("value iteration does not converge: the half-life is too long")
+
+
+def optimal_actions(synthetic: Synthetic, optimum: Optimum) -> NDArray[np.int8]:
+    """[T] the policy's actions along the bars, from flat; the last bar's cannot be filled."""
+    points = optimum.points
+    spacing = points[1] - points[0] if len(points) > 1 else 1.0
+    cell = np.clip(np.rint((synthetic.state - points[0]) / spacing), 0, len(points) - 1).astype(int)
+    table = optimum.action[:, cell].T.tolist()
+    side, actions = 0, np.zeros(len(cell), np.int8)
+    for t, row in enumerate(table):
+        actions[t] = action = row[side + 1]
+        side = (side, 1, -1, 0)[action]
+    return actions
+
+
+def play(bars: Bars, actions: NDArray[np.int8], market: Market) -> Played:
+    """Book `actions` [T] through the ledger, from flat, closed at the last bar; profit is money, without excursions."""
+    market = market._replace(excursion_weight=0.0)
+    account, trade = new_accounts(1)[0], np.zeros(TRADE)
+    last = len(actions) - 1
+    rewards = np.array([step(account, trade, bars, t, int(actions[t]), market) for t in range(last)])
+    rewards[-1] += close_out(account, trade, bars, last, market)
+    entries = int(np.isin(actions[:last], (1, 2)).sum())
+    return Played(float(rewards.sum() * market.range_px), rewards, entries)
+
+
+def play_optimum(synthetic: Synthetic, market: Market) -> Played:
+    """What the best policy earns on these very bars."""
+    return play(synthetic.bars, optimal_actions(synthetic, find_optimum(synthetic, market)), market)

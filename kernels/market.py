@@ -1,0 +1,434 @@
+"""The market as a small trader meets it: fills, costs, swap, the ledger, rewards, sessions and chance codes.
+
+One ledger: equity, rewards and the trade list come from `step` and `close_out`, and no other code books a fill.
+Inside, prices and profits are in price units (`_px`, for one unit of the base currency); rewards and positions are in R,
+the mean bar range of the training part.  Read `Market`, then `step`.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._jit import kernel
+from kernels.bars import NS, Bars, missing_bars
+from kernels.position import BEST, CLOSE, COST, EXCURSION, HELD, HOLD, PREVIOUS, SIDE, UNREALISED, WORST, is_legal, target_side
+
+HOUR_NS = 3600 * NS
+DAY_NS = 24 * HOUR_NS
+WEEK_NS = 7 * DAY_NS
+
+# An account is a row of ACCOUNT float64 numbers.  Zeros are an account that is flat and has traded nothing.
+ACC_BALANCE = 0  # sum of the profits of closed trades, px
+ACC_EQUITY = 1  # balance + unrealised + swap of the open position, px
+ACC_SIDE = 2  # -1 short, 0 flat, +1 long; from here on all is 0 when flat
+ACC_ENTRY_BAR = 3  # bar at whose open the position was filled
+ACC_ENTRY_PX = 4  # the fill, slippage included
+ACC_LEVEL_PX = 5  # price at the fill on the side that marks the position: bid for a long, ask for a short
+ACC_HELD = 6  # closes since the fill
+ACC_UNREALISED = 7  # at the last close, net of the commission of entry, without swap, px
+ACC_EXCURSION = 8  # how far the last close is beyond ACC_LEVEL_PX on the losing side, px, >= 0
+ACC_EXCURSIONS = 9  # sum of them since entry, px
+ACC_WORST = 10  # largest of them since entry, px
+ACC_BEST = 11  # largest ACC_UNREALISED since entry, px, >= 0
+ACC_SWAP = 12  # received since entry, px
+ACCOUNT = 13
+
+# A trade is a row of TRADE float64 numbers.
+ENTRY_BAR = 0  # bar at whose open it was entered
+EXIT_BAR = 1  # bar at whose open (`step`) or close (`close_out`) it was left; -1: no trade was closed
+TRADE_SIDE = 2  # -1 or +1
+ENTRY_PX = 3  # fills, slippage included
+EXIT_PX = 4
+PROFIT_PX = 5  # net of every cost
+EXCURSIONS_PX = 6  # sum of the excursions at its closes
+BARS_HELD = 7  # closes it lived through
+SWAP_PX = 8  # part of PROFIT_PX
+TRADE = 9
+
+SCALE_BARS = 64  # moves that tell how large the next one may be
+SCALE_FLOOR = 1e-6  # of the price: the least scale of a move, a hundredth of a pip
+MOST_MISSING = 10  # bars of an unscheduled hole that a session may span
+CLOSE_BEGIN_NS = DAY_NS + 21 * HOUR_NS  # Friday 21:00 UTC, counted from the epoch, which was a Thursday
+CLOSE_LENGTH_NS = 49 * HOUR_NS  # to Sunday 22:00: summer and winter together
+LEAST_CLOSE_NS = 40 * HOUR_NS  # a hole with less of it is not the weekly close; H4 bars cut it to 44 hours
+LONGEST_INTRADAY_NS = HOUR_NS // 4  # up to here a session does not span the weekly close
+STARTS, NO_HISTORY, NEAR_END, HOLE, WEEKLY_CLOSE = 0, 1, 2, 3, 4
+REASONS = ("", "without history", "too near the end", "across a hole", "across the weekly close")
+PIPS_OF_PRICE = (3_000.0, 60_000.0)  # a pip is 0.0001 where prices are about 1, 0.01 where they are about 100
+
+
+class Market(NamedTuple):
+    """Instrument, costs and rules; `new_market` makes one."""
+
+    range_px: float  # R, the mean bar range of the training part
+    pip_px: float
+    slippage_px: float  # of a fill
+    commission_px: float  # of a side
+    swap_long_px: float  # of a night, positive = received
+    swap_short_px: float
+    excursion_weight: float  # k: what a bar's excursion takes from its reward; 0 = reward is profit
+    interval_ns: int  # from close to close
+    reverse: bool  # an open position may be turned in one action
+
+
+class Codes(NamedTuple):
+    """C bins of the standardised next move, edges mirrored about 0."""
+
+    edges: NDArray[np.float64]  # [C - 1] ascending
+    centres: NDArray[np.float64]  # [C] mean standardised move of each bin
+
+
+def new_market(
+    *,
+    range_px: float,
+    pip_px: float,
+    interval_ns: int,
+    slippage_px: float = 0.0,
+    commission_px: float = 0.0,
+    swap_long_px: float = 0.0,
+    swap_short_px: float = 0.0,
+    excursion_weight: float = 0.0,
+    reverse: bool = False,
+) -> Market:
+    """A market whose fields have one type each, so that kernels compile once; no cost but the spread by default."""
+    for name, value in (("range_px", range_px), ("pip_px", pip_px), ("interval_ns", interval_ns)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, not {value}")
+    for name, value in (("slippage_px", slippage_px), ("commission_px", commission_px), ("excursion_weight", excursion_weight)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and not negative, not {value}")
+    return Market(
+        float(range_px),
+        float(pip_px),
+        float(slippage_px),
+        float(commission_px),
+        float(swap_long_px),
+        float(swap_short_px),
+        float(excursion_weight),
+        int(interval_ns),
+        bool(reverse),
+    )
+
+
+def new_accounts(n: int) -> NDArray[np.float64]:
+    """[n, ACCOUNT] flat accounts."""
+    return np.zeros((n, ACCOUNT))
+
+
+def check_scale(bars: Bars, pip_px: float) -> None:
+    """Raise ValueError where the pip does not fit the prices, as with JPY pairs a hundred times too large or small."""
+    price = float(np.median(bars.close))
+    low, high = PIPS_OF_PRICE
+    if not low <= price / pip_px <= high:
+        raise ValueError(
+            f"a pip of {pip_px:g} does not fit a median price of {price:g}: the price should be {low:,.0f} to {high:,.0f} "
+            f"pips (0.0001 where prices are about 1, 0.01 where they are about 100), it is {price / pip_px:,.0f}"
+        )
+
+
+# --- the ledger ------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def step(
+    account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, action: int, market: Market
+) -> float:
+    """Reward in R of `action` decided at the close of bar t and filled at the open of bar t + 1.
+
+    The old position earns from close to open, the new one from open to close.  trade[EXIT_BAR] >= 0 tells that a trade
+    was closed.  An illegal action is a HOLD and returns NaN: callers mask, and a fault must show.
+    """
+    trade[EXIT_BAR] = -1
+    before, side = account[ACC_EQUITY], account[ACC_SIDE]
+    legal = HOLD <= action <= CLOSE and is_legal(side, action, market.reverse)
+    target = target_side(side, action) if legal else side
+    open_ns = max(bars.time[t], bars.time[t + 1] - market.interval_ns)
+    pay_swap(account, bars.time[t], open_ns, market)
+    if target != side:
+        if side != 0:
+            leave(account, trade, fill_px(bars.open[t + 1], bars.ask_open[t + 1], -side, market), t + 1, market)
+        if target != 0:
+            enter(account, target, bars, t + 1, market)
+    pay_swap(account, open_ns, bars.time[t + 1], market)
+    mark(account, bars, t + 1, market)
+    if not legal:
+        return math.nan
+    gain = account[ACC_EQUITY] - before
+    return (gain - market.excursion_weight * account[ACC_EXCURSION]) / market.range_px
+
+
+@kernel
+def close_out(account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, market: Market) -> float:
+    """Reward in R of closing whatever is open at the close of bar t; `trade` as in `step`."""
+    trade[EXIT_BAR] = -1
+    before, side = account[ACC_EQUITY], account[ACC_SIDE]
+    if side == 0:
+        return 0.0
+    leave(account, trade, fill_px(bars.close[t], bars.ask_close[t], -side, market), t, market)
+    account[ACC_EQUITY] = account[ACC_BALANCE]
+    return (account[ACC_EQUITY] - before) / market.range_px
+
+
+@kernel
+def fill_px(bid: float, ask: float, side: float, market: Market) -> float:
+    """Price of a fill: a purchase (side > 0) at ask + slippage, a sale at bid - slippage."""
+    return ask + market.slippage_px if side > 0 else bid - market.slippage_px
+
+
+@kernel
+def enter(account: NDArray[np.float64], side: float, bars: Bars, t: int, market: Market) -> None:
+    """Open a position of `side` at the open of bar t."""
+    account[ACC_SIDE] = side
+    account[ACC_ENTRY_BAR] = t
+    account[ACC_ENTRY_PX] = fill_px(bars.open[t], bars.ask_open[t], side, market)
+    account[ACC_LEVEL_PX] = bars.open[t] if side > 0 else bars.ask_open[t]
+
+
+@kernel
+def leave(account: NDArray[np.float64], trade: NDArray[np.float64], exit_px: float, t: int, market: Market) -> None:
+    """Close the position with a fill in bar t at `exit_px` and write the trade."""
+    side, entry_px, swap_px = account[ACC_SIDE], account[ACC_ENTRY_PX], account[ACC_SWAP]
+    profit_px = side * (exit_px - entry_px) - 2.0 * market.commission_px + swap_px
+    trade[ENTRY_BAR] = account[ACC_ENTRY_BAR]
+    trade[EXIT_BAR] = t
+    trade[TRADE_SIDE] = side
+    trade[ENTRY_PX] = entry_px
+    trade[EXIT_PX] = exit_px
+    trade[PROFIT_PX] = profit_px
+    trade[EXCURSIONS_PX] = account[ACC_EXCURSIONS]
+    trade[BARS_HELD] = account[ACC_HELD]
+    trade[SWAP_PX] = swap_px
+    account[ACC_BALANCE] += profit_px
+    account[ACC_SIDE:] = 0.0
+
+
+@kernel
+def mark(account: NDArray[np.float64], bars: Bars, t: int, market: Market) -> None:
+    """Value the account at the close of bar t: a long at bid, a short at ask."""
+    side = account[ACC_SIDE]
+    if side != 0:
+        price = bars.close[t] if side > 0 else bars.ask_close[t]
+        unrealised = side * (price - account[ACC_ENTRY_PX]) - market.commission_px
+        excursion = max(0.0, side * (account[ACC_LEVEL_PX] - price))
+        account[ACC_HELD] += 1
+        account[ACC_UNREALISED] = unrealised
+        account[ACC_EXCURSION] = excursion
+        account[ACC_EXCURSIONS] += excursion
+        account[ACC_WORST] = max(account[ACC_WORST], excursion)
+        account[ACC_BEST] = max(account[ACC_BEST], unrealised)
+    account[ACC_EQUITY] = account[ACC_BALANCE] + account[ACC_UNREALISED] + account[ACC_SWAP]
+
+
+@kernel
+def raw_position(out: NDArray[np.float32], account: NDArray[np.float64], market: Market) -> None:
+    """out [RAW]: the account's position as the search and the features know it, distances in R."""
+    side, R = account[ACC_SIDE], market.range_px
+    out[SIDE] = side
+    out[PREVIOUS] = side
+    out[HELD] = account[ACC_HELD]
+    out[UNREALISED] = account[ACC_UNREALISED] / R
+    out[EXCURSION] = account[ACC_EXCURSION] / R
+    out[WORST] = account[ACC_WORST] / R
+    out[BEST] = account[ACC_BEST] / R
+    fill_cost = side * (account[ACC_ENTRY_PX] - account[ACC_LEVEL_PX])
+    out[COST] = (fill_cost + market.commission_px) / R if side != 0 else 0.0
+
+
+@kernel
+def entry_cost(bars: Bars, t: int, market: Market) -> float:
+    """Cost in R of opening a position, as far as the close of bar t tells: spread, slippage and commission."""
+    return (bars.ask_close[t] - bars.close[t] + market.slippage_px + market.commission_px) / market.range_px
+
+
+@kernel
+def run_actions(
+    equity: NDArray[np.float64],
+    trades: NDArray[np.float64],
+    bars: Bars,
+    first: int,
+    actions: NDArray[np.int8],
+    market: Market,
+) -> int:
+    """Number of trades of the n > 0 `actions` decided at bars first.., from flat to closed out at bar first + n.
+
+    equity [n] px one bar after each decision, the last one closed out; trades [n, TRADE], n rows are enough for any
+    sequence.  Illegal actions hold.
+    """
+    account, n, count = np.zeros(ACCOUNT), actions.shape[0], 0
+    for i in range(n):
+        step(account, trades[count], bars, first + i, actions[i], market)
+        if trades[count, EXIT_BAR] >= 0:
+            count += 1
+        equity[i] = account[ACC_EQUITY]
+    close_out(account, trades[count], bars, first + n, market)
+    equity[n - 1] = account[ACC_EQUITY]
+    return count + 1 if trades[count, EXIT_BAR] >= 0 else count
+
+
+# --- swap ------------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def pay_swap(account: NDArray[np.float64], start_ns: int, stop_ns: int, market: Market) -> None:
+    """Book the nights in (start_ns, stop_ns] to the open position, if there is one."""
+    side = account[ACC_SIDE]
+    if side != 0:
+        rate = market.swap_long_px if side > 0 else market.swap_short_px
+        account[ACC_SWAP] += nights(start_ns, stop_ns) * rate
+
+
+@kernel
+def nights(start_ns: int, stop_ns: int) -> int:
+    """Nights of swap in (start_ns, stop_ns]: one at 17:00 New York from Monday to Friday, three on Wednesday.
+
+    17:00 New York is 21:00 UTC from the second Sunday of March to the first of November, else 22:00: the rule of the
+    United States since 2007, used for earlier years too.
+    """
+    count = 0
+    for day in range(start_ns // DAY_NS, stop_ns // DAY_NS + 1):
+        weekday = (day + 4) % 7  # 0 = Sunday
+        roll_ns = day * DAY_NS + (21 if is_summer(day) else 22) * HOUR_NS
+        if 1 <= weekday <= 5 and start_ns < roll_ns <= stop_ns:
+            count += 3 if weekday == 3 else 1
+    return count
+
+
+@kernel
+def is_summer(day: int) -> bool:
+    """Whether New York has summer time on the evening of `day`, counted from the epoch."""
+    # civil_from_days of H. Hinnant, "chrono-Compatible Low-Level Date Algorithms": years begin in March
+    shifted = day + 719_468
+    of_era = shifted % 146_097
+    year = (of_era - of_era // 1_460 + of_era // 36_524 - of_era // 146_096) // 365
+    of_year = of_era - (365 * year + year // 4 - year // 100)
+    month = (5 * of_year + 2) // 153  # 0 = March, 8 = November
+    sunday = of_year - (153 * month + 2) // 5 + 1 - (day + 4) % 7  # date of the last Sunday, today included
+    if month == 0:
+        return sunday >= 8
+    if month == 8:
+        return sunday < 1
+    return month < 8
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+def session_starts(
+    bars: Bars, first: int, stop: int, length: int, history: int, interval_ns: int
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """(start bars, rejected starts by reason): every bar of [first, stop) is in one or the other.
+
+    A session decides at bars s .. s + length - 1 and fills at s + 1 .. s + length, all within [first, stop), with
+    `history` bars up to s.
+    """
+    if not 0 <= first <= stop <= len(bars.time) or length < 1:
+        raise ValueError(f"no sessions of {length} bars in [{first}, {stop}) of {len(bars.time)} bars")
+    verdict = np.zeros(stop - first, np.int8)
+    judge_starts(verdict, bars, first, length, history, interval_ns)
+    counts = np.bincount(verdict, minlength=len(REASONS))
+    rejects = {REASONS[r]: int(counts[r]) for r in range(1, len(REASONS))}
+    return first + np.flatnonzero(verdict == STARTS).astype(np.int64), rejects
+
+
+@kernel
+def judge_starts(
+    verdict: NDArray[np.int8], bars: Bars, first: int, length: int, history: int, interval_ns: int
+) -> None:
+    """verdict [n]: STARTS or why no session starts at bar first + i; the first reason that applies."""
+    stop = first + verdict.shape[0]
+    next_hole = next_close = stop + length  # first bar beyond s that comes after a hole
+    for s in range(stop - 1, first - 1, -1):
+        reason = STARTS
+        if s - history + 1 < 0:
+            reason = NO_HISTORY
+        elif s + length >= stop:
+            reason = NEAR_END
+        elif next_hole <= s + length:
+            reason = HOLE
+        elif next_close <= s + length:
+            reason = WEEKLY_CLOSE
+        verdict[s - first] = reason
+        kind = hole_before(bars, s, interval_ns)
+        if kind == HOLE:
+            next_hole = s
+        elif kind == WEEKLY_CLOSE:
+            next_close = s
+
+
+@kernel
+def hole_before(bars: Bars, t: int, interval_ns: int) -> int:
+    """HOLE or WEEKLY_CLOSE where a session must not run into bar t, else STARTS.
+
+    A hole is the weekly close when it takes most of Friday 21:00 .. Sunday 22:00 UTC.  What it takes beyond that is
+    unscheduled, so a holiday beside a weekend is not hidden by it.
+    """
+    if missing_bars(bars, t, interval_ns) == 0:
+        return STARTS
+    start_ns, stop_ns = bars.time[t - 1], bars.time[t] - interval_ns
+    closed_ns = weekly_close_ns(start_ns, stop_ns)
+    is_weekly = closed_ns >= LEAST_CLOSE_NS
+    unscheduled = (stop_ns - start_ns - (closed_ns if is_weekly else 0)) // interval_ns
+    if unscheduled > MOST_MISSING:
+        return HOLE
+    return WEEKLY_CLOSE if is_weekly and interval_ns <= LONGEST_INTRADAY_NS else STARTS
+
+
+@kernel
+def weekly_close_ns(start_ns: int, stop_ns: int) -> int:
+    """How much of [start_ns, stop_ns] lies between Friday 21:00 and Sunday 22:00 UTC."""
+    total = 0
+    for week in range((start_ns - CLOSE_BEGIN_NS) // WEEK_NS, (stop_ns - CLOSE_BEGIN_NS) // WEEK_NS + 1):
+        begin = week * WEEK_NS + CLOSE_BEGIN_NS
+        total += max(0, min(stop_ns, begin + CLOSE_LENGTH_NS) - max(start_ns, begin))
+    return total
+
+
+# --- chance codes ----------------------------------------------------------------------------------------------------
+
+
+@kernel
+def move_scale_px(bars: Bars, t: int) -> float:
+    """Root mean square of the last SCALE_BARS close-to-close moves up to bar t, or of as many as there are."""
+    total, n = 0.0, min(t, SCALE_BARS)
+    for i in range(t - n + 1, t + 1):
+        total += (bars.close[i] - bars.close[i - 1]) ** 2
+    return max(math.sqrt(total / max(n, 1)), SCALE_FLOOR * abs(bars.close[t]))
+
+
+@kernel
+def standardised_move(bars: Bars, t: int) -> float:
+    """Move from the close of bar t to that of t + 1, in units of its scale as known at t."""
+    return (bars.close[t + 1] - bars.close[t]) / move_scale_px(bars, t)
+
+
+@kernel
+def standardise_moves(out: NDArray[np.float64], bars: Bars, ts: NDArray[np.int64]) -> None:
+    """out [n]: the standardised move after each bar of ts [n]."""
+    for i in range(ts.shape[0]):
+        out[i] = standardised_move(bars, ts[i])
+
+
+@kernel
+def code_of(codes: Codes, z: float) -> int:
+    """Bin of the standardised move z; an edge belongs to the bin above it."""
+    c = 0
+    for edge in codes.edges:
+        if edge <= z:
+            c += 1
+    return c
+
+
+def fit_codes(bars: Bars, ts: NDArray[np.int64], C: int = 8) -> Codes:
+    """C about equally frequent bins of the moves after bars `ts`, and of their mirror images.
+
+    Up and down are made alike, so the codes of a training part that rose do not promise a rise: weighted by frequency,
+    the centres of the mirrored sample add up to zero, however many moves are exactly zero.
+    """
+    if C < 2 or len(ts) == 0 or ts.min() < 0 or ts.max() + 1 >= len(bars.close):
+        raise ValueError(f"{C} codes of {len(ts)} bars: needs two codes or more, and a bar after every bar of ts")
+    moves = np.zeros(len(ts))
+    standardise_moves(moves, bars, np.asarray(ts, np.int64))
+    upper = np.quantile(np.abs(moves), np.arange(1 + C % 2, C, 2) / C if C % 2 else np.arange(0, C, 2) / C)
+    raise NotImplementedError

@@ -1,0 +1,65 @@
+"""Reanalyse: fresh policy targets by a new search of stored positions, fresh values by the target network."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._jit import kernel
+from kernels.bars import Bars
+from kernels.market import Codes, Market
+from kernels.ort import Net, evaluate
+from kernels.planner import Planner, draw_noise, plan, set_root
+from kernels.position import FEATURES, position_features
+from kernels.replay import Replay
+
+
+@kernel
+def search_again(
+    replay: Replay,
+    planner: Planner,
+    slots: NDArray[np.int64],
+    X: NDArray[np.float32],
+    row_of_bar: NDArray[np.int32],
+    bars: Bars,
+    codes: Codes,
+    market: Market,
+    seed: int,
+) -> int:
+    """Replace the policy targets of every decision of the sessions `slots` [B], all of them in lockstep.
+
+    The noise is keyed by (seed, start of the session, step).  0 or a network status.
+    """
+    for k in range(replay.reward.shape[1]):
+        for b in range(slots.shape[0]):
+            t = replay.start[slots[b]] + k
+            set_root(planner, b, X[row_of_bar[t]], replay.position[slots[b], k], bars, t, codes, market)
+            draw_noise(planner, b, seed, replay.start[slots[b]], k)
+        status = plan(planner)
+        if status != 0:
+            return status
+        for b in range(slots.shape[0]):
+            for a in range(planner.policy.shape[1]):
+                replay.policy[slots[b], k, a] = planner.policy[b, a]
+    return 0
+
+
+@kernel
+def value_again(
+    replay: Replay, root: Net, slot: int, X: NDArray[np.float32], row_of_bar: NDArray[np.int32]
+) -> int:
+    """Replace the values of session `slot` by those of the network `root`.  0 or a network status."""
+    states, F = replay.value.shape[1], X.shape[1]
+    value = root.y.shape[1] - 1
+    first = 0
+    while first < states:
+        rows = min(root.x.shape[0], states - first)
+        for row in range(rows):
+            x = root.x[row]
+            x[:F] = X[row_of_bar[replay.start[slot] + first + row]]
+            position_features(x[F : F + FEATURES], replay.position[slot, first + row])
+        status = evaluate(root, rows)
+        if status != 0:
+            return status
+        for row in range(rows):
+            replay.value[slot, first + row] = root.y[row, value]
+        first += rows
+    return 0

@@ -1,0 +1,159 @@
+"""`Replay`: a ring of sessions that stores bar indices, not features, and the batches drawn from it.
+
+A session of L decisions starts at the close of bar `start`; its end is a truncation: values bootstrap there as if it
+went on, and the cost of closing, which the ledger books, is no lesson.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._jit import kernel
+from kernels.bars import Bars
+from kernels.market import Codes, Market, code_of, entry_cost, standardised_move
+from kernels.position import RAW, SIDE, act_on, is_legal, position_features
+from kernels.rng import below
+
+EMPTY = -1
+
+
+class Replay(NamedTuple):
+    """R sessions of L decisions; L + 1 positions and values, for the state after the last decision too."""
+
+    start: NDArray[np.int64]  # [R] bar of the first decision, or EMPTY
+    position: NDArray[np.float32]  # [R, L + 1, RAW] raw position before each decision
+    action: NDArray[np.int8]  # [R, L]
+    reward: NDArray[np.float32]  # [R, L] of the bar after each decision, R
+    policy: NDArray[np.float32]  # [R, L, A] improved policy of the last search
+    value: NDArray[np.float32]  # [R, L + 1] value by the target network, R
+    searched: NDArray[np.int32]  # [R] cycle of the last search of the session, -1 = never
+
+
+class Batch(NamedTuple):
+    """B windows of K steps, as the loss reads them."""
+
+    x: NDArray[np.float32]  # [B, F] normalised features of the first bar
+    position: NDArray[np.float32]  # [B, K + 1, P] position features before decision k
+    after: NDArray[np.float32]  # [B, K, P] position features of the afterstate of step k
+    action: NDArray[np.int64]  # [B, K]
+    code: NDArray[np.int64]  # [B, K] chance code of the move that follows decision k
+    reward: NDArray[np.float32]  # [B, K] R
+    policy: NDArray[np.float32]  # [B, K + 1, A]
+    value: NDArray[np.float32]  # [B, K + 1] n-step return, R
+    legal: NDArray[np.bool_]  # [B, K + 1, A]
+    weight: NDArray[np.float32]  # [B, K + 1] 0 beyond the end of the session
+
+
+class Horizon(NamedTuple):
+    """Of the n-step return."""
+
+    steps: int  # n
+    discount: float  # per bar
+
+
+def new_replay(sessions: int, length: int, actions: int) -> Replay:
+    """Room for `sessions` sessions of `length` decisions."""
+    R, L = sessions, length
+    return Replay(
+        start=np.full(R, EMPTY, np.int64),
+        position=np.zeros((R, L + 1, RAW), np.float32),
+        action=np.zeros((R, L), np.int8),
+        reward=np.zeros((R, L), np.float32),
+        policy=np.zeros((R, L, actions), np.float32),
+        value=np.zeros((R, L + 1), np.float32),
+        searched=np.full(R, EMPTY, np.int32),
+    )
+
+
+@kernel
+def n_step_return(replay: Replay, slot: int, step: int, horizon: Horizon) -> float:
+    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], n cut at the end of the session."""
+    stop = min(step + horizon.steps, replay.reward.shape[1])
+    total = np.float64(replay.value[slot, stop])
+    for i in range(stop - 1, step - 1, -1):
+        total = np.float64(replay.reward[slot, i]) + horizon.discount * total
+    return total
+
+
+@kernel
+def fill_decision(
+    batch: Batch, b: int, k: int, replay: Replay, slot: int, step: int, horizon: Horizon, reverse: bool
+) -> None:
+    """Position, legality and targets of decision `step`; weight 0 and nothing else beyond the end."""
+    position_features(batch.position[b, k], replay.position[slot, step])
+    batch.value[b, k] = n_step_return(replay, slot, step, horizon)
+    for a in range(batch.legal.shape[2]):
+        batch.legal[b, k, a] = is_legal(replay.position[slot, step, SIDE], a, reverse)
+        batch.policy[b, k, a] = replay.policy[slot, step, a]
+    batch.weight[b, k] = 1.0
+
+
+@kernel
+def fill_step(
+    batch: Batch,
+    b: int,
+    k: int,
+    replay: Replay,
+    slot: int,
+    step: int,
+    bars: Bars,
+    codes: Codes,
+    market: Market,
+) -> None:
+    """What happened between decision `step` and the next."""
+    t = replay.start[slot] + step
+    action = replay.action[slot, step]
+    afterstate = np.empty(replay.position.shape[2], np.float32)
+    act_on(afterstate, replay.position[slot, step], action, entry_cost(bars, t, market))
+    position_features(batch.after[b, k], afterstate)
+    batch.action[b, k] = action
+    batch.code[b, k] = code_of(codes, standardised_move(bars, t))
+    batch.reward[b, k] = replay.reward[slot, step]
+
+
+@kernel
+def fill_beyond(batch: Batch, b: int, k: int) -> None:
+    """A decision beyond the end of the session: weight 0, a well-formed row all the same."""
+    batch.weight[b, k] = 0.0
+    batch.value[b, k] = 0.0
+    batch.position[b, k, :] = 0.0
+    batch.policy[b, k, :] = 0.0
+    batch.legal[b, k, :] = True
+    batch.after[b, k - 1, :] = 0.0
+    batch.action[b, k - 1] = 0
+    batch.code[b, k - 1] = 0
+    batch.reward[b, k - 1] = 0.0
+
+
+@kernel
+def sample(
+    batch: Batch,
+    replay: Replay,
+    filled: int,
+    X: NDArray[np.float32],
+    row_of_bar: NDArray[np.int32],
+    bars: Bars,
+    codes: Codes,
+    market: Market,
+    horizon: Horizon,
+    seed: int,
+    step: int,
+) -> None:
+    """Draw windows uniformly from the first `filled` sessions; X [rows, F] holds the features of bar t at row_of_bar[t].
+
+    The draws are keyed by (seed, step): learning step `step` always sees the same windows.
+    """
+    B, K = batch.code.shape
+    L = replay.reward.shape[1]
+    for b in range(B):
+        draw = below(filled * L, seed, step, b)
+        slot, first = draw // L, draw % L
+        batch.x[b, :] = X[row_of_bar[replay.start[slot] + first]]
+        for k in range(K + 1):
+            if first + k < L:
+                fill_decision(batch, b, k, replay, slot, first + k, horizon, market.reverse)
+            else:
+                fill_beyond(batch, b, k)
+        for k in range(min(K, L - 1 - first)):
+            fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)

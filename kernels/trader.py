@@ -1,0 +1,81 @@
+"""The pure step of acting, `decide`, and `trade_through`, which is `decide` and the ledger over a stretch of bars."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._jit import kernel
+from kernels.bars import Bars
+from kernels.features import Features, FeatureWork, Normaliser, bar_features, normalise
+from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, Codes, Market, close_out, raw_position, step
+from kernels.planner import Planner, plan, set_root
+
+
+class Trader(NamedTuple):
+    """One agent at one market: planner of a single root without noise, and what its model fixed in training."""
+
+    planner: Planner
+    features: Features
+    normaliser: Normaliser
+    codes: Codes
+    market: Market
+    x: NDArray[np.float32]  # [F] normalised features of the bar
+    work: FeatureWork
+    position: NDArray[np.float32]  # [RAW]
+
+
+class Log(NamedTuple):
+    """n decisions and the trades they led to."""
+
+    action: NDArray[np.int8]  # [n]
+    target: NDArray[np.int8]  # [n] side after the action
+    value: NDArray[np.float64]  # [n] R
+    policy: NDArray[np.float64]  # [n, A]
+    equity: NDArray[np.float64]  # [n] marked equity one bar after the decision, price
+    trades: NDArray[np.float64]  # [n, TRADE]
+
+
+@kernel
+def decide(
+    trader: Trader, account: NDArray[np.float64], bars: Bars, extra: NDArray[np.float32], t: int
+) -> int:
+    """Decide at the close of bar t from bars <= t; the result is in trader.planner.  0 or a network status.
+
+    extra [T, E] are the feature columns that only a self-test has; E = 0 everywhere else.
+    """
+    own = trader.x.shape[0] - extra.shape[1]
+    bar_features(trader.x[:own], trader.features, bars, t, trader.work)
+    for e in range(extra.shape[1]):
+        trader.x[own + e] = extra[t, e]
+    normalise(trader.x, trader.normaliser)
+    raw_position(trader.position, account, trader.market)
+    set_root(trader.planner, 0, trader.x, trader.position, bars, t, trader.codes, trader.market)
+    return plan(trader.planner)
+
+
+@kernel
+def trade_through(
+    log: Log, trader: Trader, account: NDArray[np.float64], bars: Bars, extra: NDArray[np.float32], first: int
+) -> tuple[int, int]:
+    """Decide at the closes of bars first .. first + n - 1 and close out one bar later: (trades, network status)."""
+    n, trades = log.action.shape[0], 0
+    for i in range(n):
+        status = decide(trader, account, bars, extra, first + i)
+        if status != 0:
+            return trades, status
+        action = trader.planner.action[0]
+        step(account, log.trades[trades], bars, first + i, action, trader.market)
+        if log.trades[trades, EXIT_BAR] >= 0:
+            trades += 1
+        log.action[i] = action
+        log.target[i] = account[ACC_SIDE]
+        log.value[i] = trader.planner.value[0]
+        log.equity[i] = account[ACC_EQUITY]
+        for a in range(log.policy.shape[1]):
+            log.policy[i, a] = trader.planner.policy[0, a]
+    close_out(account, log.trades[trades], bars, first + n, trader.market)
+    if log.trades[trades, EXIT_BAR] >= 0:
+        trades += 1
+    log.equity[n - 1] = account[ACC_EQUITY]
+    return trades, 0

@@ -1,0 +1,159 @@
+"""`swt`: a planning agent for foreign exchange that trains and trades on an ordinary CPU box.  The command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Csv = Annotated[Path | None, typer.Argument(help="A CSV of bars; the bundled EURUSD H1 2017 without it.")]
+Threads = Annotated[int, typer.Option(help="Threads; 0 = all cores.  They never change the result.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+SideOption = Annotated[str | None, typer.Option(help="Side of the prices: bid, ask or mid.")]
+ZoneOption = Annotated[str | None, typer.Option(help="Time zone of the stamps, for example UTC or Europe/Athens.")]
+LabelOption = Annotated[str | None, typer.Option(help="What a stamp marks: open or close of its bar.")]
+SpreadOption = Annotated[float | None, typer.Option(help="Spread in pips where the file has none.")]
+PipOption = Annotated[float | None, typer.Option(help="Size of a pip.")]
+DropOption = Annotated[bool, typer.Option("--drop-bad", help="Drop the rows that would be refused.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed.")]
+
+
+@app.command()
+def train(
+    csv: Csv = None,
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/latest"),
+    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes of training (default 2.5).")] = None,
+    sessions: Annotated[int | None, typer.Option(help="Stop after so many sessions: reproducible to the byte.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    threads: Threads = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    side: SideOption = None,
+    timezone: ZoneOption = None,
+    label: LabelOption = None,
+    spread: SpreadOption = None,
+    pip: PipOption = None,
+    drop_bad: DropOption = False,
+    as_json: Json = False,
+) -> None:
+    """Train an agent on a CSV of bars and show what it earns on bars it has not seen."""
+    from host.config import load_config
+    from host.session import train_csv
+
+    chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
+    reading = read_options(side, timezone, label, spread, pip, drop_bad)
+    document = train_csv(csv, reading, load_config(config, chosen), out, minutes, sessions, resume, thread_count(threads))
+    if as_json:
+        print(json.dumps(document))
+
+
+@app.command()
+def backtest(
+    csv: Csv = None,
+    model: Annotated[Path, typer.Option(help="A model.swt.")] = Path("runs/latest/model.swt"),
+    start: Annotated[str | None, typer.Option("--from", help="Close of the first bar to decide at, UTC.")] = None,
+    decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV.")] = None,
+    side: SideOption = None,
+    timezone: ZoneOption = None,
+    label: LabelOption = None,
+    spread: SpreadOption = None,
+    drop_bad: DropOption = False,
+    as_json: Json = False,
+) -> None:
+    """Run a model over a CSV, decision by decision, beside its baselines."""
+    from host.session import backtest_csv
+
+    reading = read_options(side, timezone, label, spread, None, drop_bad)
+    document = backtest_csv(csv, model, reading, start, decisions, quiet=as_json)
+    if as_json:
+        print(json.dumps(document))
+
+
+@app.command()
+def act(
+    feed: Annotated[str, typer.Argument(help="A CSV that holds closed bars, or - for stdin.")],
+    model: Annotated[Path, typer.Option(help="A model.swt.")] = Path("runs/latest/model.swt"),
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more when the file ends.")] = False,
+    side: SideOption = None,
+    timezone: ZoneOption = None,
+    label: LabelOption = None,
+    spread: SpreadOption = None,
+    drop_bad: DropOption = False,
+    as_json: Json = False,
+) -> None:
+    """Print one decision per closed bar of a feed, the same one a backtest makes."""
+    from host.act import act_on_feed
+
+    reading = read_options(side, timezone, label, spread, None, drop_bad)
+    act_on_feed(feed, model, reading, follow, sys.stdout, as_json)
+
+
+@app.command()
+def selftest(
+    market: Annotated[list[str] | None, typer.Argument(help="noise, planted, leak; all without it.")] = None,
+    half_life: Annotated[float | None, typer.Option(help="Of `planted`, bars.")] = None,
+    noise: Annotated[float | None, typer.Option(help="Standard deviation of a move, pips.")] = None,
+    cost: Annotated[float | None, typer.Option(help="Spread, standard deviations of a move.")] = None,
+    length: Annotated[int | None, typer.Option(help="Bars; the last quarter is the test.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Training time of a market.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the market and of the training.")] = 0,
+    threads: Threads = 0,
+    settings: SetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Train on SYNTHETIC markets whose optimum is known and compare."""
+    from host.selftest import new_options, print_selftest, selftest_config
+    from host.selftest import selftest as run
+
+    options = new_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
+    config = selftest_config([*(settings or []), f"train.seed={seed}"])
+    document = run(market or [], options, config, minutes, thread_count(threads))
+    print(json.dumps(document)) if as_json else print_selftest(document, sys.stdout)
+    if not document["passed"]:
+        raise typer.Exit(9)
+
+
+def thread_count(threads: int) -> int:
+    """The number asked for, or every core this process may use."""
+    return threads or len(os.sched_getaffinity(0))
+
+
+def read_options(
+    side: str | None, timezone: str | None, label: str | None, spread: float | None, pip: float | None, drop_bad: bool
+) -> Any:
+    """How to read a CSV, from the flags that were given."""
+    from host.bars import ReadOptions
+
+    return ReadOptions(side=side, timezone=timezone, label=label, spread_pips=spread, pip=pip, drop_bad=drop_bad)
+
+
+def main() -> None:
+    """Run a command; every foreseen error becomes one line on stderr and its exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        app(standalone_mode=False)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(f"swt: {error}", file=sys.stderr)
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
