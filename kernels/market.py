@@ -1,8 +1,8 @@
 """The market as a small trader meets it: fills, costs, swap, the ledger, rewards, sessions and chance codes.
 
 One ledger: equity, rewards and the trade list come from `step` and `close_out`, and no other code books a fill.
-Inside, prices and profits are in price units (`_px`, for one unit of the base currency); rewards and positions are in R,
-the mean bar range of the training part.  Read `Market`, then `step`.
+Prices and profits are in price units (`_px`, of one unit of the base currency); rewards and positions are in R, the
+mean bar range of the training part.  Read `Market`, then `step`.
 """
 
 import math
@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels import position
 from kernels._jit import kernel
 from kernels.bars import NS, Bars, missing_bars
-from kernels.position import BEST, CLOSE, COST, EXCURSION, HELD, HOLD, PREVIOUS, SIDE, UNREALISED, WORST, is_legal, target_side
+from kernels.position import CLOSE, HOLD, is_legal, target_side
 
 HOUR_NS = 3600 * NS
 DAY_NS = 24 * HOUR_NS
@@ -93,12 +94,12 @@ def new_market(
     reverse: bool = False,
 ) -> Market:
     """A market whose fields have one type each, so that kernels compile once; no cost but the spread by default."""
-    for name, value in (("range_px", range_px), ("pip_px", pip_px), ("interval_ns", interval_ns)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, not {value}")
-    for name, value in (("slippage_px", slippage_px), ("commission_px", commission_px), ("excursion_weight", excursion_weight)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and not negative, not {value}")
+    if not all(0 < value < math.inf for value in (range_px, pip_px, interval_ns)):
+        raise ValueError(
+            f"range {range_px}, pip {pip_px} and interval {interval_ns} must be positive and finite"
+        )
+    if not all(0 <= value < math.inf for value in (slippage_px, commission_px, excursion_weight)):
+        raise ValueError("slippage, commission and weight of the excursion must be finite and not negative")
     return Market(
         float(range_px),
         float(pip_px),
@@ -123,12 +124,9 @@ def check_scale(bars: Bars, pip_px: float) -> None:
     low, high = PIPS_OF_PRICE
     if not low <= price / pip_px <= high:
         raise ValueError(
-            f"a pip of {pip_px:g} does not fit a median price of {price:g}: the price should be {low:,.0f} to {high:,.0f} "
-            f"pips (0.0001 where prices are about 1, 0.01 where they are about 100), it is {price / pip_px:,.0f}"
+            f"a pip of {pip_px:g} does not fit a median price of {price:g}: that is {price / pip_px:,.0f} pips, "
+            f"it should be {low:,.0f} to {high:,.0f} (0.0001 where prices are about 1, 0.01 where about 100)"
         )
-
-
-# --- the ledger ------------------------------------------------------------------------------------------------------
 
 
 @kernel
@@ -148,7 +146,9 @@ def step(
     pay_swap(account, bars.time[t], open_ns, market)
     if target != side:
         if side != 0:
-            leave(account, trade, fill_px(bars.open[t + 1], bars.ask_open[t + 1], -side, market), t + 1, market)
+            leave(
+                account, trade, fill_px(bars.open[t + 1], bars.ask_open[t + 1], -side, market), t + 1, market
+            )
         if target != 0:
             enter(account, target, bars, t + 1, market)
     pay_swap(account, open_ns, bars.time[t + 1], market)
@@ -156,11 +156,13 @@ def step(
     if not legal:
         return math.nan
     gain = account[ACC_EQUITY] - before
-    return (gain - market.excursion_weight * account[ACC_EXCURSION]) / market.range_px
+    return float(gain - market.excursion_weight * account[ACC_EXCURSION]) / market.range_px
 
 
 @kernel
-def close_out(account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, market: Market) -> float:
+def close_out(
+    account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, market: Market
+) -> float:
     """Reward in R of closing whatever is open at the close of bar t; `trade` as in `step`."""
     trade[EXIT_BAR] = -1
     before, side = account[ACC_EQUITY], account[ACC_SIDE]
@@ -168,7 +170,7 @@ def close_out(account: NDArray[np.float64], trade: NDArray[np.float64], bars: Ba
         return 0.0
     leave(account, trade, fill_px(bars.close[t], bars.ask_close[t], -side, market), t, market)
     account[ACC_EQUITY] = account[ACC_BALANCE]
-    return (account[ACC_EQUITY] - before) / market.range_px
+    return float(account[ACC_EQUITY] - before) / market.range_px
 
 
 @kernel
@@ -187,7 +189,9 @@ def enter(account: NDArray[np.float64], side: float, bars: Bars, t: int, market:
 
 
 @kernel
-def leave(account: NDArray[np.float64], trade: NDArray[np.float64], exit_px: float, t: int, market: Market) -> None:
+def leave(
+    account: NDArray[np.float64], trade: NDArray[np.float64], exit_px: float, t: int, market: Market
+) -> None:
     """Close the position with a fill in bar t at `exit_px` and write the trade."""
     side, entry_px, swap_px = account[ACC_SIDE], account[ACC_ENTRY_PX], account[ACC_SWAP]
     profit_px = side * (exit_px - entry_px) - 2.0 * market.commission_px + swap_px
@@ -225,21 +229,22 @@ def mark(account: NDArray[np.float64], bars: Bars, t: int, market: Market) -> No
 def raw_position(out: NDArray[np.float32], account: NDArray[np.float64], market: Market) -> None:
     """out [RAW]: the account's position as the search and the features know it, distances in R."""
     side, R = account[ACC_SIDE], market.range_px
-    out[SIDE] = side
-    out[PREVIOUS] = side
-    out[HELD] = account[ACC_HELD]
-    out[UNREALISED] = account[ACC_UNREALISED] / R
-    out[EXCURSION] = account[ACC_EXCURSION] / R
-    out[WORST] = account[ACC_WORST] / R
-    out[BEST] = account[ACC_BEST] / R
+    out[position.SIDE] = side
+    out[position.PREVIOUS] = side
+    out[position.HELD] = account[ACC_HELD]
+    out[position.UNREALISED] = account[ACC_UNREALISED] / R
+    out[position.EXCURSION] = account[ACC_EXCURSION] / R
+    out[position.WORST] = account[ACC_WORST] / R
+    out[position.BEST] = account[ACC_BEST] / R
     fill_cost = side * (account[ACC_ENTRY_PX] - account[ACC_LEVEL_PX])
-    out[COST] = (fill_cost + market.commission_px) / R if side != 0 else 0.0
+    out[position.COST] = (fill_cost + market.commission_px) / R if side != 0 else 0.0
 
 
 @kernel
 def entry_cost(bars: Bars, t: int, market: Market) -> float:
     """Cost in R of opening a position, as far as the close of bar t tells: spread, slippage and commission."""
-    return (bars.ask_close[t] - bars.close[t] + market.slippage_px + market.commission_px) / market.range_px
+    spread_px = float(bars.ask_close[t] - bars.close[t])
+    return (spread_px + market.slippage_px + market.commission_px) / market.range_px
 
 
 @kernel
@@ -267,9 +272,6 @@ def run_actions(
     return count + 1 if trades[count, EXIT_BAR] >= 0 else count
 
 
-# --- swap ------------------------------------------------------------------------------------------------------------
-
-
 @kernel
 def pay_swap(account: NDArray[np.float64], start_ns: int, stop_ns: int, market: Market) -> None:
     """Book the nights in (start_ns, stop_ns] to the open position, if there is one."""
@@ -289,8 +291,11 @@ def nights(start_ns: int, stop_ns: int) -> int:
     count = 0
     for day in range(start_ns // DAY_NS, stop_ns // DAY_NS + 1):
         weekday = (day + 4) % 7  # 0 = Sunday
-        roll_ns = day * DAY_NS + (21 if is_summer(day) else 22) * HOUR_NS
-        if 1 <= weekday <= 5 and start_ns < roll_ns <= stop_ns:
+        evening_ns = day * DAY_NS + 21 * HOUR_NS
+        if weekday in (0, 6) or evening_ns > stop_ns or evening_ns + HOUR_NS <= start_ns:
+            continue  # most bars: spare them the calendar
+        roll_ns = evening_ns if is_summer(day) else evening_ns + HOUR_NS
+        if start_ns < roll_ns <= stop_ns:
             count += 3 if weekday == 3 else 1
     return count
 
@@ -310,9 +315,6 @@ def is_summer(day: int) -> bool:
     if month == 8:
         return sunday < 1
     return month < 8
-
-
-# --- sessions --------------------------------------------------------------------------------------------------------
 
 
 def session_starts(
@@ -385,22 +387,19 @@ def weekly_close_ns(start_ns: int, stop_ns: int) -> int:
     return total
 
 
-# --- chance codes ----------------------------------------------------------------------------------------------------
-
-
 @kernel
 def move_scale_px(bars: Bars, t: int) -> float:
     """Root mean square of the last SCALE_BARS close-to-close moves up to bar t, or of as many as there are."""
     total, n = 0.0, min(t, SCALE_BARS)
     for i in range(t - n + 1, t + 1):
         total += (bars.close[i] - bars.close[i - 1]) ** 2
-    return max(math.sqrt(total / max(n, 1)), SCALE_FLOOR * abs(bars.close[t]))
+    return max(math.sqrt(total / max(n, 1)), float(SCALE_FLOOR * abs(bars.close[t])))
 
 
 @kernel
 def standardised_move(bars: Bars, t: int) -> float:
     """Move from the close of bar t to that of t + 1, in units of its scale as known at t."""
-    return (bars.close[t + 1] - bars.close[t]) / move_scale_px(bars, t)
+    return float(bars.close[t + 1] - bars.close[t]) / move_scale_px(bars, t)
 
 
 @kernel
@@ -412,23 +411,43 @@ def standardise_moves(out: NDArray[np.float64], bars: Bars, ts: NDArray[np.int64
 
 @kernel
 def code_of(codes: Codes, z: float) -> int:
-    """Bin of the standardised move z; an edge belongs to the bin above it."""
+    """Bin of the standardised move z; an edge belongs to the bin beyond it as seen from 0, and 0 to the upper one."""
     c = 0
     for edge in codes.edges:
-        if edge <= z:
+        if edge < z or (edge == z and z >= 0):
             c += 1
     return c
+
+
+@kernel
+def fill_centres(codes: Codes, moves: NDArray[np.float64]) -> None:
+    """codes.centres [C]: mean of moves [n] and their mirror images in each bin; an empty bin keeps what it has."""
+    C = codes.centres.shape[0]
+    total, count = np.zeros(C), np.zeros(C)
+    for move in moves:
+        for z in (move, -move):
+            c = code_of(codes, z)
+            total[c] += z
+            count[c] += 1
+    for c in range(C):
+        if count[c] > 0:
+            codes.centres[c] = total[c] / count[c]
 
 
 def fit_codes(bars: Bars, ts: NDArray[np.int64], C: int = 8) -> Codes:
     """C about equally frequent bins of the moves after bars `ts`, and of their mirror images.
 
-    Up and down are made alike, so the codes of a training part that rose do not promise a rise: weighted by frequency,
-    the centres of the mirrored sample add up to zero, however many moves are exactly zero.
+    Up and down are made alike, so a training part that rose does not promise a rise; and as zero moves count in the
+    mean of the bin they fall into, bins drawn as often as in the mirrored sample move the price by 0 on average.
     """
     if C < 2 or len(ts) == 0 or ts.min() < 0 or ts.max() + 1 >= len(bars.close):
-        raise ValueError(f"{C} codes of {len(ts)} bars: needs two codes or more, and a bar after every bar of ts")
+        raise ValueError(
+            f"{C} codes of {len(ts)} bars: needs two codes or more, and a bar after every bar of ts"
+        )
     moves = np.zeros(len(ts))
     standardise_moves(moves, bars, np.asarray(ts, np.int64))
-    upper = np.quantile(np.abs(moves), np.arange(1 + C % 2, C, 2) / C if C % 2 else np.arange(0, C, 2) / C)
-    raise NotImplementedError
+    upper = np.quantile(np.abs(moves), np.arange(2 - C % 2, C - 1, 2) / C)
+    edges = np.concatenate([-upper[::-1], np.zeros(1 - C % 2), upper])
+    codes = Codes(edges, np.concatenate([edges[:1], edges]))
+    fill_centres(codes, moves)
+    return codes

@@ -66,6 +66,23 @@ def new_replay(sessions: int, length: int, actions: int) -> Replay:
     )
 
 
+def new_batch(windows: int, steps: int, features: int, position: int, actions: int) -> Batch:
+    """Room for `windows` windows of `steps` steps."""
+    B, K = windows, steps
+    return Batch(
+        x=np.zeros((B, features), np.float32),
+        position=np.zeros((B, K + 1, position), np.float32),
+        after=np.zeros((B, K, position), np.float32),
+        action=np.zeros((B, K), np.int64),
+        code=np.zeros((B, K), np.int64),
+        reward=np.zeros((B, K), np.float32),
+        policy=np.zeros((B, K + 1, actions), np.float32),
+        value=np.zeros((B, K + 1), np.float32),
+        legal=np.ones((B, K + 1, actions), np.bool_),
+        weight=np.zeros((B, K + 1), np.float32),
+    )
+
+
 @kernel
 def n_step_return(replay: Replay, slot: int, step: int, horizon: Horizon) -> float:
     """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], n cut at the end of the session."""

@@ -1,4 +1,7 @@
-"""The statistics of a report, and the baselines an agent has to beat, through the same ledger."""
+"""What a report says of an equity curve, and what the same bars pay to policies that know nothing.
+
+All of it is read off the ledger: figures from `run_actions` or from the log of an agent, never from prices.
+"""
 
 from typing import Any
 
@@ -7,89 +10,118 @@ from numpy.typing import NDArray
 
 from kernels._jit import kernel
 from kernels.bars import Bars
-from kernels.market import ACC_EQUITY, BARS_HELD, PROFIT, TRADE, Market, close_out, new_accounts, step
+from kernels.market import BARS_HELD, PROFIT_PX, TRADE, Market, run_actions
 from kernels.position import BUY, CLOSE, HOLD, SELL
 from kernels.rng import below, uniform
 
-RANDOM_SCHEDULES = 64  # of which the random baseline is the mean
+SCHEDULES = 64  # of the random baseline
+STREAM_SCHEDULES = 1 << 20  # schedule i draws from stream STREAM_SCHEDULES + i, a trainer from far lower ones
 
 
-@kernel
-def run_actions(
-    account: NDArray[np.float64],
-    trade: NDArray[np.float64],
+def statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float64], pip_px: float) -> dict[str, Any]:
+    """Figures of the equity [n] one bar after each decision, from 0, and of its trades [m, TRADE]; None = undefined.
+
+    `share_in_market`: closes with a position open.  `max_drawdown_pips`: largest fall below an earlier equity, 0 at the
+    start included.  `expectancy_pips`: mean profit of a trade.  `profit_factor`: profits / losses.  `sortino`: mean
+    change of equity of a bar / root mean square of the falls (0 for a bar that did not fall), per bar, not annualised.
+    """
+    curve = np.concatenate([[0.0], equity_px]) / pip_px
+    changes, profits = np.diff(curve), trades[:, PROFIT_PX] / pip_px
+    fall = float(np.sqrt(np.mean(np.minimum(changes, 0.0) ** 2)))
+    return {
+        "net_pips": float(curve[-1]),
+        "trades": len(trades),
+        "share_in_market": _ratio(float(trades[:, BARS_HELD].sum()), len(equity_px)) or 0.0,
+        "max_drawdown_pips": float(np.max(np.maximum.accumulate(curve) - curve)),
+        "win_rate": _ratio(int(np.count_nonzero(profits > 0)), len(profits)),
+        "expectancy_pips": _ratio(float(profits.sum()), len(profits)),
+        "profit_factor": _ratio(float(profits[profits > 0].sum()), -float(profits[profits < 0].sum())),
+        "sortino": _ratio(float(changes.sum()), fall * len(changes)),
+    }
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return float(a / b) if b > 0 else None
+
+
+def baselines(
+    bars: Bars, first: int, stop: int, market: Market, turnover: NDArray[np.float64], seed: int
+) -> dict[str, float]:
+    """Net pips on bars [first, stop) of staying flat, of one long or short position, and of trading at random.
+
+    "random" is the mean of SCHEDULES schedules that hold as many positions for as many bars as the trades `turnover`
+    [m, TRADE], in random order, at random times and on random sides: the agent's turnover without its knowledge.
+    """
+    actions = np.full(stop - 1 - first, HOLD, np.int8)
+    if len(actions) < 1:
+        raise ValueError(f"no decision in bars [{first}, {stop}): it takes two bars")
+    equity, trades, pips = np.zeros(len(actions)), np.zeros((len(actions), TRADE)), {}
+    for name, action in (("flat", HOLD), ("long", BUY), ("short", SELL)):
+        actions[0] = action
+        pips[name] = _net_pips(equity, trades, bars, first, actions, market)
+    held = turnover[:, BARS_HELD].astype(np.int64)
+    total = 0.0
+    for schedule in range(SCHEDULES if len(held) else 0):
+        draw_schedule(actions, held, market.reverse, seed, STREAM_SCHEDULES + schedule)
+        total += _net_pips(equity, trades, bars, first, actions, market)
+    return {**pips, "random": total / SCHEDULES}
+
+
+def _net_pips(
+    equity: NDArray[np.float64],
+    trades: NDArray[np.float64],
     bars: Bars,
     first: int,
     actions: NDArray[np.int8],
     market: Market,
 ) -> float:
-    """Profit of `actions` [n] decided from the close of bar `first` on, closed out at the end, price."""
-    for i in range(actions.shape[0]):
-        step(account, trade, bars, first + i, actions[i], market)
-    close_out(account, trade, bars, first + actions.shape[0], market)
-    return account[ACC_EQUITY]
+    run_actions(equity, trades, bars, first, actions, market)
+    return float(equity[-1]) / market.pip_px
 
 
-def net_pips(bars: Bars, first: int, actions: NDArray[np.int8], market: Market) -> float:
-    """Profit of a schedule of legal actions, pips."""
-    return (
-        float(run_actions(new_accounts(1)[0], np.zeros(TRADE), bars, first, actions, market)) / market.pip_px
-    )
+def draw_schedule(
+    actions: NDArray[np.int8], held: NDArray[np.int64], reverse: bool, seed: int, stream: int
+) -> None:
+    """actions [n]: one trade for each of held [m] bars, all orders, gaps and sides alike likely.
 
-
-def statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float64], pip_px: float) -> dict[str, Any]:
-    """Figures of a run from its marked equity [n] and its trades [m, TRADE]; ratios are null where undefined."""
-    equity = np.concatenate([[0.0], equity_px]) / pip_px
-    change, profit = np.diff(equity), trades[:, PROFIT] / pip_px
-    won, lost = float(profit[profit > 0].sum()), float(-profit[profit < 0].sum())
-    downside = float(np.sqrt(np.mean(np.minimum(change, 0.0) ** 2)))
-    return {
-        "net_pips": float(equity[-1]),
-        "trades": len(trades),
-        "share_in_market": float(trades[:, BARS_HELD].sum() / len(change)),
-        "max_drawdown_pips": float((np.maximum.accumulate(equity) - equity).max()),
-        "win_rate": float((profit > 0).mean()) if len(trades) else None,
-        "expectancy_pips": float(profit.mean()) if len(trades) else None,
-        "profit_factor": won / lost if lost > 0 else None,
-        "sortino": float(change.mean()) / downside if downside > 0 else None,  # a bar, not annualised
-    }
-
-
-def baselines(
-    bars: Bars, first: int, stop: int, market: Market, trades: NDArray[np.float64], seed: int
-) -> dict[str, float]:
-    """Net pips over bars [first, stop) of doing nothing, of being long or short throughout, and of chance.
-
-    `random` makes as many trades as the agent, as long as its own on average, in random places and directions.
+    Without `reverse` a position needs a bar after it before the next can open; with it, two that touch are opposite.
     """
-    n = stop - 1 - first
-    always = np.full(n, HOLD, np.int8)
-    result = {"flat": net_pips(bars, first, always, market)}
-    for name, action in (("long", BUY), ("short", SELL)):
-        always[0] = action
-        result[name] = net_pips(bars, first, always, market)
-    schedules = [random_schedule(n, trades, seed, stream) for stream in range(RANDOM_SCHEDULES)]
-    result["random"] = float(np.mean([net_pips(bars, first, schedule, market) for schedule in schedules]))
-    return result
+    gap = 0 if reverse else 1
+    idle = len(actions) + gap - int(held.sum()) - gap * len(held)
+    if idle < 0 or (held < 1).any():
+        raise ValueError(f"{len(held)} trades of {held.sum()} bars do not fit {len(actions)} decisions")
+    place_trades(actions, held.copy(), idle, gap, seed, stream)
 
 
-def random_schedule(n: int, trades: NDArray[np.float64], seed: int, stream: int) -> NDArray[np.int8]:
-    """[n] actions: the agent's trades in random order, sides and distances, keyed by (seed, stream)."""
-    actions = np.full(n, HOLD, np.int8)
-    count = len(trades)
-    if count == 0:
-        return actions
-    held = [max(int(h), 1) for h in trades[:, BARS_HELD]]
-    order = sorted(range(count), key=lambda i: uniform(seed, stream, i))
-    idle = max(n - sum(held) - count, 0)
-    cuts = sorted(below(idle + 1, seed, stream, count + i) for i in range(count))
-    t, before = 0, 0
-    for i, cut in zip(order, cuts, strict=True):
-        t += cut - before
-        before = cut
-        if t + held[i] >= n:
-            break
-        actions[t] = BUY if uniform(seed, stream, 2 * count + i) < 0.5 else SELL
-        actions[t + held[i]] = CLOSE
-        t += held[i] + 1
-    return actions
+@kernel
+def place_trades(
+    actions: NDArray[np.int8], held: NDArray[np.int64], idle: int, gap: int, seed: int, stream: int
+) -> None:
+    """Deal the trades held [m], shuffled on the way, and `idle` bars between them, until no trade is left.
+
+    Each deal is a trade with probability trades left / (trades left + idle bars left): every arrangement is as likely.
+    """
+    n, m = actions.shape[0], held.shape[0]
+    for i in range(n):
+        actions[i] = HOLD
+    i, done = 0, 0
+    touching = HOLD  # the entry of a trade that ends at i, where the next may begin at i
+    while done < m:
+        left = m - done
+        if uniform(seed, stream, 3 * i) * (left + idle) >= left:
+            touching = HOLD
+            idle -= 1
+            i += 1
+            continue
+        pick = done + below(left, seed, stream, 3 * i + 1)
+        held[done], held[pick] = held[pick], held[done]
+        entry = BUY + below(2, seed, stream, 3 * i + 2)
+        if touching != HOLD:
+            entry = BUY + SELL - touching
+        actions[i] = entry
+        i += held[done]
+        done += 1
+        if i < n:
+            actions[i] = CLOSE  # unless the next trade begins here
+        i += gap
+        touching = HOLD if gap == 1 else entry

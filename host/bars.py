@@ -1,0 +1,706 @@
+"""CSV files of bars as they are found in the field: recognised by content, read in bulk, nothing assumed in silence.
+
+`FORMATS` is the table of what is known; `read_bars` reads a file, and `Source` says what was recognised, what was
+assumed and which rows are bad.  `feed.py` reads the same formats line by line with the same functions: those that say
+"alike" take a number or an array of numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+import warnings
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kernels.bars import NS, Bars
+
+Ints = NDArray[np.int64]
+SPREAD_PIPS = 0.8  # where neither the file nor the user says
+LABEL = "open"
+SHARE_BELOW = {
+    "bid": 0.0,
+    "mid": 0.5,
+    "ask": 1.0,
+}  # of the spread: how far the bid is below the price of a file
+SIDES = (*SHARE_BELOW, "both")
+MAX_LINE = 4096  # bytes
+MAX_LISTED = 1000  # problems of a kind
+MAX_HOLES = 10  # notes
+JUMP = 0.2  # a price this far from its neighbours, relative, is damaged
+WIDE = 0.05  # a spread this wide, relative to the price, is in other units
+SCALED = 10_000.0  # a pair quoted above this is taken for points, unless the user names the pip
+HOUR, DAY, WEEK = 3600 * NS, 86_400 * NS, 604_800 * NS
+SATURDAY = 2 * DAY  # 1970-01-03, the first one
+CLOSED = 44 * HOUR  # from Saturday 00:00 UTC: no market is open
+HOLE = 12 * HOUR  # a gap this long gets a note of its own
+QUARTER_S = 900  # clocks change at multiples of this
+EPOCH, EPOCH_UTC, MICROSECOND = (
+    datetime(1970, 1, 1),
+    datetime(1970, 1, 1, tzinfo=UTC),
+    timedelta(microseconds=1),
+)
+YEARS = range(1970, 2200)  # of a stamp
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+PRICES = ("open", "high", "low", "close", "ask_open", "ask_close")
+NUMBERS = (*PRICES, "volume", "spread", "points")
+KINDS = {
+    "unparsable": "not a bar",
+    "number": "a price or volume is not a positive number",
+    "range": "open or close outside high and low, or high below low",
+    "spread": "ask below bid, or a spread of more than 5 % of the price",
+    "flat": "filler: open = high = low = close without volume",
+    "damaged": "a price more than 20 % from its neighbours",
+    "duplicate": "the stamp of the bar before",
+    "backward": "older than the bar before",
+    "overlap": "opens before the bar before has closed",
+}
+
+
+class Problem(NamedTuple):
+    """A row that is not taken as it stands."""
+
+    kind: str  # of KINDS
+    line: int  # of the file, from 1
+    text: str
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user says about a file; None leaves it to the file, its name, or the default of its format."""
+
+    side: str | None = None  # bid, ask, mid, or both where the file has both
+    timezone: str | None = (
+        None  # an IANA name, or one with a shift as in UTC+2h; not for stamps with their own offset
+    )
+    label: str | None = None  # open or close: what a stamp marks
+    spread_pips: float | None = None  # where the file has no spread
+    pip: float | None = None  # price of a pip
+    interval_s: int | None = None  # length of a bar; None: the commonest step
+    drop_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where bars came from, and everything that was assumed on the way."""
+
+    path: str
+    format: str
+    rows: int  # bars
+    first: str  # close of the first bar, UTC
+    last: str
+    interval_s: int
+    timezone: str
+    label: str
+    side: str
+    spread: str  # where it comes from, in words
+    spread_pips: float | None  # None: the file has it
+    pip: float
+    sha256: str  # of the bytes of the file
+    problems: list[Problem] = field(default_factory=list)  # at most MAX_LISTED of a kind
+    notes: list[str] = field(default_factory=list)
+
+
+class DataError(ValueError):
+    """The file cannot be read as asked; the message names file, line, reason and remedy."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, source: Source | None = None) -> None:
+        super().__init__(message)
+        self.source = source  # with the problems, where bad rows are the reason
+
+
+class Format(NamedTuple):
+    """A kind of file.  The roles of its columns are given, or follow from the names in its header."""
+
+    name: str
+    head: str  # pattern of the first line, or of a header and the first line after it, in lower case
+    separator: str
+    stamp: str  # iso (or UNIX time), dotted (2016.04.22), day.month (22.04.2016), midnight (ms since)
+    timezone: str  # of stamps that have no offset
+    columns: tuple[str, ...] = ()
+
+
+OHLC = ("open", "high", "low", "close")
+PRICE = r"\d*\.?\d+"
+DOTTED = r"\d{4}\.\d\d\.\d\d"
+LEAN = ("time", *OHLC, "volume", "ask_open", "", "", "ask_close", "")
+METATRADER = ("date", "time", *OHLC, "volume")
+SERVER = "Europe/Athens"  # EET with European dates: the clock of nearly every MetaTrader server
+# HistData says EST without daylight saving; measured, it moves to UTC-4 on the European dates: Athens less 7 hours.
+HISTDATA = "Europe/Athens-7h"
+FORMATS = (
+    Format(
+        "canonical",
+        r"time(stamp|_utc)?,open,high,low,close(,volume)?(,spread)?\n(\d{9,10}|\d{12,13}|\d{4}-\d\d-\d\d[^,]*),.*",
+        ",",
+        "iso",
+        "UTC",
+    ),
+    Format(
+        "Dukascopy",
+        r"(gmt[ _])?time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} .*",
+        ",",
+        "day.month",
+        "UTC",
+    ),
+    Format(
+        "MetaTrader 5",
+        rf"<date>\t(<time>\t)?<open>\t<high>\t<low>\t<close>\t<tickvol>\t<vol>\t<spread>\n{DOTTED}\t.*",
+        "\t",
+        "dotted",
+        SERVER,
+    ),
+    Format(  # only its volume tells it from an export of MetaTrader itself, where every bar has a tick
+        "HistData MetaTrader", rf"{DOTTED},\d\d:\d\d(,{PRICE}){{4}},0", ",", "dotted", HISTDATA, METATRADER
+    ),
+    Format("MetaTrader 4", rf"{DOTTED},\d\d:\d\d(,{PRICE}){{5}}", ",", "dotted", SERVER, METATRADER),
+    Format(
+        "HistData ASCII", rf"\d{{8}} \d{{6}}(;{PRICE}){{5}}", ";", "iso", HISTDATA, ("time", *OHLC, "volume")
+    ),
+    Format("Lean", rf"\d{{8}} \d\d:\d\d(,{PRICE}){{10}}", ",", "iso", "UTC", LEAN),
+    Format("Lean, one day", rf"\d{{1,8}}(,{PRICE}){{10}}", ",", "midnight", "UTC", LEAN),
+)
+ROLES = {  # of names in a header that are not themselves a role
+    **dict.fromkeys(("timestamp", "time_utc", "gmt time", "gmt_time", "<time>"), "time"),
+    **{f"<{name}>": name for name in OHLC},
+    "<date>": "date",
+    "<tickvol>": "volume",
+    "<vol>": "",
+    "<spread>": "points",
+}
+REFUSED = (  # what the first two lines of an unknown file show, and what to do
+    (r"(^|[\t;\"])\d+,\d+([\t;\"]|$)", "decimal commas: write the prices with a point"),
+    (
+        r"^\"?\d{1,2}[/.-]\d{1,2}[/.-]\d{4}",
+        "day or month first, nobody can tell: write the dates as 2017-12-31",
+    ),
+    (r"^(\d{1,7}|\d+\.\d+)[,;\t]", "no time stamps: export the file with the time of each bar"),
+)
+
+
+class Layout(NamedTuple):
+    """A format as one file has it."""
+
+    format: Format
+    columns: tuple[str, ...]
+    header: int  # lines before the bars
+    day: str  # date in the name of the file, for stamps that have none
+    point: float  # price of the last digit
+
+
+class Rules(NamedTuple):
+    """How the rows of one file become bars."""
+
+    side: str
+    timezone: str
+    label: str
+    spread_px: float
+    pip: float
+    interval_ns: int
+
+
+class Rows(NamedTuple):
+    """The parsable rows of a file as they stand."""
+
+    line: Ints  # [T] of the file, from 1
+    utc: Ints  # [T] stamp, nanoseconds
+    columns: dict[str, NDArray[np.float64]]  # [T] by role
+
+
+class Lines(NamedTuple):
+    """The bytes of a file without byte order mark and carriage returns, and where its lines lie."""
+
+    data: bytes
+    start: Ints
+    stop: Ints
+
+    def text(self, line: int) -> str:
+        """Line `line`, counted from 1."""
+        return self.data[self.start[line - 1] : self.stop[line - 1]].decode("latin-1")
+
+
+# ---------------------------------------------------------------------------------------------------- recognising
+
+
+def recognise(first: str, second: str, name: str) -> Layout:
+    """The layout of a file called `name` from its first two lines; only files with a header need the second."""
+    header = 0 if first[:1].isdigit() else 1
+    head = f"{first.strip()}\n{second}" if header else first
+    for fmt in FORMATS:
+        if re.fullmatch(fmt.head, head.lower()):
+            break
+    else:
+        raise DataError(f"{name}: {refusal(first, second)}")
+    columns = fmt.columns or tuple(ROLES.get(c, c) for c in first.strip().lower().split(fmt.separator))
+    day = re.search(r"(?<!\d)\d{8}(?!\d)", Path(name).name)
+    if fmt.stamp == "midnight" and not day:
+        raise DataError(
+            f"{name}: stamps count from midnight: put the date into the file name, as in 20140505_quote.csv"
+        )
+    open_text = dict(zip(columns, (second if header else first).split(fmt.separator), strict=False)).get(
+        "open", ""
+    )
+    return Layout(
+        fmt, columns, header, day[0] if day else "", 10.0 ** -len(open_text.partition(".")[2].strip())
+    )
+
+
+def refusal(first: str, second: str) -> str:
+    """Why a file that begins like this is in no known format."""
+    if not second.strip() and not first[:1].isdigit():
+        return "no bars" if first.strip() else "empty"
+    for pattern, reason in REFUSED:
+        if re.search(pattern, first) or re.search(pattern, second):
+            return reason
+    known = ", ".join(fmt.name for fmt in FORMATS)
+    return (
+        f"line 1: not a format I know ({known}): {first[:80]!r}; bring it to the header "
+        "time,open,high,low,close,volume[,spread] with ISO or UNIX times"
+    )
+
+
+def rules_for(
+    layout: Layout, options: ReadOptions, name: str, price: float, interval_ns: int
+) -> tuple[Rules, list[str]]:
+    """What holds for a file whose prices are about `price`, and notes on what was assumed."""
+    notes = []
+    side = options.side
+    if "ask_open" in layout.columns:
+        if side not in (None, "bid", "both"):
+            raise DataError(f"{name}: --side {side}: the file has bid and ask")
+        side = "both"
+    elif side is None:
+        found = re.search(r"(?<![a-z])(ask|bid)(?![a-z])", Path(name).name.lower())
+        side = found[1] if found else "bid"
+        notes.append(f"side {side}: {'from the file name' if found else 'assumed'} (--side)")
+    elif side not in SHARE_BELOW:
+        raise DataError(f"{name}: --side {side}: the file has one side, say which: {', '.join(SHARE_BELOW)}")
+    label = options.label or LABEL
+    if label not in ("open", "close"):
+        raise DataError(f"{name}: --label {label}: open or close")
+    timezone = options.timezone or layout.format.timezone
+    parse_clock(timezone)
+    if options.pip is None and price > SCALED:
+        raise DataError(f"{name}: prices of about {price:g} look like points; if they are prices, say --pip")
+    pip = options.pip or (0.01 if price > 20 else 0.0001)
+    spread_pips = SPREAD_PIPS if options.spread_pips is None else options.spread_pips
+    if not (0 < pip < np.inf and 0 <= spread_pips < np.inf):
+        raise DataError(
+            f"{name}: --pip {pip:g}, --spread {spread_pips:g}: neither may be negative, nor a pip zero"
+        )
+    return Rules(side, timezone, label, spread_pips * pip, pip, interval_ns), notes
+
+
+# ---------------------------------------------------------------------------------------------------------- clocks
+
+
+@lru_cache
+def parse_clock(name: str) -> tuple[ZoneInfo, int]:
+    """Zone and shift in seconds of an IANA name, or of one with a shift in hours: Europe/Athens-7h, UTC+2h."""
+    shifted = re.fullmatch(r"(.+?)([+-]\d{1,2})h", name)
+    try:
+        return (ZoneInfo(shifted[1]), int(shifted[2]) * 3600) if shifted else (ZoneInfo(name), 0)
+    except (KeyError, ValueError, OSError):
+        raise DataError(f"--timezone {name}: not a zone; for example UTC, Europe/Athens, UTC+2h") from None
+
+
+@lru_cache(maxsize=1024)
+def offset_ns(clock: str, quarter: int) -> int:
+    """Nanoseconds by which `clock` is ahead of UTC in a quarter of an hour by its own hands.
+
+    An hour that comes twice is taken as the first: if it holds bars, they come out as duplicates.
+    """
+    zone, shift_s = parse_clock(clock)
+    wall = EPOCH + timedelta(seconds=quarter * QUARTER_S - shift_s)
+    offset = wall.replace(tzinfo=zone).utcoffset() or timedelta()
+    return (offset // MICROSECOND) * 1000 + shift_s * NS
+
+
+def parse_stamp(kind: str, text: str, day: str) -> tuple[int, bool]:
+    """Nanoseconds since the epoch of a stamp, by its own clock or (True) UTC; ValueError if it is none."""
+    if kind == "midnight":
+        milliseconds = int(text)
+        if not 0 <= milliseconds < DAY // 1_000_000:
+            raise ValueError(text)
+        return (datetime.fromisoformat(day) - EPOCH) // MICROSECOND * 1000 + milliseconds * 1_000_000, False
+    if kind == "dotted":
+        text = text.replace(".", "-", 2)
+    elif kind == "day.month":
+        text = f"{text[6:10]}-{text[3:5]}-{text[:2]}{text[10:]}" if text[2:6:3] == ".." else ""
+    elif text.isdigit() and len(text) in (9, 10, 12, 13):
+        return int(text) * (NS if len(text) <= 10 else 1_000_000), True
+    stamp = datetime.fromisoformat(text)
+    if stamp.year not in YEARS:
+        raise ValueError(text)
+    if stamp.tzinfo is None:
+        return (stamp - EPOCH) // MICROSECOND * 1000, False
+    return (stamp - EPOCH_UTC) // MICROSECOND * 1000, True
+
+
+def to_utc(stamp_ns: Ints, is_utc: NDArray[np.bool_], clock: str) -> Ints:
+    """Stamps [T] by `clock` in UTC."""
+    quarter, where = np.unique(stamp_ns // (QUARTER_S * NS), return_inverse=True)
+    offsets = np.array([offset_ns(clock, int(q)) for q in quarter], np.int64)
+    return np.where(is_utc, stamp_ns, stamp_ns - offsets[where])
+
+
+# ---------------------------------------------------------------------------------------------------------- parsing
+
+
+def parse_line(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]] | None:
+    """Stamp, whether it is UTC, and numbers by role of one line; None if it is not a bar."""
+    fields = text.split(layout.format.separator)
+    if len(fields) != len(layout.columns):
+        return None
+    numbers, stamp = {}, []
+    for role, value in zip(layout.columns, fields, strict=True):
+        if role in NUMBERS:
+            if not NUMBER.fullmatch(value.strip()):
+                return None
+            numbers[role] = float(value)
+        elif role:
+            stamp.append(value)
+    try:
+        return *parse_stamp(layout.format.stamp, " ".join(stamp), layout.day), numbers
+    except (ValueError, OverflowError):
+        return None
+
+
+def split_lines(data: bytes, name: str) -> Lines:
+    """Index the lines of a file; refuses what cannot be text."""
+    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n")
+    if not data.strip():
+        raise DataError(f"{name}: empty")
+    if b"\0" in data:
+        raise DataError(f"{name}: not a text file, or one in UTF-16: save it as UTF-8")
+    newline = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")).astype(np.int64)
+    start, stop = np.append(0, newline + 1), np.append(newline, len(data))
+    longest = int(np.argmax(stop - start))
+    if stop[longest] - start[longest] > MAX_LINE:
+        raise DataError(f"{name}: line {longest + 1}: longer than {MAX_LINE} bytes, this is no file of bars")
+    return Lines(data, start, stop)
+
+
+def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
+    """The rows of a file without a fault in its form; None if there is one."""
+    body, columns = lines.data[lines.start[layout.header] :], layout.columns
+    rows = len(lines.start) - layout.header
+    if body.count(layout.format.separator.encode()) != rows * (len(columns) - 1):
+        return None
+    types = {i: "float64" if role in NUMBERS else "str" for i, role in enumerate(columns) if role}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            frame = pd.read_csv(
+                io.BytesIO(body),
+                sep=layout.format.separator,
+                header=None,
+                names=range(len(columns)),
+                usecols=list(types),
+                dtype=types,
+                index_col=False,
+                na_filter=False,
+                quoting=csv.QUOTE_NONE,
+                skip_blank_lines=False,
+                encoding="latin-1",
+                float_precision="round_trip",
+            )
+        texts = [frame[i].tolist() for i, role in enumerate(columns) if role and role not in NUMBERS]
+        stamps = [parse_stamp(layout.format.stamp, " ".join(t), layout.day) for t in zip(*texts, strict=True)]
+    except (ValueError, OverflowError, Warning):
+        return None
+    numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMBERS}
+    if len(frame) != rows or not all(np.isfinite(column).all() for column in numbers.values()):
+        return None
+    return new_rows(range(layout.header + 1, len(lines.start) + 1), stamps, numbers, clock)
+
+
+def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
+    """The rows that can be parsed, line by line, and the lines that cannot; blank lines are neither."""
+    good, bad, stamps = [], [], []
+    numbers: dict[str, list[float]] = {role: [] for role in layout.columns if role in NUMBERS}
+    for line in range(layout.header + 1, len(lines.start) + 1):
+        text = lines.text(line)
+        parsed = parse_line(text, layout)
+        if parsed is not None:
+            good.append(line)
+            stamps.append(parsed[:2])
+            for role, value in parsed[2].items():
+                numbers[role].append(value)
+        elif text.strip():
+            bad.append(line)
+    columns = {role: np.array(values, np.float64) for role, values in numbers.items()}
+    return new_rows(good, stamps, columns, clock), np.array(bad, np.int64)
+
+
+def new_rows(
+    line: range | list[int],
+    stamps: list[tuple[int, bool]],
+    columns: dict[str, NDArray[np.float64]],
+    clock: str,
+) -> Rows:
+    """Rows with their stamps in UTC."""
+    stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
+    is_utc = np.array([utc for _, utc in stamps], np.bool_)
+    return Rows(np.array(line, np.int64), to_utc(stamp_ns, is_utc, clock), columns)
+
+
+# ---------------------------------------------------------------------------------------------------------- checking
+
+
+def quotes(columns: Any, rules: Rules, point: float) -> dict[str, Any]:
+    """The columns of `Bars` without the time, from those of a file: bid, ask and volume; alike."""
+    spread = columns["spread"] if "spread" in columns else rules.spread_px
+    spread = columns["points"] * point if "points" in columns else spread
+    below = SHARE_BELOW.get(rules.side, 0.0) * spread
+    quote = {name: columns[name] - below for name in OHLC}
+    quote["ask_open"] = columns["ask_open"] if rules.side == "both" else columns["open"] + (spread - below)
+    quote["ask_close"] = columns["ask_close"] if rules.side == "both" else columns["close"] + (spread - below)
+    quote["volume"] = columns["volume"] if "volume" in columns else columns["open"] * 0.0
+    return quote
+
+
+def row_faults(quote: Any, utc: Any, has_volume: bool) -> dict[str, Any]:
+    """Which faults a row has by itself; `has_volume`: the file gives volumes, so a bar without one is filler; alike."""
+    low, high, volume = quote["low"], quote["high"], quote["volume"]
+    number = (volume != volume) | (volume < 0) | (volume == np.inf)
+    for name in PRICES:
+        number = number | (quote[name] != quote[name]) | (quote[name] <= 0) | (quote[name] == np.inf)
+    outside = high < low
+    spread = low != low
+    for name in ("open", "close"):
+        bid, ask = quote[name], quote[f"ask_{name}"]
+        outside = outside | (bid < low) | (bid > high)
+        spread = spread | (ask < bid) | (ask - bid > WIDE * bid)
+    still = (quote["open"] == high) & (high == low) & (low == quote["close"]) & (volume == 0)
+    flat = still & (has_volume | ((utc - SATURDAY) % WEEK < CLOSED))
+    return {"number": number, "range": outside, "spread": spread, "flat": flat}
+
+
+def is_damaged(quote: Any, near: Any) -> Any:
+    """Whether a price is more than JUMP from the price `near` it; alike."""
+    damaged = near != near
+    for name in PRICES:
+        damaged = damaged | (abs(quote[name] - near) > JUMP * near)
+    return damaged
+
+
+def order_fault(step_ns: int, interval_ns: int) -> str | None:
+    """What is wrong with a stamp `step_ns` after the one before; days may be an hour short when clocks change."""
+    if step_ns <= 0:
+        return "duplicate" if step_ns == 0 else "backward"
+    return "overlap" if step_ns < interval_ns - (HOUR if interval_ns >= DAY else 0) else None
+
+
+def find_faults(rows: Rows, quote: dict[str, NDArray[np.float64]], interval_ns: int) -> dict[int, str]:
+    """Kind of the fault of every bad row, by index; neighbours and order count among the rows good by themselves."""
+    bad: dict[int, str] = {}
+    has_volume = bool((quote["volume"] > 0).any())
+    for kind, mask in row_faults(quote, rows.utc, has_volume).items():
+        for row in np.flatnonzero(mask).tolist():
+            bad.setdefault(row, kind)
+    good = np.delete(np.arange(len(rows.utc)), list(bad))
+    damaged = is_damaged(
+        {name: column[good] for name, column in quote.items()}, neighbours(quote["close"][good])
+    )
+    bad.update(dict.fromkeys(good[damaged].tolist(), "damaged"))
+    good = good[~damaged]
+    if (np.diff(rows.utc[good]) < interval_ns).any():
+        bad.update(order_faults(rows.utc, good, interval_ns))
+    return bad
+
+
+def neighbours(close: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median of each close and the two on either side [T]."""
+    if len(close) < 3:
+        return close
+    return np.median(np.lib.stride_tricks.sliding_window_view(np.pad(close, 2, "reflect"), 5), axis=1)
+
+
+def order_faults(utc: Ints, good: Ints, interval_ns: int) -> dict[int, str]:
+    """Kind by index of the rows among `good` that do not follow the last row that is left."""
+    bad: dict[int, str] = {}
+    last: int | None = None
+    for row, stamp in zip(good.tolist(), utc[good].tolist(), strict=True):
+        kind = None if last is None else order_fault(stamp - last, interval_ns)
+        if kind:
+            bad[row] = kind
+        else:
+            last = stamp
+    return bad
+
+
+def common_step(utc: Ints) -> int | None:
+    """The commonest positive step between stamps, nanoseconds; None if there is none."""
+    step = np.diff(utc)
+    values, counts = np.unique(step[step > 0], return_counts=True)
+    return int(values[np.argmax(counts)]) if len(values) else None
+
+
+def interval_of(utc: Ints, options: ReadOptions, name: str) -> int:
+    """Length of a bar in nanoseconds: the commonest step, which must be the one that was asked for."""
+    step = common_step(utc)
+    wanted = None if options.interval_s is None else options.interval_s * NS
+    if step is None and wanted is None:
+        raise DataError(f"{name}: {len(utc)} bars do not tell how long a bar is: bring more")
+    interval_ns = step if wanted is None else wanted
+    if interval_ns is None or interval_ns < NS or interval_ns % NS:
+        raise DataError(f"{name}: steps of {(interval_ns or 0) / NS:g} s: bars last whole seconds")
+    if step not in (None, interval_ns):
+        raise DataError(f"{name}: bars of {(step or 0) / NS:g} s where {interval_ns / NS:g} s are wanted")
+    return interval_ns
+
+
+def hole_notes(close_ns: Ints, interval_ns: int, line: Ints) -> list[str]:
+    """Sentences on the gaps between bars; those over a weekend are only counted."""
+    missing = np.diff(close_ns) - interval_ns
+    after = np.flatnonzero(missing > 0) + 1
+    begin, end = close_ns[after - 1], close_ns[after] - interval_ns
+    saturday = (begin - SATURDAY - DAY // 2) // WEEK != (end - SATURDAY - DAY // 2) // WEEK
+    weekend = saturday & (end - begin < 4 * DAY)
+    notes = [f"{weekend.sum()} weekends and {(~weekend).sum()} other gaps between bars"] if len(after) else []
+    holes = after[~weekend & (end - begin >= HOLE)]
+    for t in holes[:MAX_HOLES]:
+        notes.append(
+            f"line {line[t]}: no bars for {missing[t - 1] / HOUR:.0f} h, from {iso(close_ns[t - 1])}"
+        )
+    if len(holes) > MAX_HOLES:
+        notes.append(f"and {len(holes) - MAX_HOLES} more gaps of {HOLE // HOUR} h or longer")
+    return notes
+
+
+def iso(time_ns: int) -> str:
+    """A time in words of ISO 8601, UTC."""
+    return str(np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s")) + "Z"
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of the file."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
+    """Problems by line, at most MAX_LISTED of a kind, from the kinds by line."""
+    listed: dict[str, int] = {}
+    problems = []
+    for line in sorted(kinds):
+        kind = kinds[line]
+        listed[kind] = listed.get(kind, 0) + 1
+        if listed[kind] <= MAX_LISTED:
+            problems.append(Problem(kind, line, lines.text(line)[:160]))
+    return problems
+
+
+def refuse_bad(source: Source, kinds: dict[int, str], drop_bad: bool) -> None:
+    """Raise DataError if there are bad rows and they may not, or cannot sensibly, be dropped."""
+    counts = count_kinds(kinds)
+    if not kinds or (drop_bad and source.rows > len(kinds)):
+        return
+    shown = "; ".join(f"line {p.line}: {KINDS[p.kind]}: {p.text!r}" for p in source.problems[:3])
+    remedy = (
+        "more than half of the rows: the file is not what it seems" if drop_bad else "--drop-bad drops them"
+    )
+    if drop_bad or counts.get("backward", 0) > source.rows:
+        remedy = "most rows are bad, dropping them would not help; is the newest row first?"
+    raise DataError(f"{source.path}: {describe_counts(counts)}; {shown}; {remedy}", source)
+
+
+def count_kinds(kinds: dict[int, str]) -> dict[str, int]:
+    """Number of bad rows of each kind."""
+    values = list(kinds.values())
+    return {kind: values.count(kind) for kind in KINDS if kind in values}
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    """`3 bad rows (2 flat, 1 range)`."""
+    total = sum(counts.values())
+    return f"{total} bad row{'s' * (total > 1)} ({', '.join(f'{n} {kind}' for kind, n in counts.items())})"
+
+
+def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bars, Source]:
+    """The closed bars of a CSV and what was assumed; raises DataError, and never drops a row unasked."""
+    options, path = options or ReadOptions(), Path(path)
+    raw, name = read_bytes(path), str(path)
+    lines = split_lines(raw, name)
+    layout = recognise(lines.text(1), lines.text(2) if len(lines.start) > 1 else "", name)
+    clock = options.timezone or layout.format.timezone
+    parse_clock(clock)
+    whole = read_whole(lines, layout, clock)
+    rows, unparsable = (whole, np.zeros(0, np.int64)) if whole else read_each(lines, layout, clock)
+    if len(rows.utc) == 0:
+        raise DataError(f"{name}: no bars: line {layout.header + 1}: {lines.text(layout.header + 1)[:80]!r}")
+    interval_ns = interval_of(rows.utc, options, name)
+    rules, notes = rules_for(layout, options, name, float(np.median(rows.columns["open"])), interval_ns)
+    quote = quotes(rows.columns, rules, layout.point)
+    faults = find_faults(rows, quote, interval_ns)
+    kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {
+        int(rows.line[t]): k for t, k in faults.items()
+    }
+    good = np.delete(np.arange(len(rows.utc)), list(faults))
+    time = rows.utc[good] + (interval_ns if rules.label == "open" else 0)
+    bars = Bars(time, **{column: values[good] for column, values in quote.items()})
+    source = describe_source(name, layout, rules, options, time, raw, list_problems(lines, kinds), notes)
+    refuse_bad(source, kinds, options.drop_bad)
+    if kinds:
+        source.notes.append(f"dropped {describe_counts(count_kinds(kinds))}")
+    source.notes.extend(hole_notes(time, interval_ns, rows.line[good]))
+    return bars, source
+
+
+def describe_source(
+    name: str,
+    layout: Layout,
+    rules: Rules,
+    options: ReadOptions,
+    time: Ints,
+    raw: bytes,
+    problems: list[Problem],
+    notes: list[str],
+) -> Source:
+    """The record of a reading that ended in bars closing at `time`."""
+    columns = layout.columns
+    in_file = {
+        "ask_open": "bid and ask",
+        "spread": "column of the file",
+        "points": "column of the file, in points",
+    }
+    spread = next((text for role, text in in_file.items() if role in columns), None)
+    spread_pips = None if spread else rules.spread_px / rules.pip
+    given = "assumed" if options.spread_pips is None else "given"
+    if "points" in columns:
+        notes.append("the spread column of MetaTrader understates the cost of a fill")
+    return Source(
+        path=name,
+        format=layout.format.name,
+        rows=len(time),
+        first=iso(time[0]) if len(time) else "",
+        last=iso(time[-1]) if len(time) else "",
+        interval_s=rules.interval_ns // NS,
+        timezone=rules.timezone,
+        label=rules.label,
+        side=rules.side,
+        spread=spread or f"{spread_pips:g} pips, {given}",
+        spread_pips=spread_pips,
+        pip=rules.pip,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        problems=problems,
+        notes=notes,
+    )

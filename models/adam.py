@@ -1,0 +1,70 @@
+"""AdamW with decoupled decay (Loshchilov and Hutter 2019), clipping by the global norm, and its schedule."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._jit import kernel
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+CLIP = 5.0
+WARM_UP, FLOOR = 0.01, 0.1  # shares of the horizon and of the rate
+
+
+class Adam(NamedTuple):
+    """Moments of the gradient, one per parameter."""
+
+    mean: NDArray[Any]  # [N]
+    square: NDArray[Any]  # [N]
+
+
+def new_adam(parameters: NDArray[Any]) -> Adam:
+    """Moments of nothing yet."""
+    return Adam(np.zeros_like(parameters), np.zeros_like(parameters))
+
+
+def rate_at(step: int, rate: float, horizon: int) -> float:
+    """Warm-up over 1 % of the horizon, then a cosine down to 10 %, where it stays."""
+    warm = max(1.0, WARM_UP * horizon)
+    if step < warm:
+        return rate * (step + 1) / warm
+    share = min(1.0, (step - warm) / max(1.0, horizon - warm))
+    return rate * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+@kernel
+def add_up(total: NDArray[Any], parts: NDArray[Any]) -> float:
+    """total [N] = sum of parts [M, N] in their order; its squared norm."""
+    norm = 0.0
+    for i in range(total.shape[0]):
+        x = parts[0, i]
+        for m in range(1, parts.shape[0]):
+            x += parts[m, i]
+        total[i] = x
+        norm += float(x) * float(x)
+    return norm
+
+
+@kernel
+def update(
+    parameters: NDArray[Any],
+    adam: Adam,
+    gradient: NDArray[Any],
+    decays: NDArray[Any],
+    step: int,
+    rate: float,
+    scale: float,
+) -> None:
+    """One step with `scale` times the gradient; `decays` [N] is rate-free decay, 0 on biases."""
+    correct_1 = 1.0 - BETA_1 ** (step + 1)
+    correct_2 = 1.0 - BETA_2 ** (step + 1)
+    for i in range(parameters.shape[0]):
+        g = scale * gradient[i]
+        m = BETA_1 * adam.mean[i] + (1.0 - BETA_1) * g
+        v = BETA_2 * adam.square[i] + (1.0 - BETA_2) * g * g
+        adam.mean[i] = m
+        adam.square[i] = v
+        change = (m / correct_1) / (math.sqrt(v / correct_2) + EPSILON)
+        parameters[i] -= rate * (change + decays[i] * parameters[i])

@@ -1,0 +1,132 @@
+"""The networks as three ONNX graphs, each from one input `x` to one output `y`, equal weights in equal bytes.
+
+root        [features F | position P]                            -> [latent D | policy logits A | value 1]
+afterstate  [latent D | action A | position after P]             -> [latent D | code logits C | value 1]
+dynamics    [latent D | code C | position after P | next P]      -> [latent D | reward 1 | policy logits A | value 1]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from models.layers import EPSILON, support
+from models.net import Array, Params, Shape, views
+
+OPSET, IR_VERSION = 17, 8
+
+
+class _Graph:
+    """Nodes and weights in the order they are added."""
+
+    def __init__(self) -> None:
+        self._nodes: list[NodeProto] = []
+        self._weights: dict[str, NDArray[Any]] = {}
+
+    def node(self, op: str, inputs: list[str], outputs: str | list[str], **attributes: Any) -> str:
+        """Add a node; the name of its first output."""
+        names = [outputs] if isinstance(outputs, str) else outputs
+        self._nodes.append(helper.make_node(op, inputs, names, name=names[0], **attributes))
+        return names[0]
+
+    def weight(self, name: str, array: Any, dtype: Any = np.float32) -> str:
+        """Add a constant; its name."""
+        self._weights[name] = np.ascontiguousarray(array, dtype)
+        return name
+
+    def linear(self, x: str, y: str, w: Array, b: Array) -> str:
+        """y = x @ w + b."""
+        return self.node("Gemm", [x, self.weight(f"{y}_w", w), self.weight(f"{y}_b", b)], y)
+
+    def hidden(self, x: str, y: str, w: Array, b: Array) -> str:
+        """y = relu(x @ w + b)."""
+        return self.node("Relu", [self.linear(x, f"{y}_z", w, b)], y)
+
+    def norm(self, x: str, y: str, width: int) -> str:
+        """Layer norm without parameters of its own."""
+        ones = self.weight("ones", np.ones(width))
+        return self.node("LayerNormalization", [x, ones], y, axis=-1, epsilon=EPSILON)
+
+    def decode(self, z: str, y: str, limit: float, bins: int) -> str:
+        """Expectation [rows, 1] of categorical logits."""
+        p = self.node("Softmax", [z], f"{y}_p", axis=-1)
+        return self.node("MatMul", [p, self.weight(f"{y}_support", support(limit, bins)[:, None])], y)
+
+    def split(self, x: str, widths: dict[str, int]) -> None:
+        """Cut the columns of x into parts of these names and widths."""
+        sizes = self.weight(f"{x}_widths", list(widths.values()), np.int64)
+        self.node("Split", [x, sizes], list(widths), axis=-1)
+
+    def join(self, parts: list[str], y: str) -> str:
+        """Put columns side by side."""
+        return self.node("Concat", parts, y, axis=-1)
+
+    def serialise(self, width_in: int, width_out: int) -> bytes:
+        """The bytes of the model."""
+        info = helper.make_tensor_value_info
+        constants = [numpy_helper.from_array(array, name) for name, array in self._weights.items()]
+        graph = helper.make_graph(
+            self._nodes,
+            "swt",
+            [info("x", TensorProto.FLOAT, ["rows", width_in])],
+            [info("y", TensorProto.FLOAT, ["rows", width_out])],
+            constants,
+        )
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="swt")
+        return bytes(model.SerializeToString(deterministic=True))
+
+
+def export(flat: Array, shape: Shape) -> dict[str, bytes]:
+    """The graphs of the parameters `flat` [N] by name."""
+    p = views(flat, shape)
+    return {
+        "root": _root(p, shape),
+        "afterstate": _afterstate(p, shape),
+        "dynamics": _dynamics(p, shape),
+    }
+
+
+def _predict(g: _Graph, latent_and_position: str, p: Params, s: Shape) -> list[str]:
+    """Names of policy logits and value."""
+    hidden = g.hidden(latent_and_position, "predict", p.predict_w, p.predict_b)
+    policy = g.linear(hidden, "policy", p.policy_w, p.policy_b)
+    bins = g.linear(hidden, "bins", p.value_w, p.value_b)
+    return [policy, g.decode(bins, "value", s.value_limit, s.value_bins)]
+
+
+def _root(p: Params, s: Shape) -> bytes:
+    g = _Graph()
+    g.split("x", {"features": s.features, "position": s.position})
+    hidden = g.hidden("features", "represent", p.represent_w, p.represent_b)
+    latent = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "latent", s.latent)
+    heads = _predict(g, g.join([latent, "position"], "predict_in"), p, s)
+    g.join([latent, *heads], "y")
+    return g.serialise(s.features + s.position, s.latent + s.actions + 1)
+
+
+def _afterstate(p: Params, s: Shape) -> bytes:
+    g = _Graph()
+    g.split("x", {"latent": s.latent, "rest": s.actions + s.position})
+    codes = g.linear(g.hidden("latent", "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
+    bins = g.linear(g.hidden("x", "after", p.after_w, p.after_b), "bins", p.after_value_w, p.after_value_b)
+    g.join(["latent", codes, g.decode(bins, "value", s.value_limit, s.value_bins)], "y")
+    return g.serialise(s.latent + s.actions + s.position, s.latent + s.codes + 1)
+
+
+def _dynamics(p: Params, s: Shape) -> bytes:
+    g = _Graph()
+    widths = {"latent": s.latent, "code": s.codes, "after": s.position, "next_position": s.position}
+    g.split("x", widths)
+    # [latent | code] are the first columns of x: zero rows below their weights spare a copy of them
+    move_w = np.concatenate([p.move_w, np.zeros((2 * s.position, s.hidden), p.move_w.dtype)])
+    step = g.linear(g.hidden("x", "move", move_w, p.move_b), "step", p.next_w, p.next_b)
+    latent = g.norm(g.node("Add", ["latent", step], "before"), "next", s.latent)
+    gain = g.linear(g.hidden("x", "gain", p.gain_w, p.gain_b), "reward_bins", p.reward_w, p.reward_b)
+    reward = g.decode(gain, "reward", s.reward_limit, s.reward_bins)
+    heads = _predict(g, g.join([latent, "next_position"], "predict_in"), p, s)
+    g.join([latent, reward, *heads], "y")
+    return g.serialise(s.latent + s.codes + 2 * s.position, s.latent + 1 + s.actions + 1)

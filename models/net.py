@@ -1,0 +1,118 @@
+"""The networks: parameters as one flat vector seen through views.
+
+The market latent m comes from bar features alone; the position enters the heads only, so a chance prior or a next
+market latent cannot know it.  Letters: F features, P position, D latent, H hidden, A actions, C codes, V bins.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Shape(NamedTuple):
+    """Sizes of everything; limits in R."""
+
+    features: int
+    position: int = 9
+    latent: int = 64
+    hidden: int = 128
+    actions: int = 4
+    codes: int = 8
+    reward_bins: int = 41
+    value_bins: int = 81
+    reward_limit: float = 10.0
+    value_limit: float = 40.0
+
+
+class Params(NamedTuple):
+    """Weights [in, out] and biases; a gradient has the same type."""
+
+    represent_w: Array  # [F, H]
+    represent_b: Array
+    latent_w: Array  # [H, D]
+    latent_b: Array
+    predict_w: Array  # [D + P, H]
+    predict_b: Array
+    policy_w: Array  # [H, A]
+    policy_b: Array
+    value_w: Array  # [H, V]
+    value_b: Array
+    chance_w: Array  # [D, H]
+    chance_b: Array
+    code_w: Array  # [H, C]
+    code_b: Array
+    after_w: Array  # [D + A + P, H]
+    after_b: Array
+    after_value_w: Array  # [H, V]
+    after_value_b: Array
+    move_w: Array  # [D + C, H]
+    move_b: Array
+    next_w: Array  # [H, D]
+    next_b: Array
+    gain_w: Array  # [D + C + 2P, H]
+    gain_b: Array
+    reward_w: Array  # [H, Vr]
+    reward_b: Array
+
+
+SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w")  # start near zero
+
+
+def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter, in the order of `Params`."""
+    layers = {
+        "represent": (s.features, s.hidden),
+        "latent": (s.hidden, s.latent),
+        "predict": (s.latent + s.position, s.hidden),
+        "policy": (s.hidden, s.actions),
+        "value": (s.hidden, s.value_bins),
+        "chance": (s.latent, s.hidden),
+        "code": (s.hidden, s.codes),
+        "after": (s.latent + s.actions + s.position, s.hidden),
+        "after_value": (s.hidden, s.value_bins),
+        "move": (s.latent + s.codes, s.hidden),
+        "next": (s.hidden, s.latent),
+        "gain": (s.latent + s.codes + 2 * s.position, s.hidden),
+        "reward": (s.hidden, s.reward_bins),
+    }
+    found: dict[str, tuple[int, ...]] = {}
+    for name, (rows, columns) in layers.items():
+        found[f"{name}_w"], found[f"{name}_b"] = (rows, columns), (columns,)
+    return found
+
+
+def count(shape: Shape) -> int:
+    """Number of parameters."""
+    return sum(math.prod(size) for size in sizes(shape).values())
+
+
+def views(flat: Array, shape: Shape) -> Params:
+    """The flat vector as named arrays; writing to them writes to it."""
+    found, at = [], 0
+    for size in sizes(shape).values():
+        found.append(flat[at : at + math.prod(size)].reshape(size))
+        at += math.prod(size)
+    return Params(*found)
+
+
+def new_params(shape: Shape, seed: int, dtype: Any = np.float32) -> Array:
+    """He-initialised weights [N] from a seed; heads start at a hundredth of that, biases at 0."""
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    flat = np.zeros(count(shape), dtype)
+    for name, view in views(flat, shape)._asdict().items():
+        if name.endswith("_w"):
+            scale = math.sqrt(2.0 / view.shape[0]) * (0.01 if name in SMALL else 1.0)
+            view[:] = rng.standard_normal(view.shape) * scale
+    return flat
+
+
+def decays(shape: Shape, decay: float, dtype: Any = np.float32) -> Array:
+    """[N] weight decay: of weights, not of biases."""
+    flat = np.zeros(count(shape), dtype)
+    for name, view in views(flat, shape)._asdict().items():
+        view[:] = decay if name.endswith("_w") else 0.0
+    return flat

@@ -1,0 +1,115 @@
+"""Every layer against central differences in float64, and what its numbers must be."""
+
+import math
+
+import numpy as np
+import pytest
+
+from models import layers
+
+RNG = np.random.default_rng(7)
+
+
+def slope(f, x: np.ndarray, direction: np.ndarray, h: float = 1e-6) -> float:  # type: ignore[no-untyped-def]
+    """Central difference of the scalar f at x along a direction."""
+    return (f(x + h * direction) - f(x - h * direction)) / (2 * h)
+
+
+def test_linear() -> None:
+    x, w, b, dy = (
+        RNG.normal(size=(5, 3)),
+        RNG.normal(size=(3, 4)),
+        RNG.normal(size=4),
+        RNG.normal(size=(5, 4)),
+    )
+
+    def loss(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> float:
+        y = np.empty((5, 4))
+        layers.linear_forward(y, x, w, b)
+        return float((y * dy).sum())
+
+    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty_like(b)
+    layers.linear_backward(dw, db, dy, x)
+    layers.linear_backward_input(dx, dy, w)
+    vx, vw, vb = RNG.normal(size=x.shape), RNG.normal(size=w.shape), RNG.normal(size=4)
+    assert (dx * vx).sum() == pytest.approx(slope(lambda t: loss(t, w, b), x, vx), rel=1e-6)
+    assert (dw * vw).sum() == pytest.approx(slope(lambda t: loss(x, t, b), w, vw), rel=1e-6)
+    assert (db * vb).sum() == pytest.approx(slope(lambda t: loss(x, w, t), b, vb), rel=1e-6)
+
+
+def test_relu() -> None:
+    x, dy = RNG.normal(size=(6, 5)), RNG.normal(size=(6, 5))
+    y = x.copy()
+    layers.relu_forward(y)
+    np.testing.assert_array_equal(y, np.where(x > 0, x, 0))
+    dx = dy.copy()
+    layers.relu_backward(dx, y)
+    np.testing.assert_array_equal(dx, np.where(x > 0, dy, 0))
+
+
+def test_norm() -> None:
+    x, dy, v = RNG.normal(size=(4, 6)), RNG.normal(size=(4, 6)), RNG.normal(size=(4, 6))
+
+    def forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y, rstd = np.empty_like(x), np.empty(len(x))
+        layers.norm_forward(y, rstd, x)
+        return y, rstd
+
+    y, rstd = forward(x)
+    np.testing.assert_allclose(y.mean(axis=1), 0, atol=1e-12)
+    np.testing.assert_allclose(y.var(axis=1), 1, rtol=1e-4)
+    dx = np.empty_like(x)
+    layers.norm_backward(dx, dy, y, rstd)
+    assert (dx * v).sum() == pytest.approx(slope(lambda t: (forward(t)[0] * dy).sum(), x, v), rel=1e-6)
+    layers.norm_backward(dy, dy.copy(), y, rstd)
+    np.testing.assert_array_equal(dy, dx)
+
+
+def test_cross_entropy() -> None:
+    z, weight = RNG.normal(size=(5, 4)), RNG.uniform(0.1, 1, 5)
+    legal = RNG.uniform(size=(5, 4)) > 0.3
+    legal[:, 0] = True
+    target = RNG.dirichlet(np.ones(4), 5) * legal
+    target /= target.sum(axis=1, keepdims=True)
+
+    def loss(z: np.ndarray) -> float:
+        z = z.copy()
+        return layers.cross_entropy(z, target, weight, legal)
+
+    dz, v = z.copy(), RNG.normal(size=z.shape)
+    layers.cross_entropy(dz, target, weight, legal)
+    assert (dz * v).sum() == pytest.approx(slope(loss, z, v), rel=1e-6)
+    assert (dz[~legal] == 0).all()
+    expected = 0.0
+    for i in range(5):
+        p = np.exp(z[i]) * legal[i]
+        expected -= weight[i] * (target[i] * np.log(np.where(legal[i], p / p.sum(), 1))).sum()
+    assert loss(z) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("x", [-3.7, 0.0, 0.013, 5.2, 9.99])
+def test_hl_gauss_keeps_the_mean(x: float) -> None:
+    target = np.empty(41)
+    layers.hl_gauss(target, x, 12.0)
+    assert target.sum() == pytest.approx(1)
+    assert target @ layers.support(12.0, 41) == pytest.approx(x, abs=1e-3)
+    width = 24 / 40
+    naive = [
+        0.5 * (math.erf((c + width / 2 - x) / (0.75 * width * math.sqrt(2)))
+               - math.erf((c - width / 2 - x) / (0.75 * width * math.sqrt(2))))
+        for c in layers.support(12.0, 41)
+    ]  # fmt: skip
+    np.testing.assert_allclose(target, naive / np.sum(naive), atol=1e-6)
+
+
+def test_hl_gauss_clips() -> None:
+    inside, outside = np.empty(41), np.empty(41)
+    layers.hl_gauss(inside, 12.0, 12.0)
+    layers.hl_gauss(outside, 1e6, 12.0)
+    np.testing.assert_array_equal(inside, outside)
+
+
+def test_decode_inverts_a_sharp_target() -> None:
+    target = np.empty((1, 81))
+    layers.hl_gauss(target[0], 3.3, 40.0)
+    assert layers.decode(np.log(target + 1e-300), 40.0)[0] == pytest.approx(3.3, abs=1e-2)

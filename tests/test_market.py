@@ -1,0 +1,407 @@
+"""The ledger against a naive broker and its own invariants; swap, sessions, chance codes and the check of the pip."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from kernels import market as mk
+from kernels.bars import NS, Bars, take
+from kernels.market import Market, new_accounts, new_market, session_starts
+from kernels.position import ACTIONS, BUY, CLOSE, HOLD, RAW, SELL, act_on, is_legal, move_on
+from tests.naive import MONDAY, Broker, moment, rolls, wandering_bars
+
+DATA = Path(os.environ.get("SWT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+MINUTE, HOUR, DAY = 60 * NS, 3600 * NS, 86_400 * NS
+N = 60
+COSTS: dict[str, Any] = {
+    "slippage_px": 2e-5,
+    "commission_px": 3e-5,
+    "swap_long_px": -5e-5,
+    "swap_short_px": 1e-5,
+}
+few = settings(deadline=None, max_examples=30)
+
+
+class Case(NamedTuple):
+    bars: Bars
+    market: Market
+    seed: int
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    minutes = draw(st.sampled_from([1, 15, 60, 240, 1440]))
+    seed = draw(st.integers(0, 2**20))
+    begin = MONDAY + draw(st.integers(-15 * 52, 52)) * 7 * DAY + draw(st.integers(0, 10_000)) * MINUTE
+    costs = {name: draw(st.sampled_from([0.0, value])) for name, value in COSTS.items()}
+    k = draw(st.sampled_from([0.0, 0.01, 0.05]))
+    rules = {"excursion_weight": k, "reverse": draw(st.booleans())}
+    bars = wandering_bars(seed, N, minutes, draw(st.sampled_from([0.0, 1e-4])), begin)
+    return Case(
+        bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=minutes * MINUTE, **costs, **rules), seed
+    )
+
+
+class Played(NamedTuple):
+    rewards: NDArray[np.float64]  # [n + 1] the last is the close-out
+    equity: NDArray[np.float64]  # [n + 1]
+    trades: NDArray[np.float64]
+    positions: NDArray[np.float32]  # [n + 1, RAW] before each decision
+    actions: list[int]
+
+
+def play(case: Case, actions: list[int] | None = None) -> Played:
+    """Legal actions at random, or those given, through every bar."""
+    draw = np.random.default_rng(case.seed)
+    n = len(case.bars.time) - 1
+    account, trade = new_accounts(1)[0], np.zeros(mk.TRADE)
+    rewards, equity, trades, done = np.zeros(n + 1), np.zeros(n + 1), [], []
+    positions = np.zeros((n + 1, RAW), np.float32)
+    for t in range(n):
+        mk.raw_position(positions[t], account, case.market)
+        legal = [a for a in range(4) if is_legal(account[mk.ACC_SIDE], a, case.market.reverse)]
+        done.append(int(draw.choice(legal)) if actions is None else actions[t])
+        rewards[t] = mk.step(account, trade, case.bars, t, done[t], case.market)
+        equity[t] = account[mk.ACC_EQUITY]
+        if trade[mk.EXIT_BAR] >= 0:
+            trades.append(trade.copy())
+    mk.raw_position(positions[n], account, case.market)
+    rewards[n] = mk.close_out(account, trade, case.bars, n, case.market)
+    equity[n] = account[mk.ACC_EQUITY]
+    if trade[mk.EXIT_BAR] >= 0:
+        trades.append(trade.copy())
+    return Played(rewards, equity, np.array(trades).reshape(-1, mk.TRADE), positions, done)
+
+
+@few
+@given(cases())
+def test_ledger_is_the_naive_broker(case: Case) -> None:
+    played, broker = play(case), Broker(case.bars, case.market)
+    for t, action in enumerate(played.actions):
+        assert ACTIONS[action] in broker.allowed()
+        assert played.rewards[t] == pytest.approx(broker.trade(ACTIONS[action], t), rel=1e-9, abs=1e-11)
+        assert played.equity[t] == pytest.approx(broker.equity(), rel=1e-9, abs=1e-14)
+    assert played.rewards[-1] == pytest.approx(broker.finish(N - 1), rel=1e-9, abs=1e-11)
+    expected = [
+        (
+            d.bar,
+            d.exit_bar,
+            1 if d.side == "long" else -1,
+            d.price,
+            d.exit_price,
+            d.profit,
+            sum(d.excursions),
+            len(d.excursions),
+            d.swap,
+        )
+        for d in broker.closed
+    ]
+    np.testing.assert_allclose(played.trades, np.array(expected).reshape(-1, mk.TRADE), rtol=1e-9, atol=1e-14)
+
+
+@few
+@given(cases())
+def test_rewards_equity_and_trades_agree(case: Case) -> None:
+    played = play(case)
+    k, R = case.market.excursion_weight, case.market.range_px
+    profit, excursions = played.trades[:, mk.PROFIT_PX], played.trades[:, mk.EXCURSIONS_PX]
+    size = np.abs(profit).sum() + excursions.sum() + 1e-9
+    assert abs(played.equity[-1] - profit.sum()) <= 1e-9 * size
+    assert abs(played.rewards.sum() * R - (profit - k * excursions).sum()) <= 1e-9 * size
+
+
+@few
+@given(cases(), st.integers(1, N - 2))
+def test_later_bars_change_nothing(case: Case, t: int) -> None:
+    """What is booked up to the close of bar t + 1 is a function of bars <= t + 1."""
+    changed = Bars(*(column.copy() for column in case.bars))
+    for name in ("open", "high", "low", "close", "ask_open", "ask_close"):
+        getattr(changed, name)[t + 2 :] *= 1.5
+    changed.time[t + 2 :] += 5 * DAY
+    before = play(case)
+    after = play(case._replace(bars=changed))
+    np.testing.assert_array_equal(before.rewards[: t + 1], after.rewards[: t + 1])
+    np.testing.assert_array_equal(before.positions[: t + 2], after.positions[: t + 2])
+    np.testing.assert_array_equal(before.equity[: t + 1], after.equity[: t + 1])
+    for f in (mk.move_scale_px, lambda bars, t: mk.standardised_move(bars, t - 1)):
+        assert f(case.bars, t + 1) == f(changed, t + 1)
+    assert mk.entry_cost(case.bars, t + 1, case.market) == mk.entry_cost(changed, t + 1, case.market)
+
+
+@few
+@given(st.integers(0, 2**20), st.booleans())
+def test_mirrored_market_mirrors_the_profit(seed: int, reverse: bool) -> None:
+    bars = wandering_bars(seed, N, 60, spread=0.0)
+    prices = {name: 2.2 - getattr(bars, name) for name in ("open", "close", "ask_open", "ask_close")}
+    mirrored = bars._replace(high=2.2 - bars.low, low=2.2 - bars.high, **prices)
+    options: dict[str, Any] = {"range_px": 5e-4, "pip_px": 1e-4, "interval_ns": HOUR, "reverse": reverse}
+    market = new_market(excursion_weight=0.05, **options)
+    one = play(Case(bars, market, seed))
+    other = play(Case(mirrored, market, seed), [(HOLD, SELL, BUY, CLOSE)[a] for a in one.actions])
+    np.testing.assert_allclose(one.rewards, other.rewards, atol=1e-10)
+    np.testing.assert_array_equal(one.trades[:, mk.TRADE_SIDE], -other.trades[:, mk.TRADE_SIDE])
+    assert np.abs(one.rewards).sum() > 0
+
+
+@few
+@given(st.integers(0, 2**20), st.booleans(), st.sampled_from([0.0, 1e-4, 3e-4]))
+def test_position_is_what_the_search_expects(seed: int, reverse: bool, spread: float) -> None:
+    """Where opens equal closes and the spread stands still, the ledger is act_on then move_on."""
+    bars = wandering_bars(seed, N, 1)
+    bars.open[1:] = bars.close[:-1]
+    bars = bars._replace(ask_open=bars.open + spread, ask_close=bars.close + spread)
+    case = Case(
+        bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=MINUTE, reverse=reverse, **COSTS), seed
+    )
+    played, after, expected = play(case), np.zeros(RAW, np.float32), np.zeros(RAW, np.float32)
+    for t, action in enumerate(played.actions):
+        move = (bars.close[t + 1] - bars.close[t]) / case.market.range_px
+        act_on(after, played.positions[t], action, mk.entry_cost(bars, t, case.market))
+        move_on(expected, after, move)
+        np.testing.assert_allclose(played.positions[t + 1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_number_of_a_position_is_put_to_the_test() -> None:
+    market = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=MINUTE, **COSTS)
+    assert play(Case(wandering_bars(0, N, 1), market, 0)).positions.any(axis=0).all()
+
+
+@few
+@given(cases(), st.sampled_from([-1, 0, 1]), st.sampled_from([-3, 0, 1, 2, 3, 4, 99]))
+def test_illegal_actions_hold_and_show(case: Case, side: int, action: int) -> None:
+    accounts, trade = new_accounts(2), np.zeros(mk.TRADE)
+    opening = {-1: SELL, 0: HOLD, 1: BUY}[side]
+    for account in accounts:
+        mk.step(account, trade, case.bars, 0, opening, case.market)
+    reward = mk.step(accounts[0], trade, case.bars, 1, action, case.market)
+    legal = 0 <= action <= 3 and is_legal(side, action, case.market.reverse)
+    assert np.isnan(reward) == (not legal)
+    if not legal:
+        mk.step(accounts[1], trade, case.bars, 1, HOLD, case.market)
+        np.testing.assert_array_equal(accounts[0], accounts[1])
+        assert trade[mk.EXIT_BAR] == -1
+
+
+def straight_bars(closes: list[datetime]) -> Bars:
+    """Price 1 + t / 100 at close t, opens half-way from the last close, spread 0.001."""
+    time = np.array([int(c.timestamp()) * NS for c in closes])
+    close = 1 + np.arange(len(closes)) / 100
+    start = close - 0.005
+    return Bars(time, start, close, start, close, start + 0.001, close + 0.001, np.ones(len(closes)))
+
+
+def test_fills_and_costs_by_hand() -> None:
+    bars = straight_bars([datetime(2024, 1, 1, h, tzinfo=UTC) for h in (1, 2, 3, 4)])
+    market = new_market(
+        range_px=0.01,
+        pip_px=1e-4,
+        interval_ns=HOUR,
+        slippage_px=1e-4,
+        commission_px=2e-4,
+        excursion_weight=0.5,
+    )
+    played = play(Case(bars, market, 0), [SELL, HOLD, CLOSE])
+    # sold at 1.005 - 0.0001; marked at ask 1.011, 1.021; bought at 1.025 + 0.001 + 0.0001
+    np.testing.assert_allclose(played.equity, np.array([-0.0063, -0.0163, -0.0216, -0.0216]), atol=1e-12)
+    # the ask stood at 1.006 when it was filled: 0.005 and 0.015 beyond
+    np.testing.assert_allclose(played.rewards, [-0.63 - 0.25, -1.0 - 0.75, -0.53, 0], atol=1e-9)
+    np.testing.assert_allclose(
+        played.trades, [[1, 3, -1, 1.0049, 1.0261, -0.0216, 0.02, 2, 0]], rtol=0, atol=1e-12
+    )
+
+
+def test_position_is_held_over_the_weekend() -> None:
+    """H1 in winter: the market closes on Friday at 22:00 and reopens 48 hours later."""
+    closes = [datetime(2024, 1, 12, h, tzinfo=UTC) for h in (20, 21)] + [
+        datetime(2024, 1, 14, 23, tzinfo=UTC),
+        datetime(2024, 1, 15, 0, tzinfo=UTC),
+    ]
+    bars = straight_bars(closes)
+    market = new_market(range_px=0.01, pip_px=1e-4, interval_ns=HOUR, swap_long_px=-3e-4)
+    late = play(Case(bars, market, 0), [BUY, CLOSE, HOLD])
+    assert late.trades[0, mk.EXIT_PX] == bars.open[2], "filled at the reopening price"
+    assert late.trades[0, mk.SWAP_PX] == pytest.approx(-3e-4), "Friday's night is paid by who held it"
+    assert play(Case(bars, market, 0), [HOLD, BUY, CLOSE]).trades[0, mk.SWAP_PX] == 0
+    starts, rejects = session_starts(bars, 0, 4, 3, 1, HOUR)
+    assert starts.tolist() == [0]
+    assert rejects["too near the end"] == 3
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 20 * 365 * 24 * 2), st.integers(0, 24 * 2 * 30))
+def test_nights_are_those_of_the_new_york_calendar(halves: int, length: int) -> None:
+    start = int(datetime(2007, 1, 1, tzinfo=UTC).timestamp()) * NS + halves * HOUR // 2
+    stop = start + length * HOUR // 2
+    assert mk.nights(start, stop) == rolls(moment(start), moment(stop))
+
+
+def test_a_week_has_seven_nights() -> None:
+    for day in range(0, 3 * 365, 5):
+        start = MONDAY + day * DAY
+        seven = mk.nights(start, start + 7 * DAY)
+        assert seven == 7, f"week from {moment(start)}"
+
+
+def brute_starts(bars: Bars, first: int, stop: int, length: int, history: int, interval_ns: int) -> list[int]:
+    """Starts by looking at every hole of every session."""
+    found = []
+    for s in range(max(first, history - 1), stop - length):
+        gaps = [
+            (moment(bars.time[i - 1]), moment(bars.time[i] - interval_ns))
+            for i in range(s + 1, s + length + 1)
+        ]
+        good = True
+        for a, b in gaps:
+            missing = (b - a).total_seconds() * NS // interval_ns
+            if a.weekday() in (4, 5) and (b - a).days < 4 and b.weekday() in (6, 0) and (b - a).days >= 1:
+                good &= interval_ns > 15 * MINUTE
+            else:
+                good &= missing <= 10
+        if good:
+            found.append(s)
+    return found
+
+
+@few
+@given(
+    st.integers(0, 2**20),
+    st.sampled_from([1, 5, 15, 30, 60, 240, 1440]),
+    st.integers(1, 9),
+    st.integers(1, 30),
+)
+def test_every_start_is_used_or_rejected(seed: int, minutes: int, length: int, history: int) -> None:
+    draw = np.random.default_rng(seed)
+    begin = MONDAY + 4 * DAY + 20 * HOUR + int(draw.integers(-90, 90)) * minutes * MINUTE
+    bars = wandering_bars(seed, 400, minutes, first_ns=begin // (minutes * MINUTE) * minutes * MINUTE)
+    weekday = (bars.time - MONDAY) % (7 * DAY) < 4 * DAY  # holes that have nothing to do with the weekend
+    hole = int(draw.integers(20, 300))
+    size = int(draw.integers(1, 25))
+    if weekday[hole - 1 : hole + size + 1].all():
+        bars = Bars(*(np.delete(column, slice(hole, hole + size)) for column in bars))
+    first, stop = int(draw.integers(0, 50)), len(bars.time) - int(draw.integers(0, 50))
+    starts, rejects = session_starts(bars, first, stop, length, history, minutes * MINUTE)
+    assert len(starts) + sum(rejects.values()) == stop - first
+    assert starts.tolist() == brute_starts(bars, first, stop, length, history, minutes * MINUTE)
+
+
+def test_a_holiday_beside_the_weekend_is_a_hole() -> None:
+    bars = wandering_bars(0, 200, 60)
+    friday = int(np.argmax((bars.time - MONDAY) > 4 * DAY))
+    shortened = Bars(*(np.delete(column, slice(friday, friday + 15)) for column in bars))
+    assert session_starts(bars, 0, 200, 10, 1, HOUR)[1]["across a hole"] == 0
+    assert session_starts(shortened, 0, 185, 10, 1, HOUR)[1]["across a hole"] == 10
+
+
+def test_sessions_out_of_range_are_refused() -> None:
+    bars = wandering_bars(0, 50, 60)
+    with pytest.raises(ValueError, match="no sessions"):
+        session_starts(bars, 0, 51, 10, 1, HOUR)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="no real data here")
+def test_sessions_of_real_hours_span_weekends() -> None:
+    rows = (DATA / "EURUSD_H1_dukascopy_ask_2017.csv").read_text().splitlines()[1:]
+    stamps = [datetime.strptime(row[:19], "%d.%m.%Y %H:%M:%S").replace(tzinfo=UTC) for row in rows]
+    time = np.array([int(s.timestamp()) * NS + HOUR for s in stamps])
+    bars = Bars(time, *(np.ones(len(time)) for _ in range(7)))
+    starts, rejects = session_starts(bars, 0, len(time), 360, 256, HOUR)
+    assert len(starts) + sum(rejects.values()) == len(time)
+    assert rejects["across the weekly close"] == 0
+    assert len(starts) > 0.6 * len(time)
+
+
+def test_scale_is_causal_and_never_zero() -> None:
+    bars = wandering_bars(1, 200, 60)
+    moves = np.diff(bars.close)
+    assert mk.move_scale_px(bars, 150) == pytest.approx(
+        np.sqrt((moves[150 - mk.SCALE_BARS : 150] ** 2).mean())
+    )
+    assert mk.move_scale_px(bars, 3) == pytest.approx(np.sqrt((moves[:3] ** 2).mean()))
+    assert 0 < mk.move_scale_px(bars, 0) < 1e-5
+    assert mk.standardised_move(bars, 100) == pytest.approx(moves[100] / mk.move_scale_px(bars, 100))
+
+
+@pytest.mark.parametrize("C", [2, 3, 5, 8])
+def test_codes_are_symmetric_and_even(C: int) -> None:
+    bars = wandering_bars(2, 4000, 1)
+    ts = np.arange(100, 3999)
+    codes = mk.fit_codes(bars, ts, C)
+    z = np.array([mk.standardised_move(bars, t) for t in ts])
+    code = np.array([mk.code_of(codes, x) for x in z])
+    assert codes.edges.shape == (C - 1,)
+    assert (np.diff(codes.edges) > 0).all()
+    np.testing.assert_array_equal(codes.edges, -codes.edges[::-1])
+    np.testing.assert_array_equal(codes.centres[codes.centres > 0], -codes.centres[codes.centres < 0][::-1])
+    assert [mk.code_of(codes, -x) for x in z] == (C - 1 - code).tolist()
+    assert [mk.code_of(codes, e) for e in codes.edges if e > 0] == list(range(C // 2 + 1, C))
+    np.testing.assert_allclose(np.bincount(code, minlength=C) / len(z), 1 / C, atol=0.03)
+    both = np.concatenate([z[code == C - 1], -z[code == 0]])
+    assert codes.centres[-1] == pytest.approx(both.mean())
+
+
+def test_codes_of_moves_that_are_often_zero_promise_nothing() -> None:
+    bars = wandering_bars(3, 2000, 1)
+    still = np.random.default_rng(3).random(2000) < 0.4
+    close = np.cumsum(np.where(still, 0.0, np.diff(bars.close, prepend=1.1))) + 1.1
+    codes = mk.fit_codes(bars._replace(close=close), np.arange(100, 1999))
+    z = [mk.standardised_move(bars._replace(close=close), t) for t in range(100, 1999)]
+    mirrored = [codes.centres[mk.code_of(codes, s * x)] for x in z for s in (1, -1)]
+    assert abs(np.mean(mirrored)) < 1e-12
+    assert np.isfinite(codes.centres).all()
+    with pytest.raises(ValueError, match="a bar after every bar"):
+        mk.fit_codes(bars, np.array([1999]))
+
+
+@pytest.mark.parametrize(
+    ("scale", "pip_px", "fits"), [(1, 1e-4, True), (1, 0.01, False), (140, 0.01, True), (140, 1e-4, False)]
+)
+def test_pip_must_fit_the_price(scale: float, pip_px: float, fits: bool) -> None:
+    bars = wandering_bars(4, 50, 60)
+    bars = bars._replace(close=bars.close * scale)
+    if fits:
+        mk.check_scale(bars, pip_px)
+    else:
+        with pytest.raises(ValueError, match="does not fit a median price"):
+            mk.check_scale(bars, pip_px)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"range_px": 0.0}, {"slippage_px": -1e-5}, {"interval_ns": 0}, {"pip_px": np.nan}]
+)
+def test_impossible_markets_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        new_market(**{"range_px": 1e-3, "pip_px": 1e-4, "interval_ns": HOUR, **wrong})
+
+
+@few
+@given(cases())
+def test_run_actions_is_the_ledger(case: Case) -> None:
+    played = play(case)
+    equity, trades = np.zeros(N - 1), np.zeros((N - 1, mk.TRADE))
+    count = mk.run_actions(equity, trades, case.bars, 0, np.array(played.actions, np.int8), case.market)
+    np.testing.assert_array_equal(trades[:count], played.trades)
+    np.testing.assert_array_equal(equity, [*played.equity[:-2], played.equity[-1]])
+    anything = np.random.default_rng(case.seed).integers(0, 4, N - 1).astype(np.int8)
+    count = mk.run_actions(equity, trades, case.bars, 0, anything, case.market)
+    assert np.isfinite(equity).all()
+    assert equity[-1] == pytest.approx(trades[:count, mk.PROFIT_PX].sum(), rel=1e-9, abs=1e-13)
+
+
+def test_part_of_the_bars_is_as_good_as_all() -> None:
+    """Indices are those of the arrays given: a view of later bars plays alike."""
+    bars = wandering_bars(5, N, 60)
+    market = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=HOUR, **COSTS)
+    actions = np.array([BUY, HOLD, CLOSE, SELL, HOLD, HOLD], np.int8)
+    results = []
+    for part, first in ((bars, 20), (take(bars, 10, N), 10)):
+        equity, trades = np.zeros(6), np.zeros((6, mk.TRADE))
+        mk.run_actions(equity, trades, part, first, actions, market)
+        results.append(equity)
+    np.testing.assert_array_equal(*results)

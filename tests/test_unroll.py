@@ -1,0 +1,166 @@
+"""The whole loss against central differences, its stop signs, and a learning step that threads cannot change."""
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from kernels.replay import Batch, new_batch
+from models import net, unroll
+from models.adam import rate_at
+
+SHAPE = net.Shape(
+    features=7, position=3, latent=6, hidden=8, actions=4, codes=5, reward_bins=9, value_bins=11, reward_limit=4.0,
+    value_limit=6.0,
+)  # fmt: skip
+K = 3
+
+
+def random_batch(windows: int, shape: net.Shape, steps: int, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    batch = new_batch(windows, steps, shape.features, shape.position, shape.actions)
+    for name in ("x", "position", "after", "reward"):
+        array = getattr(batch, name)
+        array[:] = rng.normal(size=array.shape)
+    batch.action[:] = rng.integers(0, shape.actions, batch.action.shape)
+    batch.code[:] = rng.integers(0, shape.codes, batch.code.shape)
+    batch.legal[:] = rng.uniform(size=batch.legal.shape) > 0.3
+    batch.legal[..., 0] = True
+    policy = rng.dirichlet(np.ones(shape.actions), batch.policy.shape[:2]) * batch.legal
+    batch.policy[:] = policy / policy.sum(axis=2, keepdims=True)
+    batch.value[:] = rng.normal(size=batch.value.shape) * 2
+    batch.weight[:] = 1
+    return batch
+
+
+def evaluate(
+    flat: np.ndarray, batch: Batch, latent_gradient: float = 1.0
+) -> tuple[float, np.ndarray, unroll.Work]:
+    """(weighted loss, its gradient, workspace) in the precision of `flat`."""
+    n = len(batch.x)
+    work, gradient = unroll.new_work(SHAPE, n, K, flat.dtype), np.zeros_like(flat)
+    p, x = net.views(flat, SHAPE), batch.x.astype(flat.dtype)
+    unroll.fill_inputs(work, batch, 0)
+    unroll.fill_targets(work, batch, 0, SHAPE.value_limit, SHAPE.reward_limit)
+    unroll.forward(work, p, x)
+    weights = unroll.LossWeights()
+    total = float(np.dot(unroll.losses(work, weights), weights))
+    unroll.backward(net.views(gradient, SHAPE), work, p, x, latent_gradient)
+    return total, gradient, work
+
+
+def lively(seed: int = 1) -> np.ndarray:
+    """Parameters without the small start of the heads, so that every path carries weight."""
+    flat = np.random.default_rng(seed).normal(size=net.count(SHAPE)) * 0.3
+    for name, view in net.views(flat, SHAPE)._asdict().items():
+        if name.endswith("_b"):
+            view += 0.5  # no unit is dead
+    return flat
+
+
+def test_gradient_of_the_whole_loss() -> None:
+    flat, batch = lively(), random_batch(2, SHAPE, K)
+    batch.weight[1, 2:] = 0  # one window ends early
+    _, gradient, _ = evaluate(flat, batch)
+    h = 1e-6
+    for i in np.random.default_rng(3).choice(len(flat), 60, replace=False):
+        up, down = flat.copy(), flat.copy()
+        up[i] += h
+        down[i] -= h
+        expected = (evaluate(up, batch)[0] - evaluate(down, batch)[0]) / (2 * h)
+        assert gradient[i] == pytest.approx(expected, rel=2e-6, abs=2e-9), i
+
+
+def test_every_parameter_gets_gradient() -> None:
+    _, gradient, _ = evaluate(lively(), random_batch(64, SHAPE, K))
+    for name, view in net.views(gradient, SHAPE)._asdict().items():
+        assert (np.abs(view) > 0).mean() > 0.9, name
+
+
+def test_latent_gradient_scales_only_what_flows_back_through_time() -> None:
+    flat, batch = lively(), random_batch(8, SHAPE, K)
+    whole, half = (net.views(evaluate(flat, batch, s)[1], SHAPE) for s in (1.0, 0.5))
+    np.testing.assert_array_equal(whole.predict_w, half.predict_w)
+    assert np.abs(whole.represent_w - half.represent_w).max() > 0
+
+
+def test_rewards_change_the_update() -> None:
+    batch = random_batch(8, SHAPE, K)
+    before = evaluate(lively(), batch)[1]
+    batch.reward[:] = batch.reward[::-1].copy()
+    assert np.abs(evaluate(lively(), batch)[1] - before).max() > 1e-6
+
+
+def test_the_code_of_the_next_move_reaches_no_policy_or_value_before_it() -> None:
+    batch, n = random_batch(8, SHAPE, K), 8
+    before = evaluate(lively(), batch)[2]
+    flat = lively()
+
+    def heads() -> tuple[np.ndarray, ...]:
+        work = unroll.new_work(SHAPE, n, K, np.float64)
+        unroll.fill_inputs(work, batch, 0)
+        unroll.forward(work, net.views(flat, SHAPE), batch.x.astype(float))
+        return work.policy.copy(), work.value.copy(), work.code.copy(), work.after_value.copy()
+
+    old = heads()
+    batch.code[:, 1] = (batch.code[:, 1] + 1) % SHAPE.codes
+    new = heads()
+    for a, b in zip(old, new, strict=True):
+        np.testing.assert_array_equal(a[: 2 * n], b[: 2 * n])  # decisions and afterstates 0 and 1
+        assert np.abs(a[2 * n :] - b[2 * n :]).max() > 1e-6  # the model does read codes
+    assert np.isfinite(before.value).all()
+
+
+def test_position_reaches_neither_latent_nor_chance() -> None:
+    batch, flat = random_batch(8, SHAPE, K), lively()
+    old = evaluate(flat, batch)[2]
+    batch.position[:] += 1
+    batch.after[:] -= 1
+    new = evaluate(flat, batch)[2]
+    np.testing.assert_array_equal(old.latent, new.latent)
+    np.testing.assert_array_equal(old.code, new.code)
+    assert np.abs(old.value - new.value).max() > 1e-9
+
+
+def test_what_lies_beyond_the_end_has_no_gradient() -> None:
+    batch, flat = random_batch(4, SHAPE, K), lively()
+    batch.weight[:, 2:] = 0
+    old = evaluate(flat, batch)[1]
+    batch.reward[:, 1:] += 3
+    batch.value[:, 2:] -= 2
+    batch.code[:, 1:] = 0
+    np.testing.assert_array_equal(old, evaluate(flat, batch)[1])
+
+
+def test_threads_change_no_byte() -> None:
+    batch = random_batch(32, SHAPE, K)
+    found = []
+    for threads in (1, 2):
+        learner = unroll.Learner(SHAPE, 32, K, seed=5, rate=1e-3, decay=1e-2, horizon=10, threads=threads)
+        with threadpool_limits(1, "blas"):
+            for _ in range(5):
+                learner.learn(batch)
+        found.append(learner.params.tobytes())
+    assert found[0] == found[1]
+
+
+def test_learning_lowers_every_loss_and_nan_is_refused() -> None:
+    batch = random_batch(32, SHAPE, K)
+    learner = unroll.Learner(SHAPE, 32, K, seed=5, rate=1e-2, decay=0.0, horizon=10_000, threads=1)
+    first = learner.learn(batch)
+    for _ in range(300):
+        last = learner.learn(batch)
+    for name in unroll.LOSSES:
+        assert last[name] < first[name], name
+    before = learner.params.copy()
+    batch.reward[0, 0] = np.nan
+    with pytest.raises(FloatingPointError, match="step 301"):
+        learner.learn(batch)
+    np.testing.assert_array_equal(before, learner.params)
+
+
+def test_schedule() -> None:
+    rates = [rate_at(step, 1.0, 1000) for step in range(1500)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
