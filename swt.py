@@ -17,7 +17,9 @@ Csv = Annotated[Path | None, typer.Argument(help="A CSV of bars; the bundled EUR
 Threads = Annotated[int, typer.Option(help="Threads; 0 = all cores.  They never change the result.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 SideOption = Annotated[str | None, typer.Option(help="Side of the prices: bid, ask or mid.")]
-ZoneOption = Annotated[str | None, typer.Option(help="Time zone of the stamps, for example UTC or Europe/Athens.")]
+ZoneOption = Annotated[
+    str | None, typer.Option(help="Time zone of the stamps, for example UTC or Europe/Athens.")
+]
 LabelOption = Annotated[str | None, typer.Option(help="What a stamp marks: open or close of its bar.")]
 SpreadOption = Annotated[float | None, typer.Option(help="Spread in pips where the file has none.")]
 PipOption = Annotated[float | None, typer.Option(help="Size of a pip.")]
@@ -30,8 +32,12 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 def train(
     csv: Csv = None,
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/latest"),
-    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes of training (default 2.5).")] = None,
-    sessions: Annotated[int | None, typer.Option(help="Stop after so many sessions: reproducible to the byte.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so many minutes of training (default 2.5).")
+    ] = None,
+    sessions: Annotated[
+        int | None, typer.Option(help="Stop after so many sessions: reproducible to the byte.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     threads: Threads = 0,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
@@ -51,7 +57,10 @@ def train(
 
     chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     reading = read_options(side, timezone, label, spread, pip, drop_bad)
-    document = train_csv(csv, reading, load_config(config, chosen), out, minutes, sessions, resume, thread_count(threads))
+    budget = minutes, sessions
+    document = train_csv(
+        csv, reading, load_config(config, chosen), out, *budget, resume, thread_count(threads)
+    )
     if as_json:
         print(json.dumps(document))
 
@@ -60,7 +69,9 @@ def train(
 def backtest(
     csv: Csv = None,
     model: Annotated[Path, typer.Option(help="A model.swt.")] = Path("runs/latest/model.swt"),
-    start: Annotated[str | None, typer.Option("--from", help="Close of the first bar to decide at, UTC.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Close of the first bar to decide at, UTC.")
+    ] = None,
     decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV.")] = None,
     side: SideOption = None,
     timezone: ZoneOption = None,
@@ -128,12 +139,19 @@ def thread_count(threads: int) -> int:
 
 
 def read_options(
-    side: str | None, timezone: str | None, label: str | None, spread: float | None, pip: float | None, drop_bad: bool
+    side: str | None,
+    timezone: str | None,
+    label: str | None,
+    spread: float | None,
+    pip: float | None,
+    drop_bad: bool,
 ) -> Any:
     """How to read a CSV, from the flags that were given."""
     from host.bars import ReadOptions
 
-    return ReadOptions(side=side, timezone=timezone, label=label, spread_pips=spread, pip=pip, drop_bad=drop_bad)
+    return ReadOptions(
+        side=side, timezone=timezone, label=label, spread_pips=spread, pip=pip, drop_bad=drop_bad
+    )
 
 
 def main() -> None:

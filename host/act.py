@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from host.agent import Agent, Setting
+from host.agent import Agent, Loaded, Setting, load_agent
 from host.backtest import COLUMNS, format_decision, new_trader
-from host.feed import Bar
+from host.bars import ReadOptions
+from host.feed import Bar, feed_bars
+from host.progress import say
+from kernels._jit import program_digest
 from kernels.bars import Bars, take
 from kernels.features import HISTORY
 from kernels.gumbel import SearchConfig
@@ -96,3 +101,26 @@ def as_json_line(row: list[str]) -> str:
     """The same decision as a JSON object."""
     record = dict(zip(COLUMNS, row, strict=True))
     return json.dumps({k: v if k in ("time", "action") else json.loads(v) for k, v in record.items()})
+
+
+def act_on_feed(
+    feed: str, model: Path, reading: ReadOptions, follow: bool, out: IO[str], as_json: bool
+) -> int:
+    """`act`: load and check the model, then decide for every bar of the feed; the number of decisions."""
+    loaded = load_agent(model)
+    say(f"swt {program_digest()}, model {loaded.sha256[:16]}, waiting for {HISTORY} closed bars")
+    actor = Actor(loaded.agent, loaded.setting, loaded.search)
+    return act(actor, feed_bars(feed, reading_of(loaded, reading), follow), out, as_json)
+
+
+def reading_of(loaded: Loaded, reading: ReadOptions) -> ReadOptions:
+    """`reading`, with what it leaves open taken from the training of the model."""
+    data = loaded.manifest["data"]
+    known = {
+        **data["reading"],
+        "spread_pips": data["spread_pips"],
+        "interval_s": loaded.manifest["interval_s"],
+    }
+    return replace(
+        reading, **{name: value for name, value in known.items() if getattr(reading, name) is None}
+    )

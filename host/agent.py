@@ -11,7 +11,7 @@ from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_
 from kernels.features import names as feature_names
 from kernels.gumbel import SearchConfig, new_search_config
 from kernels.market import Codes, Market, new_market
-from kernels.ort import Binding, Session
+from kernels.ort import Net, Session
 from kernels.planner import Planner, new_planner
 from kernels.position import ACTIONS
 from kernels.search import Model
@@ -42,7 +42,6 @@ class Agent:
     def __init__(self, graphs: dict[str, bytes], sizes: Sizes) -> None:
         self.graphs, self.sizes = graphs, sizes
         self._sessions = {name: Session(graph) for name, graph in graphs.items()}
-        self._bindings: list[Binding] = []
 
     def model(self, roots: int) -> Model:
         """Networks bound for `roots` searches in lockstep."""
@@ -51,16 +50,14 @@ class Agent:
         root = self._bind("root", F + P, D + heads, roots)
         afterstate = self._bind("afterstate", D + A + P, D + C + 1, roots)
         dynamics = self._bind("dynamics", D + C + 2 * P, D + 1 + heads, roots * C)
-        return Model(root.net, afterstate.net, dynamics.net)
+        return Model(root, afterstate, dynamics)
 
     def planner(self, roots: int, config: SearchConfig) -> Planner:
         """A planner over `roots` roots."""
         return new_planner(self.model(roots), config, roots, self.sizes.actions, self.sizes.codes)
 
-    def _bind(self, name: str, width_in: int, width_out: int, rows: int) -> Binding:
-        binding = self._sessions[name].bind(width_in, width_out, row_buckets(rows))
-        self._bindings.append(binding)
-        return binding
+    def _bind(self, name: str, width_in: int, width_out: int, rows: int) -> Net:
+        return self._sessions[name].bind(width_in, width_out, row_buckets(rows))
 
 
 def row_buckets(rows: int) -> list[int]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
+from string import whitespace
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -231,9 +232,6 @@ class Lines(NamedTuple):
         return self.data[self.start[line - 1] : self.stop[line - 1]].decode("latin-1")
 
 
-# ---------------------------------------------------------------------------------------------------- recognising
-
-
 def recognise(first: str, second: str, name: str) -> Layout:
     """The layout of a file called `name` from its first two lines; only files with a header need the second."""
     header = 0 if first[:1].isdigit() else 1
@@ -294,16 +292,14 @@ def rules_for(
     parse_clock(timezone)
     if options.pip is None and price > SCALED:
         raise DataError(f"{name}: prices of about {price:g} look like points; if they are prices, say --pip")
-    pip = options.pip or (0.01 if price > 20 else 0.0001)
+    usual_pip = 0.01 if price > 20 else 0.0001
+    pip = usual_pip if options.pip is None else options.pip
     spread_pips = SPREAD_PIPS if options.spread_pips is None else options.spread_pips
     if not (0 < pip < np.inf and 0 <= spread_pips < np.inf):
         raise DataError(
             f"{name}: --pip {pip:g}, --spread {spread_pips:g}: neither may be negative, nor a pip zero"
         )
     return Rules(side, timezone, label, spread_pips * pip, pip, interval_ns), notes
-
-
-# ---------------------------------------------------------------------------------------------------------- clocks
 
 
 @lru_cache
@@ -356,9 +352,6 @@ def to_utc(stamp_ns: Ints, is_utc: NDArray[np.bool_], clock: str) -> Ints:
     return np.where(is_utc, stamp_ns, stamp_ns - offsets[where])
 
 
-# ---------------------------------------------------------------------------------------------------------- parsing
-
-
 def parse_line(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]] | None:
     """Stamp, whether it is UTC, and numbers by role of one line; None if it is not a bar."""
     fields = text.split(layout.format.separator)
@@ -367,7 +360,7 @@ def parse_line(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]] 
     numbers, stamp = {}, []
     for role, value in zip(layout.columns, fields, strict=True):
         if role in NUMBERS:
-            if not NUMBER.fullmatch(value.strip()):
+            if not NUMBER.fullmatch(value.strip(whitespace)):
                 return None
             numbers[role] = float(value)
         elif role:
@@ -397,7 +390,9 @@ def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
     """The rows of a file without a fault in its form; None if there is one."""
     body, columns = lines.data[lines.start[layout.header] :], layout.columns
     rows = len(lines.start) - layout.header
-    if body.count(layout.format.separator.encode()) != rows * (len(columns) - 1):
+    separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.format.separator))
+    per_line = np.searchsorted(separator, lines.stop) - np.searchsorted(separator, lines.start)
+    if (per_line[layout.header :] != len(columns) - 1).any():
         return None
     types = {i: "float64" if role in NUMBERS else "str" for i, role in enumerate(columns) if role}
     try:
@@ -415,7 +410,6 @@ def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
                 quoting=csv.QUOTE_NONE,
                 skip_blank_lines=False,
                 encoding="latin-1",
-                float_precision="round_trip",
             )
         texts = [frame[i].tolist() for i, role in enumerate(columns) if role and role not in NUMBERS]
         stamps = [parse_stamp(layout.format.stamp, " ".join(t), layout.day) for t in zip(*texts, strict=True)]
@@ -455,9 +449,6 @@ def new_rows(
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
     return Rows(np.array(line, np.int64), to_utc(stamp_ns, is_utc, clock), columns)
-
-
-# ---------------------------------------------------------------------------------------------------------- checking
 
 
 def quotes(columns: Any, rules: Rules, point: float) -> dict[str, Any]:
@@ -554,11 +545,12 @@ def interval_of(utc: Ints, options: ReadOptions, name: str) -> int:
     step = common_step(utc)
     wanted = None if options.interval_s is None else options.interval_s * NS
     if step is None and wanted is None:
-        raise DataError(f"{name}: {len(utc)} bars do not tell how long a bar is: bring more")
+        reason = "no bar is later than the one before: is the newest first?" if len(utc) > 1 else "bring more"
+        raise DataError(f"{name}: {len(utc)} bars do not tell how long a bar is: {reason}")
     interval_ns = step if wanted is None else wanted
     if interval_ns is None or interval_ns < NS or interval_ns % NS:
         raise DataError(f"{name}: steps of {(interval_ns or 0) / NS:g} s: bars last whole seconds")
-    if step not in (None, interval_ns):
+    if step not in (None, interval_ns) and not (np.diff(utc) == interval_ns).any():
         raise DataError(f"{name}: bars of {(step or 0) / NS:g} s where {interval_ns / NS:g} s are wanted")
     return interval_ns
 
@@ -586,9 +578,6 @@ def iso(time_ns: int) -> str:
     return str(np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s")) + "Z"
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
-
-
 def read_bytes(path: Path) -> bytes:
     """The bytes of the file."""
     try:
@@ -611,28 +600,19 @@ def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
 
 def refuse_bad(source: Source, kinds: dict[int, str], drop_bad: bool) -> None:
     """Raise DataError if there are bad rows and they may not, or cannot sensibly, be dropped."""
-    counts = count_kinds(kinds)
-    if not kinds or (drop_bad and source.rows > len(kinds)):
+    most = len(kinds) >= source.rows
+    if not kinds or (drop_bad and not most):
         return
     shown = "; ".join(f"line {p.line}: {KINDS[p.kind]}: {p.text!r}" for p in source.problems[:3])
-    remedy = (
-        "more than half of the rows: the file is not what it seems" if drop_bad else "--drop-bad drops them"
-    )
-    if drop_bad or counts.get("backward", 0) > source.rows:
-        remedy = "most rows are bad, dropping them would not help; is the newest row first?"
-    raise DataError(f"{source.path}: {describe_counts(counts)}; {shown}; {remedy}", source)
+    remedy = "most of the file: is it newest first, or of another kind?" if most else "--drop-bad drops them"
+    raise DataError(f"{source.path}: {count_kinds(kinds)}; {shown}; {remedy}", source)
 
 
-def count_kinds(kinds: dict[int, str]) -> dict[str, int]:
-    """Number of bad rows of each kind."""
-    values = list(kinds.values())
-    return {kind: values.count(kind) for kind in KINDS if kind in values}
-
-
-def describe_counts(counts: dict[str, int]) -> str:
+def count_kinds(kinds: dict[int, str]) -> str:
     """`3 bad rows (2 flat, 1 range)`."""
-    total = sum(counts.values())
-    return f"{total} bad row{'s' * (total > 1)} ({', '.join(f'{n} {kind}' for kind, n in counts.items())})"
+    values = list(kinds.values())
+    counts = ", ".join(f"{values.count(kind)} {kind}" for kind in KINDS if kind in values)
+    return f"{len(values)} bad row{'s' * (len(values) > 1)} ({counts})"
 
 
 def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bars, Source]:
@@ -660,7 +640,7 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     source = describe_source(name, layout, rules, options, time, raw, list_problems(lines, kinds), notes)
     refuse_bad(source, kinds, options.drop_bad)
     if kinds:
-        source.notes.append(f"dropped {describe_counts(count_kinds(kinds))}")
+        source.notes.append(f"dropped {count_kinds(kinds)}")
     source.notes.extend(hole_notes(time, interval_ns, rows.line[good]))
     return bars, source
 

@@ -53,7 +53,7 @@ class SearchSettings:
     considered: int = 4
     discount: float = 0.99  # per bar
     c_visit: float = 50.0
-    c_scale: float = 0.1
+    c_scale: float = 1.0  # in units of the 5 to 95 % range of n-step rewards
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ class TrainConfig:
     train_share: float = 0.75  # of the bars; an embargo of one session, then the test part
     block: int = 16  # sessions played in lockstep
     blocks: int = 2  # collected in a cycle
+    simulations: int = 8  # of collecting and reanalysing; acting uses search.simulations
     reanalyse: int = 1  # blocks searched again in a cycle, oldest targets first
-    replay: int = 512  # sessions kept
+    replay: int = 96  # sessions kept: old policy targets hold learning back
     batch: int = 256
     unroll: int = 5  # K
     n_step: int = 5

@@ -88,7 +88,7 @@ def fit_setting(
 
 
 class FeatureStore:
-    """Normalised features of the bars in use: X [rows, F], found through row_of_bar [T]; a row per bar, not per session."""
+    """Normalised features of the bars in use, a row for each: X [rows, F], found through row_of_bar [T]."""
 
     def __init__(self, data: Dataset, rows: int, threads: int) -> None:
         width = len(data.setting.normaliser.scale)

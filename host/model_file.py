@@ -257,9 +257,9 @@ def _vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.flo
 def _evaluate(name: str, graph: bytes, x: NDArray[np.float32], width_out: int) -> NDArray[np.float32]:
     """graph(x) [rows, width_out] by the runtime that trades."""
     try:
-        binding = Session(graph).bind(x.shape[1], width_out, [len(x)])
-        binding.net.x[:] = x
-        check(evaluate(binding.net, len(x)))
+        net = Session(graph).bind(x.shape[1], width_out, [len(x)])
+        net.x[:] = x
+        check(evaluate(net, len(x)))
     except OrtError as error:
         raise ModelRefused(f"graph {name}: {error}") from None
-    return binding.net.y.copy()
+    return net.y.copy()

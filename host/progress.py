@@ -18,7 +18,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
-    """`with progress("training") as report: report(0.4, "cycle 7")`."""
+    """Yield a `Report` that shows how far a task titled `title` has come."""
     if sys.stderr.isatty():
         with _bar(title) as report:
             yield report

@@ -1,16 +1,15 @@
-"""`selftest`: does the agent find what is known to be there, and leave alone what is known to be worthless?"""
+"""`selftest`: does the agent find what is known to be there, and leave alone what is worthless.  All markets are synthetic."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 from host.backtest import new_trader, trade_bars
 from host.config import Config, load_config
 from host.dataset import Dataset, new_dataset
 from host.progress import Report
-from host.synthetic import INTERVAL_NS, PIP, MARKETS, Options, Synthetic, make_market, play_optimum
+from host.synthetic import INTERVAL_NS, MARKETS, PIP, Options, Synthetic, make_market, play_optimum
 from host.train import Trainer, train_for
 from kernels.bars import take
 
@@ -42,7 +41,7 @@ def run_market(
 def measure(name: str, synthetic: Synthetic, data: Dataset, trainer: Trainer) -> dict[str, Any]:
     """Agent and optimum over the same unseen bars, both from flat, through the same ledger."""
     first, stop = data.test_first, len(synthetic.bars.time)
-    trader = new_trader(trainer.agent(), data.setting, trainer.search_config())
+    trader = new_trader(trainer.agent(), data.setting, trainer.acting_search())
     result = trade_bars(trader, synthetic.bars, synthetic.extra, first, stop)
     part = synthetic._replace(bars=take(synthetic.bars, first, stop), state=synthetic.state[first:stop])
     market = data.setting.market
@@ -70,13 +69,32 @@ def passes(name: str, fraction: float | None, share: float) -> bool:
     return LEAST[name] <= fraction <= MOST
 
 
+def new_options(**given: float | int | None) -> Options:
+    """Options of a market, defaults where None was given."""
+    return Options(
+        **{"length": LENGTH, **{name: value for name, value in given.items() if value is not None}}
+    )
+
+
+def print_selftest(document: dict[str, Any], out: IO[str]) -> None:
+    """One line a market."""
+    for name, m in document["markets"].items():
+        verdict = "passed" if m["passed"] else "FAILED"
+        fraction = m["fraction_of_optimum"]
+        share = f"{fraction:.1%} of the optimum" if fraction is not None else "the optimum is flat"
+        print(
+            f"synthetic {name:>8}: {verdict}; {share}; {m['profit']:.0f} of {m['optimum']:.0f} pips, in the market "
+            f"{m['share_in_market']:.1%}, {m['trades']} trades, {m['test_bars']} unseen bars, {m['seconds']:.0f} s",
+            file=out,
+        )
+
+
 def selftest(
     names: list[str],
     options: Options,
     config: Config,
     minutes: float | None,
     threads: int,
-    progress: Callable[..., Any],
 ) -> dict[str, Any]:
     """The document of `selftest --json`."""
     markets = {}

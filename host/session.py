@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from host.act import reading_of
 from host.agent import Loaded, load_agent, save_agent
 from host.backtest import new_trader, print_report, report, trade_bars, write_decisions
 from host.bars import DataError, ReadOptions, Source, read_bars
@@ -37,6 +38,8 @@ def train_csv(
 ) -> dict[str, Any]:
     """Train on a CSV into the run directory `out`; the out-of-sample report, with the path of the model."""
     path = csv or SAMPLE
+    if csv is None:
+        reading = replace(reading, side="ask")  # the bundled file holds ask prices; its columns do not say so
     if minutes is None and sessions is None:
         minutes = MINUTES
     with open_run(out, resume) as run:
@@ -109,7 +112,7 @@ def save_trained(path: Path, trainer: Trainer, source: Source) -> None:
         "spread_pips": source.spread_pips,
     }
     configuration = trainer.config.as_dict()
-    save_agent(path, trainer.agent(), trainer.data.setting, trainer.search_config(), configuration, data)
+    save_agent(path, trainer.agent(), trainer.data.setting, trainer.acting_search(), configuration, data)
 
 
 def out_of_sample(loaded: Loaded, data: Dataset, config: Config) -> dict[str, Any]:
@@ -133,17 +136,6 @@ def advise(csv: Path, model: Path, bars: Bars, first: int) -> None:
 def utc(time_ns: int) -> str:
     """ISO stamp of a bar's close."""
     return str(np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s")) + "Z"
-
-
-def reading_of(loaded: Loaded, reading: ReadOptions) -> ReadOptions:
-    """`reading`, with what it leaves open taken from the training of the model."""
-    data = loaded.manifest["data"]
-    known = {
-        **data["reading"],
-        "spread_pips": data["spread_pips"],
-        "interval_s": loaded.manifest["interval_s"],
-    }
-    return replace(reading, **{name: value for name, value in known.items() if asdict(reading)[name] is None})
 
 
 def backtest_csv(

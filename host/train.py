@@ -14,17 +14,20 @@ from threadpoolctl import threadpool_limits
 from host.agent import Agent, Sizes
 from host.config import Config
 from host.dataset import Dataset, FeatureStore
+from host.progress import Report
+from kernels.bars import Bars
+from kernels.features import Normaliser
 from kernels.gumbel import SearchConfig, new_search_config
-from kernels.market import TRADE, new_accounts
+from kernels.market import TRADE, Codes, Market, new_accounts
 from kernels.ort import check
 from kernels.planner import Planner
 from kernels.position import ACTIONS, FEATURES
 from kernels.reanalyze import search_again, value_again
-from kernels.replay import Batch, Horizon, new_batch, new_replay, sample
+from kernels.replay import Horizon, new_batch, new_replay, sample
 from kernels.rng import below
 from kernels.selfplay import play
 from models.export import export
-from models.net import Shape, new_params
+from models.net import Shape
 from models.unroll import Learner
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
@@ -97,11 +100,11 @@ class Trainer:
         """The target networks as ONNX."""
         return export(self.target, self.learner.shape)
 
-    def search_config(self) -> SearchConfig:
-        """Of collecting, reanalysing and acting."""
+    def search_config(self, simulations: int) -> SearchConfig:
+        """A search of so many simulations in the present unit of value."""
         s = self.config.search
         return new_search_config(
-            simulations=s.simulations,
+            simulations=simulations,
             considered=s.considered,
             discount=s.discount,
             c_visit=s.c_visit,
@@ -170,6 +173,34 @@ class Trainer:
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)
         return totals
 
+    def acting_search(self) -> SearchConfig:
+        """The search of the finished agent."""
+        return self.search_config(self.config.search.simulations)
+
+    def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Everything a run needs to go on to the bit: arrays and plain values."""
+        arrays = {
+            "params": self.learner.params,
+            "target": self.target,
+            **{f"adam_{name}": array for name, array in self.learner.adam._asdict().items()},
+            **{f"replay_{name}": array for name, array in self.replay._asdict().items()},
+        }
+        state = {
+            "cycle": self.cycle,
+            "sessions": self.sessions,
+            "step": self.learner.step,
+            "value_unit": self.value_unit,
+        }
+        return arrays, state
+
+    def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
+        """Take up a snapshot; the features of its sessions are computed anew."""
+        for name, array in self.snapshot()[0].items():
+            array[...] = arrays[name]
+        self.cycle, self.sessions = state["cycle"], state["sessions"]
+        self.learner.step, self.value_unit = state["step"], state["value_unit"]
+        self.store.hold(self.replay.start[: self.filled], self.config.market.session + 1)
+
     def agent(self) -> Agent:
         """The target networks, ready to act."""
         return Agent(self.graphs(), self.sizes)
@@ -181,7 +212,7 @@ class Trainer:
     def _each_block(self, work: Callable[..., int], agent: Agent, slots: NDArray[np.int64]) -> None:
         """Call work(planner, first, slots of the block) for each block of sessions, on all threads."""
         size = self.config.train.block
-        search = self.search_config()
+        search = self.search_config(self.config.train.simulations)
         blocks = [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
         planners = [agent.planner(len(block), search) for _, block in blocks]
         jobs = [self._pool.submit(work, p, i, block) for p, (i, block) in zip(planners, blocks, strict=True)]
@@ -204,21 +235,22 @@ def train_for(
     on_cycle: Callable[[dict[str, Any]], None],
     report: Report,
 ) -> None:
-    """Run cycles until either budget is used up; whole cycles only, and the clock decides nothing but when to stop."""
+    """Run whole cycles until either budget is used up; the clock decides nothing but when to stop.
+
+    It starts after the first cycle, in which kernels may have to be compiled.
+    """
+    on_cycle(trainer.run_cycle())
     begin, longest = time.perf_counter(), 0.0
     while True:
-        started = time.perf_counter()
-        row = trainer.run_cycle()
-        now = time.perf_counter()
-        longest = max(longest, now - started)
-        on_cycle(row)
-        shares = []
+        shares = [0.0]
         if minutes is not None:
-            shares.append((now - begin + longest) / (60 * minutes))
+            shares.append((time.perf_counter() - begin + longest) / (60 * minutes))
         if sessions is not None:
             shares.append(trainer.sessions / sessions)
-        report(
-            min(max(shares), 1.0), f"cycle {row['cycle']}, {row['sessions']} sessions, {row['steps']} steps"
-        )
+        done = f"cycle {trainer.cycle}, {trainer.sessions} sessions, {trainer.learner.step} steps"
+        report(min(max(shares), 1.0), done)
         if max(shares) >= 1.0:
             return
+        started = time.perf_counter()
+        on_cycle(trainer.run_cycle())
+        longest = max(longest, time.perf_counter() - started)

@@ -146,9 +146,8 @@ def step(
     pay_swap(account, bars.time[t], open_ns, market)
     if target != side:
         if side != 0:
-            leave(
-                account, trade, fill_px(bars.open[t + 1], bars.ask_open[t + 1], -side, market), t + 1, market
-            )
+            exit_px = fill_px(bars.open[t + 1], bars.ask_open[t + 1], -side, market)
+            leave(account, trade, exit_px, t + 1, market)
         if target != 0:
             enter(account, target, bars, t + 1, market)
     pay_swap(account, open_ns, bars.time[t + 1], market)

@@ -95,7 +95,10 @@ def _environment() -> tuple[int, int]:
 
 
 class Net(NamedTuple):
-    """One graph as a kernel sees it: write rows of `x`, call `evaluate`, read rows of `y`."""
+    """One graph as a kernel sees it: write rows of `x`, call `evaluate`, read rows of `y`.
+
+    Its bindings and its session live as long as `x` or `y`.
+    """
 
     run: int  # address of RunWithBinding
     session: int
@@ -125,35 +128,45 @@ class Session:
             _release(RELEASE_SESSION_OPTIONS, options)
         weakref.finalize(self, _release, RELEASE_SESSION, self.handle)
 
-    def bind(self, width_in: int, width_out: int, rows: Iterable[int]) -> Binding:
+    def bind(self, width_in: int, width_out: int, rows: Iterable[int]) -> Net:
         """Fresh arrays for up to max(rows) rows; a call evaluates the next larger of `rows`."""
-        return Binding(self, width_in, width_out, sorted(set(rows)))
+        counts = sorted(set(rows))
+        x, y = (np.zeros((counts[-1], width), np.float32) for width in (width_in, width_out))
+        bindings = np.zeros(counts[-1] + 1, np.int64)
+        for count in counts:
+            bindings[count] = self._binding(x[:count], y[:count])
+        owner = _Owner(self, [int(handle) for handle in bindings if handle])
+        kept = (np.asarray(_Kept(array, owner)) for array in (x, y))
+        return Net(int(_table()[RUN_WITH_BINDING] or 0), self.handle, bindings, *kept)
 
-
-class Binding:
-    """Owns the arrays and the bindings that a `Net` points at; keep it as long as the net is used."""
-
-    def __init__(self, session: Session, width_in: int, width_out: int, rows: list[int]) -> None:
-        self._session = session  # a binding must not outlive its session
-        x, y = (np.zeros((rows[-1], width), np.float32) for width in (width_in, width_out))
-        bindings = np.zeros(rows[-1] + 1, np.int64)
-        for count in rows:
-            bindings[count] = self._bind(x[:count], y[:count])
-        self.net = Net(int(_table()[RUN_WITH_BINDING] or 0), session.handle, bindings, x, y)
-
-    def _bind(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> int:
-        session = self._session
-        binding = _new(CREATE_IO_BINDING, session.handle, argtypes=(PTR,))
-        weakref.finalize(self, _release, RELEASE_IO_BINDING, binding)
+    def _binding(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> int:
+        binding = _new(CREATE_IO_BINDING, self.handle, argtypes=(PTR,))
         for index, name, array in ((BIND_INPUT, b"x", x), (BIND_OUTPUT, b"y", y)):
             shape = (ctypes.c_int64 * 2)(*array.shape)
-            tensor = (session._cpu, array.ctypes.data, array.nbytes, shape, 2, FLOAT32)
+            tensor = (self._cpu, array.ctypes.data, array.nbytes, shape, 2, FLOAT32)
             value = _new(CREATE_TENSOR_WITH_DATA, *tensor, argtypes=(PTR, PTR, SIZE, PTR, SIZE, INT))
             try:
                 _call(index, binding, name, value, argtypes=(PTR, STR, PTR))
             finally:
                 _release(RELEASE_VALUE, value)  # the binding holds its own reference
         return binding
+
+
+class _Owner:
+    """Releases bindings, and only then lets go of their session."""
+
+    def __init__(self, session: Session, bindings: list[int]) -> None:
+        self._session = session
+        for binding in bindings:
+            weakref.finalize(self, _release, RELEASE_IO_BINDING, binding)
+
+
+class _Kept:
+    """An array that keeps its owner alive: a `Net` is a plain tuple and could not."""
+
+    def __init__(self, array: NDArray[np.float32], owner: _Owner) -> None:
+        self.__array_interface__ = array.__array_interface__
+        self._kept = array, owner
 
 
 @intrinsic

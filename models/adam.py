@@ -37,13 +37,14 @@ def rate_at(step: int, rate: float, horizon: int) -> float:
 @kernel
 def add_up(total: NDArray[Any], parts: NDArray[Any]) -> float:
     """total [N] = sum of parts [M, N] in their order; its squared norm."""
+    for i in range(total.shape[0]):
+        total[i] = parts[0, i]
+    for m in range(1, parts.shape[0]):
+        for i in range(total.shape[0]):
+            total[i] += parts[m, i]
     norm = 0.0
     for i in range(total.shape[0]):
-        x = parts[0, i]
-        for m in range(1, parts.shape[0]):
-            x += parts[m, i]
-        total[i] = x
-        norm += float(x) * float(x)
+        norm += np.float64(total[i]) * total[i]
     return norm
 
 

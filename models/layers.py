@@ -15,6 +15,7 @@ from kernels._jit import kernel
 Array = NDArray[Any]
 EPSILON = 1e-5  # of the layer norm
 HL_GAUSS_WIDTH = 0.75  # standard deviation of a target in bin widths (Imani and White 2018)
+FORBIDDEN = -1e30  # logit of an illegal action: finite, and its exponential is 0
 REACH = 5.0  # standard deviations beyond which a target has no mass
 
 
@@ -27,7 +28,16 @@ def linear_forward(y: Array, x: Array, w: Array, b: Array) -> None:
 def linear_backward(dw: Array, db: Array, dy: Array, x: Array) -> None:
     """Gradients of the parameters of y = x @ w + b."""
     np.matmul(x.T, dy, out=dw)
-    np.sum(dy, axis=0, out=db)
+    _column_sums(db, dy)
+
+
+@kernel
+def _column_sums(y: Array, x: Array) -> None:
+    """y [O] = sum of the rows of x [n, O], row by row: vector additions."""
+    y[:] = 0
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[j] += x[i, j]
 
 
 def linear_backward_input(dx: Array, dy: Array, w: Array) -> None:
@@ -35,9 +45,19 @@ def linear_backward_input(dx: Array, dy: Array, w: Array) -> None:
     np.matmul(dy, w.T, out=dx)
 
 
-def relu_forward(y: Array) -> None:
-    """y = max(y, 0), in place."""
-    np.maximum(y, 0, out=y)
+def hidden_forward(y: Array, x: Array, w: Array, b: Array) -> None:
+    """y [n, O] = max(x [n, I] @ w [I, O] + b [O], 0)."""
+    np.matmul(x, w, out=y)
+    _add_and_rectify(y, b)
+
+
+@kernel
+def _add_and_rectify(y: Array, b: Array) -> None:
+    """y [n, O] = max(y + b, 0) in place; NaN stays NaN, or a broken weight would pass for a dead unit."""
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            z = y[i, j] + b[j]
+            y[i, j] = 0 if z <= 0 else z
 
 
 @kernel
@@ -54,14 +74,13 @@ def norm_forward(y: Array, rstd: Array, x: Array) -> None:
     """Layer norm without parameters: y [n, D] = (x - mean) rstd, rstd [n] = 1 / sqrt(var + EPSILON)."""
     D = x.shape[1]
     for i in range(x.shape[0]):
-        mean = 0.0
+        mean, square = 0.0, 0.0
         for j in range(D):
-            mean += x[i, j]
+            value = np.float64(x[i, j])
+            mean += value
+            square += value * value
         mean /= D
-        variance = 0.0
-        for j in range(D):
-            variance += (x[i, j] - mean) ** 2
-        rstd[i] = 1.0 / math.sqrt(variance / D + EPSILON)
+        rstd[i] = 1.0 / math.sqrt(max(square / D - mean * mean, 0.0) + EPSILON)
         for j in range(D):
             y[i, j] = (x[i, j] - mean) * rstd[i]
 
@@ -74,7 +93,7 @@ def norm_backward(dx: Array, dy: Array, y: Array, rstd: Array) -> None:
         mean, slope = 0.0, 0.0
         for j in range(D):
             mean += dy[i, j]
-            slope += dy[i, j] * y[i, j]
+            slope += np.float64(dy[i, j]) * y[i, j]
         mean /= D
         slope /= D
         for j in range(D):
@@ -107,40 +126,54 @@ def hl_gauss(target: Array, x: float, limit: float) -> None:
 
 
 @kernel
-def _shift(z: Array, legal: NDArray[np.bool_]) -> None:
-    """Subtract each row's largest legal logit; illegal ones get one whose exponential is 0."""
+def forbid(z: Array, legal: NDArray[np.bool_]) -> None:
+    """Give illegal logits z [n, A] a probability, and so a gradient, of exactly 0."""
     for i in range(z.shape[0]):
-        highest = -np.inf
         for j in range(z.shape[1]):
-            if legal[i, j]:
-                highest = max(highest, z[i, j])
-        for j in range(z.shape[1]):
-            z[i, j] = z[i, j] - highest if legal[i, j] else -200.0
+            if not legal[i, j]:
+                z[i, j] = FORBIDDEN
 
 
 @kernel
-def _cross_entropy(dz: Array, target: Array, weight: Array, legal: NDArray[np.bool_]) -> float:
-    """From dz = exp(shifted logits): the loss, and dz <- weight (softmax - target)."""
-    loss = 0.0
-    for i in range(dz.shape[0]):
-        total = 0.0
-        for j in range(dz.shape[1]):
-            total += dz[i, j]
-        row = 0.0
-        for j in range(dz.shape[1]):
-            p = dz[i, j] / total
-            if target[i, j] != 0:
-                row -= target[i, j] * math.log(max(p, 1e-38))
-            dz[i, j] = weight[i] * (p - target[i, j]) if legal[i, j] else 0.0
-        loss += weight[i] * row
-    return loss
+def _shift(z: Array, loss: Array, target: Array) -> None:
+    """Subtract from each row of z its largest logit; loss [n] = -<target, what is left>."""
+    for i in range(z.shape[0]):
+        highest = z[i, 0]
+        for j in range(1, z.shape[1]):
+            highest = z[i, j] if z[i, j] > highest else highest
+        surprise = 0.0
+        for j in range(z.shape[1]):
+            if target[i, j] != 0:  # few are
+                surprise -= np.float64(z[i, j] - highest) * target[i, j]
+        loss[i] = surprise
+        for j in range(z.shape[1]):
+            z[i, j] -= highest
 
 
-def cross_entropy(z: Array, target: Array, weight: Array, legal: NDArray[np.bool_]) -> float:
-    """sum_i weight_i CE(target_i, softmax(z_i)) over n rows; the logits z [n, O] become their gradient."""
-    _shift(z, legal)
+@kernel
+def _normalise(z: Array, loss: Array, target: Array, weight: Array, factor: float) -> float:
+    """From z = exp(shifted logits): the loss, and z <- factor weight (softmax - target)."""
+    total = 0.0
+    for i in range(z.shape[0]):
+        mass = 0.0
+        for j in range(z.shape[1]):
+            mass += z[i, j]
+        scale = z.dtype.type(1.0 / mass)
+        w = z.dtype.type(factor * weight[i])
+        for j in range(z.shape[1]):
+            z[i, j] = w * (z[i, j] * scale - target[i, j])
+        total += weight[i] * (math.log(mass) + loss[i])
+    return total
+
+
+def cross_entropy(z: Array, row: Array, target: Array, weight: Array, factor: float) -> float:
+    """sum_i weight_i CE(target_i, softmax(z_i)) over n rows of targets that sum to 1, row [n] being scratch.
+
+    The logits z [n, O] become the gradient of `factor` times that.
+    """
+    _shift(z, row, target)
     np.exp(z, out=z)
-    return float(_cross_entropy(z, target, weight, legal))
+    return float(_normalise(z, row, target, weight, factor))
 
 
 def support(limit: float, bins: int) -> NDArray[np.float64]:

@@ -4,7 +4,9 @@ The market latent unrolls step by step; every head then runs once over all steps
 step k of window i.  A batch is cut into CHUNKS pieces whatever the threads, and their gradients add up in order.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
 from models.layers import (
     cross_entropy,
+    forbid,
+    hidden_forward,
     hl_gauss,
     linear_backward,
     linear_backward_input,
@@ -22,7 +26,6 @@ from models.layers import (
     norm_backward,
     norm_forward,
     relu_backward,
-    relu_forward,
 )
 from models.net import Array, Params, Shape, count, decays, new_params, views
 
@@ -39,6 +42,9 @@ class LossWeights(NamedTuple):
     after_value: float = 0.5
     chance: float = 1.0
     reward: float = 1.0
+
+
+WEIGHTS = LossWeights()
 
 
 class Work(NamedTuple):
@@ -72,8 +78,8 @@ class Work(NamedTuple):
     reward_target: Array  # [M, Vr]
     decision_weight: Array  # [N]
     step_weight: Array  # [M]
+    row_loss: Array  # [N] scratch
     legal: NDArray[np.bool_]  # [N, A]
-    all_legal: NDArray[np.bool_]  # [N, max(V, Vr, C)]
 
 
 def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Work:
@@ -87,11 +93,10 @@ def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Work:
         "gain_in": (M, D + C + 2 * P), "gain": (M, H), "move": (K, n, H), "d_hidden": (N, H), "d_more": (N, H),
         "d_move": (K, n, H), "d_latent": (K + 1, n, D), "d_part": (K + 1, n, D), "policy_target": (N, A),
         "value_target": (N, V), "code_target": (M, C), "reward_target": (M, Vr), "decision_weight": (N,),
-        "step_weight": (M,),
+        "step_weight": (M,), "row_loss": (N,),
     }  # fmt: skip
     arrays = {name: np.zeros(size, dtype) for name, size in layout.items()}
-    legal, every = np.ones((N, A), np.bool_), np.ones((N, max(V, Vr, C)), np.bool_)
-    return Work(**arrays, legal=legal, all_legal=every)
+    return Work(**arrays, legal=np.ones((N, A), np.bool_))
 
 
 @kernel
@@ -130,8 +135,8 @@ def fill_targets(work: Work, batch: Batch, first: int, value_limit: float, rewar
             work.decision_weight[row] = batch.weight[b, k] / (B * (K + 1))
             hl_gauss(work.value_target[row], batch.value[b, k], value_limit)
             for a in range(batch.policy.shape[2]):
-                work.policy_target[row, a] = batch.policy[b, k, a]
                 work.legal[row, a] = batch.legal[b, k, a]
+                work.policy_target[row, a] = batch.policy[b, k, a] if batch.legal[b, k, a] else 0.0
             if k < K:
                 work.step_weight[row] = batch.weight[b, k + 1] / (B * K)
                 hl_gauss(work.reward_target[row], batch.reward[b, k], reward_limit)
@@ -141,53 +146,44 @@ def fill_targets(work: Work, batch: Batch, first: int, value_limit: float, rewar
 def forward(work: Work, p: Params, x: Array) -> None:
     """Latents of all steps and the logits of every head, for inputs that `fill_inputs` has written; x [n, F]."""
     K, n, D = work.move.shape[0], work.hidden.shape[0], work.latent.shape[2]
-    linear_forward(work.hidden, x, p.represent_w, p.represent_b)
-    relu_forward(work.hidden)
+    hidden_forward(work.hidden, x, p.represent_w, p.represent_b)
     linear_forward(work.before[0], work.hidden, p.latent_w, p.latent_b)
     norm_forward(work.latent[0], work.rstd[0], work.before[0])
     C = work.code.shape[1]
     for k in range(K):
         gain_in = work.gain_in[k * n : (k + 1) * n]
         gain_in[:, :D] = work.latent[k]
-        linear_forward(work.move[k], gain_in[:, : D + C], p.move_w, p.move_b)
-        relu_forward(work.move[k])
+        hidden_forward(work.move[k], gain_in[:, : D + C], p.move_w, p.move_b)
         linear_forward(work.before[k + 1], work.move[k], p.next_w, p.next_b)
         work.before[k + 1] += work.latent[k]
         norm_forward(work.latent[k + 1], work.rstd[k + 1], work.before[k + 1])
     work.predict_in[:, :D] = work.latent.reshape(-1, D)
     work.after_in[:, :D] = work.latent[:K].reshape(-1, D)
-    _head(work.predict, work.predict_in, p.predict_w, p.predict_b)
+    hidden_forward(work.predict, work.predict_in, p.predict_w, p.predict_b)
     linear_forward(work.policy, work.predict, p.policy_w, p.policy_b)
     linear_forward(work.value, work.predict, p.value_w, p.value_b)
-    _head(work.chance, work.latent[:K].reshape(-1, D), p.chance_w, p.chance_b)
+    hidden_forward(work.chance, work.latent[:K].reshape(-1, D), p.chance_w, p.chance_b)
     linear_forward(work.code, work.chance, p.code_w, p.code_b)
-    _head(work.after, work.after_in, p.after_w, p.after_b)
+    hidden_forward(work.after, work.after_in, p.after_w, p.after_b)
     linear_forward(work.after_value, work.after, p.after_value_w, p.after_value_b)
-    _head(work.gain, work.gain_in, p.gain_w, p.gain_b)
+    hidden_forward(work.gain, work.gain_in, p.gain_w, p.gain_b)
     linear_forward(work.reward, work.gain, p.reward_w, p.reward_b)
-
-
-def _head(y: Array, x: Array, w: Array, b: Array) -> None:
-    linear_forward(y, x, w, b)
-    relu_forward(y)
 
 
 def losses(work: Work, weights: LossWeights) -> list[float]:
     """The losses in the order of LOSSES; the logits become the gradients of their weighted sum."""
     M = len(work.step_weight)
-
-    def one(z: Array, target: Array, weight: Array, legal: NDArray[np.bool_], factor: float) -> float:
-        loss = cross_entropy(z, target, weight, legal)
-        z *= z.dtype.type(factor)
-        return loss
-
-    every = work.all_legal
+    forbid(work.policy, work.legal)
+    heads = (
+        (work.policy, work.policy_target, work.decision_weight),
+        (work.value, work.value_target, work.decision_weight),
+        (work.after_value, work.value_target[:M], work.step_weight),
+        (work.code, work.code_target, work.step_weight),
+        (work.reward, work.reward_target, work.step_weight),
+    )
     return [
-        one(work.policy, work.policy_target, work.decision_weight, work.legal, weights.policy),
-        one(work.value, work.value_target, work.decision_weight, every, weights.value),
-        one(work.after_value, work.value_target[:M], work.step_weight, every, weights.after_value),
-        one(work.code, work.code_target, work.step_weight, every, weights.chance),
-        one(work.reward, work.reward_target, work.step_weight, every, weights.reward),
+        cross_entropy(z, work.row_loss, target, weight, factor)
+        for (z, target, weight), factor in zip(heads, weights, strict=True)
     ]
 
 
@@ -200,7 +196,7 @@ def backward(d: Params, work: Work, p: Params, x: Array, latent_gradient: float 
     linear_backward_input(work.d_hidden, work.value, p.value_w)
     linear_backward_input(work.d_more, work.policy, p.policy_w)
     np.add(work.d_hidden, work.d_more, out=work.d_hidden)
-    # predict = relu([m | position] @ predict_w + predict_b)
+    # The hidden layer of the prediction reads [m | position]; only m hands its gradient on.
     relu_backward(work.d_hidden, work.predict)
     linear_backward(d.predict_w, d.predict_b, work.d_hidden, work.predict_in)
     linear_backward_input(work.d_latent.reshape(-1, D), work.d_hidden, p.predict_w[:D])
@@ -265,14 +261,18 @@ class Learner:
         decay: float,
         horizon: int,
         threads: int,
+        weights: LossWeights = WEIGHTS,
     ) -> None:
+        if batch % CHUNKS:
+            raise ValueError(f"a batch of {batch} windows is not {CHUNKS} equal chunks")
         self.shape, self.step = shape, 0
         self.params = new_params(shape, seed)
         self.adam: Adam = new_adam(self.params)
-        self._rate, self._horizon = rate, horizon
+        self._rate, self._horizon, self._weights = rate, horizon, weights
         self._decays = decays(shape, decay)
         self._views = views(self.params, shape)
         self._parts = np.zeros((CHUNKS, count(shape)), np.float32)
+        self._d = [views(part, shape) for part in self._parts]
         self._gradient = np.zeros(count(shape), np.float32)
         self._work = [new_work(shape, batch // CHUNKS, K) for _ in range(CHUNKS)]
         self._pool = ThreadPoolExecutor(threads)
@@ -281,22 +281,34 @@ class Learner:
         """One step on a batch; its losses.  Raises FloatingPointError and changes nothing if one is not finite."""
         rows = list(self._pool.map(lambda i: self._chunk(batch, i), range(CHUNKS)))
         found = dict(zip(LOSSES, (sum(column) for column in zip(*rows, strict=True)), strict=True))
-        norm = float(np.sqrt(add_up(self._gradient, self._parts)))
-        if not np.isfinite(norm) or not all(np.isfinite(loss) for loss in found.values()):
-            raise FloatingPointError(f"learning step {self.step}: gradient norm {norm}, losses {found}")
-        rate = rate_at(self.step, self._rate, self._horizon)
-        scale = min(1.0, CLIP / max(norm, 1e-12))
-        update(self.params, self.adam, self._gradient, self._decays, self.step, rate, scale)
+        found["gradient_norm"] = math.sqrt(sum(self._pool.map(self._add_up, self._slices())))
+        bad = [name for name, x in found.items() if not math.isfinite(x)]
+        if bad:
+            raise FloatingPointError(f"learning step {self.step}: not finite: {', '.join(bad)}")
+        scale = min(1.0, CLIP / max(found["gradient_norm"], 1e-12))
+        list(self._pool.map(lambda part: self._update(part, scale), self._slices()))
         self.step += 1
-        return {**found, "gradient_norm": norm}
+        return found
+
+    def _slices(self) -> list[slice]:
+        """The parameters in CHUNKS pieces, so that the optimiser runs on all threads as well."""
+        edges = [len(self.params) * i // CHUNKS for i in range(CHUNKS + 1)]
+        return [slice(first, stop) for first, stop in pairwise(edges)]
+
+    def _add_up(self, part: slice) -> float:
+        return add_up(self._gradient[part], self._parts[:, part])
+
+    def _update(self, part: slice, scale: float) -> None:
+        adam = Adam(self.adam.mean[part], self.adam.square[part])
+        rate = rate_at(self.step, self._rate, self._horizon)
+        update(self.params[part], adam, self._gradient[part], self._decays[part], self.step, rate, scale)
 
     def _chunk(self, batch: Batch, i: int) -> list[float]:
-        work, d = self._work[i], views(self._parts[i], self.shape)
-        first, n = i * len(work.hidden), len(work.hidden)
-        x = batch.x[first : first + n]
-        fill_inputs(work, batch, first)
-        fill_targets(work, batch, first, self.shape.value_limit, self.shape.reward_limit)
+        work, n = self._work[i], len(self._work[i].hidden)
+        x = batch.x[i * n : (i + 1) * n]
+        fill_inputs(work, batch, i * n)
+        fill_targets(work, batch, i * n, self.shape.value_limit, self.shape.reward_limit)
         forward(work, self._views, x)
-        found = losses(work, LossWeights())
-        backward(d, work, self._views, x)
+        found = losses(work, self._weights)
+        backward(self._d[i], work, self._views, x)
         return found

@@ -37,14 +37,17 @@ def test_linear() -> None:
     assert (db * vb).sum() == pytest.approx(slope(lambda t: loss(x, w, t), b, vb), rel=1e-6)
 
 
-def test_relu() -> None:
-    x, dy = RNG.normal(size=(6, 5)), RNG.normal(size=(6, 5))
-    y = x.copy()
-    layers.relu_forward(y)
-    np.testing.assert_array_equal(y, np.where(x > 0, x, 0))
+def test_hidden_layer() -> None:
+    x, w, b = RNG.normal(size=(6, 3)), RNG.normal(size=(3, 5)), RNG.normal(size=5)
+    y, dy = np.empty((6, 5)), RNG.normal(size=(6, 5))
+    layers.hidden_forward(y, x, w, b)
+    np.testing.assert_array_equal(y, np.maximum(x @ w + b, 0))
     dx = dy.copy()
     layers.relu_backward(dx, y)
-    np.testing.assert_array_equal(dx, np.where(x > 0, dy, 0))
+    np.testing.assert_array_equal(dx, np.where(y > 0, dy, 0))
+    b[2] = np.nan
+    layers.hidden_forward(y, x, w, b)
+    assert np.isnan(y[:, 2]).all()
 
 
 def test_norm() -> None:
@@ -57,7 +60,8 @@ def test_norm() -> None:
 
     y, rstd = forward(x)
     np.testing.assert_allclose(y.mean(axis=1), 0, atol=1e-12)
-    np.testing.assert_allclose(y.var(axis=1), 1, rtol=1e-4)
+    variance = x.var(axis=1)
+    np.testing.assert_allclose(y.var(axis=1), variance / (variance + layers.EPSILON), rtol=1e-12)
     dx = np.empty_like(x)
     layers.norm_backward(dx, dy, y, rstd)
     assert (dx * v).sum() == pytest.approx(slope(lambda t: (forward(t)[0] * dy).sum(), x, v), rel=1e-6)
@@ -66,25 +70,33 @@ def test_norm() -> None:
 
 
 def test_cross_entropy() -> None:
-    z, weight = RNG.normal(size=(5, 4)), RNG.uniform(0.1, 1, 5)
+    z, weight = RNG.normal(size=(5, 4)) * 3, RNG.uniform(0.1, 1, 5)
     legal = RNG.uniform(size=(5, 4)) > 0.3
-    legal[:, 0] = True
+    legal[:, :2] = True
     target = RNG.dirichlet(np.ones(4), 5) * legal
     target /= target.sum(axis=1, keepdims=True)
 
-    def loss(z: np.ndarray) -> float:
-        z = z.copy()
-        return layers.cross_entropy(z, target, weight, legal)
+    def loss(z: np.ndarray, factor: float = 0.7) -> float:
+        layers.forbid(z, legal)
+        return layers.cross_entropy(z, np.empty(5), target, weight, factor)
 
     dz, v = z.copy(), RNG.normal(size=z.shape)
-    layers.cross_entropy(dz, target, weight, legal)
-    assert (dz * v).sum() == pytest.approx(slope(loss, z, v), rel=1e-6)
+    total = loss(dz)
+    assert (dz * v).sum() == pytest.approx(slope(lambda t: 0.7 * loss(t), z, v), rel=1e-6)
     assert (dz[~legal] == 0).all()
+    assert (dz[legal] != 0).all()
     expected = 0.0
     for i in range(5):
         p = np.exp(z[i]) * legal[i]
         expected -= weight[i] * (target[i] * np.log(np.where(legal[i], p / p.sum(), 1))).sum()
-    assert loss(z) == pytest.approx(expected, rel=1e-12)
+    assert total == pytest.approx(expected, rel=1e-12)
+
+
+def test_cross_entropy_of_huge_logits_is_finite() -> None:
+    z, target = np.array([[3e4, -3e4, 0.0]], np.float32), np.array([[0, 1, 0]], np.float32)
+    one = np.ones(1, np.float32)
+    assert layers.cross_entropy(z, np.empty(1, np.float32), target, one, 1.0) == pytest.approx(6e4)
+    np.testing.assert_array_equal(z, [[1, -1, 0]])
 
 
 @pytest.mark.parametrize("x", [-3.7, 0.0, 0.013, 5.2, 9.99])

@@ -15,7 +15,7 @@ from kernels import market as mk
 from kernels.bars import NS, Bars, take
 from kernels.market import Market, new_accounts, new_market, session_starts
 from kernels.position import ACTIONS, BUY, CLOSE, HOLD, RAW, SELL, act_on, is_legal, move_on
-from tests.naive import MONDAY, Broker, moment, rolls, wandering_bars
+from tests.naive import MONDAY, NEW_YORK, Broker, moment, rolls, wandering_bars
 
 DATA = Path(os.environ.get("SWT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MINUTE, HOUR, DAY = 60 * NS, 3600 * NS, 86_400 * NS
@@ -242,6 +242,13 @@ def test_nights_are_those_of_the_new_york_calendar(halves: int, length: int) -> 
     assert mk.nights(start, stop) == rolls(moment(start), moment(stop))
 
 
+def test_summer_is_new_yorks() -> None:
+    first, days = (moment(0).replace(year=2007) - moment(0)).days, 31 * 365
+    for day in range(first, first + days):
+        evening = moment((day * 24 + 20) * HOUR).astimezone(NEW_YORK)
+        assert mk.is_summer(day) == bool(evening.dst()), evening
+
+
 def test_a_week_has_seven_nights() -> None:
     for day in range(0, 3 * 365, 5):
         start = MONDAY + day * DAY
@@ -289,6 +296,28 @@ def test_every_start_is_used_or_rejected(seed: int, minutes: int, length: int, h
     starts, rejects = session_starts(bars, first, stop, length, history, minutes * MINUTE)
     assert len(starts) + sum(rejects.values()) == stop - first
     assert starts.tolist() == brute_starts(bars, first, stop, length, history, minutes * MINUTE)
+
+
+@pytest.mark.parametrize(("missing", "crossing"), [(10, 0), (11, 5)])
+def test_ten_missing_bars_are_borne(missing: int, crossing: int) -> None:
+    bars = wandering_bars(0, 200, 1)
+    bars = Bars(*(np.delete(column, slice(100, 100 + missing)) for column in bars))
+    assert session_starts(bars, 0, 200 - missing, 5, 1, MINUTE)[1]["across a hole"] == crossing
+
+
+@pytest.mark.parametrize(("minutes", "crossing"), [(1, 5), (15, 5), (30, 0), (60, 0), (240, 0)])
+def test_weekly_close_is_spanned_by_long_bars_only(minutes: int, crossing: int) -> None:
+    bars = wandering_bars(0, 100, minutes, first_ns=MONDAY + 4 * DAY + 22 * HOUR - 50 * minutes * MINUTE)
+    rejects = session_starts(bars, 0, 100, 5, 1, minutes * MINUTE)[1]
+    assert (rejects["across the weekly close"], rejects["across a hole"]) == (crossing, 0)
+
+
+def test_hours_missing_on_a_saturday_that_trades_are_a_hole() -> None:
+    time = MONDAY + MINUTE * np.arange(7 * 24 * 60, dtype=np.int64)
+    time = np.delete(time, slice(5 * 24 * 60 + 600, 5 * 24 * 60 + 780))
+    bars = Bars(time, *(np.ones(len(time)) for _ in range(7)))
+    rejects = session_starts(bars, 0, len(time), 5, 1, MINUTE)[1]
+    assert (rejects["across a hole"], rejects["across the weekly close"]) == (5, 0)
 
 
 def test_a_holiday_beside_the_weekend_is_a_hole() -> None:
@@ -392,6 +421,23 @@ def test_run_actions_is_the_ledger(case: Case) -> None:
     count = mk.run_actions(equity, trades, case.bars, 0, anything, case.market)
     assert np.isfinite(equity).all()
     assert equity[-1] == pytest.approx(trades[:count, mk.PROFIT_PX].sum(), rel=1e-9, abs=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interpreted_kernels_say_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler makes of the source is what Python makes of it, to the bit."""
+    market = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=HOUR, excursion_weight=0.05, **COSTS)
+    bars = wandering_bars(seed, 150, 60)
+    case = Case(bars, market, seed)
+    compiled = play(case), session_starts(bars, 0, 150, 5, 9, HOUR), mk.fit_codes(bars, np.arange(70, 149))
+    for name, fn in vars(mk).items():
+        if hasattr(fn, "py_func"):
+            monkeypatch.setattr(mk, name, fn.py_func)
+    interpreted = play(case), session_starts(bars, 0, 150, 5, 9, HOUR), mk.fit_codes(bars, np.arange(70, 149))
+    for one, other in zip((*compiled[0], *compiled[2]), (*interpreted[0], *interpreted[2]), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(compiled[1][0], interpreted[1][0])
+    assert compiled[1][1] == interpreted[1][1]
 
 
 def test_part_of_the_bars_is_as_good_as_all() -> None:

@@ -102,8 +102,7 @@ class Searcher:
         counts = range(1, batch + 1)
         dyn = Session(dynamics).bind(3 + (C if c["stochastic"] else A), 3 + 1 + A + 1, counts)
         aft = Session(after).bind(3 + A, 3 + C + 1, counts) if after else dyn
-        self.bindings = (aft, dyn)
-        self.model = search.Model(aft.net, aft.net, dyn.net)
+        self.model = search.Model(aft, aft, dyn)
         self.tree = tree.new_tree(batch, search.nodes_needed(self.config, C), A, C, 3, 0)
         self.work = search.new_work(batch, C)
         self.outlook = search.Outlook(np.zeros((batch, C), np.float32), np.zeros(batch, np.float32))

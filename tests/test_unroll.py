@@ -1,12 +1,14 @@
 """The whole loss against central differences, its stop signs, and a learning step that threads cannot change."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
 from kernels.replay import Batch, new_batch
 from models import net, unroll
-from models.adam import rate_at
+from models.adam import Adam, add_up, new_adam, rate_at, update
 
 SHAPE = net.Shape(
     features=7, position=3, latent=6, hidden=8, actions=4, codes=5, reward_bins=9, value_bins=11, reward_limit=4.0,
@@ -153,9 +155,69 @@ def test_learning_lowers_every_loss_and_nan_is_refused() -> None:
         assert last[name] < first[name], name
     before = learner.params.copy()
     batch.reward[0, 0] = np.nan
-    with pytest.raises(FloatingPointError, match="step 301"):
+    with pytest.raises(FloatingPointError, match="step 301: not finite: reward, gradient_norm"):
         learner.learn(batch)
     np.testing.assert_array_equal(before, learner.params)
+
+
+def test_illegal_actions_have_no_gradient() -> None:
+    batch = random_batch(8, SHAPE, K)
+    batch.legal[:, :, 2] = False
+    batch.policy[:, :, 2] = 0.5  # what a careless target would say
+    gradient = net.views(evaluate(lively(), batch)[1], SHAPE)
+    assert (gradient.policy_w[:, 2] == 0).all()
+    assert gradient.policy_b[2] == 0
+    assert (gradient.policy_b[[0, 1, 3]] != 0).all()
+
+
+def test_weights_of_the_losses_scale_their_gradient() -> None:
+    batch = random_batch(4 * unroll.CHUNKS, SHAPE, K)
+    nothing = unroll.LossWeights(0, 0, 0, 0, 0)
+    heads = ("policy_w", "value_w", "after_value_w", "code_w", "reward_w")
+    for loss, head in zip(unroll.LOSSES, heads, strict=True):
+        learner = unroll.Learner(
+            SHAPE, len(batch.x), K, 0, 1e-2, 0.0, 10, 1, weights=nothing._replace(**{loss: 1.0})
+        )
+        before = learner.params.copy()
+        learner.learn(batch)
+        change = net.views(learner.params - before, SHAPE)
+        assert {name for name in heads if np.abs(getattr(change, name)).max() > 0} == {head}
+
+
+def test_a_batch_that_is_not_equal_chunks_is_refused() -> None:
+    with pytest.raises(ValueError, match="33 windows"):
+        unroll.Learner(SHAPE, 33, K, 0, 1e-2, 0.0, 10, 1)
+
+
+def test_adamw_is_its_formula() -> None:
+    rng = np.random.default_rng(2)
+    theta, decay = rng.normal(size=6), np.array([0.1, 0, 0.1, 0, 0.1, 0])
+    adam: Adam = new_adam(theta)
+    expected, m, v = theta.copy(), np.zeros(6), np.zeros(6)
+    for step in range(4):
+        g = rng.normal(size=6)
+        update(theta, adam, g, decay, step, 0.01, 0.5)
+        m, v = 0.9 * m + 0.1 * (g / 2), 0.999 * v + 0.001 * (g / 2) ** 2
+        ratio = (m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+        expected -= 0.01 * (ratio + decay * expected)
+    np.testing.assert_allclose(theta, expected, rtol=1e-12)
+
+
+def test_parts_add_up_in_their_order() -> None:
+    parts = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
+    total = np.empty(50, np.float32)
+    square = add_up(total, parts)
+    np.testing.assert_array_equal(total, ((parts[0] + parts[1]) + parts[2]) + parts[3])
+    assert square == pytest.approx((total.astype(float) ** 2).sum(), rel=1e-12)
+
+
+def test_a_long_gradient_is_clipped() -> None:
+    batch = random_batch(32, SHAPE, K)
+    weights = unroll.LossWeights(*[1e4] * 5)
+    learner = unroll.Learner(SHAPE, 32, K, 0, 1e-2, 0.0, 10, 1, weights=weights)
+    assert learner.learn(batch)["gradient_norm"] > 100 * unroll.CLIP
+    norm = np.linalg.norm(learner.adam.mean.astype(float)) / 0.1  # after one step: the gradient it was given
+    assert norm == pytest.approx(unroll.CLIP, rel=1e-4)
 
 
 def test_schedule() -> None:
@@ -163,4 +225,4 @@ def test_schedule() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))

@@ -1,0 +1,479 @@
+"""Reading files of bars: every format tells the same bars, and nothing bad passes in silence."""
+
+import hashlib
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from host.bars import (
+    NS,
+    Bars,
+    DataError,
+    ReadOptions,
+    Source,
+    offset_ns,
+    parse_stamp,
+    read_bars,
+    read_each,
+    read_whole,
+    recognise,
+    split_lines,
+)
+
+DATA = Path(__file__).parent / "data"
+REAL = Path(os.environ.get("SWT_DATA") or Path(__file__).parents[2] / "shared" / "data")
+SAME = sorted(p.name for p in DATA.glob("*.csv") if not p.name[0].isdigit())  # the same bars in every format
+HEADER = "time,open,high,low,close,volume\n"
+real = pytest.mark.skipif(not REAL.is_dir(), reason="no real files here")
+
+
+def rows(count: int = 12) -> list[str]:
+    """Canonical lines that are all good; line numbers of the file start at 2."""
+    lines = []
+    for i in range(count):
+        price = 1.1 + 0.001 * (i % 3)
+        lines.append(
+            f"2021-03-24T{i:02}:00:00Z,{price:.5f},{price + 0.001:.5f},{price - 0.001:.5f},{price:.5f},{i + 1}"
+        )
+    return lines
+
+
+def write(folder: Path, lines: list[str], name: str = "bars.csv") -> Path:
+    path = folder / name
+    path.write_text(HEADER + "\n".join(lines) + "\n")
+    return path
+
+
+def problems(path: Path, **options: object) -> list[tuple[str, int]]:
+    """Kind and line of what is refused without, and dropped with, the flag."""
+    with pytest.raises(DataError, match="--drop-bad drops them") as refused:
+        read_bars(path, ReadOptions(**options))  # type: ignore[arg-type]
+    _, source = read_bars(path, ReadOptions(**options, drop_bad=True))  # type: ignore[arg-type]
+    assert isinstance(refused.value.source, Source)
+    assert refused.value.source.problems == source.problems
+    return [(p.kind, p.line) for p in source.problems]
+
+
+def equal(a: Bars, b: Bars) -> bool:
+    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_every_format_tells_the_same_bars(name: str) -> None:
+    expected, _ = read_bars(DATA / "canonical_unix_s.csv")
+    bars, source = read_bars(DATA / name)
+    assert source.rows == 40
+    assert source.interval_s == 3600
+    assert source.problems == []
+    assert np.array_equal(bars.time, expected.time)
+    exact = source.side != "ask"
+    for column in ("open", "high", "low", "close"):
+        np.testing.assert_allclose(
+            getattr(bars, column), getattr(expected, column), rtol=0 if exact else 1e-15
+        )
+    for column in ("ask_open", "ask_close"):
+        np.testing.assert_allclose(getattr(bars, column), getattr(expected, column), rtol=1e-12)
+    assert np.array_equal(bars.volume, expected.volume * (0 if "histdata" in name or "lean" in name else 1))
+
+
+def test_canonical_file_by_hand() -> None:
+    bars, source = read_bars(DATA / "canonical_spread.csv")
+    assert bars.time.dtype == np.int64
+    assert bars.time[0] == datetime(2021, 3, 26, 4, tzinfo=UTC).timestamp() * NS  # opened at 3
+    first = [column[0] for column in bars[1:]]
+    assert first == [1.18, 1.1801, 1.17943, 1.18004, 1.18 + 0.00008, 1.18004 + 0.00008, 88.0]
+    assert (source.first, source.last) == ("2021-03-26T04:00:00Z", "2021-03-29T19:00:00Z")
+    assert (source.side, source.label, source.timezone, source.pip) == ("bid", "open", "UTC", 0.0001)
+    assert source.spread_pips is None
+    assert source.sha256 == hashlib.sha256((DATA / "canonical_spread.csv").read_bytes()).hexdigest()
+    assert source.notes == ["side bid: assumed (--side)", "1 weekends and 0 other gaps between bars"]
+
+
+def test_one_minute_quotes_take_their_date_from_the_file_name(tmp_path: Path) -> None:
+    bars, source = read_bars(DATA / "20210326_lean.csv")
+    assert source.first == "2021-03-26T00:01:00Z"
+    assert source.side == "both"
+    assert bars.ask_close[0] == 1.18012
+    (tmp_path / "quotes.csv").write_bytes((DATA / "20210326_lean.csv").read_bytes())
+    with pytest.raises(DataError, match="date into the file name"):
+        read_bars(tmp_path / "quotes.csv")
+
+
+def test_sides_and_spreads(tmp_path: Path) -> None:
+    path = write(tmp_path, rows())
+    bid, source = read_bars(path)
+    assert source.spread_pips == pytest.approx(0.8)
+    np.testing.assert_allclose(bid.ask_open - bid.open, 0.00008)
+    ask, _ = read_bars(path, ReadOptions(side="ask", spread_pips=2.0))
+    assert np.array_equal(ask.ask_open, bid.open)
+    np.testing.assert_allclose(bid.high - ask.high, 0.0002)
+    mid, _ = read_bars(path, ReadOptions(side="mid", spread_pips=2.0))
+    np.testing.assert_allclose(bid.low - mid.low, 0.0001)
+    np.testing.assert_allclose(mid.ask_close - bid.close, 0.0001)
+    wide, source = read_bars(path, ReadOptions(pip=0.01))
+    np.testing.assert_allclose(wide.ask_open - wide.open, 0.008)
+    _, source = read_bars(write(tmp_path, rows(), "EURUSD_ASK_2021.csv"))
+    assert source.side == "ask"
+    assert source.notes == ["side ask: from the file name (--side)"]
+    assert read_bars(write(tmp_path, rows(), "basket.csv"))[1].side == "bid"
+
+
+def test_points_are_of_the_last_digit_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "USDJPY.csv"
+    lines = [f"2021.03.24\t{i:02}:00:00\t110.000\t110.100\t109.900\t110.050\t7\t0\t8" for i in range(3)]
+    names = ("DATE", "TIME", "OPEN", "HIGH", "LOW", "CLOSE", "TICKVOL", "VOL", "SPREAD")
+    path.write_text("\n".join(["\t".join(f"<{name}>" for name in names), *lines]))
+    bars, source = read_bars(path)
+    assert np.allclose(bars.ask_open - bars.open, 0.008, atol=1e-12)
+    assert (source.pip, source.spread_pips) == (0.01, None)
+
+
+def test_label_and_interval(tmp_path: Path) -> None:
+    path = write(tmp_path, rows())
+    opened, _ = read_bars(path)
+    closed, source = read_bars(path, ReadOptions(label="close"))
+    assert source.label == "close"
+    assert set(opened.time - closed.time) == {3600 * NS}
+    with pytest.raises(DataError, match="bars of 3600 s where 60 s are wanted"):
+        read_bars(path, ReadOptions(interval_s=60))
+    with pytest.raises(DataError, match="1 bars do not tell"):
+        read_bars(write(tmp_path, rows(1)))
+    assert read_bars(write(tmp_path, rows(1)), ReadOptions(interval_s=3600))[1].interval_s == 3600
+
+
+def test_what_was_read_is_read_again_alike() -> None:
+    """`Source` can be given back as options: what a model remembers must be understood by its feed."""
+    for path in sorted(DATA.glob("*.csv")):
+        bars, source = read_bars(path)
+        known = {
+            key: getattr(source, key)
+            for key in ("side", "timezone", "label", "pip", "interval_s", "spread_pips")
+        }
+        again, _ = read_bars(path, ReadOptions(**known))
+        assert equal(bars, again)
+
+
+CLOCKS = [  # clock, its hands, UTC
+    ("Europe/Athens", "2021-01-15 12:00", "2021-01-15 10:00"),
+    ("Europe/Athens", "2021-07-15 12:00", "2021-07-15 09:00"),
+    (
+        "Europe/Athens-7h",
+        "2021-03-26 17:00",
+        "2021-03-26 22:00",
+    ),  # New York has changed already, Europe has not
+    ("Europe/Athens-7h", "2021-03-28 17:00", "2021-03-28 21:00"),
+    ("Europe/Athens-7h", "2021-10-29 16:59", "2021-10-29 20:59"),
+    ("Europe/Athens-7h", "2021-11-01 17:00", "2021-11-01 22:00"),
+    ("UTC-5h", "2021-07-15 12:00", "2021-07-15 17:00"),
+    ("Asia/Kolkata", "2021-07-15 12:00", "2021-07-15 06:30"),
+]
+
+
+@pytest.mark.parametrize(("clock", "hands", "utc"), CLOCKS)
+def test_clocks(clock: str, hands: str, utc: str) -> None:
+    wall_ns, is_utc = parse_stamp("iso", hands, "")
+    assert not is_utc
+    assert wall_ns - offset_ns(clock, wall_ns // (900 * NS)) == parse_stamp("iso", utc, "")[0]
+
+
+@given(st.datetimes(datetime(1990, 1, 1), datetime(2035, 1, 1)))
+@settings(deadline=None, max_examples=50)
+def test_offsets_are_those_of_the_zone(wall: datetime) -> None:
+    wall = wall.replace(second=0, microsecond=0)
+    expected = wall.replace(tzinfo=ZoneInfo("Europe/Athens")).timestamp()
+    wall_ns = parse_stamp("iso", wall.isoformat(), "")[0]
+    assert wall_ns - offset_ns("Europe/Athens", wall_ns // (900 * NS)) == expected * NS
+
+
+@pytest.mark.parametrize("clock", ["Mars/Olympus", "../etc/passwd", "Europe", "UTC+99999h"])
+def test_no_such_clock(clock: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="timezone"):
+        read_bars(write(tmp_path, rows()), ReadOptions(timezone=clock))
+
+
+FAULTS = [  # fields to replace in the bar of line 7, kind
+    ({1: "abc"}, "unparsable"),
+    ({1: "nan"}, "unparsable"),
+    ({0: "24.03.2021 05:00"}, "unparsable"),
+    ({0: "2021-13-24T05:00:00Z"}, "unparsable"),
+    ({5: "1,2"}, "unparsable"),
+    ({3: "-1.1"}, "number"),
+    ({3: "0"}, "number"),
+    ({2: "1e400"}, "number"),
+    ({5: "-1"}, "number"),
+    ({2: "1.10100", 3: "1.10250"}, "range"),
+    ({1: "1.10400"}, "range"),
+    ({4: "1.05"}, "range"),
+    ({2: "1103.5"}, "damaged"),
+    ({3: "0.7"}, "damaged"),
+    ({1: "1057", 2: "1057", 3: "1057", 4: "1057"}, "damaged"),
+    ({0: "2021-03-24T04:00:00Z"}, "duplicate"),
+    ({0: "2021-03-24T03:00:00Z"}, "backward"),
+    ({0: "2021-03-24T04:30:00Z"}, "overlap"),
+    ({1: "1.1", 2: "1.1", 3: "1.1", 4: "1.1", 5: "0"}, "flat"),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind"), FAULTS)
+def test_a_bad_row_is_named_and_dropped_on_request(
+    changes: dict[int, str], kind: str, tmp_path: Path
+) -> None:
+    lines = rows()
+    fields = lines[5].split(",")
+    for column, text in changes.items():
+        fields[column] = text
+    path = write(tmp_path, [*lines[:5], ",".join(fields), *lines[6:]])
+    assert problems(path) == [(kind, 7)]
+    bars, source = read_bars(path, ReadOptions(drop_bad=True))
+    assert f"dropped 1 bad row (1 {kind})" in source.notes
+    good, _ = read_bars(write(tmp_path, [*lines[:5], *lines[6:]]))
+    assert equal(bars, good)
+
+
+def test_first_and_last_rows_are_watched_too(tmp_path: Path) -> None:
+    lines = rows()
+    damaged = lines[0].replace("1.1", "1001.1"), lines[-1].replace(",1.", ",1001.")
+    assert problems(write(tmp_path, [damaged[0], *lines[1:-1], damaged[1]])) == [
+        ("damaged", 2),
+        ("damaged", 13),
+    ]
+
+
+def test_negative_and_absurd_spreads(tmp_path: Path) -> None:
+    path = tmp_path / "b.csv"
+    spreads = ["0.0001"] * 12
+    spreads[3], spreads[8] = "-0.0001", "15"
+    body = [f"{row},{spread}" for row, spread in zip(rows(), spreads, strict=True)]
+    path.write_text(HEADER.replace("volume", "volume,spread") + "\n".join(body))
+    assert problems(path) == [("spread", 5), ("number", 10)] or problems(path) == [
+        ("spread", 5),
+        ("spread", 10),
+    ]
+    lean = (DATA / "lean.csv").read_text().replace("1.18008,", "1.17008,", 1)
+    (tmp_path / "lean.csv").write_text(lean)
+    assert problems(tmp_path / "lean.csv") == [("spread", 1)]
+
+
+def test_a_level_that_moves_is_not_damage(tmp_path: Path) -> None:
+    lines = rows()
+    path = write(
+        tmp_path, [*lines[:6], *(line.replace(",1.1", ",1.5").replace(",1.0", ",1.4") for line in lines[6:])]
+    )
+    assert len(read_bars(path)[0].time) == 12
+
+
+def test_still_minutes_without_any_volume_are_bars(tmp_path: Path) -> None:
+    """HistData has no volume: a minute with one tick is no filler.  On a Saturday it is."""
+    still = [f"2021-03-{{}}T{h:02}:00:00Z,1.1,1.1,1.1,1.1,0" for h in range(10)]
+    assert len(read_bars(write(tmp_path, [line.format(24) for line in still]))[0].time) == 10
+    friday = [line.format(26) for line in still]
+    assert problems(write(tmp_path, [*friday, still[0].format(27)])) == [("flat", 12)]
+
+
+def test_order_is_judged_by_the_last_good_row(tmp_path: Path) -> None:
+    lines = rows()
+    swapped = [*lines[:3], lines[4], lines[3], *lines[5:]]
+    assert problems(write(tmp_path, swapped)) == [("backward", 6)]
+    with pytest.raises(DataError, match="newest first"):
+        read_bars(write(tmp_path, lines[::-1]), ReadOptions(drop_bad=True))
+    with pytest.raises(DataError, match="most of the file"):
+        read_bars(write(tmp_path, lines[::-1]), ReadOptions(drop_bad=True, interval_s=3600))
+
+
+def test_line_numbers_survive_blank_lines_and_ends(tmp_path: Path) -> None:
+    lines = rows()
+    path = tmp_path / "b.csv"
+    text = HEADER + "\n".join([*lines[:4], "", "rubbish", *lines[4:]])
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert problems(path) == [("unparsable", 7)]
+
+
+def test_holes_are_noted(tmp_path: Path) -> None:
+    later = [line.replace("03-24", "04-24") for line in rows()]
+    _, source = read_bars(write(tmp_path, [*rows(), *later]))
+    assert source.notes[1:] == [
+        "0 weekends and 1 other gaps between bars",
+        "line 14: no bars for 732 h, from 2021-03-24T12:00:00Z",
+    ]
+
+
+def test_whole_and_line_by_line_agree() -> None:
+    for path in sorted(DATA.glob("*.csv")):
+        lines = split_lines(path.read_bytes(), path.name)
+        layout = recognise(lines.text(1), lines.text(2), path.name)
+        assert read_whole(lines, layout, "UTC") is not None, "a good file must take the fast way"
+        check_both_ways(path.read_bytes(), path.name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1",
+        "+1.",
+        ".5",
+        "1e0",
+        " 1",
+        "1 ",
+        "\t1",
+        "1_0",
+        "0x1",
+        "1d0",
+        "1,0",
+        "inf",
+        "nan",
+        "",
+        "true",
+        "1\r",
+        "\x1c1",
+        "\x0c1",
+        "\u00b2",
+        "1" * 400,
+    ],
+)
+def test_both_ways_take_the_same_for_a_number(text: str) -> None:
+    check_both_ways(
+        "\n".join([HEADER + f"1600000000,1,{text},1,1,1", f"1600000060,1,1,1,1,{text}"]).encode(), "b.csv"
+    )
+
+
+def check_both_ways(content: bytes, name: str) -> None:
+    lines = split_lines(content, name)
+    layout = recognise(lines.text(1), lines.text(2), name)
+    whole, (each, bad) = read_whole(lines, layout, "UTC"), read_each(lines, layout, "UTC")
+    if whole is not None:
+        assert len(bad) == 0
+        assert np.array_equal(whole.line, each.line)
+        assert np.array_equal(whole.utc, each.utc)
+        assert all(np.array_equal(whole.columns[role], each.columns[role]) for role in each.columns)
+
+
+@given(st.lists(st.floats(1.0, 1.1), min_size=8, max_size=40))
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_numbers_come_back_to_the_bit(tmp_path: Path, price: list[float]) -> None:
+    """The fast way leaves parsing to pandas, whose default was inexact once."""
+    lines = [f"{1_600_000_000 + 60 * i},{p!r},{p!r},{p!r},{p!r},{p!r}" for i, p in enumerate(price)]
+    bars, _ = read_bars(write(tmp_path, lines), ReadOptions(interval_s=60))
+    assert bars.open.tolist() == bars.volume.tolist() == price
+
+
+NOT_BARS = [
+    (b"", "empty"),
+    (b"\n \n", "empty"),
+    (HEADER.encode(), "no bars"),
+    (HEADER.encode() + b"2021-03-24,x,y,z,w,v\n", "no bars"),
+    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not a text file"),
+    ("time,open".encode("utf-16"), "UTF-16"),
+    (b"1.05," * 2000, "longer than 4096"),
+    (b"time;open;high;low;close\n2021-03-24;1,05;1,06;1,04;1,05\n", "decimal comma"),
+    (b"Date,Open,High,Low,Close\n03/01/2022,1.1,1.2,1.0,1.1\n", "day or month first"),
+    (b",bidhigh,bidlow,bidclose,bidopen\n0,1.2,1.0,1.1,1.1\n", "no time stamps"),
+    (b"Date,USD,JPY\n2021-03-24,1.1,120\n", "not a format I know"),
+    (
+        HEADER.encode()
+        + b"2012-11-15 15:00,128847,128904,128653,128692,6\n2012-11-15 16:00,128847,128904,128653,128692,6\n",
+        "--pip",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "reason"), NOT_BARS)
+def test_no_file_of_bars(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "b.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=reason) as refused:
+        read_bars(path)
+    assert refused.value.exit_code == 4
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"side": "left"},
+        {"side": "both"},
+        {"label": "mid"},
+        {"pip": -1.0},
+        {"pip": 0.0},
+        {"spread_pips": -1.0},
+    ],
+)
+def test_options_that_make_no_sense(bad: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        read_bars(write(tmp_path, rows()), replace(ReadOptions(), **bad))  # type: ignore[arg-type]
+
+
+def test_no_file_at_all(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing.csv", tmp_path / "a\0b"):
+        with pytest.raises(DataError):
+            read_bars(path)
+
+
+def read_or_refuse(path: Path, content: bytes, drop_bad: bool) -> None:
+    path.write_bytes(content)
+    try:
+        bars, source = read_bars(path, ReadOptions(drop_bad=drop_bad))
+    except DataError:
+        return
+    check_both_ways(content, path.name)
+    assert len(bars.time) == source.rows > 0
+    assert (np.diff(bars.time) > 0).all()
+    for column in bars[1:7]:
+        assert ((column > 0) & np.isfinite(column)).all()
+    assert (bars.high >= bars.low).all()
+    assert (bars.ask_open >= bars.open).all()
+
+
+@given(st.binary(max_size=300), st.booleans())
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_arbitrary_bytes(tmp_path: Path, content: bytes, drop_bad: bool) -> None:
+    read_or_refuse(tmp_path / "20210101.csv", content, drop_bad)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_files(tmp_path: Path, data: st.DataObject) -> None:
+    content = data.draw(st.sampled_from(sorted(DATA.glob("*.csv")))).read_bytes()
+    for _ in range(data.draw(st.integers(1, 4))):
+        at, cut = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 40))
+        piece = data.draw(
+            st.one_of(st.binary(max_size=3), st.text("0123456789.,;-+eE\t\n\r ", max_size=6).map(str.encode))
+        )
+        content = content[:at] + piece + content[at + cut :]
+    read_or_refuse(tmp_path / "20210101.csv", content, data.draw(st.booleans()))
+
+
+REAL_FILES = [  # name, rows, side, first close, last close
+    ("EURUSD_H1_dukascopy_ask_2017.csv", 6225, "ask", "2017-01-01T23:00:00Z", "2017-12-29T22:00:00Z"),
+    ("GBPJPY_M1_histdata_ascii_2021-01_02.csv", 57891, "bid", "2021-01-03T22:01:00Z", "2021-03-01T04:59:00Z"),
+    ("EURUSD_M1_mt4_2022-08_10.csv", 34342, "bid", "2022-08-15T07:07:00Z", "2022-10-25T13:17:00Z"),
+    ("EURUSD_H1_oanda_bidask_lean_2015.csv", 6201, "both", "2015-01-01T23:00:00Z", "2015-12-31T19:00:00Z"),
+]
+
+
+@real
+@pytest.mark.parametrize(("name", "count", "side", "first", "last"), REAL_FILES)
+def test_real_files(name: str, count: int, side: str, first: str, last: str) -> None:
+    bars, source = read_bars(REAL / name)
+    assert (source.rows, source.side, source.first, source.last) == (count, side, first, last)
+    assert source.problems == []
+    assert len(bars.time) == count
+
+
+@real
+def test_holes_of_a_real_terminal_are_noted() -> None:
+    _, source = read_bars(REAL / "EURUSD_M1_mt4_2022-08_10.csv")
+    assert "line 6541: no bars for 772 h, from 2022-08-19T20:59:00Z" in source.notes
+
+
+def test_the_bundled_bars() -> None:
+    bars, source = read_bars(Path(__file__).parents[1] / "host" / "sample.csv", ReadOptions(side="ask"))
+    assert source.rows == 6225
+    assert source.sha256 == "28398b7edff9f74860d35a6f3c263f08e15c55264316dc07737d459d8688d7aa"
+    assert bars.ask_open[0] == 1.05236

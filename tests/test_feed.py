@@ -1,0 +1,329 @@
+"""A feed gives the bars of the bulk reader to the bit, as they come, and never a half or a wrong one."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from host.bars import Bars, DataError, ReadOptions, read_bars, recognise
+from host.feed import LEARN, Bar, LineParser, feed_bars
+from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, real, rows, write
+
+FILES = sorted(DATA.glob("*.csv"))
+HOURLY = ReadOptions(interval_s=3600)
+
+
+def columns(bars: list[Bar]) -> Bars:
+    return Bars(*(np.array(column) for column in zip(*bars, strict=True)))
+
+
+def assert_same(feed: list[Bar], bars: Bars) -> None:
+    for name, a, b in zip(Bars._fields, columns(feed), bars, strict=True):
+        assert a.dtype == b.dtype, name
+        assert a.tobytes() == b.tobytes(), name
+
+
+class Script:
+    """Stands in for the pauses of a follower: what happens to the file in each, and then the end."""
+
+    class Over(Exception):  # noqa: N818
+        pass
+
+    def __init__(self, *steps: Callable[[], object]) -> None:
+        self.steps = list(steps)
+
+    def __call__(self) -> None:
+        if not self.steps:
+            raise Script.Over
+        self.steps.pop(0)()
+
+
+def follow(path: Path, *steps: Callable[[], object], options: ReadOptions = HOURLY) -> list[Bar]:
+    """All bars until the script is over."""
+    bars: list[Bar] = []
+    script = Script(*steps)
+    with suppress(Script.Over):
+        for bar in feed_bars(path, options, follow=True, wait=script):
+            bars.append(bar)
+    assert not script.steps
+    return bars
+
+
+def append(path: Path, text: str) -> Callable[[], object]:
+    def step() -> None:
+        with path.open("a") as file:
+            file.write(text)
+
+    return step
+
+
+def test_a_bar_has_the_fields_of_bars() -> None:
+    assert Bar._fields == Bars._fields
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "options", [ReadOptions(), ReadOptions(label="close", spread_pips=1.3), ReadOptions(timezone="UTC+2h")]
+)
+def test_lines_are_read_as_the_file_is(path: Path, options: ReadOptions) -> None:
+    assert_same(list(feed_bars(path, options)), read_bars(path, options)[0])
+
+
+@pytest.mark.parametrize("side", ["bid", "mid", "ask"])
+def test_sides_are_read_as_the_file_is(side: str) -> None:
+    options = ReadOptions(side=side)
+    assert_same(
+        list(feed_bars(DATA / "metatrader5.csv", options)), read_bars(DATA / "metatrader5.csv", options)[0]
+    )
+
+
+@real
+@pytest.mark.parametrize("name", [name for name, *_ in REAL_FILES])
+def test_real_files_are_read_as_in_bulk(name: str) -> None:
+    bars, source = read_bars(REAL / name)
+    feed = list(islice(feed_bars(REAL / name, ReadOptions(interval_s=source.interval_s)), 20_000))
+    assert_same(feed, Bars(*(column[: len(feed)] for column in bars)))
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_file_is_read_alike_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    content = data.draw(st.sampled_from([p for p in FILES if "lean" not in p.name])).read_bytes()
+    at, cut = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 12))
+    piece = data.draw(
+        st.one_of(st.binary(max_size=3), st.text("0123456789.,;-+eE\t\n\r ", max_size=6).map(str.encode))
+    )
+    path = tmp_path / "b.csv"
+    path.write_bytes(content[:at] + piece + content[at + cut :])
+    try:
+        feed = list(feed_bars(path, HOURLY))
+    except DataError:
+        return  # a feed may refuse more: it cannot look ahead
+    assert_same(feed, read_bars(path, HOURLY)[0])
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None, max_examples=60)
+def test_arbitrary_bytes(content: bytes) -> None:
+    try:
+        bars = list(feed_bars(io.BytesIO(content)))
+    except DataError:
+        return
+    assert bars
+
+
+@pytest.mark.parametrize(("changes", "kind"), FAULTS)
+def test_a_bad_line_stops_the_feed_or_is_dropped(changes: dict[int, str], kind: str, tmp_path: Path) -> None:
+    lines = rows()
+    fields = lines[5].split(",")
+    for column, text in changes.items():
+        fields[column] = text
+    path = write(tmp_path, [*lines[:5], ",".join(fields), *lines[6:]])
+    feed = feed_bars(path, HOURLY)
+    assert len(list(islice(feed, 5))) == 5
+    with pytest.raises(DataError, match=r"line 7: .*--drop-bad"):
+        next(feed)
+    dropping = ReadOptions(interval_s=3600, drop_bad=True)
+    assert_same(list(feed_bars(path, dropping)), read_bars(path, dropping)[0])
+
+
+def test_a_parser_by_itself() -> None:
+    parser = LineParser(recognise("20210325 220000;1.1;1.2;1.0;1.1;0", "", "feed"), HOURLY, "feed")
+    assert parser.parse("20210325 220000;1.1;1.2;1.0;1.15;0", 1) == Bar(
+        1_616_731_200_000_000_000, 1.1, 1.2, 1.0, 1.15, 1.1 + 0.8 * 0.0001, 1.15 + 0.8 * 0.0001, 0.0
+    )
+    assert parser.parse("  ", 2) is None
+    with pytest.raises(DataError, match="how long"):
+        LineParser(parser.layout, ReadOptions(), "feed")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", HEADER.encode(), b"\0\1\2", b"1" * 5000, HEADER.encode() + b"2" * 5000]
+)
+@pytest.mark.parametrize("options", [HOURLY, ReadOptions()])
+def test_no_feed_of_bars(content: bytes, options: ReadOptions, tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_bytes(content)
+    for source in (io.BytesIO(content), tmp_path / "b.csv"):
+        with pytest.raises(DataError):
+            list(feed_bars(source, options))
+
+
+def test_dropped_lines_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, [*rows()[:5], "rubbish", *rows()[5:]])
+    assert len(list(feed_bars(path, ReadOptions(interval_s=3600, drop_bad=True)))) == len(rows())
+    assert capsys.readouterr().err.splitlines()[1:] == [f"{path}: line 7: not a bar: 'rubbish'; dropped"]
+
+
+def test_a_level_that_stays_is_no_slip(tmp_path: Path) -> None:
+    moved = [line.replace(",1.", ",110.") for line in rows()[5:]]
+    with pytest.raises(DataError, match=r"line 9: .*another level"):
+        list(feed_bars(write(tmp_path, [*rows()[:5], *moved]), ReadOptions(interval_s=3600, drop_bad=True)))
+
+
+def test_slips_that_do_not_stay_are_dropped(tmp_path: Path) -> None:
+    lines = [line.replace(",1.", ",110.") if i % 3 == 2 else line for i, line in enumerate(rows())]
+    dropping = ReadOptions(interval_s=3600, drop_bad=True)
+    feed = list(feed_bars(write(tmp_path, lines), dropping))
+    assert_same(feed, read_bars(tmp_path / "bars.csv", dropping)[0])
+    assert len(feed) == 8
+
+
+def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_a_line() -> None:
+    for text in (HEADER + "\n".join(rows()), "20210325 220000;1.1;1.2;1.0;1.1;0"):
+        plain = list(feed_bars(io.BytesIO(text.encode()), HOURLY))
+        marked = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
+        assert list(feed_bars(io.BytesIO(marked), HOURLY)) == plain != []
+
+
+def test_longer_bars_than_asked_for_are_refused(tmp_path: Path) -> None:
+    lines = [f"{1_600_000_000 + 7200 * i},1,1,1,1,1" for i in range(LEARN)]
+    with pytest.raises(DataError, match="bars of 7200 s where 3600 s are wanted"):
+        list(feed_bars(write(tmp_path, lines), HOURLY))
+    assert len(list(feed_bars(write(tmp_path, lines[1:]), HOURLY))) == LEARN - 1, "too few to tell"
+
+
+def test_dash_is_stdin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write(tmp_path, rows())
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes())))
+    assert_same(list(feed_bars("-", HOURLY)), read_bars(path, HOURLY)[0])
+
+
+def test_a_named_pipe_ends_with_its_writer(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    os.write(writer, write(tmp_path, rows()[:3]).read_bytes())
+    feed = feed_bars(path, HOURLY, follow=True)
+    assert len(list(islice(feed, 3))) == 3
+    os.close(writer)
+    assert list(feed) == []
+
+
+def test_another_length_of_bar_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="opens before the bar before has closed"):
+        list(feed_bars(write(tmp_path, rows()), ReadOptions(interval_s=7200)))
+    with pytest.raises(DataError, match="no such file"):
+        next(feed_bars(tmp_path / "nothing.csv", HOURLY, follow=True))
+
+
+def test_following_waits_for_the_newline(tmp_path: Path) -> None:
+    lines = rows()
+    path = write(tmp_path, lines[:3])
+    whole = read_bars(write(tmp_path, lines, "whole.csv"))[0]
+    half = lines[4][:30]
+    steps = [
+        append(path, lines[3] + "\n"),
+        append(path, half),
+        lambda: None,
+        append(path, lines[4][30:]),
+        append(path, "\n"),
+    ]
+    seen: list[int] = []
+    bars: list[Bar] = []
+    script = Script(*((lambda step=step: (seen.append(len(bars)), step())) for step in steps))  # type: ignore[misc]
+    with suppress(Script.Over):
+        for bar in feed_bars(path, HOURLY, follow=True, wait=script):
+            bars.append(bar)
+    assert seen == [3, 4, 4, 4, 4]
+    assert_same(bars, Bars(*(column[:5] for column in whole)))
+
+
+def test_following_a_file_that_begins_empty(tmp_path: Path) -> None:
+    path = tmp_path / "b.csv"
+    path.touch()
+    text = HEADER + "\n".join(rows(2)) + "\n"
+    assert len(follow(path, append(path, text[:20]), append(path, text[20:70]), append(path, text[70:]))) == 2
+
+
+@pytest.mark.parametrize("way", ["truncated", "renamed", "window", "shorter"])
+def test_a_file_that_starts_over_gives_only_what_is_newer(way: str, tmp_path: Path) -> None:
+    lines = rows()
+    path = write(tmp_path, lines[:6])
+
+    def rewrite(first: int, stop: int) -> None:
+        if way == "renamed":
+            os.replace(write(tmp_path, lines[first:stop], "new.csv"), path)
+        else:
+            write(tmp_path, lines[first:stop])
+
+    steps = {
+        "truncated": [lambda: path.write_bytes(b""), lambda: rewrite(0, 8)],
+        "renamed": [lambda: rewrite(4, 8)],
+        "window": [lambda: rewrite(2, 8)],  # as many bytes as before
+        "shorter": [lambda: path.unlink(), lambda: rewrite(5, 8)],
+    }[way]
+    bars = follow(path, *steps, lambda: None, append(path, lines[8] + "\n"))
+    whole = read_bars(write(tmp_path, lines[:9], "whole.csv"))[0]
+    assert_same(bars, whole)
+
+
+def test_a_half_line_is_forgotten_when_the_file_starts_over(tmp_path: Path) -> None:
+    lines = rows()
+    path = write(tmp_path, lines[:11])
+    assert lines[11][:-1].endswith(",1"), "half of it is a bar, too"
+    bars = follow(path, append(path, lines[11][:-1]), lambda: write(tmp_path, lines[4:]))
+    assert_same(bars, read_bars(write(tmp_path, lines, "whole.csv"))[0])
+
+
+def test_a_file_rewritten_with_one_bar_more_goes_on(tmp_path: Path) -> None:
+    lines = rows()
+    path = write(tmp_path, lines[:6])
+    assert len(follow(path, lambda: write(tmp_path, lines[:7]), lambda: write(tmp_path, lines[:8]))) == 8
+
+
+def test_a_feed_that_turns_into_another_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, rows())
+    other = (DATA / "metatrader4.csv").read_bytes()
+    with pytest.raises(DataError, match="format has changed"):
+        list(feed_bars(path, HOURLY, follow=True, wait=Script(lambda: path.write_bytes(other), lambda: None)))
+
+
+def test_a_repeated_bar_is_refused_unless_the_file_started_over(tmp_path: Path) -> None:
+    path = write(tmp_path, rows())
+    with pytest.raises(DataError, match="line 14: the stamp of the bar before"):
+        list(feed_bars(path, HOURLY, follow=True, wait=Script(append(path, rows()[-1] + "\n"))))
+
+
+def test_bars_come_one_by_one_through_a_pipe(tmp_path: Path) -> None:
+    """A bar is there before the next line is written, and the end of the pipe is the end of the feed."""
+    program = (
+        "import sys\nfrom host.bars import ReadOptions\nfrom host.feed import feed_bars\n"
+        "options = ReadOptions(interval_s=3600)\n"
+        "for bar in feed_bars(sys.stdin.buffer, options, follow=True):\n    print(bar.close, flush=True)"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=DATA.parents[1]
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(HEADER.encode())
+        for line in rows(3):
+            child.stdin.write(line.encode() + b"\n")
+            child.stdin.flush()
+            assert float(child.stdout.readline()) == float(line.split(",")[4])
+        child.stdin.write(b"2021-03-24T05:00:00Z,1.1")
+        child.stdin.close()
+        assert child.stdout.read() == b""
+    assert child.returncode == 0
+
+
+def test_a_growing_file_as_a_stream(tmp_path: Path) -> None:
+    path = write(tmp_path, rows(3))
+    with path.open("rb") as stream:
+        feed: Iterator[Bar] = feed_bars(
+            stream, HOURLY, follow=True, wait=Script(append(path, rows()[3] + "\n"))
+        )
+        assert len(list(islice(feed, 4))) == 4
+        with pytest.raises(Script.Over):
+            next(feed)

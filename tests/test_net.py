@@ -1,0 +1,55 @@
+"""The flat vector and its views, where a network starts, and what decays."""
+
+import numpy as np
+
+from kernels.position import ACTIONS, FEATURES
+from models import net
+
+SHAPE = net.Shape(
+    features=5, position=3, latent=6, hidden=16, actions=4, codes=5, reward_bins=9, value_bins=11
+)
+
+
+def test_views_cover_the_vector_once() -> None:
+    flat = np.zeros(net.count(SHAPE))
+    p = net.views(flat, SHAPE)
+    for view in p:
+        view += 1
+    np.testing.assert_array_equal(flat, 1)
+    assert tuple(net.sizes(SHAPE)) == net.Params._fields
+    assert [view.shape for view in p] == list(net.sizes(SHAPE).values())
+
+
+def test_the_defaults_are_those_of_the_market() -> None:
+    shape = net.Shape(features=1)
+    assert (shape.position, shape.actions) == (FEATURES, len(ACTIONS))
+
+
+def test_the_position_has_columns_in_the_heads_only() -> None:
+    narrow, wide = net.sizes(SHAPE), net.sizes(SHAPE._replace(position=7))
+    assert {name for name in narrow if narrow[name] != wide[name]} == {"predict_w", "after_w", "gain_w"}
+
+
+def test_a_seed_is_a_network() -> None:
+    np.testing.assert_array_equal(net.new_params(SHAPE, 4), net.new_params(SHAPE, 4))
+    assert (net.new_params(SHAPE, 4) != net.new_params(SHAPE, 5)).mean() > 0.8
+    single, double = net.new_params(SHAPE, 4), net.new_params(SHAPE, 4, np.float64)
+    np.testing.assert_array_equal(single, double.astype(np.float32))
+
+
+def test_heads_start_near_zero_and_the_rest_at_unit_gain() -> None:
+    shape = net.Shape(features=200)
+    p = net.views(net.new_params(shape, 0), shape)._asdict()
+    for name, view in p.items():
+        if name.endswith("_b"):
+            assert (view == 0).all(), name
+            continue
+        gain = view.std() * np.sqrt(view.shape[0] / 2)
+        expected = 0.01 if name in net.SMALL else 1.0
+        np.testing.assert_allclose(gain, expected, rtol=0.1, err_msg=name)
+    assert {"policy_w", "value_w", "after_value_w", "reward_w", "code_w"} <= set(net.SMALL)
+
+
+def test_weights_decay_and_biases_do_not() -> None:
+    for name, view in net.views(net.decays(SHAPE, 0.1), SHAPE)._asdict().items():
+        np.testing.assert_array_equal(view, np.float32(0.1 if view.ndim == 2 else 0.0), err_msg=name)

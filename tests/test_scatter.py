@@ -1,0 +1,91 @@
+"""The scattering of a window against kymatio 0.3.0's, whose outputs are in golden/scattering.npz."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels.scatter import Bank, fft, new_bank, new_scatter_work, scatter
+
+GOLDEN = Path(os.environ.get("SWT_SCATTERING") or Path(__file__).parent / "golden" / "scattering.npz")
+SETTINGS = [(6, 4), (6, 8), (4, 8)]
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids=lambda s: f"J{s[0]}Q{s[1]}")
+def bank(request: pytest.FixtureRequest) -> Bank:
+    return new_bank(*request.param)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, NDArray[np.float64]]:
+    with np.load(GOLDEN) as file:
+        return dict(file)
+
+
+def scattering(bank: Bank, x: NDArray[np.float64]) -> NDArray[np.float32]:
+    out = np.full((len(bank.order), 256 >> bank.J), np.nan, np.float32)
+    scatter(out, bank, x, new_scatter_work(bank))
+    return out
+
+
+def test_golden(bank: Bank, golden: dict[str, NDArray[np.float64]]) -> None:
+    expected = golden[f"J{bank.J}Q{bank.Q}"]
+    for x, y in zip(golden["x"], expected, strict=True):
+        np.testing.assert_allclose(scattering(bank, x), y, rtol=0, atol=1e-6 * np.abs(y).max())
+
+
+def test_golden_paths(bank: Bank, golden: dict[str, NDArray[np.float64]]) -> None:
+    np.testing.assert_array_equal(bank.order, golden[f"J{bank.J}Q{bank.Q}_order"])
+    last = golden[f"J{bank.J}Q{bank.Q}_j"].max(axis=1)
+    np.testing.assert_array_equal(bank.level, np.maximum(last, 0))
+
+
+def test_paths_do_not_feel_the_scratch(golden: dict[str, NDArray[np.float64]]) -> None:
+    bank = new_bank(6, 4)
+    work = new_scatter_work(bank)
+    out = np.zeros((len(bank.order), 4), np.float32)
+    for x in golden["x"]:
+        scatter(out, bank, x, work)
+        assert out.tobytes() == scattering(bank, x).tobytes()
+
+
+def test_every_sample_matters(bank: Bank) -> None:
+    x = np.random.default_rng(1).normal(size=256)
+    before = scattering(bank, x)
+    for i in range(256):
+        changed = x.copy()
+        changed[i] += 0.1
+        assert np.abs(scattering(bank, changed) - before).max() > 1e-5 * np.abs(before).max()
+
+
+def test_every_path_matters(bank: Bank) -> None:
+    assert (scattering(bank, np.random.default_rng(2).normal(size=256)) != 0).all()
+
+
+def test_sign_changes_order_0_only(bank: Bank) -> None:
+    x = np.random.default_rng(3).standard_t(3, size=256)
+    up, down = scattering(bank, x), scattering(bank, -x)
+    np.testing.assert_array_equal(up[0], -down[0])
+    np.testing.assert_array_equal(up[1:], down[1:])
+
+
+def test_silence_is_zero(bank: Bank) -> None:
+    np.testing.assert_array_equal(scattering(bank, np.zeros(256)), 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 32, 128, 256, 512])
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_fft(n: int, lanes: int) -> None:
+    bank = new_bank(6, 4)
+    z = np.random.default_rng(n).normal(size=(2, n, lanes))
+    re, im = z.reshape(2, -1).copy()
+    fft(bank, re, im, np.zeros(n * lanes), np.zeros(n * lanes), n, lanes)
+    expected = np.fft.fft(z[0] + 1j * z[1], axis=0).ravel()
+    np.testing.assert_allclose(re + 1j * im, expected, atol=1e-12 * n)
+
+
+def test_a_filter_narrower_than_a_bin_is_refused() -> None:
+    with pytest.raises(ValueError, match="too small"):
+        new_bank(1, 64)
