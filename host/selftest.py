@@ -1,4 +1,4 @@
-"""`selftest`: does the agent find what is known to be there, and leave alone what is worthless.  All markets are synthetic."""
+"""`selftest`: does the agent find what is known to be there, and leave alone what is worthless.  Synthetic markets only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import IO, Any
 from host.backtest import new_trader, trade_bars
 from host.config import Config, load_config
 from host.dataset import Dataset, new_dataset
-from host.progress import Report
+from host.progress import Report, progress
 from host.synthetic import INTERVAL_NS, MARKETS, PIP, Options, Synthetic, make_market, play_optimum
 from host.train import Trainer, train_for
 from kernels.bars import take
 
-LENGTH = 160_000  # bars, of which the last quarter is the test
+LENGTH = 164_000  # bars, of which the last quarter is the test
 MINUTES = {"noise": 1.0, "planted": 2.5, "leak": 2.0}
 MOST_SHARE = 0.02  # of the bars that `noise` may be held
 LEAST = {"planted": 0.80, "leak": 0.95}  # fraction of the optimum

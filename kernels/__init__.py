@@ -1,7 +1,6 @@
-"""What is compiled and pure.  Letters used for shapes throughout:
+"""What is compiled and pure.
 
-B searches or rows, N nodes, A actions, C chance codes, W = max(A, C) edges, S simulations, T bars, K unroll steps,
-D latent width, F features of a bar, P features of a position, V value bins, R replay capacity.
-Floors: `_jit`, `ort` < `rng`, `bars`, `position`, `tree` < `scatter`, `features`, `market`, `gumbel`, `replay` < `search`
-< `selfplay`, `reanalyze`, `stats`.  A module imports lower floors only.
+Letters used for shapes throughout: B searches or rows, N nodes, A actions, C chance codes, W = max(A, C) edges, T bars,
+K unroll steps, D latent width, F features of a bar, P features of a position, V value bins, R replay capacity.
+A module imports lower floors only; tests/test_floors.py lists the floors.
 """

@@ -240,7 +240,7 @@ def normalise(x: NDArray[np.float32], normaliser: Normaliser) -> None:
 
 
 @kernel
-def normalise_rows(X: NDArray[np.float32], rows: NDArray[np.int64], normaliser: Normaliser) -> None:
+def normalise_rows(X: NDArray[np.float32], rows: NDArray[np.int32], normaliser: Normaliser) -> None:
     """Normalise rows [n] of raw features X [rows, F] in place."""
     for i in range(rows.shape[0]):
         normalise(X[rows[i]], normaliser)

@@ -257,7 +257,7 @@ def test_calendar() -> None:
     bars = walk(300)
     for t in (256, 270, 299):
         stamp = pd.to_datetime(bars.time[t], unit="ns", utc=True)
-        hour, day = 2 * np.pi * stamp.hour / 24, 2 * np.pi * stamp.dayofweek / 7
+        hour, day = 2 * np.pi * stamp.hour / 24, 2 * np.pi * stamp.weekday() / 7
         expected = [np.sin(hour), np.cos(hour), np.sin(day), np.cos(day)]
         found = at(bars, t)[column("sin_day") : column("cos_week") + 1]
         np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 from kernels.replay import Batch, new_batch
 from models import net, unroll
 from models.adam import Adam, add_up, new_adam, rate_at, update
+from models.layers import hl_gauss
 
 SHAPE = net.Shape(
     features=7, position=3, latent=6, hidden=8, actions=4, codes=5, reward_bins=9, value_bins=11, reward_limit=4.0,
@@ -70,6 +71,43 @@ def test_gradient_of_the_whole_loss() -> None:
         down[i] -= h
         expected = (evaluate(up, batch)[0] - evaluate(down, batch)[0]) / (2 * h)
         assert gradient[i] == pytest.approx(expected, rel=2e-6, abs=2e-9), i
+
+
+def test_losses_are_their_definition() -> None:
+    batch, n = random_batch(3, SHAPE, K), 3
+    batch.weight[2, 2:] = 0
+    work = unroll.new_work(SHAPE, n, K, np.float64)
+    unroll.fill_inputs(work, batch, 0)
+    unroll.fill_targets(work, batch, 0, SHAPE.value_limit, SHAPE.reward_limit)
+    unroll.forward(work, net.views(lively(), SHAPE), batch.x.astype(float))
+
+    def surprise(z: np.ndarray, target: np.ndarray) -> float:
+        return float(-(target * (z - np.log(np.exp(z).sum()))).sum())
+
+    def categorical(x: float, limit: float, bins: int) -> np.ndarray:
+        target = np.empty(bins)
+        hl_gauss(target, x, limit)
+        return target
+
+    expected = np.zeros(5)
+    for b in range(n):
+        for k in range(K + 1):
+            row, legal = k * n + b, batch.legal[b, k]
+            value = categorical(batch.value[b, k], SHAPE.value_limit, SHAPE.value_bins)
+            policy = surprise(work.policy[row, legal], batch.policy[b, k, legal])
+            expected[:2] += (
+                batch.weight[b, k] / (K + 1) * np.array([policy, surprise(work.value[row], value)])
+            )
+            if k == K:
+                continue
+            reward = categorical(batch.reward[b, k], SHAPE.reward_limit, SHAPE.reward_bins)
+            step = [
+                surprise(work.after_value[row], value),
+                surprise(work.code[row], np.eye(SHAPE.codes)[batch.code[b, k]]),
+                surprise(work.reward[row], reward),
+            ]
+            expected[2:] += batch.weight[b, k + 1] / K * np.array(step)
+    np.testing.assert_allclose(unroll.losses(work, unroll.WEIGHTS), expected / n, rtol=1e-6)
 
 
 def test_every_parameter_gets_gradient() -> None:
