@@ -23,7 +23,7 @@ from kernels.ort import check
 from kernels.planner import Planner
 from kernels.position import ACTIONS, FEATURES
 from kernels.reanalyze import search_again, value_again
-from kernels.replay import Horizon, new_batch, new_replay, sample
+from kernels.replay import ValueTarget, new_batch, new_replay, sample
 from kernels.rng import below
 from kernels.selfplay import play
 from models.export import export
@@ -59,7 +59,7 @@ class Trainer:
         self.replay = new_replay(t.replay, config.market.session, len(ACTIONS))
         self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
         self.batch = new_batch(t.batch, t.unroll, self.sizes.features, FEATURES, len(ACTIONS))
-        self.horizon = Horizon(t.n_step, config.search.discount)
+        self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
         self._pool = ThreadPoolExecutor(threads)
 
@@ -167,7 +167,7 @@ class Trainer:
         for _ in range(t.steps):
             where = self.store.X, self.store.row_of_bar, bars, codes, market
             seed = t.seed + STREAM_SAMPLES
-            sample(self.batch, self.replay, self.filled, *where, self.horizon, seed, self.learner.step)
+            sample(self.batch, self.replay, self.filled, *where, self.rule, seed, self.learner.step)
             for name, loss in self.learner.learn(self.batch).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)

@@ -80,8 +80,8 @@ def _halving_row(m: int, n: int) -> list[int]:
 
 
 @kernel
-def completed_q(tree: Tree, config: SearchConfig, b: int, node: int) -> None:
-    """tree.score[b] = sigma(completed Q) of every action: visited ones their Q, the others the mixed value."""
+def completed_q(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
+    """tree.score[b] = Q of every action, visited ones their own, the others the mixed value; the most visits of one."""
     q = tree.score[b]
     actions = q.shape[0]
     highest = MASKED
@@ -108,7 +108,24 @@ def completed_q(tree: Tree, config: SearchConfig, b: int, node: int) -> None:
         child = tree.child[b, node, a]
         if child == NONE or tree.visits[b, child] == 0:
             q[a] = mixed
-    scale_q(q, config, most)
+    return most
+
+
+@kernel
+def scaled_q(tree: Tree, config: SearchConfig, b: int, node: int) -> None:
+    """tree.score[b] = sigma(completed Q)."""
+    most = completed_q(tree, config, b, node)
+    scale_q(tree.score[b], config, most)
+
+
+@kernel
+def expected_q(policy: NDArray[np.float64], tree: Tree, config: SearchConfig, b: int, node: int) -> float:
+    """Expectation of the completed Q under policy [A]: with the improved policy, what the search thinks of the node."""
+    completed_q(tree, config, b, node)
+    total = 0.0
+    for a in range(policy.shape[0]):
+        total += policy[a] * tree.score[b, a]
+    return total
 
 
 @kernel
@@ -128,7 +145,7 @@ def scale_q(q: NDArray[np.float64], config: SearchConfig, most_visits: int) -> N
 @kernel
 def improved_policy(out: NDArray[np.float64], tree: Tree, config: SearchConfig, b: int, node: int) -> None:
     """out [A] = softmax(logits + sigma(completed Q)); `out` may be tree.score[b]."""
-    completed_q(tree, config, b, node)
+    scaled_q(tree, config, b, node)
     q = tree.score[b]
     highest = -np.inf
     for a in range(q.shape[0]):
@@ -152,7 +169,7 @@ def visits_of(tree: Tree, b: int, node: int, edge: int) -> int:
 @kernel
 def best_of_visited(tree: Tree, config: SearchConfig, b: int, considered_visit: int) -> int:
     """Root action with `considered_visit` visits and the best noise + logit + sigma(completed Q)."""
-    completed_q(tree, config, b, 0)
+    scaled_q(tree, config, b, 0)
     highest = MASKED
     for a in range(tree.score.shape[1]):
         highest = max(highest, tree.prior[b, 0, a])

@@ -24,7 +24,7 @@ def search_again(
     market: Market,
     seed: int,
 ) -> int:
-    """Replace the policy targets of every decision of the sessions `slots` [B], all of them in lockstep.
+    """Replace the policy targets and search values of every decision of the sessions `slots` [B], all of them in lockstep.
 
     The noise is keyed by (seed, start of the session, step).  0 or a network status.
     """
@@ -37,6 +37,7 @@ def search_again(
         if status != 0:
             return status
         for b in range(slots.shape[0]):
+            replay.search_value[slots[b], k] = planner.value[b]
             for a in range(planner.policy.shape[1]):
                 replay.policy[slots[b], k, a] = planner.policy[b, a]
     return 0

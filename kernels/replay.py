@@ -27,6 +27,7 @@ class Replay(NamedTuple):
     reward: NDArray[np.float32]  # [R, L] of the bar after each decision, R
     policy: NDArray[np.float32]  # [R, L, A] improved policy of the last search
     value: NDArray[np.float32]  # [R, L + 1] value by the target network, R
+    search_value: NDArray[np.float32]  # [R, L] value by the last search, R
     searched: NDArray[np.int32]  # [R] cycle of the last search of the session, -1 = never
 
 
@@ -45,11 +46,12 @@ class Batch(NamedTuple):
     weight: NDArray[np.float32]  # [B, K + 1] 0 beyond the end of the session
 
 
-class Horizon(NamedTuple):
-    """Of the n-step return."""
+class ValueTarget(NamedTuple):
+    """A mixture of the n-step return and the value of the last search."""
 
     steps: int  # n
     discount: float  # per bar
+    search_share: float  # of the search value in the target
 
 
 def new_replay(sessions: int, length: int, actions: int) -> Replay:
@@ -62,6 +64,7 @@ def new_replay(sessions: int, length: int, actions: int) -> Replay:
         reward=np.zeros((R, L), np.float32),
         policy=np.zeros((R, L, actions), np.float32),
         value=np.zeros((R, L + 1), np.float32),
+        search_value=np.zeros((R, L), np.float32),
         searched=np.full(R, EMPTY, np.int32),
     )
 
@@ -84,22 +87,23 @@ def new_batch(windows: int, steps: int, features: int, position: int, actions: i
 
 
 @kernel
-def n_step_return(replay: Replay, slot: int, step: int, horizon: Horizon) -> float:
+def n_step_return(replay: Replay, slot: int, step: int, rule: ValueTarget) -> float:
     """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], n cut at the end of the session."""
-    stop = min(step + horizon.steps, replay.reward.shape[1])
+    stop = min(step + rule.steps, replay.reward.shape[1])
     total = np.float64(replay.value[slot, stop])
     for i in range(stop - 1, step - 1, -1):
-        total = np.float64(replay.reward[slot, i]) + horizon.discount * total
+        total = np.float64(replay.reward[slot, i]) + rule.discount * total
     return total
 
 
 @kernel
 def fill_decision(
-    batch: Batch, b: int, k: int, replay: Replay, slot: int, step: int, horizon: Horizon, reverse: bool
+    batch: Batch, b: int, k: int, replay: Replay, slot: int, step: int, rule: ValueTarget, reverse: bool
 ) -> None:
     """Position, legality and targets of decision `step`; weight 0 and nothing else beyond the end."""
     position_features(batch.position[b, k], replay.position[slot, step])
-    batch.value[b, k] = n_step_return(replay, slot, step, horizon)
+    realised = n_step_return(replay, slot, step, rule)
+    batch.value[b, k] = realised + rule.search_share * (replay.search_value[slot, step] - realised)
     for a in range(batch.legal.shape[2]):
         batch.legal[b, k, a] = is_legal(replay.position[slot, step, SIDE], a, reverse)
         batch.policy[b, k, a] = replay.policy[slot, step, a]
@@ -153,7 +157,7 @@ def sample(
     bars: Bars,
     codes: Codes,
     market: Market,
-    horizon: Horizon,
+    rule: ValueTarget,
     seed: int,
     step: int,
 ) -> None:
@@ -169,7 +173,7 @@ def sample(
         batch.x[b, :] = X[row_of_bar[replay.start[slot] + first]]
         for k in range(K + 1):
             if first + k < L:
-                fill_decision(batch, b, k, replay, slot, first + k, horizon, market.reverse)
+                fill_decision(batch, b, k, replay, slot, first + k, rule, market.reverse)
             else:
                 fill_beyond(batch, b, k)
         for k in range(min(K, L - 1 - first)):

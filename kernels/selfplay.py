@@ -46,6 +46,7 @@ def play(
             replay.reward[slot, k] = step(
                 account[b], trade, bars, replay.start[slot] + k, planner.action[b], market
             )
+            replay.search_value[slot, k] = planner.value[b]
             for a in range(planner.policy.shape[1]):
                 replay.policy[slot, k, a] = planner.policy[b, a]
     for b in range(B):

@@ -51,6 +51,12 @@ class Deal:
     def gain(self, price: float) -> float:
         return price - self.price if self.side == "long" else self.price - price
 
+    def row(self) -> list[float]:
+        """The deal as a trade of the ledger."""
+        sign, held = 1 if self.side == "long" else -1, self.excursions
+        fills = [self.bar, self.exit_bar, sign, self.price, self.exit_price]
+        return [*fills, self.profit, sum(held), len(held), self.swap]
+
 
 class Broker:
     """Takes an order at a close and fills it at the next open."""

@@ -3,6 +3,7 @@
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from host.bars import ReadOptions, read_bars
 from kernels import market as mk
 from kernels.bars import NS, Bars, take
 from kernels.market import Market, new_accounts, new_market, session_starts
 from kernels.position import ACTIONS, BUY, CLOSE, HOLD, RAW, SELL, act_on, is_legal, move_on
 from tests.naive import MONDAY, NEW_YORK, Broker, moment, rolls, wandering_bars
 
+SAMPLE = Path(__file__).parents[1] / "host" / "sample.csv"
+MINUTES_FILE = "GBPJPY_M1_histdata_ascii_2021-01_02.csv"
 DATA = Path(os.environ.get("SWT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MINUTE, HOUR, DAY = 60 * NS, 3600 * NS, 86_400 * NS
 N = 60
@@ -42,11 +46,16 @@ def cases(draw: st.DrawFn) -> Case:
     begin = MONDAY + draw(st.integers(-15 * 52, 52)) * 7 * DAY + draw(st.integers(0, 10_000)) * MINUTE
     costs = {name: draw(st.sampled_from([0.0, value])) for name, value in COSTS.items()}
     k = draw(st.sampled_from([0.0, 0.01, 0.05]))
-    rules = {"excursion_weight": k, "reverse": draw(st.booleans())}
+    rules: dict[str, Any] = {"excursion_weight": k, "reverse": draw(st.booleans())}
     bars = wandering_bars(seed, N, minutes, draw(st.sampled_from([0.0, 1e-4])), begin)
     return Case(
         bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=minutes * MINUTE, **costs, **rules), seed
     )
+
+
+def without(bars: Bars, gone: slice) -> Bars:
+    """A copy of the bars with a hole."""
+    return Bars(*(np.delete(column, gone) for column in bars))  # type: ignore[arg-type]
 
 
 class Played(NamedTuple):
@@ -80,30 +89,24 @@ def play(case: Case, actions: list[int] | None = None) -> Played:
     return Played(rewards, equity, np.array(trades).reshape(-1, mk.TRADE), positions, done)
 
 
-@few
-@given(cases())
-def test_ledger_is_the_naive_broker(case: Case) -> None:
+def compare(case: Case) -> None:
+    """The ledger and the naive broker book the same rewards, equity and trades."""
     played, broker = play(case), Broker(case.bars, case.market)
     for t, action in enumerate(played.actions):
         assert ACTIONS[action] in broker.allowed()
         assert played.rewards[t] == pytest.approx(broker.trade(ACTIONS[action], t), rel=1e-9, abs=1e-11)
         assert played.equity[t] == pytest.approx(broker.equity(), rel=1e-9, abs=1e-14)
-    assert played.rewards[-1] == pytest.approx(broker.finish(N - 1), rel=1e-9, abs=1e-11)
-    expected = [
-        (
-            d.bar,
-            d.exit_bar,
-            1 if d.side == "long" else -1,
-            d.price,
-            d.exit_price,
-            d.profit,
-            sum(d.excursions),
-            len(d.excursions),
-            d.swap,
-        )
-        for d in broker.closed
-    ]
-    np.testing.assert_allclose(played.trades, np.array(expected).reshape(-1, mk.TRADE), rtol=1e-9, atol=1e-14)
+    last = len(case.bars.time) - 1
+    assert played.rewards[-1] == pytest.approx(broker.finish(last), rel=1e-9, abs=1e-11)
+    expected = np.array([deal.row() for deal in broker.closed]).reshape(-1, mk.TRADE)
+    np.testing.assert_allclose(played.trades, expected, rtol=1e-9, atol=1e-14)
+    assert len(expected) > 0
+
+
+@few
+@given(cases())
+def test_ledger_is_the_naive_broker(case: Case) -> None:
+    compare(case)
 
 
 @few
@@ -121,7 +124,7 @@ def test_rewards_equity_and_trades_agree(case: Case) -> None:
 @given(cases(), st.integers(1, N - 2))
 def test_later_bars_change_nothing(case: Case, t: int) -> None:
     """What is booked up to the close of bar t + 1 is a function of bars <= t + 1."""
-    changed = Bars(*(column.copy() for column in case.bars))
+    changed = without(case.bars, slice(0))
     for name in ("open", "high", "low", "close", "ask_open", "ask_close"):
         getattr(changed, name)[t + 2 :] *= 1.5
     changed.time[t + 2 :] += 5 * DAY
@@ -234,6 +237,13 @@ def test_position_is_held_over_the_weekend() -> None:
     assert rejects["too near the end"] == 3
 
 
+def test_no_night_is_paid_twice_when_clocks_cut_a_day_short() -> None:
+    closes = [datetime(2024, 1, day, hour, 30, tzinfo=UTC) for day, hour in ((1, 22), (2, 22), (3, 21))]
+    market = new_market(range_px=0.01, pip_px=1e-4, interval_ns=DAY, swap_long_px=-3e-4)
+    played = play(Case(straight_bars(closes), market, 0), [BUY, HOLD])
+    assert played.trades[0, mk.SWAP_PX] == pytest.approx(-3e-4)
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.integers(0, 20 * 365 * 24 * 2), st.integers(0, 24 * 2 * 30))
 def test_nights_are_those_of_the_new_york_calendar(halves: int, length: int) -> None:
@@ -291,7 +301,7 @@ def test_every_start_is_used_or_rejected(seed: int, minutes: int, length: int, h
     hole = int(draw.integers(20, 300))
     size = int(draw.integers(1, 25))
     if weekday[hole - 1 : hole + size + 1].all():
-        bars = Bars(*(np.delete(column, slice(hole, hole + size)) for column in bars))
+        bars = without(bars, slice(hole, hole + size))
     first, stop = int(draw.integers(0, 50)), len(bars.time) - int(draw.integers(0, 50))
     starts, rejects = session_starts(bars, first, stop, length, history, minutes * MINUTE)
     assert len(starts) + sum(rejects.values()) == stop - first
@@ -300,8 +310,7 @@ def test_every_start_is_used_or_rejected(seed: int, minutes: int, length: int, h
 
 @pytest.mark.parametrize(("missing", "crossing"), [(10, 0), (11, 5)])
 def test_ten_missing_bars_are_borne(missing: int, crossing: int) -> None:
-    bars = wandering_bars(0, 200, 1)
-    bars = Bars(*(np.delete(column, slice(100, 100 + missing)) for column in bars))
+    bars = without(wandering_bars(0, 200, 1), slice(100, 100 + missing))
     assert session_starts(bars, 0, 200 - missing, 5, 1, MINUTE)[1]["across a hole"] == crossing
 
 
@@ -323,7 +332,7 @@ def test_hours_missing_on_a_saturday_that_trades_are_a_hole() -> None:
 def test_a_holiday_beside_the_weekend_is_a_hole() -> None:
     bars = wandering_bars(0, 200, 60)
     friday = int(np.argmax((bars.time - MONDAY) > 4 * DAY))
-    shortened = Bars(*(np.delete(column, slice(friday, friday + 15)) for column in bars))
+    shortened = without(bars, slice(friday, friday + 15))
     assert session_starts(bars, 0, 200, 10, 1, HOUR)[1]["across a hole"] == 0
     assert session_starts(shortened, 0, 185, 10, 1, HOUR)[1]["across a hole"] == 10
 
@@ -334,16 +343,41 @@ def test_sessions_out_of_range_are_refused() -> None:
         session_starts(bars, 0, 51, 10, 1, HOUR)
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="no real data here")
 def test_sessions_of_real_hours_span_weekends() -> None:
-    rows = (DATA / "EURUSD_H1_dukascopy_ask_2017.csv").read_text().splitlines()[1:]
-    stamps = [datetime.strptime(row[:19], "%d.%m.%Y %H:%M:%S").replace(tzinfo=UTC) for row in rows]
-    time = np.array([int(s.timestamp()) * NS + HOUR for s in stamps])
-    bars = Bars(time, *(np.ones(len(time)) for _ in range(7)))
-    starts, rejects = session_starts(bars, 0, len(time), 360, 256, HOUR)
-    assert len(starts) + sum(rejects.values()) == len(time)
+    bars, _ = read_bars(SAMPLE, ReadOptions(side="ask"))
+    starts, rejects = session_starts(bars, 0, len(bars.time), 360, 256, HOUR)
+    assert len(starts) + sum(rejects.values()) == len(bars.time)
     assert rejects["across the weekly close"] == 0
-    assert len(starts) > 0.6 * len(time)
+    assert len(starts) > 0.6 * len(bars.time)
+    few_starts, _ = session_starts(bars, 500, 1500, 40, 256, HOUR)
+    assert few_starts.tolist() == brute_starts(bars, 500, 1500, 40, 256, HOUR)
+
+
+@pytest.mark.skipif(not (DATA / MINUTES_FILE).exists(), reason="no real minutes here")
+def test_sessions_of_real_minutes_do_not() -> None:
+    bars, source = read_bars(DATA / MINUTES_FILE)
+    mk.check_scale(bars, source.pip)
+    starts, rejects = session_starts(bars, 0, len(bars.time), 60, 256, MINUTE)
+    assert len(starts) + sum(rejects.values()) == len(bars.time)
+    assert rejects["across the weekly close"] > 0
+    steps = np.lib.stride_tricks.sliding_window_view(np.diff(bars.time), 60)[starts]
+    assert steps.max() <= 11 * MINUTE
+
+
+@pytest.mark.parametrize("part", [slice(0, 400), slice(2000, 2600)])
+def test_real_hours_are_booked_as_the_broker_books_them(part: slice) -> None:
+    bars, _ = read_bars(SAMPLE, ReadOptions(side="ask"))
+    market = new_market(range_px=1e-3, pip_px=1e-4, interval_ns=HOUR, excursion_weight=0.05, **COSTS)
+    compare(Case(take(bars, part.start, part.stop), market, 1))
+
+
+def test_years_of_minutes_are_judged_in_a_moment() -> None:
+    bars = wandering_bars(0, 1_300_000, 1)
+    session_starts(bars, 0, 9, 1, 1, MINUTE)
+    begin = perf_counter()
+    starts, rejects = session_starts(bars, 0, len(bars.time), 360, 256, MINUTE)
+    assert perf_counter() - begin < 1
+    assert len(starts) + sum(rejects.values()) == len(bars.time)
 
 
 def test_scale_is_causal_and_never_zero() -> None:
@@ -362,7 +396,8 @@ def test_codes_are_symmetric_and_even(C: int) -> None:
     bars = wandering_bars(2, 4000, 1)
     ts = np.arange(100, 3999)
     codes = mk.fit_codes(bars, ts, C)
-    z = np.array([mk.standardised_move(bars, t) for t in ts])
+    z = np.zeros(len(ts))
+    mk.standardise_moves(z, bars, ts)
     code = np.array([mk.code_of(codes, x) for x in z])
     assert codes.edges.shape == (C - 1,)
     assert (np.diff(codes.edges) > 0).all()
@@ -373,6 +408,14 @@ def test_codes_are_symmetric_and_even(C: int) -> None:
     np.testing.assert_allclose(np.bincount(code, minlength=C) / len(z), 1 / C, atol=0.03)
     both = np.concatenate([z[code == C - 1], -z[code == 0]])
     assert codes.centres[-1] == pytest.approx(both.mean())
+
+
+def test_codes_are_the_bins_of_numpy() -> None:
+    """Upper bins are closed below and lower ones above: mirror images at the edges too."""
+    codes = mk.Codes(np.array([-2.0, -0.5, 0.0, 0.5, 2.0]), np.zeros(6))
+    z = np.concatenate([np.linspace(-3, 3, 61), codes.edges, [-0.0, 1e-300, -1e-300, np.inf, -np.inf]])
+    expected = np.where(z >= 0, np.digitize(z, codes.edges), np.digitize(z, codes.edges, right=True))
+    assert [mk.code_of(codes, x) for x in z] == expected.tolist()
 
 
 def test_codes_of_moves_that_are_often_zero_promise_nothing() -> None:
@@ -450,4 +493,4 @@ def test_part_of_the_bars_is_as_good_as_all() -> None:
         equity, trades = np.zeros(6), np.zeros((6, mk.TRADE))
         mk.run_actions(equity, trades, part, first, actions, market)
         results.append(equity)
-    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(results[0], results[1])

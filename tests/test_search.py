@@ -144,7 +144,7 @@ def test_parity_trees_equal_mctx(number: int) -> None:
     visits = [gumbel.visits_of(t, 1, 0, a) for a in range(c["A"])]
     np.testing.assert_array_equal(visits, want["root_visits"])
     assert gumbel.root_action(t, searcher.config, 1) == want["action"]
-    gumbel.completed_q(t, searcher.config, 1, 0)
+    gumbel.scaled_q(t, searcher.config, 1, 0)
     legal = np.array(c["invalid"]) == 0
     np.testing.assert_allclose(t.score[1][legal], np.array(want["completed_q"])[legal], atol=2e-4, rtol=1e-4)
     policy = np.zeros(c["A"])

@@ -132,6 +132,18 @@ def test_baselines_are_the_brokers() -> None:
         assert broker.closed[0].exit_bar == 99
 
 
+def test_long_and_short_are_mirror_images_up_to_costs() -> None:
+    bars = wandering_bars(2, 120, 60)
+    nothing = np.zeros((0, mk.TRADE))
+    found = stats.baselines(bars, 20, 100, market(commission_px=3e-5), nothing, 0)
+    spreads = (bars.ask_open - bars.open)[21] + (bars.ask_close - bars.close)[99]
+    assert -(found["long"] + found["short"]) == pytest.approx((spreads + 4 * 1e-5 + 4 * 3e-5) / PIP)
+    free = bars._replace(ask_open=bars.open, ask_close=bars.close)
+    found = stats.baselines(free, 20, 100, market()._replace(slippage_px=0.0), nothing, 0)
+    assert found["long"] == pytest.approx(-found["short"], rel=1e-9)
+    assert found["long"] == pytest.approx((bars.close[99] - bars.open[21]) / PIP)
+
+
 def test_random_is_the_cost_of_the_turnover_and_a_function_of_the_seed() -> None:
     """With a price that stands still every schedule pays the same: the spread and two slippages a trade."""
     bars = wandering_bars(1, 200, 60)
