@@ -42,14 +42,14 @@ def trades_of(profits: list[float], held: list[int]) -> NDArray[np.float64]:
 
 def test_figures_by_hand() -> None:
     equity = np.array([-1.0, 2.0, 2.0, -2.0, 0.0]) * PIP
-    found = stats.statistics(equity, trades_of([2 * PIP, -3 * PIP, 1 * PIP], [2, 1, 1]), PIP)
+    found = stats.statistics(equity, trades_of([2 * PIP, -3 * PIP, 1 * PIP, 0.0], [1, 1, 1, 1]), PIP)
     assert found == pytest.approx(
         {
             "net_pips": 0.0,
-            "trades": 3,
+            "trades": 4,
             "share_in_market": 4 / 5,
             "max_drawdown_pips": 4.0,
-            "win_rate": 2 / 3,
+            "win_rate": 2 / 4,
             "expectancy_pips": 0.0,
             "profit_factor": 1.0,
             "sortino": 0.0,
@@ -78,8 +78,9 @@ def test_schedules_trade_as_told(seed: int, reverse: bool, n: int) -> None:
     agent = np.random.default_rng(seed).integers(0, 4, n).astype(np.int8)
     count = mk.run_actions(equity, trades, bars, 0, agent, rules)
     held = trades[:count, mk.BARS_HELD].astype(np.int64)
-    actions = np.full(n, 77, np.int8)
+    actions, given_held = np.full(n, 77, np.int8), held.copy()
     stats.draw_schedule(actions, held, reverse, seed, 5)
+    np.testing.assert_array_equal(held, given_held)
     broker = Broker(bars, rules)
     for t, action in enumerate(actions):
         order = ("HOLD", "BUY", "SELL", "CLOSE")[action]
@@ -111,6 +112,16 @@ def test_touching_trades_are_opposite_under_reverse() -> None:
         stats.draw_schedule(actions, np.array([2, 2]), True, 0, stream)
         seen.add(tuple(actions.tolist()))
     assert seen == {(BUY, HOLD, SELL, HOLD), (SELL, HOLD, BUY, HOLD)}
+
+
+def test_trades_apart_are_free_to_repeat_a_side_under_reverse() -> None:
+    actions = np.zeros(3, np.int8)
+    seen = set()
+    for stream in range(200):
+        stats.draw_schedule(actions, np.array([1, 1]), True, 0, stream)
+        seen.add(tuple(actions.tolist()))
+    apart = {(a, CLOSE, b) for a in (BUY, SELL) for b in (BUY, SELL)}
+    assert seen == apart | {(BUY, SELL, CLOSE), (SELL, BUY, CLOSE), (HOLD, BUY, SELL), (HOLD, SELL, BUY)}
 
 
 @pytest.mark.parametrize(("held", "n"), [([3, 3], 6), ([0], 5), ([6], 5)])
@@ -154,6 +165,15 @@ def test_random_is_the_cost_of_the_turnover_and_a_function_of_the_seed() -> None
     moving = wandering_bars(1, 200, 60)
     one, same, other = (stats.baselines(moving, 0, 200, market(), turnover, s)["random"] for s in (1, 1, 2))
     assert one == same != other
+
+
+def test_random_is_a_mean_of_different_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars, turnover = wandering_bars(1, 200, 60), trades_of([0.0] * 5, [3, 1, 7, 2, 30])
+    found = []
+    for schedules in (1, 2, 64):
+        monkeypatch.setattr(stats, "SCHEDULES", schedules)
+        found.append(stats.baselines(bars, 0, 200, market(), turnover, 1)["random"])
+    assert len({round(pips, 6) for pips in found}) == 3
 
 
 def test_an_empty_stretch_is_refused() -> None:
