@@ -70,11 +70,11 @@ class TrainConfig:
     batch: int = 256
     unroll: int = 5  # K
     n_step: int = 5
-    search_share: float = 0.5  # of the search's value in the value target, beside the n-step return
+    search_share: float = 0.75  # of the search's value in the value target, beside the n-step return
     steps: int = 120  # learning steps in a cycle
     rate: float = 1e-3
     decay: float = 1e-2  # weight decay
-    horizon: int = 4000  # steps of the learning-rate schedule
+    horizon: int = 3000  # steps of the learning-rate schedule
     target_rate: float = 0.02  # of the soft target network, which also plays
 
 

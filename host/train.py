@@ -50,7 +50,10 @@ class Trainer:
             config.network.codes,
         )
         shape = Shape(
-            features=self.sizes.features, latent=config.network.latent, hidden=config.network.hidden
+            features=self.sizes.features,
+            latent=config.network.latent,
+            hidden=config.network.hidden,
+            codes=config.network.codes,
         )
         self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads)
         self.target = (
@@ -222,6 +225,10 @@ class Trainer:
     def _scale_values(self, slots: NDArray[np.int64]) -> None:
         """Move the unit of Q towards the spread (5 to 95 %) of the n-step rewards just collected."""
         sums = np.cumsum(self.replay.reward[slots], axis=1, dtype=np.float64)
+        if not np.isfinite(sums).all():
+            raise FloatingPointError(
+                f"cycle {self.cycle}: a reward is not finite: is there a NaN in the bars?"
+            )
         n = self.config.train.n_step
         low, high = np.quantile(sums[:, n:] - sums[:, :-n], (0.05, 0.95))
         fresh = max(float(high - low), SMALLEST_UNIT)
@@ -239,12 +246,11 @@ def train_for(
 
     It starts after the first cycle, in which kernels may have to be compiled.
     """
-    on_cycle(trainer.run_cycle())
-    begin, longest = time.perf_counter(), 0.0
+    first_done, longest = 0.0, 0.0
     while True:
         shares = [0.0]
-        if minutes is not None:
-            shares.append((time.perf_counter() - begin + longest) / (60 * minutes))
+        if minutes is not None and first_done > 0:
+            shares.append((time.perf_counter() - first_done + longest) / (60 * minutes))
         if sessions is not None:
             shares.append(trainer.sessions / sessions)
         done = f"cycle {trainer.cycle}, {trainer.sessions} sessions, {trainer.learner.step} steps"
@@ -253,4 +259,7 @@ def train_for(
             return
         started = time.perf_counter()
         on_cycle(trainer.run_cycle())
-        longest = max(longest, time.perf_counter() - started)
+        if first_done > 0:
+            longest = max(longest, time.perf_counter() - started)
+        else:
+            first_done = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import kernel
+from kernels._jit import inlined
 from kernels.tree import MASKED, NONE, Tree, edge_value
 
 LOWEST_SCORE = -1e9
@@ -79,7 +79,7 @@ def _halving_row(m: int, n: int) -> list[int]:
     return row[:n]
 
 
-@kernel
+@inlined
 def completed_q(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
     """tree.score[b] = Q of every action, visited ones their own, the others the mixed value; the most visits of one."""
     q = tree.score[b]
@@ -111,14 +111,14 @@ def completed_q(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
     return most
 
 
-@kernel
+@inlined
 def scaled_q(tree: Tree, config: SearchConfig, b: int, node: int) -> None:
     """tree.score[b] = sigma(completed Q)."""
     most = completed_q(tree, config, b, node)
     scale_q(tree.score[b], config, most)
 
 
-@kernel
+@inlined
 def expected_q(policy: NDArray[np.float64], tree: Tree, config: SearchConfig, b: int, node: int) -> float:
     """Expectation of the completed Q under policy [A]: with the improved policy, what the search thinks of the node."""
     completed_q(tree, config, b, node)
@@ -128,7 +128,7 @@ def expected_q(policy: NDArray[np.float64], tree: Tree, config: SearchConfig, b:
     return total
 
 
-@kernel
+@inlined
 def scale_q(q: NDArray[np.float64], config: SearchConfig, most_visits: int) -> None:
     """q <- (c_visit + max N) c_scale q / S, after a min-max rescaling where the configuration asks for it."""
     unit = (config.c_visit + most_visits) * config.c_scale / config.value_unit
@@ -142,7 +142,7 @@ def scale_q(q: NDArray[np.float64], config: SearchConfig, most_visits: int) -> N
         q[a] = (q[a] - low) * unit
 
 
-@kernel
+@inlined
 def improved_policy(out: NDArray[np.float64], tree: Tree, config: SearchConfig, b: int, node: int) -> None:
     """out [A] = softmax(logits + sigma(completed Q)); `out` may be tree.score[b]."""
     scaled_q(tree, config, b, node)
@@ -159,14 +159,14 @@ def improved_policy(out: NDArray[np.float64], tree: Tree, config: SearchConfig, 
         out[a] /= total
 
 
-@kernel
+@inlined
 def visits_of(tree: Tree, b: int, node: int, edge: int) -> int:
     """Visits of the node behind an edge; 0 where there is none."""
     child = tree.child[b, node, edge]
     return 0 if child == NONE else tree.visits[b, child]
 
 
-@kernel
+@inlined
 def best_of_visited(tree: Tree, config: SearchConfig, b: int, considered_visit: int) -> int:
     """Root action with `considered_visit` visits and the best noise + logit + sigma(completed Q)."""
     scaled_q(tree, config, b, 0)
@@ -184,7 +184,7 @@ def best_of_visited(tree: Tree, config: SearchConfig, b: int, considered_visit: 
     return best
 
 
-@kernel
+@inlined
 def root_candidate(
     tree: Tree, config: SearchConfig, table: NDArray[np.int32], b: int, simulation: int
 ) -> int:
@@ -195,7 +195,7 @@ def root_candidate(
     return best_of_visited(tree, config, b, table[min(config.considered, legal), simulation])
 
 
-@kernel
+@inlined
 def root_action(tree: Tree, config: SearchConfig, b: int) -> int:
     """The action to take: the winner among the most visited."""
     most = 0
@@ -204,7 +204,7 @@ def root_action(tree: Tree, config: SearchConfig, b: int) -> int:
     return best_of_visited(tree, config, b, most)
 
 
-@kernel
+@inlined
 def interior_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
     """Legal action whose improved probability most exceeds its share of the visits."""
     probability = tree.score[b]

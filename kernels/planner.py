@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import kernel
+from kernels._jit import inlined, kernel
 from kernels.bars import Bars
 from kernels.gumbel import SearchConfig, expected_q, halving_table, improved_policy, root_action
 from kernels.market import Codes, Market, entry_cost, move_scale_px
@@ -46,7 +46,7 @@ def new_planner(model: Model, config: SearchConfig, roots: int, actions: int, co
     )
 
 
-@kernel
+@inlined
 def set_root(
     planner: Planner,
     b: int,
@@ -69,7 +69,7 @@ def set_root(
     planner.outlook.entry_cost[b] = entry_cost(bars, t, market)
 
 
-@kernel
+@inlined
 def draw_noise(planner: Planner, b: int, seed: int, stream: int, step: int) -> None:
     """Gumbel noise of root b, keyed by (seed, stream, step)."""
     A = planner.tree.noise.shape[1]

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import kernel
+from kernels._jit import inlined
 
 HOLD, BUY, SELL, CLOSE = 0, 1, 2, 3
 ACTIONS = ("HOLD", "BUY", "SELL", "CLOSE")
@@ -26,7 +26,7 @@ RAW = 8
 FEATURES = 9  # width of `position_features`
 
 
-@kernel
+@inlined
 def is_legal(side: float, action: int, reverse: bool) -> bool:
     """Flat: HOLD, BUY, SELL.  In a position: HOLD, CLOSE, and with `reverse` the opposite side."""
     if action == HOLD:
@@ -38,7 +38,7 @@ def is_legal(side: float, action: int, reverse: bool) -> bool:
     return reverse and ((action == BUY) == (side < 0))
 
 
-@kernel
+@inlined
 def target_side(side: float, action: int) -> float:
     """Side after `action`: the level an order would bring about."""
     if action == BUY:
@@ -48,7 +48,7 @@ def target_side(side: float, action: int) -> float:
     return side if action == HOLD else 0.0
 
 
-@kernel
+@inlined
 def act_on(out: NDArray[np.float32], position: NDArray[np.float32], action: int, entry_cost: float) -> None:
     """Afterstate: the position once `action` is filled and before the next bar.  `entry_cost` in R, >= 0."""
     side = position[SIDE]
@@ -64,7 +64,7 @@ def act_on(out: NDArray[np.float32], position: NDArray[np.float32], action: int,
         out[COST] = entry_cost
 
 
-@kernel
+@inlined
 def move_on(out: NDArray[np.float32], afterstate: NDArray[np.float32], move: float) -> None:
     """Position one bar after `afterstate`, the price having moved by `move` R."""
     side = afterstate[SIDE]
@@ -82,13 +82,13 @@ def move_on(out: NDArray[np.float32], afterstate: NDArray[np.float32], move: flo
     out[BEST] = max(afterstate[BEST], out[UNREALISED])
 
 
-@kernel
+@inlined
 def squash(distance: float) -> float:
     """Distance in R as a number within +-1: linear near 0, half-way at 5 R."""
     return distance / (5.0 + abs(distance))
 
 
-@kernel
+@inlined
 def position_features(out: NDArray[np.float32], position: NDArray[np.float32]) -> None:
     """out [FEATURES]: what a network is told of a position or afterstate."""
     out[0] = position[SIDE]

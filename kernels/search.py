@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import kernel
+from kernels._jit import inlined, kernel
 from kernels.gumbel import SearchConfig, interior_action, root_candidate, visits_of
 from kernels.ort import Net, evaluate
 from kernels.position import FEATURES, SIDE, act_on, is_legal, move_on, position_features
@@ -52,7 +52,7 @@ def new_work(searches: int, codes: int) -> Work:
     return Work(np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.int32))
 
 
-@kernel
+@inlined
 def plant(tree: Tree, b: int, state: NDArray[np.float32], logits: NDArray[np.float32], value: float) -> None:
     """Start tree b at a root with this latent, policy and value; `tree.legal` and `position` are the caller's."""
     tree.count[b] = 0
@@ -65,7 +65,7 @@ def plant(tree: Tree, b: int, state: NDArray[np.float32], logits: NDArray[np.flo
         tree.prior[b, root, a] = logits[a]
 
 
-@kernel
+@inlined
 def mask(tree: Tree, b: int, node: int, reverse: bool) -> None:
     """Forbid what the position at a decision node does not allow."""
     if tree.position.shape[2] == 0:
@@ -76,7 +76,7 @@ def mask(tree: Tree, b: int, node: int, reverse: bool) -> None:
             tree.prior[b, node, a] = MASKED
 
 
-@kernel
+@inlined
 def descend(tree: Tree, config: SearchConfig, table: NDArray[np.int32], b: int, simulation: int) -> None:
     """Find the edge to expand: tree.leaf[b], tree.leaf_edge[b]."""
     node = 0
@@ -91,7 +91,7 @@ def descend(tree: Tree, config: SearchConfig, table: NDArray[np.int32], b: int, 
     tree.leaf_edge[b] = edge
 
 
-@kernel
+@inlined
 def chance_code(tree: Tree, b: int, node: int) -> int:
     """Quasi-random outcome: argmax prior / (visits + 1) (Ozair et al. 2021, A.3)."""
     best, best_score = 0, -1.0
@@ -102,7 +102,7 @@ def chance_code(tree: Tree, b: int, node: int) -> int:
     return best
 
 
-@kernel
+@inlined
 def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
     """Write a one-hot of `width` at x[first:]; the column behind it."""
     x[first : first + width] = 0.0
@@ -110,7 +110,7 @@ def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
     return first + width
 
 
-@kernel
+@inlined
 def position_columns(x: NDArray[np.float32], tree: Tree, first: int, b: int, node: int) -> int:
     """Write the position features of a node at x[first:]; the column behind them."""
     if tree.position.shape[2] == 0:
@@ -119,7 +119,7 @@ def position_columns(x: NDArray[np.float32], tree: Tree, first: int, b: int, nod
     return first + FEATURES
 
 
-@kernel
+@inlined
 def add_afterstate(
     x: NDArray[np.float32], tree: Tree, outlook: Outlook, b: int, parent: int, action: int
 ) -> int:
@@ -134,7 +134,7 @@ def add_afterstate(
     return node
 
 
-@kernel
+@inlined
 def add_decision(x: NDArray[np.float32], tree: Tree, outlook: Outlook, b: int, parent: int, edge: int) -> int:
     """Add the decision node behind a chance code (or, deterministic, an action) and write its network row x."""
     node = add_node(tree, b, DECISION, parent, edge)
@@ -151,7 +151,7 @@ def add_decision(x: NDArray[np.float32], tree: Tree, outlook: Outlook, b: int, p
     return node
 
 
-@kernel
+@inlined
 def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes: int) -> None:
     """Take state, chance prior and value of an afterstate from its network row y."""
     D = tree.state.shape[2]
@@ -170,7 +170,7 @@ def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes
     tree.value[b, node] = y[D + codes]
 
 
-@kernel
+@inlined
 def read_decision(tree: Tree, y: NDArray[np.float32], b: int, node: int, reverse: bool) -> None:
     """Take state, reward, policy and value of a decision node from its network row y."""
     D, A = tree.state.shape[2], tree.legal.shape[2]
@@ -183,14 +183,14 @@ def read_decision(tree: Tree, y: NDArray[np.float32], b: int, node: int, reverse
     mask(tree, b, node, reverse)
 
 
-@kernel
+@inlined
 def queue(work: Work, rows: int, b: int, node: int, edge: int) -> int:
     """Note that edge `edge` of `node` is to be expanded; the new number of rows."""
     work.row_tree[rows], work.row_node[rows], work.row_edge[rows] = b, node, edge
     return rows + 1
 
 
-@kernel
+@inlined
 def expand_afterstates(tree: Tree, work: Work, model: Model, outlook: Outlook, first: int, stop: int) -> int:
     """Evaluate and add the chance node behind each of the queued edges [first, stop)."""
     if first == stop:
@@ -207,7 +207,7 @@ def expand_afterstates(tree: Tree, work: Work, model: Model, outlook: Outlook, f
     return status
 
 
-@kernel
+@inlined
 def expand_decisions(tree: Tree, work: Work, model: Model, outlook: Outlook, rows: int, reverse: bool) -> int:
     """Evaluate and add the decision node behind each queued edge."""
     if rows == 0:
@@ -224,7 +224,7 @@ def expand_decisions(tree: Tree, work: Work, model: Model, outlook: Outlook, row
     return status
 
 
-@kernel
+@inlined
 def simulate(tree: Tree, work: Work, model: Model, outlook: Outlook, config: SearchConfig) -> int:
     """Expand the leaf edge of every search; tree.leaf becomes the node to back up from."""
     B, decisions = tree.count.shape[0], 0
@@ -241,7 +241,7 @@ def simulate(tree: Tree, work: Work, model: Model, outlook: Outlook, config: Sea
     return expand_afterstates(tree, work, model, outlook, decisions, rows)
 
 
-@kernel
+@inlined
 def expand_all_codes(tree: Tree, work: Work, model: Model, outlook: Outlook, config: SearchConfig) -> int:
     """Full width: add every code of the afterstates just added; they stay the nodes to back up from."""
     rows = 0
@@ -255,7 +255,7 @@ def expand_all_codes(tree: Tree, work: Work, model: Model, outlook: Outlook, con
     return status
 
 
-@kernel
+@inlined
 def back_up_mean(tree: Tree, config: SearchConfig, b: int) -> None:
     """Running mean of the discounted returns, from the new leaf to the root."""
     node = tree.leaf[b]
@@ -270,7 +270,7 @@ def back_up_mean(tree: Tree, config: SearchConfig, b: int) -> None:
         tree.visits[b, node] = count + 1
 
 
-@kernel
+@inlined
 def expected_value(tree: Tree, b: int, node: int, discount: float) -> float:
     """Prior-weighted expectation over all codes of a fully expanded chance node."""
     total = 0.0
@@ -282,7 +282,7 @@ def expected_value(tree: Tree, b: int, node: int, discount: float) -> float:
     return total
 
 
-@kernel
+@inlined
 def visited_value(tree: Tree, b: int, node: int) -> float:
     """Mean of a decision node's own value and its actions' values, weighted by visits."""
     total, visits = np.float64(tree.raw_value[b, node]), 1
@@ -294,7 +294,7 @@ def visited_value(tree: Tree, b: int, node: int) -> float:
     return total / visits
 
 
-@kernel
+@inlined
 def back_up_expectation(tree: Tree, config: SearchConfig, b: int) -> None:
     """Recompute the values on the path from the new afterstate to the root from those of their children."""
     node = tree.leaf[b]

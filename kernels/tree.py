@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import kernel
+from kernels._jit import inlined
 
 NONE = -1
 DECISION, CHANCE = 0, 1
@@ -67,7 +67,7 @@ def bytes_per_tree(tree: Tree) -> int:
     return sum(array.nbytes for array in tree) // tree.count.shape[0]
 
 
-@kernel
+@inlined
 def add_node(tree: Tree, b: int, kind: int, parent: int, edge: int) -> int:
     """Append an empty node behind `edge` of `parent`; its number."""
     node = tree.count[b]
@@ -85,7 +85,7 @@ def add_node(tree: Tree, b: int, kind: int, parent: int, edge: int) -> int:
     return node
 
 
-@kernel
+@inlined
 def edge_value(tree: Tree, b: int, child: int, discount: float) -> float:
     """Q of the edge into `child`: its reward and the value behind it, discounted once per bar."""
     if tree.kind[b, child] == CHANCE:

@@ -1,0 +1,367 @@
+"""The full-width search over forex roots with random networks: every claim is checked by walking the finished trees."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host.agent import Agent, Sizes, row_buckets
+from kernels.bars import NS, Bars
+from kernels.gumbel import SearchConfig, new_search_config
+from kernels.market import fit_codes, move_scale_px, new_market
+from kernels.ort import OrtError, Session, check
+from kernels.planner import Planner, draw_noise, plan, set_root
+from kernels.position import (
+    ACTIONS,
+    BEST,
+    EXCURSION,
+    FEATURES,
+    HELD,
+    PREVIOUS,
+    RAW,
+    SIDE,
+    UNREALISED,
+    WORST,
+    act_on,
+    move_on,
+    position_features,
+)
+from kernels.rng import gumbel
+from kernels.tree import CHANCE, DECISION, NONE, Tree
+from models.export import export
+from models.net import Shape, new_params
+from tests.naive import wandering_bars
+
+SHAPE = Shape(features=12, latent=8, hidden=8, codes=5)
+A, C, D = SHAPE.actions, SHAPE.codes, SHAPE.latent
+SIZES = Sizes(SHAPE.features, FEATURES, D, A, C)
+BARS = wandering_bars(2, 200, 1)
+MARKETS = {
+    reverse: new_market(
+        range_px=5e-4, pip_px=1e-4, interval_ns=60 * NS, slippage_px=2e-5, commission_px=1e-5, reverse=reverse
+    )
+    for reverse in (False, True)
+}
+CODES = fit_codes(BARS, np.arange(70, 190), C)
+FIRST_BAR = 100  # of root 0; root b is at bar FIRST_BAR + b
+few = settings(deadline=None, max_examples=8)
+
+
+def random_graphs(seed: int) -> dict[str, bytes]:
+    """Networks whose heads have an opinion: freshly initialised ones hardly do."""
+    draw = np.random.default_rng(seed)
+    return export(new_params(SHAPE, seed) + draw.normal(0, 0.3, new_params(SHAPE, 0).shape), SHAPE)
+
+
+AGENTS = [Agent(random_graphs(seed), SIZES) for seed in range(2)]
+
+
+class Root(NamedTuple):
+    features: Any  # [F]
+    position: Any  # [RAW]
+    t: int
+    number: int  # stream of its noise
+
+
+def random_root(seed: int, number: int, reverse: bool) -> Root:
+    """A position as the ledger could have left it: flat, or a side with a history."""
+    draw = np.random.default_rng([seed, number])
+    position = np.zeros(RAW, np.float32)
+    side = number % 3 - 1
+    if side:
+        position[:] = [side, 3 + number, 0.5, 0.2, 1.5, 2.0, side, 0.3]
+    return Root(draw.normal(size=12).astype(np.float32), position, FIRST_BAR + number, number)
+
+
+def searched(
+    agent: Agent, config: SearchConfig, roots: list[Root], seed: int = 0, noise: Any = None, bars: Bars = BARS
+) -> Planner:
+    """A planner that has searched `roots` in lockstep."""
+    planner = agent.planner(len(roots), config)
+    for b, root in enumerate(roots):
+        market = MARKETS[config.reverse]
+        set_root(planner, b, root.features, root.position, bars, root.t, CODES, market)
+        draw_noise(planner, b, seed, root.number, 3)
+    if noise is not None:
+        planner.tree.noise[:] = noise
+    check(plan(planner))
+    return planner
+
+
+def random_planner(seed: int, B: int = 6, simulations: int = 24, reverse: bool | None = None) -> Planner:
+    reverse = bool(seed % 2) if reverse is None else reverse
+    config = new_search_config(simulations=simulations, considered=3, c_scale=0.3, reverse=reverse)
+    return searched(AGENTS[seed % 2], config, [random_root(seed, b, reverse) for b in range(B)], seed)
+
+
+def children(tree: Tree, b: int, node: int) -> dict[int, int]:
+    """Child node by edge."""
+    edges = tree.child[b, node, : (A if tree.kind[b, node] == DECISION else C)]
+    return {edge: int(child) for edge, child in enumerate(edges) if child != NONE}
+
+
+def nodes(tree: Tree, b: int, kind: int) -> list[int]:
+    return [n for n in range(tree.count[b]) if tree.kind[b, n] == kind]
+
+
+def path(tree: Tree, b: int, node: int) -> list[int]:
+    """Edges from the root to a node: action, code, action, ..."""
+    edges = list[int]()
+    while tree.parent[b, node] != NONE:
+        edges.append(int(tree.edge[b, node]))
+        node = tree.parent[b, node]
+    return edges[::-1]
+
+
+def legal_names(side: float, reverse: bool) -> set[str]:
+    if side == 0:
+        return {"HOLD", "BUY", "SELL"}
+    return {"HOLD", "CLOSE", *([("SELL" if side > 0 else "BUY")] if reverse else [])}
+
+
+def outcome(planner: Planner, b: int) -> list[bytes]:
+    """Everything search b has left, to the bit."""
+    used = planner.tree.count[b]
+    parts = [
+        array[b, :used] if array.ndim > 1 and name not in ("noise", "score") else array[b]
+        for name, array in planner.tree._asdict().items()
+    ]
+    return [
+        np.ascontiguousarray(p).tobytes()
+        for p in (*parts, planner.action[b], planner.policy[b], planner.value[b])
+    ]
+
+
+@given(st.integers(0, 2**20), st.sampled_from([2, 5, 9]))
+@few
+def test_a_batch_of_roots_is_its_single_searches_to_the_bit(seed: int, B: int) -> None:
+    together = random_planner(seed, B)
+    for b in range(B):
+        alone = searched(
+            AGENTS[seed % 2], together.config, [random_root(seed, b, together.config.reverse)], seed
+        )
+        assert outcome(together, b) == outcome(alone, 0), f"root {b}"
+
+
+@given(st.integers(0, 2**20))
+@few
+def test_illegal_actions_are_never_visited_at_any_depth(seed: int) -> None:
+    planner = random_planner(seed)
+    tree = planner.tree
+    for b in range(6):
+        depth = 0
+        for node in nodes(tree, b, DECISION):
+            legal = legal_names(tree.position[b, node, SIDE], planner.config.reverse)
+            assert {ACTIONS[a] for a in range(A) if tree.legal[b, node, a]} == legal
+            assert {ACTIONS[a] for a in children(tree, b, node)} <= legal
+            depth = max(depth, len(path(tree, b, node)))
+        assert depth >= 4
+        root_legal = legal_names(tree.position[b, 0, SIDE], planner.config.reverse)
+        assert ACTIONS[planner.action[b]] in root_legal
+        assert planner.policy[b].sum() == pytest.approx(1, abs=1e-12)
+        for a in range(A):
+            assert (planner.policy[b, a] > 0) == (ACTIONS[a] in root_legal)
+
+
+@given(st.integers(0, 2**20), st.sampled_from([1, 7, 24]))
+@few
+def test_visits_are_conserved(seed: int, simulations: int) -> None:
+    tree = random_planner(seed, simulations=simulations).tree
+    for b in range(6):
+        assert tree.count[b] == 1 + simulations * (1 + C)
+        assert tree.visits[b, 0] == 1 + simulations
+        for node in range(tree.count[b]):
+            passed = sum(int(tree.visits[b, child]) for child in children(tree, b, node).values())
+            ended = 1 if node == 0 or tree.kind[b, node] == CHANCE else 0
+            assert tree.visits[b, node] == passed + ended
+            if tree.kind[b, node] == CHANCE:
+                assert len(children(tree, b, node)) == C
+
+
+def naive_value(tree: Tree, b: int, node: int, discount: float) -> float:
+    """Expectation over codes at a chance node; at a decision node the mean of its own value and those it visited."""
+    below = {
+        edge: (child, naive_value(tree, b, child, discount))
+        for edge, child in children(tree, b, node).items()
+    }
+    if tree.kind[b, node] == CHANCE:
+        prior = tree.prior[b, node].astype(float)
+        return sum(prior[c] * (float(tree.reward[b, n]) + discount * v) for c, (n, v) in below.items())
+    counts = [1, *(int(tree.visits[b, n]) for n, _ in below.values())]
+    values = [float(tree.raw_value[b, node]), *(v for _, v in below.values())]
+    return float(np.average(values, weights=counts))
+
+
+@given(st.integers(0, 2**20))
+@few
+def test_the_full_width_value_is_a_plain_recursion_over_the_tree(seed: int) -> None:
+    planner = random_planner(seed)
+    for b in range(6):
+        for node in range(planner.tree.count[b]):
+            expected = naive_value(planner.tree, b, node, planner.config.discount)
+            assert planner.tree.value[b, node] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert np.ptp(planner.tree.value[b, : planner.tree.count[b]]) > 0.1
+
+
+@given(st.integers(0, 2**20))
+@few
+def test_policy_and_value_of_the_root_are_the_formula(seed: int) -> None:
+    """softmax(logits + (c_visit + max N) c_scale Q / S), unvisited actions at the mixed value; Danihelka et al., 3."""
+    planner = random_planner(seed)
+    tree, config = planner.tree, planner.config
+    for b in range(6):
+        logits = tree.prior[b, 0, :A].astype(float)
+        prior = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        visited = children(tree, b, 0)
+        q = {a: float(tree.value[b, node]) for a, node in visited.items()}
+        counts = [int(tree.visits[b, node]) for node in visited.values()]
+        mean = sum(prior[a] * q[a] for a in q) / sum(prior[a] for a in q)
+        mixed = (float(tree.raw_value[b, 0]) + sum(counts) * mean) / (1 + sum(counts))
+        completed = np.array([q.get(a, mixed) for a in range(A)])
+        score = logits + (config.c_visit + max(counts)) * config.c_scale * completed / config.value_unit
+        policy = np.exp(score - score.max()) / np.exp(score - score.max()).sum()
+        np.testing.assert_allclose(planner.policy[b], policy, rtol=1e-9, atol=1e-12)
+        assert planner.value[b] == pytest.approx(float(policy @ completed), rel=1e-9)
+        most = [a for a, node in visited.items() if tree.visits[b, node] == max(counts)]
+        assert planner.action[b] == max(most, key=lambda a: score[a] + tree.noise[b, a])
+
+
+def naive_move(before: Any, move: float) -> Any:
+    """What a bar makes of an open position, from the words of `kernels.position`."""
+    after, side = np.zeros(RAW), before[SIDE]
+    after[SIDE] = after[PREVIOUS] = side
+    if side:
+        after[HELD], after[7] = before[HELD] + 1, before[7]
+        after[UNREALISED] = before[UNREALISED] + side * move
+        after[EXCURSION] = max(0.0, -(after[UNREALISED] + before[7]))
+        after[WORST] = max(before[WORST], after[EXCURSION])
+        after[BEST] = max(before[BEST], after[UNREALISED])
+    return after
+
+
+@given(st.integers(0, 2**20))
+@few
+def test_positions_in_the_tree_follow_from_the_actions_and_codes_on_the_path(seed: int) -> None:
+    planner = random_planner(seed)
+    tree, market = planner.tree, MARKETS[planner.config.reverse]
+    for b in range(6):
+        t = FIRST_BAR + b
+        cost = (
+            BARS.ask_close[t] - BARS.close[t] + market.slippage_px + market.commission_px
+        ) / market.range_px
+        assert planner.outlook.entry_cost[b] == pytest.approx(cost, rel=1e-6)
+        move = CODES.centres * move_scale_px(BARS, t) / market.range_px
+        for node in range(tree.count[b]):
+            position = random_root(seed, b, planner.config.reverse).position
+            expected = position.astype(float)
+            for i, edge in enumerate(path(tree, b, node)):
+                out = np.zeros(RAW, np.float32)
+                if i % 2 == 0:
+                    act_on(out, position, edge, planner.outlook.entry_cost[b])
+                    expected = out.astype(float)
+                else:
+                    move_on(out, position, planner.outlook.move[b, edge])
+                    expected = naive_move(position.astype(float), move[edge])
+                position = out
+            assert (tree.position[b, node] == position).all()
+            np.testing.assert_allclose(position, expected, rtol=1e-5, atol=1e-5)
+
+
+def told(tree: Tree, b: int, node: int) -> Any:
+    out = np.zeros(FEATURES, np.float32)
+    position_features(out, tree.position[b, node])
+    return out
+
+
+def network_row(tree: Tree, b: int, node: int) -> Any:
+    """Input of the network that made a node, from the contract in `Model`."""
+    parent, edge = tree.parent[b, node], tree.edge[b, node]
+    state = tree.state[b, parent]
+    if tree.kind[b, node] == CHANCE:
+        return np.concatenate([state, np.eye(A, dtype=np.float32)[edge], told(tree, b, node)])
+    hot = np.eye(C, dtype=np.float32)[edge]
+    return np.concatenate([state, hot, told(tree, b, parent), told(tree, b, node)])
+
+
+def softmax(z: Any) -> Any:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def test_every_node_is_what_the_networks_say_of_its_path() -> None:
+    graphs = random_graphs(1)
+    planner = random_planner(1)
+    tree = planner.tree
+    for kind, name in ((CHANCE, "afterstate"), (DECISION, "dynamics")):
+        at = [(b, n) for b in range(6) for n in nodes(tree, b, kind) if n > 0]
+        x = np.stack([network_row(tree, b, n) for b, n in at])
+        y = onnxruntime.InferenceSession(graphs[name]).run(None, {"x": x})[0]
+        b, n = np.array(at).T
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        np.testing.assert_allclose(tree.state[b, n], y[:, :D], **close)
+        np.testing.assert_allclose(tree.raw_value[b, n], y[:, -1], **close)
+        if kind == CHANCE:
+            np.testing.assert_allclose(tree.prior[b, n, :C], softmax(y[:, D : D + C]), **close)
+        else:
+            np.testing.assert_allclose(tree.reward[b, n], y[:, D], **close)
+            legal = tree.legal[b, n]
+            np.testing.assert_allclose(tree.prior[b, n, :A][legal], y[:, D + 1 : D + 1 + A][legal], **close)
+            assert (tree.prior[b, n, :A][~legal] < -1e29).all()
+
+
+def test_noise_belongs_to_its_root_and_decides_what_is_considered() -> None:
+    """Rows of noise permuted: each search becomes the one that had that noise."""
+    config = new_search_config(simulations=8, considered=2)
+    roots = [random_root(3, 1, False)] * 4  # flat, all the same
+    noise = np.random.default_rng(0).gumbel(size=(4, A)).astype(np.float32)
+    noise[0] = [0, 50, 40, 99]  # BUY, then SELL; CLOSE is illegal whatever its noise
+    noise[1] = [50, 0, 40, 99]
+    order = [2, 0, 3, 1]
+    planner = searched(AGENTS[0], config, roots, noise=noise)
+    permuted = searched(AGENTS[0], config, roots, noise=noise[order])
+    for b in range(4):
+        assert outcome(permuted, b) == outcome(planner, order[b])
+    assert set(children(planner.tree, 0, 0)) == {1, 2}
+    assert set(children(planner.tree, 1, 0)) == {0, 2}
+    single = searched(AGENTS[0], config._replace(considered=1), roots, noise=noise)
+    assert single.action[:2].tolist() == [1, 0]
+
+
+def test_noise_is_keyed_by_seed_stream_and_step() -> None:
+    planner = AGENTS[0].planner(2, new_search_config(simulations=2))
+    draw_noise(planner, 1, 5, 6, 7)
+    expected = [np.float32(gumbel(5, 6, 7 * A + a)) for a in range(A)]
+    assert planner.tree.noise[1].tolist() == expected
+    assert not planner.tree.noise[0].any()
+
+
+def test_bars_after_t_change_no_decision_at_t() -> None:
+    """The move, and so the chance code, of t + 1 is not known to a search at t."""
+    config = new_search_config(simulations=24)
+    roots = [random_root(4, b, False)._replace(t=FIRST_BAR) for b in range(6)]
+    reversed_moves = Bars(*(np.concatenate([c[: FIRST_BAR + 1], c[:FIRST_BAR:-1]]) for c in BARS))
+    reversed_moves.close[FIRST_BAR + 1 :] *= 1.5
+    here = searched(AGENTS[0], config, roots)
+    there = searched(AGENTS[0], config, roots, bars=reversed_moves)
+    assert all(outcome(here, b) == outcome(there, b) for b in range(6))
+    reversed_moves.close[FIRST_BAR] *= 1.01
+    moved = searched(AGENTS[0], config, roots, bars=reversed_moves)
+    assert any(outcome(here, b) != outcome(moved, b) for b in range(6))
+
+
+@pytest.mark.parametrize("name", ["root", "afterstate", "dynamics"])
+def test_a_failing_network_call_is_an_error_and_no_decision(name: str) -> None:
+    """A row that is one column too wide is refused by ONNX Runtime when the search calls it."""
+    planner = AGENTS[0].planner(2, new_search_config(simulations=4))
+    net = getattr(planner.model, name)
+    rows = row_buckets(len(net.x))
+    broken = Session(random_graphs(0)[name]).bind(net.x.shape[1] + 1, net.y.shape[1], rows)
+    planner = planner._replace(model=planner.model._replace(**{name: broken}))
+    for b in range(2):
+        root = random_root(0, b, False)
+        set_root(planner, b, root.features, root.position, BARS, root.t, CODES, MARKETS[False])
+    with pytest.raises(OrtError, match="invalid dimensions"):
+        check(plan(planner))

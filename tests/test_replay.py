@@ -1,0 +1,250 @@
+"""Windows drawn from the replay against a naive reading of the sessions, and the rows of the feature store."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host.config import load_config
+from host.dataset import Dataset, FeatureStore, new_dataset
+from kernels.bars import NS, Bars
+from kernels.features import HISTORY, features_of
+from kernels.market import Codes, fit_codes, new_market
+from kernels.position import ACTIONS, COST, FEATURES, RAW, SIDE, UNREALISED, position_features
+from kernels.replay import Batch, Replay, ValueTarget, new_batch, new_replay, sample
+from kernels.rng import below
+from tests.naive import wandering_bars
+
+T, R, L, F, A = 400, 6, 12, 5, len(ACTIONS)
+MARKET = new_market(
+    range_px=5e-4, pip_px=1e-4, interval_ns=60 * NS, slippage_px=2e-5, commission_px=3e-5, reverse=True
+)
+BARS = wandering_bars(1, T, 1)
+CODES = fit_codes(BARS, np.arange(80, 300))
+few = settings(deadline=None, max_examples=12)
+
+
+def random_replay(seed: int) -> Replay:
+    """Sessions of arbitrary content at arbitrary bars, with positions that are one of flat, long, short."""
+    draw = np.random.default_rng(seed)
+    replay = new_replay(R, L, A)
+    replay.start[:] = draw.integers(70, T - L - 1, R)
+    replay.position[:] = np.abs(draw.normal(size=replay.position.shape))
+    replay.position[..., SIDE] = draw.integers(-1, 2, replay.position.shape[:2])
+    replay.action[:] = draw.integers(0, A, (R, L))
+    for name in ("reward", "policy", "value", "search_value"):
+        array = getattr(replay, name)
+        array[:] = draw.normal(size=array.shape)
+    return replay
+
+
+def rows_of(seed: int) -> tuple[Any, Any]:
+    """Features of every bar, stored in an order of their own."""
+    draw = np.random.default_rng(seed)
+    return draw.normal(size=(T, F)).astype(np.float32), draw.permutation(T).astype(np.int32)
+
+
+def draw_batch(
+    replay: Replay, filled: int, rule: ValueTarget, seed: int, step: int, B: int = 64, K: int = 5
+) -> Batch:
+    batch = new_batch(B, K, F, FEATURES, A)
+    for array in batch:
+        array[...] = 7 if array.dtype != np.bool_ else False  # what an earlier batch left behind
+    X, row_of_bar = rows_of(0)
+    sample(batch, replay, filled, X, row_of_bar, BARS, CODES, MARKET, rule, seed, step)
+    return batch
+
+
+def told(position: Any) -> Any:
+    """Position features as a fresh row."""
+    out = np.zeros(FEATURES, np.float32)
+    position_features(out, np.asarray(position, np.float32))
+    return out
+
+
+def naive_value(replay: Replay, slot: int, i: int, rule: ValueTarget) -> float:
+    """Rewards up to n bars ahead or the end of the session, then the stored value; mixed with the search's."""
+    ahead = [float(r) for r in replay.reward[slot, i : i + rule.steps]]
+    bootstrap = float(replay.value[slot, i + len(ahead)])
+    realised = (
+        sum(rule.discount**k * r for k, r in enumerate(ahead)) + rule.discount ** len(ahead) * bootstrap
+    )
+    return (1 - rule.search_share) * realised + rule.search_share * float(replay.search_value[slot, i])
+
+
+def naive_afterstate(before: Any, action: str, spread: float) -> Any:
+    """A position that an action opens starts at minus its cost; one that nothing touches stays."""
+    side = {"HOLD": before[SIDE], "BUY": 1.0, "SELL": -1.0, "CLOSE": 0.0}[action]
+    if side == before[SIDE]:
+        return before
+    after = np.zeros(RAW)
+    after[SIDE], after[6] = side, before[SIDE]
+    if side:
+        cost = (spread + MARKET.slippage_px + MARKET.commission_px) / MARKET.range_px
+        after[UNREALISED], after[COST] = -cost, cost
+    return after
+
+
+def naive_code(bars: Bars, codes: Codes, t: int) -> int:
+    """Bin of the move t -> t + 1 in units of the moves before."""
+    moves = np.diff(bars.close[max(0, t - 64) : t + 1])
+    z = (bars.close[t + 1] - bars.close[t]) / np.sqrt(np.mean(moves**2))
+    return int(np.digitize(z, codes.edges))
+
+
+def allowed(side: float) -> list[bool]:
+    names = {0: ("HOLD", "BUY", "SELL"), 1: ("HOLD", "CLOSE", "SELL"), -1: ("HOLD", "CLOSE", "BUY")}[
+        int(side)
+    ]
+    return [action in names for action in ACTIONS]
+
+
+def check_window(batch: Batch, b: int, replay: Replay, slot: int, first: int, rule: ValueTarget) -> None:
+    """Window b is decisions first .. first + K of session `slot`, and nothing of any other session."""
+    X, row_of_bar = rows_of(0)
+    start = int(replay.start[slot])
+    assert (batch.x[b] == X[row_of_bar[start + first]]).all()
+    for k in range(batch.weight.shape[1]):
+        i = first + k
+        if i >= L:
+            assert batch.weight[b, k] == 0
+            assert batch.legal[b, k].all()
+            assert not batch.policy[b, k].any()
+            assert not batch.position[b, k].any()
+            assert batch.value[b, k] == batch.reward[b, k - 1] == batch.action[b, k - 1] == 0
+            assert batch.code[b, k - 1] == 0
+            assert not batch.after[b, k - 1].any()
+            continue
+        assert batch.weight[b, k] == 1
+        assert (batch.position[b, k] == told(replay.position[slot, i])).all()
+        assert (batch.policy[b, k] == replay.policy[slot, i]).all()
+        assert batch.legal[b, k].tolist() == allowed(replay.position[slot, i, SIDE])
+        assert batch.value[b, k] == pytest.approx(naive_value(replay, slot, i, rule), rel=1e-5, abs=1e-5)
+        if k > 0:
+            t, action = start + i - 1, int(replay.action[slot, i - 1])
+            spread = float(BARS.ask_close[t] - BARS.close[t])
+            after = naive_afterstate(replay.position[slot, i - 1], ACTIONS[action], spread)
+            assert batch.action[b, k - 1] == action
+            assert batch.code[b, k - 1] == naive_code(BARS, CODES, t)
+            assert batch.reward[b, k - 1] == replay.reward[slot, i - 1]
+            np.testing.assert_allclose(batch.after[b, k - 1], told(after), rtol=1e-5, atol=1e-6)
+
+
+@given(
+    st.integers(0, 2**20),
+    st.integers(1, 2 * L),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([1.0, 0.9]),
+)
+@few
+def test_windows_are_what_a_naive_reading_of_the_sessions_gives(
+    seed: int, n: int, share: float, discount: float
+) -> None:
+    replay, rule = random_replay(seed), ValueTarget(n, discount, share)
+    batch = draw_batch(replay, R, rule, seed, 3)
+    for b in range(len(batch.x)):
+        slot, first = divmod(below(R * L, seed, 3, b), L)
+        check_window(batch, b, replay, slot, first, rule)
+
+
+def test_the_last_decision_of_a_session_bootstraps_behind_it_and_never_from_the_next() -> None:
+    replay = random_replay(0)
+    rule = ValueTarget(5, 0.5, 0.0)
+    before = draw_batch(replay, 1, rule, 9, 0)
+    replay.reward[1:], replay.value[1:], replay.position[1:], replay.policy[1:] = 1e6, 1e6, 1e6, 1e6
+    after = draw_batch(replay, 1, rule, 9, 0)
+    assert all((a == b).all() for a, b in zip(before, after, strict=True))
+    last = [b for b in range(64) if below(L, 9, 0, b) == L - 1]
+    assert last
+    for b in last:
+        expected = float(replay.reward[0, L - 1]) + 0.5 * float(replay.value[0, L])
+        assert after.value[b, 0] == pytest.approx(expected, rel=1e-5)
+        assert after.weight[b].tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_draws_are_keyed_by_seed_and_step() -> None:
+    replay, rule = random_replay(0), ValueTarget(5, 0.99, 0.5)
+    draws = {key: draw_batch(replay, R, rule, *key).x for key in ((1, 1), (1, 2), (2, 1))}
+    assert (draws[1, 1] == draw_batch(replay, R, rule, 1, 1).x).all()
+    assert (draws[1, 1] != draws[1, 2]).any()
+    assert (draws[1, 1] != draws[2, 1]).any()
+    longer = draw_batch(replay, R, rule, 1, 1, B=128).x
+    assert (longer[:64] == draws[1, 1]).all()
+
+
+def test_draws_are_uniform_over_the_filled_sessions_and_their_decisions() -> None:
+    """Chi-square over session x decision: 48 bins, far below the 1e-6 quantile of about 115."""
+    replay, filled = random_replay(0), 4
+    replay.start[:] = 70 + 20 * np.arange(R)
+    _, row_of_bar = rows_of(0)
+    X = np.zeros((T, 1), np.float32)
+    X[row_of_bar, 0] = np.arange(T)
+    seen = np.zeros(T, np.int64)
+    for step in range(60):
+        batch = new_batch(256, 1, 1, FEATURES, A)
+        sample(batch, replay, filled, X, row_of_bar, BARS, CODES, MARKET, ValueTarget(1, 1.0, 0.0), 5, step)
+        seen += np.bincount(batch.x[:, 0].astype(int), minlength=T)
+    bins = np.concatenate([seen[s : s + L] for s in replay.start[:filled]])
+    assert bins.sum() == seen.sum() == 60 * 256
+    expected = 60 * 256 / len(bins)
+    assert ((bins - expected) ** 2 / expected).sum() < 115
+
+
+def small_market() -> Dataset:
+    config = load_config(None, ["market.session=24"])
+    bars = wandering_bars(3, 700, 60)
+    extra = np.arange(700, dtype=np.float32)[:, None] / 100
+    return new_dataset(bars, extra, config, 1e-4, 3600 * NS, 1)
+
+
+DATA = small_market()
+
+
+def expected_rows(data: Dataset, held: Any) -> Any:
+    """Normalised features of bars, by numpy."""
+    raw = np.concatenate([features_of(data.setting.features, data.bars, held, 1), data.extra[held]], axis=1)
+    shift, scale = data.setting.normaliser
+    return np.clip((raw.astype(np.float64) - shift) / scale, -8, 8)
+
+
+@given(st.integers(0, 2**20), st.integers(1, 4))
+@few
+def test_the_store_has_the_features_of_every_bar_held_and_never_more_rows(seed: int, block: int) -> None:
+    draw, length, room = np.random.default_rng(seed), 25, 8
+    store, held = FeatureStore(DATA, room * length, 1), list[int]()
+    for _ in range(12):
+        while len(held) + block > room or (held and draw.random() < 0.4):
+            store.release(held.pop(int(draw.integers(len(held)))), length)
+        starts = draw.choice(DATA.starts[:60], block)  # close together: sessions share bars
+        store.hold(starts, length)
+        held += starts.tolist()
+        users = np.zeros(len(DATA.bars.time), np.int64)
+        for start in held:
+            users[start : start + length] += 1
+        bars = np.flatnonzero(users)
+        assert (np.flatnonzero(store.row_of_bar >= 0) == bars).all()
+        rows = store.row_of_bar[bars]
+        assert len(set(rows.tolist())) == len(bars) <= len(store.X) <= room * length
+        np.testing.assert_allclose(store.X[rows], expected_rows(DATA, bars), rtol=1e-5, atol=1e-5)
+    for start in held:
+        store.release(start, length)
+    assert (store.row_of_bar == -1).all()
+
+
+def test_a_full_store_of_sessions_apart_fits_to_the_row_and_one_more_does_not() -> None:
+    store = FeatureStore(DATA, 3 * 25, 1)
+    starts = DATA.starts[0] + 25 * np.arange(4)
+    store.hold(starts[:3], 25)
+    assert sorted(store.row_of_bar[store.row_of_bar >= 0].tolist()) == list(range(75))
+    with pytest.raises(IndexError):
+        store.hold(starts[3:], 25)
+
+
+def test_rows_do_not_depend_on_threads() -> None:
+    stores = [FeatureStore(DATA, 400, threads) for threads in (1, 2)]
+    for store in stores:
+        store.hold(DATA.starts[:300:30], 25)
+    assert (stores[0].X == stores[1].X).all()
+    assert DATA.starts[0] >= HISTORY - 1

@@ -1,0 +1,225 @@
+"""A run is a pure function of configuration, data and cycles; what it stores is what the ledger booked."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from host.agent import save_agent
+from host.config import Config, load_config
+from host.dataset import Dataset, DatasetError, new_dataset
+from host.synthetic import INTERVAL_NS, PIP, Options, make_market
+from host.train import Trainer, train_for
+from kernels.bars import Bars
+from kernels.features import HISTORY
+from kernels.market import TRADE, new_accounts, raw_position, step
+from kernels.position import ACTIONS, RAW, SIDE
+from tests.naive import Broker
+
+TINY = [
+    "market.session=24",
+    "network.latent=8",
+    "network.hidden=8",
+    "search.simulations=4",
+    "train.block=4",
+    "train.blocks=1",
+    "train.simulations=4",
+    "train.replay=16",
+    "train.batch=32",
+    "train.steps=3",
+    "train.target_rate=0.3",
+]
+T = 900
+BARS = make_market("planted", Options(length=T)).bars
+
+
+def tiny(*settings: str) -> Config:
+    return load_config(None, [*TINY, *settings])
+
+
+def dataset(config: Config, bars: Bars = BARS, extra: Any = None) -> Dataset:
+    extra = np.zeros((T, 0), np.float32) if extra is None else extra
+    return new_dataset(bars, extra, config, PIP, INTERVAL_NS, 1)
+
+
+@cache
+def trained(cycles: int = 3, threads: int = 1, *settings: str) -> Trainer:
+    """A trainer after so many cycles; callers do not change it."""
+    trainer = Trainer(dataset(tiny(*settings)), tiny(*settings), threads)
+    for _ in range(cycles):
+        trainer.run_cycle()
+    return trainer
+
+
+def model_bytes(trainer: Trainer, path: Path) -> bytes:
+    parts = trainer.data.setting, trainer.acting_search(), trainer.config.as_dict()
+    save_agent(path / "model.swt", trainer.agent(), *parts, {"span": ["a", "b"], "sha256": "0" * 64})
+    return (path / "model.swt").read_bytes()
+
+
+def test_threads_do_not_change_the_model(tmp_path: Path) -> None:
+    one, two = trained(3, 1), trained(3, 2)
+    assert model_bytes(one, tmp_path) == model_bytes(two, tmp_path)
+    assert same_state(one, two)
+
+
+def test_another_seed_gives_another_model(tmp_path: Path) -> None:
+    assert model_bytes(trained(), tmp_path) != model_bytes(trained(3, 1, "train.seed=1"), tmp_path)
+
+
+def same_state(a: Trainer, b: Trainer) -> bool:
+    (arrays_a, state_a), (arrays_b, state_b) = a.snapshot(), b.snapshot()
+    same = [np.array_equal(arrays_a[name], arrays_b[name]) for name in arrays_a]
+    return arrays_a.keys() == arrays_b.keys() and state_a == state_b and all(same)
+
+
+@pytest.mark.parametrize("cycles", [1, 5])  # 5 > 16 / 4: the ring has gone round
+def test_a_restored_run_goes_on_to_the_bit(cycles: int, tmp_path: Path) -> None:
+    straight = trained(cycles)
+    arrays, state = straight.snapshot()
+    resumed = Trainer(dataset(tiny()), tiny(), 2)
+    resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
+    assert same_state(resumed, straight)
+    for _ in range(2):
+        resumed.run_cycle()
+    assert same_state(resumed, trained(cycles + 2))
+    assert model_bytes(resumed, tmp_path) == model_bytes(trained(cycles + 2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rule", ["market.reverse=false", "market.reverse=true", "market.reward=amddp"], ids=lambda r: r[7:]
+)
+def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
+    settings = [rule, "market.excursion_weight=0.05", "market.commission=0.2", "market.slippage=0.3"]
+    trainer = trained(2, 1, *settings)
+    replay, market = trainer.replay, trainer.data.setting.market
+    assert market.excursion_weight == (0.05 if "amddp" in rule else 0.0)
+    trade, position = np.zeros(TRADE), np.zeros(RAW, np.float32)
+    orders = set[str]()
+    assert trainer.filled == 8
+    for slot in range(trainer.filled):
+        account, broker, start = new_accounts(1)[0], Broker(BARS, market), int(replay.start[slot])
+        for k, action in enumerate(replay.action[slot]):
+            raw_position(position, account, market)
+            assert (replay.position[slot, k] == position).all()
+            assert ACTIONS[action] in broker.allowed()
+            reward = step(account, trade, BARS, start + k, int(action), market)
+            assert replay.reward[slot, k] == np.float32(reward)
+            orders.add(ACTIONS[action])
+            naive = broker.trade(ACTIONS[action], start + k)
+            assert reward == pytest.approx(naive, rel=1e-6, abs=1e-9)
+        raw_position(position, account, market)
+        assert (replay.position[slot, -1] == position).all()
+    assert orders >= {"HOLD", "BUY", "SELL"}
+    held = replay.position[: trainer.filled, :, SIDE]
+    turned = (held[:, 1:] * held[:, :-1] < 0).any()
+    assert turned == ("reverse=true" in rule)
+
+
+def test_rewards_of_a_session_sum_to_its_profit() -> None:
+    """`pnl`: the sum of rewards is the change of marked equity, in R."""
+    trainer = trained(2)
+    market = trainer.data.setting.market
+    for slot in range(trainer.filled):
+        broker, start = Broker(BARS, market), int(trainer.replay.start[slot])
+        for k, action in enumerate(trainer.replay.action[slot]):
+            broker.trade(ACTIONS[action], start + k)
+        total = float(trainer.replay.reward[slot].sum(dtype=np.float64))
+        assert total == pytest.approx(broker.equity() / market.range_px, rel=1e-5, abs=1e-5)
+
+
+def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
+    trainer = trained(5)
+    for name, array in trainer.snapshot()[0].items():
+        assert np.isfinite(array).all(), name
+    replay = trainer.replay
+    np.testing.assert_allclose(replay.policy.sum(axis=2), 1, rtol=1e-5)
+    assert (replay.start >= HISTORY - 1).all()
+    assert (replay.start + 24 < trainer.data.train_stop).all()
+    assert set(replay.searched.tolist()) <= set(range(1, 5))
+    assert trainer.learner.step == 15
+    assert trainer.sessions == 20
+
+
+def test_stored_values_are_those_of_the_network_that_played() -> None:
+    """After a cycle every value of the replay is the target network's of the cycle's begin."""
+    import onnxruntime
+
+    from kernels.position import position_features
+
+    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    trainer.run_cycle()
+    root = onnxruntime.InferenceSession(trainer.graphs()["root"])
+    trainer.run_cycle()
+    for slot in range(trainer.filled):
+        rows = np.zeros((25, trainer.sizes.features + 9), np.float32)
+        rows[:, :-9] = trainer.store.X[trainer.store.row_of_bar[trainer.replay.start[slot] + np.arange(25)]]
+        for k in range(25):
+            position_features(rows[k, -9:], trainer.replay.position[slot, k])
+        y = root.run(None, {"x": rows})[0]
+        np.testing.assert_allclose(trainer.replay.value[slot], y[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_codes_are_a_setting() -> None:
+    trainer = trained(2, 1, "network.codes=5")
+    assert trainer.sizes.codes == trainer.learner.shape.codes == 5
+    assert np.isfinite(trainer.learner.params).all()
+
+
+def test_a_nan_in_a_feature_stops_training() -> None:
+    extra = np.zeros((T, 1), np.float32)
+    extra[HISTORY + 100 :: 40] = np.nan
+    trainer = Trainer(dataset(tiny(), extra=extra), tiny(), 1)
+    with pytest.raises(FloatingPointError):
+        trainer.run_cycle()
+    assert np.isfinite(trainer.learner.params).all()
+
+
+def test_a_nan_among_the_weights_stops_training_and_changes_nothing() -> None:
+    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    trainer.run_cycle()
+    trainer.learner.params[5] = np.nan
+    before = trainer.target.copy()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer.learn()
+    assert (trainer.target == before).all()
+
+
+@pytest.mark.parametrize("column", ["close", "high", "open", "ask_close"])
+def test_a_nan_in_the_bars_is_refused(column: str) -> None:
+    bars = Bars(*(c.copy() for c in BARS))
+    getattr(bars, column)[HISTORY + 50 :: 5] = np.nan
+    with pytest.raises((ValueError, FloatingPointError)):
+        Trainer(dataset(tiny(), bars), tiny(), 1).run_cycle()
+
+
+def test_bars_after_the_training_part_change_no_weight() -> None:
+    changed = Bars(*(c.copy() for c in BARS))
+    stop = trained().data.train_stop
+    for column in changed[1:]:
+        column[stop:] *= 1.05
+    trainer = Trainer(dataset(tiny(), changed), tiny(), 1)
+    for _ in range(3):
+        trainer.run_cycle()
+    assert same_state(trainer, trained())
+    for column in changed[1:]:
+        column[stop - 300 :] *= 1.05
+    other = Trainer(dataset(tiny(), changed), tiny(), 1)
+    other.run_cycle()
+    assert not same_state(other, trained(1))
+
+
+def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more() -> None:
+    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    rows = list[dict[str, Any]]()
+    train_for(trainer, None, 9, rows.append, lambda share, text: None)
+    assert [row["sessions"] for row in rows] == [4, 8, 12]
+    train_for(trainer, None, 9, rows.append, lambda share, text: None)
+    assert trainer.sessions == 12
+
+
+def test_too_few_bars_are_refused_with_the_reason() -> None:
+    with pytest.raises(DatasetError, match=r"market\.session"):
+        dataset(tiny("market.session=800"))
