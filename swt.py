@@ -14,7 +14,7 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Csv = Annotated[Path | None, typer.Argument(help="A CSV of bars; the bundled EURUSD H1 2017 without it.")]
-Threads = Annotated[int, typer.Option(help="Threads; 0 = all cores.  They never change the result.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  They never change the result.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 SideOption = Annotated[str | None, typer.Option(help="Side of the prices: bid, ask or mid.")]
 ZoneOption = Annotated[
@@ -33,14 +33,14 @@ def train(
     csv: Csv = None,
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/latest"),
     minutes: Annotated[
-        float | None, typer.Option(help="Stop after so many minutes of training (default 2.5).")
+        float | None, typer.Option(min=0.001, help="Stop after so many minutes of training (default 2.5).")
     ] = None,
     sessions: Annotated[
-        int | None, typer.Option(help="Stop after so many sessions: reproducible to the byte.")
+        int | None, typer.Option(min=1, help="Stop after so many sessions: reproducible to the byte.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     threads: Threads = 0,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     side: SideOption = None,
@@ -115,8 +115,8 @@ def selftest(
     noise: Annotated[float | None, typer.Option(help="Standard deviation of a move, pips.")] = None,
     cost: Annotated[float | None, typer.Option(help="Spread, standard deviations of a move.")] = None,
     length: Annotated[int | None, typer.Option(help="Bars; the last quarter is the test.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Training time of a market.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the market and of the training.")] = 0,
+    minutes: Annotated[float | None, typer.Option(min=0.001, help="Training time of a market.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the market and of the training.")] = 0,
     threads: Threads = 0,
     settings: SetOption = None,
     as_json: Json = False,
@@ -131,6 +131,26 @@ def selftest(
     print(json.dumps(document)) if as_json else print_selftest(document, sys.stdout)
     if not document["passed"]:
         raise typer.Exit(9)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="search, features, selfplay, learn, act, memory or ort.")],
+    threads: Annotated[
+        int, typer.Option(help="Threads; 0 = all cores.  One is CPU time, more are wall time.")
+    ] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds whose median is given.", min=1)] = 7,
+    full: Annotated[bool, typer.Option("--full", help="`search` with 32 and 50 simulations too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what the program costs on this machine."""
+    from host.bench import Size, print_bench
+    from host.bench import bench as run
+
+    simulations = (16, 32, 50) if full else (16,)
+    size = Size(threads=thread_count(threads), rounds=rounds, simulations=simulations)
+    document = run(what, size)
+    print(json.dumps(document)) if as_json else print_bench(what, document, sys.stdout)
 
 
 def thread_count(threads: int) -> int:
@@ -158,7 +178,9 @@ def main() -> None:
     """Run a command; every foreseen error becomes one line on stderr and its exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        app(standalone_mode=False)
+        command = typer.main.get_command(app)  # its own `main` would take broken pipes and Ctrl-C for itself
+        with command.make_context("swt.py", sys.argv[1:]) as context:
+            command.invoke(context)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -169,7 +191,8 @@ def main() -> None:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
-        print(f"swt: {error}", file=sys.stderr)
+        said = getattr(error, "format_message", error.__str__)  # a usage error names its option only there
+        print(f"swt: {said() or 'no command'}", file=sys.stderr)
         sys.exit(code)
 
 

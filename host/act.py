@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from host.agent import Agent, Loaded, Setting, load_agent
 from host.backtest import COLUMNS, format_decision, new_trader
@@ -30,8 +31,8 @@ class History:
     """The last bars of a feed, at least HISTORY of them once so many have come, in arrays that never move for long."""
 
     def __init__(self, capacity: int = 8 * HISTORY) -> None:
-        columns = (np.zeros(capacity, np.int64 if name == "time" else np.float64) for name in Bars._fields)
-        self._all = Bars(*columns)
+        columns: list[NDArray[Any]] = [np.zeros(capacity, np.int64 if name == "time" else np.float64) for name in Bars._fields]
+        self._all = Bars._make(columns)
         self._count = 0
 
     def append(self, bar: Bar) -> None:
@@ -40,7 +41,8 @@ class History:
             for column in self._all:
                 column[:HISTORY] = column[-HISTORY:]
             self._count = HISTORY
-        for column, value in zip(self._all, bar, strict=True):
+        columns: tuple[NDArray[Any], ...] = self._all
+        for column, value in zip(columns, bar, strict=True):
             column[self._count] = value
         self._count += 1
 

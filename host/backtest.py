@@ -84,7 +84,7 @@ def format_decision(
     time_ns: int, action: int, target: int, value: float, policy: Any, latency_us: int
 ) -> list[str]:
     """One row in the columns of `act`; the floats survive a round trip."""
-    stamp = np.datetime_as_string(np.datetime64(time_ns, "ns"), unit="s") + "Z"
+    stamp = np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s") + "Z"
     return [
         stamp,
         ACTIONS[action],

@@ -70,7 +70,7 @@ class TrainConfig:
     batch: int = 256
     unroll: int = 5  # K
     n_step: int = 5
-    search_share: float = 0.75  # of the search's value in the value target, beside the n-step return
+    search_share: float = 1.0  # of the search's value in the value target; the rest is the n-step return
     steps: int = 120  # learning steps in a cycle
     rate: float = 1e-3
     decay: float = 1e-2  # weight decay

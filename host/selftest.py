@@ -69,7 +69,7 @@ def passes(name: str, fraction: float | None, share: float) -> bool:
     return LEAST[name] <= fraction <= MOST
 
 
-def new_options(**given: float | int | None) -> Options:
+def new_options(**given: Any) -> Options:
     """Options of a market, defaults where None was given."""
     return Options(
         **{"length": LENGTH, **{name: value for name, value in given.items() if value is not None}}

@@ -13,7 +13,7 @@ from host.act import reading_of
 from host.agent import Loaded, load_agent, save_agent
 from host.backtest import new_trader, print_report, report, trade_bars, write_decisions
 from host.bars import DataError, ReadOptions, Source, read_bars
-from host.config import Config, load_config, merge
+from host.config import Config, ConfigError, load_config, merge
 from host.dataset import Dataset, new_dataset
 from host.progress import progress, say
 from host.run import Run, open_run
@@ -44,7 +44,7 @@ def train_csv(
         minutes = MINUTES
     with open_run(out, resume) as run:
         if resume:
-            config = merge(load_config(), run.read_config(), f"{out}/config.toml")
+            config = resumed_config(config, run)
         bars, source = read_bars(path, reading)
         describe(source)
         run.write_config(config.as_dict())
@@ -54,9 +54,9 @@ def train_csv(
         say("compiling kernels: once, well under two minutes; later starts find them in the cache")
         trainer = Trainer(data, config, threads)
         if resume:
-            restore(trainer, run)
+            restore(trainer, run, source)
         with progress("training") as bar:
-            train_for(trainer, minutes, sessions, lambda row: keep(row, trainer, run), bar)
+            train_for(trainer, minutes, sessions, lambda row: keep(row, trainer, run, source), bar)
         model = run.path / "model.swt"
         save_trained(model, trainer, source)
         loaded = load_agent(model)
@@ -86,18 +86,32 @@ def describe_split(data: Dataset) -> None:
     )
 
 
-def keep(row: dict[str, Any], trainer: Trainer, run: Run) -> None:
+def resumed_config(given: Config, run: Run) -> Config:
+    """The configuration a run was started with; one given beside `--resume` must be the same."""
+    if not (run.path / "config.toml").exists():  # killed before it began
+        return given
+    stored: Config = merge(load_config(), run.read_config(), f"{run.path}/config.toml")
+    if given not in (load_config(), stored):
+        raise ConfigError(
+            f"{run.path}: a run goes on with the configuration in its config.toml, not with another"
+        )
+    return stored
+
+
+def keep(row: dict[str, Any], trainer: Trainer, run: Run, source: Source) -> None:
     """Log a cycle and make it durable."""
     run.append_metrics(row)
     arrays, state = trainer.snapshot()
-    run.save_checkpoint(trainer.cycle, arrays, state)
+    run.save_checkpoint(trainer.cycle, arrays, {**state, "data": source.sha256})
 
 
-def restore(trainer: Trainer, run: Run) -> None:
-    """Go on from the newest whole checkpoint."""
+def restore(trainer: Trainer, run: Run, source: Source) -> None:
+    """Go on from the newest whole checkpoint, on the bars it was made from."""
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
         say("no checkpoint yet: starting from the beginning")
+    elif checkpoint.state["data"] != source.sha256:
+        raise DataError(f"{source.path}: not the file that {run.path} was started with; its bytes differ")
     else:
         trainer.restore(checkpoint.arrays, checkpoint.state)
         say(f"resuming after cycle {trainer.cycle}, {trainer.sessions} sessions")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from host.agent import Agent, Sizes
-from host.config import Config
+from host.config import Config, ConfigError
 from host.dataset import Dataset, FeatureStore
 from host.progress import Report
 from kernels.bars import Bars
@@ -28,7 +28,7 @@ from kernels.rng import below
 from kernels.selfplay import play
 from models.export import export
 from models.net import Shape
-from models.unroll import Learner
+from models.unroll import CHUNKS, Learner
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
 VALUE_ROWS = 64  # positions the target network evaluates in one call
@@ -40,6 +40,7 @@ class Trainer:
     """The state of a run: a pure function of configuration, data and the number of cycles, whatever the threads."""
 
     def __init__(self, data: Dataset, config: Config, threads: int) -> None:
+        check_sizes(config)
         self.data, self.config = data, config
         t = config.train
         self.sizes = Sizes(
@@ -233,6 +234,19 @@ class Trainer:
         low, high = np.quantile(sums[:, n:] - sums[:, :-n], (0.05, 0.95))
         fresh = max(float(high - low), SMALLEST_UNIT)
         self.value_unit += (1.0 if self.cycle == 0 else UNIT_RATE) * (fresh - self.value_unit)
+
+
+def check_sizes(config: Config) -> None:
+    """Raise ConfigError for sizes that do not go together."""
+    t = config.train
+    if t.block * t.blocks > t.replay:
+        raise ConfigError(
+            f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"
+        )
+    if t.batch % CHUNKS:
+        raise ConfigError(f"train.batch: {t.batch} windows are not {CHUNKS} equal chunks")
+    if not 1 <= t.n_step < config.market.session:
+        raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {config.market.session}")
 
 
 def train_for(

@@ -25,7 +25,7 @@ class Bars(NamedTuple):
 
 def take(bars: Bars, first: int, stop: int) -> Bars:
     """Views of bars [first, stop)."""
-    return Bars(*(column[first:stop] for column in bars))
+    return Bars._make(column[first:stop] for column in bars)
 
 
 @kernel
@@ -33,4 +33,4 @@ def missing_bars(bars: Bars, t: int, interval_ns: int) -> int:
     """Bars of `interval_ns` that fit between bar t - 1 and bar t; 0 where they touch."""
     if t == 0:
         return 0
-    return max(0, (bars.time[t] - bars.time[t - 1]) // interval_ns - 1)
+    return max(0, int((bars.time[t] - bars.time[t - 1]) // interval_ns - 1))

@@ -47,7 +47,7 @@ class _ApiBase(ctypes.Structure):
 
 
 @cache
-def _table() -> ctypes.Array[PTR]:
+def _table() -> ctypes.Array[ctypes.c_void_p]:
     """The function pointers of OrtApi."""
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or spec.origin is None:
@@ -61,7 +61,7 @@ def _table() -> ctypes.Array[PTR]:
 
 @cache
 def _function(index: int, result: Any, *argtypes: Any) -> Any:
-    return ctypes.CFUNCTYPE(result, *argtypes)(_table()[index])
+    return ctypes.CFUNCTYPE(result, *argtypes)(_table()[index] or 0)
 
 
 def check(status: int | None) -> None:
@@ -170,7 +170,7 @@ class _Kept:
 
 
 @intrinsic
-def _run(typingctx: Any, run: Any, session: Any, options: Any, binding: Any) -> Any:
+def _run_compiled(typingctx: Any, run: Any, session: Any, options: Any, binding: Any) -> Any:
     """OrtStatus* RunWithBinding(session, options, binding) at address `run`; 0 means success."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -181,10 +181,12 @@ def _run(typingctx: Any, run: Any, session: Any, options: Any, binding: Any) -> 
     return types.int64(*[types.int64] * 4), codegen
 
 
-if config.DISABLE_JIT:  # type: ignore[attr-defined]  # an intrinsic exists in compiled code only
+def _run_interpreted(run: int, session: int, options: int, binding: int) -> int:
+    return int(ctypes.CFUNCTYPE(PTR, PTR, PTR, PTR)(run)(session, options, binding) or 0)
 
-    def _run(run: int, session: int, options: int, binding: int) -> int:  # type: ignore[no-redef]
-        return int(ctypes.CFUNCTYPE(PTR, PTR, PTR, PTR)(run)(session, options, binding) or 0)
+
+# an intrinsic exists in compiled code only
+_run: Any = _run_interpreted if config.DISABLE_JIT else _run_compiled  # type: ignore[attr-defined]
 
 
 @kernel
@@ -192,4 +194,4 @@ def evaluate(net: Net, rows: int) -> int:
     """y[:rows] = graph(x[:rows]); 0, or the OrtStatus that `check` turns into an exception."""
     while net.bindings[rows] == 0:
         rows += 1
-    return _run(net.run, net.session, 0, net.bindings[rows])
+    return int(_run(net.run, net.session, 0, net.bindings[rows]))

@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 
 class ValueTarget(NamedTuple):
-    """A mixture of the n-step return and the value of the last search."""
+    """How the target of a value is made: a mixture of the n-step return and the value of the last search."""
 
     steps: int  # n
     discount: float  # per bar
@@ -87,13 +87,33 @@ def new_batch(windows: int, steps: int, features: int, position: int, actions: i
 
 
 @kernel
-def n_step_return(replay: Replay, slot: int, step: int, rule: ValueTarget) -> float:
-    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], n cut at the end of the session."""
-    stop = min(step + rule.steps, replay.reward.shape[1])
+def is_greedy(replay: Replay, slot: int, step: int) -> bool:
+    """Did decision `step` take the action that its improved policy likes best?"""
+    best, action = 0, replay.action[slot, step]
+    for a in range(replay.policy.shape[2]):
+        if replay.policy[slot, step, a] > replay.policy[slot, step, best]:
+            best = a
+    return best == action
+
+
+@kernel
+def value_target(replay: Replay, slot: int, step: int, rule: ValueTarget) -> float:
+    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the value of the search.
+
+    n is cut at the end of the session and at the first action that explored: what exploring costs, an open position
+    would otherwise seem to spare.  Where the decision itself explored, the value of the search stands alone.
+    """
+    last = min(step + rule.steps, replay.reward.shape[1])
+    stop = step
+    while stop < last and is_greedy(replay, slot, stop):
+        stop += 1
+    searched = np.float64(replay.search_value[slot, step])
+    if stop == step:
+        return searched
     total = np.float64(replay.value[slot, stop])
     for i in range(stop - 1, step - 1, -1):
         total = np.float64(replay.reward[slot, i]) + rule.discount * total
-    return total
+    return total + rule.search_share * (searched - total)
 
 
 @kernel
@@ -102,8 +122,7 @@ def fill_decision(
 ) -> None:
     """Position, legality and targets of decision `step`; weight 0 and nothing else beyond the end."""
     position_features(batch.position[b, k], replay.position[slot, step])
-    realised = n_step_return(replay, slot, step, rule)
-    batch.value[b, k] = realised + rule.search_share * (replay.search_value[slot, step] - realised)
+    batch.value[b, k] = value_target(replay, slot, step, rule)
     for a in range(batch.legal.shape[2]):
         batch.legal[b, k, a] = is_legal(replay.position[slot, step, SIDE], a, reverse)
         batch.policy[b, k, a] = replay.policy[slot, step, a]

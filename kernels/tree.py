@@ -64,13 +64,13 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, r
 
 def bytes_per_tree(tree: Tree) -> int:
     """Memory of one search."""
-    return sum(array.nbytes for array in tree) // tree.count.shape[0]
+    return int(sum(array.nbytes for array in tree)) // len(tree.count)
 
 
 @inlined
 def add_node(tree: Tree, b: int, kind: int, parent: int, edge: int) -> int:
     """Append an empty node behind `edge` of `parent`; its number."""
-    node = tree.count[b]
+    node = int(tree.count[b])
     tree.count[b] = node + 1
     tree.kind[b, node] = kind
     tree.parent[b, node] = parent

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from host.config import load_config
 from host.dataset import Dataset, FeatureStore, new_dataset
 from kernels.bars import NS, Bars
-from kernels.features import HISTORY, features_of
+from kernels.features import features_of
 from kernels.market import Codes, fit_codes, new_market
 from kernels.position import ACTIONS, COST, FEATURES, RAW, SIDE, UNREALISED, position_features
 from kernels.replay import Batch, Replay, ValueTarget, new_batch, new_replay, sample
@@ -37,6 +37,8 @@ def random_replay(seed: int) -> Replay:
     for name in ("reward", "policy", "value", "search_value"):
         array = getattr(replay, name)
         array[:] = draw.normal(size=array.shape)
+    favourite = draw.random((R, L)) < 0.8
+    replay.action[favourite] = replay.policy.argmax(axis=2)[favourite]
     return replay
 
 
@@ -65,13 +67,18 @@ def told(position: Any) -> Any:
 
 
 def naive_value(replay: Replay, slot: int, i: int, rule: ValueTarget) -> float:
-    """Rewards up to n bars ahead or the end of the session, then the stored value; mixed with the search's."""
-    ahead = [float(r) for r in replay.reward[slot, i : i + rule.steps]]
-    bootstrap = float(replay.value[slot, i + len(ahead)])
-    realised = (
-        sum(rule.discount**k * r for k, r in enumerate(ahead)) + rule.discount ** len(ahead) * bootstrap
-    )
-    return (1 - rule.search_share) * realised + rule.search_share * float(replay.search_value[slot, i])
+    """Rewards up to n bars ahead, the end of the session or the first action that is not the policy's favourite, then
+    the stored value; mixed with the search's, which stands alone where the decision itself was no favourite.
+    """
+    searched, stop = float(replay.search_value[slot, i]), i
+    favourites = replay.policy[slot].argmax(axis=1) == replay.action[slot]
+    while stop < min(L, i + rule.steps) and favourites[stop]:
+        stop += 1
+    if stop == i:
+        return searched
+    realised = float(replay.value[slot, stop]) * rule.discount ** (stop - i)
+    realised += sum(rule.discount**k * float(r) for k, r in enumerate(replay.reward[slot, i:stop]))
+    return (1 - rule.search_share) * realised + rule.search_share * searched
 
 
 def naive_afterstate(before: Any, action: str, spread: float) -> Any:
@@ -151,6 +158,7 @@ def test_windows_are_what_a_naive_reading_of_the_sessions_gives(
 
 def test_the_last_decision_of_a_session_bootstraps_behind_it_and_never_from_the_next() -> None:
     replay = random_replay(0)
+    replay.action[0] = replay.policy[0].argmax(axis=1)
     rule = ValueTarget(5, 0.5, 0.0)
     before = draw_batch(replay, 1, rule, 9, 0)
     replay.reward[1:], replay.value[1:], replay.position[1:], replay.policy[1:] = 1e6, 1e6, 1e6, 1e6
@@ -247,4 +255,3 @@ def test_rows_do_not_depend_on_threads() -> None:
     for store in stores:
         store.hold(DATA.starts[:300:30], 25)
     assert (stores[0].X == stores[1].X).all()
-    assert DATA.starts[0] >= HISTORY - 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from host.agent import save_agent
-from host.config import Config, load_config
+from host.config import Config, ConfigError, load_config
 from host.dataset import Dataset, DatasetError, new_dataset
 from host.synthetic import INTERVAL_NS, PIP, Options, make_market
 from host.train import Trainer, train_for
@@ -66,7 +66,9 @@ def test_threads_do_not_change_the_model(tmp_path: Path) -> None:
 
 
 def test_another_seed_gives_another_model(tmp_path: Path) -> None:
-    assert model_bytes(trained(), tmp_path) != model_bytes(trained(3, 1, "train.seed=1"), tmp_path)
+    zero, one = trained(), trained(3, 1, "train.seed=1")
+    assert model_bytes(zero, tmp_path) != model_bytes(one, tmp_path)
+    assert (zero.replay.start[:12] != one.replay.start[:12]).any()
 
 
 def same_state(a: Trainer, b: Trainer) -> bool:
@@ -223,3 +225,9 @@ def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more
 def test_too_few_bars_are_refused_with_the_reason() -> None:
     with pytest.raises(DatasetError, match=r"market\.session"):
         dataset(tiny("market.session=800"))
+
+
+@pytest.mark.parametrize("setting", ["train.replay=3", "train.batch=30", "train.n_step=24"])
+def test_sizes_that_do_not_go_together_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.split("=")[0]):
+        Trainer(dataset(tiny()), tiny(setting), 1)

@@ -1,0 +1,496 @@
+"""`bench`: what the program costs on this box, measured now; every figure of the README comes out of here.
+
+A figure on 1 thread is CPU time, which a busy machine disturbs little; on more threads it is wall time.  What is
+compared is measured in turns within one run, and given as the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from timeit import Timer
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+# What weighs (pandas, onnx, the trainer) is imported where it is used: a measuring process must not carry it.
+from host.agent import Agent, Sizes
+from host.progress import say
+from kernels.bars import Bars
+from kernels.features import HISTORY, WINDOW, features_of, fill_features, new_features, new_work, width
+from kernels.gumbel import new_search_config
+from kernels.ort import Net, Session, check, evaluate
+from kernels.planner import plan
+from kernels.position import FEATURES
+from kernels.replay import Batch, new_batch
+from kernels.search import Model
+from models.net import Shape, new_params
+
+if TYPE_CHECKING:
+    from models.unroll import Learner
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = Path(__file__).with_name("sample.csv")
+NETS = {"64/256": Shape(features=300, hidden=256), "default": Shape(features=300)}
+ROWS = (1, 8, 64, 512)  # of `bench ort`
+BLOCK_S = 0.03  # least length of a timed block
+SAMPLE_EVERY_S = 0.2  # of another process's memory
+QUICK = ["train.block=2", "train.blocks=1", "train.steps=2", "train.batch=32", "train.replay=8"]
+Row = dict[str, Any]
+Work = Callable[[], object]
+
+
+class BenchError(ValueError):
+    """There is nothing of this name to measure."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much to measure; the defaults are those of a published figure."""
+
+    threads: int = 1
+    rounds: int = 7
+    nets: tuple[str, ...] = ("64/256", "default")
+    roots: tuple[int, ...] = (1, 8, 64, 256)
+    simulations: tuple[int, ...] = (16,)
+    sessions: int = 32
+    windows: int = 2048
+    length: int = 60_000  # bars of the market of `selfplay`
+    batch: int = 256
+    decisions: int = 2000  # of `act`
+    bars: int = 1_300_000
+    minutes: float = 1.0
+    idle_s: float = 2.0
+    settings: tuple[str, ...] = ()  # of the training in `memory`
+
+
+def memory_mb(field: str, pid: int | str = "self") -> float:
+    """A field of /proc/<pid>/status: RssAnon now, VmHWM the peak of resident memory."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return 0.0  # a process that has ended but was not waited for
+
+
+def clock(threads: int) -> Callable[[], float]:
+    """CPU time of the process, of which one thread works, or wall time of several."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def medians(works: list[Work], rounds: int, now: Callable[[], float]) -> list[float]:
+    """Median seconds of a call of each, measured in turns; the first calls only warm up."""
+    timers = [Timer(work, timer=now) for work in works]
+    for timer in timers:
+        timer.timeit(1)
+    counts = [max(1, round(BLOCK_S / max(timer.timeit(1), 1e-6))) for timer in timers]
+    pairs = list(zip(timers, counts, strict=True))
+    turns = [[timer.timeit(count) / count for timer, count in pairs] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*turns, strict=True)]
+
+
+class Case(NamedTuple):
+    """One row of `bench search`."""
+
+    impl: str  # swt or network
+    net: str  # of NETS
+    B: int
+    n: int
+    threads: int
+
+
+# Not cached: numba's own cache would not see an edit of `evaluate`, and kernels of the program live in kernels/.
+@njit(nogil=True)
+def run_networks(model: Model, roots: int, codes: int, simulations: int) -> int:
+    """The network calls of a full-width search, on as many rows, without a tree."""
+    status = evaluate(model.root, roots)
+    for _ in range(simulations):
+        status |= evaluate(model.afterstate, roots)
+        status |= evaluate(model.dynamics, roots * codes)
+    return status
+
+
+@njit(nogil=True)
+def run_often(net: Net, rows: int, calls: int) -> int:
+    """The same call again and again."""
+    status = 0
+    for _ in range(calls):
+        status |= evaluate(net, rows)
+    return status
+
+
+def new_graphs(shape: Shape) -> dict[str, bytes]:
+    """Networks of random weights as ONNX."""
+    from models.export import export
+
+    return export(new_params(shape, seed=0), shape)
+
+
+def fill(arrays: Iterable[NDArray[np.float32]], seed: int) -> None:
+    """Overwrite arrays with standard normal numbers."""
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    for array in arrays:
+        array[...] = rng.standard_normal(array.shape)
+
+
+def new_searches(graphs: dict[str, bytes], case: Case) -> list[Callable[[], int]]:
+    """For each thread, a search over B flat roots, or the network calls it makes."""
+    s = NETS[case.net]
+    agent = Agent(graphs, Sizes(s.features, s.position, s.latent, s.actions, s.codes))
+    works: list[Callable[[], int]] = []
+    for thread in range(case.threads):
+        if case.impl == "network":
+            model = agent.model(case.B)
+            fill((net.x for net in model), thread)
+            works.append(partial(run_networks, model, case.B, s.codes, case.n))
+        else:
+            planner = agent.planner(case.B, new_search_config(simulations=case.n))
+            fill((planner.model.root.x, planner.tree.noise, planner.outlook.move), thread)
+            works.append(partial(plan, planner))
+    return works
+
+
+_works: list[Callable[[], int]] = []  # of a measuring process, one a thread
+
+
+def start(graphs: dict[str, bytes], case: Case) -> None:
+    """Begin of a measuring process."""
+    _works.extend(new_searches(graphs, case))
+
+
+def seconds_of(count: int) -> float:
+    """Seconds of `count` searches on every thread of a measuring process."""
+    threads = len(_works)
+    now = time.thread_time if threads == 1 else time.perf_counter
+    with ThreadPoolExecutor(threads) as pool:
+        each = map if threads == 1 else pool.map  # one thread is this one, whose clock it is
+        begin = now()
+        check(max(each(lambda work: max(work() for _ in range(count)), _works)))
+        return now() - begin
+
+
+def compare_search(case: Case, rounds: int) -> list[Row]:
+    """The search beside its network calls, each in a process of its own, turn by turn; rows are those of a decision."""
+    cases, graphs = [case._replace(impl=impl) for impl in ("swt", "network")], new_graphs(NETS[case.net])
+    with ExitStack() as stack:
+        new = partial(ProcessPoolExecutor, 1, get_context("spawn"), start)
+        swt, network = (stack.enter_context(new((graphs, c))) for c in cases)
+        once = [pool.submit(seconds_of, 1).result() for pool in (swt, network) for _ in range(3)]
+        count = max(1, round(BLOCK_S / min(once)))
+        turns = [[pool.submit(seconds_of, count).result() for pool in (swt, network)] for _ in range(rounds)]
+        peaks = [pool.submit(memory_mb, "VmHWM").result() for pool in (swt, network)]
+    rows = list[Row]()
+    for c, column, peak in zip(cases, zip(*turns, strict=True), peaks, strict=True):
+        seconds = statistics.median(column) / count
+        us = round(seconds * 1e6 / c.B / c.threads, 2)
+        known = {
+            "impl": c.impl,
+            "search": "stochastic",
+            "net": c.net,
+            "B": c.B,
+            "n": c.n,
+            "threads": c.threads,
+        }
+        cost = {"ms": round(seconds * 1e3, 4), "us_per_decision": us}
+        rows.append({**known, **cost, "rows": 1 + c.n * (1 + NETS[c.net].codes), "rss_mb": peak})
+    return rows
+
+
+def bench_search(size: Size) -> list[Row]:
+    """The document of `bench search`."""
+    wanted = product(size.nets, size.simulations, size.roots)
+    cases = [Case("", net, B, n, size.threads) for net, n, B in wanted]
+    return [row for case in cases for row in compare_search(case, size.rounds)]
+
+
+def bench_ort(size: Size) -> list[Row]:
+    """Microseconds of a call of the dynamics network (64/256) by threads, memory arena, sharing and rows."""
+    graph = new_graphs(NETS["64/256"])["dynamics"]
+    cases = product((1, 2), (True, False), (True, False))
+    return [row for case in cases for row in ort_rows(graph, NETS["64/256"], size, *case)]
+
+
+def ort_rows(graph: bytes, s: Shape, size: Size, threads: int, arena: bool, shared: bool) -> list[Row]:
+    """One arrangement of sessions at every number of rows."""
+    sessions = [Session(graph, arena) for _ in range(1 if shared else threads)]
+    widths = s.latent + s.codes + 2 * s.position, s.latent + 2 + s.actions
+    nets = [sessions[i % len(sessions)].bind(*widths, ROWS) for i in range(threads)]
+    fill((net.x for net in nets), seed=0)
+    case = {"threads": threads, "arena": arena, "session": "shared" if shared else "own"}
+    found: list[Row] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for rows in ROWS:
+            calls = max(8, 8192 // (rows + 16))
+            each = partial(run_often, rows=rows, calls=calls)
+            (seconds,) = medians([partial(run_on_all, pool, each, nets)], size.rounds, clock(threads))
+            found.append({**case, "rows": rows, "us_per_call": round(seconds / calls * 1e6, 2)})
+    return found
+
+
+def run_on_all(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """work(item) of every item, on the threads of the pool."""
+    return list(pool.map(work, items))
+
+
+def sample_bars() -> Bars:
+    """The bundled bars."""
+    from host.bars import ReadOptions, read_bars
+
+    return read_bars(SAMPLE, ReadOptions(side="ask"))[0]
+
+
+def bench_features(size: Size) -> Row:
+    """The document of `bench features`: all features of a window here, kymatio its scattering alone."""
+    spec, bars = new_features(), sample_bars()
+    ts = np.arange(HISTORY - 1, min(HISTORY - 1 + size.windows, len(bars.time)))
+    one, work = np.zeros((1, width(spec)), np.float32), new_work(spec)
+    works: list[Work] = [
+        lambda: features_of(spec, bars, ts, size.threads),
+        lambda: fill_features(one, spec, bars, ts[:1], work),
+        *kymatio_work(bars, ts),
+    ]
+    many, single, *other = medians(works, size.rounds, clock(size.threads))
+    return {
+        "windows_per_s": round(len(ts) / many),
+        "single_window_us": round(single * 1e6, 1),
+        "kymatio_windows_per_s": round(len(ts) / other[0]) if other else None,
+    }
+
+
+def kymatio_work(bars: Bars, ts: NDArray[np.int64]) -> list[Work]:
+    """The scattering of the same windows by kymatio, where it is installed."""
+    try:  # by its module: the package as a whole does not import beside every SciPy
+        frontend = import_module("kymatio.scattering1d.frontend.numpy_frontend")
+    except ImportError:
+        return []
+    returns = np.diff(np.log(bars.close)).astype(np.float32)
+    windows = np.stack([returns[t - WINDOW : t] for t in ts])
+    with warnings.catch_warnings(action="ignore"):  # it has a word to say about the border
+        return [partial(frontend.ScatteringNumPy1D(J=6, Q=4, shape=WINDOW), windows)]
+
+
+def bench_selfplay(size: Size) -> Row:
+    """The document of `bench selfplay`: 360 decisions of 16 simulations a session, features included, on `noise`."""
+    from threadpoolctl import threadpool_limits
+
+    from host.config import load_config
+    from host.dataset import new_dataset
+    from host.synthetic import INTERVAL_NS, PIP, Options, make_market
+    from host.train import Trainer
+
+    # a replay of one cycle: every collection computes the features of all its bars
+    block = max(1, size.sessions // 2)
+    sessions = [f"train.block={block}", "train.blocks=2", f"train.replay={2 * block}", "train.simulations=16"]
+    config = load_config(None, sessions)
+    market = make_market("noise", Options(length=size.length))
+    data = new_dataset(market.bars, market.extra, config, PIP, INTERVAL_NS, size.threads)
+    trainer = Trainer(data, config, size.threads)
+    with threadpool_limits(1, "blas"):
+        agent = trainer.agent()
+        (seconds,) = medians([lambda: trainer.collect(agent)], size.rounds, clock(size.threads))
+    return {
+        "sessions_per_minute": round(2 * block * 60 / seconds),
+        "decisions_per_s": round(2 * block * config.market.session / seconds),
+        "threads": size.threads,
+        "rss_mb": memory_mb("VmHWM"),
+    }
+
+
+def bench_learn(size: Size) -> Row:
+    """The document of `bench learn`: a step on `size.batch` windows of 5 steps, beside its matrix products alone."""
+    from threadpoolctl import threadpool_limits
+
+    from models.unroll import CHUNKS, Learner
+
+    shape, K = NETS["64/256"], 5
+    learner = Learner(shape, size.batch, K, 0, 1e-4, 1e-2, 1_000_000, size.threads)
+    batch = random_batch(size.batch, K, shape)
+    with ThreadPoolExecutor(size.threads) as pool, threadpool_limits(1, "blas"):
+        chunks = products_of(Learner(shape, size.batch, K, 0, 1e-4, 1e-2, 1_000_000, 1), batch, CHUNKS)
+        works: list[Work] = [partial(learner.learn, batch), partial(run_on_all, pool, multiply, chunks)]
+        step, products = medians(works, size.rounds, clock(size.threads))
+    return {
+        "ms_per_step": round(step * 1e3, 3),
+        "matmul_ms_per_step": round(products * 1e3, 3),
+        "torch_ms_per_step": None,
+        "torch_compile_ms_per_step": None,
+        "threads": size.threads,
+        "rss_mb": memory_mb("VmHWM"),
+    }
+
+
+def random_batch(windows: int, K: int, s: Shape) -> Batch:
+    """Windows of random inputs and targets."""
+    batch = new_batch(windows, K, s.features, FEATURES, s.actions)
+    rng = np.random.Generator(np.random.Philox(key=0))
+    fill((batch.x, batch.position, batch.after, batch.reward, batch.value), seed=1)
+    batch.action[...] = rng.integers(s.actions, size=batch.action.shape)
+    batch.code[...] = rng.integers(s.codes, size=batch.code.shape)
+    batch.policy[...] = rng.dirichlet(np.ones(s.actions), size=batch.policy.shape[:2])
+    batch.weight[...] = 1.0
+    return batch
+
+
+Product = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]  # a, b, a @ b
+
+
+def products_of(learner: Learner, batch: Batch, chunks: int) -> list[list[Product]]:
+    """The matrix products of a learning step, chunk by chunk: what numpy is given while a learner takes one."""
+    found, matmul = list[Product](), np.matmul
+
+    def keep(a: Any, b: Any, out: Any) -> None:
+        found.append((a, b, out))
+        matmul(a, b, out=out)
+
+    with patch.object(np, "matmul", keep):
+        learner.learn(batch)
+    share = len(found) // chunks  # a learner on one thread takes its chunks one after the other
+    return [found[i * share : (i + 1) * share] for i in range(chunks)]
+
+
+def multiply(products: list[Product]) -> None:
+    """All products of a chunk."""
+    for a, b, out in products:
+        np.matmul(a, b, out=out)
+
+
+def command(*arguments: str | Path, settings: Iterable[str] = ()) -> list[str]:
+    """The command line of a process of its own."""
+    options = [part for setting in settings for part in ("--set", setting)]
+    return [sys.executable, str(ROOT / "swt.py"), *map(str, arguments), *options]
+
+
+@contextmanager
+def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A child with its stdout on a pipe, ended at the end."""
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def bench_act(size: Size) -> Row:
+    """The document of `bench act`: processes that follow the first bundled bars and then wait for more."""
+    lines = SAMPLE.read_text().splitlines(keepends=True)[: HISTORY + size.decisions]
+    with tempfile.TemporaryDirectory() as folder:
+        feed, run = Path(folder) / "feed.csv", Path(folder) / "run"
+        feed.write_text("".join(lines))
+        subprocess.run(command("train", "--out", run, "--sessions", "1", settings=QUICK), check=True)
+        following = command("act", feed, "--model", run / "model.swt", "--follow")
+        runs = [follow(following, len(lines) - HISTORY, size.idle_s) for _ in range(1 + min(size.rounds, 3))]
+    latencies, first_s, rss_mb, idle = zip(*runs[1:], strict=True)  # the first one warmed the cache up
+    p50, p99, most = np.quantile(np.concatenate(latencies), (0.5, 0.99, 1.0)).tolist()
+    return {
+        "p50_us": p50,
+        "p99_us": p99,
+        "max_us": most,
+        "first_decision_s": round(statistics.median(first_s), 3),
+        "rss_mb": max(rss_mb),
+        "cpu_percent_idle": round(statistics.median(idle), 2),
+    }
+
+
+def follow(
+    arguments: list[str], decisions: int, idle_s: float
+) -> tuple[NDArray[np.float64], float, float, float]:
+    """Start `act --follow`, take its decisions, leave it waiting: (latencies us, first decision s, RSS MB, CPU %)."""
+    begin = time.perf_counter()
+    with running(arguments) as child:
+        assert child.stdout is not None
+        rows = [child.stdout.readline() for _ in range(2)]  # header, first decision
+        first_s = time.perf_counter() - begin
+        rows += [child.stdout.readline() for _ in range(decisions - 1)]
+        if not rows[-1]:
+            raise RuntimeError("act ended before its last decision")
+        before = cpu_s(child.pid)
+        time.sleep(idle_s)
+        idle = 100 * (cpu_s(child.pid) - before) / idle_s
+        latency = np.array([float(row.rpartition(",")[2]) for row in rows[2:]])  # the first one loads kernels
+        return latency, first_s, memory_mb("VmHWM", child.pid), idle
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds a process has used."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def bench_memory(size: Size) -> Row:
+    """The document of `bench memory`: the peak of `train` on a long file of one-minute bars."""
+    say(f"{size.bars} M1 bars drawn from the bundled hours, their moves over sqrt(60): not a real market")
+    with tempfile.TemporaryDirectory() as folder:
+        csv, run = Path(folder) / "EURUSD_M1.csv", Path(folder) / "run"
+        write_minutes(csv, sample_bars(), size.bars)
+        budget = "--minutes", str(size.minutes), "--threads", str(size.threads)
+        with running(command("train", csv, "--out", run, *budget, settings=size.settings)) as child:
+            anonymous, resident = 0.0, 0.0
+            while child.poll() is None:
+                anonymous = max(anonymous, memory_mb("RssAnon", child.pid))
+                resident = max(resident, memory_mb("VmHWM", child.pid))
+                time.sleep(SAMPLE_EVERY_S)
+        if child.returncode != 0:
+            raise RuntimeError(f"train ended with {child.returncode}")
+    return {"rss_anon_mb": anonymous, "rss_mb": resident, "bars": size.bars}
+
+
+def write_minutes(path: Path, hours: Bars, count: int) -> None:
+    """`count` one-minute bars around the clock: hours drawn with replacement, their log moves over sqrt(60)."""
+    import pandas as pd
+
+    pick = np.random.Generator(np.random.Philox(key=0)).integers(len(hours.time), size=count)
+    columns = hours.high, hours.low, hours.close
+    high, low, move = (np.log(column / hours.open)[pick] / np.sqrt(60) for column in columns)
+    close = np.cumsum(move - move.mean())
+    start = np.concatenate([[0.0], close[:-1]])
+    levels = {"open": start, "high": np.maximum(start + high, close), "low": np.minimum(start + low, close)}
+    prices = {k: np.round(hours.close[0] * np.exp(v), 5) for k, v in {**levels, "close": close}.items()}
+    time = pd.date_range("2020-01-01", periods=count, freq="min").strftime("%Y-%m-%dT%H:%M:%SZ")
+    pd.DataFrame({"time": time, **prices, "volume": 1}).to_csv(path, index=False)
+
+
+BENCHES = {
+    work.__name__.removeprefix("bench_"): work
+    for work in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort)
+}  # fmt: skip
+
+
+def bench(what: str, size: Size) -> Any:
+    """The document of `bench WHAT --json`; raises BenchError on an unknown name."""
+    if what not in BENCHES:
+        raise BenchError(f"bench {what}: there is {', '.join(BENCHES)}")
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    busy = ": too busy to trust, more than half of the cores" if load > cores / 2 else ""
+    say(f"load average {load:.2f} on {cores} cores{busy}")
+    return BENCHES[what](size)
+
+
+def print_bench(what: str, document: Any, out: IO[str]) -> None:
+    """A table for people; of a search with its ratio to the network alone."""
+    rows = document if isinstance(document, list) else [document]
+    if what == "search":
+        pairs = list(zip(rows[::2], rows[1::2], strict=True))
+        rows = [{**swt, "network_ms": net["ms"]} for swt, net in pairs]
+        rows = [{**row, "ratio": round(row["ms"] / row["network_ms"], 3)} for row in rows]
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    print("  ".join(key.rjust(w) for key, w in widths.items()), file=out)
+    for row in rows:
+        print("  ".join(str(row[key]).rjust(w) for key, w in widths.items()), file=out)

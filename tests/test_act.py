@@ -1,0 +1,252 @@
+"""`act` decides what `backtest` decides, wherever its feed starts, however it arrives, and never from a later bar."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from host.act import Actor, History, act, act_on_feed, reading_of
+from host.agent import Loaded, load_agent
+from host.backtest import COLUMNS
+from host.bars import ReadOptions
+from host.config import load_config
+from host.feed import Bar, feed_bars
+from host.session import backtest_csv, train_csv
+from kernels.features import HISTORY
+from kernels.ort import OrtError, Session
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "host" / "sample.csv"
+TINY = [
+    "market.session=24",
+    "network.latent=8",
+    "network.hidden=8",
+    "search.simulations=6",
+    "search.c_scale=0.1",  # so that policies are no certainties
+    "train.block=8",
+    "train.simulations=4",
+    "train.replay=32",
+    "train.batch=64",
+    "train.steps=10",
+    "train.target_rate=0.3",
+    "train.rate=0.01",
+]
+DECIDED = COLUMNS[:-1]  # all but the latency
+LINES = SAMPLE.read_text().splitlines(keepends=True)
+HEADER, ROWS = LINES[0], LINES[1:]
+
+
+class Trained(NamedTuple):
+    path: Path
+    loaded: Loaded
+    decisions: dict[str, list[str]]  # of a backtest over the whole sample, by time
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("run")
+    train_csv(None, ReadOptions(), load_config(None, TINY), folder / "run", None, 160, False, 2)
+    model = folder / "run" / "model.swt"
+    return Trained(model, load_agent(model), backtest_rows(SAMPLE, model, None))
+
+
+def backtest_rows(feed: Path, model: Path, start: str | None) -> dict[str, list[str]]:
+    """Decisions of a backtest by time, without the latency."""
+    out = model.with_name(f"decisions-{start}.csv".replace(":", ""))
+    backtest_csv(feed, model, ReadOptions(), start, out, quiet=True)
+    return by_time(out.read_text())
+
+
+def by_time(text: str) -> dict[str, list[str]]:
+    rows = list(csv.reader(text.splitlines()))
+    assert tuple(rows[0]) == COLUMNS
+    return {row[0]: row[:-1] for row in rows[1:]}
+
+
+def feed_of(rows: list[str], path: Path) -> Path:
+    path.write_text(HEADER + "".join(rows))
+    return path
+
+
+def acted(model: Path, feed: Path, as_json: bool = False) -> str:
+    out = io.StringIO()
+    act_on_feed(str(feed), model, ReadOptions(), False, out, as_json)
+    return out.getvalue()
+
+
+def test_the_decisions_are_worth_comparing(trained: Trained) -> None:
+    rows = list(trained.decisions.values())
+    assert len({row[1] for row in rows}) >= 3
+    assert len({row[3] for row in rows}) > len(rows) / 2
+
+
+@pytest.mark.parametrize("first", [0, 1, 700, 3000])
+def test_act_makes_the_decisions_of_a_backtest_from_the_same_bar(
+    trained: Trained, first: int, tmp_path: Path
+) -> None:
+    """Wherever the feed starts: both start flat; from row 0 the ring of bars wraps three times."""
+    stop = len(ROWS) if first == 0 else first + 900
+    got = by_time(acted(trained.path, feed_of(ROWS[first:stop], tmp_path / "feed.csv")))
+    assert len(got) == stop - first - HISTORY + 1
+    start = next(iter(got))
+    expected = trained.decisions if first == 0 else backtest_rows(SAMPLE, trained.path, start)
+    assert start == next(iter(expected))
+    compared = [time for time in got if time in expected]
+    assert len(compared) >= len(got) - 1  # a backtest does not decide at the last bar
+    for time in compared:
+        assert got[time] == expected[time]
+    if first == 0:
+        assert len(got) > 2 * 8 * HISTORY
+
+
+def test_the_first_decision_comes_with_the_last_bar_of_the_warm_up(trained: Trained, tmp_path: Path) -> None:
+    for count, decisions in ((HISTORY - 1, 0), (HISTORY, 1), (HISTORY + 1, 2)):
+        assert len(by_time(acted(trained.path, feed_of(ROWS[:count], tmp_path / "feed.csv")))) == decisions
+
+
+def test_json_lines_say_what_csv_lines_say(trained: Trained, tmp_path: Path) -> None:
+    feed = feed_of(ROWS[: HISTORY + 40], tmp_path / "feed.csv")
+    rows = by_time(acted(trained.path, feed))
+    records = [json.loads(line) for line in acted(trained.path, feed, as_json=True).splitlines()]
+    assert [tuple(record) for record in records] == [COLUMNS] * len(rows)
+    for record, row in zip(records, rows.values(), strict=True):
+        assert [record["time"], record["action"]] == row[:2]
+        assert [record[name] for name in DECIDED[2:]] == [float(text) for text in row[2:]]
+        assert isinstance(record["target"], int)
+        assert record["p_hold"] + record["p_buy"] + record["p_sell"] + record["p_close"] == pytest.approx(1)
+
+
+def test_bars_after_t_change_no_line_up_to_t(trained: Trained, tmp_path: Path) -> None:
+    """The feed cut, and the feed with other bars behind t."""
+    whole = acted(trained.path, feed_of(ROWS[: HISTORY + 80], tmp_path / "whole.csv"))
+    lines = list(by_time(whole).values())
+    cut = by_time(acted(trained.path, feed_of(ROWS[: HISTORY + 30], tmp_path / "cut.csv")))
+    assert list(cut.values()) == lines[:31]
+    shifted = [*ROWS[: HISTORY + 30], *(moved(row) for row in ROWS[HISTORY + 30 : HISTORY + 80])]
+    other = list(by_time(acted(trained.path, feed_of(shifted, tmp_path / "other.csv"))).values())
+    assert other[:31] == lines[:31]
+    assert other[31] != lines[31]
+
+
+def moved(row: str) -> str:
+    """A row at prices a little higher."""
+    time, *prices, volume = row.rstrip("\n").split(",")
+    return ",".join([time, *(f"{float(p) + 0.01:.5f}" for p in prices), volume]) + "\n"
+
+
+class Enough(Exception):  # noqa: N818
+    """The writer of a growing feed has nothing more to write."""
+
+
+def grow_by(path: Path, pieces: list[str]) -> Callable[[], None]:
+    """What a follower's `wait` does here: the next piece is appended, until there is none."""
+    todo = iter(pieces)
+
+    def wait() -> None:
+        piece = next(todo, None)
+        if piece is None:
+            raise Enough
+        with path.open("a") as file:
+            file.write(piece)
+
+    return wait
+
+
+def test_following_a_growing_file_waits_for_whole_lines(trained: Trained, tmp_path: Path) -> None:
+    feed = feed_of(ROWS[: HISTORY + 2], tmp_path / "feed.csv")
+    whole = "".join(ROWS[HISTORY + 2 : HISTORY + 12])
+    draw = np.random.default_rng(0)
+    cuts = [0, *sorted(draw.choice(len(whole), 25, replace=False).tolist()), len(whole)]
+    pieces = [whole[a:b] for a, b in pairwise(cuts)]
+    half = ROWS[HISTORY + 12][:30]  # never completed: no decision
+    out, loaded = io.StringIO(), trained.loaded
+    reading = reading_of(loaded, ReadOptions())
+    bars = feed_bars(feed, reading, follow=True, wait=grow_by(feed, [*pieces, half]))
+    with pytest.raises(Enough):
+        act(Actor(loaded.agent, loaded.setting, loaded.search), bars, out, False)
+    got = by_time(out.getvalue())
+    assert len(got) == 13
+    assert all(got[time] == trained.decisions[time] for time in got)
+
+
+def test_a_line_is_out_before_the_next_bar_is_asked_for(trained: Trained, tmp_path: Path) -> None:
+    class Flushed(io.StringIO):
+        seen = 0
+
+        def flush(self) -> None:
+            self.seen = len(self.getvalue().splitlines())
+
+    loaded, out, lines = trained.loaded, Flushed(), list[int]()
+
+    def feed() -> Any:
+        path = feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv")
+        for bar in feed_bars(path, reading_of(loaded, ReadOptions())):
+            lines.append(out.seen)
+            yield bar
+
+    act(Actor(loaded.agent, loaded.setting, loaded.search), feed(), out, False)
+    assert lines[-6:] == [1, 2, 3, 4, 5, 6]
+
+
+def start_act(model: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "swt.py"), "act", "-", "--model", str(model)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=model.parent, bufsize=0)
+
+
+def test_stdin_is_a_feed(trained: Trained) -> None:
+    with start_act(trained.path) as process:
+        out, err = process.communicate((HEADER + "".join(ROWS[: HISTORY + 3])).encode(), timeout=60)
+    assert process.returncode == 0, err
+    got = by_time(out.decode())
+    assert len(got) == 4
+    assert all(got[time] == trained.decisions[time] for time in got)
+
+
+def test_a_closed_pipe_ends_it_quietly(trained: Trained) -> None:
+    with start_act(trained.path) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write((HEADER + "".join(ROWS[:HISTORY])).encode())
+        assert process.stdout.readline().decode().strip() == ",".join(COLUMNS)
+        assert process.stdout.readline().decode().startswith(next(iter(trained.decisions)))
+        process.stdout.close()
+        process.stdin.write("".join(ROWS[HISTORY : HISTORY + 3]).encode())
+        assert process.wait(60) == 0
+        err = process.stderr.read().decode()
+    assert "Traceback" not in err
+    assert "Error" not in err
+
+
+def test_history_keeps_what_a_decision_needs_however_often_it_wraps() -> None:
+    history = History(capacity=HISTORY + 3)
+    for i in range(3 * HISTORY):
+        history.append(Bar(i, *(float(i + k) for k in range(7))))
+        n = len(history.bars.time)
+        assert n >= min(i + 1, HISTORY)
+        assert history.bars.time.tolist() == list(range(i - n + 1, i + 1))
+        assert history.bars.close[-1] == i + 3
+
+
+def test_a_failing_network_ends_acting_with_an_error(trained: Trained, tmp_path: Path) -> None:
+    loaded, out = trained.loaded, io.StringIO()
+    actor = Actor(loaded.agent, loaded.setting, loaded.search)
+    planner = actor._trader.planner
+    net = planner.model.dynamics
+    graph = loaded.agent.graphs["dynamics"]
+    broken = Session(graph).bind(net.x.shape[1] + 1, net.y.shape[1], [1, len(net.x)])
+    model = planner.model._replace(dynamics=broken)
+    actor._trader = actor._trader._replace(planner=planner._replace(model=model))
+    feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_of(loaded, ReadOptions()))
+    with pytest.raises(OrtError):
+        act(actor, feed, out, False)
+    assert out.getvalue() == ",".join(COLUMNS) + "\n"

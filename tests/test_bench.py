@@ -1,0 +1,180 @@
+"""Every bench on its smallest size: the keys of its document, and that what is timed is what it says."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from host import bench as module
+from host.bars import ReadOptions, read_bars
+from host.bench import (
+    BENCHES,
+    NETS,
+    BenchError,
+    Case,
+    Size,
+    bench,
+    medians,
+    memory_mb,
+    multiply,
+    new_graphs,
+    new_searches,
+    print_bench,
+    products_of,
+    random_batch,
+    sample_bars,
+    write_minutes,
+)
+from models.net import Shape
+from models.unroll import CHUNKS, Learner
+
+TINY_TRAINING = ("market.session=24", "network.hidden=8", "train.simulations=2", "search.simulations=2")
+TINY = Size(
+    rounds=1,
+    nets=("default",),
+    roots=(2,),
+    simulations=(2,),
+    windows=8,
+    sessions=2,
+    length=2000,
+    batch=8,
+    decisions=3,
+    bars=700,
+    minutes=0.001,
+    idle_s=0.1,
+    settings=(*module.QUICK, *TINY_TRAINING),
+)
+KEYS = {
+    "search": {"impl", "search", "net", "B", "n", "threads", "ms", "us_per_decision", "rows", "rss_mb"},
+    "features": {"windows_per_s", "single_window_us", "kymatio_windows_per_s"},
+    "selfplay": {"sessions_per_minute", "decisions_per_s", "threads", "rss_mb"},
+    "learn": {
+        "ms_per_step",
+        "matmul_ms_per_step",
+        "torch_ms_per_step",
+        "torch_compile_ms_per_step",
+        "threads",
+        "rss_mb",
+    },
+    "act": {"p50_us", "p99_us", "max_us", "first_decision_s", "rss_mb", "cpu_percent_idle"},
+    "memory": {"rss_anon_mb", "rss_mb", "bars"},
+    "ort": {"threads", "arena", "session", "rows", "us_per_call"},
+}
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_S", 0.0)
+
+
+@pytest.mark.parametrize("what", KEYS)
+def test_documents_have_their_keys_and_positive_figures(what: str) -> None:
+    document = json.loads(json.dumps(bench(what, TINY)))
+    rows: list[dict[str, Any]] = document if isinstance(document, list) else [document]
+    for row in rows:
+        assert set(row) == KEYS[what]
+        figures = [v for k, v in row.items() if isinstance(v, float) and k != "cpu_percent_idle"]
+        assert all(figure > 0 for figure in figures), row
+    out = io.StringIO()
+    print_bench(what, document, out)
+    assert len(out.getvalue().splitlines()) == 1 + len(rows) // (2 if what == "search" else 1)
+    if what == "search":
+        assert [row["impl"] for row in rows] == ["swt", "network"]
+        assert "ratio" in out.getvalue()
+
+
+def test_every_bench_is_tested() -> None:
+    assert set(BENCHES) == set(KEYS)
+
+
+def test_an_unknown_bench_is_a_usage_error() -> None:
+    with pytest.raises(BenchError, match="search, features"):
+        bench("nothing", TINY)
+    assert BenchError.exit_code == 2
+
+
+def test_the_network_alone_makes_the_calls_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, so that the calls can be counted."""
+    from kernels import planner, search
+
+    calls = dict[str, list[tuple[int, int]]]()
+    for impl in ("swt", "network"):
+        seen = calls[impl] = []
+        (work,) = new_searches(new_graphs(NETS["default"]), Case(impl, "default", 3, 4, 1))
+
+        def count(net: Any, rows: int, seen: list[tuple[int, int]] = seen) -> int:
+            net.y[:] = 0
+            seen.append((net.x.shape[1], rows))
+            return 0
+
+        for place in (module, planner, search):
+            monkeypatch.setattr(place, "evaluate", count)
+        if impl == "swt":
+            python_plan(monkeypatch, work)
+        else:
+            work.func.py_func(*work.args)  # type: ignore[attr-defined]
+    assert calls["swt"] == calls["network"]
+    assert sum(rows for _, rows in calls["swt"]) == 3 * (1 + 4 * (1 + 8))
+
+
+def python_plan(monkeypatch: pytest.MonkeyPatch, work: Any) -> None:
+    """A search with the kernels that call the network interpreted."""
+    from kernels import planner, search
+
+    for name in ("simulate", "expand_all_codes", "expand_decisions", "expand_afterstates"):
+        monkeypatch.setattr(search, name, getattr(search, name).py_func)
+    monkeypatch.setattr(planner, "grow", search.grow.py_func)  # type: ignore[attr-defined]
+    work.func.py_func(*work.args)
+
+
+def test_products_are_those_of_a_step() -> None:
+    """2 x multiply-adds of forward, gradient of weights and gradient of inputs, by hand for one layer and in all."""
+    s, n, K = Shape(features=20, latent=8, hidden=16), 4, 2
+    learner = Learner(s, n * CHUNKS, K, 0, 1e-3, 0.0, 100, 1)
+    chunks = products_of(learner, random_batch(n * CHUNKS, K, s), CHUNKS)
+    shapes = [[(a.shape, b.shape) for a, b, _ in chunk] for chunk in chunks]
+    assert all(chunk == shapes[0] for chunk in shapes)
+    assert ((n, 20), (20, 16)) in shapes[0]  # representation, forward
+    assert ((20, n), (n, 16)) in shapes[0]  # and the gradient of its weights
+    assert len(shapes[0]) == 13 + 2 * (K - 1) + 13 + 12 + 2 * (K - 1)
+    multiply(chunks[0])
+    for a, b, out in chunks[0][-1:]:
+        np.testing.assert_array_equal(out, a @ b)
+
+
+def test_medians_are_of_the_rounds_and_in_turns() -> None:
+    order = list[str]()
+    ticks = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 1, 0, 2, 0, 9, 0, 4, 0, 3, 0, 6])
+    works: list[module.Work] = [lambda: order.append("a"), lambda: order.append("b")]
+    assert medians(works, 3, lambda: next(ticks)) == [3, 4]
+    assert order[4:] == ["a", "b"] * 3
+
+
+def test_minutes_are_a_file_that_training_reads(tmp_path: Path) -> None:
+    path = tmp_path / "EURUSD_M1.csv"
+    write_minutes(path, sample_bars(), 3000)
+    bars, source = read_bars(path, ReadOptions())
+    assert (source.interval_s, source.rows, source.problems) == (60, 3000, [])
+    hours = sample_bars()
+    ratio = np.diff(np.log(bars.close)).std() / np.log(hours.close / hours.open).std()
+    assert ratio == pytest.approx(60**-0.5, rel=0.1)
+    first = path.read_bytes()
+    write_minutes(path, hours, 3000)
+    assert path.read_bytes() == first
+
+
+def test_memory_is_that_of_the_process_asked_for() -> None:
+    before = memory_mb("RssAnon")
+    held = np.ones(40 << 20, np.uint8)
+    assert memory_mb("RssAnon") - before == pytest.approx(held.nbytes / 2**20, abs=8)
+    waits = [sys.executable, "-c", "print(1, flush=True); input()"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline()
+        assert 1 < memory_mb("VmHWM", child.pid) < memory_mb("VmHWM")
+        child.kill()
