@@ -22,7 +22,7 @@ class MarketConfig:
     commission: float = 0.0  # a side
     swap_long: float = -0.5  # a night, negative = paid
     swap_short: float = -0.1
-    reward: str = "pnl"  # or "amddp"
+    reward: str = "amddp"  # or "pnl"
     excursion_weight: float = 0.01  # k of amddp
     reverse: bool = False  # an open position may be turned in one action
     session: int = 360  # decisions
@@ -49,7 +49,7 @@ class NetworkConfig:
 class SearchSettings:
     """Gumbel search; when acting the noise is off."""
 
-    simulations: int = 16
+    simulations: int = 4  # every root action once: see README, What we found
     considered: int = 4
     discount: float = 0.99  # per bar
     c_visit: float = 50.0
@@ -63,8 +63,9 @@ class TrainConfig:
     seed: int = 0
     train_share: float = 0.75  # of the bars; an embargo of one session, then the test part
     block: int = 16  # sessions played in lockstep
+    wanderers: int = 4  # of a block: sessions that a random trader plays, searched all the same
     blocks: int = 2  # collected in a cycle
-    simulations: int = 8  # of collecting and reanalysing; acting uses search.simulations
+    simulations: int = 4  # of collecting and reanalysing; acting uses search.simulations
     reanalyse: int = 1  # blocks searched again in a cycle, oldest targets first
     replay: int = 96  # sessions kept: old policy targets hold learning back
     batch: int = 256

@@ -138,7 +138,8 @@ class Trainer:
         account, trade = new_accounts(len(slots)), np.zeros(TRADE)
         seed, session = self.config.train.seed + STREAM_NOISE, self.sessions + first
         where = self.store.X, self.store.row_of_bar, bars, codes, market
-        return play(self.replay, account, trade, planner, slots, *where, seed, session)
+        wanderers = self.config.train.wanderers
+        return play(self.replay, account, trade, planner, slots, *where, wanderers, seed, session)
 
     def reanalyse(self, agent: Agent) -> None:
         """Search the sessions with the oldest policy targets again; value every stored position anew."""

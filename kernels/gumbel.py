@@ -119,13 +119,17 @@ def scaled_q(tree: Tree, config: SearchConfig, b: int, node: int) -> None:
 
 
 @inlined
-def expected_q(policy: NDArray[np.float64], tree: Tree, config: SearchConfig, b: int, node: int) -> float:
-    """Expectation of the completed Q under policy [A]: with the improved policy, what the search thinks of the node."""
+def greedy_q(policy: NDArray[np.float64], tree: Tree, config: SearchConfig, b: int, node: int) -> float:
+    """Completed Q of the action that policy [A] likes best: what the node is worth to an agent that does not explore.
+
+    The expectation under an improved policy charges every flat bar a little for entries nobody will make.
+    """
     completed_q(tree, config, b, node)
-    total = 0.0
-    for a in range(policy.shape[0]):
-        total += policy[a] * tree.score[b, a]
-    return total
+    best = 0
+    for a in range(1, policy.shape[0]):
+        if policy[a] > policy[best]:
+            best = a
+    return tree.score[b, best]
 
 
 @inlined

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from kernels._jit import inlined, kernel
 from kernels.bars import Bars
-from kernels.gumbel import SearchConfig, expected_q, halving_table, improved_policy, root_action
+from kernels.gumbel import SearchConfig, greedy_q, halving_table, improved_policy, root_action
 from kernels.market import Codes, Market, entry_cost, move_scale_px
 from kernels.ort import evaluate
 from kernels.position import FEATURES, RAW, position_features
@@ -27,7 +27,7 @@ class Planner(NamedTuple):
     table: NDArray[np.int32]  # [m + 1, n] halving table
     action: NDArray[np.int32]  # [B] decision
     policy: NDArray[np.float64]  # [B, A] improved policy
-    value: NDArray[np.float64]  # [B] value of the root under the improved policy, R
+    value: NDArray[np.float64]  # [B] Q of the action that the improved policy likes best, R
 
 
 def new_planner(model: Model, config: SearchConfig, roots: int, actions: int, codes: int) -> Planner:
@@ -94,5 +94,5 @@ def plan(planner: Planner) -> int:
     for b in range(B):
         planner.action[b] = root_action(tree, planner.config, b)
         improved_policy(planner.policy[b], tree, planner.config, b, 0)
-        planner.value[b] = expected_q(planner.policy[b], tree, planner.config, b, 0)
+        planner.value[b] = greedy_q(planner.policy[b], tree, planner.config, b, 0)
     return status

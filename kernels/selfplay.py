@@ -3,11 +3,24 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import kernel
+from kernels._jit import inlined, kernel
 from kernels.bars import Bars
-from kernels.market import Codes, Market, close_out, raw_position, step
+from kernels.market import ACC_SIDE, Codes, Market, close_out, raw_position, step
 from kernels.planner import Planner, draw_noise, plan, set_root
+from kernels.position import HOLD, is_legal
 from kernels.replay import Replay
+from kernels.rng import below
+
+WANDER_BARS = 16  # of a random trader
+
+
+@inlined
+def wander(side: float, reverse: bool, actions: int, seed: int, session: int, step: int) -> int:
+    """A random trader: one bar in WANDER_BARS any action, if it is legal, else HOLD."""
+    draw = below(WANDER_BARS * actions, seed, session, -1 - step)  # the noise of the roots has the steps from 0 up
+    if draw < actions and is_legal(side, draw, reverse):
+        return draw
+    return HOLD
 
 
 @kernel
@@ -22,10 +35,14 @@ def play(
     bars: Bars,
     codes: Codes,
     market: Market,
+    wanderers: int,
     seed: int,
     session: int,
 ) -> int:
     """Play session b of the block into replay slot slots[b], whose `start` is set, from a flat account[b] [ACCOUNT].
+
+    The first `wanderers` sessions are searched like the others but act at random: an agent that learnt to stay flat
+    would else forget what a position is worth.
 
     The noise of a root is keyed by (seed, session + b, step).  `trade` [TRADE] is scratch.  0 or a network status.
     """
@@ -42,10 +59,11 @@ def play(
             return status
         for b in range(B):
             slot = slots[b]
-            replay.action[slot, k] = planner.action[b]
-            replay.reward[slot, k] = step(
-                account[b], trade, bars, replay.start[slot] + k, planner.action[b], market
-            )
+            action = int(planner.action[b])
+            if b < wanderers:
+                action = wander(account[b, ACC_SIDE], market.reverse, planner.policy.shape[1], seed, session + b, k)
+            replay.action[slot, k] = action
+            replay.reward[slot, k] = step(account[b], trade, bars, replay.start[slot] + k, action, market)
             replay.search_value[slot, k] = planner.value[b]
             for a in range(planner.policy.shape[1]):
                 replay.policy[slot, k, a] = planner.policy[b, a]
