@@ -53,7 +53,7 @@ def train(
 ) -> None:
     """Train an agent on a CSV of bars and show what it earns on bars it has not seen."""
     from host.config import load_config
-    from host.session import train_csv
+    from host.train import train_csv
 
     chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     reading = read_options(side, timezone, label, spread, pip, drop_bad)
@@ -81,7 +81,7 @@ def backtest(
     as_json: Json = False,
 ) -> None:
     """Run a model over a CSV, decision by decision, beside its baselines."""
-    from host.session import backtest_csv
+    from host.backtest import backtest_csv
 
     reading = read_options(side, timezone, label, spread, None, drop_bad)
     document = backtest_csv(csv, model, reading, start, decisions, quiet=as_json)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.agent import Agent, Loaded, Setting, load_agent
+from host.agent import Agent, Setting, load_agent, reading_of
 from host.backtest import COLUMNS, format_decision, new_trader
 from host.bars import ReadOptions
 from host.feed import Bar, feed_bars
@@ -31,8 +30,8 @@ class History:
     """The last bars of a feed, at least HISTORY of them once so many have come, in arrays that never move for long."""
 
     def __init__(self, capacity: int = 8 * HISTORY) -> None:
-        columns: list[NDArray[Any]] = [np.zeros(capacity, np.int64 if name == "time" else np.float64) for name in Bars._fields]
-        self._all = Bars._make(columns)
+        kinds = (np.int64 if name == "time" else np.float64 for name in Bars._fields)
+        self._all = Bars._make(np.zeros(capacity, kind) for kind in kinds)
         self._count = 0
 
     def append(self, bar: Bar) -> None:
@@ -113,16 +112,3 @@ def act_on_feed(
     say(f"swt {program_digest()}, model {loaded.sha256[:16]}, waiting for {HISTORY} closed bars")
     actor = Actor(loaded.agent, loaded.setting, loaded.search)
     return act(actor, feed_bars(feed, reading_of(loaded, reading), follow), out, as_json)
-
-
-def reading_of(loaded: Loaded, reading: ReadOptions) -> ReadOptions:
-    """`reading`, with what it leaves open taken from the training of the model."""
-    data = loaded.manifest["data"]
-    known = {
-        **data["reading"],
-        "spread_pips": data["spread_pips"],
-        "interval_s": loaded.manifest["interval_s"],
-    }
-    return replace(
-        reading, **{name: value for name, value in known.items() if getattr(reading, name) is None}
-    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from host.bars import ReadOptions
 from host.model_file import ModelRefused, check_selftest, read_model, write_model
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features
@@ -124,3 +126,16 @@ def load_agent(path: Path) -> Loaded:
     )
     agent = Agent(model.graphs, Sizes(**m["sizes"]))
     return Loaded(agent, setting, new_search_config(**m["search"]), m, model.sha256)
+
+
+def reading_of(loaded: Loaded, reading: ReadOptions) -> ReadOptions:
+    """`reading`, with what it leaves open taken from the training of the model."""
+    data = loaded.manifest["data"]
+    known = {
+        **data["reading"],
+        "spread_pips": data["spread_pips"],
+        "interval_s": loaded.manifest["interval_s"],
+    }
+    return replace(
+        reading, **{name: value for name, value in known.items() if getattr(reading, name) is None}
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 import time
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -10,9 +11,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.agent import Agent, Setting
+from host.agent import Agent, Setting, load_agent, reading_of
+from host.bars import DataError, ReadOptions, Source, read_bars
+from host.progress import say
 from kernels.bars import Bars
-from kernels.features import new_work
+from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
@@ -20,6 +23,7 @@ from kernels.position import ACTIONS, RAW
 from kernels.stats import baselines, statistics
 from kernels.trader import Log, Trader, trade_through
 
+SAMPLE = Path(__file__).with_name("sample.csv")
 COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_sell", "p_close", "latency_us")
 
 
@@ -122,3 +126,54 @@ def print_report(document: dict[str, Any], out: IO[str]) -> None:
         f"largest drawdown {drawdown:.1f} pips",
         file=out,
     )
+
+
+def backtest_csv(
+    csv: Path | None,
+    model: Path,
+    reading: ReadOptions,
+    start: str | None,
+    decisions: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Trade a CSV with a model, from the bar that closes at or after `start`; the report."""
+    loaded = load_agent(model)
+    bars, source = read_bars(csv or SAMPLE, reading_of(loaded, reading))
+    describe(source)
+    first = first_bar(bars, start, source)
+    trader = new_trader(loaded.agent, loaded.setting, loaded.search)
+    extra = np.zeros((len(bars.time), 0), np.float32)
+    result = trade_bars(trader, bars, extra, first, len(bars.time))
+    if decisions is not None:
+        write_decisions(decisions, result, bars, first)
+    document = report(result, bars, first, loaded.setting, seed=0)
+    if not quiet:
+        print_report(document, sys.stdout)
+    return document
+
+
+def describe(source: Source) -> None:
+    """Say what was recognised and what was assumed."""
+    say(
+        f"{source.path}: {source.format}, {source.rows} bars of {source.interval_s} s, "
+        f"{source.first} .. {source.last} UTC\n  side {source.side}, clock {source.timezone}, "
+        f"stamps mark the {source.label}, spread {source.spread}"
+    )
+    for note in source.notes:
+        say(f"  {note}")
+
+
+def first_bar(bars: Bars, start: str | None, source: Source) -> int:
+    """Index of the first decision: after the warm-up and not before `start`."""
+    first = HISTORY - 1
+    if start is not None:
+        try:
+            stamp = np.datetime64(start.removesuffix("Z"), "ns").astype(np.int64)
+        except ValueError:
+            raise DataError(f"--from {start}: write it as 2017-10-02T08:00:00Z") from None
+        first = max(first, int(np.searchsorted(bars.time, stamp)))
+    if first + 1 >= len(bars.time):
+        raise DataError(
+            f"{source.path}: no bar to decide at; it has {len(bars.time)} and the warm-up takes {HISTORY}"
+        )
+    return first

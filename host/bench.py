@@ -294,7 +294,7 @@ def bench_selfplay(size: Size) -> Row:
     from host.config import load_config
     from host.dataset import new_dataset
     from host.synthetic import INTERVAL_NS, PIP, Options, make_market
-    from host.train import Trainer
+    from host.trainer import Trainer
 
     # a replay of one cycle: every collection computes the features of all its bars
     block = max(1, size.sessions // 2)

@@ -1,4 +1,4 @@
-"""`selftest`: does the agent find what is known to be there, and leave alone what is worthless.  Synthetic markets only."""
+"""`selftest`: does the agent find what is there and leave alone what is worthless, on synthetic markets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from host.config import Config, load_config
 from host.dataset import Dataset, new_dataset
 from host.progress import Report, progress
 from host.synthetic import INTERVAL_NS, MARKETS, PIP, Options, Synthetic, make_market, play_optimum
-from host.train import Trainer, train_for
+from host.trainer import Trainer, train_for
 from kernels.bars import take
 
 LENGTH = 164_000  # bars, of which the last quarter is the test

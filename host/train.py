@@ -1,280 +1,138 @@
-"""Training: collect -> reanalyse -> learn, phase after phase, each on all threads and none racing another."""
+"""`train` on a CSV: the run directory, checkpoints, the model, and what to say at the end."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from host.agent import Agent, Sizes
-from host.config import Config, ConfigError
-from host.dataset import Dataset, FeatureStore
-from host.progress import Report
-from kernels.bars import Bars
-from kernels.features import Normaliser
-from kernels.gumbel import SearchConfig, new_search_config
-from kernels.market import TRADE, Codes, Market, new_accounts
-from kernels.ort import check
-from kernels.planner import Planner
-from kernels.position import ACTIONS, FEATURES
-from kernels.reanalyze import search_again, value_again
-from kernels.replay import ValueTarget, new_batch, new_replay, sample
-from kernels.rng import below
-from kernels.selfplay import play
-from models.export import export
-from models.net import Shape
-from models.unroll import CHUNKS, Learner
+from host.agent import Loaded, load_agent, save_agent
+from host.backtest import SAMPLE, describe, new_trader, print_report, report, trade_bars
+from host.bars import DataError, ReadOptions, Source, read_bars
+from host.config import Config, ConfigError, load_config, merge
+from host.dataset import Dataset, new_dataset
+from host.progress import progress, say
+from host.run import Run, open_run
+from host.trainer import Trainer, train_for
+from kernels.bars import NS, Bars
 
-STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
-VALUE_ROWS = 64  # positions the target network evaluates in one call
-UNIT_RATE = 0.2  # of the running scale of returns, per cycle
-SMALLEST_UNIT = 0.25  # R
+MINUTES = 2.5
+REMEMBERED = ("side", "timezone", "label", "pip")  # reading options that a model carries to its feed
 
 
-class Trainer:
-    """The state of a run: a pure function of configuration, data and the number of cycles, whatever the threads."""
-
-    def __init__(self, data: Dataset, config: Config, threads: int) -> None:
-        check_sizes(config)
-        self.data, self.config = data, config
-        t = config.train
-        self.sizes = Sizes(
-            len(data.setting.normaliser.scale),
-            FEATURES,
-            config.network.latent,
-            len(ACTIONS),
-            config.network.codes,
-        )
-        shape = Shape(
-            features=self.sizes.features,
-            latent=config.network.latent,
-            hidden=config.network.hidden,
-            codes=config.network.codes,
-        )
-        self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads)
-        self.target = (
-            self.learner.params.copy()
-        )  # soft copy of the weights: bootstraps, plays and is exported
-        self.replay = new_replay(t.replay, config.market.session, len(ACTIONS))
-        self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
-        self.batch = new_batch(t.batch, t.unroll, self.sizes.features, FEATURES, len(ACTIONS))
-        self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share)
-        self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
-        self._pool = ThreadPoolExecutor(threads)
-
-    @property
-    def filled(self) -> int:
-        """Sessions in the replay."""
-        return min(self.sessions, self.config.train.replay)
-
-    def run_cycle(self) -> dict[str, Any]:
-        """One round of the three phases; what to log of it."""
-        with threadpool_limits(1, "blas"):
-            agent = Agent(self.graphs(), self.sizes)
-            begin = time.perf_counter()
-            slots = self.collect(agent)
-            collected = time.perf_counter()
-            self.reanalyse(agent)
-            searched = time.perf_counter()
-            losses = self.learn()
-            learnt = time.perf_counter()
-        self.cycle += 1
-        rewards = self.replay.reward[slots]
-        held = np.abs(self.replay.position[slots][:, 1:, 0]) > 0
-        return {
-            "cycle": self.cycle,
-            "sessions": self.sessions,
-            "steps": self.learner.step,
-            "reward_per_bar": float(rewards.mean(dtype=np.float64)),
-            "share_in_market": float(held.mean()),
-            "entries": int(np.isin(self.replay.action[slots], (1, 2)).sum()),
-            "value_unit": self.value_unit,
-            "collect_s": collected - begin,
-            "reanalyse_s": searched - collected,
-            "learn_s": learnt - searched,
-            **losses,
-        }
-
-    def graphs(self) -> dict[str, bytes]:
-        """The target networks as ONNX."""
-        return export(self.target, self.learner.shape)
-
-    def search_config(self, simulations: int) -> SearchConfig:
-        """A search of so many simulations in the present unit of value."""
-        s = self.config.search
-        return new_search_config(
-            simulations=simulations,
-            considered=s.considered,
-            discount=s.discount,
-            c_visit=s.c_visit,
-            c_scale=s.c_scale,
-            value_unit=self.value_unit,
-            reverse=self.config.market.reverse,
-        )
-
-    def collect(self, agent: Agent) -> NDArray[np.int64]:
-        """Play new sessions into the ring; their slots."""
-        t, L = self.config.train, self.config.market.session
-        count = t.block * t.blocks
-        slots = (self.sessions + np.arange(count)) % t.replay
-        for slot in slots[self.replay.start[slots] >= 0]:
-            self.store.release(int(self.replay.start[slot]), L + 1)
-        draws = [below(len(self.data.starts), t.seed, STREAM_STARTS, self.sessions + i) for i in range(count)]
-        self.replay.start[slots] = self.data.starts[draws]
-        self.store.hold(self.replay.start[slots], L + 1)
-        self.replay.searched[slots] = self.cycle
-        self._each_block(lambda planner, i, block: self._play(planner, i, block), agent, slots)
-        self.sessions += count
-        self._scale_values(slots)
-        return slots
-
-    def _play(self, planner: Planner, first: int, slots: NDArray[np.int64]) -> int:
-        bars, _, codes, market = self._market()
-        account, trade = new_accounts(len(slots)), np.zeros(TRADE)
-        seed, session = self.config.train.seed + STREAM_NOISE, self.sessions + first
-        where = self.store.X, self.store.row_of_bar, bars, codes, market
-        wanderers = self.config.train.wanderers
-        return play(self.replay, account, trade, planner, slots, *where, wanderers, seed, session)
-
-    def reanalyse(self, agent: Agent) -> None:
-        """Search the sessions with the oldest policy targets again; value every stored position anew."""
-        t = self.config.train
-        oldest = np.argsort(self.replay.searched[: self.filled], kind="stable")[: t.block * t.reanalyse]
-        if self.cycle > 0 and t.reanalyse > 0:
-            self._each_block(lambda planner, i, block: self._search_again(planner, block), agent, oldest)
-            self.replay.searched[oldest] = self.cycle
-        chunks = np.array_split(np.arange(self.filled), self._pool._max_workers)
-        check(max(self._pool.map(lambda chunk: self._value_again(agent, chunk), chunks)))
-
-    def _search_again(self, planner: Planner, slots: NDArray[np.int64]) -> int:
-        bars, _, codes, market = self._market()
-        where = self.store.X, self.store.row_of_bar, bars, codes, market
-        seed = self.config.train.seed + STREAM_REANALYSE + self.cycle
-        return search_again(self.replay, planner, slots, *where, seed)
-
-    def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
-        root = agent.model(VALUE_ROWS).root
-        for slot in slots:
-            status = value_again(self.replay, root, slot, self.store.X, self.store.row_of_bar)
-            if status != 0:
-                return status
-        return 0
-
-    def learn(self) -> dict[str, float]:
-        """Draw and learn the steps of one cycle; the mean losses."""
-        t, totals = self.config.train, dict[str, float]()
-        bars, _, codes, market = self._market()
-        for _ in range(t.steps):
-            where = self.store.X, self.store.row_of_bar, bars, codes, market
-            seed = t.seed + STREAM_SAMPLES
-            sample(self.batch, self.replay, self.filled, *where, self.rule, seed, self.learner.step)
-            for name, loss in self.learner.learn(self.batch).items():
-                totals[name] = totals.get(name, 0.0) + loss / t.steps
-            self.target += np.float32(t.target_rate) * (self.learner.params - self.target)
-        return totals
-
-    def acting_search(self) -> SearchConfig:
-        """The search of the finished agent."""
-        return self.search_config(self.config.search.simulations)
-
-    def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Everything a run needs to go on to the bit: arrays and plain values."""
-        arrays = {
-            "params": self.learner.params,
-            "target": self.target,
-            **{f"adam_{name}": array for name, array in self.learner.adam._asdict().items()},
-            **{f"replay_{name}": array for name, array in self.replay._asdict().items()},
-        }
-        state = {
-            "cycle": self.cycle,
-            "sessions": self.sessions,
-            "step": self.learner.step,
-            "value_unit": self.value_unit,
-        }
-        return arrays, state
-
-    def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
-        """Take up a snapshot; the features of its sessions are computed anew."""
-        for name, array in self.snapshot()[0].items():
-            array[...] = arrays[name]
-        self.cycle, self.sessions = state["cycle"], state["sessions"]
-        self.learner.step, self.value_unit = state["step"], state["value_unit"]
-        self.store.hold(self.replay.start[: self.filled], self.config.market.session + 1)
-
-    def agent(self) -> Agent:
-        """The target networks, ready to act."""
-        return Agent(self.graphs(), self.sizes)
-
-    def _market(self) -> tuple[Bars, Normaliser, Codes, Market]:
-        setting = self.data.setting
-        return self.data.bars, setting.normaliser, setting.codes, setting.market
-
-    def _each_block(self, work: Callable[..., int], agent: Agent, slots: NDArray[np.int64]) -> None:
-        """Call work(planner, first, slots of the block) for each block of sessions, on all threads."""
-        size = self.config.train.block
-        search = self.search_config(self.config.train.simulations)
-        blocks = [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
-        planners = [agent.planner(len(block), search) for _, block in blocks]
-        jobs = [self._pool.submit(work, p, i, block) for p, (i, block) in zip(planners, blocks, strict=True)]
-        for job in jobs:
-            check(job.result())
-
-    def _scale_values(self, slots: NDArray[np.int64]) -> None:
-        """Move the unit of Q towards the spread (5 to 95 %) of the n-step rewards just collected."""
-        sums = np.cumsum(self.replay.reward[slots], axis=1, dtype=np.float64)
-        if not np.isfinite(sums).all():
-            raise FloatingPointError(
-                f"cycle {self.cycle}: a reward is not finite: is there a NaN in the bars?"
-            )
-        n = self.config.train.n_step
-        low, high = np.quantile(sums[:, n:] - sums[:, :-n], (0.05, 0.95))
-        fresh = max(float(high - low), SMALLEST_UNIT)
-        self.value_unit += (1.0 if self.cycle == 0 else UNIT_RATE) * (fresh - self.value_unit)
-
-
-def check_sizes(config: Config) -> None:
-    """Raise ConfigError for sizes that do not go together."""
-    t = config.train
-    if t.block * t.blocks > t.replay:
-        raise ConfigError(
-            f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"
-        )
-    if t.batch % CHUNKS:
-        raise ConfigError(f"train.batch: {t.batch} windows are not {CHUNKS} equal chunks")
-    if not 1 <= t.n_step < config.market.session:
-        raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {config.market.session}")
-
-
-def train_for(
-    trainer: Trainer,
+def train_csv(
+    csv: Path | None,
+    reading: ReadOptions,
+    config: Config,
+    out: Path,
     minutes: float | None,
     sessions: int | None,
-    on_cycle: Callable[[dict[str, Any]], None],
-    report: Report,
-) -> None:
-    """Run whole cycles until either budget is used up; the clock decides nothing but when to stop.
+    resume: bool,
+    threads: int,
+) -> dict[str, Any]:
+    """Train on a CSV into the run directory `out`; the out-of-sample report, with the path of the model."""
+    path = csv or SAMPLE
+    if csv is None:
+        reading = replace(reading, side="ask")  # the bundled file holds ask prices; its columns do not say so
+    if minutes is None and sessions is None:
+        minutes = MINUTES
+    with open_run(out, resume) as run:
+        if resume:
+            config = resumed_config(config, run)
+        bars, source = read_bars(path, reading)
+        describe(source)
+        run.write_config(config.as_dict())
+        extra = np.zeros((len(bars.time), 0), np.float32)
+        data = new_dataset(bars, extra, config, source.pip, source.interval_s * NS, threads)
+        describe_split(data)
+        say("compiling kernels: once, well under two minutes; later starts find them in the cache")
+        trainer = Trainer(data, config, threads)
+        if resume:
+            restore(trainer, run, source)
+        with progress("training") as bar:
+            train_for(trainer, minutes, sessions, lambda row: keep(row, trainer, run, source), bar)
+        model = run.path / "model.swt"
+        save_trained(model, trainer, source)
+        loaded = load_agent(model)
+    document = out_of_sample(loaded, data, config)
+    print_report(document, sys.stderr)
+    advise(csv or SAMPLE, model, bars, data.test_first)
+    return {**document, "model": str(model), "model_sha256": loaded.sha256}
 
-    It starts after the first cycle, in which kernels may have to be compiled.
-    """
-    first_done, longest = 0.0, 0.0
-    while True:
-        shares = [0.0]
-        if minutes is not None and first_done > 0:
-            shares.append((time.perf_counter() - first_done + longest) / (60 * minutes))
-        if sessions is not None:
-            shares.append(trainer.sessions / sessions)
-        done = f"cycle {trainer.cycle}, {trainer.sessions} sessions, {trainer.learner.step} steps"
-        report(min(max(shares), 1.0), done)
-        if max(shares) >= 1.0:
-            return
-        started = time.perf_counter()
-        on_cycle(trainer.run_cycle())
-        if first_done > 0:
-            longest = max(longest, time.perf_counter() - started)
-        else:
-            first_done = time.perf_counter()
+
+def describe_split(data: Dataset) -> None:
+    """Say how many sessions there are and why others are not."""
+    rejects = ", ".join(f"{count} {reason}" for reason, count in data.rejects.items() if count) or "none"
+    say(
+        f"training part: {data.train_stop} bars, {len(data.starts)} session starts (rejected: {rejects}); "
+        f"test part: from bar {data.test_first}, {len(data.bars.time) - data.test_first} bars"
+    )
+
+
+def resumed_config(given: Config, run: Run) -> Config:
+    """The configuration a run was started with; one given beside `--resume` must be the same."""
+    if not (run.path / "config.toml").exists():  # killed before it began
+        return given
+    stored: Config = merge(load_config(), run.read_config(), f"{run.path}/config.toml")
+    if given not in (load_config(), stored):
+        raise ConfigError(
+            f"{run.path}: a run goes on with the configuration in its config.toml, not with another"
+        )
+    return stored
+
+
+def keep(row: dict[str, Any], trainer: Trainer, run: Run, source: Source) -> None:
+    """Log a cycle and make it durable."""
+    run.append_metrics(row)
+    arrays, state = trainer.snapshot()
+    run.save_checkpoint(trainer.cycle, arrays, {**state, "data": source.sha256})
+
+
+def restore(trainer: Trainer, run: Run, source: Source) -> None:
+    """Go on from the newest whole checkpoint, on the bars it was made from."""
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
+        say("no checkpoint yet: starting from the beginning")
+    elif checkpoint.state["data"] != source.sha256:
+        raise DataError(f"{source.path}: not the file that {run.path} was started with; its bytes differ")
+    else:
+        trainer.restore(checkpoint.arrays, checkpoint.state)
+        say(f"resuming after cycle {trainer.cycle}, {trainer.sessions} sessions")
+
+
+def save_trained(path: Path, trainer: Trainer, source: Source) -> None:
+    """Export the target networks with everything that reading and acting need."""
+    data = {
+        "span": [source.first, source.last],
+        "sha256": source.sha256,
+        "reading": {name: getattr(source, name) for name in REMEMBERED},
+        "spread_pips": source.spread_pips,
+    }
+    configuration = trainer.config.as_dict()
+    save_agent(path, trainer.agent(), trainer.data.setting, trainer.acting_search(), configuration, data)
+
+
+def out_of_sample(loaded: Loaded, data: Dataset, config: Config) -> dict[str, Any]:
+    """The report on the test part."""
+    first, stop = data.test_first, len(data.bars.time)
+    trader = new_trader(loaded.agent, loaded.setting, loaded.search)
+    result = trade_bars(trader, data.bars, data.extra, first, stop)
+    return report(result, data.bars, first, loaded.setting, config.train.seed)
+
+
+def advise(csv: Path, model: Path, bars: Bars, first: int) -> None:
+    """The commands to try next."""
+    start = utc(bars.time[first])
+    say(
+        f"out of sample, after costs, from {start}; model: {model}\n"
+        f"  python swt.py backtest {csv} --model {model} --from {start}\n"
+        f"  python swt.py act {csv} --model {model}"
+    )
+
+
+def utc(time_ns: int) -> str:
+    """ISO stamp of a bar's close."""
+    return str(np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s")) + "Z"

@@ -129,7 +129,7 @@ def greedy_q(policy: NDArray[np.float64], tree: Tree, config: SearchConfig, b: i
     for a in range(1, policy.shape[0]):
         if policy[a] > policy[best]:
             best = a
-    return tree.score[b, best]
+    return float(tree.score[b, best])
 
 
 @inlined

@@ -24,6 +24,7 @@ PREVIOUS = 6  # side before the last action; equals SIDE once a bar has passed
 COST = 7  # what entering cost: spread, slippage, commission, R, >= 0
 RAW = 8
 FEATURES = 9  # width of `position_features`
+FAR, LONG = 8.0, 64.0  # R and bars beyond which positions look alike: a network must not extrapolate to rare ones
 
 
 @inlined
@@ -84,7 +85,8 @@ def move_on(out: NDArray[np.float32], afterstate: NDArray[np.float32], move: flo
 
 @inlined
 def squash(distance: float) -> float:
-    """Distance in R as a number within +-1: linear near 0, half-way at 5 R."""
+    """Distance in R as a number within +-0.62: linear near 0, half of 1 at 5 R, flat from FAR on."""
+    distance = min(max(distance, -FAR), FAR)
     return distance / (5.0 + abs(distance))
 
 
@@ -93,7 +95,7 @@ def position_features(out: NDArray[np.float32], position: NDArray[np.float32]) -
     """out [FEATURES]: what a network is told of a position or afterstate."""
     out[0] = position[SIDE]
     out[1] = abs(position[SIDE])
-    out[2] = math.log1p(position[HELD]) / 6.0
+    out[2] = math.log1p(min(position[HELD], LONG)) / 4.0
     out[3] = squash(position[UNREALISED])
     out[4] = squash(position[EXCURSION])
     out[5] = squash(position[WORST])

@@ -24,7 +24,7 @@ def search_again(
     market: Market,
     seed: int,
 ) -> int:
-    """Replace the policy targets and search values of every decision of the sessions `slots` [B], all of them in lockstep.
+    """Replace policy targets and search values of all decisions of the sessions `slots` [B], in lockstep.
 
     The noise is keyed by (seed, start of the session, step).  0 or a network status.
     """

@@ -88,12 +88,12 @@ def new_batch(windows: int, steps: int, features: int, position: int, actions: i
 
 @kernel
 def is_greedy(replay: Replay, slot: int, step: int) -> bool:
-    """Did decision `step` take the action that its improved policy likes best?"""
+    """Whether decision `step` took the action that its improved policy likes best."""
     best, action = 0, replay.action[slot, step]
     for a in range(replay.policy.shape[2]):
         if replay.policy[slot, step, a] > replay.policy[slot, step, best]:
             best = a
-    return best == action
+    return bool(best == action)
 
 
 @kernel
@@ -180,7 +180,7 @@ def sample(
     seed: int,
     step: int,
 ) -> None:
-    """Draw windows uniformly from the first `filled` sessions; X [rows, F] holds the features of bar t at row_of_bar[t].
+    """Draw windows uniformly from the first `filled` sessions; X[row_of_bar[t]] [F] are the features of bar t.
 
     The draws are keyed by (seed, step): learning step `step` always sees the same windows.
     """

@@ -55,7 +55,7 @@ def new_work(searches: int, codes: int) -> Work:
 @inlined
 def plant(tree: Tree, b: int, state: NDArray[np.float32], logits: NDArray[np.float32], value: float) -> None:
     """Start tree b at a root with this latent, policy and value; `tree.legal` and `position` are the caller's."""
-    tree.count[b] = 0
+    tree.used[b] = 0
     root = add_node(tree, b, DECISION, NONE, NONE)
     tree.state[b, root, :] = state
     tree.visits[b, root] = 1
@@ -227,7 +227,7 @@ def expand_decisions(tree: Tree, work: Work, model: Model, outlook: Outlook, row
 @inlined
 def simulate(tree: Tree, work: Work, model: Model, outlook: Outlook, config: SearchConfig) -> int:
     """Expand the leaf edge of every search; tree.leaf becomes the node to back up from."""
-    B, decisions = tree.count.shape[0], 0
+    B, decisions = tree.used.shape[0], 0
     for b in range(B):
         if not config.stochastic or tree.kind[b, tree.leaf[b]] == CHANCE:
             decisions = queue(work, decisions, b, tree.leaf[b], tree.leaf_edge[b])
@@ -245,7 +245,7 @@ def simulate(tree: Tree, work: Work, model: Model, outlook: Outlook, config: Sea
 def expand_all_codes(tree: Tree, work: Work, model: Model, outlook: Outlook, config: SearchConfig) -> int:
     """Full width: add every code of the afterstates just added; they stay the nodes to back up from."""
     rows = 0
-    for b in range(tree.count.shape[0]):
+    for b in range(tree.used.shape[0]):
         for c in range(outlook.move.shape[1]):
             rows = queue(work, rows, b, tree.leaf[b], c)
     status = expand_decisions(tree, work, model, outlook, rows, config.reverse)
@@ -318,14 +318,14 @@ def grow(
 ) -> int:
     """Run all simulations of all searches; 0 or the status of a failed network call."""
     for simulation in range(config.simulations):
-        for b in range(tree.count.shape[0]):
+        for b in range(tree.used.shape[0]):
             descend(tree, config, table, b, simulation)
         status = simulate(tree, work, model, outlook, config)
         if status == 0 and config.full_width:
             status = expand_all_codes(tree, work, model, outlook, config)
         if status != 0:
             return status
-        for b in range(tree.count.shape[0]):
+        for b in range(tree.used.shape[0]):
             if config.full_width:
                 back_up_expectation(tree, config, b)
             else:

@@ -17,7 +17,9 @@ WANDER_BARS = 16  # of a random trader
 @inlined
 def wander(side: float, reverse: bool, actions: int, seed: int, session: int, step: int) -> int:
     """A random trader: one bar in WANDER_BARS any action, if it is legal, else HOLD."""
-    draw = below(WANDER_BARS * actions, seed, session, -1 - step)  # the noise of the roots has the steps from 0 up
+    draw = below(
+        WANDER_BARS * actions, seed, session, -1 - step
+    )  # the noise of the roots has the steps from 0 up
     if draw < actions and is_legal(side, draw, reverse):
         return draw
     return HOLD
@@ -61,7 +63,9 @@ def play(
             slot = slots[b]
             action = int(planner.action[b])
             if b < wanderers:
-                action = wander(account[b, ACC_SIDE], market.reverse, planner.policy.shape[1], seed, session + b, k)
+                action = wander(
+                    account[b, ACC_SIDE], market.reverse, planner.policy.shape[1], seed, session + b, k
+                )
             replay.action[slot, k] = action
             replay.reward[slot, k] = step(account[b], trade, bars, replay.start[slot] + k, action, market)
             replay.search_value[slot, k] = planner.value[b]

@@ -19,7 +19,7 @@ MASKED = np.float32(-1e30)  # logit of an illegal action: finite, so that a soft
 class Tree(NamedTuple):
     """State of B searches of at most N nodes.  Kernels write into it; nothing ever reallocates it."""
 
-    count: NDArray[np.int32]  # [B]       nodes in use
+    used: NDArray[np.int32]  # [B]       nodes in use
     kind: NDArray[np.int8]  # [B, N]    DECISION or CHANCE
     parent: NDArray[np.int32]  # [B, N]    NONE at the root
     edge: NDArray[np.int32]  # [B, N]    edge of the parent that leads here
@@ -42,7 +42,7 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, r
     """Room for `searches` trees of `nodes` nodes each."""
     B, N, W = searches, nodes, max(actions, codes)
     return Tree(
-        count=np.zeros(B, np.int32),
+        used=np.zeros(B, np.int32),
         kind=np.zeros((B, N), np.int8),
         parent=np.full((B, N), NONE, np.int32),
         edge=np.full((B, N), NONE, np.int32),
@@ -64,14 +64,14 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, r
 
 def bytes_per_tree(tree: Tree) -> int:
     """Memory of one search."""
-    return int(sum(array.nbytes for array in tree)) // len(tree.count)
+    return int(sum(array.nbytes for array in tree)) // len(tree.used)
 
 
 @inlined
 def add_node(tree: Tree, b: int, kind: int, parent: int, edge: int) -> int:
     """Append an empty node behind `edge` of `parent`; its number."""
-    node = int(tree.count[b])
-    tree.count[b] = node + 1
+    node = int(tree.used[b])
+    tree.used[b] = node + 1
     tree.kind[b, node] = kind
     tree.parent[b, node] = parent
     tree.edge[b, node] = edge

@@ -19,10 +19,11 @@ FLOORS = [  # a module imports lower floors only
     ["models.net"],
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.bars", "host.onnx_check"],
-    ["host.feed", "host.model_file", "host.run", "host.agent"],
+    ["host.feed", "host.model_file", "host.run"],
+    ["host.agent"],
     ["host.dataset", "host.synthetic", "host.backtest"],
-    ["host.train", "host.act"],
-    ["host.selftest", "host.bench"],
+    ["host.trainer", "host.act"],
+    ["host.train", "host.selftest", "host.bench"],
     ["swt"],
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

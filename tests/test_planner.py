@@ -104,7 +104,7 @@ def children(tree: Tree, b: int, node: int) -> dict[int, int]:
 
 
 def nodes(tree: Tree, b: int, kind: int) -> list[int]:
-    return [n for n in range(tree.count[b]) if tree.kind[b, n] == kind]
+    return [n for n in range(tree.used[b]) if tree.kind[b, n] == kind]
 
 
 def path(tree: Tree, b: int, node: int) -> list[int]:
@@ -124,7 +124,7 @@ def legal_names(side: float, reverse: bool) -> set[str]:
 
 def outcome(planner: Planner, b: int) -> list[bytes]:
     """Everything search b has left, to the bit."""
-    used = planner.tree.count[b]
+    used = planner.tree.used[b]
     parts = [
         array[b, :used] if array.ndim > 1 and name not in ("noise", "score") else array[b]
         for name, array in planner.tree._asdict().items()
@@ -171,9 +171,9 @@ def test_illegal_actions_are_never_visited_at_any_depth(seed: int) -> None:
 def test_visits_are_conserved(seed: int, simulations: int) -> None:
     tree = random_planner(seed, simulations=simulations).tree
     for b in range(6):
-        assert tree.count[b] == 1 + simulations * (1 + C)
+        assert tree.used[b] == 1 + simulations * (1 + C)
         assert tree.visits[b, 0] == 1 + simulations
-        for node in range(tree.count[b]):
+        for node in range(tree.used[b]):
             passed = sum(int(tree.visits[b, child]) for child in children(tree, b, node).values())
             ended = 1 if node == 0 or tree.kind[b, node] == CHANCE else 0
             assert tree.visits[b, node] == passed + ended
@@ -200,10 +200,10 @@ def naive_value(tree: Tree, b: int, node: int, discount: float) -> float:
 def test_the_full_width_value_is_a_plain_recursion_over_the_tree(seed: int) -> None:
     planner = random_planner(seed)
     for b in range(6):
-        for node in range(planner.tree.count[b]):
+        for node in range(planner.tree.used[b]):
             expected = naive_value(planner.tree, b, node, planner.config.discount)
             assert planner.tree.value[b, node] == pytest.approx(expected, rel=1e-5, abs=1e-5)
-        assert np.ptp(planner.tree.value[b, : planner.tree.count[b]]) > 0.1
+        assert np.ptp(planner.tree.value[b, : planner.tree.used[b]]) > 0.1
 
 
 @given(st.integers(0, 2**20))
@@ -254,7 +254,7 @@ def test_positions_in_the_tree_follow_from_the_actions_and_codes_on_the_path(see
         ) / market.range_px
         assert planner.outlook.entry_cost[b] == pytest.approx(cost, rel=1e-6)
         move = CODES.centres * move_scale_px(BARS, t) / market.range_px
-        for node in range(tree.count[b]):
+        for node in range(tree.used[b]):
             position = random_root(seed, b, planner.config.reverse).position
             expected = position.astype(float)
             for i, edge in enumerate(path(tree, b, node)):

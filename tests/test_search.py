@@ -136,7 +136,7 @@ def test_parity_trees_equal_mctx(number: int) -> None:
         )
     searcher.run()
     t, n = searcher.tree, c["n"] + 1
-    assert t.count[1] == n
+    assert t.used[1] == n
     np.testing.assert_array_equal(t.parent[1, :n], want["parents"])
     np.testing.assert_array_equal(t.edge[1, :n], want["action_from_parent"])
     np.testing.assert_array_equal(t.visits[1, :n], want["node_visits"])

@@ -11,7 +11,7 @@ from host.agent import save_agent
 from host.config import Config, ConfigError, load_config
 from host.dataset import Dataset, DatasetError, new_dataset
 from host.synthetic import INTERVAL_NS, PIP, Options, make_market
-from host.train import Trainer, train_for
+from host.trainer import Trainer, train_for
 from kernels.bars import Bars
 from kernels.features import HISTORY
 from kernels.market import TRADE, new_accounts, raw_position, step
