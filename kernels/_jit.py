@@ -100,9 +100,17 @@ def cache_dir(module: str) -> Path:
     path = cache_root() / f"{module}-{module_digest(module)}"
     path.mkdir(exist_ok=True)
     os.utime(path)
-    for stale in sorted(cache_root().glob(f"{module}-*"), key=os.path.getmtime)[:-KEEP]:
+    for stale in sorted(cache_root().glob(f"{module}-*"), key=_last_used)[:-KEEP]:
         shutil.rmtree(stale, ignore_errors=True)
     return path
+
+
+def _last_used(path: Path) -> float:
+    """Time of the last use; 0 where another process has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 class ProgramCacheLocator(UserProvidedCacheLocator):
