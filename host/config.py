@@ -74,7 +74,7 @@ class TrainConfig:
     search_share: float = 1.0  # of the search's value in the value target; the rest is the n-step return
     steps: int = 120  # learning steps in a cycle
     rate: float = 1e-3
-    decay: float = 1e-2  # weight decay
+    decay: float = 2.0  # weight decay, times the rate at every step: noise is learnt by heart without it
     horizon: int = 3000  # steps of the learning-rate schedule
     target_rate: float = 0.02  # of the soft target network, which also plays
 

@@ -14,7 +14,7 @@ from host.trainer import Trainer, train_for
 from kernels.bars import take
 
 LENGTH = 164_000  # bars, of which the last quarter is the test
-MINUTES = {"noise": 1.0, "planted": 2.5, "leak": 2.0}
+MINUTES = {"noise": 1.0, "planted": 1.5, "leak": 1.5}
 MOST_SHARE = 0.02  # of the bars that `noise` may be held
 LEAST = {"planted": 0.80, "leak": 0.95}  # fraction of the optimum
 MOST = 1.02  # more is a fault of the measurement
