@@ -35,6 +35,7 @@ SHARE_BELOW = {
     "ask": 1.0,
 }  # of the spread: how far the bid is below the price of a file
 SIDES = (*SHARE_BELOW, "both")
+CHUNK_ROWS = 50_000  # parsed at a time
 MAX_LINE = 4096  # bytes
 MAX_LISTED = 1000  # problems of a kind
 MAX_HOLES = 10  # notes
@@ -389,17 +390,15 @@ def split_lines(data: bytes, name: str) -> Lines:
 def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
     """The rows of a file without a fault in its form; None if there is one."""
     body, columns = lines.data[lines.start[layout.header] :], layout.columns
-    rows = len(lines.start) - layout.header
-    separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.format.separator))
-    per_line = np.searchsorted(separator, lines.stop) - np.searchsorted(separator, lines.start)
-    if (per_line[layout.header :] != len(columns) - 1).any():
+    if not same_width(lines, layout):
         return None
     types = {i: "float64" if role in NUMBERS else "str" for i, role in enumerate(columns) if role}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            frame = pd.read_csv(
+            frames = pd.read_csv(
                 io.BytesIO(body),
+                chunksize=CHUNK_ROWS,
                 sep=layout.format.separator,
                 header=None,
                 names=range(len(columns)),
@@ -411,14 +410,37 @@ def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
                 skip_blank_lines=False,
                 encoding="latin-1",
             )
-        texts = [frame[i].tolist() for i, role in enumerate(columns) if role and role not in NUMBERS]
-        stamps = [parse_stamp(layout.format.stamp, " ".join(t), layout.day) for t in zip(*texts, strict=True)]
+            pieces = [read_piece(frame, layout) for frame in frames]
     except (ValueError, OverflowError, Warning):
         return None
-    numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMBERS}
-    if len(frame) != rows or not all(np.isfinite(column).all() for column in numbers.values()):
+    stamp_ns, is_utc = (np.concatenate([piece[k] for piece in pieces]) for k in (0, 1))
+    numbers = {role: np.concatenate([piece[2][role] for piece in pieces]) for role in pieces[0][2]}
+    if len(stamp_ns) != len(lines.start) - layout.header:
         return None
-    return new_rows(range(layout.header + 1, len(lines.start) + 1), stamps, numbers, clock)
+    if not all(np.isfinite(column).all() for column in numbers.values()):
+        return None
+    line = np.arange(layout.header + 1, len(lines.start) + 1, dtype=np.int64)
+    return Rows(line, to_utc(stamp_ns, is_utc, clock), numbers)
+
+
+def same_width(lines: Lines, layout: Layout) -> bool:
+    """Whether every line has the separators that the columns of the layout need."""
+    separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.format.separator))
+    per_line = np.searchsorted(separator, lines.stop) - np.searchsorted(separator, lines.start)
+    return bool((per_line[layout.header :] == len(layout.columns) - 1).all())
+
+
+def read_piece(
+    frame: pd.DataFrame, layout: Layout
+) -> tuple[Ints, NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
+    """Stamps, whether they are UTC, and the numbers by role: texts take memory, so a few rows at a time."""
+    columns = layout.columns
+    texts = [frame[i].tolist() for i, role in enumerate(columns) if role and role not in NUMBERS]
+    stamps = [parse_stamp(layout.format.stamp, " ".join(t), layout.day) for t in zip(*texts, strict=True)]
+    stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
+    is_utc = np.array([utc for _, utc in stamps], np.bool_)
+    numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMBERS}
+    return stamp_ns, is_utc, numbers
 
 
 def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
@@ -436,19 +458,10 @@ def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
         elif text.strip():
             bad.append(line)
     columns = {role: np.array(values, np.float64) for role, values in numbers.items()}
-    return new_rows(good, stamps, columns, clock), np.array(bad, np.int64)
-
-
-def new_rows(
-    line: range | list[int],
-    stamps: list[tuple[int, bool]],
-    columns: dict[str, NDArray[np.float64]],
-    clock: str,
-) -> Rows:
-    """Rows with their stamps in UTC."""
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
-    return Rows(np.array(line, np.int64), to_utc(stamp_ns, is_utc, clock), columns)
+    rows = Rows(np.array(good, np.int64), to_utc(stamp_ns, is_utc, clock), columns)
+    return rows, np.array(bad, np.int64)
 
 
 def quotes(columns: Any, rules: Rules, point: float) -> dict[str, Any]:
