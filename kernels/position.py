@@ -24,7 +24,10 @@ PREVIOUS = 6  # side before the last action; equals SIDE once a bar has passed
 COST = 7  # what entering cost: spread, slippage, commission, R, >= 0
 RAW = 8
 FEATURES = 9  # width of `position_features`
-FAR, LONG = 8.0, 64.0  # R and bars beyond which positions look alike: a network must not extrapolate to rare ones
+FAR, LONG = (
+    8.0,
+    64.0,
+)  # R and bars beyond which positions look alike: a network must not extrapolate to rare ones
 
 
 @inlined

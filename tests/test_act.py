@@ -36,6 +36,7 @@ TINY = [
     "train.replay=32",
     "train.batch=64",
     "train.steps=10",
+    "train.decay=0.01",
     "train.target_rate=0.3",
     "train.rate=0.01",
 ]
