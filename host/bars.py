@@ -512,9 +512,10 @@ def find_faults(rows: Rows, quote: dict[str, NDArray[np.float64]], interval_ns: 
     """Kind of the fault of every bad row, by index; neighbours and order count among the rows good by themselves."""
     bad: dict[int, str] = {}
     has_volume = bool((quote["volume"] > 0).any())
-    for kind, mask in row_faults(quote, rows.utc, has_volume).items():
-        for row in np.flatnonzero(mask).tolist():
-            bad.setdefault(row, kind)
+    with np.errstate(invalid="ignore"):  # infinite prices are among the faults
+        for kind, mask in row_faults(quote, rows.utc, has_volume).items():
+            for row in np.flatnonzero(mask).tolist():
+                bad.setdefault(row, kind)
     good = np.delete(np.arange(len(rows.utc)), list(bad))
     damaged = is_damaged(
         {name: column[good] for name, column in quote.items()}, neighbours(quote["close"][good])

@@ -42,6 +42,8 @@ def new_dataset(
     """Split the bars and fit everything that is fitted, to the training part only."""
     T, length = len(bars.time), config.market.session
     train_stop = int(T * config.train.train_share)
+    if not all(np.isfinite(column).all() for column in bars):
+        raise DatasetError("a price, volume or time of the bars is not a finite number")
     try:
         check_scale(bars, pip_px)
     except ValueError as error:

@@ -19,6 +19,7 @@ from kernels.position import ACTIONS, RAW, SIDE
 from tests.naive import Broker
 
 TINY = [
+    "market.reward=pnl",
     "market.session=24",
     "network.latent=8",
     "network.hidden=8",
