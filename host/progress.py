@@ -42,8 +42,10 @@ def _plain(title: str) -> Report:
     last = begin - PLAIN_EVERY_S
 
     def report(share: float, text: str) -> None:
-        nonlocal last
+        nonlocal begin, last
         now = time.monotonic()
+        if share == 0:
+            begin = now  # what comes before the first progress, compiling say, tells nothing of the rest
         if now - last < PLAIN_EVERY_S:
             return
         last = now

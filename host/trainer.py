@@ -145,7 +145,7 @@ class Trainer:
         """Search the sessions with the oldest policy targets again; value every stored position anew."""
         t = self.config.train
         oldest = np.argsort(self.replay.searched[: self.filled], kind="stable")[: t.block * t.reanalyse]
-        if self.cycle > 0 and t.reanalyse > 0:
+        if t.reanalyse > 0:
             self._each_block(lambda planner, i, block: self._search_again(planner, block), agent, oldest)
             self.replay.searched[oldest] = self.cycle
         chunks = np.array_split(np.arange(self.filled), self._pool._max_workers)
@@ -261,11 +261,11 @@ def train_for(
 
     It starts after the first cycle, in which kernels may have to be compiled.
     """
-    first_done, longest = 0.0, 0.0
+    first_done, last = 0.0, 0.0  # when the first cycle ended; seconds that the last one took
     while True:
         shares = [0.0]
         if minutes is not None and first_done > 0:
-            shares.append((time.perf_counter() - first_done + longest) / (60 * minutes))
+            shares.append((time.perf_counter() - first_done + last) / (60 * minutes))
         if sessions is not None:
             shares.append(trainer.sessions / sessions)
         done = f"cycle {trainer.cycle}, {trainer.sessions} sessions, {trainer.learner.step} steps"
@@ -275,6 +275,6 @@ def train_for(
         started = time.perf_counter()
         on_cycle(trainer.run_cycle())
         if first_done > 0:
-            longest = max(longest, time.perf_counter() - started)
+            last = time.perf_counter() - started
         else:
             first_done = time.perf_counter()

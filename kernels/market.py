@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kernels import position
 from kernels._jit import kernel
 from kernels.bars import NS, Bars, missing_bars
-from kernels.position import CLOSE, HOLD, is_legal, target_side
+from kernels.position import is_legal, target_side
 
 HOUR_NS = 3600 * NS
 DAY_NS = 24 * HOUR_NS
@@ -145,7 +145,7 @@ def step(
     close_bid, close_ask = bars.close[t + 1], bars.ask_close[t + 1]
     trade[EXIT_BAR] = -1
     before, side = account[ACC_EQUITY], account[ACC_SIDE]
-    legal = HOLD <= action <= CLOSE and is_legal(side, action, market.reverse)
+    legal = is_legal(side, action, market.reverse)
     target = target_side(side, action) if legal else side
     open_ns = max(seen_ns, close_ns - market.interval_ns)
     pay_swap(account, seen_ns, open_ns, market)

@@ -35,6 +35,8 @@ def is_legal(side: float, action: int, reverse: bool) -> bool:
     """Flat: HOLD, BUY, SELL.  In a position: HOLD, CLOSE, and with `reverse` the opposite side."""
     if action == HOLD:
         return True
+    if action < HOLD or action > CLOSE:
+        return False
     if side == 0:
         return action != CLOSE
     if action == CLOSE:

@@ -62,11 +62,6 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, r
     )
 
 
-def bytes_per_tree(tree: Tree) -> int:
-    """Memory of one search."""
-    return int(sum(array.nbytes for array in tree)) // len(tree.used)
-
-
 @inlined
 def add_node(tree: Tree, b: int, kind: int, parent: int, edge: int) -> int:
     """Append an empty node behind `edge` of `parent`; its number."""
