@@ -105,8 +105,8 @@ def chance_code(tree: Tree, b: int, node: int) -> int:
 @inlined
 def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
     """Write a one-hot of `width` at x[first:]; the column behind it."""
-    x[first : first + width] = 0.0
-    x[first + hot] = 1.0
+    for i in range(width):
+        x[first + i] = 1.0 if i == hot else 0.0
     return first + width
 
 
@@ -128,7 +128,8 @@ def add_afterstate(
     if tree.position.shape[2] > 0:
         act_on(tree.position[b, node], tree.position[b, parent], action, outlook.entry_cost[b])
     D = tree.state.shape[2]
-    x[:D] = tree.state[b, parent]
+    for d in range(D):  # loops: the assignment of a slice makes two views and checks that they do not overlap
+        x[d] = tree.state[b, parent, d]
     column = one_hot(x, D, tree.legal.shape[2], action)
     position_columns(x, tree, column, b, node)
     return node
@@ -139,7 +140,8 @@ def add_decision(x: NDArray[np.float32], tree: Tree, outlook: Outlook, b: int, p
     """Add the decision node behind a chance code (or, deterministic, an action) and write its network row x."""
     node = add_node(tree, b, DECISION, parent, edge)
     D = tree.state.shape[2]
-    x[:D] = tree.state[b, parent]
+    for d in range(D):  # loops: the assignment of a slice makes two views and checks that they do not overlap
+        x[d] = tree.state[b, parent, d]
     if tree.kind[b, parent] == CHANCE:
         column = one_hot(x, D, outlook.move.shape[1], edge)
     else:
@@ -155,7 +157,8 @@ def add_decision(x: NDArray[np.float32], tree: Tree, outlook: Outlook, b: int, p
 def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes: int) -> None:
     """Take state, chance prior and value of an afterstate from its network row y."""
     D = tree.state.shape[2]
-    tree.state[b, node] = y[:D]
+    for d in range(D):
+        tree.state[b, node, d] = y[d]
     highest = y[D]
     for c in range(codes):
         highest = max(highest, y[D + c])
@@ -174,7 +177,8 @@ def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes
 def read_decision(tree: Tree, y: NDArray[np.float32], b: int, node: int, reverse: bool) -> None:
     """Take state, reward, policy and value of a decision node from its network row y."""
     D, A = tree.state.shape[2], tree.legal.shape[2]
-    tree.state[b, node] = y[:D]
+    for d in range(D):
+        tree.state[b, node, d] = y[d]
     tree.reward[b, node] = y[D]
     for a in range(A):
         tree.prior[b, node, a] = y[D + 1 + a]

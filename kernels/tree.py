@@ -72,7 +72,8 @@ def add_node(tree: Tree, b: int, kind: int, parent: int, edge: int) -> int:
     tree.edge[b, node] = edge
     tree.visits[b, node] = 0
     tree.reward[b, node] = 0.0
-    tree.legal[b, node, :] = True
+    for a in range(tree.legal.shape[2]):
+        tree.legal[b, node, a] = True
     for w in range(tree.child.shape[2]):
         tree.child[b, node, w] = NONE
     if parent != NONE:
