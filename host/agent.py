@@ -6,16 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from host.bars import ReadOptions
 from host.model_file import ModelRefused, check_selftest, read_model, write_model
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features
 from kernels.features import names as feature_names
-from kernels.gumbel import SearchConfig, new_search_config
+from kernels.gumbel import MARKET, SearchConfig, new_search_config
 from kernels.market import Codes, Market, new_market
-from kernels.ort import Net, Session
-from kernels.planner import Planner, new_planner
-from kernels.position import ACTIONS
+from kernels.market_tree import CALL_ROWS, WAVE, slot_count
+from kernels.ort import Net, Session, no_net
+from kernels.planner import HORIZON, Planner, new_planner
+from kernels.position import ACTIONS, RAW, SIDE, position_features, target_side
 from kernels.search import Model
 
 
@@ -43,28 +47,56 @@ class Agent:
 
     def __init__(self, graphs: dict[str, bytes], sizes: Sizes) -> None:
         self.graphs, self.sizes = graphs, sizes
-        self._sessions = {name: Session(graph) for name, graph in graphs.items()}
+        self._sessions = dict[str, Session]()
 
-    def model(self, roots: int) -> Model:
-        """Networks bound for `roots` searches in lockstep."""
+    def root(self, rows: int) -> Net:
+        """The root network bound for `rows` rows."""
         F, P, D, A, C = self.sizes
-        heads = A + 1
-        root = self._bind("root", F + P, D + heads, roots)
-        afterstate = self._bind("afterstate", D + A + P, D + C + 1, roots)
-        dynamics = self._bind("dynamics", D + C + 2 * P, D + 1 + heads, roots * C)
-        return Model(root, afterstate, dynamics)
+        return self._bind("root", F + P, D + C + A + 1, row_buckets(rows))
 
     def planner(self, roots: int, config: SearchConfig) -> Planner:
-        """A planner over `roots` roots."""
-        return new_planner(self.model(roots), config, roots, self.sizes.actions, self.sizes.codes)
+        """A planner over `roots` roots, with the networks that its rule calls."""
+        _, P, D, A, C = self.sizes
+        after, dynamics, market = no_net(), no_net(), no_net()
+        if config.rule == MARKET:
+            memoryless = config.excursion_weight == 0
+            slots = slot_count(A, HORIZON, memoryless)
+            wide = D + C + (0 if memoryless else slots * P)
+            nodes = min(roots * WAVE, max(1, CALL_ROWS // C))
+            market = self._bind("market", wide, D + C + slots, [C * (i + 1) for i in range(nodes)])
+        else:
+            rows = min(roots * C, max(CALL_ROWS, C))
+            dynamics = self._bind("dynamics", D + C + 2 * P, D + 1 + A + 1, row_buckets(rows))
+            after = self._bind("afterstate", D + A + P, D + C + 1, row_buckets(roots))
+        return new_planner(Model(self.root(roots), after, dynamics, market), config, roots, A, C, P > 0)
 
-    def _bind(self, name: str, width_in: int, width_out: int, rows: int) -> Net:
-        return self._sessions[name].bind(width_in, width_out, row_buckets(rows))
+    def _bind(self, name: str, width_in: int, width_out: int, rows: list[int]) -> Net:
+        if name not in self._sessions:
+            self._sessions[name] = Session(self.graphs[name])
+        return self._sessions[name].bind(width_in, width_out, rows)
 
 
 def row_buckets(rows: int) -> list[int]:
     """Row counts to bind: powers of two, and `rows` itself."""
     return [2**i for i in range(rows.bit_length()) if 2**i < rows] + [rows]
+
+
+def slot_sides(sizes: Sizes, config: SearchConfig) -> tuple[int, NDArray[np.float32] | None]:
+    """(S, features [S, P] of the slots' positions where they are always the same): what `market` is exported for.
+
+    S = 0, and no such graph, for a game without positions.
+    """
+    if sizes.position == 0:
+        return 0, None
+    memoryless = config.excursion_weight == 0
+    slots = slot_count(sizes.actions, HORIZON, memoryless)
+    if not memoryless:
+        return slots, None
+    sides, position = np.zeros((slots, sizes.position), np.float32), np.zeros(RAW, np.float32)
+    for slot in range(slots):
+        position[SIDE] = target_side(0.0, slot)
+        position_features(sides[slot], position, True)
+    return slots, sides
 
 
 class Loaded(NamedTuple):

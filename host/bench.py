@@ -14,16 +14,15 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from timeit import Timer
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
@@ -31,16 +30,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 # What weighs (pandas, onnx, the trainer) is imported where it is used: a measuring process must not carry it.
-from host.agent import Agent, Sizes
+from host.bench_search import BLOCK_S, NETS, SEARCHES, bench_search, fill, print_search
 from host.progress import say
 from kernels.bars import Bars
 from kernels.features import HISTORY, WINDOW, features_of, fill_features, new_features, new_work, width
-from kernels.gumbel import new_search_config
-from kernels.ort import Net, Session, check, evaluate
-from kernels.planner import plan
+from kernels.ort import Net, Session, evaluate
 from kernels.position import FEATURES
 from kernels.replay import Batch, new_batch
-from kernels.search import Model
 from models.net import Shape, new_params
 
 if TYPE_CHECKING:
@@ -48,9 +44,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).with_name("sample.csv")
-NETS = {"64/256": Shape(features=300, hidden=256), "default": Shape(features=300)}
 ROWS = (1, 8, 64, 512)  # of `bench ort`
-BLOCK_S = 0.03  # least length of a timed block
 SAMPLE_EVERY_S = 0.2  # of another process's memory
 QUICK = ["train.block=2", "train.blocks=1", "train.steps=2", "train.batch=32", "train.replay=8"]
 Row = dict[str, Any]
@@ -69,9 +63,11 @@ class Size:
 
     threads: int = 1
     rounds: int = 7
-    nets: tuple[str, ...] = ("64/256", "default")
+    searches: tuple[str, ...] = SEARCHES
+    nets: tuple[str, ...] = tuple(NETS)
     roots: tuple[int, ...] = (1, 8, 64, 256)
-    simulations: tuple[int, ...] = (16,)
+    simulations: tuple[int, ...] = (16, 32, 50)
+    threads_tried: tuple[int, ...] = (1, 2)  # of `search`
     sessions: int = 32
     windows: int = 2048
     length: int = 60_000  # bars of the market of `selfplay`
@@ -107,27 +103,7 @@ def medians(works: list[Work], rounds: int, now: Callable[[], float]) -> list[fl
     return [statistics.median(column) for column in zip(*turns, strict=True)]
 
 
-class Case(NamedTuple):
-    """One row of `bench search`."""
-
-    impl: str  # swt or network
-    net: str  # of NETS
-    B: int
-    n: int
-    threads: int
-
-
 # Not cached: numba's own cache would not see an edit of `evaluate`, and kernels of the program live in kernels/.
-@njit(nogil=True)
-def run_networks(model: Model, roots: int, codes: int, simulations: int) -> int:
-    """The network calls of a full-width search, on as many rows, without a tree."""
-    status = evaluate(model.root, roots)
-    for _ in range(simulations):
-        status |= evaluate(model.afterstate, roots)
-        status |= evaluate(model.dynamics, roots * codes)
-    return status
-
-
 @njit(nogil=True)
 def run_often(net: Net, rows: int, calls: int) -> int:
     """The same call again and again."""
@@ -137,93 +113,11 @@ def run_often(net: Net, rows: int, calls: int) -> int:
     return status
 
 
-def new_graphs(shape: Shape) -> dict[str, bytes]:
-    """Networks of random weights as ONNX."""
-    from models.export import export
-
-    return export(new_params(shape, seed=0), shape)
-
-
-def fill(arrays: Iterable[NDArray[np.float32]], seed: int) -> None:
-    """Overwrite arrays with standard normal numbers."""
-    rng = np.random.Generator(np.random.Philox(key=seed))
-    for array in arrays:
-        array[...] = rng.standard_normal(array.shape)
-
-
-def new_searches(graphs: dict[str, bytes], case: Case) -> list[Callable[[], int]]:
-    """For each thread, a search over B flat roots, or the network calls it makes."""
-    s = NETS[case.net]
-    agent = Agent(graphs, Sizes(s.features, s.position, s.latent, s.actions, s.codes))
-    works: list[Callable[[], int]] = []
-    for thread in range(case.threads):
-        if case.impl == "network":
-            model = agent.model(case.B)
-            fill((net.x for net in model), thread)
-            works.append(partial(run_networks, model, case.B, s.codes, case.n))
-        else:
-            planner = agent.planner(case.B, new_search_config(simulations=case.n))
-            fill((planner.model.root.x, planner.tree.noise, planner.outlook.move), thread)
-            works.append(partial(plan, planner))
-    return works
-
-
-_works: list[Callable[[], int]] = []  # of a measuring process, one a thread
-
-
-def start(graphs: dict[str, bytes], case: Case) -> None:
-    """Begin of a measuring process."""
-    _works.extend(new_searches(graphs, case))
-
-
-def seconds_of(count: int) -> float:
-    """Seconds of `count` searches on every thread of a measuring process."""
-    threads = len(_works)
-    now = time.thread_time if threads == 1 else time.perf_counter
-    with ThreadPoolExecutor(threads) as pool:
-        each = map if threads == 1 else pool.map  # one thread is this one, whose clock it is
-        begin = now()
-        check(max(each(lambda work: max(work() for _ in range(count)), _works)))
-        return now() - begin
-
-
-def compare_search(case: Case, rounds: int) -> list[Row]:
-    """The search beside its network calls, each in a process of its own, turn by turn; rows are those of a decision."""
-    cases, graphs = [case._replace(impl=impl) for impl in ("swt", "network")], new_graphs(NETS[case.net])
-    with ExitStack() as stack:
-        new = partial(ProcessPoolExecutor, 1, get_context("spawn"), start)
-        swt, network = (stack.enter_context(new((graphs, c))) for c in cases)
-        once = [pool.submit(seconds_of, 1).result() for pool in (swt, network) for _ in range(3)]
-        count = max(1, round(BLOCK_S / min(once)))
-        turns = [[pool.submit(seconds_of, count).result() for pool in (swt, network)] for _ in range(rounds)]
-        peaks = [pool.submit(memory_mb, "VmHWM").result() for pool in (swt, network)]
-    rows = list[Row]()
-    for c, column, peak in zip(cases, zip(*turns, strict=True), peaks, strict=True):
-        seconds = statistics.median(column) / count
-        us = round(seconds * 1e6 / c.B / c.threads, 2)
-        known = {
-            "impl": c.impl,
-            "search": "stochastic",
-            "net": c.net,
-            "B": c.B,
-            "n": c.n,
-            "threads": c.threads,
-        }
-        cost = {"ms": round(seconds * 1e3, 4), "us_per_decision": us}
-        rows.append({**known, **cost, "rows": 1 + c.n * (1 + NETS[c.net].codes), "rss_mb": peak})
-    return rows
-
-
-def bench_search(size: Size) -> list[Row]:
-    """The document of `bench search`."""
-    wanted = product(size.nets, size.simulations, size.roots)
-    cases = [Case("", net, B, n, size.threads) for net, n, B in wanted]
-    return [row for case in cases for row in compare_search(case, size.rounds)]
-
-
 def bench_ort(size: Size) -> list[Row]:
     """Microseconds of a call of the dynamics network (64/256) by threads, memory arena, sharing and rows."""
-    graph = new_graphs(NETS["64/256"])["dynamics"]
+    from models.export import export
+
+    graph = export(new_params(NETS["64/256"], seed=0), NETS["64/256"], 1)["dynamics"]
     cases = product((1, 2), (True, False), (True, False))
     return [row for case in cases for row in ort_rows(graph, NETS["64/256"], size, *case)]
 
@@ -487,9 +381,8 @@ def print_bench(what: str, document: Any, out: IO[str]) -> None:
     """A table for people; of a search with its ratio to the network alone."""
     rows = document if isinstance(document, list) else [document]
     if what == "search":
-        pairs = list(zip(rows[::2], rows[1::2], strict=True))
-        rows = [{**swt, "network_ms": net["ms"]} for swt, net in pairs]
-        rows = [{**row, "ratio": round(row["ms"] / row["network_ms"], 3)} for row in rows]
+        print_search(document, out)
+        return
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     print("  ".join(key.rjust(w) for key, w in widths.items()), file=out)
     for row in rows:

@@ -22,7 +22,7 @@ class MarketConfig:
     commission: float = 0.0  # a side
     swap_long: float = -0.5  # a night, negative = paid
     swap_short: float = -0.1
-    reward: str = "amddp"  # or "pnl"
+    reward: str = "pnl"  # or "amddp"; the search is exact and fastest for "pnl", see kernels/market_tree.py
     excursion_weight: float = 0.01  # k of amddp
     reverse: bool = False  # an open position may be turned in one action
     session: int = 360  # decisions
@@ -40,17 +40,21 @@ class FeatureConfig:
 class NetworkConfig:
     """Sizes of the networks."""
 
-    latent: int = 64
-    hidden: int = 128
+    latent: int = 32
+    hidden: int = 64
     codes: int = 8  # chance codes: quantiles of the next standardised move
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Gumbel search; when acting the noise is off."""
+    """The search; when acting the noise is off."""
 
-    simulations: int = 4  # every root action once: see README, What we found
-    considered: int = 4
+    rule: str = "market"  # or gumbel, puct
+    reuse: str = (
+        "chance_child"  # what a sweep takes over from the search one bar later (ReZero); or known_arm, off
+    )
+    simulations: int = 4  # nodes of a market tree that are expanded
+    considered: int = 4  # root actions of Gumbel search
     discount: float = 0.99  # per bar
     c_visit: float = 50.0
     c_scale: float = 1.0  # in units of the 5 to 95 % range of n-step rewards
@@ -66,7 +70,8 @@ class TrainConfig:
     wanderers: int = 4  # of a block: sessions that a random trader plays, searched all the same
     blocks: int = 2  # collected in a cycle
     simulations: int = 4  # of collecting and reanalysing; acting uses search.simulations
-    reanalyse: int = 1  # blocks searched again in a cycle, oldest targets first
+    sweep: bool = True  # before learning, search again every session whose targets are not fresh
+    fresh: int = 1  # cycles for which targets count as fresh
     replay: int = 96  # sessions kept: old policy targets hold learning back
     batch: int = 256
     unroll: int = 5  # K

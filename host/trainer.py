@@ -11,21 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from host.agent import Agent, Sizes
+from host.agent import Agent, Sizes, slot_sides
 from host.config import Config, ConfigError
 from host.dataset import Dataset, FeatureStore
 from host.progress import Report
 from kernels.bars import Bars
 from kernels.features import Normaliser
-from kernels.gumbel import SearchConfig, new_search_config
+from kernels.gumbel import RULES, SearchConfig, new_search_config
 from kernels.market import TRADE, Codes, Market, new_accounts
 from kernels.ort import check
-from kernels.planner import Planner
+from kernels.planner import TALLY, Planner
 from kernels.position import ACTIONS, FEATURES
 from kernels.reanalyze import search_again, value_again
 from kernels.replay import ValueTarget, new_batch, new_replay, sample
 from kernels.rng import below
 from kernels.selfplay import play
+from kernels.tree import NOTHING, REUSES
 from models.export import export
 from models.net import Shape
 from models.unroll import CHUNKS, Learner
@@ -79,7 +80,7 @@ class Trainer:
             begin = time.perf_counter()
             slots = self.collect(agent)
             collected = time.perf_counter()
-            self.reanalyse(agent)
+            sweep = self.reanalyse(agent)
             searched = time.perf_counter()
             losses = self.learn()
             learnt = time.perf_counter()
@@ -97,12 +98,13 @@ class Trainer:
             "collect_s": collected - begin,
             "reanalyse_s": searched - collected,
             "learn_s": learnt - searched,
+            **sweep,
             **losses,
         }
 
     def graphs(self) -> dict[str, bytes]:
         """The target networks as ONNX."""
-        return export(self.target, self.learner.shape)
+        return export(self.target, self.learner.shape, *slot_sides(self.sizes, self.acting_search()))
 
     def search_config(self, simulations: int) -> SearchConfig:
         """A search of so many simulations in the present unit of value."""
@@ -115,6 +117,8 @@ class Trainer:
             c_scale=s.c_scale,
             value_unit=self.value_unit,
             reverse=self.config.market.reverse,
+            excursion_weight=self.data.setting.market.excursion_weight,
+            rule=RULES.index(s.rule),
         )
 
     def collect(self, agent: Agent) -> NDArray[np.int64]:
@@ -141,15 +145,23 @@ class Trainer:
         wanderers = self.config.train.wanderers
         return play(self.replay, account, trade, planner, slots, *where, wanderers, seed, session)
 
-    def reanalyse(self, agent: Agent) -> None:
-        """Search the sessions with the oldest policy targets again; value every stored position anew."""
+    def reanalyse(self, agent: Agent) -> dict[str, int]:
+        """Search the sessions whose targets are not fresh again, and value every stored position anew; what it took."""
         t = self.config.train
-        oldest = np.argsort(self.replay.searched[: self.filled], kind="stable")[: t.block * t.reanalyse]
-        if t.reanalyse > 0:
-            self._each_block(lambda planner, i, block: self._search_again(planner, block), agent, oldest)
-            self.replay.searched[oldest] = self.cycle
+        age = self.cycle - self.replay.searched[: self.filled]
+        stale = np.flatnonzero(age > t.fresh) if t.sweep else np.zeros(0, np.int64)
+        reuse = REUSES.index(self.config.search.reuse)
+        tally = self._each_block(lambda p, i, block: self._search_again(p, block), agent, stale, reuse)
+        self.replay.searched[stale] = self.cycle
         chunks = np.array_split(np.arange(self.filled), self._pool._max_workers)
         check(max(self._pool.map(lambda chunk: self._value_again(agent, chunk), chunks)))
+        L = self.config.market.session
+        return {
+            "swept": tally["searches"],
+            "skipped": (self.filled - len(stale)) * L,
+            "reused": tally["reused"],
+            "sweep_rows": tally["rows"],
+        }
 
     def _search_again(self, planner: Planner, slots: NDArray[np.int64]) -> int:
         bars, _, codes, market = self._market()
@@ -158,9 +170,9 @@ class Trainer:
         return search_again(self.replay, planner, slots, *where, seed)
 
     def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
-        root = agent.model(VALUE_ROWS).root
+        root, memoryless = agent.root(VALUE_ROWS), self.data.setting.market.excursion_weight == 0
         for slot in slots:
-            status = value_again(self.replay, root, slot, self.store.X, self.store.row_of_bar)
+            status = value_again(self.replay, root, slot, self.store.X, self.store.row_of_bar, memoryless)
             if status != 0:
                 return status
         return 0
@@ -214,15 +226,19 @@ class Trainer:
         setting = self.data.setting
         return self.data.bars, setting.normaliser, setting.codes, setting.market
 
-    def _each_block(self, work: Callable[..., int], agent: Agent, slots: NDArray[np.int64]) -> None:
-        """Call work(planner, first, slots of the block) for each block of sessions, on all threads."""
+    def _each_block(
+        self, work: Callable[..., int], agent: Agent, slots: NDArray[np.int64], reuse: int = NOTHING
+    ) -> dict[str, int]:
+        """Call work(planner, first, slots) for each block of sessions, on all threads; what was searched."""
         size = self.config.train.block
-        search = self.search_config(self.config.train.simulations)
+        search = self.search_config(self.config.train.simulations)._replace(reuse=reuse)
         blocks = [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
         planners = [agent.planner(len(block), search) for _, block in blocks]
         jobs = [self._pool.submit(work, p, i, block) for p, (i, block) in zip(planners, blocks, strict=True)]
         for job in jobs:
             check(job.result())
+        totals = sum((p.tally for p in planners), np.zeros(len(TALLY), np.int64))
+        return dict(zip(TALLY, totals.tolist(), strict=True))
 
     def _scale_values(self, slots: NDArray[np.int64]) -> None:
         """Move the unit of Q towards the spread (5 to 95 %) of the n-step rewards just collected."""
@@ -246,6 +262,10 @@ def check_sizes(config: Config) -> None:
         )
     if t.batch % CHUNKS:
         raise ConfigError(f"train.batch: {t.batch} windows are not {CHUNKS} equal chunks")
+    if config.search.rule not in RULES:
+        raise ConfigError(f"search.rule: {config.search.rule!r} is none of {', '.join(RULES)}")
+    if config.search.reuse not in REUSES:
+        raise ConfigError(f"search.reuse: {config.search.reuse!r} is none of {', '.join(REUSES)}")
     if not 1 <= t.n_step < config.market.session:
         raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {config.market.session}")
 

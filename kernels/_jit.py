@@ -137,15 +137,16 @@ config.CACHE_LOCATOR_CLASSES = (  # type: ignore[attr-defined]
 )
 
 
+# Kernels write into arrays that their callers own.  Without numba's runtime they cannot allocate, and none of the
+# views they take is reference-counted: the atomic counts were two thirds of a search outside the networks.
+OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+
+
 def kernel(fn: F) -> F:
-    """Compile `fn`: cached, GIL-free, C division.  Typed as the identity, so callers stay checked."""
-    return cast(F, njit(cache=True, nogil=True, error_model="numpy")(fn))
+    """Compile `fn`: cached, GIL-free, C division, no allocation.  Typed as the identity, so callers stay checked."""
+    return cast(F, njit(**OPTIONS)(fn))
 
 
 def inlined(fn: F) -> F:
-    """Compile `fn` as a kernel that callers take in whole.
-
-    Every array of a NamedTuple that a call passes on costs an atomic reference count, unless the call disappears:
-    for the small steps of a search that was half of the time spent outside the networks.
-    """
-    return cast(F, njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(fn))
+    """Compile `fn` as a kernel that callers take in whole: for the small steps of a search."""
+    return cast(F, njit(**OPTIONS, forceinline=True)(fn))

@@ -1,6 +1,7 @@
-"""Gumbel MuZero at a decision node: halving tables, completed Q, scores and the improved policy.
+"""What happens at a decision node: Gumbel MuZero's halving, completed Q, scores and improved policy; and PUCT.
 
-Danihelka et al., "Policy improvement by planning with Gumbel", ICLR 2022; conventions of mctx 0.0.71.
+Danihelka et al., "Policy improvement by planning with Gumbel", ICLR 2022; Schrittwieser et al., "Mastering Atari, Go,
+chess and shogi by planning with a learned model", Nature 2020, for PUCT; conventions of mctx 0.0.71.
 """
 
 import math
@@ -10,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import inlined
-from kernels.tree import MASKED, NONE, Tree, edge_value
+from kernels.tree import MASKED, NONE, NOTHING, Tree, edge_value
 
 LOWEST_SCORE = -1e9
 TINY = 1.1754943508222875e-38
+GUMBEL, PUCT, MARKET = 0, 1, 2  # how a search chooses; MARKET is kernels.market_tree
+RULES = ("gumbel", "puct", "market")
+PUCT_INIT, PUCT_BASE = 1.25, 19652.0
 
 
 class SearchConfig(NamedTuple):
@@ -29,6 +33,11 @@ class SearchConfig(NamedTuple):
     stochastic: bool  # chance nodes between decisions
     full_width: bool  # expand all codes of an afterstate at once and back up their expectation
     reverse: bool  # an open position may be turned in one action
+    excursion_weight: float  # k of the `amddp` reward; 0 is `pnl`, which forgets where a position was entered
+    reuse: int  # NOTHING, CHANCE_CHILD or KNOWN_ARM of kernels.tree
+    rule: int  # GUMBEL, PUCT or MARKET
+    noise_share: float  # of Dirichlet noise in the root's prior, under PUCT
+    noise_alpha: float  # its concentration
 
 
 def new_search_config(
@@ -42,6 +51,11 @@ def new_search_config(
     stochastic: bool = True,
     full_width: bool = True,
     reverse: bool = False,
+    excursion_weight: float = 0.0,
+    reuse: int = NOTHING,
+    rule: int = GUMBEL,
+    noise_share: float = 0.25,
+    noise_alpha: float = 0.3,
 ) -> SearchConfig:
     """The `forex` defaults; `parity` with mctx is rescale=True, full_width=False."""
     return SearchConfig(
@@ -55,6 +69,11 @@ def new_search_config(
         bool(stochastic),
         bool(full_width),
         bool(reverse),
+        float(excursion_weight),
+        int(reuse),
+        int(rule),
+        float(noise_share),
+        float(noise_alpha),
     )
 
 
@@ -221,4 +240,68 @@ def interior_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
         score = probability[a] - visits_of(tree, b, node, a) / (1.0 + visits)
         if tree.legal[b, node, a] and score > best_score:
             best, best_score = a, score
+    return best
+
+
+@inlined
+def mix_noise(tree: Tree, config: SearchConfig, b: int) -> None:
+    """Root logits of (1 - share) prior + share noise, where `tree.noise` holds any: a draw over the legal actions."""
+    A = tree.noise.shape[1]
+    mass, highest, total = 0.0, MASKED, 0.0
+    for a in range(A):
+        if tree.legal[b, 0, a]:
+            mass += tree.noise[b, a]
+            highest = max(highest, tree.prior[b, 0, a])
+    if mass == 0:
+        return
+    for a in range(A):
+        if tree.legal[b, 0, a]:
+            total += math.exp(tree.prior[b, 0, a] - highest)
+    for a in range(A):
+        if tree.legal[b, 0, a]:
+            prior = math.exp(tree.prior[b, 0, a] - highest) / total
+            noise = tree.noise[b, a] / mass
+            mixed = (1.0 - config.noise_share) * prior + config.noise_share * noise
+            tree.prior[b, 0, a] = math.log(max(mixed, TINY))
+
+
+@inlined
+def puct_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
+    """Legal action of the highest Q + prior sqrt(N) / (1 + N_a) (1.25 + log((N + 19653) / 19652)).
+
+    An unvisited action takes the node's own value; Q is in units of S or, with `rescale`, within the node's range.
+    """
+    A, q = tree.legal.shape[2], tree.score[b]
+    own = np.float64(tree.value[b, node])
+    low, high, highest, total = own, own, MASKED, 0.0
+    for a in range(A):
+        child = tree.child[b, node, a]
+        q[a] = own if child == NONE else edge_value(tree, b, child, config.discount)
+        low, high = min(low, q[a]), max(high, q[a])
+        highest = max(highest, tree.prior[b, node, a])
+    unit = max(high - low, 1e-8) if config.rescale else config.value_unit
+    for a in range(A):
+        total += math.exp(tree.prior[b, node, a] - highest)
+    count = np.float64(tree.visits[b, node])
+    bonus = math.sqrt(count) * (PUCT_INIT + math.log((count + PUCT_BASE + 1.0) / PUCT_BASE))
+    best, best_score = NONE, -np.inf
+    for a in range(A):
+        prior = math.exp(tree.prior[b, node, a] - highest) / total
+        score = (q[a] - low) / unit + bonus * prior / (1.0 + visits_of(tree, b, node, a))
+        if tree.legal[b, node, a] and score > best_score:
+            best, best_score = a, score
+    return best
+
+
+@inlined
+def visit_policy(out: NDArray[np.float64], tree: Tree, b: int) -> int:
+    """out [A] = shares of the root's visits; the most visited action, the first of equals."""
+    total, best = 0, 0
+    for a in range(out.shape[0]):
+        out[a] = visits_of(tree, b, 0, a)
+        total += visits_of(tree, b, 0, a)
+        if out[a] > out[best]:
+            best = a
+    for a in range(out.shape[0]):
+        out[a] /= total
     return best

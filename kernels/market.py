@@ -254,6 +254,7 @@ def entry_cost(bars: Bars, t: int, market: Market) -> float:
 def run_actions(
     equity: NDArray[np.float64],
     trades: NDArray[np.float64],
+    account: NDArray[np.float64],
     bars: Bars,
     first: int,
     actions: NDArray[np.int8],
@@ -261,10 +262,11 @@ def run_actions(
 ) -> int:
     """Number of trades of the n > 0 `actions` decided at bars first.., from flat to closed out at bar first + n.
 
+    `account` [ACCOUNT] is new.
     equity [n] px one bar after each decision, the last one closed out; trades [n, TRADE], n rows are enough for any
     sequence.  Illegal actions hold.
     """
-    account, n, count = np.zeros(ACCOUNT), actions.shape[0], 0
+    n, count = actions.shape[0], 0
     for i in range(n):
         step(account, trades[count], bars, first + i, actions[i], market)
         if trades[count, EXIT_BAR] >= 0:
@@ -423,18 +425,15 @@ def code_of(codes: Codes, z: float) -> int:
 
 
 @kernel
-def fill_centres(codes: Codes, moves: NDArray[np.float64]) -> None:
-    """codes.centres [C]: mean of moves [n] and their mirror images in each bin; an empty bin keeps what it has."""
-    C = codes.centres.shape[0]
-    total, count = np.zeros(C), np.zeros(C)
+def sum_bins(
+    total: NDArray[np.float64], count: NDArray[np.int64], codes: Codes, moves: NDArray[np.float64]
+) -> None:
+    """Add the moves [n] and their mirror images to total [C] and count [C] of their bins."""
     for move in moves:
         for z in (move, -move):
             c = code_of(codes, z)
             total[c] += z
             count[c] += 1
-    for c in range(C):
-        if count[c] > 0:
-            codes.centres[c] = total[c] / count[c]
 
 
 def fit_codes(bars: Bars, ts: NDArray[np.int64], C: int = 8) -> Codes:
@@ -451,6 +450,8 @@ def fit_codes(bars: Bars, ts: NDArray[np.int64], C: int = 8) -> Codes:
     standardise_moves(moves, bars, np.asarray(ts, np.int64))
     upper = np.quantile(np.abs(moves), np.arange(2 - C % 2, C - 1, 2) / C)
     edges = np.concatenate([-upper[::-1], np.zeros(1 - C % 2), upper])
-    codes = Codes(edges, np.concatenate([edges[:1], edges]))
-    fill_centres(codes, moves)
+    codes = Codes(edges, np.concatenate([edges[:1], edges]))  # an empty bin keeps an edge for its centre
+    total, count = np.zeros(C), np.zeros(C, np.int64)
+    sum_bins(total, count, codes, moves)
+    np.divide(total, count, out=codes.centres, where=count > 0)
     return codes

@@ -107,6 +107,12 @@ class Net(NamedTuple):
     y: NDArray[np.float32]  # [R, O]
 
 
+def no_net() -> Net:
+    """Stands for a network that a search does not call."""
+    x = np.zeros((0, 0), np.float32)
+    return Net(0, 0, np.zeros(1, np.int64), x, x.copy())
+
+
 class Session:
     """An ONNX graph with one input `x` [rows, I] and one output `y` [rows, O], one thread, no spinning."""
 

@@ -1,5 +1,6 @@
 """`Planner`: B roots, the search over them and what came of it; the one decision path of training and acting."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -7,42 +8,89 @@ from numpy.typing import NDArray
 
 from kernels._jit import inlined, kernel
 from kernels.bars import Bars
-from kernels.gumbel import SearchConfig, greedy_q, halving_table, improved_policy, root_action
-from kernels.market import Codes, Market, entry_cost, move_scale_px
+from kernels.gumbel import (
+    MARKET,
+    PUCT,
+    SearchConfig,
+    greedy_q,
+    halving_table,
+    improved_policy,
+    root_action,
+    visit_policy,
+)
+from kernels.market import Codes, Market
+from kernels.market_tree import MarketTree, grow_market, new_market_tree, plant_market
 from kernels.ort import evaluate
-from kernels.position import FEATURES, RAW, position_features
-from kernels.rng import gumbel
-from kernels.search import Model, Outlook, Work, grow, mask, new_work, nodes_needed, plant
-from kernels.tree import Tree, new_tree
+from kernels.outlook import Outlook, look_ahead, new_outlook
+from kernels.position import FEATURES, RAW, SIDE, is_legal, position_features
+from kernels.rng import gamma, gumbel
+from kernels.search import Model, Work, grow, mask, new_work, nodes_needed, plant
+from kernels.tree import MASKED, Known, Tree, edge_value, new_known, new_tree
+
+TALLY = ("searches", "rows", "reused")
+HORIZON = 4  # bars that a market tree is deep at most
 
 
 class Planner(NamedTuple):
-    """Everything a decision over B roots needs; row b of `model.root.x` is [bar features F | position features P]."""
+    """Everything a decision over B roots needs; row b of `model.root.x` is [bar features F | position features P].
 
-    tree: Tree
+    A planner has the tree of its rule; the other one is None, so that kernels compile for one of them alone.
+    """
+
+    tree: Tree | None
+    market: MarketTree | None
     work: Work
     model: Model
     outlook: Outlook
     config: SearchConfig
+    known: Known
     table: NDArray[np.int32]  # [m + 1, n] halving table
+    position: NDArray[np.float32]  # [B, RAW] position at each root
+    noise: NDArray[
+        np.float32
+    ]  # [B, A] of the root: Gumbel, or under PUCT a draw of gammas, Dirichlet once normalised
     action: NDArray[np.int32]  # [B] decision
-    policy: NDArray[np.float64]  # [B, A] improved policy
-    value: NDArray[np.float64]  # [B] Q of the action that the improved policy likes best, R
+    policy: NDArray[np.float64]  # [B, A] improved policy; under PUCT the shares of the visits
+    value: NDArray[np.float64]  # [B] Q of the action that the policy likes best, R
+    q: NDArray[np.float64]  # [B, A] Q of each root action, NaN where none was found
+    rows: NDArray[np.int32]  # [B] network rows of the search
+    depth: NDArray[np.int32]  # [B] edges, or in a market tree bars, on its longest path
+    reused: NDArray[np.int32]  # [B] 1 where a known value stood in for a search
+    tally: NDArray[np.int64]  # [TALLY] of all searches of this planner
 
 
-def new_planner(model: Model, config: SearchConfig, roots: int, actions: int, codes: int) -> Planner:
-    """Room for `roots` searches with these networks (bound for at least `roots` rows, `dynamics` for roots x codes)."""
-    latent = model.afterstate.y.shape[1] - codes - 1
+def new_planner(
+    model: Model, config: SearchConfig, roots: int, actions: int, codes: int, positions: bool = True
+) -> Planner:
+    """Room for `roots` searches with these networks, bound for at least `roots` rows; a game has no positions."""
+    latent = model.root.y.shape[1] - codes - actions - 1
+    tree, market = None, None
+    noise = np.zeros((roots, actions), np.float32)
+    if config.rule == MARKET:
+        memoryless = config.excursion_weight == 0
+        market = new_market_tree(roots, config.simulations, actions, codes, latent, HORIZON, memoryless)
+    else:
+        tree = new_tree(roots, nodes_needed(config, codes), actions, codes, latent, RAW if positions else 0)
+        noise = tree.noise
     return Planner(
-        tree=new_tree(roots, nodes_needed(config, codes), actions, codes, latent, RAW),
-        work=new_work(roots, codes),
+        tree=tree,
+        market=market,
+        work=new_work(roots, codes, config.simulations),
         model=model,
-        outlook=Outlook(np.zeros((roots, codes), np.float32), np.zeros(roots, np.float32)),
+        outlook=new_outlook(roots, codes, HORIZON),
         config=config,
+        known=new_known(roots),
         table=halving_table(config.considered, config.simulations),
+        position=np.zeros((roots, RAW), np.float32),
+        noise=noise,
         action=np.zeros(roots, np.int32),
         policy=np.zeros((roots, actions)),
         value=np.zeros(roots),
+        q=np.zeros((roots, actions)),
+        rows=np.zeros(roots, np.int32),
+        depth=np.zeros(roots, np.int32),
+        reused=np.zeros(roots, np.int32),
+        tally=np.zeros(len(TALLY), np.int64),
     )
 
 
@@ -60,39 +108,115 @@ def set_root(
     """Put the close of bar t with normalised `features` [F] and raw `position` [RAW] at root b."""
     x = planner.model.root.x[b]
     F = features.shape[0]
-    x[:F] = features
-    position_features(x[F : F + FEATURES], position)
-    planner.tree.position[b, 0, :] = position
-    scale = move_scale_px(bars, t) / market.range_px
-    for c in range(codes.centres.shape[0]):
-        planner.outlook.move[b, c] = codes.centres[c] * scale
-    planner.outlook.entry_cost[b] = entry_cost(bars, t, market)
+    for f in range(F):
+        x[f] = features[f]
+    position_features(x[F : F + FEATURES], position, planner.config.excursion_weight == 0)
+    for i in range(RAW):
+        planner.position[b, i] = position[i]
+    look_ahead(planner.outlook, b, bars, t, codes, market)
 
 
 @inlined
 def draw_noise(planner: Planner, b: int, seed: int, stream: int, step: int) -> None:
-    """Gumbel noise of root b, keyed by (seed, stream, step)."""
-    A = planner.tree.noise.shape[1]
+    """Noise of root b, keyed by (seed, stream, step)."""
+    A = planner.noise.shape[1]
     for a in range(A):
-        planner.tree.noise[b, a] = gumbel(seed, stream, step * A + a)
+        if planner.config.rule == PUCT:
+            planner.noise[b, a] = gamma(planner.config.noise_alpha, seed, stream, step * A + a)
+        else:
+            planner.noise[b, a] = gumbel(seed, stream, step * A + a)
 
 
 @kernel
 def plan(planner: Planner) -> int:
-    """Search all roots; fills action, policy and value.  0 or the status of a failed network call."""
-    tree, model = planner.tree, planner.model
-    B, A = planner.policy.shape
-    status = evaluate(model.root, B)
+    """Search all roots; fills action, policy, value and the figures.  0 or the status of a failed network call."""
+    status = evaluate(planner.model.root, planner.policy.shape[0])
     if status != 0:
         return status
-    D = tree.state.shape[2]
-    for b in range(B):
-        y = model.root.y[b]
-        plant(tree, b, y[:D], y[D : D + A], y[D + A])
-        mask(tree, b, 0, planner.config.reverse)
-    status = grow(tree, planner.work, model, planner.outlook, planner.config, planner.table)
-    for b in range(B):
-        planner.action[b] = root_action(tree, planner.config, b)
-        improved_policy(planner.policy[b], tree, planner.config, b, 0)
-        planner.value[b] = greedy_q(planner.policy[b], tree, planner.config, b, 0)
+    return search(planner, planner.tree, planner.market)
+
+
+@inlined
+def search(planner: Planner, tree: Tree | None, market: MarketTree | None) -> int:
+    """`plan` after the networks of the roots: of what is None the compiler knows it, and leaves the branch out."""
+    status = 0
+    if market is not None:
+        status = search_market(planner, market)
+    if tree is not None:
+        status = search_tree(planner, tree)
+    for b in range(planner.rows.shape[0]):
+        planner.tally[0] += 1
+        planner.tally[1] += planner.rows[b]
+        planner.tally[2] += planner.reused[b]
     return status
+
+
+@inlined
+def search_tree(planner: Planner, tree: Tree) -> int:
+    """Grow a tree of actions and codes from every root and read it."""
+    B, A = planner.policy.shape
+    config, D, C = planner.config, tree.state.shape[2], planner.outlook.move.shape[1]
+    for b in range(B):
+        y = planner.model.root.y[b]
+        plant(tree, b, y[:D], y[D + C : D + C + A], y[D + C + A])
+        for i in range(tree.position.shape[2]):
+            tree.position[b, 0, i] = planner.position[b, i]
+        mask(tree, b, 0, config.reverse)
+    status = grow(tree, planner.work, planner.model, planner.outlook, config, planner.known, planner.table)
+    for b in range(B):
+        if config.rule == PUCT:
+            planner.action[b] = visit_policy(planner.policy[b], tree, b)
+        else:
+            planner.action[b] = root_action(tree, config, b)
+            improved_policy(planner.policy[b], tree, config, b, 0)
+        planner.value[b] = greedy_q(planner.policy[b], tree, config, b, 0)
+        for a in range(A):
+            child = tree.child[b, 0, a]
+            planner.q[b, a] = math.nan if child < 0 else edge_value(tree, b, child, config.discount)
+        planner.rows[b], planner.depth[b], planner.reused[b] = tree.rows[b], tree.depth[b], tree.known[b] > 0
+    return status
+
+
+@inlined
+def search_market(planner: Planner, market: MarketTree) -> int:
+    """Grow a tree of market states from every root; all actions are judged at once, so there is nothing to halve."""
+    B, A = planner.policy.shape
+    config, D, C = planner.config, market.state.shape[2], planner.outlook.move.shape[1]
+    for b in range(B):
+        y = planner.model.root.y[b]
+        for i in range(RAW):
+            market.root[b, i] = planner.position[b, i]
+        plant_market(market, b, y[:D], y[D : D + C])
+    status = grow_market(market, planner.model.market, planner.outlook, config, planner.known)
+    for b in range(B):
+        logits = planner.model.root.y[b, D + C : D + C + A]
+        read_market(planner, market, b, logits)
+        planner.rows[b] = 1 + C * market.expanded[b]
+        planner.depth[b] = market.depth[b, market.used[b] - 1]
+        planner.reused[b] = planner.known.action[b] >= 0 and config.reuse != 0
+    return status
+
+
+@inlined
+def read_market(planner: Planner, market: MarketTree, b: int, logits: NDArray[np.float32]) -> None:
+    """Policy = softmax(logits + (c_visit + n) c_scale Q / S) over the legal actions; the best with noise is taken."""
+    A, config, policy = planner.policy.shape[1], planner.config, planner.policy[b]
+    unit = (config.c_visit + config.simulations) * config.c_scale / config.value_unit
+    best, greedy, best_score, highest, total = 0, 0, -np.inf, -np.inf, 0.0
+    for a in range(A):
+        policy[a] = MASKED
+        planner.q[b, a] = math.nan
+        if is_legal(market.root[b, SIDE], a, config.reverse):
+            planner.q[b, a] = market.q[b, a]
+            policy[a] = np.float64(logits[a]) + unit * market.q[b, a]
+            if policy[a] > highest:
+                greedy, highest = a, policy[a]
+            if policy[a] + planner.noise[b, a] > best_score:
+                best, best_score = a, policy[a] + planner.noise[b, a]
+    for a in range(A):
+        policy[a] = math.exp(policy[a] - highest)
+        total += policy[a]
+    for a in range(A):
+        policy[a] /= total
+    planner.action[b] = best
+    planner.value[b] = market.q[b, greedy]

@@ -60,9 +60,13 @@ def act_on(out: NDArray[np.float32], position: NDArray[np.float32], action: int,
     side = position[SIDE]
     target = target_side(side, action)
     if target == side:
-        out[:] = position
+        for i in range(
+            RAW
+        ):  # not a slice: its assignment may copy, and code that allocates counts references
+            out[i] = position[i]
         return
-    out[:] = 0
+    for i in range(RAW):
+        out[i] = 0.0
     out[SIDE] = target
     out[PREVIOUS] = side
     if target != 0:
@@ -74,7 +78,8 @@ def act_on(out: NDArray[np.float32], position: NDArray[np.float32], action: int,
 def move_on(out: NDArray[np.float32], afterstate: NDArray[np.float32], move: float) -> None:
     """Position one bar after `afterstate`, the price having moved by `move` R."""
     side = afterstate[SIDE]
-    out[:] = 0
+    for i in range(RAW):
+        out[i] = 0.0
     out[SIDE] = side
     out[PREVIOUS] = side
     if side == 0:
@@ -96,10 +101,17 @@ def squash(distance: float) -> float:
 
 
 @inlined
-def position_features(out: NDArray[np.float32], position: NDArray[np.float32]) -> None:
-    """out [FEATURES]: what a network is told of a position or afterstate."""
+def position_features(out: NDArray[np.float32], position: NDArray[np.float32], memoryless: bool) -> None:
+    """out [FEATURES]: what a network is told of a position or afterstate; if `memoryless`, its side alone.
+
+    Under the `pnl` reward nothing else matters: what a position has earned is booked, what it will earn has no memory.
+    """
     out[0] = position[SIDE]
     out[1] = abs(position[SIDE])
+    if memoryless:
+        for i in range(2, FEATURES):
+            out[i] = 0.0
+        return
     out[2] = math.log1p(min(position[HELD], LONG)) / 4.0
     out[3] = squash(position[UNREALISED])
     out[4] = squash(position[EXCURSION])

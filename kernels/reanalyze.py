@@ -3,13 +3,27 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import kernel
+from kernels._jit import inlined, kernel
 from kernels.bars import Bars
-from kernels.market import Codes, Market
+from kernels.market import Codes, Market, code_of, standardised_move
 from kernels.ort import Net, evaluate
 from kernels.planner import Planner, draw_noise, plan, set_root
 from kernels.position import FEATURES, position_features
 from kernels.replay import Replay
+from kernels.tree import NONE, NOTHING
+
+
+@inlined
+def set_known(planner: Planner, b: int, replay: Replay, slot: int, k: int, bars: Bars, codes: Codes) -> None:
+    """Tell root b what followed decision k: the last search of this planner was of decision k + 1."""
+    known = planner.known
+    if planner.config.reuse == NOTHING or k + 1 == replay.reward.shape[1]:
+        known.action[b] = NONE
+        return
+    known.action[b] = replay.action[slot, k]
+    known.code[b] = code_of(codes, standardised_move(bars, replay.start[slot] + k))
+    known.reward[b] = replay.reward[slot, k]
+    known.value[b] = planner.value[b]
 
 
 @kernel
@@ -26,13 +40,15 @@ def search_again(
 ) -> int:
     """Replace policy targets and search values of all decisions of the sessions `slots` [B], in lockstep.
 
+    From the last decision to the first, so that the value just found can enter the search of the decision before it.
     The noise is keyed by (seed, start of the session, step).  0 or a network status.
     """
-    for k in range(replay.reward.shape[1]):
+    for k in range(replay.reward.shape[1] - 1, -1, -1):
         for b in range(slots.shape[0]):
             t = replay.start[slots[b]] + k
             set_root(planner, b, X[row_of_bar[t]], replay.position[slots[b], k], bars, t, codes, market)
             draw_noise(planner, b, seed, replay.start[slots[b]], k)
+            set_known(planner, b, replay, slots[b], k, bars, codes)
         status = plan(planner)
         if status != 0:
             return status
@@ -45,7 +61,12 @@ def search_again(
 
 @kernel
 def value_again(
-    replay: Replay, root: Net, slot: int, X: NDArray[np.float32], row_of_bar: NDArray[np.int32]
+    replay: Replay,
+    root: Net,
+    slot: int,
+    X: NDArray[np.float32],
+    row_of_bar: NDArray[np.int32],
+    memoryless: bool,
 ) -> int:
     """Replace the values of session `slot` by those of the network `root`.  0 or a network status."""
     states, F = replay.value.shape[1], X.shape[1]
@@ -56,7 +77,7 @@ def value_again(
         for row in range(rows):
             x = root.x[row]
             x[:F] = X[row_of_bar[replay.start[slot] + first + row]]
-            position_features(x[F : F + FEATURES], replay.position[slot, first + row])
+            position_features(x[F : F + FEATURES], replay.position[slot, first + row], memoryless)
         status = evaluate(root, rows)
         if status != 0:
             return status

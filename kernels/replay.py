@@ -44,6 +44,7 @@ class Batch(NamedTuple):
     value: NDArray[np.float32]  # [B, K + 1] n-step return, R
     legal: NDArray[np.bool_]  # [B, K + 1, A]
     weight: NDArray[np.float32]  # [B, K + 1] 0 beyond the end of the session
+    scratch: NDArray[np.float32]  # [RAW] an afterstate
 
 
 class ValueTarget(NamedTuple):
@@ -83,6 +84,7 @@ def new_batch(windows: int, steps: int, features: int, position: int, actions: i
         value=np.zeros((B, K + 1), np.float32),
         legal=np.ones((B, K + 1, actions), np.bool_),
         weight=np.zeros((B, K + 1), np.float32),
+        scratch=np.zeros(RAW, np.float32),
     )
 
 
@@ -118,13 +120,13 @@ def value_target(replay: Replay, slot: int, step: int, rule: ValueTarget) -> flo
 
 @kernel
 def fill_decision(
-    batch: Batch, b: int, k: int, replay: Replay, slot: int, step: int, rule: ValueTarget, reverse: bool
+    batch: Batch, b: int, k: int, replay: Replay, slot: int, step: int, rule: ValueTarget, market: Market
 ) -> None:
     """Position, legality and targets of decision `step`; weight 0 and nothing else beyond the end."""
-    position_features(batch.position[b, k], replay.position[slot, step])
+    position_features(batch.position[b, k], replay.position[slot, step], market.excursion_weight == 0)
     batch.value[b, k] = value_target(replay, slot, step, rule)
     for a in range(batch.legal.shape[2]):
-        batch.legal[b, k, a] = is_legal(replay.position[slot, step, SIDE], a, reverse)
+        batch.legal[b, k, a] = is_legal(replay.position[slot, step, SIDE], a, market.reverse)
         batch.policy[b, k, a] = replay.policy[slot, step, a]
     batch.weight[b, k] = 1.0
 
@@ -144,9 +146,9 @@ def fill_step(
     """What happened between decision `step` and the next."""
     t = replay.start[slot] + step
     action = replay.action[slot, step]
-    afterstate = np.empty(replay.position.shape[2], np.float32)
+    afterstate = batch.scratch
     act_on(afterstate, replay.position[slot, step], action, entry_cost(bars, t, market))
-    position_features(batch.after[b, k], afterstate)
+    position_features(batch.after[b, k], afterstate, market.excursion_weight == 0)
     batch.action[b, k] = action
     batch.code[b, k] = code_of(codes, standardised_move(bars, t))
     batch.reward[b, k] = replay.reward[slot, step]
@@ -189,10 +191,12 @@ def sample(
     for b in range(B):
         draw = below(filled * L, seed, step, b)
         slot, first = draw // L, draw % L
-        batch.x[b, :] = X[row_of_bar[replay.start[slot] + first]]
+        row = row_of_bar[replay.start[slot] + first]
+        for f in range(X.shape[1]):
+            batch.x[b, f] = X[row, f]
         for k in range(K + 1):
             if first + k < L:
-                fill_decision(batch, b, k, replay, slot, first + k, rule, market.reverse)
+                fill_decision(batch, b, k, replay, slot, first + k, rule, market)
             else:
                 fill_beyond(batch, b, k)
         for k in range(min(K, L - 1 - first)):

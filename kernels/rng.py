@@ -48,3 +48,24 @@ def gumbel(seed: int, stream: int, step: int) -> float:
 def below(limit: int, seed: int, stream: int, step: int) -> int:
     """An integer in [0, limit); its bias is at most limit / 2^53."""
     return int(uniform(seed, stream, step) * limit)
+
+
+@kernel
+def gamma(shape: float, seed: int, stream: int, step: int) -> float:
+    """A draw from the gamma distribution of this shape and scale 1 (Marsaglia and Tsang 2000)."""
+    key = int(bits(seed, stream, step) >> np.uint64(1))
+    boost = shape if shape >= 1.0 else shape + 1.0
+    d = boost - 1.0 / 3.0
+    c = 1.0 / math.sqrt(9.0 * d)
+    trial = 0
+    while True:
+        u = max(uniform(key, trial, 0), 2.0**-53)
+        normal = math.sqrt(-2.0 * math.log(u)) * math.cos(2.0 * math.pi * uniform(key, trial, 1))
+        v = (1.0 + c * normal) * (1.0 + c * normal) * (1.0 + c * normal)
+        accept = max(uniform(key, trial, 2), 2.0**-53)
+        if v > 0 and math.log(accept) < 0.5 * normal * normal + d - d * v + d * math.log(v):
+            break
+        trial += 1
+    if shape >= 1.0:
+        return d * v
+    return d * v * math.exp(math.log(max(uniform(key, trial, 3), 2.0**-53)) / shape)

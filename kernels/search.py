@@ -1,4 +1,4 @@
-"""Stochastic Gumbel search: B trees grow in lockstep, one network call per kind of node and simulation for all of them.
+"""Stochastic tree search: B trees grow in lockstep, one network call per kind of node and simulation for all of them.
 
 A simulation descends to an edge without a node, evaluates what lies behind it, adds it and backs its value up.  With
 `full_width` an afterstate is added together with all its codes and backs up their expectation (algorithms: the visit
@@ -12,30 +12,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import inlined, kernel
-from kernels.gumbel import SearchConfig, interior_action, root_candidate, visits_of
+from kernels.gumbel import (
+    PUCT,
+    SearchConfig,
+    interior_action,
+    mix_noise,
+    puct_action,
+    root_candidate,
+    visits_of,
+)
 from kernels.ort import Net, evaluate
+from kernels.outlook import Outlook
 from kernels.position import FEATURES, SIDE, act_on, is_legal, move_on, position_features
-from kernels.tree import CHANCE, DECISION, MASKED, NONE, Tree, add_node
+from kernels.tree import (
+    CHANCE,
+    CHANCE_CHILD,
+    DECISION,
+    KNOWN_ARM,
+    MASKED,
+    NONE,
+    Known,
+    Tree,
+    add_node,
+)
 
 
 class Model(NamedTuple):
-    """The networks of a search, all rows of one batch.
+    """The networks of a search, all rows of one batch; a search binds those it calls.
 
-    afterstate: [state D | action one-hot A | position P]                 -> [state D | code logits C | value]
-    dynamics:   [state D | code one-hot C | position P | next position P] -> [state D | reward | logits A | value]
-    Outside forex P = 0; a deterministic search has no afterstates and gives `dynamics` the action one-hot.
+    root:       [features F | position P]                     -> [state D | code logits C | logits A | value]
+    afterstate: [state D | action A | position P]             -> [state D | code logits C | value]
+    dynamics:   [state D | code C | position P | next one P]  -> [state D | reward | logits A | value]
+    market:     [state D | code C | S next positions P]       -> [state D | code logits C | S values]
+    Outside forex P = 0; a deterministic search has no afterstates and gives `dynamics` the action one-hot.  Under the
+    `pnl` reward the positions of `market` are constants of the graph.
     """
 
     root: Net
     afterstate: Net
     dynamics: Net
-
-
-class Outlook(NamedTuple):
-    """What the position of each root will meet inside its tree."""
-
-    move: NDArray[np.float32]  # [B, C] price move that each chance code stands for, R
-    entry_cost: NDArray[np.float32]  # [B] cost of opening a position, R
+    market: Net
 
 
 class Work(NamedTuple):
@@ -44,20 +60,24 @@ class Work(NamedTuple):
     row_tree: NDArray[np.int32]  # [R] search of each row of the running network call
     row_node: NDArray[np.int32]  # [R] its parent node
     row_edge: NDArray[np.int32]  # [R] its edge
+    calls: NDArray[np.int32]  # [n, 2] rows of `dynamics` and of `afterstate` that each simulation evaluated
 
 
-def new_work(searches: int, codes: int) -> Work:
+def new_work(searches: int, codes: int, simulations: int) -> Work:
     """Scratch for `searches` trees."""
-    rows = searches * codes
-    return Work(np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.int32))
+    row_tree, row_node, row_edge = np.zeros((3, searches * codes), np.int32)
+    return Work(row_tree, row_node, row_edge, np.zeros((simulations, 2), np.int32))
 
 
 @inlined
 def plant(tree: Tree, b: int, state: NDArray[np.float32], logits: NDArray[np.float32], value: float) -> None:
     """Start tree b at a root with this latent, policy and value; `tree.legal` and `position` are the caller's."""
-    tree.used[b] = 0
+    tree.used[b], tree.known[b], tree.rows[b], tree.depth[b] = 0, NONE, 1, 0
     root = add_node(tree, b, DECISION, NONE, NONE)
-    tree.state[b, root, :] = state
+    for d in range(
+        state.shape[0]
+    ):  # loops: the assignment of a slice compiles for seconds and runs no faster
+        tree.state[b, root, d] = state[d]
     tree.visits[b, root] = 1
     tree.raw_value[b, root] = value
     tree.value[b, root] = value
@@ -78,17 +98,27 @@ def mask(tree: Tree, b: int, node: int, reverse: bool) -> None:
 
 @inlined
 def descend(tree: Tree, config: SearchConfig, table: NDArray[np.int32], b: int, simulation: int) -> None:
-    """Find the edge to expand: tree.leaf[b], tree.leaf_edge[b]."""
-    node = 0
-    edge = root_candidate(tree, config, table, b, simulation)
+    """Find the edge to expand: tree.leaf[b], tree.leaf_edge[b]; the edge is NONE at a node of known value."""
+    node, depth = 0, 1
+    if config.rule == PUCT:
+        edge = puct_action(tree, config, b, 0)
+    else:
+        edge = root_candidate(tree, config, table, b, simulation)
     while tree.child[b, node, edge] != NONE:
         node = tree.child[b, node, edge]
-        if tree.kind[b, node] == DECISION:
-            edge = interior_action(tree, config, b, node)
-        else:
+        depth += 1
+        if node == tree.known[b]:
+            edge = NONE
+            break
+        if tree.kind[b, node] == CHANCE:
             edge = chance_code(tree, b, node)
+        elif config.rule == PUCT:
+            edge = puct_action(tree, config, b, node)
+        else:
+            edge = interior_action(tree, config, b, node)
     tree.leaf[b] = node
     tree.leaf_edge[b] = edge
+    tree.depth[b] = max(tree.depth[b], depth)
 
 
 @inlined
@@ -111,45 +141,55 @@ def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
 
 
 @inlined
-def position_columns(x: NDArray[np.float32], tree: Tree, first: int, b: int, node: int) -> int:
+def position_columns(
+    x: NDArray[np.float32], tree: Tree, config: SearchConfig, first: int, b: int, node: int
+) -> int:
     """Write the position features of a node at x[first:]; the column behind them."""
     if tree.position.shape[2] == 0:
         return first
-    position_features(x[first:], tree.position[b, node])
+    position_features(x[first:], tree.position[b, node], config.excursion_weight == 0)
     return first + FEATURES
 
 
 @inlined
 def add_afterstate(
-    x: NDArray[np.float32], tree: Tree, outlook: Outlook, b: int, parent: int, action: int
+    x: NDArray[np.float32],
+    tree: Tree,
+    outlook: Outlook,
+    config: SearchConfig,
+    b: int,
+    parent: int,
+    action: int,
 ) -> int:
     """Add the chance node behind `action` and write its network row x."""
     node = add_node(tree, b, CHANCE, parent, action)
     if tree.position.shape[2] > 0:
         act_on(tree.position[b, node], tree.position[b, parent], action, outlook.entry_cost[b])
     D = tree.state.shape[2]
-    for d in range(D):  # loops: the assignment of a slice makes two views and checks that they do not overlap
+    for d in range(D):
         x[d] = tree.state[b, parent, d]
     column = one_hot(x, D, tree.legal.shape[2], action)
-    position_columns(x, tree, column, b, node)
+    position_columns(x, tree, config, column, b, node)
     return node
 
 
 @inlined
-def add_decision(x: NDArray[np.float32], tree: Tree, outlook: Outlook, b: int, parent: int, edge: int) -> int:
+def add_decision(
+    x: NDArray[np.float32], tree: Tree, outlook: Outlook, config: SearchConfig, b: int, parent: int, edge: int
+) -> int:
     """Add the decision node behind a chance code (or, deterministic, an action) and write its network row x."""
     node = add_node(tree, b, DECISION, parent, edge)
     D = tree.state.shape[2]
-    for d in range(D):  # loops: the assignment of a slice makes two views and checks that they do not overlap
+    for d in range(D):
         x[d] = tree.state[b, parent, d]
     if tree.kind[b, parent] == CHANCE:
         column = one_hot(x, D, outlook.move.shape[1], edge)
     else:
         column = one_hot(x, D, tree.legal.shape[2], edge)
     if tree.position.shape[2] > 0:
-        column = position_columns(x, tree, column, b, parent)
+        column = position_columns(x, tree, config, column, b, parent)
         move_on(tree.position[b, node], tree.position[b, parent], outlook.move[b, edge])
-        position_columns(x, tree, column, b, node)
+        position_columns(x, tree, config, column, b, node)
     return node
 
 
@@ -188,6 +228,32 @@ def read_decision(tree: Tree, y: NDArray[np.float32], b: int, node: int, reverse
 
 
 @inlined
+def is_known(tree: Tree, config: SearchConfig, known: Known, b: int, node: int, edge: int) -> bool:
+    """Whether what lies behind `edge` of `node` needs no network: the realised code, or with KNOWN_ARM the action."""
+    if config.reuse == KNOWN_ARM:
+        return bool(node == 0 and edge == known.action[b])
+    if config.reuse == CHANCE_CHILD and tree.kind[b, node] == CHANCE and tree.parent[b, node] == 0:
+        return bool(tree.edge[b, node] == known.action[b] and edge == known.code[b])
+    return False
+
+
+@inlined
+def add_known(tree: Tree, config: SearchConfig, known: Known, b: int, parent: int, edge: int) -> int:
+    """Add the node whose value is known: nothing below it will be searched."""
+    kind = CHANCE if config.reuse == KNOWN_ARM and config.stochastic else DECISION
+    node = add_node(tree, b, kind, parent, edge)
+    value = np.float64(known.value[b])
+    if kind == CHANCE:  # the edge into it pays nothing: the reward is part of what it is worth
+        value = np.float64(known.reward[b]) + config.discount * value
+    else:
+        tree.reward[b, node] = known.reward[b]
+    tree.raw_value[b, node] = value
+    tree.value[b, node] = value
+    tree.known[b] = node
+    return node
+
+
+@inlined
 def queue(work: Work, rows: int, b: int, node: int, edge: int) -> int:
     """Note that edge `edge` of `node` is to be expanded; the new number of rows."""
     work.row_tree[rows], work.row_node[rows], work.row_edge[rows] = b, node, edge
@@ -195,64 +261,100 @@ def queue(work: Work, rows: int, b: int, node: int, edge: int) -> int:
 
 
 @inlined
-def expand_afterstates(tree: Tree, work: Work, model: Model, outlook: Outlook, first: int, stop: int) -> int:
+def expand_afterstates(
+    tree: Tree, work: Work, net: Net, outlook: Outlook, config: SearchConfig, first: int, stop: int
+) -> int:
     """Evaluate and add the chance node behind each of the queued edges [first, stop)."""
     if first == stop:
         return 0
     for row in range(first, stop):
         b = work.row_tree[row]
-        x = model.afterstate.x[row - first]
-        work.row_node[row] = add_afterstate(x, tree, outlook, b, work.row_node[row], work.row_edge[row])
-    status = evaluate(model.afterstate, stop - first)
+        x = net.x[row - first]
+        node = add_afterstate(x, tree, outlook, config, b, work.row_node[row], work.row_edge[row])
+        work.row_node[row] = node
+    status = evaluate(net, stop - first)
     for row in range(first, stop):
         b, node = work.row_tree[row], work.row_node[row]
-        read_afterstate(tree, model.afterstate.y[row - first], b, node, outlook.move.shape[1])
+        read_afterstate(tree, net.y[row - first], b, node, outlook.move.shape[1])
         tree.leaf[b] = node
+        tree.rows[b] += 1
     return status
 
 
 @inlined
-def expand_decisions(tree: Tree, work: Work, model: Model, outlook: Outlook, rows: int, reverse: bool) -> int:
-    """Evaluate and add the decision node behind each queued edge."""
-    if rows == 0:
-        return 0
-    for row in range(rows):
-        b = work.row_tree[row]
-        x = model.dynamics.x[row]
-        work.row_node[row] = add_decision(x, tree, outlook, b, work.row_node[row], work.row_edge[row])
-    status = evaluate(model.dynamics, rows)
-    for row in range(rows):
-        b, node = work.row_tree[row], work.row_node[row]
-        read_decision(tree, model.dynamics.y[row], b, node, reverse)
-        tree.leaf[b] = node
-    return status
+def expand_decisions(
+    tree: Tree, work: Work, net: Net, outlook: Outlook, config: SearchConfig, first: int, stop: int
+) -> int:
+    """Evaluate and add the decision node behind each of the queued edges [first, stop)."""
+    while first < stop:
+        count = min(stop - first, net.x.shape[0])
+        for i in range(count):
+            b, row = work.row_tree[first + i], first + i
+            node = add_decision(net.x[i], tree, outlook, config, b, work.row_node[row], work.row_edge[row])
+            work.row_node[row] = node
+        status = evaluate(net, count)
+        if status != 0:
+            return status
+        for i in range(count):
+            b, node = work.row_tree[first + i], work.row_node[first + i]
+            read_decision(tree, net.y[i], b, node, config.reverse)
+            tree.leaf[b] = node
+            tree.rows[b] += 1
+        first += count
+    return 0
 
 
 @inlined
-def simulate(tree: Tree, work: Work, model: Model, outlook: Outlook, config: SearchConfig) -> int:
+def simulate(
+    tree: Tree,
+    work: Work,
+    model: Model,
+    outlook: Outlook,
+    config: SearchConfig,
+    known: Known,
+    simulation: int,
+) -> int:
     """Expand the leaf edge of every search; tree.leaf becomes the node to back up from."""
     B, decisions = tree.used.shape[0], 0
     for b in range(B):
-        if not config.stochastic or tree.kind[b, tree.leaf[b]] == CHANCE:
-            decisions = queue(work, decisions, b, tree.leaf[b], tree.leaf_edge[b])
+        node, edge = tree.leaf[b], tree.leaf_edge[b]
+        if edge != NONE and is_known(tree, config, known, b, node, edge):
+            tree.leaf[b], tree.leaf_edge[b] = add_known(tree, config, known, b, node, edge), NONE
+        elif edge != NONE and (not config.stochastic or tree.kind[b, node] == CHANCE):
+            decisions = queue(work, decisions, b, node, edge)
     rows = decisions
     for b in range(B):
-        if config.stochastic and tree.kind[b, tree.leaf[b]] == DECISION:
+        if config.stochastic and tree.leaf_edge[b] != NONE and tree.kind[b, tree.leaf[b]] == DECISION:
             rows = queue(work, rows, b, tree.leaf[b], tree.leaf_edge[b])
-    status = expand_decisions(tree, work, model, outlook, decisions, config.reverse)
-    if status != 0:
+    work.calls[simulation, 0], work.calls[simulation, 1] = decisions, rows - decisions
+    status = expand_decisions(tree, work, model.dynamics, outlook, config, 0, decisions)
+    if status != 0 or rows == decisions:
         return status
-    return expand_afterstates(tree, work, model, outlook, decisions, rows)
+    return expand_afterstates(tree, work, model.afterstate, outlook, config, decisions, rows)
 
 
 @inlined
-def expand_all_codes(tree: Tree, work: Work, model: Model, outlook: Outlook, config: SearchConfig) -> int:
+def expand_all_codes(
+    tree: Tree,
+    work: Work,
+    net: Net,
+    outlook: Outlook,
+    config: SearchConfig,
+    known: Known,
+    simulation: int,
+) -> int:
     """Full width: add every code of the afterstates just added; they stay the nodes to back up from."""
     rows = 0
     for b in range(tree.used.shape[0]):
+        if tree.leaf_edge[b] == NONE:
+            continue
         for c in range(outlook.move.shape[1]):
-            rows = queue(work, rows, b, tree.leaf[b], c)
-    status = expand_decisions(tree, work, model, outlook, rows, config.reverse)
+            if is_known(tree, config, known, b, tree.leaf[b], c):
+                add_known(tree, config, known, b, tree.leaf[b], c)
+            else:
+                rows = queue(work, rows, b, tree.leaf[b], c)
+    work.calls[simulation, 0] += rows
+    status = expand_decisions(tree, work, net, outlook, config, 0, rows)
     for row in range(rows):
         b = work.row_tree[row]
         tree.leaf[b] = tree.parent[b, work.row_node[row]]
@@ -261,9 +363,9 @@ def expand_all_codes(tree: Tree, work: Work, model: Model, outlook: Outlook, con
 
 @inlined
 def back_up_mean(tree: Tree, config: SearchConfig, b: int) -> None:
-    """Running mean of the discounted returns, from the new leaf to the root."""
+    """Running mean of the discounted returns, from the leaf to the root."""
     node = tree.leaf[b]
-    tree.visits[b, node] = 1
+    tree.visits[b, node] += 1
     gain = np.float64(tree.value[b, node])
     while tree.parent[b, node] != NONE:
         if tree.kind[b, node] == DECISION:
@@ -304,7 +406,9 @@ def back_up_expectation(tree: Tree, config: SearchConfig, b: int) -> None:
     node = tree.leaf[b]
     while node != NONE:
         tree.visits[b, node] += 1
-        if tree.kind[b, node] == CHANCE:
+        if node == tree.known[b]:
+            pass  # its value stands
+        elif tree.kind[b, node] == CHANCE:
             tree.value[b, node] = expected_value(tree, b, node, config.discount)
         else:
             tree.value[b, node] = visited_value(tree, b, node)
@@ -318,15 +422,19 @@ def grow(
     model: Model,
     outlook: Outlook,
     config: SearchConfig,
+    known: Known,
     table: NDArray[np.int32],
 ) -> int:
     """Run all simulations of all searches; 0 or the status of a failed network call."""
+    if config.rule == PUCT:
+        for b in range(tree.used.shape[0]):
+            mix_noise(tree, config, b)
     for simulation in range(config.simulations):
         for b in range(tree.used.shape[0]):
             descend(tree, config, table, b, simulation)
-        status = simulate(tree, work, model, outlook, config)
+        status = simulate(tree, work, model, outlook, config, known, simulation)
         if status == 0 and config.full_width:
-            status = expand_all_codes(tree, work, model, outlook, config)
+            status = expand_all_codes(tree, work, model.dynamics, outlook, config, known, simulation)
         if status != 0:
             return status
         for b in range(tree.used.shape[0]):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kernels._jit import kernel
 from kernels.bars import Bars
-from kernels.market import BARS_HELD, PROFIT_PX, TRADE, Market, run_actions
+from kernels.market import BARS_HELD, PROFIT_PX, TRADE, Market, new_accounts, run_actions
 from kernels.position import BUY, CLOSE, HOLD, SELL
 from kernels.rng import below, uniform
 
@@ -75,7 +75,7 @@ def _net_pips(
     actions: NDArray[np.int8],
     market: Market,
 ) -> float:
-    run_actions(equity, trades, bars, first, actions, market)
+    run_actions(equity, trades, new_accounts(1)[0], bars, first, actions, market)
     return float(equity[-1]) / market.pip_px
 
 

@@ -13,6 +13,8 @@ from kernels._jit import inlined
 
 NONE = -1
 DECISION, CHANCE = 0, 1
+NOTHING, CHANCE_CHILD, KNOWN_ARM = 0, 1, 2  # what a search takes over from the one a bar later: `Known`
+REUSES = ("off", "chance_child", "known_arm")
 MASKED = np.float32(-1e30)  # logit of an illegal action: finite, so that a softmax over it stays finite
 
 
@@ -33,9 +35,31 @@ class Tree(NamedTuple):
     position: NDArray[np.float32]  # [B, N, RAW] exact position, or RAW = 0 outside forex
     legal: NDArray[np.bool_]  # [B, N, A] actions a decision node may take
     leaf: NDArray[np.int32]  # [B]       node the running simulation expands, then the node it added
-    leaf_edge: NDArray[np.int32]  # [B]       edge it expands
+    leaf_edge: NDArray[np.int32]  # [B]       edge it expands, NONE where nothing is to be evaluated
+    known: NDArray[np.int32]  # [B]       node whose value is `Known`, or NONE
+    rows: NDArray[np.int32]  # [B]       network rows of the search, the root's included
+    depth: NDArray[np.int32]  # [B]       edges on its longest path
     noise: NDArray[np.float32]  # [B, A]    Gumbel noise of the root
     score: NDArray[np.float64]  # [B, A]    scratch of a selection
+
+
+class Known(NamedTuple):
+    """What happened after B roots and what the next state turned out to be worth (ReZero, Xuan et al. 2024).
+
+    CHANCE_CHILD puts the value where it belongs, behind the realised code of the realised action, whose weight in the
+    root is the probability of that code: unbiased.  KNOWN_ARM, the published form, lets it stand for the action.
+    """
+
+    action: NDArray[np.int32]  # [B] taken, or NONE: nothing is known
+    code: NDArray[np.int32]  # [B] chance code that came
+    reward: NDArray[np.float32]  # [B] of that bar, R
+    value: NDArray[np.float32]  # [B] of the state it led to, R
+
+
+def new_known(roots: int) -> Known:
+    """Nothing known of `roots` roots."""
+    none = np.full(roots, NONE, np.int32)
+    return Known(none, none.copy(), np.zeros(roots, np.float32), np.zeros(roots, np.float32))
 
 
 def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, raw_position: int) -> Tree:
@@ -57,6 +81,9 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, r
         legal=np.ones((B, N, actions), np.bool_),
         leaf=np.zeros(B, np.int32),
         leaf_edge=np.zeros(B, np.int32),
+        known=np.full(B, NONE, np.int32),
+        rows=np.zeros(B, np.int32),
+        depth=np.zeros(B, np.int32),
         noise=np.zeros((B, actions), np.float32),
         score=np.zeros((B, actions)),
     )

@@ -1,8 +1,10 @@
-"""The networks as three ONNX graphs, each from one input `x` to one output `y`, equal weights in equal bytes.
+"""The networks as ONNX graphs, each from one input `x` to one output `y`, equal weights in equal bytes.
 
-root        [features F | position P]                            -> [latent D | policy logits A | value 1]
+root        [features F | position P]                            -> [latent D | code logits C | logits A | value 1]
 afterstate  [latent D | action A | position after P]             -> [latent D | code logits C | value 1]
 dynamics    [latent D | code C | position after P | next P]      -> [latent D | reward 1 | policy logits A | value 1]
+market      [latent D | code C | next positions S P]             -> [latent D | code logits C | values S]
+Where the positions of `market` are always the same, they are constants of the graph and not part of its input.
 """
 
 from __future__ import annotations
@@ -80,14 +82,11 @@ class _Graph:
         return bytes(model.SerializeToString(deterministic=True))
 
 
-def export(flat: Array, shape: Shape) -> dict[str, bytes]:
-    """The graphs of the parameters `flat` [N] by name."""
+def export(flat: Array, shape: Shape, slots: int, sides: Array | None = None) -> dict[str, bytes]:
+    """The graphs of the parameters `flat` [N] by name; `market` judges `slots` positions: `sides` [S, P], if given."""
     p = views(flat, shape)
-    return {
-        "root": _root(p, shape),
-        "afterstate": _afterstate(p, shape),
-        "dynamics": _dynamics(p, shape),
-    }
+    graphs = {"root": _root(p, shape), "afterstate": _afterstate(p, shape), "dynamics": _dynamics(p, shape)}
+    return graphs | ({"market": _market(p, shape, slots, sides)} if slots else {})
 
 
 def _predict(g: _Graph, latent_and_position: str, p: Params, s: Shape) -> list[str]:
@@ -103,9 +102,10 @@ def _root(p: Params, s: Shape) -> bytes:
     g.split("x", {"features": s.features, "position": s.position})
     hidden = g.hidden("features", "represent", p.represent_w, p.represent_b)
     latent = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "latent", s.latent)
+    codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     heads = _predict(g, g.join([latent, "position"], "predict_in"), p, s)
-    g.join([latent, *heads], "y")
-    return g.serialise(s.features + s.position, s.latent + s.actions + 1)
+    g.join([latent, codes, *heads], "y")
+    return g.serialise(s.features + s.position, s.latent + s.codes + s.actions + 1)
 
 
 def _afterstate(p: Params, s: Shape) -> bytes:
@@ -130,3 +130,30 @@ def _dynamics(p: Params, s: Shape) -> bytes:
     heads = _predict(g, g.join([latent, "next_position"], "predict_in"), p, s)
     g.join([latent, reward, *heads], "y")
     return g.serialise(s.latent + s.codes + 2 * s.position, s.latent + 1 + s.actions + 1)
+
+
+def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:
+    g = _Graph()
+    D, P, H, S = s.latent, s.position, s.hidden, slots
+    if sides is None:
+        g.split("x", {"market": D + s.codes, "positions": S * P})
+        each = g.node("Reshape", ["positions", g.weight("each", [-1, P], np.int64)], "each_position")
+        told = g.node("MatMul", [each, g.weight("position_w", p.predict_w[D:])], "told_flat")
+        told = g.node("Reshape", [told, g.weight("apart", [-1, S, H], np.int64)], "told")
+    else:
+        told = g.weight("told", (sides @ p.predict_w[D:])[None])
+    moved = g.hidden("x" if sides is not None else "market", "move", p.move_w, p.move_b)
+    step = g.linear(moved, "step", p.next_w, p.next_b)
+    cut = [g.weight(name, [at], np.int64) for name, at in (("from", 0), ("to", D), ("axis", 1))]
+    before = g.node("Slice", ["x", *cut], "latent_in")
+    latent = g.norm(g.node("Add", [before, step], "before"), "next", D)
+    codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
+    shared = g.linear(latent, "shared_flat", p.predict_w[:D], p.predict_b)
+    shared = g.node("Reshape", [shared, g.weight("once", [-1, 1, H], np.int64)], "shared")
+    hidden = g.node("Relu", [g.node("Add", [shared, told], "predict_z")], "predict")
+    hidden = g.node("Reshape", [hidden, g.weight("rows", [-1, H], np.int64)], "predict_rows")
+    bins = g.linear(hidden, "bins", p.value_w, p.value_b)
+    values = g.decode(bins, "values_flat", s.value_limit, s.value_bins)
+    values = g.node("Reshape", [values, g.weight("slots", [-1, S], np.int64)], "values")
+    g.join([latent, codes, values], "y")
+    return g.serialise(D + s.codes + (S * P if sides is None else 0), D + s.codes + S)

@@ -18,8 +18,8 @@ class Shape(NamedTuple):
 
     features: int
     position: int = 9
-    latent: int = 64
-    hidden: int = 128
+    latent: int = 32
+    hidden: int = 64
     actions: int = 4
     codes: int = 8
     reward_bins: int = 41

@@ -23,10 +23,11 @@ def test_graphs_equal_the_forward_of_the_trainer() -> None:
     work = unroll.new_work(SHAPE, n, K)
     unroll.fill_inputs(work, batch, 0)
     unroll.forward(work, net.views(flat, SHAPE), batch.x)
-    graphs, D = export(flat, SHAPE), SHAPE.latent
+    sides = np.random.default_rng(0).normal(size=(3, SHAPE.position)).astype(np.float32)
+    graphs, D = export(flat, SHAPE, 3, sides), SHAPE.latent
     root = run(graphs["root"], np.concatenate([batch.x, batch.position[:, 0]], axis=1))
     value = decode(work.value, SHAPE.value_limit)
-    expected = np.concatenate([work.latent[0], work.policy[:n], value[:n, None]], axis=1)
+    expected = np.concatenate([work.latent[0], work.code[:n], work.policy[:n], value[:n, None]], axis=1)
     np.testing.assert_allclose(root, expected, atol=1e-5)
     after = run(graphs["afterstate"], work.after_in[:n])
     after_value = decode(work.after_value, SHAPE.value_limit)
@@ -39,13 +40,30 @@ def test_graphs_equal_the_forward_of_the_trainer() -> None:
         [work.latent[1], reward, work.policy[after_step], value[after_step, None]], axis=1
     )
     np.testing.assert_allclose(moved, expected, atol=1e-5)
-    assert D == work.latent.shape[2]
+    market = run(graphs["market"], work.gain_in[:n, : D + SHAPE.codes])
+    np.testing.assert_allclose(
+        market[:, : D + SHAPE.codes],
+        np.concatenate([work.latent[1], work.code[after_step]], axis=1),
+        atol=1e-5,
+    )
+    for slot in range(3):  # what the trainer's own heads say of the same latent in each of these positions
+        work.predict_in[after_step, D:] = sides[slot]
+        hidden = np.maximum(
+            work.predict_in[after_step] @ net.views(flat, SHAPE).predict_w + net.views(flat, SHAPE).predict_b,
+            0,
+        )
+        bins = hidden @ net.views(flat, SHAPE).value_w + net.views(flat, SHAPE).value_b
+        np.testing.assert_allclose(
+            market[:, D + SHAPE.codes + slot], decode(bins, SHAPE.value_limit), atol=1e-4
+        )
+    told = np.concatenate([work.gain_in[:n, : D + SHAPE.codes], np.tile(sides.ravel(), (n, 1))], axis=1)
+    np.testing.assert_allclose(run(export(flat, SHAPE, 3)["market"], told), market, atol=1e-5)
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:
     shape = net.Shape(features=300)
     rng = np.random.default_rng(0)
-    for name, graph in export(net.new_params(shape, 3), shape).items():
+    for name, graph in export(net.new_params(shape, 3), shape, 6).items():
         x = rng.normal(size=(512, widths(graph)[0])).astype(np.float32)
         together = run(graph, x)
         for rows in (1, 7, 8, 64):
@@ -56,5 +74,5 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 
 def test_equal_weights_give_equal_bytes() -> None:
     flat = net.new_params(SHAPE, 0)
-    assert export(flat, SHAPE) == export(flat.copy(), SHAPE)
-    assert export(flat, SHAPE) != export(net.new_params(SHAPE, 1), SHAPE)
+    assert export(flat, SHAPE, 4) == export(flat.copy(), SHAPE, 4)
+    assert export(flat, SHAPE, 4) != export(net.new_params(SHAPE, 1), SHAPE, 4)

@@ -457,11 +457,13 @@ def test_impossible_markets_are_refused(wrong: dict[str, Any]) -> None:
 def test_run_actions_is_the_ledger(case: Case) -> None:
     played = play(case)
     equity, trades = np.zeros(N - 1), np.zeros((N - 1, mk.TRADE))
-    count = mk.run_actions(equity, trades, case.bars, 0, np.array(played.actions, np.int8), case.market)
+    count = mk.run_actions(
+        equity, trades, mk.new_accounts(1)[0], case.bars, 0, np.array(played.actions, np.int8), case.market
+    )
     np.testing.assert_array_equal(trades[:count], played.trades)
     np.testing.assert_array_equal(equity, [*played.equity[:-2], played.equity[-1]])
     anything = np.random.default_rng(case.seed).integers(0, 4, N - 1).astype(np.int8)
-    count = mk.run_actions(equity, trades, case.bars, 0, anything, case.market)
+    count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], case.bars, 0, anything, case.market)
     assert np.isfinite(equity).all()
     assert equity[-1] == pytest.approx(trades[:count, mk.PROFIT_PX].sum(), rel=1e-9, abs=1e-13)
 
@@ -491,6 +493,6 @@ def test_part_of_the_bars_is_as_good_as_all() -> None:
     results = []
     for part, first in ((bars, 20), (take(bars, 10, N), 10)):
         equity, trades = np.zeros(6), np.zeros((6, mk.TRADE))
-        mk.run_actions(equity, trades, part, first, actions, market)
+        mk.run_actions(equity, trades, mk.new_accounts(1)[0], part, first, actions, market)
         results.append(equity)
     np.testing.assert_array_equal(results[0], results[1])

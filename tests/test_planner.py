@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.agent import Agent, Sizes, row_buckets
+from host.agent import Agent, Sizes, row_buckets, slot_sides
 from kernels.bars import NS, Bars
 from kernels.gumbel import SearchConfig, new_search_config
 from kernels.market import fit_codes, move_scale_px, new_market
@@ -53,7 +53,8 @@ few = settings(deadline=None, max_examples=8)
 def random_graphs(seed: int) -> dict[str, bytes]:
     """Networks whose heads have an opinion: freshly initialised ones hardly do."""
     draw = np.random.default_rng(seed)
-    return export(new_params(SHAPE, seed) + draw.normal(0, 0.3, new_params(SHAPE, 0).shape), SHAPE)
+    flat = new_params(SHAPE, seed) + draw.normal(0, 0.3, new_params(SHAPE, 0).shape)
+    return export(flat, SHAPE, *slot_sides(SIZES, new_search_config()))
 
 
 AGENTS = [Agent(random_graphs(seed), SIZES) for seed in range(2)]
@@ -86,14 +87,16 @@ def searched(
         set_root(planner, b, root.features, root.position, bars, root.t, CODES, market)
         draw_noise(planner, b, seed, root.number, 3)
     if noise is not None:
-        planner.tree.noise[:] = noise
+        planner.noise[:] = noise
     check(plan(planner))
     return planner
 
 
 def random_planner(seed: int, B: int = 6, simulations: int = 24, reverse: bool | None = None) -> Planner:
     reverse = bool(seed % 2) if reverse is None else reverse
-    config = new_search_config(simulations=simulations, considered=3, c_scale=0.3, reverse=reverse)
+    config = new_search_config(
+        simulations=simulations, considered=3, c_scale=0.3, reverse=reverse, excursion_weight=0.01
+    )
     return searched(AGENTS[seed % 2], config, [random_root(seed, b, reverse) for b in range(B)], seed)
 
 
@@ -272,7 +275,7 @@ def test_positions_in_the_tree_follow_from_the_actions_and_codes_on_the_path(see
 
 def told(tree: Tree, b: int, node: int) -> Any:
     out = np.zeros(FEATURES, np.float32)
-    position_features(out, tree.position[b, node])
+    position_features(out, tree.position[b, node], False)
     return out
 
 
@@ -334,8 +337,8 @@ def test_noise_is_keyed_by_seed_stream_and_step() -> None:
     planner = AGENTS[0].planner(2, new_search_config(simulations=2))
     draw_noise(planner, 1, 5, 6, 7)
     expected = [np.float32(gumbel(5, 6, 7 * A + a)) for a in range(A)]
-    assert planner.tree.noise[1].tolist() == expected
-    assert not planner.tree.noise[0].any()
+    assert planner.noise[1].tolist() == expected
+    assert not planner.noise[0].any()
 
 
 def test_bars_after_t_change_no_decision_at_t() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from kernels import gumbel, search, tree
-from kernels.ort import Session, check
+from kernels.ort import Session, check, no_net
+from kernels.outlook import new_outlook
 from tests.graphs import graph
 
 GOLDENS = Path(os.environ.get("SWT_GOLDENS") or Path(__file__).parent / "golden" / "search.json")
@@ -102,10 +103,10 @@ class Searcher:
         counts = range(1, batch + 1)
         dyn = Session(dynamics).bind(3 + (C if c["stochastic"] else A), 3 + 1 + A + 1, counts)
         aft = Session(after).bind(3 + A, 3 + C + 1, counts) if after else dyn
-        self.model = search.Model(aft, aft, dyn)
+        self.model = search.Model(aft, aft, dyn, no_net())
         self.tree = tree.new_tree(batch, search.nodes_needed(self.config, C), A, C, 3, 0)
-        self.work = search.new_work(batch, C)
-        self.outlook = search.Outlook(np.zeros((batch, C), np.float32), np.zeros(batch, np.float32))
+        self.work = search.new_work(batch, C, c["n"])
+        self.outlook, self.known = new_outlook(batch, C, 1), tree.new_known(batch)
         self.table = gumbel.halving_table(c["m"], c["n"])
 
     def plant(self, b: int, invalid: list[int], noise: list[float]) -> None:
@@ -122,7 +123,9 @@ class Searcher:
                 self.tree.prior[b, 0, a] = tree.MASKED
 
     def run(self) -> None:
-        check(search.grow(self.tree, self.work, self.model, self.outlook, self.config, self.table))
+        check(
+            search.grow(self.tree, self.work, self.model, self.outlook, self.config, self.known, self.table)
+        )
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))

@@ -76,7 +76,7 @@ def test_schedules_trade_as_told(seed: int, reverse: bool, n: int) -> None:
     bars, rules = wandering_bars(seed, n + 1, 60), market(reverse=reverse)
     equity, trades = np.zeros(n), np.zeros((n, mk.TRADE))
     agent = np.random.default_rng(seed).integers(0, 4, n).astype(np.int8)
-    count = mk.run_actions(equity, trades, bars, 0, agent, rules)
+    count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], bars, 0, agent, rules)
     held = trades[:count, mk.BARS_HELD].astype(np.int64)
     actions, given_held = np.full(n, 77, np.int8), held.copy()
     stats.draw_schedule(actions, held, reverse, seed, 5)
