@@ -62,7 +62,7 @@ def draw_batch(
 def told(position: Any) -> Any:
     """Position features as a fresh row."""
     out = np.zeros(FEATURES, np.float32)
-    position_features(out, np.asarray(position, np.float32))
+    position_features(out, np.asarray(position, np.float32), True)
     return out
 
 
