@@ -15,7 +15,7 @@ from kernels.gumbel import SearchConfig, new_search_config
 from kernels.market import Codes, Market, new_market
 from kernels.ort import Net, Session
 from kernels.planner import Planner, new_planner
-from kernels.position import ACTIONS
+from kernels.position import action_names
 from kernels.search import Model
 
 
@@ -92,7 +92,7 @@ def save_agent(
         "instrument": {"pip_px": market["pip_px"], "range_px": market["range_px"]},
         "interval_s": market["interval_ns"] // NS,
         "history": HISTORY,
-        "actions": list(ACTIONS),
+        "actions": action_names(setting.market.sizes),
         "costs": market,
         "search": search._asdict(),
         "data": data,
@@ -115,14 +115,15 @@ def load_agent(path: Path) -> Loaded:
     )
     if feature_digest(features) != m["features"]["digest"]:
         raise ModelRefused(f"{path}: made with other features than this program computes")
-    if m["actions"] != list(ACTIONS) or m["history"] != HISTORY:
+    market = new_market(**m["costs"])
+    if m["actions"] != action_names(market.sizes) or m["history"] != HISTORY:
         raise ModelRefused(f"{path}: its actions or its history are not this program's")
     a = model.arrays
     setting = Setting(
         features,
         Normaliser(a["shift"], a["scale"]),
         Codes(a["edges"], a["centres"]),
-        new_market(**m["costs"]),
+        market,
     )
     agent = Agent(model.graphs, Sizes(**m["sizes"]))
     return Loaded(agent, setting, new_search_config(**m["search"]), m, model.sha256)

@@ -21,7 +21,7 @@ from kernels.gumbel import SearchConfig, new_search_config
 from kernels.market import TRADE, Codes, Market, new_accounts
 from kernels.ort import check
 from kernels.planner import Planner
-from kernels.position import ACTIONS, FEATURES
+from kernels.position import FEATURES, HOLD, action_names
 from kernels.reanalyze import search_again, value_again
 from kernels.replay import ValueTarget, new_batch, new_replay, sample
 from kernels.rng import below
@@ -47,22 +47,23 @@ class Trainer:
             len(data.setting.normaliser.scale),
             FEATURES,
             config.network.latent,
-            len(ACTIONS),
+            len(action_names(data.setting.market.sizes)),
             config.network.codes,
         )
         shape = Shape(
             features=self.sizes.features,
             latent=config.network.latent,
             hidden=config.network.hidden,
+            actions=self.sizes.actions,
             codes=config.network.codes,
         )
         self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads)
         self.target = (
             self.learner.params.copy()
         )  # soft copy of the weights: bootstraps, plays and is exported
-        self.replay = new_replay(t.replay, config.market.session, len(ACTIONS))
+        self.replay = new_replay(t.replay, config.market.session, self.sizes.actions)
         self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
-        self.batch = new_batch(t.batch, t.unroll, self.sizes.features, FEATURES, len(ACTIONS))
+        self.batch = new_batch(t.batch, t.unroll, self.sizes.features, FEATURES, self.sizes.actions)
         self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
         self._pool = ThreadPoolExecutor(threads)
@@ -85,6 +86,7 @@ class Trainer:
             learnt = time.perf_counter()
         self.cycle += 1
         rewards = self.replay.reward[slots]
+        actions = self.replay.action[slots]
         held = np.abs(self.replay.position[slots][:, 1:, 0]) > 0
         return {
             "cycle": self.cycle,
@@ -92,7 +94,7 @@ class Trainer:
             "steps": self.learner.step,
             "reward_per_bar": float(rewards.mean(dtype=np.float64)),
             "share_in_market": float(held.mean()),
-            "entries": int(np.isin(self.replay.action[slots], (1, 2)).sum()),
+            "entries": int(np.count_nonzero((actions > HOLD) & (actions < self.sizes.actions - 1))),
             "value_unit": self.value_unit,
             "collect_s": collected - begin,
             "reanalyse_s": searched - collected,

@@ -10,9 +10,9 @@ from kernels.bars import Bars
 from kernels.gumbel import SearchConfig, greedy_q, halving_table, improved_policy, root_action
 from kernels.market import Codes, Market, entry_cost, move_scale_px
 from kernels.ort import evaluate
-from kernels.position import FEATURES, RAW, position_features
+from kernels.position import FEATURES, RAW, position_features, target_side
 from kernels.rng import gumbel
-from kernels.search import Model, Outlook, Work, grow, mask, new_work, nodes_needed, plant
+from kernels.search import Model, Outlook, Work, grow, mask, new_outlook, new_work, nodes_needed, plant
 from kernels.tree import Tree, new_tree
 
 
@@ -37,7 +37,7 @@ def new_planner(model: Model, config: SearchConfig, roots: int, actions: int, co
         tree=new_tree(roots, nodes_needed(config, codes), actions, codes, latent, RAW),
         work=new_work(roots, codes),
         model=model,
-        outlook=Outlook(np.zeros((roots, codes), np.float32), np.zeros(roots, np.float32)),
+        outlook=new_outlook(roots, actions, codes),
         config=config,
         table=halving_table(config.considered, config.simulations),
         action=np.zeros(roots, np.int32),
@@ -67,6 +67,8 @@ def set_root(
     for c in range(codes.centres.shape[0]):
         planner.outlook.move[b, c] = codes.centres[c] * scale
     planner.outlook.entry_cost[b] = entry_cost(bars, t, market)
+    for a in range(planner.outlook.size.shape[1]):
+        planner.outlook.size[b, a] = target_side(0.0, a, market.sizes)
 
 
 @inlined

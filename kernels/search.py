@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kernels._jit import inlined, kernel
 from kernels.gumbel import SearchConfig, interior_action, root_candidate, visits_of
 from kernels.ort import Net, evaluate
-from kernels.position import FEATURES, SIDE, act_on, is_legal, move_on, position_features
+from kernels.position import FEATURES, HOLD, SIDE, act_on, is_legal, move_on, position_features
 from kernels.tree import CHANCE, DECISION, MASKED, NONE, Tree, add_node
 
 
@@ -35,7 +35,14 @@ class Outlook(NamedTuple):
     """What the position of each root will meet inside its tree."""
 
     move: NDArray[np.float32]  # [B, C] price move that each chance code stands for, R
-    entry_cost: NDArray[np.float32]  # [B] cost of opening a position, R
+    entry_cost: NDArray[np.float32]  # [B] cost of opening a full position, R
+    size: NDArray[np.float32]  # [B, A] signed size that each action but HOLD brings about
+
+
+def new_outlook(searches: int, actions: int, codes: int) -> Outlook:
+    """Room for the outlook of `searches` roots."""
+    shapes = (searches, codes), (searches,), (searches, actions)
+    return Outlook._make(np.zeros(shape, np.float32) for shape in shapes)
 
 
 class Work(NamedTuple):
@@ -71,7 +78,7 @@ def mask(tree: Tree, b: int, node: int, reverse: bool) -> None:
     if tree.position.shape[2] == 0:
         return
     for a in range(tree.legal.shape[2]):
-        if not is_legal(tree.position[b, node, SIDE], a, reverse):
+        if not is_legal(tree.position[b, node, SIDE], a, tree.legal.shape[2], reverse):
             tree.legal[b, node, a] = False
             tree.prior[b, node, a] = MASKED
 
@@ -126,7 +133,8 @@ def add_afterstate(
     """Add the chance node behind `action` and write its network row x."""
     node = add_node(tree, b, CHANCE, parent, action)
     if tree.position.shape[2] > 0:
-        act_on(tree.position[b, node], tree.position[b, parent], action, outlook.entry_cost[b])
+        target = tree.position[b, parent, SIDE] if action == HOLD else outlook.size[b, action]
+        act_on(tree.position[b, node], tree.position[b, parent], target, outlook.entry_cost[b])
     D = tree.state.shape[2]
     for d in range(D):  # loops: the assignment of a slice makes two views and checks that they do not overlap
         x[d] = tree.state[b, parent, d]

@@ -105,7 +105,7 @@ class Searcher:
         self.model = search.Model(aft, aft, dyn)
         self.tree = tree.new_tree(batch, search.nodes_needed(self.config, C), A, C, 3, 0)
         self.work = search.new_work(batch, C)
-        self.outlook = search.Outlook(np.zeros((batch, C), np.float32), np.zeros(batch, np.float32))
+        self.outlook = search.new_outlook(batch, A, C)
         self.table = gumbel.halving_table(c["m"], c["n"])
 
     def plant(self, b: int, invalid: list[int], noise: list[float]) -> None:
