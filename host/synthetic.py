@@ -127,7 +127,7 @@ def _bars(path: Floats, noise_px: float, spread_px: float, seed: int) -> Bars:
 
 
 def find_optimum(synthetic: Synthetic, market: Market, cells: int = CELLS) -> Optimum:
-    """The policy of the largest average profit of full positions under the ledger's rules, fills and costs (no swap)."""
+    """The policy of the largest average profit, full positions only, under the ledger's rules and costs (no swap)."""
     points, move, chain = _chain(synthetic, cells)
     reward = _rewards(synthetic, market, move)
     gain, action = _iterate(reward, chain, PRECISION * synthetic.noise_px)

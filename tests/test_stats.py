@@ -186,6 +186,30 @@ def test_an_empty_stretch_is_refused() -> None:
         stats.baselines(wandering_bars(1, 20, 60), 5, 6, market(), np.zeros((0, mk.TRADE)), 0)
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**30), st.booleans())
+def test_schedules_deal_the_sizes_of_the_turnover(seed: int, reverse: bool) -> None:
+    """The ledger books as many trades of each size and length as the agent had, on either side."""
+    n, sizes = 60, (0.1, 0.25, 0.5, 0.75, 1.0)
+    bars, rules = wandering_bars(seed, n + 1, 60), market(reverse=reverse, sizes=sizes)
+    equity, trades = np.zeros(n), np.zeros((n, mk.TRADE))
+    agent = np.random.default_rng(seed).integers(0, 12, n).astype(np.int8)
+    count = mk.run_actions(equity, trades, bars, 0, agent, rules)
+    dealt: list[Any] = []
+
+    def keep(equity: Any, trades: Any, *rest: Any) -> None:
+        dealt.append(trades[: mk.run_actions(equity, trades, *rest)].copy())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stats, "run_actions", keep)
+        patch.setattr(stats, "SCHEDULES", 2)
+        stats.baselines(bars, 0, n + 1, rules, trades[:count], seed)
+    held = [mk.BARS_HELD, mk.TRADE_SIDE]
+    assert dealt[1][0, mk.TRADE_SIDE] == -dealt[2][0, mk.TRADE_SIDE] == 1, "one full position"
+    for found in dealt[3:]:
+        assert sorted(np.abs(found[:, held]).tolist()) == sorted(np.abs(trades[:count, held]).tolist())
+
+
 def test_a_schedule_holds_and_closes() -> None:
     actions = np.zeros(3, np.int8)
     schedule(actions, np.array([2]), False, 0, 0)
