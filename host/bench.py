@@ -31,7 +31,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 # What weighs (pandas, onnx, the trainer) is imported where it is used: a measuring process must not carry it.
-from host.agent import Agent, Sizes
+from host.agent import Agent, Sizes, row_buckets
 from host.progress import say
 from kernels.bars import Bars
 from kernels.features import HISTORY, WINDOW, features_of, fill_features, new_features, new_work, width
@@ -41,6 +41,7 @@ from kernels.planner import plan
 from kernels.position import FEATURES
 from kernels.replay import Batch, new_batch
 from kernels.search import Model
+from kernels.widening import HEAD, new_wide, plan_wide, tree_bytes
 from models.net import Shape, new_params
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Size:
     nets: tuple[str, ...] = ("64/256", "default")
     roots: tuple[int, ...] = (1, 8, 64, 256)
     simulations: tuple[int, ...] = (16,)
+    forests: tuple[tuple[int, int], ...] = ((1, 1), (1, 64), (8, 64))  # threads and roots of `widening`
     sessions: int = 32
     windows: int = 2048
     length: int = 60_000  # bars of the market of `selfplay`
@@ -110,7 +112,7 @@ def medians(works: list[Work], rounds: int, now: Callable[[], float]) -> list[fl
 class Case(NamedTuple):
     """One row of `bench search`."""
 
-    impl: str  # swt or network
+    impl: str  # swt, network or wide
     net: str  # of NETS
     B: int
     n: int
@@ -154,6 +156,8 @@ def fill(arrays: Iterable[NDArray[np.float32]], seed: int) -> None:
 def new_searches(graphs: dict[str, bytes], case: Case) -> list[Callable[[], int]]:
     """For each thread, a search over B flat roots, or the network calls it makes."""
     s = NETS[case.net]
+    if case.impl == "wide":
+        return [new_wide_search(graphs, case, thread) for thread in range(case.threads)]
     agent = Agent(graphs, Sizes(s.features, s.position, s.latent, s.actions, s.codes))
     works: list[Callable[[], int]] = []
     for thread in range(case.threads):
@@ -166,6 +170,24 @@ def new_searches(graphs: dict[str, bytes], case: Case) -> list[Callable[[], int]
             fill((planner.model.root.x, planner.tree.noise, planner.outlook.move), thread)
             works.append(partial(plan, planner))
     return works
+
+
+def new_wide_search(graphs: dict[str, bytes], case: Case, thread: int) -> Callable[[], int]:
+    """A search over any size of the entry."""
+    s = NETS[case.net]
+    D, C, P, B = s.latent, s.codes, s.position, case.B
+    widths = {
+        "root": (s.features + P, D + HEAD + 1, B),
+        "afterstate": (D + s.actions + P, D + C + 1, B),
+        "dynamics": (D + C + 2 * P, D + HEAD + 2, B * C),
+    }
+    model = Model(
+        **{name: Session(graphs[name]).bind(*w[:2], row_buckets(w[2])) for name, w in widths.items()}
+    )
+    planner, wide = new_wide(model, new_search_config(simulations=case.n, considered=8), B, C)
+    fill((model.root.x, planner.tree.noise, planner.outlook.move), thread)
+    wide.key[:] = np.arange(B)
+    return partial(plan_wide, planner, wide)
 
 
 _works: list[Callable[[], int]] = []  # of a measuring process, one a thread
@@ -219,6 +241,38 @@ def bench_search(size: Size) -> list[Row]:
     wanted = product(size.nets, size.simulations, size.roots)
     cases = [Case("", net, B, n, size.threads) for net, n, B in wanted]
     return [row for case in cases for row in compare_search(case, size.rounds)]
+
+
+def bench_widening(size: Size) -> list[Row]:
+    """The document of `bench widening`: searches over continuous sizes, and the memory of a tree and of the process."""
+    cases = [Case("wide", "default", B, n, threads) for n in size.simulations for threads, B in size.forests]
+    return [wide_row(case, size.rounds) for case in cases]
+
+
+def wide_row(case: Case, rounds: int) -> Row:
+    """One forest of trees on all threads, in a process of its own."""
+    shape = NETS[case.net]
+    graphs = {**new_graphs(shape._replace(actions=HEAD)), "afterstate": new_graphs(shape)["afterstate"]}
+    with ProcessPoolExecutor(1, get_context("spawn"), start, (graphs, case)) as pool:
+        once = min(pool.submit(seconds_of, 1).result() for _ in range(3))
+        count = max(1, round(BLOCK_S / once))
+        seconds = statistics.median(pool.submit(seconds_of, count).result() for _ in range(rounds)) / count
+        tree = pool.submit(bytes_of_a_tree).result()
+        peak = pool.submit(memory_mb, "VmHWM").result()
+    known = {
+        "net": case.net,
+        "B": case.B,
+        "n": case.n,
+        "threads": case.threads,
+        "trees": case.B * case.threads,
+    }
+    cost = {"ms": round(seconds * 1e3, 3), "us_per_decision": round(seconds * 1e6 / case.B / case.threads, 2)}
+    return {**known, **cost, "rows": 1 + case.n * (1 + shape.codes), "bytes_per_tree": tree, "rss_mb": peak}
+
+
+def bytes_of_a_tree() -> int:
+    """Of a measuring process that searches over sizes."""
+    return tree_bytes(*_works[0].args)  # type: ignore[attr-defined]
 
 
 def bench_ort(size: Size) -> list[Row]:
@@ -469,7 +523,8 @@ def write_minutes(path: Path, hours: Bars, count: int) -> None:
 
 BENCHES = {
     work.__name__.removeprefix("bench_"): work
-    for work in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort)
+    for work in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort,
+                 bench_widening)
 }  # fmt: skip
 
 
