@@ -225,6 +225,14 @@ def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more
     assert trainer.sessions == 12
 
 
+@pytest.mark.parametrize(
+    "setting", ["market.sizes=[0.5, 0.2]", "market.sizes=[2]", "market.sizes=['half']", "market.slippage=-1"]
+)
+def test_impossible_markets_are_faults_of_the_configuration(setting: str) -> None:
+    with pytest.raises(ConfigError, match="market: "):
+        dataset(tiny(setting))
+
+
 def test_too_few_bars_are_refused_with_the_reason() -> None:
     with pytest.raises(DatasetError, match=r"market\.session"):
         dataset(tiny("market.session=800"))
