@@ -44,7 +44,7 @@ from kernels.tree import CHANCE, DECISION, MASKED, NONE, add_node, new_tree
 KINDS = len(ACTIONS)
 HEAD = (
     KINDS + 4
-)  # of a network row: logits of the kinds, then alpha and beta of a BUY and of a SELL, before softplus
+)  # logits of the kinds, then alpha and beta of a BUY and of a SELL, as the softplus takes them
 LEAST_SIZE = 2.0**-10  # a size too small to tell from flat would be a HOLD
 
 

@@ -140,7 +140,8 @@ class After:
     state: Any
     position: Any
     prior: Any
-    next: list[Spot]
+    raw: Any
+    next: list[Spot] = field(default_factory=list)
     visits: int = 0
     value: Any = 0.0
 
@@ -286,7 +287,7 @@ class Naive:
         y = self.ask(self.model.afterstate)
         weights = [exp32(z - max(y[D : D + C])) for z in y[D : D + C]]
         total = sum(float(weight) for weight in weights)
-        after = After(self.used, y[:D], position, [np.float32(float(w) / total) for w in weights], [])
+        after = After(self.used, y[:D], position, [np.float32(float(w) / total) for w in weights], y[D + C])
         for c in range(C):
             moved = np.zeros(RAW, np.float32)
             move_on(moved, position, self.root.move[c])
@@ -322,6 +323,7 @@ def compare(planner: Planner, wide: Wide, b: int, spot: Spot) -> int:
             after.visits,
             after.value,
         )
+        assert tree.raw_value[b, child] == after.raw
         assert (tree.position[b, child] == after.position).all()
         seen += 1 + sum(compare(planner, wide, b, following) for following in after.next)
     return seen
