@@ -425,6 +425,25 @@ def test_sizes_are_keyed_by_seed_stream_and_step() -> None:
     assert len(set(np.abs(sizes[0][0, 0, 1:7]).tolist())) == 6
 
 
+def test_the_root_draws_from_the_policy() -> None:
+    """The first of Gumbel-top-k has the kind and the size that the head of the root says, however many samples."""
+    config, root = new_search_config(simulations=1, considered=1), random_root(5, 1)
+    roots = [Root(number, root.x, root.position, root.move, 0.3) for number in range(1500)]
+    planner, wide = searched(config, roots, 0)
+    taken = wide.size[np.arange(1500), 0, planner.action]
+    head = wide.head[0, 0].astype(float)
+    policy = np.exp(head[:3]) / np.exp(head[:3]).sum()
+    assert policy.min() > 0.02
+    a, b = 1 + np.log1p(np.exp(head[4::2])), 1 + np.log1p(np.exp(head[5::2]))
+    for kind, chosen in enumerate((taken == 0, taken > 0, taken < 0)):
+        assert abs(chosen.mean() - policy[kind]) < 4 * np.sqrt(policy[kind] / 1500)
+        if kind:
+            total = a[kind - 1] + b[kind - 1]
+            mean = a[kind - 1] / total
+            error = np.sqrt(mean * (1 - mean) / (total + 1) / chosen.sum())
+            assert abs(np.abs(taken[chosen]).mean() - mean) < 4 * error
+
+
 def parabola(best: float) -> dict[str, Session]:
     """A market that pays 2 best s - s^2 for a bar with the signed size s, and nothing is known beyond."""
     after = graph(
