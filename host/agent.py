@@ -115,7 +115,10 @@ def load_agent(path: Path) -> Loaded:
     )
     if feature_digest(features) != m["features"]["digest"]:
         raise ModelRefused(f"{path}: made with other features than this program computes")
-    market = new_market(**m["costs"])
+    try:
+        market = new_market(**m["costs"])
+    except (TypeError, ValueError) as error:
+        raise ModelRefused(f"{path}: its costs: {error}") from None
     if m["actions"] != action_names(market.sizes) or m["history"] != HISTORY:
         raise ModelRefused(f"{path}: its actions or its history are not this program's")
     a = model.arrays

@@ -144,17 +144,15 @@ def softplus(z: float) -> float:
 
 @inlined
 def draw_target(wide: Wide, b: int, node: int, kind: int, side: float, draw: int) -> float:
-    """Signed size that draw number `draw` of a node brings about: of an entry +- Beta(alpha, beta), else what is so."""
+    """Signed size that draw number `draw` of a node brings about: of an entry, one from the Beta distribution."""
     if kind == HOLD:
         return side
     if kind == CLOSE:
         return 0.0
     first = KINDS + 2 * (kind - BUY)
-    alpha = 1.0 + softplus(np.float64(wide.head[b, node, first]))
-    size = beta(
-        alpha, 1.0 + softplus(np.float64(wide.head[b, node, first + 1])), wide.key[b], 2 * node + 1, draw
-    )
-    size = max(size, LEAST_SIZE)
+    p = 1.0 + softplus(np.float64(wide.head[b, node, first]))
+    q = 1.0 + softplus(np.float64(wide.head[b, node, first + 1]))
+    size = max(beta(p, q, wide.key[b], 2 * node + 1, draw), LEAST_SIZE)
     return size if kind == BUY else -size
 
 
@@ -216,12 +214,8 @@ def descend_wide(planner: Planner, wide: Wide, b: int, simulation: int) -> None:
 @inlined
 def add_wide_afterstate(planner: Planner, wide: Wide, b: int) -> None:
     """Add the chance node behind the leaf edge of tree b and write its network row; it becomes the leaf."""
-    tree, x, parent, edge = (
-        planner.tree,
-        planner.model.afterstate.x[b],
-        planner.tree.leaf[b],
-        planner.tree.leaf_edge[b],
-    )
+    tree, x = planner.tree, planner.model.afterstate.x[b]
+    parent, edge = tree.leaf[b], tree.leaf_edge[b]
     node = add_node(tree, b, CHANCE, parent, edge)
     side, target = tree.position[b, parent, SIDE], wide.size[b, parent, edge]
     act_on(tree.position[b, node], tree.position[b, parent], target, planner.outlook.entry_cost[b])

@@ -19,6 +19,7 @@ from host.backtest import COLUMNS, backtest_csv
 from host.bars import ReadOptions
 from host.config import load_config
 from host.feed import Bar, feed_bars
+from host.model_file import WRITTEN, ModelRefused, read_model, write_model
 from host.train import train_csv
 from host.trainer import Trainer
 from kernels.features import HISTORY
@@ -284,3 +285,13 @@ def test_sizes_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: 
         held, target = float(before[2]), float(row[2])
         kinds = {"HOLD": target == held, "BUY": held == 0 < target, "SELL": target < 0 == held}
         assert kinds.get(row[1], held != 0 == target), "no resizing"
+
+
+def test_a_model_of_impossible_sizes_is_refused(trained: Trained, tmp_path: Path) -> None:
+    model, path = read_model(trained.path), tmp_path / "model.swt"
+    manifest = {key: value for key, value in model.manifest.items() if key not in WRITTEN}
+    for sizes, reason in (([2.0], "its costs: sizes"), ([0.5], "its actions")):
+        changed = {**manifest, "costs": {**manifest["costs"], "sizes": sizes}}
+        write_model(path, changed, model.graphs, model.arrays)
+        with pytest.raises(ModelRefused, match=reason):
+            load_agent(path)
