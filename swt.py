@@ -135,12 +135,16 @@ def selftest(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="search, features, selfplay, learn, act, memory or ort.")],
+    what: Annotated[
+        str, typer.Argument(help="search, widening, features, selfplay, learn, act, memory or ort.")
+    ],
     threads: Annotated[
         int, typer.Option(help="Threads; 0 = all cores.  One is CPU time, more are wall time.")
     ] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds whose median is given.", min=1)] = 7,
-    full: Annotated[bool, typer.Option("--full", help="`search` with 32 and 50 simulations too.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="`search` and `widening` with 32 and 50 simulations too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure what the program costs on this machine."""

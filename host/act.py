@@ -79,7 +79,7 @@ class Actor:
         """The row to print after `on_bar`."""
         planner = self._trader.planner
         action = int(planner.action[0])
-        target = int(target_side(self._account[ACC_SIDE], action))
+        target = target_side(self._account[ACC_SIDE], action, self._trader.market.sizes)
         return format_decision(bar.time, action, target, planner.value[0], planner.policy[0], latency_us)
 
 

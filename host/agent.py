@@ -19,7 +19,7 @@ from kernels.market import Codes, Market, new_market
 from kernels.market_tree import CALL_ROWS, WAVE, slot_count
 from kernels.ort import Net, Session, no_net
 from kernels.planner import HORIZON, Planner, new_planner
-from kernels.position import ACTIONS, RAW, SIDE, position_features, target_side
+from kernels.position import FULL, RAW, SIDE, action_names, position_features, target_side
 from kernels.search import Model
 
 
@@ -68,7 +68,7 @@ class Agent:
             rows = min(roots * C, max(CALL_ROWS, C))
             dynamics = self._bind("dynamics", D + C + 2 * P, D + 1 + A + 1, row_buckets(rows))
             after = self._bind("afterstate", D + A + P, D + C + 1, row_buckets(roots))
-        return new_planner(Model(self.root(roots), after, dynamics, market), config, roots, A, C, P > 0)
+        return new_planner(Model(self.root(roots), after, dynamics, market), config, roots, A, C, D, P > 0)
 
     def _bind(self, name: str, width_in: int, width_out: int, rows: list[int]) -> Net:
         if name not in self._sessions:
@@ -81,10 +81,12 @@ def row_buckets(rows: int) -> list[int]:
     return [2**i for i in range(rows.bit_length()) if 2**i < rows] + [rows]
 
 
-def slot_sides(sizes: Sizes, config: SearchConfig) -> tuple[int, NDArray[np.float32] | None]:
+def slot_sides(
+    sizes: Sizes, config: SearchConfig, entries: tuple[float, ...] = FULL
+) -> tuple[int, NDArray[np.float32] | None]:
     """(S, features [S, P] of the slots' positions where they are always the same): what `market` is exported for.
 
-    S = 0, and no such graph, for a game without positions.
+    `entries` are the sizes of an entry.  S = 0, and no such graph, for a game without positions.
     """
     if sizes.position == 0:
         return 0, None
@@ -94,7 +96,7 @@ def slot_sides(sizes: Sizes, config: SearchConfig) -> tuple[int, NDArray[np.floa
         return slots, None
     sides, position = np.zeros((slots, sizes.position), np.float32), np.zeros(RAW, np.float32)
     for slot in range(slots):
-        position[SIDE] = target_side(0.0, slot)
+        position[SIDE] = target_side(0.0, slot, entries)
         position_features(sides[slot], position, True)
     return slots, sides
 
@@ -124,7 +126,7 @@ def save_agent(
         "instrument": {"pip_px": market["pip_px"], "range_px": market["range_px"]},
         "interval_s": market["interval_ns"] // NS,
         "history": HISTORY,
-        "actions": list(ACTIONS),
+        "actions": action_names(setting.market.sizes),
         "costs": market,
         "search": search._asdict(),
         "data": data,
@@ -147,14 +149,18 @@ def load_agent(path: Path) -> Loaded:
     )
     if feature_digest(features) != m["features"]["digest"]:
         raise ModelRefused(f"{path}: made with other features than this program computes")
-    if m["actions"] != list(ACTIONS) or m["history"] != HISTORY:
+    try:
+        market = new_market(**m["costs"])
+    except (TypeError, ValueError) as error:
+        raise ModelRefused(f"{path}: its costs: {error}") from None
+    if m["actions"] != action_names(market.sizes) or m["history"] != HISTORY:
         raise ModelRefused(f"{path}: its actions or its history are not this program's")
     a = model.arrays
     setting = Setting(
         features,
         Normaliser(a["shift"], a["scale"]),
         Codes(a["edges"], a["centres"]),
-        new_market(**m["costs"]),
+        market,
     )
     agent = Agent(model.graphs, Sizes(**m["sizes"]))
     return Loaded(agent, setting, new_search_config(**m["search"]), m, model.sha256)

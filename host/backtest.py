@@ -19,7 +19,7 @@ from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
-from kernels.position import ACTIONS, RAW
+from kernels.position import ACTIONS, RAW, kind_of
 from kernels.stats import baselines, statistics
 from kernels.trader import Log, Trader, trade_through
 
@@ -54,7 +54,7 @@ def new_log(decisions: int, actions: int) -> Log:
     n = decisions
     return Log(
         action=np.zeros(n, np.int8),
-        target=np.zeros(n, np.int8),
+        target=np.zeros(n),
         value=np.zeros(n),
         policy=np.zeros((n, actions)),
         equity=np.zeros(n),
@@ -85,16 +85,18 @@ def report(result: Result, bars: Bars, first: int, setting: Setting, seed: int) 
 
 
 def format_decision(
-    time_ns: int, action: int, target: int, value: float, policy: Any, latency_us: int
+    time_ns: int, action: int, target: float, value: float, policy: Any, latency_us: int
 ) -> list[str]:
-    """One row in the columns of `act`; the floats survive a round trip."""
+    """One row in the columns of `act`: `policy` [A] summed over sizes; the floats survive a round trip."""
     stamp = np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s") + "Z"
+    k = len(policy) // 2 - 1
+    kinds = policy[:1], policy[1 : 1 + k], policy[1 + k : -1], policy[-1:]
     return [
         stamp,
-        ACTIONS[action],
-        str(target),
+        ACTIONS[kind_of(int(action), len(policy))],
+        np.format_float_positional(target, trim="-"),
         repr(float(value)),
-        *(repr(float(p)) for p in policy),
+        *(repr(float(np.sum(kind))) for kind in kinds),
         str(latency_us),
     ]
 

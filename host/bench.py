@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 # What weighs (pandas, onnx, the trainer) is imported where it is used: a measuring process must not carry it.
 from host.bench_search import BLOCK_S, NETS, SEARCHES, bench_search, fill, print_search
+from host.bench_widening import bench_widening
 from host.progress import say
 from kernels.bars import Bars
 from kernels.features import HISTORY, WINDOW, features_of, fill_features, new_features, new_work, width
@@ -68,6 +69,7 @@ class Size:
     roots: tuple[int, ...] = (1, 8, 64, 256)
     simulations: tuple[int, ...] = (16, 32, 50)
     threads_tried: tuple[int, ...] = (1, 2)  # of `search`
+    forests: tuple[tuple[int, int], ...] = ((1, 1), (1, 64), (8, 64))  # threads and roots of `widening`
     sessions: int = 32
     windows: int = 2048
     length: int = 60_000  # bars of the market of `selfplay`
@@ -363,7 +365,8 @@ def write_minutes(path: Path, hours: Bars, count: int) -> None:
 
 BENCHES = {
     work.__name__.removeprefix("bench_"): work
-    for work in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort)
+    for work in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort,
+                 bench_widening)
 }  # fmt: skip
 
 

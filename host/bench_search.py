@@ -136,16 +136,21 @@ _works: list[Callable[[], Any]] = []  # of a measuring process, one a thread
 _case: list[Case] = []
 
 
+def run_for(case: Case, works: list[Callable[[], Any]]) -> None:
+    """Have `seconds_of` measure these."""
+    _case.append(case)
+    _works.extend(works)
+
+
 def start(case: Case) -> None:
     """Begin of a measuring process."""
-    _case.append(case)
     if case.impl == "mctx":
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
         from host.bench_mctx import new_search
 
-        _works.append(new_search(shape_of(case), case.search, case.B, case.n))
+        run_for(case, [new_search(shape_of(case), case.search, case.B, case.n)])
     else:
-        _works.extend(new_searches(case))
+        run_for(case, new_searches(case))
 
 
 def repeat(work: Callable[[], Any], count: int) -> float:

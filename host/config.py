@@ -25,6 +25,7 @@ class MarketConfig:
     reward: str = "pnl"  # or "amddp"; the search is exact and fastest for "pnl", see kernels/market_tree.py
     excursion_weight: float = 0.01  # k of amddp
     reverse: bool = False  # an open position may be turned in one action
+    sizes: list[float] = field(default_factory=lambda: [1.0])  # of an entry, up to 5 fractions of a position
     session: int = 360  # decisions
 
 

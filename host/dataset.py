@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.agent import Setting
-from host.config import Config
+from host.config import Config, ConfigError
 from kernels.bars import Bars
 from kernels.features import HISTORY, features_of, fit_normaliser, new_features, normalise_rows
 from kernels.market import check_scale, fit_codes, new_market, session_starts
@@ -71,17 +71,21 @@ def fit_setting(
 ) -> Setting:
     """Costs, feature specification, normaliser and chance codes from bars [0, train_stop)."""
     m = config.market
-    market = new_market(
-        range_px=float(np.mean(bars.high[:train_stop] - bars.low[:train_stop])),
-        pip_px=pip_px,
-        interval_ns=interval_ns,
-        slippage_px=m.slippage * pip_px,
-        commission_px=m.commission * pip_px,
-        swap_long_px=m.swap_long * pip_px,
-        swap_short_px=m.swap_short * pip_px,
-        excursion_weight=m.excursion_weight if m.reward == "amddp" else 0.0,
-        reverse=m.reverse,
-    )
+    try:
+        market = new_market(
+            range_px=float(np.mean(bars.high[:train_stop] - bars.low[:train_stop])),
+            pip_px=pip_px,
+            interval_ns=interval_ns,
+            slippage_px=m.slippage * pip_px,
+            commission_px=m.commission * pip_px,
+            swap_long_px=m.swap_long * pip_px,
+            swap_short_px=m.swap_short * pip_px,
+            excursion_weight=m.excursion_weight if m.reward == "amddp" else 0.0,
+            reverse=m.reverse,
+            sizes=m.sizes,
+        )
+    except ValueError as error:
+        raise ConfigError(f"market: {error}") from None
     spec = new_features(config.features.J, config.features.Q, interval_ns)
     ts = np.unique(np.linspace(HISTORY - 1, train_stop - 2, FIT_SAMPLE).astype(np.int64))
     X = np.concatenate([features_of(spec, bars, ts, threads), extra[ts]], axis=1)

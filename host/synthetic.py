@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kernels.bars import NS, Bars
 from kernels.market import TRADE, Market, close_out, new_accounts, step
-from kernels.position import ACTIONS, is_legal, target_side
+from kernels.position import ACTIONS, FULL, is_legal, target_side
 
 Floats = NDArray[np.float64]
 MARKETS = ("noise", "planted", "leak")
@@ -127,7 +127,7 @@ def _bars(path: Floats, noise_px: float, spread_px: float, seed: int) -> Bars:
 
 
 def find_optimum(synthetic: Synthetic, market: Market, cells: int = CELLS) -> Optimum:
-    """The policy of the largest average profit under the ledger's actions, legality, fills and costs (no swap)."""
+    """The policy of the largest average profit, full positions only, under the ledger's rules and costs (no swap)."""
     points, move, chain = _chain(synthetic, cells)
     reward = _rewards(synthetic, market, move)
     gain, action = _iterate(reward, chain, PRECISION * synthetic.noise_px)
@@ -155,9 +155,9 @@ def _rewards(synthetic: Synthetic, market: Market, move: Floats) -> Floats:
     reward = np.full((len(SIDES), len(ACTIONS), len(move)), -np.inf)
     for s, side in enumerate(SIDES):
         for action in range(len(ACTIONS)):
-            if not is_legal(float(side), action, market.reverse):
+            if not is_legal(float(side), action, len(ACTIONS), market.reverse):
                 continue
-            target = target_side(float(side), action)
+            target = target_side(float(side), action, FULL)
             entered, left = target not in (0.0, side), side not in (0, target)
             cost = (synthetic.spread_px + fill if entered else 0.0) + (fill if left else 0.0)
             reward[s, action] = target * move - cost
@@ -166,7 +166,8 @@ def _rewards(synthetic: Synthetic, market: Market, move: Floats) -> Floats:
 
 def _iterate(reward: Floats, chain: Floats, precision: float) -> tuple[float, NDArray[np.int8]]:
     """(gain, best action [3, S]); ties go to the action of the lowest number, so to HOLD."""
-    after = [[int(target_side(float(side), action)) + 1 for action in range(len(ACTIONS))] for side in SIDES]
+    kinds = range(len(ACTIONS))
+    after = [[int(target_side(float(side), action, FULL)) + 1 for action in kinds] for side in SIDES]
     value = np.zeros((len(SIDES), len(chain)))
     for _ in range(MOST_SWEEPS):
         ahead = value @ chain.T
@@ -204,5 +205,6 @@ def play(bars: Bars, actions: NDArray[np.int8], market: Market) -> Played:
 
 
 def play_optimum(synthetic: Synthetic, market: Market) -> Played:
-    """What the best policy earns on these very bars."""
+    """What the best policy earns on these very bars, with the largest size: profit is proportional to it."""
+    market = market._replace(sizes=(max(market.sizes), *FULL[1:]))
     return play(synthetic.bars, optimal_actions(synthetic, find_optimum(synthetic, market)), market)

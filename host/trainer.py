@@ -21,7 +21,7 @@ from kernels.gumbel import RULES, SearchConfig, new_search_config
 from kernels.market import TRADE, Codes, Market, new_accounts
 from kernels.ort import check
 from kernels.planner import TALLY, Planner
-from kernels.position import ACTIONS, FEATURES
+from kernels.position import FEATURES, HOLD, action_names
 from kernels.reanalyze import search_again, value_again
 from kernels.replay import ValueTarget, new_batch, new_replay, sample
 from kernels.rng import below
@@ -48,22 +48,23 @@ class Trainer:
             len(data.setting.normaliser.scale),
             FEATURES,
             config.network.latent,
-            len(ACTIONS),
+            len(action_names(data.setting.market.sizes)),
             config.network.codes,
         )
         shape = Shape(
             features=self.sizes.features,
             latent=config.network.latent,
             hidden=config.network.hidden,
+            actions=self.sizes.actions,
             codes=config.network.codes,
         )
         self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads)
         self.target = (
             self.learner.params.copy()
         )  # soft copy of the weights: bootstraps, plays and is exported
-        self.replay = new_replay(t.replay, config.market.session, len(ACTIONS))
+        self.replay = new_replay(t.replay, config.market.session, self.sizes.actions)
         self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
-        self.batch = new_batch(t.batch, t.unroll, self.sizes.features, FEATURES, len(ACTIONS))
+        self.batch = new_batch(t.batch, t.unroll, self.sizes.features, FEATURES, self.sizes.actions)
         self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
         self._pool = ThreadPoolExecutor(threads)
@@ -86,6 +87,7 @@ class Trainer:
             learnt = time.perf_counter()
         self.cycle += 1
         rewards = self.replay.reward[slots]
+        actions = self.replay.action[slots]
         held = np.abs(self.replay.position[slots][:, 1:, 0]) > 0
         return {
             "cycle": self.cycle,
@@ -93,7 +95,7 @@ class Trainer:
             "steps": self.learner.step,
             "reward_per_bar": float(rewards.mean(dtype=np.float64)),
             "share_in_market": float(held.mean()),
-            "entries": int(np.isin(self.replay.action[slots], (1, 2)).sum()),
+            "entries": int(np.count_nonzero((actions > HOLD) & (actions < self.sizes.actions - 1))),
             "value_unit": self.value_unit,
             "collect_s": collected - begin,
             "reanalyse_s": searched - collected,
@@ -104,7 +106,10 @@ class Trainer:
 
     def graphs(self) -> dict[str, bytes]:
         """The target networks as ONNX."""
-        return export(self.target, self.learner.shape, *slot_sides(self.sizes, self.acting_search()))
+        return export(self.target, self.learner.shape, *self._slots())
+
+    def _slots(self) -> tuple[int, NDArray[np.float32] | None]:
+        return slot_sides(self.sizes, self.acting_search(), self.data.setting.market.sizes)
 
     def search_config(self, simulations: int) -> SearchConfig:
         """A search of so many simulations in the present unit of value."""
@@ -171,8 +176,9 @@ class Trainer:
 
     def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
         root, memoryless = agent.root(VALUE_ROWS), self.data.setting.market.excursion_weight == 0
+        features, column = (self.store.X, self.store.row_of_bar), self.sizes.latent + self.sizes.actions
         for slot in slots:
-            status = value_again(self.replay, root, slot, self.store.X, self.store.row_of_bar, memoryless)
+            status = value_again(self.replay, root, slot, *features, column, memoryless)
             if status != 0:
                 return status
         return 0

@@ -139,7 +139,7 @@ config.CACHE_LOCATOR_CLASSES = (  # type: ignore[attr-defined]
 
 # Kernels write into arrays that their callers own.  Without numba's runtime they cannot allocate, and none of the
 # views they take is reference-counted: the atomic counts were two thirds of a search outside the networks.
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def kernel(fn: F) -> F:

@@ -1,11 +1,13 @@
 """The market as a small trader meets it: fills, costs, swap, the ledger, rewards, sessions and chance codes.
 
 One ledger: equity, rewards and the trade list come from `step` and `close_out`, and no other code books a fill.
-Prices and profits are in price units (`_px`, of one unit of the base currency); rewards and positions are in R, the
-mean bar range of the training part.  Read `Market`, then `step`.
+Prices and profits are in price units (`_px`, of a full position of one unit of the base currency); rewards and
+positions are in R, the mean bar range of the training part.  A position of half the size costs and earns half of
+everything.  Read `Market`, then `step`.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from kernels import position
 from kernels._jit import kernel
 from kernels.bars import NS, Bars, missing_bars
-from kernels.position import is_legal, target_side
+from kernels.position import FULL, MOST_SIZES, count_actions, is_legal, target_side
 
 HOUR_NS = 3600 * NS
 DAY_NS = 24 * HOUR_NS
@@ -23,7 +25,7 @@ WEEK_NS = 7 * DAY_NS
 # An account is a row of ACCOUNT float64 numbers.  Zeros are an account that is flat and has traded nothing.
 ACC_BALANCE = 0  # sum of the profits of closed trades, px
 ACC_EQUITY = 1  # balance + unrealised + swap of the open position, px
-ACC_SIDE = 2  # -1 short, 0 flat, +1 long; from here on all is 0 when flat
+ACC_SIDE = 2  # signed size: -1 short, 0 flat, +1 long, fractions between; from here on all is 0 when flat
 ACC_ENTRY_BAR = 3  # bar at whose open the position was filled
 ACC_ENTRY_PX = 4  # the fill, slippage included
 ACC_LEVEL_PX = 5  # price at the fill on the side that marks the position: bid for a long, ask for a short
@@ -39,7 +41,7 @@ ACCOUNT = 13
 # A trade is a row of TRADE float64 numbers.
 ENTRY_BAR = 0  # bar at whose open it was entered
 EXIT_BAR = 1  # bar at whose open (`step`) or close (`close_out`) it was left; -1: no trade was closed
-TRADE_SIDE = 2  # -1 or +1
+TRADE_SIDE = 2  # signed size
 ENTRY_PX = 3  # fills, slippage included
 EXIT_PX = 4
 PROFIT_PX = 5  # net of every cost
@@ -72,6 +74,7 @@ class Market(NamedTuple):
     excursion_weight: float  # k: what a bar's excursion takes from its reward; 0 = reward is profit
     interval_ns: int  # from close to close
     reverse: bool  # an open position may be turned in one action
+    sizes: tuple[float, ...]  # [MOST_SIZES] of an entry: fractions of a full position, ascending, then 0
 
 
 class Codes(NamedTuple):
@@ -92,6 +95,7 @@ def new_market(
     swap_short_px: float = 0.0,
     excursion_weight: float = 0.0,
     reverse: bool = False,
+    sizes: Sequence[float] = FULL,
 ) -> Market:
     """A market whose fields have one type each, so that kernels compile once; no cost but the spread by default."""
     if not all(0 < value < math.inf for value in (range_px, pip_px, interval_ns)):
@@ -110,7 +114,20 @@ def new_market(
         float(excursion_weight),
         int(interval_ns),
         bool(reverse),
+        _padded(sizes),
     )
+
+
+def _padded(sizes: Sequence[float]) -> tuple[float, ...]:
+    """`sizes` as MOST_SIZES numbers: a fixed length, so that kernels are the same for every number of sizes."""
+    given = [float(size) for size in sizes]
+    while given and given[-1] == 0:
+        given.pop()
+    if given != sorted(set(given)) or not all(0 < size <= 1 for size in given) or not given:
+        raise ValueError(f"sizes {list(sizes)} are not ascending fractions of a position, within (0, 1]")
+    if len(given) > MOST_SIZES:
+        raise ValueError(f"{len(given)} sizes are more than {MOST_SIZES}")
+    return (*given, *[0.0] * (MOST_SIZES - len(given)))
 
 
 def new_accounts(n: int) -> NDArray[np.float64]:
@@ -145,8 +162,8 @@ def step(
     close_bid, close_ask = bars.close[t + 1], bars.ask_close[t + 1]
     trade[EXIT_BAR] = -1
     before, side = account[ACC_EQUITY], account[ACC_SIDE]
-    legal = is_legal(side, action, market.reverse)
-    target = target_side(side, action) if legal else side
+    legal = is_legal(side, action, count_actions(market.sizes), market.reverse)
+    target = target_side(side, action, market.sizes) if legal else side
     open_ns = max(seen_ns, close_ns - market.interval_ns)
     pay_swap(account, seen_ns, open_ns, market)
     if target != side:
@@ -197,7 +214,7 @@ def leave(
 ) -> None:
     """Close the position with a fill in bar t at `exit_px` and write the trade."""
     side, entry_px, swap_px = account[ACC_SIDE], account[ACC_ENTRY_PX], account[ACC_SWAP]
-    profit_px = side * (exit_px - entry_px) - 2.0 * market.commission_px + swap_px
+    profit_px = side * (exit_px - entry_px) - 2.0 * market.commission_px * abs(side) + swap_px
     trade[ENTRY_BAR] = account[ACC_ENTRY_BAR]
     trade[EXIT_BAR] = t
     trade[TRADE_SIDE] = side
@@ -213,11 +230,11 @@ def leave(
 
 @kernel
 def mark(account: NDArray[np.float64], bid: float, ask: float, market: Market) -> None:
-    """Value the account at the close of a bar: a long at `bid`, a short at `ask`."""
+    """Value the account at the close of a bar: a long at `bid`, a short at `ask`; `side` brings in the size."""
     side = account[ACC_SIDE]
     if side != 0:
         price = bid if side > 0 else ask
-        unrealised = side * (price - account[ACC_ENTRY_PX]) - market.commission_px
+        unrealised = side * (price - account[ACC_ENTRY_PX]) - market.commission_px * abs(side)
         excursion = max(0.0, side * (account[ACC_LEVEL_PX] - price))
         account[ACC_HELD] += 1
         account[ACC_UNREALISED] = unrealised
@@ -240,12 +257,12 @@ def raw_position(out: NDArray[np.float32], account: NDArray[np.float64], market:
     out[position.WORST] = account[ACC_WORST] / R
     out[position.BEST] = account[ACC_BEST] / R
     fill_cost = side * (account[ACC_ENTRY_PX] - account[ACC_LEVEL_PX])
-    out[position.COST] = (fill_cost + market.commission_px) / R if side != 0 else 0.0
+    out[position.COST] = (fill_cost + market.commission_px * abs(side)) / R if side != 0 else 0.0
 
 
 @kernel
 def entry_cost(bars: Bars, t: int, market: Market) -> float:
-    """Cost in R of opening a position, as far as the close of bar t tells: spread, slippage and commission."""
+    """Cost in R of opening a full position, as far as the close of bar t tells: spread, slippage and commission."""
     spread_px = float(bars.ask_close[t] - bars.close[t])
     return (spread_px + market.slippage_px + market.commission_px) / market.range_px
 
@@ -283,7 +300,7 @@ def pay_swap(account: NDArray[np.float64], start_ns: int, stop_ns: int, market: 
     side = account[ACC_SIDE]
     if side != 0:
         rate = market.swap_long_px if side > 0 else market.swap_short_px
-        account[ACC_SWAP] += nights(start_ns, stop_ns) * rate
+        account[ACC_SWAP] += nights(start_ns, stop_ns) * rate * abs(side)
 
 
 @kernel

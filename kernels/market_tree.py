@@ -29,7 +29,6 @@ from kernels.position import (
     is_legal,
     move_on,
     position_features,
-    target_side,
 )
 from kernels.tree import CHANCE_CHILD, KNOWN_ARM, NONE, Known
 
@@ -101,16 +100,13 @@ def slot_after(slot: int, action: int, depth: int, actions: int, memoryless: boo
 
 
 @inlined
-def root_slot(position: NDArray[np.float32], actions: int, memoryless: bool) -> int:
+def root_slot(tree: MarketTree, outlook: Outlook, b: int) -> int:
     """Slot of the root's position."""
-    side = position[SIDE]
-    if side == 0:
-        return FLAT
-    if not memoryless:
+    side, slot = tree.root[b, SIDE], FLAT
+    if side != 0 and tree.position.shape[2] > 0:
         return CARRIED
-    slot = FLAT
-    for action in range(1, actions - 1):
-        if target_side(0.0, action) == side:
+    for action in range(1, tree.q.shape[1] - 1):
+        if outlook.size[b, action] == side:
             slot = action
     return slot
 
@@ -122,7 +118,9 @@ def slots_at(depth: int, actions: int, slots: int, memoryless: bool) -> int:
 
 
 @inlined
-def plant_market(tree: MarketTree, b: int, state: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
+def plant_market(
+    tree: MarketTree, outlook: Outlook, b: int, state: NDArray[np.float32], logits: NDArray[np.float32]
+) -> None:
     """Start tree b at a root with this latent and these logits of its codes; tree.root[b] is the caller's."""
     A, S, memoryless = tree.q.shape[1], tree.side.shape[1], tree.position.shape[2] == 0
     tree.used[b], tree.expanded[b] = 1, 0
@@ -134,9 +132,8 @@ def plant_market(tree: MarketTree, b: int, state: NDArray[np.float32], logits: N
     for s in range(S):
         tree.side[b, s] = 0.0
     for action in range(1, A - 1):
-        side = target_side(0.0, action)
         for s in range(action if memoryless else OPENED + action - 1, S, A - 1 if memoryless else A - 2):
-            tree.side[b, s] = side
+            tree.side[b, s] = outlook.size[b, action]
     if not memoryless:
         tree.side[b, CARRIED] = tree.root[b, SIDE]
         for s in range(OPENED):
@@ -193,7 +190,7 @@ def move_slots(tree: MarketTree, outlook: Outlook, b: int, node: int, child: int
         move_on(tree.position[b, child, s], tree.position[b, node, s], move)
     for action in range(1, A - 1):
         s = old + action - 1
-        act_on(tree.after, tree.position[b, node, FLAT], action, outlook.entry_cost[b])
+        act_on(tree.after, tree.position[b, node, FLAT], outlook.size[b, action], outlook.entry_cost[b])
         move_on(tree.position[b, child, s], tree.after, move)
 
 
@@ -292,7 +289,7 @@ def action_value(
     """Q of `action` with the position of `slot` at `node`, whose `ahead` has been found."""
     A, memoryless = tree.q.shape[1], tree.position.shape[2] == 0
     depth, side = tree.depth[b, node], np.float64(tree.side[b, slot])
-    target = target_side(side, action)
+    target = side if action == HOLD else np.float64(outlook.size[b, action])
     worth = tree.ahead[slot_after(slot, action, depth, A, memoryless)]
     worth += target * mean_move + side_swap(outlook, b, depth, target)
     if target != side:
@@ -308,7 +305,7 @@ def best_value(
     """Value of the best legal action with the position of `slot` at `node`."""
     best = -np.inf
     for action in range(tree.q.shape[1]):
-        if is_legal(tree.side[b, slot], action, config.reverse):
+        if is_legal(tree.side[b, slot], action, tree.q.shape[1], config.reverse):
             best = max(best, action_value(tree, outlook, b, node, slot, action, mean_move))
     return best
 
@@ -317,7 +314,7 @@ def best_value(
 def back_up(tree: MarketTree, outlook: Outlook, config: SearchConfig, known: Known, b: int) -> None:
     """Exact values of every slot of every expanded node, children first, and Q of the root's actions."""
     A, S, memoryless = tree.q.shape[1], tree.value.shape[2], tree.position.shape[2] == 0
-    held = root_slot(tree.root[b], A, memoryless)
+    held = root_slot(tree, outlook, b)
     known_node, known_slot = NONE, NONE
     if known.action[b] != NONE and config.reuse == CHANCE_CHILD:
         known_node = tree.child[b, 0] + known.code[b]
@@ -334,7 +331,7 @@ def back_up(tree: MarketTree, outlook: Outlook, config: SearchConfig, known: Kno
     mean_move = expected_move(tree, outlook, b, 0)
     for action in range(A):
         tree.q[b, action] = -np.inf
-        if is_legal(tree.root[b, SIDE], action, config.reverse):
+        if is_legal(tree.root[b, SIDE], action, A, config.reverse):
             tree.q[b, action] = action_value(tree, outlook, b, 0, held, action, mean_move)
     if known.action[b] != NONE and config.reuse == KNOWN_ARM:
         tree.q[b, known.action[b]] = known.reward[b] + config.discount * np.float64(known.value[b])

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from kernels._jit import inlined, kernel
 from kernels.bars import Bars
 from kernels.market import Codes, Market, entry_cost, move_scale_px, nights
+from kernels.position import target_side
 
 LONG, SHORT = 0, 1
 
@@ -18,15 +19,17 @@ class Outlook(NamedTuple):
     move: NDArray[np.float32]  # [B, C] price move that each chance code stands for
     entry_cost: NDArray[np.float32]  # [B] of opening a full position
     exit_cost: NDArray[np.float32]  # [B] of closing one: its spread was paid at the entry
+    size: NDArray[np.float32]  # [B, A] signed size that each action but HOLD brings about
     swap: NDArray[np.float32]  # [B, H, 2] received over the d-th bar ahead by a LONG and a SHORT position
 
 
-def new_outlook(roots: int, codes: int, horizon: int) -> Outlook:
+def new_outlook(roots: int, actions: int, codes: int, horizon: int) -> Outlook:
     """Room for `roots` roots that look `horizon` bars ahead."""
     return Outlook(
         np.zeros((roots, codes), np.float32),
         np.zeros(roots, np.float32),
         np.zeros(roots, np.float32),
+        np.zeros((roots, actions), np.float32),
         np.zeros((roots, horizon, 2), np.float32),
     )
 
@@ -47,6 +50,8 @@ def look_ahead(outlook: Outlook, b: int, bars: Bars, t: int, codes: Codes, marke
         outlook.move[b, c] = codes.centres[c] * scale
     outlook.entry_cost[b] = entry_cost(bars, t, market)
     outlook.exit_cost[b] = (market.slippage_px + market.commission_px) / market.range_px
+    for a in range(outlook.size.shape[1]):
+        outlook.size[b, a] = target_side(0.0, a, market.sizes)
     for d in range(outlook.swap.shape[1]):
         now = bars.time[t] + d * market.interval_ns
         count = nights(now, now + market.interval_ns)

@@ -60,10 +60,15 @@ class Planner(NamedTuple):
 
 
 def new_planner(
-    model: Model, config: SearchConfig, roots: int, actions: int, codes: int, positions: bool = True
+    model: Model,
+    config: SearchConfig,
+    roots: int,
+    actions: int,
+    codes: int,
+    latent: int,
+    positions: bool = True,
 ) -> Planner:
     """Room for `roots` searches with these networks, bound for at least `roots` rows; a game has no positions."""
-    latent = model.root.y.shape[1] - codes - actions - 1
     tree, market = None, None
     noise = np.zeros((roots, actions), np.float32)
     if config.rule == MARKET:
@@ -77,7 +82,7 @@ def new_planner(
         market=market,
         work=new_work(roots, codes, config.simulations),
         model=model,
-        outlook=new_outlook(roots, codes, HORIZON),
+        outlook=new_outlook(roots, actions, codes, HORIZON),
         config=config,
         known=new_known(roots),
         table=halving_table(config.considered, config.simulations),
@@ -155,10 +160,10 @@ def search(planner: Planner, tree: Tree | None, market: MarketTree | None) -> in
 def search_tree(planner: Planner, tree: Tree) -> int:
     """Grow a tree of actions and codes from every root and read it."""
     B, A = planner.policy.shape
-    config, D, C = planner.config, tree.state.shape[2], planner.outlook.move.shape[1]
+    config, D = planner.config, tree.state.shape[2]
     for b in range(B):
         y = planner.model.root.y[b]
-        plant(tree, b, y[:D], y[D + C : D + C + A], y[D + C + A])
+        plant(tree, b, y[:D], y[D : D + A], y[D + A])
         for i in range(tree.position.shape[2]):
             tree.position[b, 0, i] = planner.position[b, i]
         mask(tree, b, 0, config.reverse)
@@ -186,10 +191,10 @@ def search_market(planner: Planner, market: MarketTree) -> int:
         y = planner.model.root.y[b]
         for i in range(RAW):
             market.root[b, i] = planner.position[b, i]
-        plant_market(market, b, y[:D], y[D : D + C])
+        plant_market(market, planner.outlook, b, y[:D], y[D + A + 1 :])
     status = grow_market(market, planner.model.market, planner.outlook, config, planner.known)
     for b in range(B):
-        logits = planner.model.root.y[b, D + C : D + C + A]
+        logits = planner.model.root.y[b, D : D + A]
         read_market(planner, market, b, logits)
         planner.rows[b] = 1 + C * market.expanded[b]
         planner.depth[b] = market.depth[b, market.used[b] - 1]
@@ -206,7 +211,7 @@ def read_market(planner: Planner, market: MarketTree, b: int, logits: NDArray[np
     for a in range(A):
         policy[a] = MASKED
         planner.q[b, a] = math.nan
-        if is_legal(market.root[b, SIDE], a, config.reverse):
+        if is_legal(market.root[b, SIDE], a, A, config.reverse):
             planner.q[b, a] = market.q[b, a]
             policy[a] = np.float64(logits[a]) + unit * market.q[b, a]
             if policy[a] > highest:

@@ -11,12 +11,24 @@ from numpy.typing import NDArray
 
 from kernels._jit import inlined
 
+# Kinds of action.  With k sizes the actions are HOLD, a BUY of each size, a SELL of each size, CLOSE: A = 2 k + 2, and
+# with one size they are the kinds themselves.
 HOLD, BUY, SELL, CLOSE = 0, 1, 2, 3
 ACTIONS = ("HOLD", "BUY", "SELL", "CLOSE")
+MOST_SIZES = 5
+FULL = (
+    1.0,
+    0.0,
+    0.0,
+    0.0,
+    0.0,
+)  # sizes of an entry, MOST_SIZES numbers: ascending, then 0 where there are fewer
 
-SIDE = 0  # -1 short, 0 flat, +1 long
+SIDE = 0  # signed size: -1 short, 0 flat, +1 long, fractions between
 HELD = 1  # bars since the fill
-UNREALISED = 2  # marked profit net of the cost of entry (not of swap), R
+UNREALISED = (
+    2  # marked profit net of the cost of entry (not of swap), R; distances of a half position are halved
+)
 EXCURSION = 3  # how far the last close is beyond entry on the losing side, net of the spread, R, >= 0
 WORST = 4  # largest EXCURSION since entry, R
 BEST = 5  # largest UNREALISED since entry, R, >= 0
@@ -30,35 +42,68 @@ FAR, LONG = (
 )  # R and bars beyond which positions look alike: a network must not extrapolate to rare ones
 
 
+def action_names(sizes: tuple[float, ...]) -> list[str]:
+    """The actions in order, as a model records them: a kind, and the size where it is not a full position."""
+    entries = [
+        f"{kind} {size:g}" if size != 1 else kind for kind in ("BUY", "SELL") for size in sizes if size
+    ]
+    return ["HOLD", *entries, "CLOSE"]
+
+
 @inlined
-def is_legal(side: float, action: int, reverse: bool) -> bool:
-    """Flat: HOLD, BUY, SELL.  In a position: HOLD, CLOSE, and with `reverse` the opposite side."""
-    if action == HOLD:
-        return True
-    if action < HOLD or action > CLOSE:
+def count_actions(sizes: tuple[float, ...]) -> int:
+    """A of a market with these sizes of an entry."""
+    k = 0
+    for size in sizes:
+        if size > 0:
+            k += 1
+    return 2 * k + 2
+
+
+@inlined
+def kind_of(action: int, actions: int) -> int:
+    """HOLD, BUY, SELL or CLOSE, or -1 where there is no such action."""
+    k = actions // 2 - 1
+    if action <= HOLD:
+        return HOLD if action == HOLD else -1
+    if action <= k:
+        return BUY
+    if action <= 2 * k:
+        return SELL
+    return CLOSE if action < actions else -1
+
+
+@inlined
+def is_legal(side: float, action: int, actions: int, reverse: bool) -> bool:
+    """Flat: HOLD, BUY, SELL.  In a position: HOLD, CLOSE, and with `reverse` the opposite side; no resizing."""
+    kind = kind_of(action, actions)
+    if kind < 0:
         return False
-    if side == 0:
-        return action != CLOSE
-    if action == CLOSE:
+    if kind == HOLD:
         return True
-    return reverse and ((action == BUY) == (side < 0))
+    if side == 0:
+        return kind != CLOSE
+    if kind == CLOSE:
+        return True
+    return reverse and ((kind == BUY) == (side < 0))
 
 
 @inlined
-def target_side(side: float, action: int) -> float:
-    """Side after `action`: the level an order would bring about."""
-    if action == BUY:
-        return 1.0
-    if action == SELL:
-        return -1.0
-    return side if action == HOLD else 0.0
+def target_side(side: float, action: int, sizes: tuple[float, ...]) -> float:
+    """Signed size after `action`: the level an order would bring about."""
+    actions = count_actions(sizes)
+    kind = kind_of(action, actions)
+    if kind == BUY:
+        return sizes[action - 1]
+    if kind == SELL:
+        return -sizes[action - actions // 2]
+    return side if kind == HOLD else 0.0
 
 
 @inlined
-def act_on(out: NDArray[np.float32], position: NDArray[np.float32], action: int, entry_cost: float) -> None:
-    """Afterstate: the position once `action` is filled and before the next bar.  `entry_cost` in R, >= 0."""
+def act_on(out: NDArray[np.float32], position: NDArray[np.float32], target: float, entry_cost: float) -> None:
+    """Afterstate: the position once it is filled to `target`, before the next bar.  `entry_cost` of a full one, R."""
     side = position[SIDE]
-    target = target_side(side, action)
     if target == side:
         for i in range(
             RAW
@@ -70,8 +115,8 @@ def act_on(out: NDArray[np.float32], position: NDArray[np.float32], action: int,
     out[SIDE] = target
     out[PREVIOUS] = side
     if target != 0:
-        out[UNREALISED] = -entry_cost
-        out[COST] = entry_cost
+        out[UNREALISED] = -entry_cost * abs(target)
+        out[COST] = entry_cost * abs(target)
 
 
 @inlined

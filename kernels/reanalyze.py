@@ -66,11 +66,11 @@ def value_again(
     slot: int,
     X: NDArray[np.float32],
     row_of_bar: NDArray[np.int32],
+    column: int,
     memoryless: bool,
 ) -> int:
-    """Replace the values of session `slot` by those of the network `root`.  0 or a network status."""
+    """Replace the values of session `slot` by `column` of the network `root`.  0 or a network status."""
     states, F = replay.value.shape[1], X.shape[1]
-    value = root.y.shape[1] - 1
     first = 0
     while first < states:
         rows = min(root.x.shape[0], states - first)
@@ -82,6 +82,6 @@ def value_again(
         if status != 0:
             return status
         for row in range(rows):
-            replay.value[slot, first + row] = root.y[row, value]
+            replay.value[slot, first + row] = root.y[row, column]
         first += rows
     return 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.bars import Bars
 from kernels.market import Codes, Market, code_of, entry_cost, standardised_move
-from kernels.position import RAW, SIDE, act_on, is_legal, position_features
+from kernels.position import RAW, SIDE, act_on, is_legal, position_features, target_side
 from kernels.rng import below
 
 EMPTY = -1
@@ -126,7 +126,9 @@ def fill_decision(
     position_features(batch.position[b, k], replay.position[slot, step], market.excursion_weight == 0)
     batch.value[b, k] = value_target(replay, slot, step, rule)
     for a in range(batch.legal.shape[2]):
-        batch.legal[b, k, a] = is_legal(replay.position[slot, step, SIDE], a, market.reverse)
+        batch.legal[b, k, a] = is_legal(
+            replay.position[slot, step, SIDE], a, batch.legal.shape[2], market.reverse
+        )
         batch.policy[b, k, a] = replay.policy[slot, step, a]
     batch.weight[b, k] = 1.0
 
@@ -147,7 +149,8 @@ def fill_step(
     t = replay.start[slot] + step
     action = replay.action[slot, step]
     afterstate = batch.scratch
-    act_on(afterstate, replay.position[slot, step], action, entry_cost(bars, t, market))
+    target = target_side(replay.position[slot, step, SIDE], action, market.sizes)
+    act_on(afterstate, replay.position[slot, step], target, entry_cost(bars, t, market))
     position_features(batch.after[b, k], afterstate, market.excursion_weight == 0)
     batch.action[b, k] = action
     batch.code[b, k] = code_of(codes, standardised_move(bars, t))

@@ -69,3 +69,23 @@ def gamma(shape: float, seed: int, stream: int, step: int) -> float:
     if shape >= 1.0:
         return d * v
     return d * v * math.exp(math.log(max(uniform(key, trial, 3), 2.0**-53)) / shape)
+
+
+@kernel
+def beta(a: float, b: float, seed: int, stream: int, step: int) -> float:
+    """A draw from the Beta distribution, a, b >= 1 (Cheng 1978, algorithm BA).
+
+    It rejects: draw `step` takes its uniforms from step 2^20 `step` on, so `stream` should be its own.
+    """
+    total = a + b
+    spread = 1.0 if min(a, b) <= 1 else math.sqrt((total - 2.0) / (2.0 * a * b - total))
+    i = step << 20
+    while True:
+        u = max(uniform(seed, stream, i), 2.0**-53)
+        accept = max(uniform(seed, stream, i + 1), 2.0**-53)
+        v = spread * math.log(u / (1.0 - u))
+        w = a * math.exp(v)
+        bound = total * math.log(total / (b + w)) + (a + 1.0 / spread) * v - math.log(4.0)
+        if bound >= math.log(u * u * accept):
+            return w / (b + w)
+        i += 2

@@ -23,7 +23,7 @@ from kernels.gumbel import (
 )
 from kernels.ort import Net, evaluate
 from kernels.outlook import Outlook
-from kernels.position import FEATURES, SIDE, act_on, is_legal, move_on, position_features
+from kernels.position import FEATURES, HOLD, SIDE, act_on, is_legal, move_on, position_features
 from kernels.tree import (
     CHANCE,
     CHANCE_CHILD,
@@ -40,7 +40,7 @@ from kernels.tree import (
 class Model(NamedTuple):
     """The networks of a search, all rows of one batch; a search binds those it calls.
 
-    root:       [features F | position P]                     -> [state D | code logits C | logits A | value]
+    root:       [features F | position P]                     -> [state D | logits A | value | code logits C]
     afterstate: [state D | action A | position P]             -> [state D | code logits C | value]
     dynamics:   [state D | code C | position P | next one P]  -> [state D | reward | logits A | value]
     market:     [state D | code C | S next positions P]       -> [state D | code logits C | S values]
@@ -91,7 +91,7 @@ def mask(tree: Tree, b: int, node: int, reverse: bool) -> None:
     if tree.position.shape[2] == 0:
         return
     for a in range(tree.legal.shape[2]):
-        if not is_legal(tree.position[b, node, SIDE], a, reverse):
+        if not is_legal(tree.position[b, node, SIDE], a, tree.legal.shape[2], reverse):
             tree.legal[b, node, a] = False
             tree.prior[b, node, a] = MASKED
 
@@ -164,7 +164,8 @@ def add_afterstate(
     """Add the chance node behind `action` and write its network row x."""
     node = add_node(tree, b, CHANCE, parent, action)
     if tree.position.shape[2] > 0:
-        act_on(tree.position[b, node], tree.position[b, parent], action, outlook.entry_cost[b])
+        target = tree.position[b, parent, SIDE] if action == HOLD else outlook.size[b, action]
+        act_on(tree.position[b, node], tree.position[b, parent], target, outlook.entry_cost[b])
     D = tree.state.shape[2]
     for d in range(D):
         x[d] = tree.state[b, parent, d]

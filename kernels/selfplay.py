@@ -20,7 +20,7 @@ def wander(side: float, reverse: bool, actions: int, seed: int, session: int, st
     draw = below(
         WANDER_BARS * actions, seed, session, -1 - step
     )  # the noise of the roots has the steps from 0 up
-    if draw < actions and is_legal(side, draw, reverse):
+    if draw < actions and is_legal(side, draw, actions, reverse):
         return draw
     return HOLD
 

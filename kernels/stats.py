@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from kernels._jit import kernel
 from kernels.bars import Bars
-from kernels.market import BARS_HELD, PROFIT_PX, TRADE, Market, new_accounts, run_actions
-from kernels.position import BUY, CLOSE, HOLD, SELL
+from kernels.market import BARS_HELD, PROFIT_PX, TRADE, TRADE_SIDE, Market, new_accounts, run_actions
+from kernels.position import BUY, HOLD
 from kernels.rng import below, uniform
 
 SCHEDULES = 64  # of the random baseline
@@ -49,20 +49,24 @@ def baselines(
 ) -> dict[str, float]:
     """Net pips on bars [first, stop) of staying flat, of one long or short position, and of trading at random.
 
-    "random" is the mean of SCHEDULES schedules that hold as many positions for as many bars as the trades `turnover`
-    [m, TRADE], in random order, at random times and on random sides: the agent's turnover without its knowledge.
+    A long or short position is of the largest size.  "random" is the mean of SCHEDULES schedules that hold as many
+    positions, as large and for as many bars, as the trades `turnover` [m, TRADE], in random order, at random times and
+    on random sides: the agent's turnover without its knowledge.
     """
     actions = np.full(stop - 1 - first, HOLD, np.int8)
     if len(actions) < 1:
         raise ValueError(f"no decision in bars [{first}, {stop}): it takes two bars")
     equity, trades, pips = np.zeros(len(actions)), np.zeros((len(actions), TRADE)), {}
-    for name, action in (("flat", HOLD), ("long", BUY), ("short", SELL)):
+    sizes = np.trim_zeros(np.array(market.sizes))
+    k = len(sizes)
+    for name, action in (("flat", HOLD), ("long", k), ("short", 2 * k)):
         actions[0] = action
         pips[name] = _net_pips(equity, trades, bars, first, actions, market)
     held = turnover[:, BARS_HELD].astype(np.int64)
+    size = np.searchsorted(sizes, np.abs(turnover[:, TRADE_SIDE]))
     total = 0.0
     for schedule in range(SCHEDULES if len(held) else 0):
-        draw_schedule(actions, held, market.reverse, seed, STREAM_SCHEDULES + schedule)
+        draw_schedule(actions, held, size, k, market.reverse, seed, STREAM_SCHEDULES + schedule)
         total += _net_pips(equity, trades, bars, first, actions, market)
     return {**pips, "random": total / SCHEDULES}
 
@@ -80,9 +84,15 @@ def _net_pips(
 
 
 def draw_schedule(
-    actions: NDArray[np.int8], held: NDArray[np.int64], reverse: bool, seed: int, stream: int
+    actions: NDArray[np.int8],
+    held: NDArray[np.int64],
+    size: NDArray[np.int64],
+    k: int,
+    reverse: bool,
+    seed: int,
+    stream: int,
 ) -> None:
-    """actions [n]: one trade for each of held [m] bars, all orders, gaps and sides alike likely.
+    """actions [n]: a trade of held [m] bars and of number size [m] of k sizes each; all orders, gaps and sides alike.
 
     Without `reverse` a position needs a bar after it before the next can open; with it, two that touch are opposite.
     """
@@ -90,14 +100,21 @@ def draw_schedule(
     idle = len(actions) + gap - int(held.sum()) - gap * len(held)
     if idle < 0 or (held < 1).any():
         raise ValueError(f"{len(held)} trades of {held.sum()} bars do not fit {len(actions)} decisions")
-    place_trades(actions, held.copy(), idle, gap, seed, stream)
+    place_trades(actions, held.copy(), size.copy(), k, idle, gap, seed, stream)
 
 
 @kernel
 def place_trades(
-    actions: NDArray[np.int8], held: NDArray[np.int64], idle: int, gap: int, seed: int, stream: int
+    actions: NDArray[np.int8],
+    held: NDArray[np.int64],
+    size: NDArray[np.int64],
+    k: int,
+    idle: int,
+    gap: int,
+    seed: int,
+    stream: int,
 ) -> None:
-    """Deal the trades held [m], shuffled on the way, and `idle` bars between them, until no trade is left.
+    """Deal the trades held and size [m], shuffled on the way, and `idle` bars between them, until no trade is left.
 
     Each deal is a trade with probability trades left / (trades left + idle bars left): every arrangement is as likely.
     """
@@ -105,23 +122,22 @@ def place_trades(
     for i in range(n):
         actions[i] = HOLD
     i, done = 0, 0
-    touching = HOLD  # the entry of a trade that ends at i, where the next may begin at i
+    touching = -1  # side, 0 long or 1 short, of a trade that ends at i, where the next may begin at i
     while done < m:
         left = m - done
         if uniform(seed, stream, 3 * i) * (left + idle) >= left:
-            touching = HOLD
+            touching = -1
             idle -= 1
             i += 1
             continue
         pick = done + below(left, seed, stream, 3 * i + 1)
         held[done], held[pick] = held[pick], held[done]
-        entry = BUY + below(2, seed, stream, 3 * i + 2)
-        if touching != HOLD:
-            entry = BUY + SELL - touching
-        actions[i] = entry
+        size[done], size[pick] = size[pick], size[done]
+        side = below(2, seed, stream, 3 * i + 2) if touching < 0 else 1 - touching
+        actions[i] = BUY + side * k + size[done]
         i += held[done]
         done += 1
         if i < n:
-            actions[i] = CLOSE  # unless the next trade begins here
+            actions[i] = 2 * k + 1  # CLOSE, unless the next trade begins here
         i += gap
-        touching = HOLD if gap == 1 else entry
+        touching = -1 if gap == 1 else side

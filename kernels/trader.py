@@ -29,7 +29,7 @@ class Log(NamedTuple):
     """n decisions and the trades they led to."""
 
     action: NDArray[np.int8]  # [n]
-    target: NDArray[np.int8]  # [n] side after the action
+    target: NDArray[np.float64]  # [n] signed size after the action
     value: NDArray[np.float64]  # [n] R
     policy: NDArray[np.float64]  # [n, A]
     equity: NDArray[np.float64]  # [n] marked equity one bar after the decision, price

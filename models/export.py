@@ -1,6 +1,6 @@
 """The networks as ONNX graphs, each from one input `x` to one output `y`, equal weights in equal bytes.
 
-root        [features F | position P]                            -> [latent D | code logits C | logits A | value 1]
+root        [features F | position P]                            -> [latent D | logits A | value 1 | code logits C]
 afterstate  [latent D | action A | position after P]             -> [latent D | code logits C | value 1]
 dynamics    [latent D | code C | position after P | next P]      -> [latent D | reward 1 | policy logits A | value 1]
 market      [latent D | code C | next positions S P]             -> [latent D | code logits C | values S]
@@ -104,7 +104,7 @@ def _root(p: Params, s: Shape) -> bytes:
     latent = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "latent", s.latent)
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     heads = _predict(g, g.join([latent, "position"], "predict_in"), p, s)
-    g.join([latent, codes, *heads], "y")
+    g.join([latent, *heads, codes], "y")
     return g.serialise(s.features + s.position, s.latent + s.codes + s.actions + 1)
 
 

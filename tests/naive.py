@@ -38,6 +38,7 @@ class Deal:
     """A position from fill to fill."""
 
     side: str
+    size: float
     bar: int
     price: float
     level: float  # what it is marked against without the spread
@@ -49,12 +50,12 @@ class Deal:
     profit: float = 0.0
 
     def gain(self, price: float) -> float:
-        return price - self.price if self.side == "long" else self.price - price
+        return self.size * (price - self.price if self.side == "long" else self.price - price)
 
     def row(self) -> list[float]:
         """The deal as a trade of the ledger."""
         sign, held = 1 if self.side == "long" else -1, self.excursions
-        fills = [self.bar, self.exit_bar, sign, self.price, self.exit_price]
+        fills = [self.bar, self.exit_bar, sign * self.size, self.price, self.exit_price]
         return [*fills, self.profit, sum(held), len(held), self.swap]
 
 
@@ -70,11 +71,20 @@ class Broker:
         banked = sum(deal.profit for deal in self.closed)
         return banked + (self.open.marked + self.open.swap if self.open else 0.0)
 
+    def orders(self) -> list[str]:
+        """All orders: entries name their size where it is not a full position."""
+        sizes = [size for size in self.market.sizes if size > 0]
+        return [
+            "HOLD",
+            *(f"{side} {s:g}".removesuffix(" 1") for side in ("BUY", "SELL") for s in sizes),
+            "CLOSE",
+        ]
+
     def allowed(self) -> list[str]:
         if self.open is None:
-            return ["HOLD", "BUY", "SELL"]
+            return self.orders()[:-1]
         turn = {"long": "SELL", "short": "BUY"}[self.open.side]
-        return ["HOLD", "CLOSE", *([turn] if self.market.reverse else [])]
+        return ["HOLD", "CLOSE", *(o for o in self.orders() if o.startswith(turn) and self.market.reverse)]
 
     def trade(self, order: str, t: int) -> float:
         """Reward in R between the closes of bars t and t + 1."""
@@ -85,8 +95,8 @@ class Broker:
         self._carry(seen, opening)
         if order != "HOLD" and self.open:
             self._exit(t + 1, float(bars.open[t + 1]), float(bars.ask_open[t + 1]))
-        if order in ("BUY", "SELL"):
-            self._enter(order, t + 1)
+        if order.startswith(("BUY", "SELL")):
+            self._enter(*f"{order} 1".split()[:2], t + 1)
         self._carry(opening, closing)
         self._value(t + 1)
         excursion = self.open.excursions[-1] if self.open else 0.0
@@ -101,32 +111,32 @@ class Broker:
     def _carry(self, after: datetime, until: datetime) -> None:
         if self.open:
             long = self.open.side == "long"
-            self.open.swap += rolls(after, until) * (
-                self.market.swap_long_px if long else self.market.swap_short_px
-            )
+            rate = self.market.swap_long_px if long else self.market.swap_short_px
+            self.open.swap += self.open.size * rolls(after, until) * rate
 
-    def _enter(self, order: str, t: int) -> None:
+    def _enter(self, order: str, size: str, t: int) -> None:
         bid, ask = float(self.bars.open[t]), float(self.bars.ask_open[t])
         if order == "BUY":
-            self.open = Deal("long", t, ask + self.market.slippage_px, bid)
+            self.open = Deal("long", float(size), t, ask + self.market.slippage_px, bid)
         else:
-            self.open = Deal("short", t, bid - self.market.slippage_px, ask)
+            self.open = Deal("short", float(size), t, bid - self.market.slippage_px, ask)
 
     def _exit(self, t: int, bid: float, ask: float) -> None:
         deal = self.open
         assert deal
         slippage = self.market.slippage_px
         deal.exit_bar, deal.exit_price = t, bid - slippage if deal.side == "long" else ask + slippage
-        deal.profit = deal.gain(deal.exit_price) - 2 * self.market.commission_px + deal.swap
+        commission = 2 * self.market.commission_px * deal.size
+        deal.profit = deal.gain(deal.exit_price) - commission + deal.swap
         self.closed.append(deal)
         self.open = None
 
     def _value(self, t: int) -> None:
         if self.open:
             price = float(self.bars.close[t] if self.open.side == "long" else self.bars.ask_close[t])
-            self.open.marked = self.open.gain(price) - self.market.commission_px
+            self.open.marked = self.open.gain(price) - self.market.commission_px * self.open.size
             lost = self.open.level - price if self.open.side == "long" else price - self.open.level
-            self.open.excursions.append(max(0.0, lost))
+            self.open.excursions.append(max(0.0, lost) * self.open.size)
 
 
 def wandering_bars(seed: int, n: int, minutes: int, spread: float = 1e-4, first_ns: int = MONDAY) -> Bars:

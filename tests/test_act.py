@@ -19,9 +19,12 @@ from host.backtest import COLUMNS, backtest_csv
 from host.bars import ReadOptions
 from host.config import load_config
 from host.feed import Bar, feed_bars
+from host.model_file import WRITTEN, ModelRefused, read_model, write_model
 from host.train import train_csv
+from host.trainer import Trainer
 from kernels.features import HISTORY
 from kernels.ort import OrtError, Session
+from models.export import export
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "host" / "sample.csv"
@@ -251,3 +254,44 @@ def test_a_failing_network_ends_acting_with_an_error(trained: Trained, tmp_path:
     with pytest.raises(OrtError):
         act(actor, feed, out, False)
     assert out.getvalue() == ",".join(COLUMNS) + "\n"
+
+
+def opinionated(trainer: Trainer) -> dict[str, bytes]:
+    """Networks that want something else at every bar: so short a training leaves one opinion for all of them."""
+    noise = np.random.default_rng(0).normal(0, 0.3, trainer.target.shape)
+    return export((trainer.target + noise).astype(np.float32), trainer.learner.shape)
+
+
+def test_sizes_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve actions: the manifest names them, `target` is a signed size, and p_buy is the sum over the sizes."""
+    monkeypatch.setattr(Trainer, "graphs", opinionated)
+    sizes = [0.1, 0.25, 0.5, 0.75, 1.0]
+    config = load_config(
+        None, [*TINY, f"market.sizes={sizes}", "search.considered=12", "search.simulations=12"]
+    )
+    train_csv(None, ReadOptions(), config, tmp_path / "run", None, 16, False, 2)
+    model = tmp_path / "run" / "model.swt"
+    actions = load_agent(model).manifest["actions"]
+    assert len(actions) == 12
+    assert actions[1:3] == ["BUY 0.1", "BUY 0.25"]
+    feed = feed_of(ROWS[: HISTORY + 600], tmp_path / "feed.csv")
+    got, expected = by_time(acted(model, feed)), backtest_rows(feed, model, None)
+    assert all(got[time] == row for time, row in expected.items())
+    targets = {row[2] for row in expected.values()}
+    assert targets <= {"0", *(f"{sign}{size:g}" for sign in ("", "-") for size in sizes)}
+    assert len(targets) > 6
+    for before, row in pairwise(expected.values()):
+        assert sum(float(p) for p in row[4:8]) == pytest.approx(1)
+        held, target = float(before[2]), float(row[2])
+        kinds = {"HOLD": target == held, "BUY": held == 0 < target, "SELL": target < 0 == held}
+        assert kinds.get(row[1], held != 0 == target), "no resizing"
+
+
+def test_a_model_of_impossible_sizes_is_refused(trained: Trained, tmp_path: Path) -> None:
+    model, path = read_model(trained.path), tmp_path / "model.swt"
+    manifest = {key: value for key, value in model.manifest.items() if key not in WRITTEN}
+    for sizes, reason in (([2.0], "its costs: sizes"), ([0.5], "its actions")):
+        changed = {**manifest, "costs": {**manifest["costs"], "sizes": sizes}}
+        write_model(path, changed, model.graphs, model.arrays)
+        with pytest.raises(ModelRefused, match=reason):
+            load_agent(path)

@@ -39,6 +39,7 @@ TINY = Size(
     nets=("default",),
     roots=(2,),
     simulations=(2,),
+    forests=((1, 2), (2, 2)),
     windows=8,
     sessions=2,
     length=2000,
@@ -63,6 +64,10 @@ KEYS = {
     },
     "act": {"p50_us", "p99_us", "max_us", "first_decision_s", "rss_mb", "cpu_percent_idle"},
     "memory": {"rss_anon_mb", "rss_mb", "bars"},
+    "widening": {
+        *("net", "B", "n", "threads", "trees", "ms", "us_per_decision"),
+        *("rows", "bytes_per_tree", "rss_mb"),
+    },
     "ort": {"threads", "arena", "session", "rows", "us_per_call"},
 }
 

@@ -27,7 +27,7 @@ def test_graphs_equal_the_forward_of_the_trainer() -> None:
     graphs, D = export(flat, SHAPE, 3, sides), SHAPE.latent
     root = run(graphs["root"], np.concatenate([batch.x, batch.position[:, 0]], axis=1))
     value = decode(work.value, SHAPE.value_limit)
-    expected = np.concatenate([work.latent[0], work.code[:n], work.policy[:n], value[:n, None]], axis=1)
+    expected = np.concatenate([work.latent[0], work.policy[:n], value[:n, None], work.code[:n]], axis=1)
     np.testing.assert_allclose(root, expected, atol=1e-5)
     after = run(graphs["afterstate"], work.after_in[:n])
     after_value = decode(work.after_value, SHAPE.value_limit)

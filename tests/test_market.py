@@ -16,7 +16,22 @@ from host.bars import ReadOptions, read_bars
 from kernels import market as mk
 from kernels.bars import NS, Bars, take
 from kernels.market import Market, new_accounts, new_market, session_starts
-from kernels.position import ACTIONS, BUY, CLOSE, HOLD, RAW, SELL, act_on, is_legal, move_on
+from kernels.position import (
+    ACTIONS,
+    BUY,
+    CLOSE,
+    FULL,
+    HELD,
+    HOLD,
+    RAW,
+    SELL,
+    SIDE,
+    act_on,
+    action_names,
+    is_legal,
+    move_on,
+    target_side,
+)
 from tests.naive import MONDAY, NEW_YORK, Broker, moment, rolls, wandering_bars
 
 SAMPLE = Path(__file__).parents[1] / "host" / "sample.csv"
@@ -47,6 +62,7 @@ def cases(draw: st.DrawFn) -> Case:
     costs = {name: draw(st.sampled_from([0.0, value])) for name, value in COSTS.items()}
     k = draw(st.sampled_from([0.0, 0.01, 0.05]))
     rules: dict[str, Any] = {"excursion_weight": k, "reverse": draw(st.booleans())}
+    rules["sizes"] = draw(st.sampled_from([(1.0,), (0.1, 0.25, 0.5, 0.75, 1.0), (0.3, 0.6)]))
     bars = wandering_bars(seed, N, minutes, draw(st.sampled_from([0.0, 1e-4])), begin)
     return Case(
         bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=minutes * MINUTE, **costs, **rules), seed
@@ -75,7 +91,8 @@ def play(case: Case, actions: list[int] | None = None) -> Played:
     positions = np.zeros((n + 1, RAW), np.float32)
     for t in range(n):
         mk.raw_position(positions[t], account, case.market)
-        legal = [a for a in range(4) if is_legal(account[mk.ACC_SIDE], a, case.market.reverse)]
+        A = len(action_names(case.market.sizes))
+        legal = [a for a in range(A) if is_legal(account[mk.ACC_SIDE], a, A, case.market.reverse)]
         done.append(int(draw.choice(legal)) if actions is None else actions[t])
         rewards[t] = mk.step(account, trade, case.bars, t, done[t], case.market)
         equity[t] = account[mk.ACC_EQUITY]
@@ -92,9 +109,11 @@ def play(case: Case, actions: list[int] | None = None) -> Played:
 def compare(case: Case) -> None:
     """The ledger and the naive broker book the same rewards, equity and trades."""
     played, broker = play(case), Broker(case.bars, case.market)
+    names = action_names(case.market.sizes)
+    assert names == broker.orders()
     for t, action in enumerate(played.actions):
-        assert ACTIONS[action] in broker.allowed()
-        assert played.rewards[t] == pytest.approx(broker.trade(ACTIONS[action], t), rel=1e-9, abs=1e-11)
+        assert names[action] in broker.allowed()
+        assert played.rewards[t] == pytest.approx(broker.trade(names[action], t), rel=1e-9, abs=1e-11)
         assert played.equity[t] == pytest.approx(broker.equity(), rel=1e-9, abs=1e-14)
     last = len(case.bars.time) - 1
     assert played.rewards[-1] == pytest.approx(broker.finish(last), rel=1e-9, abs=1e-11)
@@ -154,19 +173,26 @@ def test_mirrored_market_mirrors_the_profit(seed: int, reverse: bool) -> None:
 
 
 @few
-@given(st.integers(0, 2**20), st.booleans(), st.sampled_from([0.0, 1e-4, 3e-4]))
-def test_position_is_what_the_search_expects(seed: int, reverse: bool, spread: float) -> None:
+@given(
+    st.integers(0, 2**20),
+    st.booleans(),
+    st.sampled_from([0.0, 1e-4, 3e-4]),
+    st.sampled_from([(1.0,), (0.1, 0.25, 0.5, 0.75, 1.0)]),
+)
+def test_position_is_what_the_search_expects(
+    seed: int, reverse: bool, spread: float, sizes: tuple[float, ...]
+) -> None:
     """Where opens equal closes and the spread stands still, the ledger is act_on then move_on."""
     bars = wandering_bars(seed, N, 1)
     bars.open[1:] = bars.close[:-1]
     bars = bars._replace(ask_open=bars.open + spread, ask_close=bars.close + spread)
-    case = Case(
-        bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=MINUTE, reverse=reverse, **COSTS), seed
-    )
+    rules: dict[str, Any] = {"reverse": reverse, "sizes": sizes}
+    case = Case(bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=MINUTE, **rules, **COSTS), seed)
     played, after, expected = play(case), np.zeros(RAW, np.float32), np.zeros(RAW, np.float32)
     for t, action in enumerate(played.actions):
         move = (bars.close[t + 1] - bars.close[t]) / case.market.range_px
-        act_on(after, played.positions[t], action, mk.entry_cost(bars, t, case.market))
+        target = target_side(played.positions[t, SIDE], action, case.market.sizes)
+        act_on(after, played.positions[t], target, mk.entry_cost(bars, t, case.market))
         move_on(expected, after, move)
         np.testing.assert_allclose(played.positions[t + 1], expected, rtol=1e-5, atol=1e-5)
 
@@ -179,12 +205,13 @@ def test_every_number_of_a_position_is_put_to_the_test() -> None:
 @few
 @given(cases(), st.sampled_from([-1, 0, 1]), st.sampled_from([-3, 0, 1, 2, 3, 4, 99]))
 def test_illegal_actions_hold_and_show(case: Case, side: int, action: int) -> None:
+    case = case._replace(market=case.market._replace(sizes=FULL))
     accounts, trade = new_accounts(2), np.zeros(mk.TRADE)
     opening = {-1: SELL, 0: HOLD, 1: BUY}[side]
     for account in accounts:
         mk.step(account, trade, case.bars, 0, opening, case.market)
     reward = mk.step(accounts[0], trade, case.bars, 1, action, case.market)
-    legal = 0 <= action <= 3 and is_legal(side, action, case.market.reverse)
+    legal = 0 <= action <= 3 and is_legal(side, action, 4, case.market.reverse)
     assert np.isnan(reward) == (not legal)
     if not legal:
         mk.step(accounts[1], trade, case.bars, 1, HOLD, case.market)
@@ -444,11 +471,61 @@ def test_pip_must_fit_the_price(scale: float, pip_px: float, fits: bool) -> None
             mk.check_scale(bars, pip_px)
 
 
+@few
+@given(cases(), st.sampled_from([0.1, 0.25, 0.5]))
+def test_a_part_of_a_position_costs_and_earns_that_part(case: Case, size: float) -> None:
+    """Scaling the one size scales rewards, equity, trades and what the search sees, and changes no decision."""
+    actions = play(case._replace(market=case.market._replace(sizes=FULL))).actions
+    whole, part = (
+        play(case._replace(market=case.market._replace(sizes=(s, *FULL[1:]))), actions) for s in (1.0, size)
+    )
+    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
+    np.testing.assert_allclose(part.rewards, size * whole.rewards, **close)
+    np.testing.assert_allclose(part.equity, size * whole.equity, **close)
+    fixed = [mk.ENTRY_BAR, mk.EXIT_BAR, mk.ENTRY_PX, mk.EXIT_PX, mk.BARS_HELD]
+    scaled = [mk.TRADE_SIDE, mk.PROFIT_PX, mk.EXCURSIONS_PX, mk.SWAP_PX]
+    np.testing.assert_array_equal(part.trades[:, fixed], whole.trades[:, fixed])
+    np.testing.assert_allclose(part.trades[:, scaled], size * whole.trades[:, scaled], **close)
+    distances = [column for column in range(RAW) if column != HELD]
+    np.testing.assert_allclose(
+        part.positions[:, distances], size * whole.positions[:, distances], rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_array_equal(part.positions[:, HELD], whole.positions[:, HELD])
+
+
+def test_five_sizes_are_twelve_actions() -> None:
+    sizes = new_market(range_px=1e-3, pip_px=1e-4, interval_ns=HOUR, sizes=[0.1, 0.25, 0.5, 0.75, 1]).sizes
+    assert action_names(sizes) == [
+        *("HOLD", "BUY 0.1", "BUY 0.25", "BUY 0.5", "BUY 0.75", "BUY"),
+        *("SELL 0.1", "SELL 0.25", "SELL 0.5", "SELL 0.75", "SELL", "CLOSE"),
+    ]
+    assert [target_side(0.5, a, sizes) for a in range(12)] == [
+        *(0.5, 0.1, 0.25, 0.5, 0.75, 1.0),
+        *(-0.1, -0.25, -0.5, -0.75, -1.0, 0.0),
+    ]
+    for reverse in (False, True):
+        legal = {side: [a for a in range(-2, 15) if is_legal(side, a, 12, reverse)] for side in (0, 0.25, -1)}
+        assert legal[0] == list(range(11))
+        assert legal[0.25] == [0, *(range(6, 11) if reverse else ()), 11]
+        assert legal[-1] == [0, *(range(1, 6) if reverse else ()), 11]
+    assert action_names(FULL) == list(ACTIONS)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"range_px": 0.0}, {"slippage_px": -1e-5}, {"interval_ns": 0}, {"pip_px": np.nan}]
+    "wrong",
+    [
+        {"range_px": 0.0},
+        {"slippage_px": -1e-5},
+        {"interval_ns": 0},
+        {"pip_px": np.nan},
+        *(
+            {"sizes": sizes}
+            for sizes in ([], [0.5, 0.5], [1, 0.5], [0, 1], [0.5, 1.5], [np.nan], np.arange(1, 7) / 6)
+        ),
+    ],
 )
 def test_impossible_markets_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=r"must be|are not ascending|are more than 5"):
         new_market(**{"range_px": 1e-3, "pip_px": 1e-4, "interval_ns": HOUR, **wrong})
 
 
@@ -462,7 +539,8 @@ def test_run_actions_is_the_ledger(case: Case) -> None:
     )
     np.testing.assert_array_equal(trades[:count], played.trades)
     np.testing.assert_array_equal(equity, [*played.equity[:-2], played.equity[-1]])
-    anything = np.random.default_rng(case.seed).integers(0, 4, N - 1).astype(np.int8)
+    A = len(action_names(case.market.sizes))
+    anything = np.random.default_rng(case.seed).integers(0, A, N - 1).astype(np.int8)
     count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], case.bars, 0, anything, case.market)
     assert np.isfinite(equity).all()
     assert equity[-1] == pytest.approx(trades[:count, mk.PROFIT_PX].sum(), rel=1e-9, abs=1e-13)

@@ -19,6 +19,7 @@ from kernels.position import (
     BEST,
     EXCURSION,
     FEATURES,
+    FULL,
     HELD,
     PREVIOUS,
     RAW,
@@ -28,6 +29,7 @@ from kernels.position import (
     act_on,
     move_on,
     position_features,
+    target_side,
 )
 from kernels.rng import gumbel
 from kernels.tree import CHANCE, DECISION, NONE, Tree
@@ -263,7 +265,9 @@ def test_positions_in_the_tree_follow_from_the_actions_and_codes_on_the_path(see
             for i, edge in enumerate(path(tree, b, node)):
                 out = np.zeros(RAW, np.float32)
                 if i % 2 == 0:
-                    act_on(out, position, edge, planner.outlook.entry_cost[b])
+                    act_on(
+                        out, position, target_side(position[SIDE], edge, FULL), planner.outlook.entry_cost[b]
+                    )
                     expected = out.astype(float)
                 else:
                     move_on(out, position, planner.outlook.move[b, edge])

@@ -33,3 +33,21 @@ def test_below_covers_its_range_evenly() -> None:
     counts = np.bincount([rng.below(7, 3, 4, k) for k in range(14_000)], minlength=7)
     assert len(counts) == 7
     assert np.abs(counts - 2000).max() < 200
+
+
+def test_beta_is_numpys() -> None:
+    """Two-sample Kolmogorov-Smirnov, mirror image and the uniform as its special case."""
+    n, generator = 20_000, np.random.default_rng(0)
+    for a, b in ((1.0, 1.0), (1.0, 3.0), (2.5, 1.5), (30.0, 4.0), (1.0 + 1e-9, 1.0)):
+        drawn = np.sort([rng.beta(a, b, 7, 3, k) for k in range(n)])
+        assert ((drawn > 0) & (drawn < 1)).all()
+        others = np.sort(generator.beta(a, b, n))
+        both = np.concatenate([drawn, others])
+        ranks = [np.searchsorted(sample, both, side="right") / n for sample in (drawn, others)]
+        assert np.abs(ranks[0] - ranks[1]).max() < 1.95 * np.sqrt(2 / n), (a, b)
+
+
+def test_beta_is_keyed_by_seed_stream_and_step() -> None:
+    draws = {rng.beta(2.0, 3.0, *key) for key in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4))}
+    assert len(draws) == 4
+    assert rng.beta(2.0, 3.0, 1, 2, 3) in draws

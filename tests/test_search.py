@@ -106,7 +106,7 @@ class Searcher:
         self.model = search.Model(aft, aft, dyn, no_net())
         self.tree = tree.new_tree(batch, search.nodes_needed(self.config, C), A, C, 3, 0)
         self.work = search.new_work(batch, C, c["n"])
-        self.outlook, self.known = new_outlook(batch, C, 1), tree.new_known(batch)
+        self.outlook, self.known = new_outlook(batch, A, C, 1), tree.new_known(batch)
         self.table = gumbel.halving_table(c["m"], c["n"])
 
     def plant(self, b: int, invalid: list[int], noise: list[float]) -> None:

@@ -40,6 +40,11 @@ def trades_of(profits: list[float], held: list[int]) -> NDArray[np.float64]:
     return trades
 
 
+def schedule(actions: Any, held: Any, *rest: Any) -> None:
+    """A schedule of full positions."""
+    stats.draw_schedule(actions, held, np.zeros_like(held), 1, *rest)
+
+
 def test_figures_by_hand() -> None:
     equity = np.array([-1.0, 2.0, 2.0, -2.0, 0.0]) * PIP
     found = stats.statistics(equity, trades_of([2 * PIP, -3 * PIP, 1 * PIP, 0.0], [1, 1, 1, 1]), PIP)
@@ -79,7 +84,7 @@ def test_schedules_trade_as_told(seed: int, reverse: bool, n: int) -> None:
     count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], bars, 0, agent, rules)
     held = trades[:count, mk.BARS_HELD].astype(np.int64)
     actions, given_held = np.full(n, 77, np.int8), held.copy()
-    stats.draw_schedule(actions, held, reverse, seed, 5)
+    schedule(actions, held, reverse, seed, 5)
     np.testing.assert_array_equal(held, given_held)
     broker = Broker(bars, rules)
     for t, action in enumerate(actions):
@@ -96,7 +101,7 @@ def test_every_arrangement_is_as_likely() -> None:
     actions, held = np.zeros(6, np.int8), np.array([1, 2])
     draws = 16_000
     for stream in range(draws):
-        stats.draw_schedule(actions, held, False, 3, stream)
+        schedule(actions, held, False, 3, stream)
         seen[tuple(actions)] = seen.get(tuple(actions), 0) + 1
     ways = 2 * math.comb(4, 2) * 4
     assert len(seen) == ways
@@ -109,7 +114,7 @@ def test_touching_trades_are_opposite_under_reverse() -> None:
     actions = np.zeros(4, np.int8)
     seen = set()
     for stream in range(50):
-        stats.draw_schedule(actions, np.array([2, 2]), True, 0, stream)
+        schedule(actions, np.array([2, 2]), True, 0, stream)
         seen.add(tuple(actions.tolist()))
     assert seen == {(BUY, HOLD, SELL, HOLD), (SELL, HOLD, BUY, HOLD)}
 
@@ -118,7 +123,7 @@ def test_trades_apart_are_free_to_repeat_a_side_under_reverse() -> None:
     actions = np.zeros(3, np.int8)
     seen = set()
     for stream in range(200):
-        stats.draw_schedule(actions, np.array([1, 1]), True, 0, stream)
+        schedule(actions, np.array([1, 1]), True, 0, stream)
         seen.add(tuple(actions.tolist()))
     apart = {(a, CLOSE, b) for a in (BUY, SELL) for b in (BUY, SELL)}
     assert seen == apart | {(BUY, SELL, CLOSE), (SELL, BUY, CLOSE), (HOLD, BUY, SELL), (HOLD, SELL, BUY)}
@@ -127,7 +132,7 @@ def test_trades_apart_are_free_to_repeat_a_side_under_reverse() -> None:
 @pytest.mark.parametrize(("held", "n"), [([3, 3], 6), ([0], 5), ([6], 5)])
 def test_what_does_not_fit_is_refused(held: list[int], n: int) -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        stats.draw_schedule(np.zeros(n, np.int8), np.array(held), False, 0, 0)
+        schedule(np.zeros(n, np.int8), np.array(held), False, 0, 0)
 
 
 def test_baselines_are_the_brokers() -> None:
@@ -181,8 +186,32 @@ def test_an_empty_stretch_is_refused() -> None:
         stats.baselines(wandering_bars(1, 20, 60), 5, 6, market(), np.zeros((0, mk.TRADE)), 0)
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**30), st.booleans())
+def test_schedules_deal_the_sizes_of_the_turnover(seed: int, reverse: bool) -> None:
+    """The ledger books as many trades of each size and length as the agent had, on either side."""
+    n, sizes = 60, (0.1, 0.25, 0.5, 0.75, 1.0)
+    bars, rules = wandering_bars(seed, n + 1, 60), market(reverse=reverse, sizes=sizes)
+    equity, trades = np.zeros(n), np.zeros((n, mk.TRADE))
+    agent = np.random.default_rng(seed).integers(0, 12, n).astype(np.int8)
+    count = mk.run_actions(equity, trades, bars, 0, agent, rules)
+    dealt: list[Any] = []
+
+    def keep(equity: Any, trades: Any, *rest: Any) -> None:
+        dealt.append(trades[: mk.run_actions(equity, trades, *rest)].copy())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stats, "run_actions", keep)
+        patch.setattr(stats, "SCHEDULES", 2)
+        stats.baselines(bars, 0, n + 1, rules, trades[:count], seed)
+    held = [mk.BARS_HELD, mk.TRADE_SIDE]
+    assert dealt[1][0, mk.TRADE_SIDE] == -dealt[2][0, mk.TRADE_SIDE] == 1, "one full position"
+    for found in dealt[3:]:
+        assert sorted(np.abs(found[:, held]).tolist()) == sorted(np.abs(trades[:count, held]).tolist())
+
+
 def test_a_schedule_holds_and_closes() -> None:
     actions = np.zeros(3, np.int8)
-    stats.draw_schedule(actions, np.array([2]), False, 0, 0)
+    schedule(actions, np.array([2]), False, 0, 0)
     entry = next(a for a in actions if a in (BUY, SELL))
     assert actions.tolist() in ([entry, HOLD, CLOSE], [HOLD, entry, HOLD])

@@ -216,6 +216,15 @@ def test_no_threshold_policy_beats_the_optimum_and_the_best_comes_close(planted:
     assert 0.9 * optimum < best < 1.1 * optimum
 
 
+def test_the_optimum_takes_the_largest_size() -> None:
+    made = make_market("planted", Options(length=3000))
+    full = play_optimum(made, ledger(made))
+    for sizes, share in (((0.1, 0.5, 1.0), 1.0), ((0.25, 0.5), 0.5)):
+        played = play_optimum(made, ledger(made, sizes=sizes))
+        assert played.profit_px == pytest.approx(share * full.profit_px)
+        assert played.trades == full.trades > 0
+
+
 def test_costs_hurt_and_freedom_helps() -> None:
     gains = {}
     for cost, reverse in itertools.product((0.0, 0.5, 2.0), (False, True)):

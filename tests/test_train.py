@@ -15,7 +15,7 @@ from host.trainer import Trainer, train_for
 from kernels.bars import Bars
 from kernels.features import HISTORY
 from kernels.market import TRADE, new_accounts, raw_position, step
-from kernels.position import ACTIONS, RAW, SIDE
+from kernels.position import ACTIONS, RAW, SIDE, action_names
 from tests.naive import Broker
 
 TINY = [
@@ -92,7 +92,9 @@ def test_a_restored_run_goes_on_to_the_bit(cycles: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["market.reverse=false", "market.reverse=true", "market.reward=amddp"], ids=lambda r: r[7:]
+    "rule",
+    ["market.reverse=false", "market.reverse=true", "market.reward=amddp", "market.sizes=[0.1, 0.5, 0.75]"],
+    ids=lambda r: r[7:],
 )
 def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
     settings = [rule, "market.excursion_weight=0.05", "market.commission=0.2", "market.slippage=0.3"]
@@ -100,22 +102,22 @@ def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
     replay, market = trainer.replay, trainer.data.setting.market
     assert market.excursion_weight == (0.05 if "amddp" in rule else 0.0)
     trade, position = np.zeros(TRADE), np.zeros(RAW, np.float32)
-    orders = set[str]()
+    names, orders = action_names(market.sizes), set[str]()
     assert trainer.filled == 8
     for slot in range(trainer.filled):
         account, broker, start = new_accounts(1)[0], Broker(BARS, market), int(replay.start[slot])
         for k, action in enumerate(replay.action[slot]):
             raw_position(position, account, market)
             assert (replay.position[slot, k] == position).all()
-            assert ACTIONS[action] in broker.allowed()
+            assert names[action] in broker.allowed()
             reward = step(account, trade, BARS, start + k, int(action), market)
             assert replay.reward[slot, k] == np.float32(reward)
-            orders.add(ACTIONS[action])
-            naive = broker.trade(ACTIONS[action], start + k)
+            orders.add(names[action])
+            naive = broker.trade(names[action], start + k)
             assert reward == pytest.approx(naive, rel=1e-6, abs=1e-9)
         raw_position(position, account, market)
         assert (replay.position[slot, -1] == position).all()
-    assert orders >= {"HOLD", "BUY", "SELL"}
+    assert {order.split()[0] for order in orders} >= {"HOLD", "BUY", "SELL"}
     held = replay.position[: trainer.filled, :, SIDE]
     turned = (held[:, 1:] * held[:, :-1] < 0).any()
     assert turned == ("reverse=true" in rule)
@@ -221,6 +223,14 @@ def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more
     assert [row["sessions"] for row in rows] == [4, 8, 12]
     train_for(trainer, None, 9, rows.append, lambda share, text: None)
     assert trainer.sessions == 12
+
+
+@pytest.mark.parametrize(
+    "setting", ["market.sizes=[0.5, 0.2]", "market.sizes=[2]", "market.sizes=['half']", "market.slippage=-1"]
+)
+def test_impossible_markets_are_faults_of_the_configuration(setting: str) -> None:
+    with pytest.raises(ConfigError, match="market: "):
+        dataset(tiny(setting))
 
 
 def test_too_few_bars_are_refused_with_the_reason() -> None:
