@@ -281,20 +281,23 @@ def untangle(bank: Bank, work: ScatterWork, at: int, f: int, half: int) -> None:
 @kernel
 def apply_filter(bank: Bank, work: ScatterWork, path: int, k: int, windows: int, size: int) -> None:
     """Add the bins of u * psi, folded to `size`, to lanes [k, k + windows); u is the parent's modulus."""
-    parent, tap = bank.parent[path], bank.tap[path]
+    parent, first, tap = bank.parent[path], bank.first[path], bank.tap[path]
     bins = bank.cos.shape[0] >> bank.level[parent]
     at, from_lane = spectrum_of(bank, parent, windows)
     for i in range(bank.tap[path + 1] - tap):
-        f = (bank.first[path] + i) & (bins - 1)
+        f = (first + i) & (bins - 1)
         to = (f & (size - 1)) * LANES + k
         weight = bank.weight[tap + i]
         mirrored = weight
         if f > bins // 2:  # the samples are real
             f, mirrored = bins - f, -weight
         source = (at + f) * LANES + from_lane
-        for w in range(windows):
-            work.re[to + w] += work.spectrum_re[source + w] * weight
-            work.im[to + w] += work.spectrum_im[source + w] * mirrored
+        if windows == 1:
+            work.re[to] += work.spectrum_re[source] * weight
+            work.im[to] += work.spectrum_im[source] * mirrored
+        else:
+            store(work.re, to, load(work.re, to) + load(work.spectrum_re, source) * weight)
+            store(work.im, to, load(work.im, to) + load(work.spectrum_im, source) * mirrored)
 
 
 @kernel
