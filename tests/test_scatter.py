@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kernels.scatter import Bank, fft, new_bank, new_scatter_work, scatter
@@ -50,6 +52,17 @@ def test_paths_do_not_feel_the_scratch(golden: dict[str, NDArray[np.float64]]) -
     for x in golden["x"]:
         scatter(out[None], bank, x[None], work)
         assert out.tobytes() == scattering(bank, x).tobytes()
+
+
+@given(n=st.integers(1, LANES), seed=st.integers(0, 99), J_Q=st.sampled_from(SETTINGS))
+@settings(deadline=None, max_examples=20)
+def test_windows_side_by_side_are_windows_alone(n: int, seed: int, J_Q: tuple[int, int]) -> None:
+    bank = new_bank(*J_Q)
+    x = np.random.default_rng(seed).standard_t(3, size=(n, 256))
+    out, work = np.zeros((LANES, len(bank.order), 256 >> bank.J), np.float32), new_scatter_work(bank)
+    scatter(out, bank, np.full((LANES, 256), np.nan), work)  # the scratch as others left it
+    scatter(out[:n], bank, x, work)
+    assert out[:n].tobytes() == np.stack([scattering(bank, window) for window in x]).tobytes()
 
 
 def test_every_sample_matters(bank: Bank) -> None:
