@@ -222,12 +222,12 @@ def expected_rows(data: Dataset, held: Any) -> Any:
 def test_the_store_has_the_features_of_every_bar_held_and_never_more_rows(
     seed: int, block: int, room_mb: int
 ) -> None:
-    draw, length, room = np.random.default_rng(seed), 25, 8
+    draw, length, room = np.random.default_rng(seed), 25, 5
     store, held = FeatureStore(DATA, room * length, 1, room_mb), list[int]()
     for _ in range(12):
         while len(held) + block > room or (held and draw.random() < 0.4):
             store.release(held.pop(int(draw.integers(len(held)))), length)
-        starts = draw.choice(DATA.starts[:60], block)  # close together: sessions share bars
+        starts = draw.choice(DATA.starts[:180], block)  # sessions share bars, and all together have no room
         store.hold(starts, length)
         held += starts.tolist()
         bars = np.unique(np.add.outer(held, np.arange(length)))
