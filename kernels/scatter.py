@@ -45,7 +45,7 @@ class Bank(NamedTuple):
     order: Index  # [P]
     level: Index  # [P] at which the path's modulus is sampled
     parent: Index  # [P] path whose modulus is filtered; 0 for the window
-    spectrum: Index  # [P] where the spectrum of path 0 or of a path of order 1 is kept, in samples of a lane
+    spectrum: Index  # [P] bin 0 of path 0 or of a path of order 1 among the spectra kept
     first: Index  # [P] first bin that the path's filter takes of its parent's spectrum
     tap: Index  # [P + 1] its weights are [tap[p], tap[p + 1])
     weight: Lanes  # [taps] of all filters, the inverse transform's 1 / length included
@@ -60,12 +60,12 @@ class ScatterWork(NamedTuple):
     re: Lanes  # [L * LANES] a transform, in place
     im: Lanes  # [L * LANES]
     spectrum_re: Lanes  # [spectra * LANES] bins 0 .. n / 2 of the windows and of the paths of order 1
-    spectrum_im: Lanes  # [spectra * LANES]
+    spectrum_im: Lanes  # [spectra * LANES] zero in bins 0 and n / 2, for good
     total: Lanes  # [LANES]
 
 
 def aligned(size: int) -> Lanes:
-    """[size] zeros from a cache line's edge on, which loads of LANES would straddle otherwise."""
+    """[size] zeros from a cache line's edge on: loads that straddle two make everything 1.3 times as slow."""
     raw = np.zeros(size + LANES, np.float32)
     return raw[-(raw.ctypes.data // 4) % LANES :][:size]
 
@@ -73,12 +73,12 @@ def aligned(size: int) -> Lanes:
 def new_scatter_work(bank: Bank) -> ScatterWork:
     """Scratch for one thread."""
     samples = LANES * len(bank.mirror)
-    bins = LANES * int(bank_rows(bank.order, bank.level, len(bank.mirror)).sum())
+    bins = LANES * int(kept_bins(bank.order, bank.level, len(bank.mirror)).sum())
     return ScatterWork(*map(aligned, (samples, samples, samples, bins, bins, LANES)))
 
 
-def bank_rows(order: Index, level: Index, L: int) -> Index:
-    """[P] bins that are kept of each path's spectrum."""
+def kept_bins(order: Index, level: Index, L: int) -> Index:
+    """[P] bins that are kept of each path's spectrum: half, because the samples are real; none of order 2."""
     return np.where(order < 2, (L >> level) // 2 + 1, 0)
 
 
@@ -152,7 +152,7 @@ def new_bank(J: int, Q: int, length: int = 256) -> Bank:
     low = np.where(bins, 2, 1) * low_pass[bins] / L * np.exp(2j * np.pi * read * bins / L)
     turn = 2 * np.pi * np.arange(L) / L
     order, level, parent, weight, first_bin = new_paths(J, Q, L)
-    size = bank_rows(order, level, L)
+    size = kept_bins(order, level, L)
     stage = np.where(order > 0, level + 1, 0)
     lane = np.lexsort((order, stage))
     key = 2 * stage[lane] + (order[lane] == 2)
@@ -259,9 +259,7 @@ def keep_spectra(bank: Bank, work: ScatterWork, at: int, level: int) -> None:
     fft(bank, work.re, work.im, half)
     re, im = load(work.re, 0), load(work.im, 0)
     store(work.spectrum_re, at * LANES, re + im)
-    store(work.spectrum_im, at * LANES, re - re)
     store(work.spectrum_re, (at + half) * LANES, re - im)
-    store(work.spectrum_im, (at + half) * LANES, re - re)
     for f in range(1, half):
         untangle(bank, work, at, f, half)
 
