@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel, module_digest
 from kernels.bars import NS, Bars, missing_bars
 from kernels.scatter import Bank, ScatterWork, new_bank, new_scatter_work, scatter
+from kernels.simd import LANES
 
 WINDOW = 256  # returns
 HISTORY = WINDOW + 1  # bars that bar t needs, itself included
@@ -43,9 +44,9 @@ class Features(NamedTuple):
 class FeatureWork(NamedTuple):
     """Scratch of one thread."""
 
-    x: NDArray[np.float64]  # [WINDOW] winsorised log returns, then in volatilities
+    x: NDArray[np.float64]  # [LANES, WINDOW] winsorised log returns, then in volatilities
     level: NDArray[np.float64]  # [WINDOW + 1] log price built from them, volatilities
-    coefficient: NDArray[np.float32]  # [paths, T']
+    coefficient: NDArray[np.float32]  # [LANES, paths, T']
     scatter: ScatterWork
 
 
@@ -64,9 +65,9 @@ def new_features(J: int = 6, Q: int = 4, interval_ns: int = 60 * NS) -> Features
 def new_work(spec: Features) -> FeatureWork:
     """Scratch for one thread."""
     return FeatureWork(
-        x=np.zeros(WINDOW),
+        x=np.zeros((LANES, WINDOW)),
         level=np.zeros(WINDOW + 1),
-        coefficient=np.zeros((len(spec.bank.order), len(spec.bank.smooth)), np.float32),
+        coefficient=np.zeros((LANES, len(spec.bank.order), len(spec.bank.smooth)), np.float32),
         scatter=new_scatter_work(spec.bank),
     )
 
@@ -173,19 +174,24 @@ def last_hole(out: NDArray[np.float32], bars: Bars, t: int, interval_ns: int) ->
 @kernel
 def bar_features(out: NDArray[np.float32], spec: Features, bars: Bars, t: int, work: FeatureWork) -> None:
     """out [F]: raw features of bar t >= HISTORY - 1, in the order of `names`."""
-    fast, slow = read_returns(work.x, bars, t)
-    work.level[0] = 0.0
+    direct_features(out, spec, bars, t, work, 0)
+    scatter(work.coefficient[:1], spec.bank, work.x[:1], work.scatter)
+    scattered_features(out, work.coefficient[0])
+
+
+@kernel
+def direct_features(
+    out: NDArray[np.float32], spec: Features, bars: Bars, t: int, work: FeatureWork, w: int
+) -> None:
+    """The columns of out [F] that are not scattered; what is to be scattered into work.x[w]."""
+    x, level = work.x[w], work.level
+    fast, slow = read_returns(x, bars, t)
+    level[0] = 0.0
     for i in range(WINDOW):
-        work.x[i] /= fast
-        work.level[i + 1] = work.level[i] + work.x[i]
-    scatter(work.coefficient, spec.bank, work.x, work.scatter)
-    c = 0
-    for p in range(work.coefficient.shape[0]):
-        for i in range(work.coefficient.shape[1]):
-            s = float(work.coefficient[p, i])
-            out[c] = s if p == 0 else math.log1p(max(s, 0.0))
-            c += 1
-    c += signed_moves(out[c:], work.level)
+        x[i] /= fast
+        level[i + 1] = level[i] + x[i]
+    c = work.coefficient.shape[1] * work.coefficient.shape[2]
+    c += signed_moves(out[c:], level)
     out[c] = math.log(fast / slow)
     out[c + 1] = math.log1p(max(math.log(bars.ask_close[t] / bars.close[t]), 0.0) / fast)
     out[c + 2] = math.log1p(max(math.log(bars.high[t] / bars.low[t]), 0.0) / fast)
@@ -195,12 +201,28 @@ def bar_features(out: NDArray[np.float32], spec: Features, bars: Bars, t: int, w
 
 
 @kernel
+def scattered_features(out: NDArray[np.float32], coefficient: NDArray[np.float32]) -> None:
+    """The first columns of out [F] from coefficient [paths, T']: logarithms, but for order 0, which has a sign."""
+    c = 0
+    for p in range(coefficient.shape[0]):
+        for i in range(coefficient.shape[1]):
+            s = float(coefficient[p, i])
+            out[c] = s if p == 0 else math.log1p(max(s, 0.0))
+            c += 1
+
+
+@kernel
 def fill_features(
     out: NDArray[np.float32], spec: Features, bars: Bars, ts: NDArray[np.int64], work: FeatureWork
 ) -> None:
-    """out [n, F]: raw features of the bars ts [n]."""
-    for i in range(ts.shape[0]):
-        bar_features(out[i], spec, bars, ts[i], work)
+    """out [n, F]: raw features of the bars ts [n], LANES windows at a time."""
+    for first in range(0, ts.shape[0], LANES):
+        n = min(LANES, ts.shape[0] - first)
+        for w in range(n):
+            direct_features(out[first + w], spec, bars, ts[first + w], work, w)
+        scatter(work.coefficient[:n], spec.bank, work.x[:n], work.scatter)
+        for w in range(n):
+            scattered_features(out[first + w], work.coefficient[w])
 
 
 def features_of(spec: Features, bars: Bars, ts: NDArray[np.int64], threads: int) -> NDArray[np.float32]:

@@ -3,6 +3,9 @@
 S0 = x * phi, S1 = |x * psi1| * phi, S2 = ||x * psi1| * psi2| * phi (Anden and Mallat 2014, Deep Scattering Spectrum),
 with Morlet wavelets psi and a Gaussian phi of width 2^J.  Here L is the padded length, P the paths, T' = N / 2^J
 the positions at which a path is read; at level j one sample in 2^j is kept.
+
+All arithmetic runs on LANES float32 side by side, sample i of lane k at i * LANES + k: either a path of LANES windows
+or LANES paths of one window.  A lane sees the same operations either way, so the coefficients are equal to the bit.
 """
 
 import math
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import kernel
+from kernels.simd import LANES, Vector, load, root, store
 
 SIGMA_0 = 0.1  # width of phi at J = 0, cycles per sample
 OVERLAP = math.sqrt(0.5)  # height at which neighbouring wavelets meet
@@ -22,6 +26,7 @@ NEGLIGIBLE = 1e-8  # bins below this share of a filter's peak are not multiplied
 PERIODS = 5  # at most this many periods of a filter are folded into one
 
 Array = NDArray[np.float64]
+Lanes = NDArray[np.float32]
 Index = NDArray[np.int64]
 
 
@@ -31,43 +36,50 @@ class Bank(NamedTuple):
     J: int
     Q: int
     mirror: Index  # [L] sample of the window behind each sample of the padded window
-    cos: Array  # [L] cos(2 pi k / L)
-    sin: Array  # [L] sin(2 pi k / L)
-    smooth: Array  # [T', L] phi: weight of padded sample l in output position p
-    low_re: Array  # [T', K] the same of the real parts of the lowest K bins of a spectrum, at whatever level
-    low_im: Array  # [T', K] and of the imaginary parts
+    cos: Lanes  # [L] cos(2 pi k / L)
+    sin: Lanes  # [L] sin(2 pi k / L)
+    place: Index  # [2 L] where `fft` leaves bin f of n: place[n + f]
+    smooth: Lanes  # [T', L] phi: weight of padded sample l in output position p
+    low_re: Lanes  # [T', K] the same of the real parts of the lowest K bins of a spectrum, at whatever level
+    low_im: Lanes  # [T', K] and of the imaginary parts
     order: Index  # [P]
     level: Index  # [P] at which the path's modulus is sampled
     parent: Index  # [P] path whose modulus is filtered; 0 for the window
-    spectrum: Index  # [P] where the spectrum of path 0 or of a path of order 1 is kept
+    spectrum: Index  # [P] bin 0 of path 0 or of a path of order 1 among the spectra kept
     first: Index  # [P] first bin that the path's filter takes of its parent's spectrum
     tap: Index  # [P + 1] its weights are [tap[p], tap[p + 1])
-    weight: Array  # [taps] of all filters, the inverse transform's 1 / length included
-    lane: Index  # [P - 1] paths above order 0 by level, those of order 1 first
-    group: Index  # [levels, 3] first lane of a level, first of order 2, end
+    weight: Lanes  # [taps] of all filters, the inverse transform's 1 / length included
+    lane: Index  # [P] path 0, then the paths by level, those of order 1 first, in the order of their numbers
+    group: Index  # [1 + levels, 3] path 0, then for each level: first place in `lane`, first of order 2, end
 
 
 class ScatterWork(NamedTuple):
-    """Scratch of one window.  Paths of a level are its lanes, side by side: sample i of lane k is at i * lanes + k."""
+    """Scratch of LANES lanes."""
 
-    u: Array  # [S] samples of the running level
-    re: Array  # [S] a transform, in place
-    im: Array  # [S]
-    spare_re: Array  # [S] its other half of the time
-    spare_im: Array  # [S]
-    spectrum_re: Array  # [spectra] of the padded window and of each path of order 1, one after the other
-    spectrum_im: Array  # [spectra]
-    total: Array  # [lanes]
+    u: Lanes  # [L * LANES] samples: of the windows, or of moduli
+    re: Lanes  # [L * LANES] a transform, in place
+    im: Lanes  # [L * LANES]
+    spectrum_re: Lanes  # [spectra * LANES] bins 0 .. n / 2 of the windows and of the paths of order 1
+    spectrum_im: Lanes  # [spectra * LANES] zero in bins 0 and n / 2, for good
+    total: Lanes  # [LANES]
+
+
+def aligned(size: int) -> Lanes:
+    """[size] zeros from a cache line's edge on: loads that straddle two make everything 1.3 times as slow."""
+    raw = np.zeros(size + LANES, np.float32)
+    return raw[-(raw.ctypes.data // 4) % LANES :][:size]
 
 
 def new_scatter_work(bank: Bank) -> ScatterWork:
     """Scratch for one thread."""
-    L = len(bank.mirror)
-    lanes = bank.group[:, 2] - bank.group[:, 0]
-    S = max(L, int(max(n * (L >> v) for v, n in enumerate(lanes))))
-    u, re, im, spare_re, spare_im = np.zeros((5, S))
-    spectrum_re, spectrum_im = np.zeros((2, int(np.sum(L >> bank.level[bank.order < 2]))))
-    return ScatterWork(u, re, im, spare_re, spare_im, spectrum_re, spectrum_im, np.zeros(int(lanes.max())))
+    samples = LANES * len(bank.mirror)
+    bins = LANES * int(kept_bins(bank.order, bank.level, len(bank.mirror)).sum())
+    return ScatterWork(*map(aligned, (samples, samples, samples, bins, bins, LANES)))
+
+
+def kept_bins(order: Index, level: Index, L: int) -> Index:
+    """[P] bins that are kept of each path's spectrum: half, because the samples are real; none of order 2."""
+    return np.where(order < 2, (L >> level) // 2 + 1, 0)
 
 
 def morlet(length: int, centre: float, width: float) -> Array:
@@ -140,26 +152,28 @@ def new_bank(J: int, Q: int, length: int = 256) -> Bank:
     low = np.where(bins, 2, 1) * low_pass[bins] / L * np.exp(2j * np.pi * read * bins / L)
     turn = 2 * np.pi * np.arange(L) / L
     order, level, parent, weight, first_bin = new_paths(J, Q, L)
-    size = np.where(order < 2, L >> level, 0)
-    lane = 1 + np.lexsort((order[1:], level[1:]))
-    key = 2 * level[lane] + order[lane] - 1
-    edges = 2 * np.arange(level.max() + 1)[:, None] + np.arange(3)
+    size = kept_bins(order, level, L)
+    stage = np.where(order > 0, level + 1, 0)
+    lane = np.lexsort((order, stage))
+    key = 2 * stage[lane] + (order[lane] == 2)
+    edges = 2 * np.arange(stage.max() + 1)[:, None] + np.arange(3)
     return Bank(
         J=J,
         Q=Q,
         mirror=np.pad(np.arange(length), (left, L - length - left), mode="reflect"),
-        cos=np.cos(turn),
-        sin=np.sin(turn),
-        smooth=np.fft.ifft(low_pass).real[(read - np.arange(L)) % L],
-        low_re=low.real.copy(),
-        low_im=-low.imag,
+        cos=np.cos(turn).astype(np.float32),
+        sin=np.sin(turn).astype(np.float32),
+        place=new_places(L),
+        smooth=np.fft.ifft(low_pass).real[(read - np.arange(L)) % L].astype(np.float32),
+        low_re=low.real.astype(np.float32),
+        low_im=-low.imag.astype(np.float32),
         order=order,
         level=level,
         parent=parent,
         spectrum=np.cumsum(size) - size,
         first=first_bin,
         tap=np.cumsum([0, *map(len, weight)]),
-        weight=np.concatenate(weight),
+        weight=np.concatenate(weight).astype(np.float32),
         lane=lane,
         group=np.searchsorted(key, edges),
     )
@@ -180,183 +194,193 @@ def new_paths(J: int, Q: int, L: int) -> tuple[Index, Index, Index, list[Array],
     return np.array(order), np.array(level), np.array(parent), weight, np.array(first)
 
 
-@kernel
-def fft(bank: Bank, re: Array, im: Array, spare_re: Array, spare_im: Array, n: int, lanes: int) -> None:
-    """Forward transforms of n = 2^k values in place; with re and im exchanged, n times the inverse ones.
+def new_places(L: int) -> Index:
+    """[2 L] where `fft` leaves bin f of n = 1, 2, 4 .. L: at [n + f]."""
+    place = np.zeros(2 * L, np.int64)
+    for k in range(1, L.bit_length()):
+        n, radix = 2**k, min(2**k, 4)
+        f = np.arange(n)
+        place[n : 2 * n] = f % radix * (n // radix) + place[n // radix + f // radix]
+    return place
 
-    Stockham's self-sorting radix 4 (Van Loan 1992, 1.7): no pass permutes, the inner loop is contiguous over the lanes.
+
+@kernel
+def fft(bank: Bank, re: Lanes, im: Lanes, n: int) -> None:
+    """Forward transforms of n = 2^k values in place, bin f to `bank.place`; with re and im exchanged, n times inverse.
+
+    Radix 4, decimation in frequency (Van Loan 1992, 1.9).
     """
-    size, stride = n, lanes
-    in_place = True
-    while size > 1:
-        if in_place:
-            size, stride = fft_pass(bank, spare_re, spare_im, re, im, size, stride)
-        else:
-            size, stride = fft_pass(bank, re, im, spare_re, spare_im, size, stride)
-        in_place = not in_place
-    if not in_place:
-        for i in range(n * lanes):
-            re[i], im[i] = spare_re[i], spare_im[i]
-
-
-@kernel
-def fft_pass(
-    bank: Bank, out_re: Array, out_im: Array, re: Array, im: Array, size: int, stride: int
-) -> tuple[int, int]:
-    """One pass, of radix 4 where `size` allows: the new (size, stride)."""
+    size = n
+    while size >= 4:
+        m = size // 4
+        turn = bank.cos.shape[0] // size
+        for block in range(0, n, size):
+            for p in range(m):
+                butterfly(bank, re, im, (block + p) * LANES, m * LANES, p * turn)
+        size = m
     if size == 2:
-        radix_2(out_re, out_im, re, im, stride)
-        return 1, 2 * stride
-    radix_4(bank, out_re, out_im, re, im, size // 4, stride)
-    return size // 4, 4 * stride
+        for i in range(0, n * LANES, 2 * LANES):
+            a_re, a_im, b_re, b_im = load(re, i), load(im, i), load(re, i + LANES), load(im, i + LANES)
+            store(re, i, a_re + b_re)
+            store(im, i, a_im + b_im)
+            store(re, i + LANES, a_re - b_re)
+            store(im, i + LANES, a_im - b_im)
 
 
 @kernel
-def radix_2(out_re: Array, out_im: Array, re: Array, im: Array, s: int) -> None:
-    """The last pass, over s pairs."""
-    for q in range(s):
-        out_re[q], out_im[q] = re[q] + re[q + s], im[q] + im[q + s]
-        out_re[q + s], out_im[q + s] = re[q] - re[q + s], im[q] - im[q + s]
+def butterfly(bank: Bank, re: Lanes, im: Lanes, i: int, m: int, turn: int) -> None:
+    """The four values at i, i + m, i + 2 m, i + 3 m, which become bins 0, 1, 2, 3 modulo 4, turned."""
+    a_re, b_re, c_re, d_re = load(re, i), load(re, i + m), load(re, i + 2 * m), load(re, i + 3 * m)
+    a_im, b_im, c_im, d_im = load(im, i), load(im, i + m), load(im, i + 2 * m), load(im, i + 3 * m)
+    even_re, even_im, odd_re, odd_im = a_re + c_re, a_im + c_im, b_re + d_re, b_im + d_im
+    store(re, i, even_re + odd_re)
+    store(im, i, even_im + odd_im)
+    store_turned(bank, re, im, i + 2 * m, even_re - odd_re, even_im - odd_im, 2 * turn)
+    even_re, even_im, odd_re, odd_im = a_re - c_re, a_im - c_im, b_re - d_re, b_im - d_im
+    store_turned(bank, re, im, i + m, even_re + odd_im, even_im - odd_re, turn)
+    store_turned(bank, re, im, i + 3 * m, even_re - odd_im, even_im + odd_re, 3 * turn)
 
 
 @kernel
-def radix_4(bank: Bank, out_re: Array, out_im: Array, re: Array, im: Array, m: int, s: int) -> None:
-    """m turns of s butterflies: from i, i + ms, i + 2ms, i + 3ms to 4 stretches of s."""
-    turn = bank.cos.shape[0] // (4 * m)
-    for p in range(m):
-        c1, s1 = bank.cos[p * turn], bank.sin[p * turn]
-        c2, s2 = bank.cos[2 * p * turn], bank.sin[2 * p * turn]
-        c3, s3 = bank.cos[3 * p * turn], bank.sin[3 * p * turn]
-        # Slices, because numba wraps an index it cannot prove positive, and that stops the vectoriser.
-        i, o, step = s * p, 4 * s * p, m * s
-        x0_re, x0_im = re[i:][:s], im[i:][:s]
-        x1_re, x1_im = re[i + step :][:s], im[i + step :][:s]
-        x2_re, x2_im = re[i + 2 * step :][:s], im[i + 2 * step :][:s]
-        x3_re, x3_im = re[i + 3 * step :][:s], im[i + 3 * step :][:s]
-        y0_re, y0_im = out_re[o:][:s], out_im[o:][:s]
-        y1_re, y1_im = out_re[o + s :][:s], out_im[o + s :][:s]
-        y2_re, y2_im = out_re[o + 2 * s :][:s], out_im[o + 2 * s :][:s]
-        y3_re, y3_im = out_re[o + 3 * s :][:s], out_im[o + 3 * s :][:s]
-        for q in range(s):
-            a_re, a_im = x0_re[q], x0_im[q]
-            b_re, b_im = x1_re[q], x1_im[q]
-            c_re, c_im = x2_re[q], x2_im[q]
-            d_re, d_im = x3_re[q], x3_im[q]
-            even_re, even_im, odd_re, odd_im = a_re + c_re, a_im + c_im, b_re + d_re, b_im + d_im
-            y0_re[q], y0_im[q] = even_re + odd_re, even_im + odd_im
-            x, y = even_re - odd_re, even_im - odd_im
-            y2_re[q], y2_im[q] = x * c2 + y * s2, y * c2 - x * s2
-            even_re, even_im, odd_re, odd_im = a_re - c_re, a_im - c_im, b_re - d_re, b_im - d_im
-            x, y = even_re + odd_im, even_im - odd_re
-            y1_re[q], y1_im[q] = x * c1 + y * s1, y * c1 - x * s1
-            x, y = even_re - odd_im, even_im + odd_re
-            y3_re[q], y3_im[q] = x * c3 + y * s3, y * c3 - x * s3
+def store_turned(bank: Bank, re: Lanes, im: Lanes, i: int, x: Vector, y: Vector, turn: int) -> None:
+    """Store (x + i y) exp(-2 pi i turn / L)."""
+    c, s = bank.cos[turn], bank.sin[turn]
+    store(re, i, x * c + y * s)
+    store(im, i, y * c - x * s)
 
 
 @kernel
-def keep_spectra(bank: Bank, work: ScatterWork, first: int, parents: int, lanes: int, n: int) -> None:
-    """Spectra of the first `parents` of the lanes of n real samples, by complex transforms of half the length.
-
-    Their paths are first, first + 1, ..: kept for their children.
-    """
-    half = n // 2
+def keep_spectra(bank: Bank, work: ScatterWork, at: int, level: int) -> None:
+    """The spectra of the real samples work.u, kept at `at`, by transforms of half the length."""
+    half = bank.cos.shape[0] >> level >> 1
     for i in range(half):
-        for k in range(parents):
-            work.re[i * parents + k] = work.u[2 * i * lanes + k]
-            work.im[i * parents + k] = work.u[(2 * i + 1) * lanes + k]
-    fft(bank, work.re, work.im, work.spare_re, work.spare_im, half, parents)
-    for k in range(parents):
-        at = bank.spectrum[first + k]
-        untangle(work.spectrum_re[at:], work.spectrum_im[at:], bank, work, k, parents, half)
-
-
-@kernel
-def untangle(
-    out_re: Array, out_im: Array, bank: Bank, work: ScatterWork, k: int, lanes: int, half: int
-) -> None:
-    """All 2 * half bins of real samples, from the transform of (even sample + i odd sample) in lane k."""
-    turn = bank.cos.shape[0] // (2 * half)
-    out_re[0], out_im[0] = work.re[k] + work.im[k], 0.0
-    out_re[half], out_im[half] = work.re[k] - work.im[k], 0.0
+        store(work.re, i * LANES, load(work.u, 2 * i * LANES))
+        store(work.im, i * LANES, load(work.u, (2 * i + 1) * LANES))
+    fft(bank, work.re, work.im, half)
+    re, im = load(work.re, 0), load(work.im, 0)
+    store(work.spectrum_re, at * LANES, re + im)
+    store(work.spectrum_re, (at + half) * LANES, re - im)
     for f in range(1, half):
-        a_re, a_im = work.re[f * lanes + k], work.im[f * lanes + k]
-        b_re, b_im = work.re[(half - f) * lanes + k], -work.im[(half - f) * lanes + k]
-        x, y = 0.5 * (a_im - b_im), 0.5 * (b_re - a_re)  # of the odd samples
-        c, s = bank.cos[f * turn], bank.sin[f * turn]
-        out_re[f] = 0.5 * (a_re + b_re) + x * c + y * s
-        out_im[f] = 0.5 * (a_im + b_im) + y * c - x * s
-        out_re[2 * half - f], out_im[2 * half - f] = out_re[f], -out_im[f]
+        untangle(bank, work, at, f, half)
 
 
 @kernel
-def apply_filter(bank: Bank, work: ScatterWork, path: int, k: int, lanes: int, size: int) -> None:
-    """Add the bins of u * psi, folded to `size`, to lane k of work.re, work.im; u is the parent's modulus."""
-    at, tap, parent = bank.spectrum[bank.parent[path]], bank.tap[path], bank.parent[path]
+def untangle(bank: Bank, work: ScatterWork, at: int, f: int, half: int) -> None:
+    """Bin f of real samples, from the transform of (even sample + i odd sample)."""
+    i, j = bank.place[half + f] * LANES, bank.place[2 * half - f] * LANES
+    a_re, a_im, b_re, b_im = load(work.re, i), load(work.im, i), load(work.re, j), load(work.im, j)
+    one_half, turn = np.float32(0.5), f * (bank.cos.shape[0] // (2 * half))
+    x, y = (a_im + b_im) * one_half, (b_re - a_re) * one_half  # of the odd samples
+    c, s = bank.cos[turn], bank.sin[turn]
+    store(work.spectrum_re, (at + f) * LANES, (a_re + b_re) * one_half + x * c + y * s)
+    store(work.spectrum_im, (at + f) * LANES, (a_im - b_im) * one_half + y * c - x * s)
+
+
+@kernel
+def apply_filter(bank: Bank, work: ScatterWork, path: int, k: int, windows: int, size: int) -> None:
+    """Add the bins of u * psi, folded to `size`, to lanes [k, k + windows); u is the parent's modulus."""
+    parent, first, tap = bank.parent[path], bank.first[path], bank.tap[path]
     bins = bank.cos.shape[0] >> bank.level[parent]
+    at, from_lane = spectrum_of(bank, parent, windows)
     for i in range(bank.tap[path + 1] - tap):
-        f = (bank.first[path] + i) & (bins - 1)
-        to = (f & (size - 1)) * lanes + k
-        work.re[to] += work.spectrum_re[at + f] * bank.weight[tap + i]
-        work.im[to] += work.spectrum_im[at + f] * bank.weight[tap + i]
+        f = (first + i) & (bins - 1)
+        to = (f & (size - 1)) * LANES + k
+        weight = bank.weight[tap + i]
+        mirrored = weight
+        if f > bins // 2:  # the samples are real
+            f, mirrored = bins - f, -weight
+        source = (at + f) * LANES + from_lane
+        if windows == 1:
+            work.re[to] += work.spectrum_re[source] * weight
+            work.im[to] += work.spectrum_im[source] * mirrored
+        else:
+            store(work.re, to, load(work.re, to) + load(work.spectrum_re, source) * weight)
+            store(work.im, to, load(work.im, to) + load(work.spectrum_im, source) * mirrored)
 
 
 @kernel
-def wavelet_moduli(bank: Bank, work: ScatterWork, lane: int, lanes: int, size: int) -> None:
-    """work.u = |u * psi| of the paths bank.lane[lane .. lane + lanes), `size` samples each."""
-    for i in range(size * lanes):
-        work.re[i], work.im[i] = 0.0, 0.0
-    for k in range(lanes):
-        apply_filter(bank, work, bank.lane[lane + k], k, lanes, size)
-    fft(bank, work.im, work.re, work.spare_im, work.spare_re, size, lanes)
-    for i in range(size * lanes):
-        work.u[i] = math.sqrt(work.re[i] * work.re[i] + work.im[i] * work.im[i])
+def spectrum_of(bank: Bank, path: int, windows: int) -> tuple[int, int]:
+    """Where the spectrum of a path of order 0 or 1 is kept, and its first lane."""
+    if path == 0:
+        return 0, 0
+    first = bank.lane[bank.group[bank.level[path] + 1, 0]]
+    k = (path - first) % (LANES // windows)
+    return bank.spectrum[path - k], k * windows
 
 
 @kernel
-def smooth_lanes(
-    out: NDArray[np.float32], bank: Bank, work: ScatterWork, lane: int, lanes: int, level: int
+def wavelet_moduli(bank: Bank, work: ScatterWork, lane: int, stop: int, windows: int, level: int) -> None:
+    """work.u = |u * psi| of the paths bank.lane[lane .. stop), all at `level`."""
+    size = bank.cos.shape[0] >> level
+    for i in range(size * LANES):
+        work.re[i], work.im[i] = np.float32(0.0), np.float32(0.0)
+    for i in range(lane, stop):
+        apply_filter(bank, work, bank.lane[i], (i - lane) * windows, windows, size)
+    fft(bank, work.im, work.re, size)
+    for i in range(size):
+        at = bank.place[size + i] * LANES
+        re, im = load(work.re, at), load(work.im, at)
+        store(work.u, i * LANES, root(re * re + im * im))
+
+
+@kernel
+def write_lanes(
+    out: NDArray[np.float32], p: int, bank: Bank, work: ScatterWork, lane: int, first: int, stop: int
 ) -> None:
-    """Rows of out [P, T'] of the paths of order 2 at `level`, the last lanes: work.u * phi at the output positions."""
-    parents = bank.group[level, 1] - lane
-    total = work.total[: lanes - parents]
-    for p in range(out.shape[1]):
-        for k in range(total.shape[0]):
-            total[k] = 0.0
-        for i in range(bank.cos.shape[0] >> level):
-            weight = bank.smooth[p, i << level]
-            u = work.u[i * lanes + parents :][: total.shape[0]]
-            for k in range(total.shape[0]):
-                total[k] += weight * u[k]
-        for k in range(total.shape[0]):
-            out[bank.lane[lane + parents + k], p] = total[k]
+    """Output position p of the paths bank.lane[first .. stop) from work.total, whose first path is bank.lane[lane]."""
+    windows = out.shape[0]
+    stride = 1 if windows == 1 else LANES
+    for i in range(first, stop):
+        for w in range(windows):
+            out[w, bank.lane[i], p] = work.total[(i - lane) * stride + w]
 
 
 @kernel
-def smooth_spectrum(out: NDArray[np.float32], bank: Bank, re: Array, im: Array) -> None:
-    """out [T'] = u * phi at the output positions, from the spectrum of u: phi has few bins and many samples."""
-    for p in range(out.shape[0]):
-        total = 0.0
-        for f in range(bank.low_re.shape[1]):
-            total += re[f] * bank.low_re[p, f] + im[f] * bank.low_im[p, f]
-        out[p] = total
+def smooth_samples(
+    out: NDArray[np.float32], bank: Bank, work: ScatterWork, lane: int, first: int, stop: int, level: int
+) -> None:
+    """out [n, P, T'] of the paths bank.lane[first .. stop): work.u * phi at the output positions."""
+    for p in range(out.shape[2]):
+        total = load(work.u, 0) * bank.smooth[p, 0]
+        for i in range(1, bank.cos.shape[0] >> level):
+            total = total + load(work.u, i * LANES) * bank.smooth[p, i << level]
+        store(work.total, 0, total)
+        write_lanes(out, p, bank, work, lane, first, stop)
+
+
+@kernel
+def smooth_spectra(
+    out: NDArray[np.float32], bank: Bank, work: ScatterWork, lane: int, stop: int, at: int
+) -> None:
+    """The same of the paths bank.lane[lane .. stop) from the spectra at `at`: phi has few bins and many samples."""
+    for p in range(out.shape[2]):
+        total = load(work.spectrum_re, at * LANES) * bank.low_re[p, 0]
+        for f in range(1, bank.low_re.shape[1]):
+            i = (at + f) * LANES
+            total = total + load(work.spectrum_re, i) * bank.low_re[p, f]
+            total = total + load(work.spectrum_im, i) * bank.low_im[p, f]
+        store(work.total, 0, total)
+        write_lanes(out, p, bank, work, lane, lane, stop)
 
 
 @kernel
 def scatter(out: NDArray[np.float32], bank: Bank, x: Array, work: ScatterWork) -> None:
-    """out [P, T'] of the window x [N]."""
-    L = bank.mirror.shape[0]
-    for i in range(L):
-        work.u[i] = x[bank.mirror[i]]
-    keep_spectra(bank, work, 0, 1, 1, L)
-    for level in range(bank.group.shape[0]):
-        lane, size = bank.group[level, 0], L >> level
-        parents, lanes = bank.group[level, 1] - lane, bank.group[level, 2] - lane
-        wavelet_moduli(bank, work, lane, lanes, size)
-        if lanes > parents:
-            smooth_lanes(out, bank, work, lane, lanes, level)
-        if parents > 0:
-            keep_spectra(bank, work, bank.lane[lane], parents, lanes, size)
-    for path in range(out.shape[0]):
-        if bank.order[path] < 2:
-            at = bank.spectrum[path]
-            smooth_spectrum(out[path], bank, work.spectrum_re[at:], work.spectrum_im[at:])
+    """out [n, P, T'] of n windows x [n, N], n <= LANES."""
+    windows = x.shape[0]
+    for i in range(bank.mirror.shape[0]):
+        for w in range(windows):
+            work.u[i * LANES + w] = x[w, bank.mirror[i]]
+    stride = 1 if windows == 1 else LANES  # lanes of a path
+    for stage in range(bank.group.shape[0]):
+        level = max(stage - 1, 0)
+        first, second, end = bank.group[stage, 0], bank.group[stage, 1], bank.group[stage, 2]
+        for lane in range(first, end, LANES // stride):
+            stop = min(lane + LANES // stride, end)
+            if stage > 0:
+                wavelet_moduli(bank, work, lane, stop, stride, level)
+            if stop > second:
+                smooth_samples(out, bank, work, lane, max(lane, second), stop, level)
+            if lane < second:
+                at = bank.spectrum[bank.lane[lane]]
+                keep_spectra(bank, work, at, level)
+                smooth_spectra(out, bank, work, lane, min(stop, second), at)

@@ -243,7 +243,7 @@ def test_other_features_by_hand() -> None:
     x, fast, slow = returns_by_hand(bars, t)
     features = at(bars, t)
     scattered = np.zeros((67, 4), np.float32)
-    scatter(scattered, SPEC.bank, x, new_scatter_work(SPEC.bank))
+    scatter(scattered[None], SPEC.bank, x[None], new_scatter_work(SPEC.bank))
     scattered[1:] = np.log1p(scattered[1:])
     np.testing.assert_allclose(features[: 67 * 4], scattered.ravel(), atol=1e-5)
     assert features[column("volatility")] == pytest.approx(np.log(fast / slow), abs=1e-5)

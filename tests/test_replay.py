@@ -217,37 +217,75 @@ def expected_rows(data: Dataset, held: Any) -> Any:
     return np.clip((raw.astype(np.float64) - shift) / scale, -8, 8)
 
 
-@given(st.integers(0, 2**20), st.integers(1, 4))
+@given(st.integers(0, 2**20), st.integers(1, 4), st.sampled_from([0, 1]))
 @few
-def test_the_store_has_the_features_of_every_bar_held_and_never_more_rows(seed: int, block: int) -> None:
-    draw, length, room = np.random.default_rng(seed), 25, 8
-    store, held = FeatureStore(DATA, room * length, 1), list[int]()
+def test_the_store_has_the_features_of_every_bar_held_and_never_more_rows(
+    seed: int, block: int, room_mb: int
+) -> None:
+    draw, length, room = np.random.default_rng(seed), 25, 5
+    store, held = FeatureStore(DATA, room * length, 1, room_mb), list[int]()
     for _ in range(12):
         while len(held) + block > room or (held and draw.random() < 0.4):
             store.release(held.pop(int(draw.integers(len(held)))), length)
-        starts = draw.choice(DATA.starts[:60], block)  # close together: sessions share bars
+        starts = draw.choice(DATA.starts[:180], block)  # sessions share bars, and all together have no room
         store.hold(starts, length)
         held += starts.tolist()
-        users = np.zeros(len(DATA.bars.time), np.int64)
-        for start in held:
-            users[start : start + length] += 1
-        bars = np.flatnonzero(users)
-        assert (np.flatnonzero(store.row_of_bar >= 0) == bars).all()
-        rows = store.row_of_bar[bars]
-        assert len(set(rows.tolist())) == len(bars) <= len(store.X) <= room * length
-        np.testing.assert_allclose(store.X[rows], expected_rows(DATA, bars), rtol=1e-5, atol=1e-5)
-    for start in held:
-        store.release(start, length)
-    assert (store.row_of_bar == -1).all()
+        bars = np.unique(np.add.outer(held, np.arange(length)))
+        assert (store.row_of_bar[bars] >= 0).all()
+        known = np.flatnonzero(store.row_of_bar >= 0)
+        rows = store.row_of_bar[known]
+        assert (
+            len(set(rows.tolist()))
+            == len(known)
+            <= len(store.X)
+            <= max(room * length, room_mb * 2**20 / 1180)
+        )
+        np.testing.assert_allclose(store.X[rows], expected_rows(DATA, known), rtol=1e-5, atol=1e-5)
 
 
 def test_a_full_store_of_sessions_apart_fits_to_the_row_and_one_more_does_not() -> None:
-    store = FeatureStore(DATA, 3 * 25, 1)
+    store = FeatureStore(DATA, 3 * 25, 1, 0)
     starts = DATA.starts[0] + 25 * np.arange(4)
     store.hold(starts[:3], 25)
     assert sorted(store.row_of_bar[store.row_of_bar >= 0].tolist()) == list(range(75))
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="75 rows"):
         store.hold(starts[3:], 25)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bars whose features are computed."""
+    bars = list[int]()
+
+    def spy(spec: Any, source: Any, ts: Any, threads: int) -> Any:
+        bars.extend(ts.tolist())
+        return features_of(spec, source, ts, threads)
+
+    monkeypatch.setattr("host.dataset.features_of", spy)
+    return bars
+
+
+def test_with_room_each_bar_is_computed_once(computed: list[int]) -> None:
+    store = FeatureStore(DATA, 50, 1)
+    for start in [0, 90, 10, 0, 80, 200, 10]:
+        store.hold(DATA.starts[start : start + 1], 25)
+        store.release(int(DATA.starts[start]), 25)
+    assert len(computed) == len(set(computed)) == 35 + 35 + 25
+
+
+def test_without_room_what_was_released_longest_ago_goes_first(computed: list[int]) -> None:
+    store = FeatureStore(DATA, 75, 1, 0)
+    a, b, c, d = (int(DATA.starts[0]) + 25 * np.arange(4)).tolist()
+    store.hold(np.array([a, b, c]), 25)
+    for start in (b, a, c):
+        store.release(start, 25)
+    store.hold(np.array([d]), 25)  # in the room of b
+    computed.clear()
+    store.hold(np.array([a, c]), 25)
+    assert computed == []
+    store.release(a, 25)
+    store.hold(np.array([b]), 25)
+    assert computed == list(range(b, b + 25))
 
 
 def test_rows_do_not_depend_on_threads() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from host.agent import save_agent
 from host.config import Config, ConfigError, load_config
-from host.dataset import Dataset, DatasetError, new_dataset
+from host.dataset import Dataset, DatasetError, FeatureStore, new_dataset
 from host.synthetic import INTERVAL_NS, PIP, Options, make_market
 from host.trainer import Trainer, train_for
 from kernels.bars import Bars
@@ -64,6 +64,14 @@ def test_threads_do_not_change_the_model(tmp_path: Path) -> None:
     one, two = trained(3, 1), trained(3, 2)
     assert model_bytes(one, tmp_path) == model_bytes(two, tmp_path)
     assert same_state(one, two)
+
+
+def test_the_room_of_the_feature_store_does_not_change_the_model(tmp_path: Path) -> None:
+    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    trainer.store = FeatureStore(trainer.data, 16 * 25, 1, room_mb=0)
+    for _ in range(7):  # the replay holds four cycles
+        trainer.run_cycle()
+    assert model_bytes(trainer, tmp_path) == model_bytes(trained(7), tmp_path)
 
 
 def test_another_seed_gives_another_model(tmp_path: Path) -> None:
