@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from host.formats import (
     DAY,
+    FLAGS,
     HOUR,
     KINDS,
     MAX_LINE,
     NUMBERS,
     SATURDAY,
+    SPREAD_PIPS,
     WEEK,
     DataError,
     Ints,
@@ -30,6 +32,7 @@ from host.formats import (
     ReadOptions,
     Rules,
     Source,
+    head_of,
     interval_of,
     is_damaged,
     iso,
@@ -43,6 +46,7 @@ from host.formats import (
     rules_for,
     to_utc,
 )
+from host.resample import merge_bars
 from kernels.bars import NS, Bars
 
 if TYPE_CHECKING:
@@ -52,6 +56,9 @@ CHUNK_ROWS = 50_000  # parsed at a time
 MAX_LISTED = 1000  # problems of a kind
 MAX_HOLES = 10  # notes
 HOLE = 12 * HOUR  # a gap this long gets a note of its own
+HOLE_BARS = 10  # a longer gap is a hole: no session spans it
+MAX_BYTES = 1 << 30  # of a file: 15 years of minutes
+MINUTE = 60 * NS
 
 
 class Rows(NamedTuple):
@@ -59,6 +66,7 @@ class Rows(NamedTuple):
 
     line: Ints  # [T] of the file, from 1
     utc: Ints  # [T] stamp, nanoseconds
+    local: bool  # whether a stamp has no offset of its own
     columns: dict[str, NDArray[np.float64]]  # [T] by role
 
 
@@ -92,7 +100,7 @@ def split_lines(data: bytes, name: str) -> Lines:
 def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
     """The rows of a file without a fault in its form; None if there is one."""
     body, columns = lines.data[lines.start[layout.header] :], layout.columns
-    if not same_width(lines, layout):
+    if b'"' in body or not same_width(lines, layout):
         return None
     import pandas as pd  # heavy, and a machine that only acts has none
 
@@ -103,7 +111,7 @@ def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
             frames = pd.read_csv(
                 io.BytesIO(body),
                 chunksize=CHUNK_ROWS,
-                sep=layout.format.separator,
+                sep=layout.separator,
                 header=None,
                 names=range(len(columns)),
                 usecols=list(types),
@@ -124,12 +132,12 @@ def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
     if not all(np.isfinite(column).all() for column in numbers.values()):
         return None
     line = np.arange(layout.header + 1, len(lines.start) + 1, dtype=np.int64)
-    return Rows(line, to_utc(stamp_ns, is_utc, clock), numbers)
+    return Rows(line, to_utc(stamp_ns, is_utc, clock), not is_utc.all(), numbers)
 
 
 def same_width(lines: Lines, layout: Layout) -> bool:
     """Whether every line has the separators that the columns of the layout need."""
-    separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.format.separator))
+    separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.separator))
     per_line = np.searchsorted(separator, lines.stop) - np.searchsorted(separator, lines.start)
     return bool((per_line[layout.header :] == len(layout.columns) - 1).all())
 
@@ -139,18 +147,21 @@ def read_piece(
 ) -> tuple[Ints, NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
     """Stamps, whether they are UTC, and the numbers by role: texts take memory, so a few rows at a time."""
     columns = layout.columns
-    texts = [frame[i].tolist() for i, role in enumerate(columns) if role and role not in NUMBERS]
+    texts = [frame[i].tolist() for i, role in enumerate(columns) if role == "time"]
     stamps = [parse_stamp(layout.format.stamp, " ".join(t), layout.day) for t in zip(*texts, strict=True)]
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
     numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMBERS}
+    if "complete" in columns:
+        flags = frame[columns.index("complete")].tolist()
+        numbers["complete"] = np.array([FLAGS.get(flag.lower(), np.nan) for flag in flags])
     return stamp_ns, is_utc, numbers
 
 
 def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
     """The rows that can be parsed, line by line, and the lines that cannot; blank lines are neither."""
     good, bad, stamps = [], [], []
-    numbers: dict[str, list[float]] = {role: [] for role in layout.columns if role in NUMBERS}
+    numbers: dict[str, list[float]] = {role: [] for role in layout.columns if role in (*NUMBERS, "complete")}
     for line in range(layout.header + 1, len(lines.start) + 1):
         text = lines.text(line)
         parsed = parse_line(text, layout)
@@ -164,14 +175,16 @@ def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
     columns = {role: np.array(values, np.float64) for role, values in numbers.items()}
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
-    rows = Rows(np.array(good, np.int64), to_utc(stamp_ns, is_utc, clock), columns)
+    rows = Rows(np.array(good, np.int64), to_utc(stamp_ns, is_utc, clock), not is_utc.all(), columns)
     return rows, np.array(bad, np.int64)
 
 
-def find_faults(rows: Rows, quote: dict[str, NDArray[np.float64]], interval_ns: int) -> dict[int, str]:
+def find_faults(
+    rows: Rows, quote: dict[str, NDArray[np.float64]], interval_ns: int, ticks: bool
+) -> dict[int, str]:
     """Kind of the fault of every bad row, by index; neighbours and order count among the rows good by themselves."""
     bad: dict[int, str] = {}
-    has_volume = bool((quote["volume"] > 0).any())
+    has_volume = np.logical_or.accumulate(quote["volume"] > 0) | ticks
     with np.errstate(invalid="ignore"):  # infinite prices are among the faults
         for kind, mask in row_faults(quote, rows.utc, has_volume).items():
             for row in np.flatnonzero(mask).tolist():
@@ -207,30 +220,46 @@ def order_faults(utc: Ints, good: Ints, interval_ns: int) -> dict[int, str]:
     return bad
 
 
-def hole_notes(close_ns: Ints, interval_ns: int, line: Ints) -> list[str]:
-    """Sentences on the gaps between bars; those over a weekend are only counted."""
+def find_holes(close_ns: Ints, interval_ns: int, line: Ints) -> tuple[list[Problem], list[str]]:
+    """Gaps of more than HOLE_BARS bars that are no weekend, and sentences on all gaps; `line` [T] of the bars."""
     missing = np.diff(close_ns) - interval_ns
     after = np.flatnonzero(missing > 0) + 1
     begin, end = close_ns[after - 1], close_ns[after] - interval_ns
     saturday = (begin - SATURDAY - DAY // 2) // WEEK != (end - SATURDAY - DAY // 2) // WEEK
     weekend = saturday & (end - begin < 4 * DAY)
     notes = [f"{weekend.sum()} weekends and {(~weekend).sum()} other gaps between bars"] if len(after) else []
-    holes = after[~weekend & (end - begin >= HOLE)]
-    for t in holes[:MAX_HOLES]:
-        notes.append(
-            f"line {line[t]}: no bars for {missing[t - 1] / HOUR:.0f} h, from {iso(close_ns[t - 1])}"
-        )
-    if len(holes) > MAX_HOLES:
-        notes.append(f"and {len(holes) - MAX_HOLES} more gaps of {HOLE // HOUR} h or longer")
-    return notes
+    holes = after[~weekend & (end - begin > HOLE_BARS * interval_ns)]
+    long = [t for t in holes.tolist() if missing[t - 1] >= HOLE]
+    notes += [f"line {line[t]}: {hole_text(missing[t - 1], close_ns[t - 1])}" for t in long[:MAX_HOLES]]
+    if len(long) > MAX_HOLES:
+        notes.append(f"and {len(long) - MAX_HOLES} more gaps of {HOLE // HOUR} h or longer")
+    listed = holes[:MAX_LISTED].tolist()
+    return [Problem("hole", int(line[t]), hole_text(missing[t - 1], close_ns[t - 1])) for t in listed], notes
+
+
+def hole_text(missing_ns: int, begin_ns: int) -> str:
+    """A hole in words."""
+    length = f"{missing_ns / HOUR:.0f} h" if missing_ns >= 2 * HOUR else f"{missing_ns / MINUTE:.0f} min"
+    return f"no bars for {length}, from {iso(begin_ns)}"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of the file."""
+    """The bytes of the file, of no more of it than a file of bars can have."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            begin = file.read(MAX_LINE + 3)
+            if begin[:2] in (b"PK", b"\x1f\x8b"):
+                raise DataError(f"{path}: compressed: unpack it first")
+            if len(begin) > MAX_LINE + 2 and b"\n" not in begin:
+                raise DataError(f"{path}: line 1: longer than {MAX_LINE} bytes, this is no file of bars")
+            data = begin + file.read(MAX_BYTES)
     except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MAX_BYTES:
+        raise DataError(f"{path}: more than {MAX_BYTES >> 20} MB: bring it in parts")
+    return data
 
 
 def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
@@ -245,13 +274,19 @@ def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
     return problems
 
 
-def refuse_bad(source: Source, kinds: dict[int, str], drop_bad: bool) -> None:
-    """Raise DataError if there are bad rows and they may not, or cannot sensibly, be dropped."""
-    most = len(kinds) >= source.rows
+def refuse_bad(source: Source, kinds: dict[int, str], good: int, drop_bad: bool) -> None:
+    """Raise DataError if there are bad rows beside the `good` and they may not, or cannot sensibly, be dropped."""
+    most = len(kinds) >= good
     if not kinds or (drop_bad and not most):
         return
     shown = "; ".join(f"line {p.line}: {KINDS[p.kind]}: {p.text!r}" for p in source.problems[:3])
-    remedy = "most of the file: is it newest first, or of another kind?" if most else "--drop-bad drops them"
+    if most:
+        filler = set(kinds.values()) == {"flat"}
+        remedy = (
+            "nothing but filler" if filler else "most of the file: is it newest first, or of another kind?"
+        )
+    else:
+        remedy = "--drop-bad drops them"
     raise DataError(f"{source.path}: {count_kinds(kinds)}; {shown}; {remedy}", source)
 
 
@@ -267,29 +302,58 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     options, path = options or ReadOptions(), Path(path)
     raw, name = read_bytes(path), str(path)
     lines = split_lines(raw, name)
-    layout = recognise(lines.text(1), lines.text(2) if len(lines.start) > 1 else "", name)
-    clock = options.timezone or layout.format.timezone
+    layout = recognise(head_of(map(lines.text, range(1, len(lines.start) + 1))), options, name)
+    rows, unparsable, notes = read_rows(lines, layout, options, name)
+    step_ns = interval_of(rows.utc, options, name)
+    rules, said = rules_for(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
+    quote = quotes(rows.columns, rules, layout.point)
+    faults = find_faults(rows, quote, step_ns, layout.format.ticks)
+    kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {
+        int(rows.line[t]): k for t, k in faults.items()
+    }
+    good = np.delete(np.arange(len(rows.utc)), list(faults))
+    time = rows.utc[good] + (step_ns if rules.label == "open" else 0)
+    bars, line = Bars(time, **{column: values[good] for column, values in quote.items()}), rows.line[good]
+    interval_ns = step_ns if options.interval_s is None else options.interval_s * NS
+    if interval_ns > step_ns:
+        bars, first = merge_bars(bars, step_ns, interval_ns, rules.timezone)
+        line = line[first]
+        notes.append(f"bars of {step_ns // NS} s are put together into bars of {interval_ns // NS} s")
+    holes, gaps = find_holes(bars.time, interval_ns, line)
+    source = describe_source(name, layout, rules, options, rows.local, bars.time, interval_ns, raw)
+    source.notes.extend(said + notes)
+    source.problems.extend(list_problems(lines, kinds))
+    source.holes.extend(holes)
+    refuse_bad(source, kinds, len(good), options.drop_bad)
+    source.notes.extend([f"dropped {count_kinds(kinds)}"] * bool(kinds) + gaps)
+    return bars, source
+
+
+def read_rows(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints, list[str]]:
+    """The parsable rows of a file, oldest first, the lines that are none, and notes on what became of them."""
+    clock, notes = options.timezone or layout.format.timezone, []
     parse_clock(clock)
     whole = read_whole(lines, layout, clock)
     rows, unparsable = (whole, np.zeros(0, np.int64)) if whole else read_each(lines, layout, clock)
     if len(rows.utc) == 0:
         raise DataError(f"{name}: no bars: line {layout.header + 1}: {lines.text(layout.header + 1)[:80]!r}")
-    interval_ns = interval_of(rows.utc, options, name)
-    rules, notes = rules_for(layout, options, name, float(np.median(rows.columns["open"])), interval_ns)
-    quote = quotes(rows.columns, rules, layout.point)
-    faults = find_faults(rows, quote, interval_ns)
-    kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {
-        int(rows.line[t]): k for t, k in faults.items()
-    }
-    good = np.delete(np.arange(len(rows.utc)), list(faults))
-    time = rows.utc[good] + (interval_ns if rules.label == "open" else 0)
-    bars = Bars(time, **{column: values[good] for column, values in quote.items()})
-    source = describe_source(name, layout, rules, options, time, raw, list_problems(lines, kinds), notes)
-    refuse_bad(source, kinds, options.drop_bad)
-    if kinds:
-        source.notes.append(f"dropped {count_kinds(kinds)}")
-    source.notes.extend(hole_notes(time, interval_ns, rows.line[good]))
-    return bars, source
+    if layout.format.newest_first and rows.utc[0] > rows.utc[-1]:
+        rows = pick_rows(rows, np.arange(len(rows.utc))[::-1])
+        notes.append("the newest bar stands first, as this format has it: read from the end")
+    if "complete" in rows.columns:
+        complete = rows.columns["complete"] == 1
+        if not complete.any():
+            raise DataError(f"{name}: no bar is complete")
+        if not complete.all():
+            rows = pick_rows(rows, np.flatnonzero(complete))
+            notes.append(f"{(~complete).sum()} rows of bars that are not complete are left out")
+    return rows, unparsable, notes
+
+
+def pick_rows(rows: Rows, index: Ints) -> Rows:
+    """The rows at `index`."""
+    columns = {role: column[index] for role, column in rows.columns.items()}
+    return Rows(rows.line[index], rows.utc[index], rows.local, columns)
 
 
 def describe_source(
@@ -297,30 +361,36 @@ def describe_source(
     layout: Layout,
     rules: Rules,
     options: ReadOptions,
+    local: bool,
     time: Ints,
+    interval_ns: int,
     raw: bytes,
-    problems: list[Problem],
-    notes: list[str],
 ) -> Source:
-    """The record of a reading that ended in bars closing at `time`."""
-    columns = layout.columns
+    """The record of a reading that ended in bars closing at `time`; `local`: the stamps follow a clock."""
     in_file = {
         "ask_open": "bid and ask",
         "spread": "column of the file",
         "points": "column of the file, in points",
+        "tenths": "column of the file, in tenths of a pip",
     }
-    spread = next((text for role, text in in_file.items() if role in columns), None)
+    spread = next((text for role, text in in_file.items() if role in layout.columns), None)
     spread_pips = None if spread else rules.spread_px / rules.pip
     given = "assumed" if options.spread_pips is None else "given"
-    if "points" in columns:
-        notes.append("the spread column of MetaTrader understates the cost of a fill")
+    choices = {
+        f"--side {rules.side}": options.side is None and rules.side != "both",
+        f"--timezone {rules.timezone}": options.timezone is None and local,
+        f"--label {rules.label}": options.label is None,
+        f"--spread {SPREAD_PIPS:g}": options.spread_pips is None and spread is None,
+        f"--pip {rules.pip:g}": options.pip is None,
+    }
+    understates = "the spread column of MetaTrader understates the cost of a fill"
     return Source(
         path=name,
         format=layout.format.name,
         rows=len(time),
         first=iso(time[0]) if len(time) else "",
         last=iso(time[-1]) if len(time) else "",
-        interval_s=rules.interval_ns // NS,
+        interval_s=interval_ns // NS,
         timezone=rules.timezone,
         label=rules.label,
         side=rules.side,
@@ -328,6 +398,6 @@ def describe_source(
         spread_pips=spread_pips,
         pip=rules.pip,
         sha256=hashlib.sha256(raw).hexdigest(),
-        problems=problems,
-        notes=notes,
+        assumed=[flag for flag, open_question in choices.items() if open_question],
+        notes=[understates] if {"points", "tenths"} & set(layout.columns) else [],
     )

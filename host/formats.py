@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -33,6 +34,7 @@ MAX_LINE = 4096  # bytes
 JUMP = 0.2  # a price this far from its neighbours, relative, is damaged
 WIDE = 0.05  # a spread this wide, relative to the price, is in other units
 SCALED = 10_000.0  # a pair quoted above this is taken for points, unless the user names the pip
+SCALED_PIPS = 5e6  # and a price of so many pips even then
 HOUR, DAY, WEEK = 3600 * NS, 86_400 * NS, 604_800 * NS
 SATURDAY = 2 * DAY  # 1970-01-03, the first one
 CLOSED = 44 * HOUR  # from Saturday 00:00 UTC: no market is open
@@ -42,10 +44,14 @@ EPOCH, EPOCH_UTC, MICROSECOND = (
     datetime(1970, 1, 1, tzinfo=UTC),
     timedelta(microseconds=1),
 )
-YEARS = range(1970, 2200)  # of a stamp
+LAST_STAMP = 7_258_118_400 * NS  # the year 2200
+LONGEST = 31 * DAY  # bar
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 PRICES = ("open", "high", "low", "close", "ask_open", "ask_close")
-NUMBERS = (*PRICES, "volume", "spread", "points")
+NUMBERS = (*PRICES, "volume", "spread", "points", "tenths")
+FLAGS = {"true": 1.0, "false": 0.0}
+MAX_HEADER = 3  # lines
+BEGINS_BAR = re.compile(r'"?(\d|[A-Z][a-z]{2} \d\d, \d{4})', re.ASCII | re.IGNORECASE)
 KINDS = {
     "unparsable": "not a bar",
     "number": "a price or volume is not a positive number",
@@ -78,6 +84,8 @@ class ReadOptions:
     label: str | None = None  # open or close: what a stamp marks
     spread_pips: float | None = None  # where the file has no spread
     pip: float | None = None  # price of a pip
+    point: float | None = None  # price of a unit, where the file counts in points
+    dates: str | None = None  # dmy or mdy, where a date could be either
     interval_s: int | None = None  # length of a bar; None: the commonest step
     drop_bad: bool = False
 
@@ -100,6 +108,8 @@ class Source:
     pip: float
     sha256: str  # of the bytes of the file
     problems: list[Problem] = field(default_factory=list)  # at most MAX_LISTED of a kind
+    holes: list[Problem] = field(default_factory=list)  # gaps that are no weekend, at most MAX_LISTED
+    assumed: list[str] = field(default_factory=list)  # flags that would say what was assumed
     notes: list[str] = field(default_factory=list)
 
 
@@ -117,68 +127,174 @@ class Format(NamedTuple):
     """A kind of file.  The roles of its columns are given, or follow from the names in its header."""
 
     name: str
-    head: str  # pattern of the first line, or of a header and the first line after it, in lower case
-    separator: str
-    stamp: str  # iso (or UNIX time), dotted (2016.04.22), day.month (22.04.2016), midnight (ms since)
+    head: str  # pattern of the header and the first bar: lower case, no quotes, commas between the fields
+    stamp: str  # how a time is written: a key of DATES, iso (or UNIX), wall (iso, never UTC), month, midnight, ask
     timezone: str  # of stamps that have no offset
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()  # roles; lines may end early
+    side: str = "bid"
+    spread: str = ""  # role of a column of that name
+    newest_first: bool = False
+    ticks: bool = False  # a real bar has a volume: one without is filler
 
 
 OHLC = ("open", "high", "low", "close")
 PRICE = r"\d*\.?\d+"
 DOTTED = r"\d{4}\.\d\d\.\d\d"
-LEAN = ("time", *OHLC, "volume", "ask_open", "", "", "ask_close", "")
-METATRADER = ("date", "time", *OHLC, "volume")
+SLASHED = r"\d\d[/.-]\d\d[/.-]\d{4}"
+TIME = r"(\d{9,10}|\d{12,13}|\d{4}-\d\d-\d\d[^,]*)"  # UNIX or ISO
+MORE = r"(,[^,\n]*)*"  # columns nobody needs
+PLAIN = ("time", *OHLC, "volume")
+LEAN = (*PLAIN, "ask_open", "", "", "ask_close", "")
+METATRADER = ("time", *PLAIN)
 SERVER = "Europe/Athens"  # EET with European dates: the clock of nearly every MetaTrader server
 # HistData says EST without daylight saving; measured, it moves to UTC-4 on the European dates: Athens less 7 hours.
 HISTDATA = "Europe/Athens-7h"
-FORMATS = (
+LONDON = "Europe/London"
+FORMATS = (  # the first that fits
     Format(
         "canonical",
-        r"time(stamp|_utc)?,open,high,low,close(,volume)?(,spread)?\n(\d{9,10}|\d{12,13}|\d{4}-\d\d-\d\d[^,]*),.*",
-        ",",
+        rf"time(stamp|_utc)?,open,high,low,close(,volume)?(,spread)?\n{TIME},.*",
         "iso",
         "UTC",
+        spread="spread",
+    ),
+    Format(  # of one who writes the spread of MetaTrader beside his bars
+        "spread without a name",
+        rf"time(stamp)?,open,high,low,close,volume,\n{TIME}(,{PRICE}){{5}},\d+",
+        "iso",
+        "UTC",
+        (*PLAIN, "tenths"),
     ),
     Format(
         "Dukascopy",
-        r"(gmt[ _])?time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} .*",
-        ",",
-        "day.month",
+        r"((gmt|local)[ _])?time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} .*",
+        "dmy",
         "UTC",
+        ticks=True,
     ),
     Format(
         "MetaTrader 5",
-        rf"<date>\t(<time>\t)?<open>\t<high>\t<low>\t<close>\t<tickvol>\t<vol>\t<spread>\n{DOTTED}\t.*",
-        "\t",
-        "dotted",
+        rf"<date>(,<time>)?,<open>,<high>,<low>,<close>,<tickvol>,<vol>,<spread>\n{DOTTED},.*",
+        "ymd",
         SERVER,
+        ticks=True,
+    ),
+    Format(  # written by the Python API: stamps of the server's clock that claim to be UTC
+        "MetaTrader 5 dump",
+        rf"(date|time),open,high,low,close,tick_volume(,spread)?(,real_volume)?\n{TIME},.*",
+        "wall",
+        SERVER,
+        spread="tenths",
     ),
     Format(  # only its volume tells it from an export of MetaTrader itself, where every bar has a tick
-        "HistData MetaTrader", rf"{DOTTED},\d\d:\d\d(,{PRICE}){{4}},0", ",", "dotted", HISTDATA, METATRADER
+        "HistData MetaTrader", rf"{DOTTED},\d\d:\d\d(,{PRICE}){{4}},0", "ymd", HISTDATA, METATRADER
     ),
-    Format("MetaTrader 4", rf"{DOTTED},\d\d:\d\d(,{PRICE}){{5}}", ",", "dotted", SERVER, METATRADER),
+    Format("MetaTrader 4", rf"{DOTTED},\d\d:\d\d(,{PRICE}){{5}}", "ymd", SERVER, METATRADER, ticks=True),
+    Format("HistData ASCII", rf"\d{{8}} \d{{6}}(,{PRICE}){{5}}", "iso", HISTDATA, PLAIN),
+    Format("Lean", rf"\d{{8}} \d\d:\d\d(,{PRICE}){{10}}", "iso", "UTC", LEAN),
+    Format("Lean, one day", rf"\d{{1,8}}(,{PRICE}){{10}}", "midnight", "UTC", LEAN),
     Format(
-        "HistData ASCII", rf"\d{{8}} \d{{6}}(;{PRICE}){{5}}", ";", "iso", HISTDATA, ("time", *OHLC, "volume")
+        "OANDA",
+        rf"{TIME},(true|false)(,{PRICE}){{5}}",
+        "iso",
+        "UTC",
+        ("time", "complete", *PLAIN[1:]),
+        side="mid",
+        ticks=True,
     ),
-    Format("Lean", rf"\d{{8}} \d\d:\d\d(,{PRICE}){{10}}", ",", "iso", "UTC", LEAN),
-    Format("Lean, one day", rf"\d{{1,8}}(,{PRICE}){{10}}", ",", "midnight", "UTC", LEAN),
+    Format("no header", rf"{TIME}(,{PRICE}){{4,5}}", "iso", "UTC", PLAIN),
+    Format(
+        "FXCM CandleData",
+        rf"datetime,bidopen,bidhigh,bidlow,bidclose,askopen,askhigh,asklow,askclose(,tickqty)?\n{SLASHED} .*",
+        "mdy",
+        "UTC",
+    ),
+    Format("pandas dump", rf",open,high,low,close(,volume)?\n{TIME},.*", "iso", "UTC"),
+    Format(
+        "Yahoo",
+        rf"date,open,high,low,close,adj close,volume{MORE}\n{TIME},.*",
+        "iso",
+        LONDON,
+        side="mid",
+    ),
+    Format(
+        "yfinance",
+        rf"price(,(adj close|close|high|low|open|volume))+\nticker,.*\ndate(time)?,*\n{TIME},.*",
+        "iso",
+        LONDON,
+        side="mid",
+    ),
+    Format(
+        "Investing.com",
+        r"date,price,open,high,low(,vol\.)?,change %\n[a-z]{3} \d\d, \d{4},.*",
+        "month",
+        "UTC",
+        side="mid",
+        newest_first=True,
+    ),
+    Format(
+        "Stooq",
+        rf"data,(czas,)?otwarcie,najwyzszy,najnizszy,zamkniecie(,wolumen)?\n{TIME},.*",
+        "iso",
+        "UTC",
+    ),
+    Format("dated", rf"date(time)?,(time,)?open,high,low,close(,volume)?\n{TIME},.*", "iso", "UTC"),
+    Format(
+        "Myfxbook",
+        rf"[^\n]*\ndate,open,high,low,close,change\(pips\),change\(%\)\n{SLASHED} \d\d:\d\d,.*",
+        "mdy",
+        "UTC",
+        newest_first=True,
+    ),
+    Format(
+        "Japanese",
+        r"日付,始値,高値,安値,終値(,出来高)?\n\d{4}/\d\d/\d\d.*",
+        "ymd",
+        "Asia/Tokyo",
+    ),
+    Format("TradingView", rf"time,open,high,low,close{MORE}\n{TIME},.*", "iso", "UTC"),
+    Format(
+        "Investing.com",
+        rf"date,price,open,high,low(,vol\.)?,change %\n{SLASHED},.*",
+        "ask",
+        "UTC",
+        side="mid",
+        newest_first=True,
+    ),
+    Format("day or month first", rf"([^,\n]*time|date),open,high,low,close{MORE}\n{SLASHED}.*", "ask", "UTC"),
+    Format("day or month first", rf"{SLASHED}[^,]*(,{PRICE}){{4,5}}", "ask", "UTC", PLAIN),
 )
-ROLES = {  # of names in a header that are not themselves a role
-    **dict.fromkeys(("timestamp", "time_utc", "gmt time", "gmt_time", "<time>"), "time"),
+ROLES = {  # of names in a header; the first column is the time, and a name that is not here is not needed
+    **{name: name for name in (*OHLC, "volume", "spread")},
     **{f"<{name}>": name for name in OHLC},
-    "<date>": "date",
-    "<tickvol>": "volume",
-    "<vol>": "",
+    **dict(zip(("otwarcie", "najwyzszy", "najnizszy", "zamkniecie"), OHLC, strict=True)),
+    **dict(zip(("始値", "高値", "安値", "終値"), OHLC, strict=True)),
+    **{f"bid{name}": name for name in OHLC},
+    **dict.fromkeys(("time", "<time>", "czas"), "time"),
+    **dict.fromkeys(("<tickvol>", "tick_volume", "tickqty", "wolumen", "出来高"), "volume"),
+    "price": "close",
+    "askopen": "ask_open",
+    "askclose": "ask_close",
     "<spread>": "points",
 }
-REFUSED = (  # what the first two lines of an unknown file show, and what to do
-    (r"(^|[\t;\"])\d+,\d+([\t;\"]|$)", "decimal commas: write the prices with a point"),
+DATES = {  # where a date of ten characters has its year, month and day
+    "ymd": (0, 5, 8),
+    "dmy": (6, 3, 0),
+    "mdy": (6, 0, 3),
+}
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+DECIMAL_COMMA = r"(^|[\t;\"])\d+,\d+([\t;\"]|$)"
+TICKS = "ticks, not bars: make bars of them, for example one a minute, with time,open,high,low,close,volume"
+REFUSED = (  # what the head of an unknown file shows, and what to do
+    (rf"\d{{8}} \d{{9}}(,{PRICE}){{2,3}}", TICKS),
+    (rf"\d{{1,8}}(,{PRICE}){{2,4}}|[^,\n]*time[^,\n]*,bid,ask\n.*|[a-z]{{3}}/?[a-z]{{3}},\d{{8}} .*", TICKS),
+    (r"(date|time),([a-z]{3},)+([a-z]{3})?\n.*", "one rate of many currencies: no open, high and low"),
+    (r"[a-z]{6}(,+[a-z]{6})+,*(\n.*)+", "many pairs side by side: make one file for each"),
+    (r"(.*\n)?\d{1,2}[/.-]\d{1,2}[/.-]\d{4}.*", "write the dates as 2017-12-31"),
     (
-        r"^\"?\d{1,2}[/.-]\d{1,2}[/.-]\d{4}",
-        "day or month first, nobody can tell: write the dates as 2017-12-31",
+        r"(.*\n)?(\d{1,7}|\d+\.\d+),.*",
+        "no time stamps: export the file with the time of each bar",
     ),
-    (r"^(\d{1,7}|\d+\.\d+)[,;\t]", "no time stamps: export the file with the time of each bar"),
 )
 
 
@@ -186,6 +302,7 @@ class Layout(NamedTuple):
     """A format as one file has it."""
 
     format: Format
+    separator: str
     columns: tuple[str, ...]
     header: int  # lines before the bars
     day: str  # date in the name of the file, for stamps that have none
@@ -200,42 +317,95 @@ class Rules(NamedTuple):
     label: str
     spread_px: float
     pip: float
+    scale: float  # price of a unit of the file
     interval_ns: int
 
 
-def recognise(first: str, second: str, name: str) -> Layout:
-    """The layout of a file called `name` from its first two lines; only files with a header need the second."""
-    header = 0 if first[:1].isdigit() else 1
-    head = f"{first.strip()}\n{second}" if header else first
-    for fmt in FORMATS:
-        if re.fullmatch(fmt.head, head.lower()):
+def head_of(lines: Iterable[str]) -> list[str]:
+    """The lines of a header and the first bar, as far as they are there."""
+    head: list[str] = []
+    for line in lines:
+        head.append(line)
+        if is_head(head):
             break
-    else:
-        raise DataError(f"{name}: {refusal(first, second)}")
-    columns = fmt.columns or tuple(ROLES.get(c, c) for c in first.strip().lower().split(fmt.separator))
+    return head
+
+
+def is_head(head: list[str]) -> bool:
+    """Whether these first lines are enough to recognise a file by."""
+    return len(head) > MAX_HEADER or bool(head and BEGINS_BAR.match(head[-1]))
+
+
+def recognise(head: list[str], options: ReadOptions, name: str) -> Layout:
+    """The layout of a file called `name` from its `head_of`."""
+    if options.dates not in (None, "dmy", "mdy"):
+        raise DataError(f"{name}: --dates {options.dates}: dmy or mdy")
+    bar = head[-1] if head else ""
+    if re.search(DECIMAL_COMMA, bar):
+        raise DataError(f"{name}: decimal commas: write the prices with a point")
+    separator = next((mark for mark in "\t;" if mark in bar), ",")
+    shown = [readable(line).replace('"', "").replace(separator, ",").lower() for line in head if line.strip()]
+    fmt = next((fmt for fmt in FORMATS if re.fullmatch(fmt.head, "\n".join(shown))), None)
+    if fmt is None:
+        raise DataError(f"{name}: {refusal(shown)}")
+    if fmt.stamp == "ask":
+        if options.dates is None:
+            raise DataError(
+                f"{name}: is {shown[-1].split(',')[0]} day or month first? --dates dmy or --dates mdy"
+            )
+        fmt = fmt._replace(stamp=options.dates)
+    fields = bar.replace('"', "").split(separator)
+    columns = fmt.columns[: len(fields)] or header_roles(shown[:-1], fmt)
+    if len(fields) == len(columns) + 1 and not fields[-1].strip():
+        columns = (*columns, "")  # lines that end with a separator
     day = re.search(r"(?<!\d)\d{8}(?!\d)", Path(name).name)
     if fmt.stamp == "midnight" and not day:
         raise DataError(
             f"{name}: stamps count from midnight: put the date into the file name, as in 20140505_quote.csv"
         )
-    open_text = dict(zip(columns, (second if header else first).split(fmt.separator), strict=False)).get(
-        "open", ""
-    )
-    return Layout(
-        fmt, columns, header, day[0] if day else "", 10.0 ** -len(open_text.partition(".")[2].strip())
-    )
+    open_text = dict(zip(columns, fields, strict=False)).get("open", "")
+    point = options.point or 10.0 ** -len(open_text.partition(".")[2].strip())
+    return Layout(fmt, separator, columns, len(head) - 1, day[0] if day else "", point)
 
 
-def refusal(first: str, second: str) -> str:
+def readable(line: str) -> str:
+    """A line, read byte by byte as `parse_line` has it, in the letters that were meant."""
+    for encoding in ("utf-8", "cp932"):
+        try:
+            return line.encode("latin-1").decode(encoding)
+        except UnicodeError:
+            continue
+    return line
+
+
+def header_roles(header: list[str], fmt: Format) -> tuple[str, ...]:
+    """What the columns are for, from the line of a header that says most about it."""
+    best: list[str] = []
+    for line in header:
+        roles = ["time"] * (2 if fmt.stamp == "month" else 1)  # Jan 13, 2021 is torn at its comma
+        for name in line.split(",")[1:]:
+            role = ROLES.get(name.strip(), "")
+            role = fmt.spread if role == "spread" else role
+            first = role not in roles or (role == "time" and len(roles) == 1)  # names may be repeated
+            roles.append(role if first else "")
+        if sum(map(bool, roles)) > sum(map(bool, best)):
+            best = roles
+    return tuple(best)
+
+
+def refusal(shown: list[str]) -> str:
     """Why a file that begins like this is in no known format."""
-    if not second.strip() and not first[:1].isdigit():
-        return "no bars" if first.strip() else "empty"
+    if not any(map(str.strip, shown)):
+        return "empty"
+    head = "\n".join(shown)
     for pattern, reason in REFUSED:
-        if re.search(pattern, first) or re.search(pattern, second):
+        if re.fullmatch(pattern, head):
             return reason
-    known = ", ".join(fmt.name for fmt in FORMATS)
+    if not BEGINS_BAR.match(shown[-1]) and len(shown) <= MAX_HEADER:
+        return "no bars"
+    known = ", ".join(dict.fromkeys(fmt.name for fmt in FORMATS))
     return (
-        f"line 1: not a format I know ({known}): {first[:80]!r}; bring it to the header "
+        f"line 1: not a format I know ({known}): {shown[0][:80]!r}; bring it to the header "
         "time,open,high,low,close,volume[,spread] with ISO or UNIX times"
     )
 
@@ -252,7 +422,7 @@ def rules_for(
         side = "both"
     elif side is None:
         found = re.search(r"(?<![a-z])(ask|bid)(?![a-z])", Path(name).name.lower())
-        side = found[1] if found else "bid"
+        side = found[1] if found else layout.format.side
         notes.append(f"side {side}: {'from the file name' if found else 'assumed'} (--side)")
     elif side not in SHARE_BELOW:
         raise DataError(f"{name}: --side {side}: the file has one side, say which: {', '.join(SHARE_BELOW)}")
@@ -261,16 +431,22 @@ def rules_for(
         raise DataError(f"{name}: --label {label}: open or close")
     timezone = options.timezone or layout.format.timezone
     parse_clock(timezone)
-    if options.pip is None and price > SCALED:
-        raise DataError(f"{name}: prices of about {price:g} look like points; if they are prices, say --pip")
+    scale = 1.0 if options.point is None else options.point
+    price *= scale
     usual_pip = 0.01 if price > 20 else 0.0001
     pip = usual_pip if options.pip is None else options.pip
-    spread_pips = SPREAD_PIPS if options.spread_pips is None else options.spread_pips
-    if not (0 < pip < np.inf and 0 <= spread_pips < np.inf):
+    if options.point is None and price > (SCALED if options.pip is None else SCALED_PIPS * pip):
         raise DataError(
-            f"{name}: --pip {pip:g}, --spread {spread_pips:g}: neither may be negative, nor a pip zero"
+            f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
+            "prices; if they are prices, say --pip"
         )
-    return Rules(side, timezone, label, spread_pips * pip, pip, interval_ns), notes
+    spread_pips = SPREAD_PIPS if options.spread_pips is None else options.spread_pips
+    if not all(0 < size < np.inf for size in (pip, scale)) or not 0 <= spread_pips < np.inf:
+        raise DataError(
+            f"{name}: --pip {pip:g}, --point {scale:g}, --spread {spread_pips:g}: neither may be negative, "
+            "nor a size zero"
+        )
+    return Rules(side, timezone, label, spread_pips * pip, pip, scale, interval_ns), notes
 
 
 @lru_cache
@@ -297,23 +473,41 @@ def offset_ns(clock: str, quarter: int) -> int:
 
 def parse_stamp(kind: str, text: str, day: str) -> tuple[int, bool]:
     """Nanoseconds since the epoch of a stamp, by its own clock or (True) UTC; ValueError if it is none."""
+    is_utc = False
     if kind == "midnight":
-        milliseconds = int(text)
-        if not 0 <= milliseconds < DAY // 1_000_000:
+        stamp_ns = int(text) * 1_000_000
+        if not 0 <= stamp_ns < DAY:
             raise ValueError(text)
-        return (datetime.fromisoformat(day) - EPOCH) // MICROSECOND * 1000 + milliseconds * 1_000_000, False
-    if kind == "dotted":
-        text = text.replace(".", "-", 2)
-    elif kind == "day.month":
-        text = f"{text[6:10]}-{text[3:5]}-{text[:2]}{text[10:]}" if text[2:6:3] == ".." else ""
-    elif text.isdigit() and len(text) in (9, 10, 12, 13):
-        return int(text) * (NS if len(text) <= 10 else 1_000_000), True
-    stamp = datetime.fromisoformat(text)
-    if stamp.year not in YEARS:
+        stamp_ns += (datetime.fromisoformat(day) - EPOCH) // MICROSECOND * 1000
+    elif kind in ("iso", "wall") and text.isdigit() and len(text) in (9, 10, 12, 13):
+        stamp_ns, is_utc = int(text) * (NS if len(text) <= 10 else 1_000_000), True
+    else:
+        stamp = datetime.fromisoformat(iso_date(kind, text))
+        is_utc = stamp.tzinfo is not None
+        stamp_ns = (stamp - (EPOCH_UTC if is_utc else EPOCH)) // MICROSECOND * 1000
+    if not 0 <= stamp_ns < LAST_STAMP:
         raise ValueError(text)
-    if stamp.tzinfo is None:
-        return (stamp - EPOCH) // MICROSECOND * 1000, False
-    return (stamp - EPOCH_UTC) // MICROSECOND * 1000, True
+    return stamp_ns, is_utc and kind != "wall"
+
+
+def iso_date(kind: str, text: str) -> str:
+    """A stamp of `kind` in the order of ISO 8601."""
+    if kind == "month":
+        month, day, year = text.split()
+        return f"{year}-{MONTHS.index(month.lower()) + 1:02}-{int(day):02}"
+    if kind not in DATES:
+        return text
+    year_at, month_at, day_at = DATES[kind]
+    marks = text[4:8:3] if year_at == 0 else text[2:6:3]
+    if marks not in ("..", "//", "--"):
+        raise ValueError(text)
+    date = "-".join((text[year_at : year_at + 4], text[month_at : month_at + 2], text[day_at : day_at + 2]))
+    return date + text[10:].replace(" GMT", "")
+
+
+def stamp_utc(stamp_ns: int, is_utc: bool, clock: str) -> int:
+    """A stamp by `clock` in UTC."""
+    return stamp_ns if is_utc else stamp_ns - offset_ns(clock, stamp_ns // (QUARTER_S * NS))
 
 
 def to_utc(stamp_ns: Ints, is_utc: NDArray[np.bool_], clock: str) -> Ints:
@@ -325,7 +519,7 @@ def to_utc(stamp_ns: Ints, is_utc: NDArray[np.bool_], clock: str) -> Ints:
 
 def parse_line(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]] | None:
     """Stamp, whether it is UTC, and numbers by role of one line; None if it is not a bar."""
-    fields = text.split(layout.format.separator)
+    fields = text.replace('"', "").split(layout.separator)
     if len(fields) != len(layout.columns):
         return None
     numbers, stamp = {}, []
@@ -334,8 +528,12 @@ def parse_line(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]] 
             if not NUMBER.fullmatch(value.strip(whitespace)):
                 return None
             numbers[role] = float(value)
+        elif role == "complete":
+            numbers[role] = FLAGS.get(value.lower(), np.nan)
         elif role:
             stamp.append(value)
+    if "complete" in numbers and numbers["complete"] not in FLAGS.values():
+        return None
     try:
         return *parse_stamp(layout.format.stamp, " ".join(stamp), layout.day), numbers
     except (ValueError, OverflowError):
@@ -344,18 +542,21 @@ def parse_line(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]] 
 
 def quotes(columns: Any, rules: Rules, point: float) -> dict[str, Any]:
     """The columns of `Bars` without the time, from those of a file: bid, ask and volume; alike."""
-    spread = columns["spread"] if "spread" in columns else rules.spread_px
-    spread = columns["points"] * point if "points" in columns else spread
+    unit = {"spread": rules.scale, "points": point, "tenths": rules.pip / 10}
+    spread = next((columns[role] * unit[role] for role in unit if role in columns), rules.spread_px)
     below = SHARE_BELOW.get(rules.side, 0.0) * spread
-    quote = {name: columns[name] - below for name in OHLC}
-    quote["ask_open"] = columns["ask_open"] if rules.side == "both" else columns["open"] + (spread - below)
-    quote["ask_close"] = columns["ask_close"] if rules.side == "both" else columns["close"] + (spread - below)
+    price = {name: columns[name] * rules.scale for name in PRICES if name in columns}
+    quote = {name: price[name] - below for name in OHLC}
+    for name in ("open", "close"):
+        quote[f"ask_{name}"] = (
+            price[f"ask_{name}"] if rules.side == "both" else price[name] + (spread - below)
+        )
     quote["volume"] = columns["volume"] if "volume" in columns else columns["open"] * 0.0
     return quote
 
 
-def row_faults(quote: Any, utc: Any, has_volume: bool) -> dict[str, Any]:
-    """Which faults a row has by itself; `has_volume`: the file gives volumes, so a bar without one is filler; alike."""
+def row_faults(quote: Any, utc: Any, has_volume: Any) -> dict[str, Any]:
+    """Which faults a row has; `has_volume`: the file gives volumes so far, so a bar without one is filler; alike."""
     low, high, volume = quote["low"], quote["high"], quote["volume"]
     number = (volume != volume) | (volume < 0) | (volume == np.inf)
     for name in PRICES:
@@ -394,18 +595,28 @@ def common_step(utc: Ints) -> int | None:
 
 
 def interval_of(utc: Ints, options: ReadOptions, name: str) -> int:
-    """Length of a bar in nanoseconds: the commonest step, which must be the one that was asked for."""
+    """Length of the bars of a file in nanoseconds: the commonest step, which must divide the one asked for."""
     step = common_step(utc)
     wanted = None if options.interval_s is None else options.interval_s * NS
     if step is None and wanted is None:
         reason = "no bar is later than the one before: is the newest first?" if len(utc) > 1 else "bring more"
         raise DataError(f"{name}: {len(utc)} bars do not tell how long a bar is: {reason}")
-    interval_ns = step if wanted is None else wanted
-    if interval_ns is None or interval_ns < NS or interval_ns % NS:
-        raise DataError(f"{name}: steps of {(interval_ns or 0) / NS:g} s: bars last whole seconds")
-    if step not in (None, interval_ns) and not (np.diff(utc) == interval_ns).any():
-        raise DataError(f"{name}: bars of {(step or 0) / NS:g} s where {interval_ns / NS:g} s are wanted")
-    return interval_ns
+    if wanted is not None and (step is None or (step > wanted and (np.diff(utc) == wanted).any())):
+        step = wanted
+    if step is None or not NS <= step <= LONGEST or step % NS:
+        raise DataError(f"{name}: steps of {(step or 0) / NS:g} s: bars last whole seconds, up to 31 days")
+    if wanted not in (None, step):
+        check_divides(step, wanted, name)
+    return step
+
+
+def check_divides(step_ns: int, wanted_ns: int, name: str) -> None:
+    """Refuse bars that cannot be put together into those wanted."""
+    if wanted_ns % step_ns or (wanted_ns != step_ns and DAY % wanted_ns):
+        raise DataError(
+            f"{name}: bars of {step_ns / NS:g} s where {wanted_ns / NS:g} s are wanted: only bars that "
+            "divide them, and they the day, can be put together"
+        )
 
 
 def iso(time_ns: int) -> str:

@@ -19,9 +19,11 @@ from host.bars import read_bars
 from host.feed import LEARN, Bar, LineParser, feed_bars
 from host.formats import DataError, ReadOptions, recognise
 from kernels.bars import Bars
-from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, real, rows, write
+from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, SAMPLES, SETTLED, real, rows, write
+from tests.test_bars import FILES as ALL
 
-FILES = sorted(DATA.glob("*.csv"))
+NEWEST_FIRST = ("daily_investing.csv", "daily_myfxbook.csv")
+FILES = [path for path in ALL if path.name not in NEWEST_FIRST]
 HOURLY = ReadOptions(interval_s=3600)
 
 
@@ -97,10 +99,32 @@ def test_real_files_are_read_as_in_bulk(name: str) -> None:
     assert_same(feed, Bars(*(column[: len(feed)] for column in bars)))
 
 
+@pytest.mark.parametrize("name", NEWEST_FIRST)
+def test_a_list_with_the_newest_bar_first_is_no_feed(name: str) -> None:
+    with pytest.raises(DataError, match="lists the newest bar first"):
+        list(feed_bars(DATA / name))
+
+
+EXCERPTS = [(name, ReadOptions()) for name, read in SAMPLES.items() if isinstance(read, tuple)]
+
+
+@real
+@pytest.mark.parametrize(("name", "options"), EXCERPTS + [row[:2] for row in SETTLED])
+def test_real_excerpts_are_read_as_in_bulk(name: str, options: ReadOptions) -> None:
+    path = REAL / "format_samples" / name
+    if "newest_first" in name:
+        with pytest.raises(DataError, match="lists the newest bar first"):
+            list(feed_bars(path, options))
+    else:
+        assert_same(list(feed_bars(path, options)), read_bars(path, options)[0])
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_file_is_read_alike_or_refused(tmp_path: Path, data: st.DataObject) -> None:
-    content = data.draw(st.sampled_from([p for p in FILES if "lean" not in p.name])).read_bytes()
+    content = data.draw(
+        st.sampled_from([p for p in FILES if not p.name.startswith(("2", "daily"))])
+    ).read_bytes()
     at, cut = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 12))
     piece = data.draw(
         st.one_of(st.binary(max_size=3), st.text("0123456789.,;-+eE\t\n\r ", max_size=6).map(str.encode))
@@ -140,7 +164,7 @@ def test_a_bad_line_stops_the_feed_or_is_dropped(changes: dict[int, str], kind: 
 
 
 def test_a_parser_by_itself() -> None:
-    parser = LineParser(recognise("20210325 220000;1.1;1.2;1.0;1.1;0", "", "feed"), HOURLY, "feed")
+    parser = LineParser(recognise(["20210325 220000;1.1;1.2;1.0;1.1;0"], HOURLY, "feed"), HOURLY, "feed")
     assert parser.parse("20210325 220000;1.1;1.2;1.0;1.15;0", 1) == Bar(
         1_616_731_200_000_000_000, 1.1, 1.2, 1.0, 1.15, 1.1 + 0.8 * 0.0001, 1.15 + 0.8 * 0.0001, 0.0
     )
@@ -212,9 +236,9 @@ def test_a_named_pipe_ends_with_its_writer(tmp_path: Path) -> None:
 
 
 def test_another_length_of_bar_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="opens before the bar before has closed"):
-        list(feed_bars(write(tmp_path, rows()), ReadOptions(interval_s=7200)))
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="bars of 3600 s where 5400 s are wanted"):
+        list(feed_bars(write(tmp_path, rows()), ReadOptions(interval_s=5400)))
+    with pytest.raises(DataError, match="No such file"):
         next(feed_bars(tmp_path / "nothing.csv", HOURLY, follow=True))
 
 
@@ -297,7 +321,7 @@ def test_a_repeated_bar_is_refused_unless_the_file_started_over(tmp_path: Path) 
 
 
 def test_bars_come_one_by_one_through_a_pipe(tmp_path: Path) -> None:
-    """A bar is there before the next line is written, and the end of the pipe is the end of the feed."""
+    """A bar but the first is there before the next line is written; the end of the pipe is the end of the feed."""
     program = (
         "import sys\nfrom host.formats import ReadOptions\nfrom host.feed import feed_bars\n"
         "options = ReadOptions(interval_s=3600)\n"
@@ -309,12 +333,14 @@ def test_bars_come_one_by_one_through_a_pipe(tmp_path: Path) -> None:
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(HEADER.encode())
-        for line in rows(3):
+        child.stdin.write((HEADER + rows()[0] + "\n").encode())
+        for line in rows(4)[1:]:
             child.stdin.write(line.encode() + b"\n")
             child.stdin.flush()
+            if line == rows()[1]:
+                assert float(child.stdout.readline()) == float(rows()[0].split(",")[4])
             assert float(child.stdout.readline()) == float(line.split(",")[4])
-        child.stdin.write(b"2021-03-24T05:00:00Z,1.1")
+        child.stdin.write(b"2021-03-24T06:00:00Z,1.1")
         child.stdin.close()
         assert child.stdout.read() == b""
     assert child.returncode == 0
