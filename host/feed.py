@@ -186,7 +186,7 @@ def learn_step(
             if layout.format.newest_first:
                 raise DataError(f"{name}: {layout.format.name} lists the newest bar first: a feed appends it")
         parsed = parse_line(text, layout)
-        if parsed:
+        if parsed and parsed[2].get("complete", 1.0):
             utc.append(stamp_utc(parsed[0], parsed[1], options.timezone or layout.format.timezone))
         if len(read) >= LEARN or (len(utc) > 1 and utc[-1] - utc[-2] >= wanted_ns):
             break
@@ -202,20 +202,19 @@ def learn_step(
 def longer_bars(bars: Iterable[Bar], step_ns: int, interval_ns: int, clock: str) -> Iterator[Bar]:
     """`merge_bars` one by one: each as soon as it is closed."""
     part: list[Bar] = []
-    end, torn = 0, None  # torn: the end of a first period whose beginning is not there
+    end = torn = 0  # torn: the end of a first period whose beginning is not there
     for bar in bars:
-        opened = np.array([bar.time - step_ns], np.int64)
-        start, due = (int(time[0]) for time in periods(opened, interval_ns, clock))
-        if torn is None:
-            torn = 0 if opened[0] == start else due
-        if due == torn:
-            continue
-        if part and due != end:
-            yield join_part(part, end)
-            part = []
-        part.append(bar)
-        end = due
-        if bar.time >= end:
+        opened = bar.time - step_ns
+        if opened >= end:
+            if part:
+                yield join_part(part, end)
+                part = []
+            start, due = (int(t[0]) for t in periods(np.array([opened], np.int64), interval_ns, clock))
+            torn = due if end == 0 and opened != start else torn
+            end = due
+        if end != torn:
+            part.append(bar)
+        if part and bar.time >= end:
             yield join_part(part, end)
             part = []
 

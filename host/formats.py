@@ -46,7 +46,7 @@ EPOCH, EPOCH_UTC, MICROSECOND = (
 )
 LAST_STAMP = 7_258_118_400 * NS  # the year 2200
 LONGEST = 31 * DAY  # bar
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 PRICES = ("open", "high", "low", "close", "ask_open", "ask_close")
 NUMBERS = (*PRICES, "volume", "spread", "points", "tenths")
 FLAGS = {"true": 1.0, "false": 0.0}
@@ -138,7 +138,7 @@ class Format(NamedTuple):
 
 
 OHLC = ("open", "high", "low", "close")
-PRICE = r"\d*\.?\d+"
+PRICE = r"(?:\d+(?:\.\d*)?|\.\d+)"  # one way to match: a hostile line must not cost more than its length
 DOTTED = r"\d{4}\.\d\d\.\d\d"
 SLASHED = r"\d\d[/.-]\d\d[/.-]\d{4}"
 TIME = r"(\d{9,10}|\d{12,13}|\d{4}-\d\d-\d\d[^,]*)"  # UNIX or ISO
@@ -475,7 +475,7 @@ def parse_stamp(kind: str, text: str, day: str) -> tuple[int, bool]:
     """Nanoseconds since the epoch of a stamp, by its own clock or (True) UTC; ValueError if it is none."""
     is_utc = False
     if kind == "midnight":
-        stamp_ns = int(text) * 1_000_000
+        stamp_ns = int(text) * 1_000_000 if text.isdigit() else -1
         if not 0 <= stamp_ns < DAY:
             raise ValueError(text)
         stamp_ns += (datetime.fromisoformat(day) - EPOCH) // MICROSECOND * 1000
@@ -494,7 +494,7 @@ def iso_date(kind: str, text: str) -> str:
     """A stamp of `kind` in the order of ISO 8601."""
     if kind == "month":
         month, day, year = text.split()
-        return f"{year}-{MONTHS.index(month.lower()) + 1:02}-{int(day):02}"
+        return f"{year}-{MONTHS.index(month.lower()) + 1:02}-{day}"
     if kind not in DATES:
         return text
     year_at, month_at, day_at = DATES[kind]

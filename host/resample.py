@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from host.formats import EPOCH_UTC, MICROSECOND, QUARTER_S, Ints, parse_clock, to_utc
+from host.formats import EPOCH_UTC, HOUR, MICROSECOND, QUARTER_S, Ints, parse_clock, to_utc
 from kernels.bars import NS, Bars, take
 
 
@@ -51,7 +51,7 @@ def periods(open_ns: Ints, interval_ns: int, clock: str) -> tuple[Ints, Ints]:
     quarter, where = np.unique(open_ns // (QUARTER_S * NS), return_inverse=True)
     ahead = np.array([ahead_ns(clock, q) for q in quarter.tolist()], np.int64)[where]
     start = open_ns - open_ns % interval_ns
-    by_clock = ahead % interval_ns != 0  # where it is ahead by whole periods, UTC has no hour twice
+    by_clock = (ahead % interval_ns != 0) | (interval_ns > HOUR)  # else UTC will do: it has no hour twice
     wall = open_ns + ahead
     wall, none_utc = wall - wall % interval_ns, np.zeros(len(wall), np.bool_)
     start = np.where(by_clock, to_utc(wall, none_utc, clock), start)
