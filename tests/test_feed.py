@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from host.bars import read_bars
-from host.feed import LEARN, Bar, LineParser, feed_bars
+from host.feed import LEARN, POLL_S, Bar, LineParser, feed_bars
 from host.formats import DataError, ReadOptions, recognise
 from kernels.bars import Bars
 from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, SAMPLES, SETTLED, real, rows, write
@@ -291,6 +292,50 @@ def test_a_file_that_starts_over_gives_only_what_is_newer(way: str, tmp_path: Pa
     bars = follow(path, *steps, lambda: None, append(path, lines[8] + "\n"))
     whole = read_bars(write(tmp_path, lines[:9], "whole.csv"))[0]
     assert_same(bars, whole)
+
+
+def test_what_was_written_before_a_rotation_is_read(tmp_path: Path) -> None:
+    """The last bars of the old file and the first of the new one come between two looks at it."""
+    lines = rows()
+    path = write(tmp_path, lines[:6])
+
+    def rotate() -> None:
+        append(path, lines[6] + "\n" + lines[7] + "\n" + lines[8][:20])()
+        path.rename(tmp_path / "bars.csv.1")
+        write(tmp_path, lines[8:10])
+
+    bars = follow(path, rotate, append(path, lines[10] + "\n"))
+    assert_same(bars, read_bars(write(tmp_path, lines[:11], "whole.csv"))[0])
+
+
+def test_a_file_that_cannot_be_opened_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer may have it for itself while it writes."""
+    lines, opened = rows(), Path.open
+    path = write(tmp_path, lines[:6])
+
+    def lock() -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "locked")
+
+        monkeypatch.setattr(Path, "open", refuse)
+
+    def unlock() -> None:
+        monkeypatch.setattr(Path, "open", opened)
+        os.replace(write(tmp_path, lines[3:8], "new.csv"), path)
+
+    bars = follow(path, lock, lambda: None, unlock)
+    assert_same(bars, read_bars(write(tmp_path, lines[:8], "whole.csv"))[0])
+    lock()
+    with pytest.raises(DataError, match="locked"):
+        list(feed_bars(path, HOURLY))
+
+
+def test_looking_at_a_file_costs_little(tmp_path: Path) -> None:
+    """Less than 1 % of a processor at one look every POLL_S."""
+    path = write(tmp_path, rows())
+    looks, start = 500, time.process_time()
+    assert len(follow(path, *[lambda: None] * looks)) == len(rows())
+    assert (time.process_time() - start) / looks < 0.01 * POLL_S
 
 
 def test_a_half_line_is_forgotten_when_the_file_starts_over(tmp_path: Path) -> None:
