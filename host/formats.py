@@ -202,6 +202,14 @@ FORMATS = (  # the first that fits
         side="mid",
         ticks=True,
     ),
+    Format(  # what `oanda_lines` makes of candles with bid and ask
+        "OANDA",
+        rf"{TIME},(true|false)(,{PRICE}){{9}}",
+        "iso",
+        "UTC",
+        ("time", "complete", *PLAIN[1:], "ask_open", "", "", "ask_close"),
+        ticks=True,
+    ),
     Format("no header", rf"{TIME}(,{PRICE}){{4,5}}", "iso", "UTC", PLAIN),
     Format(
         "FXCM CandleData",
@@ -289,6 +297,7 @@ REFUSED = (  # what the head of an unknown file shows, and what to do
     (rf"\d{{8}} \d{{9}}(,{PRICE}){{2,3}}", TICKS),
     (rf"\d{{1,8}}(,{PRICE}){{2,4}}|[^,\n]*time[^,\n]*,bid,ask\n.*|[a-z]{{3}}/?[a-z]{{3}},\d{{8}} .*", TICKS),
     (r"(date|time),([a-z]{3},)+([a-z]{3})?\n.*", "one rate of many currencies: no open, high and low"),
+    (r"[{\[].*(\n.*)*", "JSON: a feed has one bar a line, and a file is read if it holds OANDA's candles"),
     (r"[a-z]{6}(,+[a-z]{6})+,*(\n.*)+", "many pairs side by side: make one file for each"),
     (r"(.*\n)?\d{1,2}[/.-]\d{1,2}[/.-]\d{4}.*", "write the dates as 2017-12-31"),
     (

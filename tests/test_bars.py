@@ -1,6 +1,7 @@
 """Reading files of bars: every format tells the same bars, and nothing bad passes in silence."""
 
 import hashlib
+import json
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -91,6 +92,33 @@ def test_every_format_of_days_tells_the_same_bars(name: str) -> None:
 def test_rows_that_are_not_complete_are_counted() -> None:
     _, source = read_bars(DATA / "oanda.csv")
     assert "1 rows of bars that are not complete are left out" in source.notes
+
+
+def test_candles_of_oanda_as_they_are_sent(tmp_path: Path) -> None:
+    expected, _ = read_bars(DATA / "lean.csv")
+    bars, source = read_bars(DATA / "oanda.json")
+    assert (source.format, source.side, source.rows) == ("OANDA", "both", 40)
+    assert equal(bars._replace(volume=expected.volume), expected)
+    assert source.sha256 == hashlib.sha256((DATA / "oanda.json").read_bytes()).hexdigest()
+    document = json.loads((DATA / "oanda.json").read_text())
+    for candle in document["candles"]:
+        candle["mid"] = candle.pop("bid")
+        candle["time"] = f"{datetime.fromisoformat(candle['time']).timestamp():.9f}"
+    document["candles"][-1]["complete"] = False
+    (tmp_path / "b.json").write_text(json.dumps(document, indent=1))
+    mid, source = read_bars(tmp_path / "b.json", ReadOptions(spread_pips=0.0))
+    assert (source.side, source.rows) == ("mid", 39)
+    assert np.array_equal(mid.time, bars.time[:39])
+    assert np.array_equal(mid.close, bars.close[:39])
+
+
+def test_without_pandas_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pandas = [read_bars(path) for path in FILES]
+    monkeypatch.setattr("host.bars.HAS_PANDAS", False)
+    for path, (bars, source) in zip(FILES, with_pandas, strict=True):
+        again, without = read_bars(path)
+        assert equal(bars, again)
+        assert source == without
 
 
 def test_a_list_that_was_turned_round_is_read_as_it_stands(tmp_path: Path) -> None:
@@ -410,6 +438,10 @@ NOT_BARS = [
     (b"USDJPY,,,EURUSD,,,\nDate,Open,,Date,Open,,\n2007/04/02,117.8,,2007/04/02,1.33,,\n", "many pairs"),
     (b"PK\3\4" + bytes(30), "compressed"),
     (b"title\n" * 9, "not a format I know"),
+    (b'{"candles": [{"time": "2021-03-24T00:00:00Z"}]}', "JSON, but no candles"),
+    (b'{"candles": ' + b"[" * 100_000, "JSON, but no candles|longer than"),
+    (b"{" + b"\n[" * 100_000, "JSON, but no candles"),
+    (b'[{"time": 1}]', "JSON: a feed has"),
     (b",bidhigh,bidlow,bidclose,bidopen\n0,1.2,1.0,1.1,1.1\n", "no time stamps"),
     (b"Date,USD,JPY\n2021-03-24,1.1,120\n", "many currencies"),
     (

@@ -23,7 +23,7 @@ from host.formats import MAX_LINE, DataError, ReadOptions
 from kernels.bars import Bars
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "tests" / "data").glob("*.csv"))
+FILES = sorted((ROOT / "tests" / "data").glob("*.[cj]s*"))
 SECONDS = int(os.environ.get("SWT_FUZZ_SECONDS", "0"))
 PIP = 0.0001  # otherwise the reader of a feed, who sees the first price only, may choose another
 WAYS = [
@@ -74,7 +74,21 @@ PIECES = st.one_of(
     st.binary(max_size=3),
     st.text('0123456789.,;-+eE\t\n\r "/:TZ', max_size=6).map(str.encode),
     st.sampled_from(
-        [b"nan", b"inf", b"-0", b"1e400", b"9" * 400, b"1,5", b"\0", b"\r", b"\xef\xbb\xbf", b"False"]
+        [
+            b"nan",
+            b"{",
+            b"[",
+            b'"o":',
+            b"inf",
+            b"-0",
+            b"1e400",
+            b"9" * 400,
+            b"1,5",
+            b"\0",
+            b"\r",
+            b"\xef\xbb\xbf",
+            b"False",
+        ]
     ),
     st.sampled_from(["始値", "цена", "é"]).flatmap(
         lambda text: st.sampled_from(

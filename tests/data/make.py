@@ -4,6 +4,7 @@ Every file tells the same bars in another format, but the one-minute one, and th
 40 days over the other change of the clocks.
 """
 
+import json
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,6 +39,17 @@ def write_hourly(rows: list[Row], px: list[list[str]], ask: list[list[str]], ser
     oanda = [f"{utc[i]:%Y-%m-%dT%H:%M:%S},True,{','.join(mid[i])},{ticks[i]}" for i in n]
     early = f"{utc[20]:%Y-%m-%dT%H:%M:%S},False,1.1,1.3,1.0,1.2,3"  # a bar that was not closed yet
     write("oanda.csv", [*oanda[:20], early, *oanda[20:]])
+    candles = [
+        {
+            "complete": True,
+            "volume": ticks[i],
+            "time": f"{utc[i]:%Y-%m-%dT%H:%M:%S}.000000000Z",
+            **{side: dict(zip("ohlc", p, strict=True)) for side, p in (("bid", px[i]), ("ask", ask[i]))},
+        }
+        for i in n
+    ]
+    document = {"instrument": "EUR_USD", "granularity": "H1", "candles": candles}
+    write("oanda.json", [json.dumps(document)])
     tabbed = ["\t".join((*px[i], str(ticks[i]))) for i in n]
     write("no_header.csv", [f"{utc[i]:%Y-%m-%d %H:%M}\t{tabbed[i]}" for i in n], "\r\n")
     names = "Timestamp\tOpen\tHigh\tLow\tClose\tVolume\t"
