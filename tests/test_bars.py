@@ -540,7 +540,7 @@ def test_arbitrary_bytes(tmp_path: Path, content: bytes, drop_bad: bool) -> None
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_files(tmp_path: Path, data: st.DataObject) -> None:
     content = data.draw(st.sampled_from(sorted(DATA.glob("*.csv")))).read_bytes()
     for _ in range(data.draw(st.integers(1, 4))):

@@ -13,8 +13,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from host.bars import read_bars
 from host.feed import LEARN, POLL_S, Bar, LineParser, feed_bars
@@ -118,35 +116,6 @@ def test_real_excerpts_are_read_as_in_bulk(name: str, options: ReadOptions) -> N
             list(feed_bars(path, options))
     else:
         assert_same(list(feed_bars(path, options)), read_bars(path, options)[0])
-
-
-@given(st.data())
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_file_is_read_alike_or_refused(tmp_path: Path, data: st.DataObject) -> None:
-    content = data.draw(
-        st.sampled_from([p for p in FILES if not p.name.startswith(("2", "daily"))])
-    ).read_bytes()
-    at, cut = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 12))
-    piece = data.draw(
-        st.one_of(st.binary(max_size=3), st.text("0123456789.,;-+eE\t\n\r ", max_size=6).map(str.encode))
-    )
-    path = tmp_path / "b.csv"
-    path.write_bytes(content[:at] + piece + content[at + cut :])
-    try:
-        feed = list(feed_bars(path, HOURLY))
-    except DataError:
-        return  # a feed may refuse more: it cannot look ahead
-    assert_same(feed, read_bars(path, HOURLY)[0])
-
-
-@given(st.binary(max_size=200))
-@settings(deadline=None, max_examples=60)
-def test_arbitrary_bytes(content: bytes) -> None:
-    try:
-        bars = list(feed_bars(io.BytesIO(content)))
-    except DataError:
-        return
-    assert bars
 
 
 @pytest.mark.parametrize(("changes", "kind"), FAULTS)
