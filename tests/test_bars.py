@@ -326,6 +326,19 @@ def test_still_minutes_without_any_volume_are_bars(tmp_path: Path) -> None:
     assert problems(write(tmp_path, [*friday, still[0].format(27)])) == [("flat", 12)]
 
 
+def test_filler_is_known_once_there_has_been_volume(tmp_path: Path) -> None:
+    """As a feed sees it, which knows no later rows; unless every real bar of the format has volume."""
+    still = "1.1,1.1,1.1,1.1,0"
+    lines = [f"2021-03-24T{h:02}:00:00Z,{still}" for h in (0, 1)] + rows()[2:4]
+    lines += [f"2021-03-24T04:00:00Z,{still}", *rows()[5:]]
+    assert problems(write(tmp_path, lines)) == [("flat", 6)]
+    path = tmp_path / "dukascopy.csv"
+    stamped = [f"24.03.2021 {h:02}:00:00.000,{still}" for h in (0, 1)]
+    stamped += [f"24.03.2021 {h:02}:00:00.000,{rows()[h].split(',', 1)[1]}" for h in range(2, 12)]
+    path.write_text("Gmt time,Open,High,Low,Close,Volume\n" + "\n".join(stamped))
+    assert problems(path) == [("flat", 2), ("flat", 3)]
+
+
 def test_order_is_judged_by_the_last_good_row(tmp_path: Path) -> None:
     lines = rows()
     swapped = [*lines[:3], lines[4], lines[3], *lines[5:]]

@@ -133,6 +133,28 @@ def test_a_bad_line_stops_the_feed_or_is_dropped(changes: dict[int, str], kind: 
     assert_same(list(feed_bars(path, dropping)), read_bars(path, dropping)[0])
 
 
+def test_bars_that_are_not_complete_tell_nothing(tmp_path: Path) -> None:
+    lines = [
+        f"2021-03-24T{m // 60:02}:{m % 60:02}:00,{m % 30 == 0},1.1,1.2,1.0,1.1,5" for m in range(0, 600, 5)
+    ]
+    path = tmp_path / "b.csv"
+    path.write_text("\n".join(lines))
+    for interval_s in (None, 3600):
+        options = ReadOptions(interval_s=interval_s)
+        assert_same(list(feed_bars(path, options)), read_bars(path, options)[0])
+
+
+@pytest.mark.parametrize("name", ["dukascopy.csv", "canonical_spread.csv"])
+def test_filler_at_the_beginning_is_judged_as_in_bulk(name: str, tmp_path: Path) -> None:
+    header, *lines = (DATA / name).read_text().splitlines()
+    fields = lines[0].split(",")
+    lines[0] = ",".join([fields[0], *["1.18"] * 4, "0", *fields[6:]])
+    path = tmp_path / "b.csv"
+    path.write_text("\n".join([header, *lines]))
+    dropping = ReadOptions(drop_bad=True)
+    assert_same(list(feed_bars(path, dropping)), read_bars(path, dropping)[0])
+
+
 def test_a_parser_by_itself() -> None:
     parser = LineParser(recognise(["20210325 220000;1.1;1.2;1.0;1.1;0"], HOURLY, "feed"), HOURLY, "feed")
     assert parser.parse("20210325 220000;1.1;1.2;1.0;1.15;0", 1) == Bar(

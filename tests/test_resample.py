@@ -90,7 +90,7 @@ def test_bulk_and_feed_do_what_is_done_by_hand(
 @given(
     st.integers(0, 20 * 24),
     st.lists(st.sampled_from([1, 1, 1, 2, 49]), max_size=120),
-    st.sampled_from([4, 24]),
+    st.sampled_from([2, 4, 24]),
 )
 @settings(deadline=None, max_examples=60)
 def test_days_and_their_parts_follow_the_clock_of_the_file(begin: int, steps: list[int], hours: int) -> None:

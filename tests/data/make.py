@@ -53,7 +53,9 @@ def write_hourly(rows: list[Row], px: list[list[str]], ask: list[list[str]], ser
     tabbed = ["\t".join((*px[i], str(ticks[i]))) for i in n]
     write("no_header.csv", [f"{utc[i]:%Y-%m-%d %H:%M}\t{tabbed[i]}" for i in n], "\r\n")
     names = "Timestamp\tOpen\tHigh\tLow\tClose\tVolume\t"
-    write("nameless_spread.csv", [names, *(f"{utc[i]:%Y-%m-%d %H:%M:%S}\t{tabbed[i]}\t8" for i in n)])
+    short = ["\t".join(p.rstrip("0") for p in px[i]) for i in n]  # so that no row tells the digits
+    timed = [f"{utc[i]:%Y-%m-%d %H:%M:%S}\t{short[i]}\t{ticks[i]}\t8" for i in n]
+    write("nameless_spread.csv", [names, *timed])
     comma = [f"{','.join(px[i])},{ticks[i]}" for i in n]
     write(
         "pandas.csv",
@@ -62,7 +64,7 @@ def write_hourly(rows: list[Row], px: list[list[str]], ask: list[list[str]], ser
     moved = [f"{t:%Y-%m-%dT%H:%M:%SZ}" for t in utc[:20]]
     moved += [f"{t + timedelta(hours=7):%Y-%m-%dT%H:%M:%S+07:00}" for t in utc[20:]]
     charted = [f"{moved[i]},{','.join(px[i])},0.5,,{ticks[i]},0.5" for i in n]
-    write("tradingview.csv", ["time,open,high,low,close,Shapes,Spread,Volume,Shapes", *charted], "\r\n")
+    write("tradingview.csv", ["time,open,high,low,close,Shapes,Spread,Volume,Close", *charted], "\r\n")
     local = [f"{t + timedelta(hours=7):%d.%m.%Y %H:%M:%S}.000 GMT+0700" for t in utc]
     write(
         "dukascopy_local.csv",
