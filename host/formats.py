@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from pathlib import Path
 from string import whitespace
@@ -459,13 +459,17 @@ def rules_for(
 
 
 @lru_cache
-def parse_clock(name: str) -> tuple[ZoneInfo, int]:
+def parse_clock(name: str) -> tuple[tzinfo, int]:
     """Zone and shift in seconds of an IANA name, or of one with a shift in hours: Europe/Athens-7h, UTC+2h."""
     shifted = re.fullmatch(r"(.+?)([+-]\d{1,2})h", name)
+    zone, shift_s = (shifted[1], int(shifted[2]) * 3600) if shifted else (name, 0)
     try:
-        return (ZoneInfo(shifted[1]), int(shifted[2]) * 3600) if shifted else (ZoneInfo(name), 0)
+        return UTC if zone == "UTC" else ZoneInfo(zone), shift_s
     except (KeyError, ValueError, OSError):
-        raise DataError(f"--timezone {name}: not a zone; for example UTC, Europe/Athens, UTC+2h") from None
+        raise DataError(
+            f"--timezone {name}: not a zone; for example UTC, Europe/Athens, UTC+2h; where no zone is known, as "
+            "on Windows, `pip install tzdata`"
+        ) from None
 
 
 @lru_cache(maxsize=1024)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -235,10 +237,22 @@ def test_clocks(clock: str, hands: str, utc: str) -> None:
 @given(st.datetimes(datetime(1990, 1, 1), datetime(2035, 1, 1)))
 @settings(deadline=None, max_examples=50)
 def test_offsets_are_those_of_the_zone(wall: datetime) -> None:
-    wall = wall.replace(second=0, microsecond=0)
+    wall = wall.replace(second=0, microsecond=0, fold=0)
     expected = wall.replace(tzinfo=ZoneInfo("Europe/Athens")).timestamp()
     wall_ns = parse_stamp("iso", wall.isoformat(), "")[0]
     assert wall_ns - offset_ns("Europe/Athens", wall_ns // (900 * NS)) == expected * NS
+
+
+def test_a_machine_without_time_zones_knows_utc() -> None:
+    """Windows has none, unless the package tzdata is installed."""
+    program = (
+        "import sys, zoneinfo\nzoneinfo.reset_tzpath(())\nsys.modules['tzdata'] = None\n"
+        "from host.formats import DataError, offset_ns\nprint(offset_ns('UTC', 0), offset_ns('UTC+2h', 0))\n"
+        "try:\n    offset_ns('Europe/Athens', 0)\nexcept DataError as error:\n    print(error)"
+    )
+    said = subprocess.check_output([sys.executable, "-c", program], cwd=DATA.parents[1], text=True)
+    assert said.startswith(f"0 {7200 * NS}\n--timezone Europe/Athens")
+    assert "pip install tzdata" in said
 
 
 @pytest.mark.parametrize("clock", ["Mars/Olympus", "../etc/passwd", "Europe", "UTC+99999h"])
