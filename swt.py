@@ -23,6 +23,8 @@ ZoneOption = Annotated[
 LabelOption = Annotated[str | None, typer.Option(help="What a stamp marks: open or close of its bar.")]
 SpreadOption = Annotated[float | None, typer.Option(help="Spread in pips where the file has none.")]
 PipOption = Annotated[float | None, typer.Option(help="Size of a pip.")]
+PointOption = Annotated[float | None, typer.Option(help="Price of a unit where the file counts in points.")]
+DatesOption = Annotated[str | None, typer.Option(help="Order of dates that could be either: dmy or mdy.")]
 DropOption = Annotated[bool, typer.Option("--drop-bad", help="Drop the rows that would be refused.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed.")]
@@ -48,6 +50,8 @@ def train(
     label: LabelOption = None,
     spread: SpreadOption = None,
     pip: PipOption = None,
+    point: PointOption = None,
+    dates: DatesOption = None,
     drop_bad: DropOption = False,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +60,7 @@ def train(
     from host.train import train_csv
 
     chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
-    reading = read_options(side, timezone, label, spread, pip, drop_bad)
+    reading = read_options(side, timezone, label, spread, pip, point, dates, drop_bad)
     budget = minutes, sessions
     document = train_csv(
         csv, reading, load_config(config, chosen), out, *budget, resume, thread_count(threads)
@@ -77,13 +81,15 @@ def backtest(
     timezone: ZoneOption = None,
     label: LabelOption = None,
     spread: SpreadOption = None,
+    point: PointOption = None,
+    dates: DatesOption = None,
     drop_bad: DropOption = False,
     as_json: Json = False,
 ) -> None:
     """Run a model over a CSV, decision by decision, beside its baselines."""
     from host.backtest import backtest_csv
 
-    reading = read_options(side, timezone, label, spread, None, drop_bad)
+    reading = read_options(side, timezone, label, spread, None, point, dates, drop_bad)
     document = backtest_csv(csv, model, reading, start, decisions, quiet=as_json)
     if as_json:
         print(json.dumps(document))
@@ -98,14 +104,37 @@ def act(
     timezone: ZoneOption = None,
     label: LabelOption = None,
     spread: SpreadOption = None,
+    point: PointOption = None,
+    dates: DatesOption = None,
     drop_bad: DropOption = False,
     as_json: Json = False,
 ) -> None:
     """Print one decision per closed bar of a feed, the same one a backtest makes."""
     from host.act import act_on_feed
 
-    reading = read_options(side, timezone, label, spread, None, drop_bad)
+    reading = read_options(side, timezone, label, spread, None, point, dates, drop_bad)
     act_on_feed(feed, model, reading, follow, sys.stdout, as_json)
+
+
+@app.command("data-check")
+def data_check(
+    csv: Annotated[str, typer.Argument(help="A CSV of bars.")],
+    side: SideOption = None,
+    timezone: ZoneOption = None,
+    label: LabelOption = None,
+    spread: SpreadOption = None,
+    pip: PipOption = None,
+    point: PointOption = None,
+    dates: DatesOption = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a file of bars is, what is wrong with it, and which flags settle what it leaves open."""
+    from host.data_check import check_data, print_check
+
+    document = check_data(csv, read_options(side, timezone, label, spread, pip, point, dates, False))
+    print(json.dumps(document)) if as_json else print_check(document, sys.stdout)
+    if document["refused"]:
+        raise typer.Exit(4)
 
 
 @app.command()
@@ -168,13 +197,22 @@ def read_options(
     label: str | None,
     spread: float | None,
     pip: float | None,
+    point: float | None,
+    dates: str | None,
     drop_bad: bool,
 ) -> Any:
     """How to read a CSV, from the flags that were given."""
-    from host.bars import ReadOptions
+    from host.formats import ReadOptions
 
     return ReadOptions(
-        side=side, timezone=timezone, label=label, spread_pips=spread, pip=pip, drop_bad=drop_bad
+        side=side,
+        timezone=timezone,
+        label=label,
+        spread_pips=spread,
+        pip=pip,
+        point=point,
+        dates=dates,
+        drop_bad=drop_bad,
     )
 
 

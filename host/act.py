@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from host.agent import Agent, Setting, load_agent, reading_of
 from host.backtest import COLUMNS, format_decision, new_trader
-from host.bars import ReadOptions
 from host.feed import Bar, feed_bars
+from host.formats import ReadOptions
 from host.progress import say
 from kernels._jit import program_digest
 from kernels.bars import Bars, take

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.bars import ReadOptions
+from host.formats import ReadOptions
 from host.model_file import ModelRefused, check_selftest, read_model, write_model
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.agent import Agent, Setting, load_agent, reading_of
-from host.bars import DataError, ReadOptions, Source, read_bars
+from host.bars import read_bars
+from host.formats import DataError, ReadOptions, Source
 from host.progress import say
 from kernels.bars import Bars
 from kernels.features import HISTORY, new_work

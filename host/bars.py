@@ -1,216 +1,70 @@
-"""CSV files of bars as they are found in the field: recognised by content, read in bulk, nothing assumed in silence.
+"""Files of bars read in bulk: every row of a file, what was assumed of it and which rows are bad.
 
-`FORMATS` is the table of what is known; `read_bars` reads a file, and `Source` says what was recognised, what was
-assumed and which rows are bad.  `feed.py` reads the same formats line by line with the same functions: those that say
-"alike" take a number or an array of numbers.
+`formats.py` says what a line means; the whole of a file is parsed by pandas where all of it is in form.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
 import io
-import re
+import json
 import warnings
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from string import whitespace
-from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from host.formats import (
+    DAY,
+    FLAGS,
+    HOUR,
+    KINDS,
+    MAX_LINE,
+    NUMBERS,
+    SATURDAY,
+    SPREAD_PIPS,
+    WEEK,
+    DataError,
+    Ints,
+    Layout,
+    Problem,
+    ReadOptions,
+    Rules,
+    Source,
+    head_of,
+    interval_of,
+    is_damaged,
+    iso,
+    order_fault,
+    parse_clock,
+    parse_line,
+    parse_stamp,
+    quotes,
+    recognise,
+    row_faults,
+    rules_for,
+    to_utc,
+)
+from host.resample import merge_bars
 from kernels.bars import NS, Bars
 
-Ints = NDArray[np.int64]
-SPREAD_PIPS = 0.8  # where neither the file nor the user says
-LABEL = "open"
-SHARE_BELOW = {
-    "bid": 0.0,
-    "mid": 0.5,
-    "ask": 1.0,
-}  # of the spread: how far the bid is below the price of a file
-SIDES = (*SHARE_BELOW, "both")
+if TYPE_CHECKING:
+    import pandas as pd
+
 CHUNK_ROWS = 50_000  # parsed at a time
-MAX_LINE = 4096  # bytes
 MAX_LISTED = 1000  # problems of a kind
 MAX_HOLES = 10  # notes
-JUMP = 0.2  # a price this far from its neighbours, relative, is damaged
-WIDE = 0.05  # a spread this wide, relative to the price, is in other units
-SCALED = 10_000.0  # a pair quoted above this is taken for points, unless the user names the pip
-HOUR, DAY, WEEK = 3600 * NS, 86_400 * NS, 604_800 * NS
-SATURDAY = 2 * DAY  # 1970-01-03, the first one
-CLOSED = 44 * HOUR  # from Saturday 00:00 UTC: no market is open
+# Without pandas, as on a machine that only acts, every file is read line by line: to the same bits, four times slower.
+HAS_PANDAS = importlib.util.find_spec("pandas") is not None
 HOLE = 12 * HOUR  # a gap this long gets a note of its own
-QUARTER_S = 900  # clocks change at multiples of this
-EPOCH, EPOCH_UTC, MICROSECOND = (
-    datetime(1970, 1, 1),
-    datetime(1970, 1, 1, tzinfo=UTC),
-    timedelta(microseconds=1),
-)
-YEARS = range(1970, 2200)  # of a stamp
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-PRICES = ("open", "high", "low", "close", "ask_open", "ask_close")
-NUMBERS = (*PRICES, "volume", "spread", "points")
-KINDS = {
-    "unparsable": "not a bar",
-    "number": "a price or volume is not a positive number",
-    "range": "open or close outside high and low, or high below low",
-    "spread": "ask below bid, or a spread of more than 5 % of the price",
-    "flat": "filler: open = high = low = close without volume",
-    "damaged": "a price more than 20 % from its neighbours",
-    "duplicate": "the stamp of the bar before",
-    "backward": "older than the bar before",
-    "overlap": "opens before the bar before has closed",
-}
-
-
-class Problem(NamedTuple):
-    """A row that is not taken as it stands."""
-
-    kind: str  # of KINDS
-    line: int  # of the file, from 1
-    text: str
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """What the user says about a file; None leaves it to the file, its name, or the default of its format."""
-
-    side: str | None = None  # bid, ask, mid, or both where the file has both
-    timezone: str | None = (
-        None  # an IANA name, or one with a shift as in UTC+2h; not for stamps with their own offset
-    )
-    label: str | None = None  # open or close: what a stamp marks
-    spread_pips: float | None = None  # where the file has no spread
-    pip: float | None = None  # price of a pip
-    interval_s: int | None = None  # length of a bar; None: the commonest step
-    drop_bad: bool = False
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where bars came from, and everything that was assumed on the way."""
-
-    path: str
-    format: str
-    rows: int  # bars
-    first: str  # close of the first bar, UTC
-    last: str
-    interval_s: int
-    timezone: str
-    label: str
-    side: str
-    spread: str  # where it comes from, in words
-    spread_pips: float | None  # None: the file has it
-    pip: float
-    sha256: str  # of the bytes of the file
-    problems: list[Problem] = field(default_factory=list)  # at most MAX_LISTED of a kind
-    notes: list[str] = field(default_factory=list)
-
-
-class DataError(ValueError):
-    """The file cannot be read as asked; the message names file, line, reason and remedy."""
-
-    exit_code = 4
-
-    def __init__(self, message: str, source: Source | None = None) -> None:
-        super().__init__(message)
-        self.source = source  # with the problems, where bad rows are the reason
-
-
-class Format(NamedTuple):
-    """A kind of file.  The roles of its columns are given, or follow from the names in its header."""
-
-    name: str
-    head: str  # pattern of the first line, or of a header and the first line after it, in lower case
-    separator: str
-    stamp: str  # iso (or UNIX time), dotted (2016.04.22), day.month (22.04.2016), midnight (ms since)
-    timezone: str  # of stamps that have no offset
-    columns: tuple[str, ...] = ()
-
-
-OHLC = ("open", "high", "low", "close")
-PRICE = r"\d*\.?\d+"
-DOTTED = r"\d{4}\.\d\d\.\d\d"
-LEAN = ("time", *OHLC, "volume", "ask_open", "", "", "ask_close", "")
-METATRADER = ("date", "time", *OHLC, "volume")
-SERVER = "Europe/Athens"  # EET with European dates: the clock of nearly every MetaTrader server
-# HistData says EST without daylight saving; measured, it moves to UTC-4 on the European dates: Athens less 7 hours.
-HISTDATA = "Europe/Athens-7h"
-FORMATS = (
-    Format(
-        "canonical",
-        r"time(stamp|_utc)?,open,high,low,close(,volume)?(,spread)?\n(\d{9,10}|\d{12,13}|\d{4}-\d\d-\d\d[^,]*),.*",
-        ",",
-        "iso",
-        "UTC",
-    ),
-    Format(
-        "Dukascopy",
-        r"(gmt[ _])?time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} .*",
-        ",",
-        "day.month",
-        "UTC",
-    ),
-    Format(
-        "MetaTrader 5",
-        rf"<date>\t(<time>\t)?<open>\t<high>\t<low>\t<close>\t<tickvol>\t<vol>\t<spread>\n{DOTTED}\t.*",
-        "\t",
-        "dotted",
-        SERVER,
-    ),
-    Format(  # only its volume tells it from an export of MetaTrader itself, where every bar has a tick
-        "HistData MetaTrader", rf"{DOTTED},\d\d:\d\d(,{PRICE}){{4}},0", ",", "dotted", HISTDATA, METATRADER
-    ),
-    Format("MetaTrader 4", rf"{DOTTED},\d\d:\d\d(,{PRICE}){{5}}", ",", "dotted", SERVER, METATRADER),
-    Format(
-        "HistData ASCII", rf"\d{{8}} \d{{6}}(;{PRICE}){{5}}", ";", "iso", HISTDATA, ("time", *OHLC, "volume")
-    ),
-    Format("Lean", rf"\d{{8}} \d\d:\d\d(,{PRICE}){{10}}", ",", "iso", "UTC", LEAN),
-    Format("Lean, one day", rf"\d{{1,8}}(,{PRICE}){{10}}", ",", "midnight", "UTC", LEAN),
-)
-ROLES = {  # of names in a header that are not themselves a role
-    **dict.fromkeys(("timestamp", "time_utc", "gmt time", "gmt_time", "<time>"), "time"),
-    **{f"<{name}>": name for name in OHLC},
-    "<date>": "date",
-    "<tickvol>": "volume",
-    "<vol>": "",
-    "<spread>": "points",
-}
-REFUSED = (  # what the first two lines of an unknown file show, and what to do
-    (r"(^|[\t;\"])\d+,\d+([\t;\"]|$)", "decimal commas: write the prices with a point"),
-    (
-        r"^\"?\d{1,2}[/.-]\d{1,2}[/.-]\d{4}",
-        "day or month first, nobody can tell: write the dates as 2017-12-31",
-    ),
-    (r"^(\d{1,7}|\d+\.\d+)[,;\t]", "no time stamps: export the file with the time of each bar"),
-)
-
-
-class Layout(NamedTuple):
-    """A format as one file has it."""
-
-    format: Format
-    columns: tuple[str, ...]
-    header: int  # lines before the bars
-    day: str  # date in the name of the file, for stamps that have none
-    point: float  # price of the last digit
-
-
-class Rules(NamedTuple):
-    """How the rows of one file become bars."""
-
-    side: str
-    timezone: str
-    label: str
-    spread_px: float
-    pip: float
-    interval_ns: int
+HOLE_BARS = 10  # a longer gap is a hole: no session spans it
+MAX_BYTES = 1 << 30  # of a file: 15 years of minutes
+MAX_JSON = 1 << 26  # 5000 candles, the most that OANDA sends at a time, take 1 MB
+MINUTE = 60 * NS
 
 
 class Rows(NamedTuple):
@@ -218,6 +72,7 @@ class Rows(NamedTuple):
 
     line: Ints  # [T] of the file, from 1
     utc: Ints  # [T] stamp, nanoseconds
+    local: bool  # whether a stamp has no offset of its own
     columns: dict[str, NDArray[np.float64]]  # [T] by role
 
 
@@ -231,145 +86,6 @@ class Lines(NamedTuple):
     def text(self, line: int) -> str:
         """Line `line`, counted from 1."""
         return self.data[self.start[line - 1] : self.stop[line - 1]].decode("latin-1")
-
-
-def recognise(first: str, second: str, name: str) -> Layout:
-    """The layout of a file called `name` from its first two lines; only files with a header need the second."""
-    header = 0 if first[:1].isdigit() else 1
-    head = f"{first.strip()}\n{second}" if header else first
-    for fmt in FORMATS:
-        if re.fullmatch(fmt.head, head.lower()):
-            break
-    else:
-        raise DataError(f"{name}: {refusal(first, second)}")
-    columns = fmt.columns or tuple(ROLES.get(c, c) for c in first.strip().lower().split(fmt.separator))
-    day = re.search(r"(?<!\d)\d{8}(?!\d)", Path(name).name)
-    if fmt.stamp == "midnight" and not day:
-        raise DataError(
-            f"{name}: stamps count from midnight: put the date into the file name, as in 20140505_quote.csv"
-        )
-    open_text = dict(zip(columns, (second if header else first).split(fmt.separator), strict=False)).get(
-        "open", ""
-    )
-    return Layout(
-        fmt, columns, header, day[0] if day else "", 10.0 ** -len(open_text.partition(".")[2].strip())
-    )
-
-
-def refusal(first: str, second: str) -> str:
-    """Why a file that begins like this is in no known format."""
-    if not second.strip() and not first[:1].isdigit():
-        return "no bars" if first.strip() else "empty"
-    for pattern, reason in REFUSED:
-        if re.search(pattern, first) or re.search(pattern, second):
-            return reason
-    known = ", ".join(fmt.name for fmt in FORMATS)
-    return (
-        f"line 1: not a format I know ({known}): {first[:80]!r}; bring it to the header "
-        "time,open,high,low,close,volume[,spread] with ISO or UNIX times"
-    )
-
-
-def rules_for(
-    layout: Layout, options: ReadOptions, name: str, price: float, interval_ns: int
-) -> tuple[Rules, list[str]]:
-    """What holds for a file whose prices are about `price`, and notes on what was assumed."""
-    notes = []
-    side = options.side
-    if "ask_open" in layout.columns:
-        if side not in (None, "bid", "both"):
-            raise DataError(f"{name}: --side {side}: the file has bid and ask")
-        side = "both"
-    elif side is None:
-        found = re.search(r"(?<![a-z])(ask|bid)(?![a-z])", Path(name).name.lower())
-        side = found[1] if found else "bid"
-        notes.append(f"side {side}: {'from the file name' if found else 'assumed'} (--side)")
-    elif side not in SHARE_BELOW:
-        raise DataError(f"{name}: --side {side}: the file has one side, say which: {', '.join(SHARE_BELOW)}")
-    label = options.label or LABEL
-    if label not in ("open", "close"):
-        raise DataError(f"{name}: --label {label}: open or close")
-    timezone = options.timezone or layout.format.timezone
-    parse_clock(timezone)
-    if options.pip is None and price > SCALED:
-        raise DataError(f"{name}: prices of about {price:g} look like points; if they are prices, say --pip")
-    usual_pip = 0.01 if price > 20 else 0.0001
-    pip = usual_pip if options.pip is None else options.pip
-    spread_pips = SPREAD_PIPS if options.spread_pips is None else options.spread_pips
-    if not (0 < pip < np.inf and 0 <= spread_pips < np.inf):
-        raise DataError(
-            f"{name}: --pip {pip:g}, --spread {spread_pips:g}: neither may be negative, nor a pip zero"
-        )
-    return Rules(side, timezone, label, spread_pips * pip, pip, interval_ns), notes
-
-
-@lru_cache
-def parse_clock(name: str) -> tuple[ZoneInfo, int]:
-    """Zone and shift in seconds of an IANA name, or of one with a shift in hours: Europe/Athens-7h, UTC+2h."""
-    shifted = re.fullmatch(r"(.+?)([+-]\d{1,2})h", name)
-    try:
-        return (ZoneInfo(shifted[1]), int(shifted[2]) * 3600) if shifted else (ZoneInfo(name), 0)
-    except (KeyError, ValueError, OSError):
-        raise DataError(f"--timezone {name}: not a zone; for example UTC, Europe/Athens, UTC+2h") from None
-
-
-@lru_cache(maxsize=1024)
-def offset_ns(clock: str, quarter: int) -> int:
-    """Nanoseconds by which `clock` is ahead of UTC in a quarter of an hour by its own hands.
-
-    An hour that comes twice is taken as the first: if it holds bars, they come out as duplicates.
-    """
-    zone, shift_s = parse_clock(clock)
-    wall = EPOCH + timedelta(seconds=quarter * QUARTER_S - shift_s)
-    offset = wall.replace(tzinfo=zone).utcoffset() or timedelta()
-    return (offset // MICROSECOND) * 1000 + shift_s * NS
-
-
-def parse_stamp(kind: str, text: str, day: str) -> tuple[int, bool]:
-    """Nanoseconds since the epoch of a stamp, by its own clock or (True) UTC; ValueError if it is none."""
-    if kind == "midnight":
-        milliseconds = int(text)
-        if not 0 <= milliseconds < DAY // 1_000_000:
-            raise ValueError(text)
-        return (datetime.fromisoformat(day) - EPOCH) // MICROSECOND * 1000 + milliseconds * 1_000_000, False
-    if kind == "dotted":
-        text = text.replace(".", "-", 2)
-    elif kind == "day.month":
-        text = f"{text[6:10]}-{text[3:5]}-{text[:2]}{text[10:]}" if text[2:6:3] == ".." else ""
-    elif text.isdigit() and len(text) in (9, 10, 12, 13):
-        return int(text) * (NS if len(text) <= 10 else 1_000_000), True
-    stamp = datetime.fromisoformat(text)
-    if stamp.year not in YEARS:
-        raise ValueError(text)
-    if stamp.tzinfo is None:
-        return (stamp - EPOCH) // MICROSECOND * 1000, False
-    return (stamp - EPOCH_UTC) // MICROSECOND * 1000, True
-
-
-def to_utc(stamp_ns: Ints, is_utc: NDArray[np.bool_], clock: str) -> Ints:
-    """Stamps [T] by `clock` in UTC."""
-    quarter, where = np.unique(stamp_ns // (QUARTER_S * NS), return_inverse=True)
-    offsets = np.array([offset_ns(clock, int(q)) for q in quarter], np.int64)
-    return np.where(is_utc, stamp_ns, stamp_ns - offsets[where])
-
-
-def parse_line(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]] | None:
-    """Stamp, whether it is UTC, and numbers by role of one line; None if it is not a bar."""
-    fields = text.split(layout.format.separator)
-    if len(fields) != len(layout.columns):
-        return None
-    numbers, stamp = {}, []
-    for role, value in zip(layout.columns, fields, strict=True):
-        if role in NUMBERS:
-            if not NUMBER.fullmatch(value.strip(whitespace)):
-                return None
-            numbers[role] = float(value)
-        elif role:
-            stamp.append(value)
-    try:
-        return *parse_stamp(layout.format.stamp, " ".join(stamp), layout.day), numbers
-    except (ValueError, OverflowError):
-        return None
 
 
 def split_lines(data: bytes, name: str) -> Lines:
@@ -390,8 +106,10 @@ def split_lines(data: bytes, name: str) -> Lines:
 def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
     """The rows of a file without a fault in its form; None if there is one."""
     body, columns = lines.data[lines.start[layout.header] :], layout.columns
-    if not same_width(lines, layout):
+    if not HAS_PANDAS or b'"' in body or not same_width(lines, layout):
         return None
+    import pandas as pd  # heavy: not before it is needed
+
     types = {i: "float64" if role in NUMBERS else "str" for i, role in enumerate(columns) if role}
     try:
         with warnings.catch_warnings():
@@ -399,7 +117,7 @@ def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
             frames = pd.read_csv(
                 io.BytesIO(body),
                 chunksize=CHUNK_ROWS,
-                sep=layout.format.separator,
+                sep=layout.separator,
                 header=None,
                 names=range(len(columns)),
                 usecols=list(types),
@@ -420,12 +138,12 @@ def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
     if not all(np.isfinite(column).all() for column in numbers.values()):
         return None
     line = np.arange(layout.header + 1, len(lines.start) + 1, dtype=np.int64)
-    return Rows(line, to_utc(stamp_ns, is_utc, clock), numbers)
+    return Rows(line, to_utc(stamp_ns, is_utc, clock), not is_utc.all(), numbers)
 
 
 def same_width(lines: Lines, layout: Layout) -> bool:
     """Whether every line has the separators that the columns of the layout need."""
-    separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.format.separator))
+    separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.separator))
     per_line = np.searchsorted(separator, lines.stop) - np.searchsorted(separator, lines.start)
     return bool((per_line[layout.header :] == len(layout.columns) - 1).all())
 
@@ -435,18 +153,21 @@ def read_piece(
 ) -> tuple[Ints, NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
     """Stamps, whether they are UTC, and the numbers by role: texts take memory, so a few rows at a time."""
     columns = layout.columns
-    texts = [frame[i].tolist() for i, role in enumerate(columns) if role and role not in NUMBERS]
+    texts = [frame[i].tolist() for i, role in enumerate(columns) if role == "time"]
     stamps = [parse_stamp(layout.format.stamp, " ".join(t), layout.day) for t in zip(*texts, strict=True)]
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
     numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMBERS}
+    if "complete" in columns:
+        flags = frame[columns.index("complete")].tolist()
+        numbers["complete"] = np.array([FLAGS.get(flag.lower(), np.nan) for flag in flags])
     return stamp_ns, is_utc, numbers
 
 
 def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
     """The rows that can be parsed, line by line, and the lines that cannot; blank lines are neither."""
     good, bad, stamps = [], [], []
-    numbers: dict[str, list[float]] = {role: [] for role in layout.columns if role in NUMBERS}
+    numbers: dict[str, list[float]] = {role: [] for role in layout.columns if role in (*NUMBERS, "complete")}
     for line in range(layout.header + 1, len(lines.start) + 1):
         text = lines.text(line)
         parsed = parse_line(text, layout)
@@ -460,58 +181,16 @@ def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
     columns = {role: np.array(values, np.float64) for role, values in numbers.items()}
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
-    rows = Rows(np.array(good, np.int64), to_utc(stamp_ns, is_utc, clock), columns)
+    rows = Rows(np.array(good, np.int64), to_utc(stamp_ns, is_utc, clock), not is_utc.all(), columns)
     return rows, np.array(bad, np.int64)
 
 
-def quotes(columns: Any, rules: Rules, point: float) -> dict[str, Any]:
-    """The columns of `Bars` without the time, from those of a file: bid, ask and volume; alike."""
-    spread = columns["spread"] if "spread" in columns else rules.spread_px
-    spread = columns["points"] * point if "points" in columns else spread
-    below = SHARE_BELOW.get(rules.side, 0.0) * spread
-    quote = {name: columns[name] - below for name in OHLC}
-    quote["ask_open"] = columns["ask_open"] if rules.side == "both" else columns["open"] + (spread - below)
-    quote["ask_close"] = columns["ask_close"] if rules.side == "both" else columns["close"] + (spread - below)
-    quote["volume"] = columns["volume"] if "volume" in columns else columns["open"] * 0.0
-    return quote
-
-
-def row_faults(quote: Any, utc: Any, has_volume: bool) -> dict[str, Any]:
-    """Which faults a row has by itself; `has_volume`: the file gives volumes, so a bar without one is filler; alike."""
-    low, high, volume = quote["low"], quote["high"], quote["volume"]
-    number = (volume != volume) | (volume < 0) | (volume == np.inf)
-    for name in PRICES:
-        number = number | (quote[name] != quote[name]) | (quote[name] <= 0) | (quote[name] == np.inf)
-    outside = high < low
-    spread = low != low
-    for name in ("open", "close"):
-        bid, ask = quote[name], quote[f"ask_{name}"]
-        outside = outside | (bid < low) | (bid > high)
-        spread = spread | (ask < bid) | (ask - bid > WIDE * bid)
-    still = (quote["open"] == high) & (high == low) & (low == quote["close"]) & (volume == 0)
-    flat = still & (has_volume | ((utc - SATURDAY) % WEEK < CLOSED))
-    return {"number": number, "range": outside, "spread": spread, "flat": flat}
-
-
-def is_damaged(quote: Any, near: Any) -> Any:
-    """Whether a price is more than JUMP from the price `near` it; alike."""
-    damaged = near != near
-    for name in PRICES:
-        damaged = damaged | (abs(quote[name] - near) > JUMP * near)
-    return damaged
-
-
-def order_fault(step_ns: int, interval_ns: int) -> str | None:
-    """What is wrong with a stamp `step_ns` after the one before; days may be an hour short when clocks change."""
-    if step_ns <= 0:
-        return "duplicate" if step_ns == 0 else "backward"
-    return "overlap" if step_ns < interval_ns - (HOUR if interval_ns >= DAY else 0) else None
-
-
-def find_faults(rows: Rows, quote: dict[str, NDArray[np.float64]], interval_ns: int) -> dict[int, str]:
+def find_faults(
+    rows: Rows, quote: dict[str, NDArray[np.float64]], interval_ns: int, ticks: bool
+) -> dict[int, str]:
     """Kind of the fault of every bad row, by index; neighbours and order count among the rows good by themselves."""
     bad: dict[int, str] = {}
-    has_volume = bool((quote["volume"] > 0).any())
+    has_volume = np.logical_or.accumulate(quote["volume"] > 0) | ticks
     with np.errstate(invalid="ignore"):  # infinite prices are among the faults
         for kind, mask in row_faults(quote, rows.utc, has_volume).items():
             for row in np.flatnonzero(mask).tolist():
@@ -547,57 +226,71 @@ def order_faults(utc: Ints, good: Ints, interval_ns: int) -> dict[int, str]:
     return bad
 
 
-def common_step(utc: Ints) -> int | None:
-    """The commonest positive step between stamps, nanoseconds; None if there is none."""
-    step = np.diff(utc)
-    values, counts = np.unique(step[step > 0], return_counts=True)
-    return int(values[np.argmax(counts)]) if len(values) else None
-
-
-def interval_of(utc: Ints, options: ReadOptions, name: str) -> int:
-    """Length of a bar in nanoseconds: the commonest step, which must be the one that was asked for."""
-    step = common_step(utc)
-    wanted = None if options.interval_s is None else options.interval_s * NS
-    if step is None and wanted is None:
-        reason = "no bar is later than the one before: is the newest first?" if len(utc) > 1 else "bring more"
-        raise DataError(f"{name}: {len(utc)} bars do not tell how long a bar is: {reason}")
-    interval_ns = step if wanted is None else wanted
-    if interval_ns is None or interval_ns < NS or interval_ns % NS:
-        raise DataError(f"{name}: steps of {(interval_ns or 0) / NS:g} s: bars last whole seconds")
-    if step not in (None, interval_ns) and not (np.diff(utc) == interval_ns).any():
-        raise DataError(f"{name}: bars of {(step or 0) / NS:g} s where {interval_ns / NS:g} s are wanted")
-    return interval_ns
-
-
-def hole_notes(close_ns: Ints, interval_ns: int, line: Ints) -> list[str]:
-    """Sentences on the gaps between bars; those over a weekend are only counted."""
+def find_holes(close_ns: Ints, interval_ns: int, line: Ints) -> tuple[list[Problem], list[str]]:
+    """Gaps of more than HOLE_BARS bars that are no weekend, and sentences on all gaps; `line` [T] of the bars."""
     missing = np.diff(close_ns) - interval_ns
     after = np.flatnonzero(missing > 0) + 1
     begin, end = close_ns[after - 1], close_ns[after] - interval_ns
     saturday = (begin - SATURDAY - DAY // 2) // WEEK != (end - SATURDAY - DAY // 2) // WEEK
     weekend = saturday & (end - begin < 4 * DAY)
     notes = [f"{weekend.sum()} weekends and {(~weekend).sum()} other gaps between bars"] if len(after) else []
-    holes = after[~weekend & (end - begin >= HOLE)]
-    for t in holes[:MAX_HOLES]:
-        notes.append(
-            f"line {line[t]}: no bars for {missing[t - 1] / HOUR:.0f} h, from {iso(close_ns[t - 1])}"
-        )
-    if len(holes) > MAX_HOLES:
-        notes.append(f"and {len(holes) - MAX_HOLES} more gaps of {HOLE // HOUR} h or longer")
-    return notes
+    holes = after[~weekend & (end - begin > HOLE_BARS * interval_ns)]
+    long = [t for t in holes.tolist() if missing[t - 1] >= HOLE]
+    notes += [f"line {line[t]}: {hole_text(missing[t - 1], close_ns[t - 1])}" for t in long[:MAX_HOLES]]
+    if len(long) > MAX_HOLES:
+        notes.append(f"and {len(long) - MAX_HOLES} more gaps of {HOLE // HOUR} h or longer")
+    listed = holes[:MAX_LISTED].tolist()
+    return [Problem("hole", int(line[t]), hole_text(missing[t - 1], close_ns[t - 1])) for t in listed], notes
 
 
-def iso(time_ns: int) -> str:
-    """A time in words of ISO 8601, UTC."""
-    return str(np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s")) + "Z"
+def hole_text(missing_ns: int, begin_ns: int) -> str:
+    """A hole in words."""
+    length = f"{missing_ns / HOUR:.0f} h" if missing_ns >= 2 * HOUR else f"{missing_ns / MINUTE:.0f} min"
+    return f"no bars for {length}, from {iso(begin_ns)}"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of the file."""
+    """The bytes of the file, of no more of it than a file of bars can have."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            begin = file.read(MAX_LINE + 3)
+            if begin[:2] in (b"PK", b"\x1f\x8b"):
+                raise DataError(f"{path}: compressed: unpack it first")
+            limit = MAX_JSON if is_json(begin) else MAX_BYTES
+            if limit == MAX_BYTES and len(begin) > MAX_LINE + 2 and b"\n" not in begin:
+                raise DataError(f"{path}: line 1: longer than {MAX_LINE} bytes, this is no file of bars")
+            data = begin + file.read(limit)
     except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > limit:
+        raise DataError(f"{path}: more than {limit >> 20} MB: bring it in parts")
+    return data
+
+
+def is_json(data: bytes) -> bool:
+    """Whether a file that begins like this is no table."""
+    return data.lstrip()[:1] == b"{"
+
+
+def oanda_lines(raw: bytes, name: str) -> bytes:
+    """The answer of OANDA's candle service as a file with a line for each candle."""
+    try:
+        return "\n".join(map(oanda_line, json.loads(raw)["candles"])).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(
+            f"{name}: JSON, but no candles of OANDA with mid, or bid and ask, prices (price=M or price=BA)"
+        ) from None
+
+
+def oanda_line(candle: dict[str, Any]) -> str:
+    """Time, complete, open, high, low, close, volume, and the four of the ask where they are."""
+    time = candle["time"] if "T" in candle["time"] else candle["time"].partition(".")[0]  # RFC 3339 or UNIX
+    first, *ask = [
+        [candle[side][k] for k in "ohlc"] for side in (("bid", "ask") if "bid" in candle else ("mid",))
+    ]
+    return ",".join(map(str, (time, candle["complete"], *first, candle["volume"], *chain(*ask))))
 
 
 def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
@@ -612,13 +305,19 @@ def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
     return problems
 
 
-def refuse_bad(source: Source, kinds: dict[int, str], drop_bad: bool) -> None:
-    """Raise DataError if there are bad rows and they may not, or cannot sensibly, be dropped."""
-    most = len(kinds) >= source.rows
+def refuse_bad(source: Source, kinds: dict[int, str], good: int, drop_bad: bool) -> None:
+    """Raise DataError if there are bad rows beside the `good` and they may not, or cannot sensibly, be dropped."""
+    most = len(kinds) >= good
     if not kinds or (drop_bad and not most):
         return
     shown = "; ".join(f"line {p.line}: {KINDS[p.kind]}: {p.text!r}" for p in source.problems[:3])
-    remedy = "most of the file: is it newest first, or of another kind?" if most else "--drop-bad drops them"
+    if most:
+        filler = set(kinds.values()) == {"flat"}
+        remedy = (
+            "nothing but filler" if filler else "most of the file: is it newest first, or of another kind?"
+        )
+    else:
+        remedy = "--drop-bad drops them"
     raise DataError(f"{source.path}: {count_kinds(kinds)}; {shown}; {remedy}", source)
 
 
@@ -633,30 +332,59 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     """The closed bars of a CSV and what was assumed; raises DataError, and never drops a row unasked."""
     options, path = options or ReadOptions(), Path(path)
     raw, name = read_bytes(path), str(path)
-    lines = split_lines(raw, name)
-    layout = recognise(lines.text(1), lines.text(2) if len(lines.start) > 1 else "", name)
-    clock = options.timezone or layout.format.timezone
+    lines = split_lines(oanda_lines(raw, name) if is_json(raw) else raw, name)
+    layout = recognise(head_of(map(lines.text, range(1, len(lines.start) + 1))), options, name)
+    rows, unparsable, notes = read_rows(lines, layout, options, name)
+    step_ns = interval_of(rows.utc, options, name)
+    rules, said = rules_for(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
+    quote = quotes(rows.columns, rules, layout.point)
+    faults = find_faults(rows, quote, step_ns, layout.format.ticks)
+    kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {
+        int(rows.line[t]): k for t, k in faults.items()
+    }
+    good = np.delete(np.arange(len(rows.utc)), list(faults))
+    time = rows.utc[good] + (step_ns if rules.label == "open" else 0)
+    bars, line = Bars(time, **{column: values[good] for column, values in quote.items()}), rows.line[good]
+    interval_ns = step_ns if options.interval_s is None else options.interval_s * NS
+    if interval_ns > step_ns:
+        bars, first = merge_bars(bars, step_ns, interval_ns, rules.timezone)
+        line = line[first]
+        notes.append(f"bars of {step_ns // NS} s are put together into bars of {interval_ns // NS} s")
+    holes, gaps = find_holes(bars.time, interval_ns, line)
+    source = describe_source(name, layout, rules, options, rows.local, bars.time, interval_ns, raw)
+    source.notes.extend(said + notes)
+    source.problems.extend(list_problems(lines, kinds))
+    source.holes.extend(holes)
+    refuse_bad(source, kinds, len(good), options.drop_bad)
+    source.notes.extend([f"dropped {count_kinds(kinds)}"] * bool(kinds) + gaps)
+    return bars, source
+
+
+def read_rows(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints, list[str]]:
+    """The parsable rows of a file, oldest first, the lines that are none, and notes on what became of them."""
+    clock, notes = options.timezone or layout.format.timezone, []
     parse_clock(clock)
     whole = read_whole(lines, layout, clock)
     rows, unparsable = (whole, np.zeros(0, np.int64)) if whole else read_each(lines, layout, clock)
     if len(rows.utc) == 0:
         raise DataError(f"{name}: no bars: line {layout.header + 1}: {lines.text(layout.header + 1)[:80]!r}")
-    interval_ns = interval_of(rows.utc, options, name)
-    rules, notes = rules_for(layout, options, name, float(np.median(rows.columns["open"])), interval_ns)
-    quote = quotes(rows.columns, rules, layout.point)
-    faults = find_faults(rows, quote, interval_ns)
-    kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {
-        int(rows.line[t]): k for t, k in faults.items()
-    }
-    good = np.delete(np.arange(len(rows.utc)), list(faults))
-    time = rows.utc[good] + (interval_ns if rules.label == "open" else 0)
-    bars = Bars(time, **{column: values[good] for column, values in quote.items()})
-    source = describe_source(name, layout, rules, options, time, raw, list_problems(lines, kinds), notes)
-    refuse_bad(source, kinds, options.drop_bad)
-    if kinds:
-        source.notes.append(f"dropped {count_kinds(kinds)}")
-    source.notes.extend(hole_notes(time, interval_ns, rows.line[good]))
-    return bars, source
+    if layout.format.newest_first and rows.utc[0] > rows.utc[-1]:
+        rows = pick_rows(rows, np.arange(len(rows.utc))[::-1])
+        notes.append("the newest bar stands first, as this format has it: read from the end")
+    if "complete" in rows.columns:
+        complete = rows.columns["complete"] == 1
+        if not complete.any():
+            raise DataError(f"{name}: no bar is complete")
+        if not complete.all():
+            rows = pick_rows(rows, np.flatnonzero(complete))
+            notes.append(f"{(~complete).sum()} rows of bars that are not complete are left out")
+    return rows, unparsable, notes
+
+
+def pick_rows(rows: Rows, index: Ints) -> Rows:
+    """The rows at `index`."""
+    columns = {role: column[index] for role, column in rows.columns.items()}
+    return Rows(rows.line[index], rows.utc[index], rows.local, columns)
 
 
 def describe_source(
@@ -664,30 +392,36 @@ def describe_source(
     layout: Layout,
     rules: Rules,
     options: ReadOptions,
+    local: bool,
     time: Ints,
+    interval_ns: int,
     raw: bytes,
-    problems: list[Problem],
-    notes: list[str],
 ) -> Source:
-    """The record of a reading that ended in bars closing at `time`."""
-    columns = layout.columns
+    """The record of a reading that ended in bars closing at `time`; `local`: the stamps follow a clock."""
     in_file = {
         "ask_open": "bid and ask",
         "spread": "column of the file",
         "points": "column of the file, in points",
+        "tenths": "column of the file, in tenths of a pip",
     }
-    spread = next((text for role, text in in_file.items() if role in columns), None)
+    spread = next((text for role, text in in_file.items() if role in layout.columns), None)
     spread_pips = None if spread else rules.spread_px / rules.pip
     given = "assumed" if options.spread_pips is None else "given"
-    if "points" in columns:
-        notes.append("the spread column of MetaTrader understates the cost of a fill")
+    choices = {
+        f"--side {rules.side}": options.side is None and rules.side != "both",
+        f"--timezone {rules.timezone}": options.timezone is None and local,
+        f"--label {rules.label}": options.label is None,
+        f"--spread {SPREAD_PIPS:g}": options.spread_pips is None and spread is None,
+        f"--pip {rules.pip:g}": options.pip is None,
+    }
+    understates = "the spread column of MetaTrader understates the cost of a fill"
     return Source(
         path=name,
         format=layout.format.name,
         rows=len(time),
         first=iso(time[0]) if len(time) else "",
         last=iso(time[-1]) if len(time) else "",
-        interval_s=rules.interval_ns // NS,
+        interval_s=interval_ns // NS,
         timezone=rules.timezone,
         label=rules.label,
         side=rules.side,
@@ -695,6 +429,6 @@ def describe_source(
         spread_pips=spread_pips,
         pip=rules.pip,
         sha256=hashlib.sha256(raw).hexdigest(),
-        problems=problems,
-        notes=notes,
+        assumed=[flag for flag, open_question in choices.items() if open_question],
+        notes=[understates] if {"points", "tenths"} & set(layout.columns) else [],
     )

@@ -2,6 +2,7 @@
 
 A line is complete with its newline; the bars of a file are closed, so a complete line is a closed bar.  Unlike the bulk
 reader a feed knows no later rows: damage is judged by the last close, and the size of a pip by the first price.
+Formats that list the newest bar first are no feeds.
 """
 
 from __future__ import annotations
@@ -10,35 +11,37 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from host.bars import (
+from host.formats import (
     KINDS,
+    LONGEST,
     MAX_LINE,
-    QUARTER_S,
     DataError,
     Layout,
     ReadOptions,
     Rules,
     interval_of,
     is_damaged,
-    offset_ns,
+    is_head,
     order_fault,
     parse_line,
     quotes,
     recognise,
+    refusal,
     row_faults,
     rules_for,
-    to_utc,
+    stamp_utc,
 )
 from host.progress import say
-from kernels.bars import NS
+from host.resample import join_bars, periods
+from kernels.bars import NS, Bars
 
 POLL_S = 0.2
 LEARN = 64  # lines that the length of a bar is learnt from, or checked with
@@ -65,13 +68,13 @@ class LineParser:
         if options.interval_s is None:
             raise DataError(f"{name}: a line does not tell how long its bar is")
         self.layout = layout
+        self.clock = options.timezone or layout.format.timezone
         self.dropped = 0  # bad rows
         self._options = options
         self._interval_ns = options.interval_s * NS
-        self._clock = options.timezone or layout.format.timezone
         self._name = name
         self._rules: Rules | None = None
-        self._has_volume = False
+        self._has_volume = layout.format.ticks
         self._catching_up = False
         self._last: tuple[int, float] | None = None  # stamp and close of the last bar
         self._first: list[int] = []  # stamps of the first bars, to check their distance
@@ -90,7 +93,9 @@ class LineParser:
             self._refuse("unparsable", text, line)
             return None
         stamp, is_utc, numbers = parsed
-        utc = stamp if is_utc else stamp - offset_ns(self._clock, stamp // (QUARTER_S * NS))
+        if numbers.pop("complete", 1.0) == 0:
+            return None  # it comes again once it is closed
+        utc = stamp_utc(stamp, is_utc, self.clock)
         if self._catching_up and self._last and utc <= self._last[0]:
             return None
         if self._rules is None:
@@ -152,48 +157,93 @@ def feed_bars(
         name, lines = str(source), path_lines(Path(source), follow, wait)
     else:
         name, lines = str(getattr(source, "name", "feed")), stream_lines(source, follow, wait)
-    if options.interval_s is None:
-        head = list(islice(lines, LEARN))
-        options = replace(options, interval_s=learn_interval(head, options, name))
-        lines = chain(head, lines)
-    yield from parse_lines(lines, options, name)
+    read, layout, step_ns = learn_step(lines, options, name)
+    parser = LineParser(layout, replace(options, interval_s=step_ns // NS), name)
+    bars = parse_lines(chain(read, lines), parser, options, name)
+    if options.interval_s in (None, step_ns // NS):
+        yield from bars
+    else:
+        say(f"{name}: bars of {step_ns // NS} s are put together into bars of {options.interval_s} s")
+        yield from longer_bars(bars, step_ns, options.interval_s * NS, parser.clock)
 
 
-def parse_lines(lines: Iterator[tuple[int, str]], options: ReadOptions, name: str) -> Iterator[Bar]:
-    """The bars of numbered lines; when the numbers start over, so did the file."""
-    parser: LineParser | None = None
-    first, text = "", ""
+def learn_step(
+    lines: Iterator[tuple[int, str]], options: ReadOptions, name: str
+) -> tuple[list[tuple[int, str]], Layout, int]:
+    """The first lines of a feed, their layout and the length of a bar: two bars tell if they are as long as wanted."""
+    read: list[tuple[int, str]] = []
+    head: list[str] = []
+    utc: list[int] = []
+    wanted_ns = LONGEST if options.interval_s is None else options.interval_s * NS
     for line, text in lines:
-        if line == 1:
-            first = text
-        header = 0 if first[:1].isdigit() else 1
-        if line <= header:
-            continue
-        if line == header + 1:
-            layout = recognise(first, text, name)
-            if parser is None:
-                parser = LineParser(layout, options, name)
-            elif layout[:3] != parser.layout[:3]:
+        read.append((line, text))
+        head = [] if line == 1 else head
+        if not is_head(head):
+            head.append(text)
+            if not is_head(head):
+                continue
+            layout = recognise(head, options, name)
+            if layout.format.newest_first:
+                raise DataError(f"{name}: {layout.format.name} lists the newest bar first: a feed appends it")
+        parsed = parse_line(text, layout)
+        if parsed and parsed[2].get("complete", 1.0):
+            utc.append(stamp_utc(parsed[0], parsed[1], options.timezone or layout.format.timezone))
+        if len(read) >= LEARN or (len(utc) > 1 and utc[-1] - utc[-2] >= wanted_ns):
+            break
+    if not is_head(head):
+        raise DataError(f"{name}: {refusal(head)}")
+    step = np.diff(np.array(utc, np.int64))
+    shorter = ((step > 0) & (step < wanted_ns)).any()
+    if options.interval_s is None or shorter:
+        wanted_ns = interval_of(np.array(utc, np.int64), options, name)
+    return read, layout, wanted_ns
+
+
+def longer_bars(bars: Iterable[Bar], step_ns: int, interval_ns: int, clock: str) -> Iterator[Bar]:
+    """`merge_bars` one by one: each as soon as it is closed."""
+    part: list[Bar] = []
+    end = torn = 0  # torn: the end of a first period whose beginning is not there
+    for bar in bars:
+        opened = bar.time - step_ns
+        if opened >= end:
+            if part:
+                yield join_part(part, end)
+                part = []
+            start, due = (int(t[0]) for t in periods(np.array([opened], np.int64), interval_ns, clock))
+            torn = due if end == 0 and opened != start else torn
+            end = due
+        if end != torn:
+            part.append(bar)
+        if part and bar.time >= end:
+            yield join_part(part, end)
+            part = []
+
+
+def join_part(part: list[Bar], end: int) -> Bar:
+    """One bar from those of a period."""
+    bars = Bars._make(np.array(column) for column in zip(*part, strict=True))
+    joined = join_bars(bars, np.array([end], np.int64), np.zeros(1, np.int64))
+    return Bar._make(column[0].item() for column in joined)
+
+
+def parse_lines(
+    lines: Iterator[tuple[int, str]], parser: LineParser, options: ReadOptions, name: str
+) -> Iterator[Bar]:
+    """The bars of numbered lines; when the numbers start over, so did the file."""
+    head: list[str] = []
+    for line, text in lines:
+        head = [] if line == 1 else head
+        if not is_head(head):
+            head.append(text)
+            if not is_head(head):
+                continue
+            layout = recognise(head, options, name)
+            if layout[:4] != parser.layout[:4]:
                 raise DataError(f"{name}: the format has changed from {parser.layout.format.name}")
-            else:
-                parser.reopen()
-        bar = parser.parse(text, line) if parser else None
+            parser.reopen()
+        bar = parser.parse(text, line)
         if bar:
             yield bar
-    if parser is None:
-        raise DataError(f"{name}: {'no bars' if first.strip() else 'empty'}")
-
-
-def learn_interval(head: list[tuple[int, str]], options: ReadOptions, name: str) -> int:
-    """Length of a bar in seconds from the first lines of a feed."""
-    texts = [text for _, text in head] or [""]
-    layout = recognise(texts[0], texts[1] if len(texts) > 1 else "", name)
-    parsed = [p for p in (parse_line(text, layout) for text in texts[layout.header :]) if p]
-    stamps = np.array([stamp for stamp, _, _ in parsed], np.int64)
-    is_utc = np.array([utc for _, utc, _ in parsed], np.bool_)
-    return (
-        interval_of(to_utc(stamps, is_utc, options.timezone or layout.format.timezone), options, name) // NS
-    )
 
 
 def read_lines(
@@ -243,9 +293,9 @@ def path_lines(path: Path, follow: bool, wait: Callable[[], None]) -> Iterator[t
     while True:
         try:
             file = path.open("rb")
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError) as error:
             if not opened:
-                raise DataError(f"{path}: no such file") from None
+                raise DataError(f"{path}: {error.strerror}") from None
             wait()  # a writer that replaces the file is at it
             continue
         except (OSError, ValueError) as error:
@@ -260,17 +310,21 @@ def path_lines(path: Path, follow: bool, wait: Callable[[], None]) -> Iterator[t
 
 def watch(path: Path, file: BinaryIO, follow: bool, wait: Callable[[], None]) -> Callable[[bytes], bool]:
     """What `read_lines` asks at the end of a file: after a pause, whether it is still the one that was read."""
+    replaced = False
 
     def at_end(last: bytes) -> bool:
-        if not follow:
+        nonlocal replaced
+        if not follow or replaced:
             return False
         wait()
-        position = file.tell()
         try:
-            same = os.path.samestat(path.stat(), os.fstat(file.fileno()))
-        except FileNotFoundError:
-            return True
-        begin = position - len(last)
-        return same and os.pread(file.fileno(), len(last), begin) == last
+            with path.open("rb") as now:
+                if not os.path.samestat(os.fstat(now.fileno()), os.fstat(file.fileno())):
+                    replaced = True
+                    return True  # to its end: it may have grown before it was moved away
+                now.seek(file.tell() - len(last))
+                return now.read(len(last)) == last
+        except (FileNotFoundError, PermissionError):
+            return True  # a writer is at it
 
     return at_end

@@ -16,9 +16,9 @@ import pytest
 from host.act import Actor, History, act, act_on_feed, reading_of
 from host.agent import Loaded, load_agent
 from host.backtest import COLUMNS, backtest_csv
-from host.bars import ReadOptions
 from host.config import load_config
 from host.feed import Bar, feed_bars
+from host.formats import ReadOptions
 from host.model_file import WRITTEN, ModelRefused, read_model, write_model
 from host.train import train_csv
 from host.trainer import Trainer

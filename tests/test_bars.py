@@ -1,7 +1,10 @@
 """Reading files of bars: every format tells the same bars, and nothing bad passes in silence."""
 
 import hashlib
+import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,24 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.bars import (
-    NS,
-    Bars,
-    DataError,
-    ReadOptions,
-    Source,
-    offset_ns,
-    parse_stamp,
-    read_bars,
-    read_each,
-    read_whole,
-    recognise,
-    split_lines,
-)
+from host.bars import Lines, read_bars, read_each, read_whole, split_lines
+from host.formats import DataError, Layout, ReadOptions, Source, head_of, offset_ns, parse_stamp, recognise
+from kernels.bars import NS, Bars
 
 DATA = Path(__file__).parent / "data"
 REAL = Path(os.environ.get("SWT_DATA") or Path(__file__).parents[2] / "shared" / "data")
-SAME = sorted(p.name for p in DATA.glob("*.csv") if not p.name[0].isdigit())  # the same bars in every format
+FILES = sorted(DATA.glob("*.csv"))
+SAME = [p.name for p in FILES if not p.name.startswith(("2", "daily"))]  # the same bars in every format
+DAILY = [p.name for p in FILES if p.name.startswith("daily")]
+QUOTED = ("daily_investing.csv",)
 HEADER = "time,open,high,low,close,volume\n"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="no real files here")
 
@@ -73,7 +68,7 @@ def test_every_format_tells_the_same_bars(name: str) -> None:
     assert source.interval_s == 3600
     assert source.problems == []
     assert np.array_equal(bars.time, expected.time)
-    exact = source.side != "ask"
+    exact = source.side in ("bid", "both")
     for column in ("open", "high", "low", "close"):
         np.testing.assert_allclose(
             getattr(bars, column), getattr(expected, column), rtol=0 if exact else 1e-15
@@ -81,6 +76,58 @@ def test_every_format_tells_the_same_bars(name: str) -> None:
     for column in ("ask_open", "ask_close"):
         np.testing.assert_allclose(getattr(bars, column), getattr(expected, column), rtol=1e-12)
     assert np.array_equal(bars.volume, expected.volume * (0 if "histdata" in name or "lean" in name else 1))
+
+
+@pytest.mark.parametrize("name", DAILY)
+def test_every_format_of_days_tells_the_same_bars(name: str) -> None:
+    expected, _ = read_bars(DATA / "daily_canonical.csv")
+    bars, source = read_bars(DATA / name, ReadOptions(side="bid"))
+    assert (source.rows, source.interval_s, source.problems) == (40, 86_400, [])
+    for column in ("open", "high", "low", "close"):
+        assert np.array_equal(getattr(bars, column), getattr(expected, column))
+    midnight = [datetime(2021, 10, 4 + i, tzinfo=ZoneInfo(source.timezone)) for i in range(5)]
+    assert (bars.time[:5] - 86_400 * NS).tolist() == [int(t.timestamp()) * NS for t in midnight]
+    reversed_too = "the newest bar stands first, as this format has it: read from the end"
+    assert (reversed_too in source.notes) == (name in ("daily_investing.csv", "daily_myfxbook.csv"))
+
+
+def test_rows_that_are_not_complete_are_counted() -> None:
+    _, source = read_bars(DATA / "oanda.csv")
+    assert "1 rows of bars that are not complete are left out" in source.notes
+
+
+def test_candles_of_oanda_as_they_are_sent(tmp_path: Path) -> None:
+    expected, _ = read_bars(DATA / "lean.csv")
+    bars, source = read_bars(DATA / "oanda.json")
+    assert (source.format, source.side, source.rows) == ("OANDA", "both", 40)
+    assert equal(bars._replace(volume=expected.volume), expected)
+    assert source.sha256 == hashlib.sha256((DATA / "oanda.json").read_bytes()).hexdigest()
+    document = json.loads((DATA / "oanda.json").read_text())
+    for candle in document["candles"]:
+        candle["mid"] = candle.pop("bid")
+        candle["time"] = f"{datetime.fromisoformat(candle['time']).timestamp():.9f}"
+    document["candles"][-1]["complete"] = False
+    (tmp_path / "b.json").write_text(json.dumps(document, indent=1))
+    mid, source = read_bars(tmp_path / "b.json", ReadOptions(spread_pips=0.0))
+    assert (source.side, source.rows) == ("mid", 39)
+    assert np.array_equal(mid.time, bars.time[:39])
+    assert np.array_equal(mid.close, bars.close[:39])
+
+
+def test_without_pandas_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pandas = [read_bars(path) for path in FILES]
+    monkeypatch.setattr("host.bars.HAS_PANDAS", False)
+    for path, (bars, source) in zip(FILES, with_pandas, strict=True):
+        again, without = read_bars(path)
+        assert equal(bars, again)
+        assert source == without
+
+
+def test_a_list_that_was_turned_round_is_read_as_it_stands(tmp_path: Path) -> None:
+    """Newest first is what the format does by itself; a user may have turned the file."""
+    title, header, *body = (DATA / "daily_myfxbook.csv").read_text().splitlines()
+    (tmp_path / "b.csv").write_text("\n".join([title, header, *body[::-1]]))
+    assert equal(read_bars(tmp_path / "b.csv")[0], read_bars(DATA / "daily_myfxbook.csv")[0])
 
 
 def test_canonical_file_by_hand() -> None:
@@ -173,6 +220,10 @@ CLOCKS = [  # clock, its hands, UTC
     ("Europe/Athens-7h", "2021-11-01 17:00", "2021-11-01 22:00"),
     ("UTC-5h", "2021-07-15 12:00", "2021-07-15 17:00"),
     ("Asia/Kolkata", "2021-07-15 12:00", "2021-07-15 06:30"),
+    ("America/New_York+7h", "2021-03-12 12:00", "2021-03-12 10:00"),  # a server with American dates
+    ("America/New_York+7h", "2021-03-15 12:00", "2021-03-15 09:00"),
+    ("America/New_York+7h", "2021-11-05 12:00", "2021-11-05 09:00"),
+    ("America/New_York+7h", "2021-11-08 12:00", "2021-11-08 10:00"),
 ]
 
 
@@ -186,10 +237,22 @@ def test_clocks(clock: str, hands: str, utc: str) -> None:
 @given(st.datetimes(datetime(1990, 1, 1), datetime(2035, 1, 1)))
 @settings(deadline=None, max_examples=50)
 def test_offsets_are_those_of_the_zone(wall: datetime) -> None:
-    wall = wall.replace(second=0, microsecond=0)
+    wall = wall.replace(second=0, microsecond=0, fold=0)
     expected = wall.replace(tzinfo=ZoneInfo("Europe/Athens")).timestamp()
     wall_ns = parse_stamp("iso", wall.isoformat(), "")[0]
     assert wall_ns - offset_ns("Europe/Athens", wall_ns // (900 * NS)) == expected * NS
+
+
+def test_a_machine_without_time_zones_knows_utc() -> None:
+    """Windows has none, unless the package tzdata is installed."""
+    program = (
+        "import sys, zoneinfo\nzoneinfo.reset_tzpath(())\nsys.modules['tzdata'] = None\n"
+        "from host.formats import DataError, offset_ns\nprint(offset_ns('UTC', 0), offset_ns('UTC+2h', 0))\n"
+        "try:\n    offset_ns('Europe/Athens', 0)\nexcept DataError as error:\n    print(error)"
+    )
+    said = subprocess.check_output([sys.executable, "-c", program], cwd=DATA.parents[1], text=True)
+    assert said.startswith(f"0 {7200 * NS}\n--timezone Europe/Athens")
+    assert "pip install tzdata" in said
 
 
 @pytest.mark.parametrize("clock", ["Mars/Olympus", "../etc/passwd", "Europe", "UTC+99999h"])
@@ -277,6 +340,19 @@ def test_still_minutes_without_any_volume_are_bars(tmp_path: Path) -> None:
     assert problems(write(tmp_path, [*friday, still[0].format(27)])) == [("flat", 12)]
 
 
+def test_filler_is_known_once_there_has_been_volume(tmp_path: Path) -> None:
+    """As a feed sees it, which knows no later rows; unless every real bar of the format has volume."""
+    still = "1.1,1.1,1.1,1.1,0"
+    lines = [f"2021-03-24T{h:02}:00:00Z,{still}" for h in (0, 1)] + rows()[2:4]
+    lines += [f"2021-03-24T04:00:00Z,{still}", *rows()[5:]]
+    assert problems(write(tmp_path, lines)) == [("flat", 6)]
+    path = tmp_path / "dukascopy.csv"
+    stamped = [f"24.03.2021 {h:02}:00:00.000,{still}" for h in (0, 1)]
+    stamped += [f"24.03.2021 {h:02}:00:00.000,{rows()[h].split(',', 1)[1]}" for h in range(2, 12)]
+    path.write_text("Gmt time,Open,High,Low,Close,Volume\n" + "\n".join(stamped))
+    assert problems(path) == [("flat", 2), ("flat", 3)]
+
+
 def test_order_is_judged_by_the_last_good_row(tmp_path: Path) -> None:
     lines = rows()
     swapped = [*lines[:3], lines[4], lines[3], *lines[5:]]
@@ -307,8 +383,9 @@ def test_holes_are_noted(tmp_path: Path) -> None:
 def test_whole_and_line_by_line_agree() -> None:
     for path in sorted(DATA.glob("*.csv")):
         lines = split_lines(path.read_bytes(), path.name)
-        layout = recognise(lines.text(1), lines.text(2), path.name)
-        assert read_whole(lines, layout, "UTC") is not None, "a good file must take the fast way"
+        layout = layout_of(lines, path.name)
+        fast = read_whole(lines, layout, "UTC") is not None
+        assert fast == (path.name not in QUOTED), "a good file must take the fast way"
         check_both_ways(path.read_bytes(), path.name)
 
 
@@ -343,9 +420,13 @@ def test_both_ways_take_the_same_for_a_number(text: str) -> None:
     )
 
 
+def layout_of(lines: Lines, name: str) -> Layout:
+    return recognise(head_of(map(lines.text, range(1, len(lines.start) + 1))), ReadOptions(), name)
+
+
 def check_both_ways(content: bytes, name: str) -> None:
     lines = split_lines(content, name)
-    layout = recognise(lines.text(1), lines.text(2), name)
+    layout = layout_of(lines, name)
     whole, (each, bad) = read_whole(lines, layout, "UTC"), read_each(lines, layout, "UTC")
     if whole is not None:
         assert len(bad) == 0
@@ -372,9 +453,24 @@ NOT_BARS = [
     ("time,open".encode("utf-16"), "UTF-16"),
     (b"1.05," * 2000, "longer than 4096"),
     (b"time;open;high;low;close\n2021-03-24;1,05;1,06;1,04;1,05\n", "decimal comma"),
-    (b"Date,Open,High,Low,Close\n03/01/2022,1.1,1.2,1.0,1.1\n", "day or month first"),
+    (b"Date,Open,High,Low,Close\n03/01/2022,1.1,1.2,1.0,1.1\n", "day or month first.*--dates"),
+    (b"03.01.2022 00:00;1.1;1.2;1.0;1.1;5\n", "day or month first.*--dates"),
+    (b"Date,Open,High,Low,Close\n3/1/2022,1.1,1.2,1.0,1.1\n", "write the dates as"),
+    (b"2021-03-24\t1,05\t1,06\t1,04\t1,05\n", "decimal comma"),
+    (b'2021-03-24,"1,05","1,06","1,04","1,05"\n', "decimal comma"),
+    (b"20200101 170000065,1.121200,1.121720,0\n", "ticks"),
+    (b"292,1.38676,1.38686\n", "ticks"),
+    (b"timestamp,bid,ask\n2013-01-01 22:00:00.295,86.655,86.728\n", "ticks"),
+    (b"EUR/USD,20130101 21:59:59.981,1.1,1.2\n", "ticks"),
+    (b"USDJPY,,,EURUSD,,,\nDate,Open,,Date,Open,,\n2007/04/02,117.8,,2007/04/02,1.33,,\n", "many pairs"),
+    (b"PK\3\4" + bytes(30), "compressed"),
+    (b"title\n" * 9, "not a format I know"),
+    (b'{"candles": [{"time": "2021-03-24T00:00:00Z"}]}', "JSON, but no candles"),
+    (b'{"candles": ' + b"[" * 100_000, "JSON, but no candles|longer than"),
+    (b"{" + b"\n[" * 100_000, "JSON, but no candles"),
+    (b'[{"time": 1}]', "JSON: a feed has"),
     (b",bidhigh,bidlow,bidclose,bidopen\n0,1.2,1.0,1.1,1.1\n", "no time stamps"),
-    (b"Date,USD,JPY\n2021-03-24,1.1,120\n", "not a format I know"),
+    (b"Date,USD,JPY\n2021-03-24,1.1,120\n", "many currencies"),
     (
         HEADER.encode()
         + b"2012-11-15 15:00,128847,128904,128653,128692,6\n2012-11-15 16:00,128847,128904,128653,128692,6\n",
@@ -393,9 +489,43 @@ def test_no_file_of_bars(content: bytes, reason: str, tmp_path: Path) -> None:
     assert str(path) in str(refused.value)
 
 
+def test_flags_settle_what_was_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.csv"
+    path.write_text(
+        "Date,Open,High,Low,Close,Adj Close,Volume,x\n03/01/2022,1.1,1.2,1.0,1.1,1.1,0,\n"
+        + "04/01/2022,1.1,1.2,1.0,1.1,1.1,0,\n"
+    )
+    assert read_bars(path, ReadOptions(dates="dmy"))[1].first == "2022-01-04T00:00:00Z"
+    assert read_bars(path, ReadOptions(dates="mdy"))[1].first == "2022-04-01T00:00:00Z"
+    points = "128847.00000000001,128904.0,128652.99999999999,128692.0,6341"
+    lines = [f"2012-11-15 {hour}:00:00,{points}" for hour in (15, 16)]
+    path.write_text("\n".join(["Date,open,high,low,close,tick_volume", *lines]))
+    bars, source = read_bars(path, ReadOptions(point=0.001))
+    np.testing.assert_allclose(bars.close, 128.692, rtol=1e-12)
+    np.testing.assert_allclose(bars.ask_open - bars.open, 0.008, rtol=1e-9)
+    assert source.pip == 0.01
+    assert read_bars(path, ReadOptions(pip=10.0))[1].pip == 10.0
+    with pytest.raises(DataError, match="look like points"):
+        read_bars(path, ReadOptions(pip=0.01))  # what a model remembers of its pip says so too
+
+
+def test_endless_files_are_refused_unread() -> None:
+    with pytest.raises(DataError, match="longer than 4096"):
+        read_bars("/dev/zero")
+
+
+def test_bars_of_a_month_are_the_longest(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="up to 31 days"):
+        read_bars(write(tmp_path, ["0000000001,1,1,1,1,1", "7000000001,1,1,1,1,1"]))
+    with pytest.raises(DataError, match="no bars"):
+        read_bars(write(tmp_path, ["9999999999,1,1,1,1,1", "9999999999999,1,1,1,1,1"]))
+
+
 @pytest.mark.parametrize(
     "bad",
     [
+        {"dates": "ymd"},
+        {"point": 0.0},
         {"side": "left"},
         {"side": "both"},
         {"label": "mid"},
@@ -437,7 +567,7 @@ def test_arbitrary_bytes(tmp_path: Path, content: bytes, drop_bad: bool) -> None
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_files(tmp_path: Path, data: st.DataObject) -> None:
     content = data.draw(st.sampled_from(sorted(DATA.glob("*.csv")))).read_bytes()
     for _ in range(data.draw(st.integers(1, 4))):
@@ -477,3 +607,82 @@ def test_the_bundled_bars() -> None:
     assert source.rows == 6225
     assert source.sha256 == "28398b7edff9f74860d35a6f3c263f08e15c55264316dc07737d459d8688d7aa"
     assert bars.ask_open[0] == 1.05236
+
+
+SAMPLES = {  # how every real excerpt is read: format, rows, side; or what the refusal says
+    "comma_noheader_m1.csv": ("no header", 40, "bid"),
+    "dukascopy_node_epoch_ms.csv": ("canonical", 24, "bid"),
+    "dukascopy_node_iso_utc.csv": ("canonical", 39, "bid"),
+    "dukascopy_web_h1.csv": ("Dukascopy", 39, "bid"),
+    "dukascopy_web_h1_gmt_flat_weekends.csv": "39 flat.*nothing but filler",
+    "dukascopy_web_h4_GMT_Time.csv": ("Dukascopy", 39, "bid"),
+    "ecb_wide_newest_first_NA.csv": "one rate of many currencies",
+    "fxcm_m1_ask.csv": ("canonical", 39, "ask"),
+    "fxcm_m1_bid.csv": ("canonical", 39, "bid"),
+    "fxcmpy_no_timestamp.csv": "no time stamps",
+    "histdata_ascii_m1.csv": ("HistData ASCII", 40, "bid"),
+    "histdata_ascii_tick.csv": "ticks",
+    "histdata_metatrader_m1.csv": ("HistData MetaTrader", 40, "bid"),
+    "histdata_ninjatrader_comma_m1.csv": ("HistData ASCII", 40, "bid"),
+    "investing_com_bom_newest_first.csv": "1 range.*line 10.*--drop-bad",
+    "iso_z_h1.csv": "1 range.*line 4.*--drop-bad",
+    "japan_d1_cp932.csv": ("Japanese", 39, "bid"),
+    "japan_d1_utf8.csv": ("Japanese", 39, "bid"),
+    "japan_wide_multi_pair.csv": "many pairs",
+    "lean_quote_h1.csv": ("Lean", 40, "both"),
+    "lean_quote_m1_20140505_ms_since_midnight.csv": ("Lean, one day", 40, "both"),
+    "lean_quote_tick.csv": "ticks",
+    "mt4_export_m1_crlf.csv": ("MetaTrader 4", 40, "bid"),
+    "mt4_export_m5_5digits.csv": ("MetaTrader 4", 40, "bid"),
+    "mt5_export_daily_no_TIME_column.csv": "look like points.*--pip",  # an index
+    "mt5_export_h1.csv": ("MetaTrader 5", 39, "bid"),
+    "mt5_export_h1_crlf.csv": ("MetaTrader 5", 39, "bid"),
+    "mt5_python_api_d1.csv": ("MetaTrader 5 dump", 39, "bid"),
+    "myfxbook_title_line_newest_first.csv": ("Myfxbook", 38, "bid"),
+    "oanda_v20_csv_noheader_complete_flag.csv": ("OANDA", 40, "mid"),
+    "pandas_unnamed_index_h1.csv": ("pandas dump", 39, "bid"),
+    "scaled_points_float_noise_h1.csv": "look like points: --point",
+    "stooq_polish_header.csv": ("Stooq", 39, "bid"),
+    "tab_header_m1.csv": ("canonical", 39, "bid"),
+    "tab_header_thousands_damage_EXCERPT.csv": "11 range, 9 damaged",
+    "tab_noheader_h1_crlf.csv": ("no header", 40, "bid"),
+    "tradingview_iso_mixed_offsets_EXCERPT.csv": ("TradingView", 39, "bid"),
+    "tradingview_unix_seconds.csv": ("TradingView", 39, "bid"),
+    "truefx_tick_iso.csv": "ticks",
+    "yahoo_d1.csv": ("Yahoo", 39, "mid"),
+    "yahoo_weekly_ddmmyyyy.csv": "day or month first.*--dates dmy",
+}
+
+
+@real
+def test_every_real_excerpt_is_listed() -> None:
+    assert {path.name for path in (REAL / "format_samples").iterdir()} == set(SAMPLES)
+
+
+@real
+@pytest.mark.parametrize("name", SAMPLES)
+def test_real_excerpts(name: str) -> None:
+    path, expected = REAL / "format_samples" / name, SAMPLES[name]
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            read_bars(path)
+        return
+    _, source = read_bars(path)
+    assert (source.format, source.rows, source.side) == expected
+    assert source.problems == []
+    check_both_ways(path.read_bytes(), name)
+
+
+SETTLED = [  # excerpts that a flag opens
+    ("mt5_export_daily_no_TIME_column.csv", ReadOptions(pip=1.0), 39),
+    ("scaled_points_float_noise_h1.csv", ReadOptions(point=0.001), 39),
+    ("yahoo_weekly_ddmmyyyy.csv", ReadOptions(dates="dmy"), 39),
+    ("iso_z_h1.csv", ReadOptions(drop_bad=True), 38),
+    ("investing_com_bom_newest_first.csv", ReadOptions(drop_bad=True), 38),
+]
+
+
+@real
+@pytest.mark.parametrize(("name", "options", "count"), SETTLED)
+def test_real_excerpts_with_the_flag_they_need(name: str, options: ReadOptions, count: int) -> None:
+    assert read_bars(REAL / "format_samples" / name, options)[1].rows == count

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -12,14 +13,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from host.bars import Bars, DataError, ReadOptions, read_bars, recognise
-from host.feed import LEARN, Bar, LineParser, feed_bars
-from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, real, rows, write
+from host.bars import read_bars
+from host.feed import LEARN, POLL_S, Bar, LineParser, feed_bars
+from host.formats import DataError, ReadOptions, recognise
+from kernels.bars import Bars
+from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, SAMPLES, SETTLED, real, rows, write
+from tests.test_bars import FILES as ALL
 
-FILES = sorted(DATA.glob("*.csv"))
+NEWEST_FIRST = ("daily_investing.csv", "daily_myfxbook.csv")
+FILES = [path for path in ALL if path.name not in NEWEST_FIRST]
 HOURLY = ReadOptions(interval_s=3600)
 
 
@@ -95,31 +98,24 @@ def test_real_files_are_read_as_in_bulk(name: str) -> None:
     assert_same(feed, Bars(*(column[: len(feed)] for column in bars)))
 
 
-@given(st.data())
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_file_is_read_alike_or_refused(tmp_path: Path, data: st.DataObject) -> None:
-    content = data.draw(st.sampled_from([p for p in FILES if "lean" not in p.name])).read_bytes()
-    at, cut = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 12))
-    piece = data.draw(
-        st.one_of(st.binary(max_size=3), st.text("0123456789.,;-+eE\t\n\r ", max_size=6).map(str.encode))
-    )
-    path = tmp_path / "b.csv"
-    path.write_bytes(content[:at] + piece + content[at + cut :])
-    try:
-        feed = list(feed_bars(path, HOURLY))
-    except DataError:
-        return  # a feed may refuse more: it cannot look ahead
-    assert_same(feed, read_bars(path, HOURLY)[0])
+@pytest.mark.parametrize("name", NEWEST_FIRST)
+def test_a_list_with_the_newest_bar_first_is_no_feed(name: str) -> None:
+    with pytest.raises(DataError, match="lists the newest bar first"):
+        list(feed_bars(DATA / name))
 
 
-@given(st.binary(max_size=200))
-@settings(deadline=None, max_examples=60)
-def test_arbitrary_bytes(content: bytes) -> None:
-    try:
-        bars = list(feed_bars(io.BytesIO(content)))
-    except DataError:
-        return
-    assert bars
+EXCERPTS = [(name, ReadOptions()) for name, read in SAMPLES.items() if isinstance(read, tuple)]
+
+
+@real
+@pytest.mark.parametrize(("name", "options"), EXCERPTS + [row[:2] for row in SETTLED])
+def test_real_excerpts_are_read_as_in_bulk(name: str, options: ReadOptions) -> None:
+    path = REAL / "format_samples" / name
+    if "newest_first" in name:
+        with pytest.raises(DataError, match="lists the newest bar first"):
+            list(feed_bars(path, options))
+    else:
+        assert_same(list(feed_bars(path, options)), read_bars(path, options)[0])
 
 
 @pytest.mark.parametrize(("changes", "kind"), FAULTS)
@@ -137,8 +133,30 @@ def test_a_bad_line_stops_the_feed_or_is_dropped(changes: dict[int, str], kind: 
     assert_same(list(feed_bars(path, dropping)), read_bars(path, dropping)[0])
 
 
+def test_bars_that_are_not_complete_tell_nothing(tmp_path: Path) -> None:
+    lines = [
+        f"2021-03-24T{m // 60:02}:{m % 60:02}:00,{m % 30 == 0},1.1,1.2,1.0,1.1,5" for m in range(0, 600, 5)
+    ]
+    path = tmp_path / "b.csv"
+    path.write_text("\n".join(lines))
+    for interval_s in (None, 3600):
+        options = ReadOptions(interval_s=interval_s)
+        assert_same(list(feed_bars(path, options)), read_bars(path, options)[0])
+
+
+@pytest.mark.parametrize("name", ["dukascopy.csv", "canonical_spread.csv"])
+def test_filler_at_the_beginning_is_judged_as_in_bulk(name: str, tmp_path: Path) -> None:
+    header, *lines = (DATA / name).read_text().splitlines()
+    fields = lines[0].split(",")
+    lines[0] = ",".join([fields[0], *["1.18"] * 4, "0", *fields[6:]])
+    path = tmp_path / "b.csv"
+    path.write_text("\n".join([header, *lines]))
+    dropping = ReadOptions(drop_bad=True)
+    assert_same(list(feed_bars(path, dropping)), read_bars(path, dropping)[0])
+
+
 def test_a_parser_by_itself() -> None:
-    parser = LineParser(recognise("20210325 220000;1.1;1.2;1.0;1.1;0", "", "feed"), HOURLY, "feed")
+    parser = LineParser(recognise(["20210325 220000;1.1;1.2;1.0;1.1;0"], HOURLY, "feed"), HOURLY, "feed")
     assert parser.parse("20210325 220000;1.1;1.2;1.0;1.15;0", 1) == Bar(
         1_616_731_200_000_000_000, 1.1, 1.2, 1.0, 1.15, 1.1 + 0.8 * 0.0001, 1.15 + 0.8 * 0.0001, 0.0
     )
@@ -210,9 +228,9 @@ def test_a_named_pipe_ends_with_its_writer(tmp_path: Path) -> None:
 
 
 def test_another_length_of_bar_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="opens before the bar before has closed"):
-        list(feed_bars(write(tmp_path, rows()), ReadOptions(interval_s=7200)))
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="bars of 3600 s where 5400 s are wanted"):
+        list(feed_bars(write(tmp_path, rows()), ReadOptions(interval_s=5400)))
+    with pytest.raises(DataError, match="No such file"):
         next(feed_bars(tmp_path / "nothing.csv", HOURLY, follow=True))
 
 
@@ -267,6 +285,50 @@ def test_a_file_that_starts_over_gives_only_what_is_newer(way: str, tmp_path: Pa
     assert_same(bars, whole)
 
 
+def test_what_was_written_before_a_rotation_is_read(tmp_path: Path) -> None:
+    """The last bars of the old file and the first of the new one come between two looks at it."""
+    lines = rows()
+    path = write(tmp_path, lines[:6])
+
+    def rotate() -> None:
+        append(path, lines[6] + "\n" + lines[7] + "\n" + lines[8][:20])()
+        path.rename(tmp_path / "bars.csv.1")
+        write(tmp_path, lines[8:10])
+
+    bars = follow(path, rotate, append(path, lines[10] + "\n"))
+    assert_same(bars, read_bars(write(tmp_path, lines[:11], "whole.csv"))[0])
+
+
+def test_a_file_that_cannot_be_opened_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer may have it for itself while it writes."""
+    lines, opened = rows(), Path.open
+    path = write(tmp_path, lines[:6])
+
+    def lock() -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "locked")
+
+        monkeypatch.setattr(Path, "open", refuse)
+
+    def unlock() -> None:
+        monkeypatch.setattr(Path, "open", opened)
+        os.replace(write(tmp_path, lines[3:8], "new.csv"), path)
+
+    bars = follow(path, lock, lambda: None, unlock)
+    assert_same(bars, read_bars(write(tmp_path, lines[:8], "whole.csv"))[0])
+    lock()
+    with pytest.raises(DataError, match="locked"):
+        list(feed_bars(path, HOURLY))
+
+
+def test_looking_at_a_file_costs_little(tmp_path: Path) -> None:
+    """Less than 1 % of a processor at one look every POLL_S."""
+    path = write(tmp_path, rows())
+    looks, start = 500, time.process_time()
+    assert len(follow(path, *[lambda: None] * looks)) == len(rows())
+    assert (time.process_time() - start) / looks < 0.01 * POLL_S
+
+
 def test_a_half_line_is_forgotten_when_the_file_starts_over(tmp_path: Path) -> None:
     lines = rows()
     path = write(tmp_path, lines[:11])
@@ -295,9 +357,9 @@ def test_a_repeated_bar_is_refused_unless_the_file_started_over(tmp_path: Path) 
 
 
 def test_bars_come_one_by_one_through_a_pipe(tmp_path: Path) -> None:
-    """A bar is there before the next line is written, and the end of the pipe is the end of the feed."""
+    """A bar but the first is there before the next line is written; the end of the pipe is the end of the feed."""
     program = (
-        "import sys\nfrom host.bars import ReadOptions\nfrom host.feed import feed_bars\n"
+        "import sys\nfrom host.formats import ReadOptions\nfrom host.feed import feed_bars\n"
         "options = ReadOptions(interval_s=3600)\n"
         "for bar in feed_bars(sys.stdin.buffer, options, follow=True):\n    print(bar.close, flush=True)"
     )
@@ -307,12 +369,14 @@ def test_bars_come_one_by_one_through_a_pipe(tmp_path: Path) -> None:
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(HEADER.encode())
-        for line in rows(3):
+        child.stdin.write((HEADER + rows()[0] + "\n").encode())
+        for line in rows(4)[1:]:
             child.stdin.write(line.encode() + b"\n")
             child.stdin.flush()
+            if line == rows()[1]:
+                assert float(child.stdout.readline()) == float(rows()[0].split(",")[4])
             assert float(child.stdout.readline()) == float(line.split(",")[4])
-        child.stdin.write(b"2021-03-24T05:00:00Z,1.1")
+        child.stdin.write(b"2021-03-24T06:00:00Z,1.1")
         child.stdin.close()
         assert child.stdout.read() == b""
     assert child.returncode == 0

@@ -1,0 +1,91 @@
+"""`data-check`: what a file of bars is, what is wrong with it, and the flags that settle what it leaves open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any
+
+from host.bars import MAX_LISTED, read_bars
+from host.formats import KINDS, DataError, Problem, ReadOptions, Source
+
+SHOWN = 10  # problems of a kind
+
+
+def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
+    """The document of `data-check --json`; "refused" says why the file would not be read, or is null."""
+    try:
+        _, source = read_bars(path, options)
+    except DataError as error:
+        if error.source is None:
+            return unread(str(error))
+        return document_of(error.source, str(error))
+    return document_of(source, None)
+
+
+def document_of(source: Source, refused: str | None) -> dict[str, Any]:
+    """What was recognised; among the problems are holes, which are no reason to refuse a file."""
+    problems = sorted([*source.problems, *source.holes], key=lambda problem: problem.line)
+    told = {f"line {hole.line}: {hole.text}" for hole in source.holes}
+    return {
+        "format": source.format,
+        "rows": source.rows,
+        "first": source.first,
+        "last": source.last,
+        "interval_s": source.interval_s,
+        "timezone": source.timezone,
+        "label": source.label,
+        "side": source.side,
+        "spread": source.spread,
+        "pip": source.pip,
+        "sha256": source.sha256,
+        "problems": [problem._asdict() for problem in problems],
+        "assumed": source.assumed,
+        "notes": [note for note in source.notes if note not in told],
+        "refused": refused,
+    }
+
+
+def unread(reason: str) -> dict[str, Any]:
+    """The document of a file that is in no known format, or leaves open what would change its prices."""
+    names = ("first", "last", "interval_s", "timezone", "label", "side", "spread", "pip", "sha256")
+    return {
+        "format": None,
+        "rows": 0,
+        **dict.fromkeys(names),
+        "problems": [Problem("unreadable", 1, reason)._asdict()],
+        "assumed": [],
+        "notes": [],
+        "refused": reason,
+    }
+
+
+def print_check(document: dict[str, Any], out: IO[str]) -> None:
+    """The document for people."""
+    if document["format"]:
+        print(
+            f"{document['format']}: {document['rows']} good bars of {document['interval_s']} s, "
+            f"{document['first']} .. {document['last']}\n"
+            f"side {document['side']}, clock {document['timezone']}, stamps mark the {document['label']}, "
+            f"spread {document['spread']}, pip {document['pip']:g}",
+            file=out,
+        )
+        for note in document["notes"]:
+            print(f"  {note}", file=out)
+        print_problems(document["problems"], out)
+        print(f"assumed; say so, or say otherwise: {' '.join(document['assumed']) or 'nothing'}", file=out)
+    print(f"refused: {document['refused']}" if document["refused"] else "nothing to refuse", file=out)
+
+
+def print_problems(problems: list[dict[str, Any]], out: IO[str]) -> None:
+    """The first lines of each kind of problem."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for problem in problems:
+        by_kind.setdefault(problem["kind"], []).append(problem)
+    for kind, found in by_kind.items():
+        print(
+            f"{len(found)} x {kind}: {KINDS.get(kind, 'bars are missing, more than ten in a row')}", file=out
+        )
+        for problem in found[:SHOWN]:
+            print(f"  line {problem['line']}: {problem['text']}", file=out)
+        if len(found) > SHOWN:
+            print(f"  and {len(found) - SHOWN} more: --json lists up to {MAX_LISTED} of a kind", file=out)

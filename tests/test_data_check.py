@@ -1,0 +1,110 @@
+"""`data-check` names what is wrong by line, and the flags for what a file leaves open."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from host.data_check import check_data, print_check
+from host.formats import ReadOptions
+from tests.test_bars import DATA, FAULTS, HEADER, SAMPLES, rows, write
+
+ROOT = Path(__file__).parents[1]
+KEYS = {"format", "rows", "first", "last", "interval_s", "timezone", "label", "side", "problems"}
+
+
+def printed(document: dict[str, object]) -> str:
+    out = io.StringIO()
+    print_check(document, out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.csv")), ids=lambda path: path.name)
+def test_good_files_have_no_problems(path: Path) -> None:
+    document = check_data(path, ReadOptions())
+    assert set(document) >= KEYS
+    assert document["problems"] == []
+    assert document["refused"] is None
+    assert printed(document).endswith("nothing to refuse\n")
+
+
+@pytest.mark.parametrize(("changes", "kind"), FAULTS)
+def test_a_bad_row_is_named(changes: dict[int, str], kind: str, tmp_path: Path) -> None:
+    lines = rows()
+    fields = lines[5].split(",")
+    for column, text in changes.items():
+        fields[column] = text
+    document = check_data(write(tmp_path, [*lines[:5], ",".join(fields), *lines[6:]]), ReadOptions())
+    assert document["problems"] == [{"kind": kind, "line": 7, "text": ",".join(fields)}]
+    assert document["rows"] == 11
+    assert "--drop-bad" in document["refused"]
+    assert f"1 x {kind}" in printed(document)
+    assert "  line 7: " in printed(document)
+
+
+def test_a_hole_is_named_and_no_reason_to_refuse(tmp_path: Path) -> None:
+    later = [line.replace("03-24", "04-24") for line in rows()]
+    document = check_data(write(tmp_path, [*rows(), *later]), ReadOptions())
+    text = "no bars for 732 h, from 2021-03-24T12:00:00Z"
+    assert document["problems"] == [{"kind": "hole", "line": 14, "text": text}]
+    assert document["refused"] is None
+    assert printed(document).count(text) == 1
+
+
+def test_long_lists_are_cut_for_people_only(tmp_path: Path) -> None:
+    lines = rows(24) + ["rubbish"] * 15
+    document = check_data(write(tmp_path, lines), ReadOptions())
+    assert len(document["problems"]) == 15
+    assert "and 5 more" in printed(document)
+
+
+def test_flags_that_would_settle_it(tmp_path: Path) -> None:
+    path = write(tmp_path, [row.replace("Z", "") for row in rows()])
+    assumed = ["--side bid", "--timezone UTC", "--label open", "--spread 0.8", "--pip 0.0001"]
+    assert check_data(path, ReadOptions())["assumed"] == assumed
+    said = ReadOptions(side="ask", timezone="Europe/Athens", label="close", spread_pips=1.0, pip=0.0001)
+    assert check_data(path, said)["assumed"] == []
+    with_offset = check_data(write(tmp_path, rows()), ReadOptions())["assumed"]
+    assert with_offset == [flag for flag in assumed if "timezone" not in flag]
+    assert check_data(DATA / "lean.csv", ReadOptions())["assumed"] == [
+        "--timezone UTC",
+        *assumed[2:3],
+        assumed[4],
+    ]
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "b.csv"
+    path.write_text("Date,Open,High,Low,Close\n03/01/2022,1.1,1.2,1.0,1.1\n")
+    document = check_data(path, ReadOptions())
+    assert set(document) >= KEYS
+    assert (document["format"], document["rows"]) == (None, 0)
+    assert [problem["kind"] for problem in document["problems"]] == ["unreadable"]
+    assert "--dates dmy or --dates mdy" in document["refused"]
+    assert printed(document).startswith("refused: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(HEADER + "\n".join(rows()), 0), (HEADER + "\n".join([*rows(), rows()[-1]]), 4)],
+)
+def test_the_command(content: str, code: int, tmp_path: Path) -> None:
+    path = tmp_path / "b.csv"
+    path.write_text(content)
+    command = [sys.executable, "swt.py", "data-check", str(path), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert set(json.loads(done.stdout)) >= KEYS
+    assert done.stderr == ""
+
+
+def test_every_format_is_known_to_the_tests() -> None:
+    """A row of the table that no file tells of is a row that nobody has tried."""
+    from host.formats import FORMATS
+
+    names = {check_data(path, ReadOptions())["format"] for path in DATA.glob("*.csv")}
+    assert {fmt.name for fmt in FORMATS} - names == {"day or month first"}
+    assert {read[0] for read in SAMPLES.values() if isinstance(read, tuple)} <= names
