@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from host.act import Actor, History, act, act_on_feed, reading_of
-from host.agent import Loaded, load_agent
-from host.backtest import COLUMNS, backtest_csv
+from host.act import act, act_on_feed
+from host.actor import COLUMNS, Actor, History
+from host.agent import Loaded, load_agent, reading_of
+from host.backtest import backtest_csv
 from host.bars import ReadOptions
 from host.config import load_config
 from host.feed import Bar, feed_bars

@@ -21,6 +21,7 @@ FLOORS = [  # a module imports lower floors only
     ["host.config", "host.progress", "host.durable", "host.bars", "host.onnx_check"],
     ["host.feed", "host.model_file", "host.run"],
     ["host.agent"],
+    ["host.actor"],
     ["host.dataset", "host.synthetic", "host.backtest"],
     ["host.trainer", "host.act"],
     ["host.train", "host.selftest", "host.bench"],

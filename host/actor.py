@@ -1,0 +1,106 @@
+"""An agent at work: the bars it has seen, its ledger, and the decision that waits for its fill."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.agent import Agent, Setting
+from host.feed import Bar
+from kernels.bars import Bars, take
+from kernels.features import HISTORY, new_work
+from kernels.gumbel import SearchConfig
+from kernels.market import ACC_SIDE, TRADE, new_accounts, step
+from kernels.ort import check
+from kernels.position import ACTIONS, RAW, target_side
+from kernels.trader import Trader, decide
+
+COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_sell", "p_close", "latency_us")
+
+
+def new_trader(agent: Agent, setting: Setting, search: SearchConfig) -> Trader:
+    """An agent at one root without noise."""
+    return Trader(
+        planner=agent.planner(1, search),
+        features=setting.features,
+        normaliser=setting.normaliser,
+        codes=setting.codes,
+        market=setting.market,
+        x=np.zeros(len(setting.normaliser.scale), np.float32),
+        work=new_work(setting.features),
+        position=np.zeros(RAW, np.float32),
+    )
+
+
+def format_decision(
+    time_ns: int, action: int, target: int, value: float, policy: Any, latency_us: int
+) -> list[str]:
+    """One row in the columns of `act`; the floats survive a round trip."""
+    stamp = np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s") + "Z"
+    return [
+        stamp,
+        ACTIONS[action],
+        str(target),
+        repr(float(value)),
+        *(repr(float(p)) for p in policy),
+        str(latency_us),
+    ]
+
+
+class History:
+    """The last bars of a feed, at least HISTORY of them once so many have come, in arrays that never move for long."""
+
+    def __init__(self, capacity: int = 8 * HISTORY) -> None:
+        kinds = (np.int64 if name == "time" else np.float64 for name in Bars._fields)
+        self._all = Bars._make(np.zeros(capacity, kind) for kind in kinds)
+        self._count = 0
+
+    def append(self, bar: Bar) -> None:
+        """Take in the next closed bar; the oldest are forgotten when the room is full."""
+        if self._count == len(self._all.time):
+            for column in self._all:
+                column[:HISTORY] = column[-HISTORY:]
+            self._count = HISTORY
+        columns: tuple[NDArray[Any], ...] = self._all
+        for column, value in zip(columns, bar, strict=True):
+            column[self._count] = value
+        self._count += 1
+
+    @property
+    def bars(self) -> Bars:
+        """Views of the bars at hand; the newest is the last."""
+        return take(self._all, 0, self._count)
+
+
+class Actor:
+    """The state of acting: bars, ledger and the decision that waits for its fill."""
+
+    def __init__(self, agent: Agent, setting: Setting, search: SearchConfig) -> None:
+        self._trader = new_trader(agent, setting, search)
+        self._history = History()
+        self._account = new_accounts(1)[0]
+        self._trade = np.zeros(TRADE)
+        self._pending: int | None = None  # action decided at the last bar, filled by the next one
+
+    def on_bar(self, bar: Bar) -> bool:
+        """Book the fill of the last decision and decide again; False during the warm-up."""
+        self._history.append(bar)
+        bars = self._history.bars
+        t, trader = len(bars.time) - 1, self._trader
+        if self._pending is not None:
+            step(self._account, self._trade, bars, t - 1, self._pending, trader.market)
+        if t < HISTORY - 1:
+            return False
+        extra = np.zeros((len(bars.time), 0), np.float32)
+        check(decide(trader, self._account, bars, extra, t))
+        self._pending = int(trader.planner.action[0])
+        return True
+
+    def decision(self, bar: Bar, latency_us: int) -> list[str]:
+        """The row to print after `on_bar`."""
+        planner = self._trader.planner
+        action = int(planner.action[0])
+        target = int(target_side(self._account[ACC_SIDE], action))
+        return format_decision(bar.time, action, target, planner.value[0], planner.policy[0], latency_us)
