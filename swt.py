@@ -167,7 +167,7 @@ def read_options(
     drop_bad: bool,
 ) -> Any:
     """How to read a CSV, from the flags that were given."""
-    from host.bars import ReadOptions
+    from host.formats import ReadOptions
 
     return ReadOptions(
         side=side, timezone=timezone, label=label, spread_pips=spread, pip=pip, drop_bad=drop_bad

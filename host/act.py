@@ -10,8 +10,8 @@ from typing import IO
 
 from host.actor import COLUMNS, Actor
 from host.agent import load_agent, reading_of
-from host.bars import ReadOptions
 from host.feed import Bar, feed_bars
+from host.formats import ReadOptions
 from host.progress import say
 from kernels._jit import program_digest
 from kernels.features import HISTORY

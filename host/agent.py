@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from host.bars import ReadOptions
+from host.formats import ReadOptions
 from host.model_file import ModelRefused, check_selftest, read_model, write_model
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from host.actor import COLUMNS, format_decision, new_trader
 from host.agent import Setting, load_agent, reading_of
-from host.bars import DataError, ReadOptions, Source, read_bars
+from host.bars import read_bars
+from host.formats import DataError, ReadOptions, Source
 from host.progress import say
 from kernels.bars import Bars
 from kernels.features import HISTORY

@@ -252,7 +252,8 @@ def run_on_all(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: list
 
 def sample_bars() -> Bars:
     """The bundled bars."""
-    from host.bars import ReadOptions, read_bars
+    from host.bars import read_bars
+    from host.formats import ReadOptions
 
     return read_bars(SAMPLE, ReadOptions(side="ask"))[0]
 

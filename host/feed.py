@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from host.bars import (
+from host.formats import (
     KINDS,
     MAX_LINE,
     QUARTER_S,

@@ -12,9 +12,10 @@ import numpy as np
 from host.actor import new_trader
 from host.agent import Loaded, load_agent, save_agent
 from host.backtest import SAMPLE, describe, print_report, report, trade_bars
-from host.bars import DataError, ReadOptions, Source, read_bars
+from host.bars import read_bars
 from host.config import Config, ConfigError, load_config, merge
 from host.dataset import Dataset, new_dataset
+from host.formats import DataError, ReadOptions, Source
 from host.progress import progress, say
 from host.run import Run, open_run
 from host.trainer import Trainer, train_for

@@ -17,9 +17,9 @@ from host.act import act, act_on_feed
 from host.actor import COLUMNS, Actor, History
 from host.agent import Loaded, load_agent, reading_of
 from host.backtest import backtest_csv
-from host.bars import ReadOptions
 from host.config import load_config
 from host.feed import Bar, feed_bars
+from host.formats import ReadOptions
 from host.train import train_csv
 from kernels.features import HISTORY
 from kernels.ort import OrtError, Session

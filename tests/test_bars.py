@@ -12,20 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.bars import (
-    NS,
-    Bars,
-    DataError,
-    ReadOptions,
-    Source,
-    offset_ns,
-    parse_stamp,
-    read_bars,
-    read_each,
-    read_whole,
-    recognise,
-    split_lines,
-)
+from host.bars import read_bars, read_each, read_whole, split_lines
+from host.formats import DataError, ReadOptions, Source, offset_ns, parse_stamp, recognise
+from kernels.bars import NS, Bars
 
 DATA = Path(__file__).parent / "data"
 REAL = Path(os.environ.get("SWT_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from host import bench as module
-from host.bars import ReadOptions, read_bars
+from host.bars import read_bars
 from host.bench import (
     BENCHES,
     NETS,
@@ -30,6 +30,7 @@ from host.bench import (
     sample_bars,
     write_minutes,
 )
+from host.formats import ReadOptions
 from models.net import Shape
 from models.unroll import CHUNKS, Learner
 

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.bars import Bars, DataError, ReadOptions, read_bars, recognise
+from host.bars import read_bars
 from host.feed import LEARN, Bar, LineParser, feed_bars
+from host.formats import DataError, ReadOptions, recognise
+from kernels.bars import Bars
 from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, real, rows, write
 
 FILES = sorted(DATA.glob("*.csv"))
@@ -297,7 +299,7 @@ def test_a_repeated_bar_is_refused_unless_the_file_started_over(tmp_path: Path) 
 def test_bars_come_one_by_one_through_a_pipe(tmp_path: Path) -> None:
     """A bar is there before the next line is written, and the end of the pipe is the end of the feed."""
     program = (
-        "import sys\nfrom host.bars import ReadOptions\nfrom host.feed import feed_bars\n"
+        "import sys\nfrom host.formats import ReadOptions\nfrom host.feed import feed_bars\n"
         "options = ReadOptions(interval_s=3600)\n"
         "for bar in feed_bars(sys.stdin.buffer, options, follow=True):\n    print(bar.close, flush=True)"
     )

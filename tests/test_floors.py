@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ FLOORS = [  # a module imports lower floors only
     ["models.layers", "models.adam"],
     ["models.net"],
     ["models.unroll", "models.export"],
-    ["host.config", "host.progress", "host.durable", "host.bars", "host.onnx_check"],
-    ["host.feed", "host.model_file", "host.run"],
+    ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
+    ["host.bars", "host.feed", "host.model_file", "host.run"],
     ["host.agent"],
     ["host.actor"],
     ["host.dataset", "host.synthetic", "host.backtest"],
@@ -85,6 +86,14 @@ def test_imports_go_down(name: str) -> None:
 @pytest.mark.parametrize("name", ACTING)
 def test_acting_needs_no_models(name: str) -> None:
     assert not [other for other in needs(name) if other.startswith("models.")]
+
+
+def test_acting_needs_no_pandas() -> None:
+    """A trading machine has numpy, numba, onnxruntime and typer."""
+    program = (
+        "import sys\nsys.modules.update(dict.fromkeys(('pandas', 'onnx', 'threadpoolctl')))\nimport host.act"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_top_folder_is_closed() -> None:

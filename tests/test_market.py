@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from host.bars import ReadOptions, read_bars
+from host.bars import read_bars
+from host.formats import ReadOptions
 from kernels import market as mk
 from kernels.bars import NS, Bars, take
 from kernels.market import Market, new_accounts, new_market, session_starts
