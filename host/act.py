@@ -1,48 +1,137 @@
-"""`act`: follow a feed of closed bars and print one decision for each, the same one a backtest makes."""
+"""`act`: follow a feed of closed bars and print one decision for each, the same one a backtest makes.
+
+With a folder to write into (`host/office.py`) it also keeps a journal and publishes a guarded target.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import re
+import threading
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from host.actor import COLUMNS, Actor
+from host.actor import Actor, Printer, microseconds_since
 from host.agent import load_agent, reading_of
+from host.config import ActConfig, ConfigError, GuardConfig, load_into
+from host.desk import Desk, play
+from host.durable import locked
 from host.feed import Bar, feed_bars
 from host.formats import ReadOptions
+from host.journal import read_journal
+from host.office import FeedStale, Halted, Office, Publishing
 from host.progress import say
-from kernels._jit import program_digest
+from kernels._jit import module_digest
 from kernels.features import HISTORY
+from kernels.guard import Limits
+
+WATCH_S = 0.5  # between two looks at the HALT file and at the time
 
 
-def act(actor: Actor, feed: Iterable[Bar], out: IO[str], as_json: bool) -> int:
-    """Print a header and one line per closed bar after the warm-up, flushed; the number of decisions."""
-    decisions = 0
-    if not as_json:
-        print(",".join(COLUMNS), file=out, flush=True)
-    for bar in feed:
-        begin = time.perf_counter()
-        if not actor.on_bar(bar):
-            continue
-        row = actor.decision(bar, round((time.perf_counter() - begin) * 1e6))
-        print(as_json_line(row) if as_json else ",".join(row), file=out, flush=True)
-        decisions += 1
-    return decisions
+def new_publishing(
+    feed: str,
+    out: Path | None,
+    live: bool,
+    symbol: str | None,
+    lift: bool,
+    config: Path | None,
+    settings: list[str] | None,
+) -> Publishing | None:
+    """What `--out` and the flags that need it say."""
+    guard = load_into(ActConfig(), config, settings).guard
+    if out is None:
+        if live or lift:
+            raise ConfigError("--live and --lift-halt say what happens in --out: give a folder")
+        return None
+    return Publishing(out, live, lift, checked_symbol(symbol or symbol_of(feed)), guard)
 
 
-def as_json_line(row: list[str]) -> str:
-    """The same decision as a JSON object."""
-    record = dict(zip(COLUMNS, row, strict=True))
-    return json.dumps({k: v if k in ("time", "action") else json.loads(v) for k, v in record.items()})
+def checked_symbol(symbol: str) -> str:
+    """A symbol that can stand in a row of CSV."""
+    if not re.fullmatch(r"[\w.#+-]{1,32}", symbol, re.ASCII):
+        raise ConfigError(f"--symbol {symbol!r}: up to 32 letters, digits and . # + - _")
+    return symbol
 
 
 def act_on_feed(
-    feed: str, model: Path, reading: ReadOptions, follow: bool, out: IO[str], as_json: bool
-) -> int:
-    """`act`: load and check the model, then decide for every bar of the feed; the number of decisions."""
+    feed: str,
+    model: Path,
+    reading: ReadOptions,
+    follow: bool,
+    out: IO[str],
+    as_json: bool,
+    publishing: Publishing | None = None,
+) -> None:
+    """`act`: load and check the model, then decide for every bar of the feed."""
     loaded = load_agent(model)
-    say(f"swt {program_digest()}, model {loaded.sha256[:16]}, waiting for {HISTORY} closed bars")
-    actor = Actor(loaded.agent, loaded.setting, loaded.search)
-    return act(actor, feed_bars(feed, reading_of(loaded, reading), follow), out, as_json)
+    digest = module_digest("kernels.trader")  # all that a decision's machine code is made from
+    say(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {HISTORY} closed bars")
+    bars = feed_bars(feed, reading_of(loaded, reading), follow)
+    printer = Printer(out, as_json)
+    if publishing is None:
+        act(Actor(loaded.agent, loaded.setting, loaded.search), bars, printer)
+        return
+    publishing.folder.mkdir(parents=True, exist_ok=True)
+    with locked(publishing.folder / "lock"):
+        act_beside_money(Office(loaded, publishing, printer), bars)
+
+
+def act(actor: Actor, feed: Iterable[Bar], printer: Printer) -> None:
+    """Print one line per closed bar after the warm-up."""
+    for bar in feed:
+        begin = time.perf_counter()
+        if actor.on_bar(bar):
+            printer.print(actor.decision(bar, microseconds_since(begin)))
+
+
+def act_beside_money(office: Office, feed: Iterable[Bar]) -> None:
+    """Take bars in until the feed ends; on any fault the target goes flat first."""
+    turn = threading.Lock()
+    watch = threading.Thread(target=watch_over, args=(office, turn), daemon=True)
+    watch.start()
+    try:
+        for bar in feed:
+            with turn:
+                office.on_bar(bar)
+    except (BrokenPipeError, Halted):
+        raise
+    except Exception as error:
+        with turn:
+            office.stop(type(error).__name__)
+        raise
+    finally:
+        turn.acquire()  # whatever comes now, the watch has no say in it
+        office.close()
+
+
+def watch_over(office: Office, turn: threading.Lock) -> None:
+    """End the process when a guard says so while the feed is silent; a read that waits could not be ended otherwise."""
+    while True:
+        time.sleep(WATCH_S)
+        with turn:
+            try:
+                office.look()
+            except (Halted, FeedStale) as error:
+                say(f"swt: {error}")
+                os._exit(error.exit_code)
+
+
+def symbol_of(feed: str) -> str:
+    """The pair that a feed's file is named for, or -."""
+    found = re.match(r"[A-Za-z]{6}(?![A-Za-z])", Path(feed).name)
+    return found[0].upper() if found else "-"
+
+
+def replay(journal: Path, model: Path, out: IO[str], as_json: bool) -> None:
+    """Decide again for every bar of a journal and print what was printed; ReplayError where it differs."""
+    loaded = load_agent(model)
+    desk, printer = Desk(loaded, Limits(**asdict(GuardConfig()))), Printer(out, as_json)
+    outcome, recorded = None, True
+    for outcome, recorded in play(desk, read_journal(journal)):
+        if outcome is not None and recorded and outcome.row:
+            printer.print(outcome.row)
+    if outcome is not None and not recorded and outcome.row:  # the process was killed over it
+        printer.print(outcome.row)

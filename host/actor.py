@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import time
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +86,21 @@ class Actor:
         self._trade = np.zeros(TRADE)
         self._pending: int | None = None  # action decided at the last bar, filled by the next one
 
+    @property
+    def bars(self) -> Bars:
+        """The bars at hand; the newest is the last."""
+        return self._history.bars
+
+    @property
+    def target(self) -> float:
+        """The side that the last decision wants."""
+        return float(target_side(self._account[ACC_SIDE], int(self._trader.planner.action[0])))
+
+    @property
+    def far(self) -> float:
+        """Root mean square of the last decision's normalised features: 1 in training, NaN if one is not finite."""
+        return float(np.sqrt(np.mean(np.square(self._trader.x, dtype=np.float64))))
+
     def on_bar(self, bar: Bar) -> bool:
         """Book the fill of the last decision and decide again; False during the warm-up."""
         self._history.append(bar)
@@ -101,6 +118,41 @@ class Actor:
     def decision(self, bar: Bar, latency_us: int) -> list[str]:
         """The row to print after `on_bar`."""
         planner = self._trader.planner
-        action = int(planner.action[0])
-        target = int(target_side(self._account[ACC_SIDE], action))
+        action, target = int(planner.action[0]), int(self.target)
         return format_decision(bar.time, action, target, planner.value[0], planner.policy[0], latency_us)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next decision depends on besides the last HISTORY bars."""
+        return {"account": self._account.tolist(), "pending": self._pending}
+
+    def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
+        """Go on from `state`, as it was after the last of `bars`."""
+        self._history = History()
+        for bar in bars[-HISTORY:]:
+            self._history.append(bar)
+        self._account[:] = state["account"]
+        self._pending = state["pending"]
+
+
+class Printer:
+    """Decisions on stdout: CSV with a header or JSON lines, flushed."""
+
+    def __init__(self, out: IO[str], as_json: bool) -> None:
+        self._out, self._as_json = out, as_json
+        if not as_json:
+            print(",".join(COLUMNS), file=out, flush=True)
+
+    def print(self, row: list[str]) -> None:
+        """One decision."""
+        print(as_json_line(row) if self._as_json else ",".join(row), file=self._out, flush=True)
+
+
+def as_json_line(row: list[str]) -> str:
+    """The same decision as a JSON object."""
+    record = dict(zip(COLUMNS, row, strict=True))
+    return json.dumps({k: v if k in ("time", "action") else json.loads(v) for k, v in record.items()})
+
+
+def microseconds_since(begin: float) -> int:
+    """Whole microseconds since a `perf_counter`."""
+    return round((time.perf_counter() - begin) * 1e6)

@@ -105,8 +105,6 @@ def save_agent(
 
 def load_agent(path: Path) -> Loaded:
     """Read and check `model.swt`; raises ModelRefused."""
-    if not path.is_file():
-        raise ModelRefused(f"{path}: there is no such file")
     model = read_model(path)
     check_selftest(model)
     m = model.manifest

@@ -74,7 +74,7 @@ def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], 
         "selftest": {name: _selftest(name, graph) for name, graph in graphs.items()},
     }
     text = json.dumps({**manifest, **written}, sort_keys=True, allow_nan=False, indent=1)
-    data = _pack({**members, MANIFEST: text.encode()})
+    data = stored_zip({**members, MANIFEST: text.encode()})
     model = parse_model(data)
     check_selftest(model)
     with replacing(path) as file:
@@ -84,9 +84,14 @@ def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], 
 
 def read_model(path: Path) -> ModelFile:
     """The model at `path`, or `ModelRefused` before anything of it is run."""
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE + 1)
-    return parse_model(data)
+    try:
+        if path.parent.is_file():  # a packed program, which is a zip
+            with zipfile.ZipFile(path.parent) as archive, archive.open(path.name) as member:
+                return parse_model(member.read(MAX_FILE + 1))
+        with path.open("rb") as file:
+            return parse_model(file.read(MAX_FILE + 1))
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelRefused(f"{path}: cannot be read: {error}") from None
 
 
 def parse_model(data: bytes) -> ModelFile:
@@ -144,7 +149,7 @@ def _array(name: str, data: bytes) -> NDArray[Any]:
     return array
 
 
-def _pack(members: dict[str, bytes]) -> bytes:
+def stored_zip(members: dict[str, bytes]) -> bytes:
     """The one zip of these members."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
@@ -165,7 +170,7 @@ def _unpack(data: bytes) -> dict[str, bytes]:
             members = {name: archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, struct.error, EOFError, OSError, ValueError, RuntimeError) as error:
         raise ModelRefused(f"not a model file, or damaged: {error}") from None
-    if _pack(members) != data:
+    if stored_zip(members) != data:
         raise ModelRefused("not a model file as this program writes it, or damaged")
     return members
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from host.act import act, act_on_feed
-from host.actor import COLUMNS, Actor, History
+from host.actor import COLUMNS, Actor, History, Printer
 from host.agent import Loaded, load_agent, reading_of
 from host.backtest import backtest_csv
 from host.config import load_config
@@ -173,7 +173,7 @@ def test_following_a_growing_file_waits_for_whole_lines(trained: Trained, tmp_pa
     reading = reading_of(loaded, ReadOptions())
     bars = feed_bars(feed, reading, follow=True, wait=grow_by(feed, [*pieces, half]))
     with pytest.raises(Enough):
-        act(Actor(loaded.agent, loaded.setting, loaded.search), bars, out, False)
+        act(Actor(loaded.agent, loaded.setting, loaded.search), bars, Printer(out, False))
     got = by_time(out.getvalue())
     assert len(got) == 13
     assert all(got[time] == trained.decisions[time] for time in got)
@@ -194,7 +194,7 @@ def test_a_line_is_out_before_the_next_bar_is_asked_for(trained: Trained, tmp_pa
             lines.append(out.seen)
             yield bar
 
-    act(Actor(loaded.agent, loaded.setting, loaded.search), feed(), out, False)
+    act(Actor(loaded.agent, loaded.setting, loaded.search), feed(), Printer(out, False))
     assert lines[-6:] == [1, 2, 3, 4, 5, 6]
 
 
@@ -250,5 +250,5 @@ def test_a_failing_network_ends_acting_with_an_error(trained: Trained, tmp_path:
     actor._trader = actor._trader._replace(planner=planner._replace(model=model))
     feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_of(loaded, ReadOptions()))
     with pytest.raises(OrtError):
-        act(actor, feed, out, False)
+        act(actor, feed, Printer(out, False))
     assert out.getvalue() == ",".join(COLUMNS) + "\n"

@@ -80,7 +80,7 @@ def repacked(data: bytes, change: Any, resign: bool = True) -> bytes:
         files = {name: blob for name, blob in members.items() if name != model_file.MANIFEST}
         manifest["members"] = {name: hashlib.sha256(blob).hexdigest() for name, blob in files.items()}
     members[model_file.MANIFEST] = json.dumps(manifest, sort_keys=True).encode()
-    return model_file._pack(members)
+    return model_file.stored_zip(members)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -223,10 +223,10 @@ def test_doctored_contents_are_refused(good: bytes, reason: str) -> None:
 def test_a_deep_manifest_and_infinity_are_refused(good: bytes) -> None:
     for text in (b"[" * 100_000, b'{"format": 1e999}', b"{", b'"\xff"', b"[]"):
         with pytest.raises(ModelRefused, match=r"manifest.json"):
-            parse_model(model_file._pack({**members_of(good), model_file.MANIFEST: text}))
+            parse_model(model_file.stored_zip({**members_of(good), model_file.MANIFEST: text}))
     text = members_of(good)[model_file.MANIFEST].replace(b'"history": 600', b'"history": 1e999')
     with pytest.raises(ModelRefused, match="the number 1e999"):
-        parse_model(model_file._pack({**members_of(good), model_file.MANIFEST: text}))
+        parse_model(model_file.stored_zip({**members_of(good), model_file.MANIFEST: text}))
 
 
 def doctored_graphs() -> dict[str, Any]:
