@@ -89,9 +89,8 @@ def act(actor: Actor, feed: Iterable[Bar], printer: Printer) -> None:
 
 def act_beside_money(office: Office, feed: Iterable[Bar]) -> None:
     """Take bars in until the feed ends; on any fault the target goes flat first."""
-    turn = threading.Lock()
-    watch = threading.Thread(target=watch_over, args=(office, turn), daemon=True)
-    watch.start()
+    turn, done = threading.Lock(), threading.Event()
+    threading.Thread(target=watch_over, args=(office, turn, done), daemon=True).start()
     try:
         for bar in feed:
             with turn:
@@ -103,15 +102,17 @@ def act_beside_money(office: Office, feed: Iterable[Bar]) -> None:
             office.stop(type(error).__name__)
         raise
     finally:
-        turn.acquire()  # whatever comes now, the watch has no say in it
-        office.close()
-
-
-def watch_over(office: Office, turn: threading.Lock) -> None:
-    """End the process when a guard says so while the feed is silent; a read that waits could not be ended otherwise."""
-    while True:
-        time.sleep(WATCH_S)
         with turn:
+            done.set()
+            office.close()
+
+
+def watch_over(office: Office, turn: threading.Lock, done: threading.Event) -> None:
+    """End the process when a guard says so while the feed is silent: a read that waits cannot be ended otherwise."""
+    while not done.wait(WATCH_S):
+        with turn:
+            if done.is_set():
+                return
             try:
                 office.look()
             except (Halted, FeedStale) as error:

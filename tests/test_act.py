@@ -1,6 +1,5 @@
 """`act` decides what `backtest` decides, wherever its feed starts, however it arrives, and never from a later bar."""
 
-import csv
 import io
 import json
 import subprocess
@@ -8,74 +7,19 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
 from host.act import act, act_on_feed
 from host.actor import COLUMNS, Actor, History, Printer
-from host.agent import Loaded, load_agent, reading_of
-from host.backtest import backtest_csv
-from host.config import load_config
+from host.agent import reading_of
 from host.feed import Bar, feed_bars
 from host.formats import ReadOptions
-from host.train import train_csv
 from kernels.features import HISTORY
 from kernels.ort import OrtError, Session
-
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "host" / "sample.csv"
-TINY = [
-    "market.session=24",
-    "network.latent=8",
-    "network.hidden=8",
-    "search.simulations=6",
-    "search.c_scale=0.1",  # so that policies are no certainties
-    "train.block=8",
-    "train.simulations=4",
-    "train.replay=32",
-    "train.batch=64",
-    "train.steps=10",
-    "train.decay=0.01",
-    "train.target_rate=0.3",
-    "train.rate=0.01",
-]
-DECIDED = COLUMNS[:-1]  # all but the latency
-LINES = SAMPLE.read_text().splitlines(keepends=True)
-HEADER, ROWS = LINES[0], LINES[1:]
-
-
-class Trained(NamedTuple):
-    path: Path
-    loaded: Loaded
-    decisions: dict[str, list[str]]  # of a backtest over the whole sample, by time
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder = tmp_path_factory.mktemp("run")
-    train_csv(None, ReadOptions(), load_config(None, TINY), folder / "run", None, 160, False, 2)
-    model = folder / "run" / "model.swt"
-    return Trained(model, load_agent(model), backtest_rows(SAMPLE, model, None))
-
-
-def backtest_rows(feed: Path, model: Path, start: str | None) -> dict[str, list[str]]:
-    """Decisions of a backtest by time, without the latency."""
-    out = model.with_name(f"decisions-{start}.csv".replace(":", ""))
-    backtest_csv(feed, model, ReadOptions(), start, out, quiet=True)
-    return by_time(out.read_text())
-
-
-def by_time(text: str) -> dict[str, list[str]]:
-    rows = list(csv.reader(text.splitlines()))
-    assert tuple(rows[0]) == COLUMNS
-    return {row[0]: row[:-1] for row in rows[1:]}
-
-
-def feed_of(rows: list[str], path: Path) -> Path:
-    path.write_text(HEADER + "".join(rows))
-    return path
+from tests.trained import DECIDED, HEADER, ROOT, ROWS, SAMPLE, Trained, backtest_rows, by_time, feed_of
 
 
 def acted(model: Path, feed: Path, as_json: bool = False) -> str:
