@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from host.actor import Actor, Printer, microseconds_since
+from host.actor import Actor, Printer, decide_on_noise, microseconds_since
 from host.agent import load_agent, reading_of
 from host.config import ActConfig, ConfigError, GuardConfig, load_into
 from host.desk import Desk, play
@@ -71,6 +71,7 @@ def act_on_feed(
     say(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {HISTORY} closed bars")
     bars = feed_bars(feed, reading_of(loaded, reading), follow)
     printer = Printer(out, as_json)
+    decide_on_noise(loaded.agent, loaded.setting, loaded.search, 2)  # kernels are at hand when a bar comes
     if publishing is None:
         act(Actor(loaded.agent, loaded.setting, loaded.search), bars, printer)
         return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from host.feed import Bar
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
-from kernels.market import ACC_SIDE, TRADE, new_accounts, step
+from kernels.market import ACC_SIDE, PIPS_OF_PRICE, TRADE, Market, new_accounts, step
 from kernels.ort import check
 from kernels.position import ACTIONS, RAW, target_side
 from kernels.trader import Trader, decide
@@ -132,6 +134,27 @@ class Actor:
             self._history.append(bar)
         self._account[:] = state["account"]
         self._pending = state["pending"]
+
+
+def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisions: int) -> list[int]:
+    """Microseconds of decisions on a random walk at the scale of the market; the first two compile or load kernels."""
+    actor, found = Actor(agent, setting, search), list[int]()
+    for bar in random_walk(setting.market, HISTORY - 1 + decisions):
+        begin = time.perf_counter()
+        if actor.on_bar(bar):
+            found.append(microseconds_since(begin))
+    return found
+
+
+def random_walk(market: Market, bars: int) -> Iterator[Bar]:
+    """Bars without meaning."""
+    pip, price = market.pip_px, market.pip_px * math.sqrt(math.prod(PIPS_OF_PRICE))
+    moves = np.random.Generator(np.random.Philox(key=0)).standard_normal(bars) * market.range_px / 2
+    for i, move in enumerate(moves.tolist()):
+        close = max(price + move, price / 2)
+        high, low = max(price, close) + pip, min(price, close) - pip
+        yield Bar((i + 1) * market.interval_ns, price, high, low, close, price + pip, close + pip, 1.0)
+        price = close
 
 
 class Printer:

@@ -6,7 +6,6 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -14,14 +13,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
-from host.actor import Actor, microseconds_since
+from host.actor import decide_on_noise
 from host.agent import Loaded, load_agent
-from host.feed import Bar
 from host.target import utc
 from kernels._jit import cache_root, module_digest
 from kernels.bars import NS
-from kernels.features import HISTORY
-from kernels.market import PIPS_OF_PRICE
 
 PACKAGES = ("numpy", "numba", "llvmlite", "onnxruntime", "typer")
 DECISIONS = 1000
@@ -41,7 +37,7 @@ def doctor(model: Path) -> dict[str, Any]:
     """The document of `doctor --json`; a model that is refused ends it with ModelRefused."""
     begin, wall = time.perf_counter(), time.time()
     loaded = load_agent(model)
-    latency = decide_often(loaded)
+    latency = decide_on_noise(loaded.agent, loaded.setting, loaded.search, 1 + DECISIONS)
     steady = time.perf_counter() - begin
     first_s, rest = latency[0] / 1e6, np.array(latency[1:], np.float64)
     p50, p99, most = np.quantile(rest, (0.5, 0.99, 1.0)).tolist()
@@ -77,28 +73,6 @@ def print_doctor(document: dict[str, Any], out: IO[str]) -> None:
         print(f"{'ok' if check['passed'] else 'FAILED':>6}  {check['name']:<11} {check['text']}", file=out)
 
 
-def decide_often(loaded: Loaded) -> list[int]:
-    """Microseconds of decisions on a random walk at the scale of the model's market; the first one compiles."""
-    actor, found = Actor(loaded.agent, loaded.setting, loaded.search), list[int]()
-    for bar in walk(loaded, HISTORY + DECISIONS):
-        begin = time.perf_counter()
-        if actor.on_bar(bar):
-            found.append(microseconds_since(begin))
-    return found
-
-
-def walk(loaded: Loaded, bars: int) -> Iterator[Bar]:
-    """Bars without meaning."""
-    market = loaded.setting.market
-    pip, price = market.pip_px, market.pip_px * float(np.sqrt(np.prod(PIPS_OF_PRICE)))
-    moves = np.random.Generator(np.random.Philox(key=0)).standard_normal(bars) * market.range_px / 2
-    for i, move in enumerate(moves.tolist()):
-        close = max(price + move, price / 2)
-        high, low = max(price, close) + pip, min(price, close) - pip
-        yield Bar((i + 1) * market.interval_ns, price, high, low, close, price + pip, close + pip, 1.0)
-        price = close
-
-
 def versions() -> list[Check]:
     """What is installed of what acting needs."""
     found = []
@@ -111,10 +85,10 @@ def versions() -> list[Check]:
 
 
 def cache() -> Check:
-    """Whether machine code outlasts the process."""
-    lasting = not cache_root().is_relative_to(tempfile.gettempdir()) or "SWT_CACHE_DIR" in os.environ
-    hint = "" if lasting else ": thrown away at the end, set SWT_CACHE_DIR to a folder that can be written"
-    return Check("cache", lasting, f"{cache_root()}{hint}")
+    """Where machine code outlasts the process."""
+    passing = cache_root().is_relative_to(tempfile.gettempdir()) and "SWT_CACHE_DIR" not in os.environ
+    hint = ", which a clean-up empties: then a start takes a minute; set SWT_CACHE_DIR" if passing else ""
+    return Check("cache", True, f"{cache_root()}{hint}")
 
 
 def clock(loaded: Loaded, expected: float) -> Check:
