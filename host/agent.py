@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from host.formats import ReadOptions
-from host.model_file import ModelRefused, check_selftest, read_model, write_model
+from host.model_file import ModelFile, ModelRefused, check_selftest, read_model, write_model
+from host.onnx_check import widths
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features
 from kernels.features import names as feature_names
@@ -47,19 +51,25 @@ class Agent:
 
     def model(self, roots: int) -> Model:
         """Networks bound for `roots` searches in lockstep."""
-        F, P, D, A, C = self.sizes
-        heads = A + 1
-        root = self._bind("root", F + P, D + heads, roots)
-        afterstate = self._bind("afterstate", D + A + P, D + C + 1, roots)
-        dynamics = self._bind("dynamics", D + C + 2 * P, D + 1 + heads, roots * C)
-        return Model(root, afterstate, dynamics)
+        rows = {"root": roots, "afterstate": roots, "dynamics": roots * self.sizes.codes}
+        return Model(**{name: self._bind(name, rows[name]) for name in rows})
 
     def planner(self, roots: int, config: SearchConfig) -> Planner:
         """A planner over `roots` roots."""
         return new_planner(self.model(roots), config, roots, self.sizes.actions, self.sizes.codes)
 
-    def _bind(self, name: str, width_in: int, width_out: int, rows: int) -> Net:
-        return self._sessions[name].bind(width_in, width_out, row_buckets(rows))
+    def _bind(self, name: str, rows: int) -> Net:
+        return self._sessions[name].bind(*graph_widths(self.sizes)[name], row_buckets(rows))
+
+
+def graph_widths(sizes: Sizes) -> dict[str, tuple[int, int]]:
+    """Columns that each graph reads and writes."""
+    F, P, D, A, C = sizes
+    return {
+        "root": (F + P, D + A + 1),
+        "afterstate": (D + A + P, D + C + 1),
+        "dynamics": (D + C + 2 * P, D + A + 2),
+    }
 
 
 def row_buckets(rows: int) -> list[int]:
@@ -75,6 +85,7 @@ class Loaded(NamedTuple):
     search: SearchConfig
     manifest: dict[str, Any]
     sha256: str
+    trained_ns: int  # close of the last bar of its data
 
 
 def save_agent(
@@ -104,26 +115,79 @@ def save_agent(
 
 
 def load_agent(path: Path) -> Loaded:
-    """Read and check `model.swt`; raises ModelRefused."""
+    """Read and check `model.swt`, all that can be checked before the first inference; raises ModelRefused."""
     model = read_model(path)
+    try:
+        sizes, setting, search, trained_ns = interpret(model)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelRefused(f"{path}: a manifest that makes no sense: {error!r}") from None
     check_selftest(model)
-    m = model.manifest
-    features = new_features(
-        m["configuration"]["features"]["J"], m["configuration"]["features"]["Q"], m["interval_s"] * NS
-    )
+    agent = Agent(model.graphs, sizes)
+    return Loaded(agent, setting, search, model.manifest, model.sha256, trained_ns)
+
+
+def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
+    """What the manifest says, and the close of the last bar it was trained on; errors of any kind where it lies."""
+    m, a = model.manifest, model.arrays
+    interval_s = within("interval_s", m["interval_s"], 1, 7 * 86_400)
+    filters = m["configuration"]["features"]
+    J, Q = within("J", filters["J"], 1, 8), within("Q", filters["Q"], 1, 16)
+    features = new_features(J, Q, interval_s * NS)
     if feature_digest(features) != m["features"]["digest"]:
-        raise ModelRefused(f"{path}: made with other features than this program computes")
+        raise ModelRefused("made with other features than this program computes")
     if m["actions"] != list(ACTIONS) or m["history"] != HISTORY:
-        raise ModelRefused(f"{path}: its actions or its history are not this program's")
-    a = model.arrays
+        raise ModelRefused("its actions or its history are not this program's")
     setting = Setting(
         features,
         Normaliser(a["shift"], a["scale"]),
         Codes(a["edges"], a["centres"]),
         new_market(**m["costs"]),
     )
-    agent = Agent(model.graphs, Sizes(**m["sizes"]))
-    return Loaded(agent, setting, new_search_config(**m["search"]), m, model.sha256)
+    sizes = checked_sizes(Sizes(**m["sizes"]), setting, model.graphs)
+    search = new_search_config(**m["search"])
+    within("simulations", search.simulations, 1, 4096)
+    within("considered", search.considered, 1, sizes.actions)
+    check_reading(m["data"])
+    trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
+    return sizes, setting, search, trained_ns
+
+
+def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes]) -> Sizes:
+    """`sizes`, unless graphs or arrays have others, or those are beyond reason."""
+    for name, size in sizes._asdict().items():
+        within(name, size, 1, 1 << 12)
+    F, C = sizes.features, sizes.codes
+    arrays = {"shift": (F,), "scale": (F,), "edges": (C - 1,), "centres": (C,)}
+    for name, array in {**setting.normaliser._asdict(), **setting.codes._asdict()}.items():
+        kind = np.float32 if name in Normaliser._fields else np.float64
+        if array.shape != arrays[name] or array.dtype != kind:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {arrays[name]}")
+    if F != len(feature_names(setting.features)) or not (setting.normaliser.scale > 0).all():
+        raise ValueError("the normaliser is not one of these features")
+    if not (np.diff(setting.codes.edges) > 0).all():
+        raise ValueError("the edges of the chance codes do not ascend")
+    found = {name: widths(graph) for name, graph in graphs.items()}
+    if found != graph_widths(sizes):
+        raise ValueError(f"the graphs have widths {found}, not {graph_widths(sizes)}")
+    return sizes
+
+
+def within(name: str, value: Any, low: int, high: int) -> int:
+    """An integer of a manifest that is one, and no larger than it may be."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r:.40}, not a number from {low} to {high}")
+    return value
+
+
+def check_reading(data: dict[str, Any]) -> None:
+    """ValueError unless `reading_of` can use what the model says of its feed."""
+    kinds = {"side": str, "timezone": str, "label": str, "pip": float}
+    for name, value in data["reading"].items():
+        if value is not None and not isinstance(value, kinds[name]):
+            raise ValueError(f"reading.{name} is {value!r:.40}")
+    spread = data["spread_pips"]
+    if not (spread is None or (isinstance(spread, float) and 0 <= spread < math.inf)):
+        raise ValueError(f"spread_pips is {spread!r:.40}")
 
 
 def reading_of(loaded: Loaded, reading: ReadOptions) -> ReadOptions:

@@ -62,9 +62,6 @@ class Desk:
         self._market = loaded.setting.market
         self._held = new_accounts(1)[0]  # the ledger of the published targets
         self._trade = np.zeros(TRADE)
-        self._trained_ns = int(
-            np.datetime64(loaded.manifest["data"]["span"][1].rstrip("Z"), "ns").astype(int)
-        )
 
     def on_bar(self, bar: Bar, world: World) -> Outcome | None:
         """Take a bar in and decide; None during the warm-up."""
@@ -133,7 +130,7 @@ class Desk:
             now_ns=world.now_ns,
             close_ns=self.last.time if self.last else world.now_ns,
             interval_ns=self._market.interval_ns,
-            trained_ns=self._trained_ns,
+            trained_ns=self._loaded.trained_ns,
             equity=float(self._held[ACC_EQUITY] / self._market.pip_px),
             profit=0.0,
             spread=0.0,

@@ -12,7 +12,10 @@ import json
 import math
 import re
 import struct
+import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +43,9 @@ REQUIRED = {  # keys of the manifest that the trainer gives, with those that mus
 WRITTEN = {"format": int, "program": str, "members": dict, "selftest": dict}  # keys that `write_model` adds
 MANIFEST = "manifest.json"
 MEMBER = re.compile(r"(graphs/[a-z0-9_]{1,64}\.onnx|arrays/[a-z0-9_]{1,64}\.npy)")
-MAX_FILE, MAX_MANIFEST, MAX_MEMBERS = 1 << 28, 1 << 23, 64
+MAX_FILE, MAX_MANIFEST, MAX_MEMBERS = 1 << 26, 1 << 23, 64
+MAX_MORE = 1 << 30  # bytes that a self-test may take: a graph of a few hundred bytes can ask for all there is
+MAX_ROWS = 16  # of a self-test
 SELFTEST_ROWS, SELFTEST_SEED = 3, 20_240_229
 TOLERANCE = 1e-4  # of the self-test, relative to the output and to the largest output of the graph
 
@@ -115,10 +120,29 @@ def check_selftest(model: ModelFile) -> None:
     """Refuse a model whose graphs do not return here what they returned where it was written."""
     for name, graph in model.graphs.items():
         x, expected = _vector(name, model.manifest["selftest"][name])
-        y = _evaluate(name, graph, x, expected.shape[1])
+        with _modest(MAX_MORE):
+            y = _evaluate(name, graph, x, expected.shape[1])
         scale = np.abs(expected) + np.abs(expected).max()
         if not (np.abs(y - expected) <= TOLERANCE * scale).all():  # a NaN is not within anything
             raise ModelRefused(f"graph {name}: its self-test gives other numbers on this machine")
+
+
+@contextmanager
+def _modest(more: int) -> Iterator[None]:
+    """Let the process take no more than `more` bytes, where the system can see to it."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [used + more, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _stem(name: str) -> str:
@@ -254,8 +278,8 @@ def _vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.flo
         raise ModelRefused(f"graph {name}: no self-test vector") from None
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not np.isfinite(x).all() or not np.isfinite(y).all():
         raise ModelRefused(f"graph {name}: a self-test vector of a wrong shape, or not finite")
-    if x.size == 0 or y.size == 0:
-        raise ModelRefused(f"graph {name}: an empty self-test vector")
+    if x.size == 0 or y.size == 0 or len(x) > MAX_ROWS:
+        raise ModelRefused(f"graph {name}: an empty self-test vector, or one of more than {MAX_ROWS} rows")
     return x, y
 
 

@@ -100,8 +100,8 @@ def count(guard: Guard, seen: Seen, limits: Limits) -> Guard:
     if guard.halted:
         return guard
     broken = {
-        DRAWDOWN: 0 < limits.drawdown <= guard.peak - seen.equity,
-        DAILY_LOSS: 0 < limits.daily_loss <= guard.day_equity - seen.equity,
+        DRAWDOWN: limits.drawdown > 0 and not guard.peak - seen.equity < limits.drawdown,  # NaN halts
+        DAILY_LOSS: limits.daily_loss > 0 and not guard.day_equity - seen.equity < limits.daily_loss,
         LOSING_STREAK: 0 < limits.losing_streak <= losses,
     }
     return guard._replace(halted=next((name for name, is_broken in broken.items() if is_broken), ""))

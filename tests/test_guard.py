@@ -39,6 +39,7 @@ def judged(guard: Guard | None = None, limits: dict[str, Any] | None = None, **s
 TRIPS = [
     ("daily-loss", HALTED, {"daily_loss": 10.0}, {"equity": -10.0}, {"equity": -9.9}),
     ("drawdown", HALTED, {"drawdown": 10.0}, {"equity": -10.0}, {"equity": -9.9}),
+    ("drawdown", HALTED, {"drawdown": 10.0}, {"equity": math.nan}, {"equity": 10.0}),
     ("losing-streak", HALTED, {"losing_streak": 1}, {"profit": -0.1}, {"profit": 0.1}),
     (
         "clock-skew",

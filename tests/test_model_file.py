@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -245,6 +246,12 @@ def doctored_graphs() -> dict[str, Any]:
     attribute.graph.node.append(helper.make_node("Gemm", ["x", "w"], ["z"], alpha=float("nan")))
     half = onnx_model(square)
     half.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.eye(4, dtype=np.float16), "w"))
+    shape = onnx_model(square)
+    shape.graph.initializer[0].dims[0] = 1 << 40
+    nodes = onnx_model(square)
+    nodes.graph.node.extend([helper.make_node("Identity", ["x"], [f"i{i}"]) for i in range(1025)])
+    fields = onnx_model(square)
+    fields.graph.node[0].input.extend(["x"] * (1 << 16))
     subgraph = onnx_model(square)
     subgraph.graph.node.append(helper.make_node("Identity", ["x"], ["z"], body=onnx_model(square).graph))
     function = onnx_model(square)
@@ -262,6 +269,9 @@ def doctored_graphs() -> dict[str, Any]:
         "NaN or infinite we": attribute,
         "NaN or infinite weights": onnx_model(np.full((4, 4), np.nan)),
         "weights of type": half,
+        "weights that are not": shape,
+        "1027 nodes": nodes,
+        "a node of more than": fields,
         "attribute field 6": subgraph,
         "model field 25": function,
         "graph field 15": sparse,
@@ -293,6 +303,31 @@ def test_other_numbers_fail_the_selftest(good: bytes) -> None:
     )
     with pytest.raises(ModelRefused, match="self-test"):
         check_selftest(parse_model(other))
+
+
+def bomb(doublings: int) -> bytes:
+    """A graph of a few kilobytes that asks for 2 ** doublings floats a row."""
+    nodes = [helper.make_node("Concat", [f"h{i}"] * 2, [f"h{i + 1}"], axis=1) for i in range(doublings)]
+    nodes[0].input[:] = ["x", "x"]
+    nodes.append(helper.make_node("ReduceSum", [f"h{doublings}", "axes"], ["y"], keepdims=1))
+    info = helper.make_tensor_value_info
+    x, y = info("x", TensorProto.FLOAT, ["r", 4]), info("y", TensorProto.FLOAT, ["r", 1])
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(np.array([1]), "axes")])
+    opsets = [helper.make_opsetid("", 17)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process limit itself")
+def test_a_graph_that_asks_for_all_memory_is_refused(good: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    model = parse_model(good)
+    vector = {"x": [[1.0] * 4], "y": [[4.0 * 1024]]}
+    for doublings in (10, 36):
+        doctored = model._replace(graphs={"g": bomb(doublings)}, manifest={"selftest": {"g": vector}})
+        if doublings == 10:
+            check_selftest(doctored)
+            continue
+        with pytest.raises(ModelRefused, match="graph g"):
+            check_selftest(doctored)
 
 
 def test_a_graph_that_does_not_load_is_refused(good: bytes) -> None:
