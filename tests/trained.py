@@ -38,6 +38,9 @@ class Trained(NamedTuple):
     loaded: Loaded
     decisions: dict[str, list[str]]  # of a backtest over the whole sample, by time
 
+    def __repr__(self) -> str:  # hypothesis prints it
+        return f"Trained({self.path})"
+
 
 def backtest_rows(feed: Path, model: Path, start: str | None) -> dict[str, list[str]]:
     """Decisions of a backtest by time, without the latency."""
