@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+HERE = Path(__file__).parent  # a folder, or the packed program
+MODEL = HERE / "model.swt" if HERE.is_file() else Path("runs/latest/model.swt")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Csv = Annotated[Path | None, typer.Argument(help="A CSV of bars; the bundled EURUSD H1 2017 without it.")]
@@ -26,6 +28,7 @@ PipOption = Annotated[float | None, typer.Option(help="Size of a pip.")]
 PointOption = Annotated[float | None, typer.Option(help="Price of a unit where the file counts in points.")]
 DatesOption = Annotated[str | None, typer.Option(help="Order of dates that could be either: dmy or mdy.")]
 DropOption = Annotated[bool, typer.Option("--drop-bad", help="Drop the rows that would be refused.")]
+ModelOption = Annotated[Path, typer.Option(help="A model.swt.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed.")]
 
@@ -72,7 +75,7 @@ def train(
 @app.command()
 def backtest(
     csv: Csv = None,
-    model: Annotated[Path, typer.Option(help="A model.swt.")] = Path("runs/latest/model.swt"),
+    model: ModelOption = MODEL,
     start: Annotated[
         str | None, typer.Option("--from", help="Close of the first bar to decide at, UTC.")
     ] = None,
@@ -98,8 +101,18 @@ def backtest(
 @app.command()
 def act(
     feed: Annotated[str, typer.Argument(help="A CSV that holds closed bars, or - for stdin.")],
-    model: Annotated[Path, typer.Option(help="A model.swt.")] = Path("runs/latest/model.swt"),
+    model: ModelOption = MODEL,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for more when the file ends.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of target.csv, heartbeat.json and the journal.")
+    ] = None,
+    live: Annotated[bool, typer.Option("--live", help="The target in --out may be traded.")] = False,
+    symbol: Annotated[
+        str | None, typer.Option(help="In target.csv; the pair that FEED is named for.")
+    ] = None,
+    lift_halt: Annotated[bool, typer.Option("--lift-halt", help="Forget the losses that halted it.")] = False,
+    config: ConfigOption = None,
+    settings: SetOption = None,
     side: SideOption = None,
     timezone: ZoneOption = None,
     label: LabelOption = None,
@@ -110,10 +123,46 @@ def act(
     as_json: Json = False,
 ) -> None:
     """Print one decision per closed bar of a feed, the same one a backtest makes."""
-    from host.act import act_on_feed
+    from host.act import act_on_feed, new_publishing
 
     reading = read_options(side, timezone, label, spread, None, point, dates, drop_bad)
-    act_on_feed(feed, model, reading, follow, sys.stdout, as_json)
+    publishing = new_publishing(feed, out, live, symbol, lift_halt, config, settings)
+    act_on_feed(feed, model, reading, follow, sys.stdout, as_json, publishing)
+
+
+@app.command()
+def replay(
+    journal: Annotated[Path, typer.Argument(help="A journal.jsonl.")],
+    model: ModelOption = MODEL,
+    as_json: Json = False,
+) -> None:
+    """Decide again for every bar of a journal and print what `act` printed; 9 where that differs."""
+    from host.act import replay as run
+
+    run(journal, model, sys.stdout, as_json)
+
+
+@app.command()
+def pack(
+    model: ModelOption = MODEL,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("swt.pyz"),
+) -> None:
+    """Make one file of the program that acts and a model: `python swt.pyz act FEED`."""
+    from host.pack import pack as run
+
+    run(model, out)
+
+
+@app.command()
+def doctor(model: ModelOption = MODEL, as_json: Json = False) -> None:
+    """Check this machine: versions, cache, clock, threads, model, self-test, latency; compiles what `act` needs."""
+    from host.doctor import doctor as run
+    from host.doctor import print_doctor
+
+    document = run(model)
+    print(json.dumps(document)) if as_json else print_doctor(document, sys.stdout)
+    if not document["passed"]:
+        raise typer.Exit(9)
 
 
 @app.command("data-check")
@@ -229,6 +278,14 @@ def main() -> None:
         sys.exit(130)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
+    except ModuleNotFoundError as error:
+        if not (HERE.is_file() and str(error.name).startswith(("host", "models"))):
+            raise
+        print(
+            f"swt: {HERE} holds what acting needs; {sys.argv[1]} is a command of the checkout",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:

@@ -1,114 +1,139 @@
-"""`act`: follow a feed of closed bars and print one decision for each, the same one a backtest makes."""
+"""`act`: follow a feed of closed bars and print one decision for each, the same one a backtest makes.
+
+With a folder to write into (`host/office.py`) it also keeps a journal and publishes a guarded target.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import re
+import threading
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import numpy as np
-from numpy.typing import NDArray
-
-from host.agent import Agent, Setting, load_agent, reading_of
-from host.backtest import COLUMNS, format_decision, new_trader
+from host.actor import Actor, Printer, decide_on_noise, microseconds_since
+from host.agent import load_agent, reading_of
+from host.config import ActConfig, ConfigError, GuardConfig, load_into
+from host.desk import Desk, play
+from host.durable import locked
 from host.feed import Bar, feed_bars
 from host.formats import ReadOptions
+from host.journal import read_journal
+from host.office import FeedStale, Halted, Office, Publishing
 from host.progress import say
-from kernels._jit import program_digest
-from kernels.bars import Bars, take
+from kernels._jit import module_digest
 from kernels.features import HISTORY
-from kernels.gumbel import SearchConfig
-from kernels.market import ACC_SIDE, TRADE, new_accounts, step
-from kernels.ort import check
-from kernels.position import target_side
-from kernels.trader import decide
+from kernels.guard import Limits
+
+WATCH_S = 0.5  # between two looks at the HALT file and at the time
 
 
-class History:
-    """The last bars of a feed, at least HISTORY of them once so many have come, in arrays that never move for long."""
-
-    def __init__(self, capacity: int = 8 * HISTORY) -> None:
-        kinds = (np.int64 if name == "time" else np.float64 for name in Bars._fields)
-        self._all = Bars._make(np.zeros(capacity, kind) for kind in kinds)
-        self._count = 0
-
-    def append(self, bar: Bar) -> None:
-        """Take in the next closed bar; the oldest are forgotten when the room is full."""
-        if self._count == len(self._all.time):
-            for column in self._all:
-                column[:HISTORY] = column[-HISTORY:]
-            self._count = HISTORY
-        columns: tuple[NDArray[Any], ...] = self._all
-        for column, value in zip(columns, bar, strict=True):
-            column[self._count] = value
-        self._count += 1
-
-    @property
-    def bars(self) -> Bars:
-        """Views of the bars at hand; the newest is the last."""
-        return take(self._all, 0, self._count)
+def new_publishing(
+    feed: str,
+    out: Path | None,
+    live: bool,
+    symbol: str | None,
+    lift: bool,
+    config: Path | None,
+    settings: list[str] | None,
+) -> Publishing | None:
+    """What `--out` and the flags that need it say."""
+    guard = load_into(ActConfig(), config, settings).guard
+    if out is None:
+        if live or lift:
+            raise ConfigError("--live and --lift-halt say what happens in --out: give a folder")
+        return None
+    return Publishing(out, live, lift, checked_symbol(symbol or symbol_of(feed)), guard)
 
 
-class Actor:
-    """The state of acting: bars, ledger and the decision that waits for its fill."""
-
-    def __init__(self, agent: Agent, setting: Setting, search: SearchConfig) -> None:
-        self._trader = new_trader(agent, setting, search)
-        self._history = History()
-        self._account = new_accounts(1)[0]
-        self._trade = np.zeros(TRADE)
-        self._pending: int | None = None  # action decided at the last bar, filled by the next one
-
-    def on_bar(self, bar: Bar) -> bool:
-        """Book the fill of the last decision and decide again; False during the warm-up."""
-        self._history.append(bar)
-        bars = self._history.bars
-        t, trader = len(bars.time) - 1, self._trader
-        if self._pending is not None:
-            step(self._account, self._trade, bars, t - 1, self._pending, trader.market)
-        if t < HISTORY - 1:
-            return False
-        extra = np.zeros((len(bars.time), 0), np.float32)
-        check(decide(trader, self._account, bars, extra, t))
-        self._pending = int(trader.planner.action[0])
-        return True
-
-    def decision(self, bar: Bar, latency_us: int) -> list[str]:
-        """The row to print after `on_bar`."""
-        planner = self._trader.planner
-        action = int(planner.action[0])
-        target = target_side(self._account[ACC_SIDE], action, self._trader.market.sizes)
-        return format_decision(bar.time, action, target, planner.value[0], planner.policy[0], latency_us)
-
-
-def act(actor: Actor, feed: Iterable[Bar], out: IO[str], as_json: bool) -> int:
-    """Print a header and one line per closed bar after the warm-up, flushed; the number of decisions."""
-    decisions = 0
-    if not as_json:
-        print(",".join(COLUMNS), file=out, flush=True)
-    for bar in feed:
-        begin = time.perf_counter()
-        if not actor.on_bar(bar):
-            continue
-        row = actor.decision(bar, round((time.perf_counter() - begin) * 1e6))
-        print(as_json_line(row) if as_json else ",".join(row), file=out, flush=True)
-        decisions += 1
-    return decisions
-
-
-def as_json_line(row: list[str]) -> str:
-    """The same decision as a JSON object."""
-    record = dict(zip(COLUMNS, row, strict=True))
-    return json.dumps({k: v if k in ("time", "action") else json.loads(v) for k, v in record.items()})
+def checked_symbol(symbol: str) -> str:
+    """A symbol that can stand in a row of CSV."""
+    if not re.fullmatch(r"[\w.#+-]{1,32}", symbol, re.ASCII):
+        raise ConfigError(f"--symbol {symbol!r}: up to 32 letters, digits and . # + - _")
+    return symbol
 
 
 def act_on_feed(
-    feed: str, model: Path, reading: ReadOptions, follow: bool, out: IO[str], as_json: bool
-) -> int:
-    """`act`: load and check the model, then decide for every bar of the feed; the number of decisions."""
+    feed: str,
+    model: Path,
+    reading: ReadOptions,
+    follow: bool,
+    out: IO[str],
+    as_json: bool,
+    publishing: Publishing | None = None,
+) -> None:
+    """`act`: load and check the model, then decide for every bar of the feed."""
     loaded = load_agent(model)
-    say(f"swt {program_digest()}, model {loaded.sha256[:16]}, waiting for {HISTORY} closed bars")
-    actor = Actor(loaded.agent, loaded.setting, loaded.search)
-    return act(actor, feed_bars(feed, reading_of(loaded, reading), follow), out, as_json)
+    digest = module_digest("kernels.trader")  # all that a decision's machine code is made from
+    say(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {HISTORY} closed bars")
+    bars = feed_bars(feed, reading_of(loaded, reading), follow)
+    printer = Printer(out, as_json)
+    decide_on_noise(loaded.agent, loaded.setting, loaded.search, 2)  # kernels are at hand when a bar comes
+    if publishing is None:
+        act(Actor(loaded.agent, loaded.setting, loaded.search), bars, printer)
+        return
+    publishing.folder.mkdir(parents=True, exist_ok=True)
+    with locked(publishing.folder / "lock"):
+        act_beside_money(Office(loaded, publishing, printer), bars)
+
+
+def act(actor: Actor, feed: Iterable[Bar], printer: Printer) -> None:
+    """Print one line per closed bar after the warm-up."""
+    for bar in feed:
+        begin = time.perf_counter()
+        if actor.on_bar(bar):
+            printer.print(actor.decision(bar, microseconds_since(begin)))
+
+
+def act_beside_money(office: Office, feed: Iterable[Bar]) -> None:
+    """Take bars in until the feed ends; on any fault the target goes flat first."""
+    turn, done = threading.Lock(), threading.Event()
+    threading.Thread(target=watch_over, args=(office, turn, done), daemon=True).start()
+    try:
+        for bar in feed:
+            with turn:
+                office.on_bar(bar)
+    except (BrokenPipeError, Halted):
+        raise
+    except Exception as error:
+        with turn:
+            office.stop(type(error).__name__)
+        raise
+    finally:
+        with turn:
+            done.set()
+            office.close()
+
+
+def watch_over(office: Office, turn: threading.Lock, done: threading.Event) -> None:
+    """End the process when a guard says so while the feed is silent: a read that waits cannot be ended otherwise."""
+    while not done.wait(WATCH_S):
+        with turn:
+            if done.is_set():
+                return
+            try:
+                office.look()
+            except (Halted, FeedStale) as error:
+                say(f"swt: {error}")
+                os._exit(error.exit_code)
+
+
+def symbol_of(feed: str) -> str:
+    """The pair that a feed's file is named for, or -."""
+    found = re.match(r"[A-Za-z]{6}(?![A-Za-z])", Path(feed).name)
+    return found[0].upper() if found else "-"
+
+
+def replay(journal: Path, model: Path, out: IO[str], as_json: bool) -> None:
+    """Decide again for every bar of a journal and print what was printed; ReplayError where it differs."""
+    loaded = load_agent(model)
+    desk, printer = Desk(loaded, Limits(**asdict(GuardConfig()))), Printer(out, as_json)
+    outcome, recorded = None, True
+    for outcome, recorded in play(desk, read_journal(journal)):
+        if outcome is not None and recorded and outcome.row:
+            printer.print(outcome.row)
+    if outcome is not None and not recorded and outcome.row:  # the process was killed over it
+        printer.print(outcome.row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.formats import ReadOptions
-from host.model_file import ModelRefused, check_selftest, read_model, write_model
+from host.model_file import ModelFile, ModelRefused, check_selftest, read_model, write_model
+from host.onnx_check import widths
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features
 from kernels.features import names as feature_names
-from kernels.gumbel import MARKET, SearchConfig, new_search_config
+from kernels.gumbel import MARKET, RULES, SearchConfig, new_search_config
 from kernels.market import Codes, Market, new_market
 from kernels.market_tree import CALL_ROWS, WAVE, slot_count
 from kernels.ort import Net, Session, no_net
@@ -51,29 +53,37 @@ class Agent:
 
     def root(self, rows: int) -> Net:
         """The root network bound for `rows` rows."""
-        F, P, D, A, C = self.sizes
-        return self._bind("root", F + P, D + C + A + 1, row_buckets(rows))
+        return self._bind("root", row_buckets(rows))
 
     def planner(self, roots: int, config: SearchConfig) -> Planner:
         """A planner over `roots` roots, with the networks that its rule calls."""
         _, P, D, A, C = self.sizes
         after, dynamics, market = no_net(), no_net(), no_net()
         if config.rule == MARKET:
-            memoryless = config.excursion_weight == 0
-            slots = slot_count(A, HORIZON, memoryless)
-            wide = D + C + (0 if memoryless else slots * P)
             nodes = min(roots * WAVE, max(1, CALL_ROWS // C))
-            market = self._bind("market", wide, D + C + slots, [C * (i + 1) for i in range(nodes)])
+            market = self._bind("market", [C * (i + 1) for i in range(nodes)])
         else:
-            rows = min(roots * C, max(CALL_ROWS, C))
-            dynamics = self._bind("dynamics", D + C + 2 * P, D + 1 + A + 1, row_buckets(rows))
-            after = self._bind("afterstate", D + A + P, D + C + 1, row_buckets(roots))
+            dynamics = self._bind("dynamics", row_buckets(min(roots * C, max(CALL_ROWS, C))))
+            after = self._bind("afterstate", row_buckets(roots))
         return new_planner(Model(self.root(roots), after, dynamics, market), config, roots, A, C, D, P > 0)
 
-    def _bind(self, name: str, width_in: int, width_out: int, rows: list[int]) -> Net:
+    def _bind(self, name: str, rows: list[int]) -> Net:
+        """A network of the widths that its graph says it has."""
         if name not in self._sessions:
             self._sessions[name] = Session(self.graphs[name])
-        return self._sessions[name].bind(width_in, width_out, rows)
+        return self._sessions[name].bind(*widths(self.graphs[name]), rows)
+
+
+def graph_widths(sizes: Sizes, memoryless: bool) -> dict[str, tuple[int, int]]:
+    """Columns that each graph reads and writes."""
+    F, P, D, A, C = sizes
+    slots = slot_count(A, HORIZON, memoryless)
+    return {
+        "root": (F + P, D + A + 1 + C),
+        "afterstate": (D + A + P, D + C + 1),
+        "dynamics": (D + C + 2 * P, D + A + 2),
+        "market": (D + C + (0 if memoryless else slots * P), D + C + slots),
+    }
 
 
 def row_buckets(rows: int) -> list[int]:
@@ -109,6 +119,7 @@ class Loaded(NamedTuple):
     search: SearchConfig
     manifest: dict[str, Any]
     sha256: str
+    trained_ns: int  # close of the last bar of its data
 
 
 def save_agent(
@@ -138,32 +149,83 @@ def save_agent(
 
 
 def load_agent(path: Path) -> Loaded:
-    """Read and check `model.swt`; raises ModelRefused."""
-    if not path.is_file():
-        raise ModelRefused(f"{path}: there is no such file")
+    """Read and check `model.swt`, all that can be checked before the first inference; raises ModelRefused."""
     model = read_model(path)
-    check_selftest(model)
-    m = model.manifest
-    features = new_features(
-        m["configuration"]["features"]["J"], m["configuration"]["features"]["Q"], m["interval_s"] * NS
-    )
-    if feature_digest(features) != m["features"]["digest"]:
-        raise ModelRefused(f"{path}: made with other features than this program computes")
     try:
-        market = new_market(**m["costs"])
-    except (TypeError, ValueError) as error:
-        raise ModelRefused(f"{path}: its costs: {error}") from None
+        sizes, setting, search, trained_ns = interpret(model)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelRefused(f"{path}: a manifest that makes no sense: {error!r}") from None
+    check_selftest(model)
+    agent = Agent(model.graphs, sizes)
+    return Loaded(agent, setting, search, model.manifest, model.sha256, trained_ns)
+
+
+def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
+    """What the manifest says, and the close of the last bar it was trained on; errors of any kind where it lies."""
+    m, a = model.manifest, model.arrays
+    interval_s = within("interval_s", m["interval_s"], 1, 7 * 86_400)
+    filters = m["configuration"]["features"]
+    J, Q = within("J", filters["J"], 1, 8), within("Q", filters["Q"], 1, 16)
+    features = new_features(J, Q, interval_s * NS)
+    if feature_digest(features) != m["features"]["digest"]:
+        raise ModelRefused("made with other features than this program computes")
+    market = new_market(**m["costs"])
     if m["actions"] != action_names(market.sizes) or m["history"] != HISTORY:
-        raise ModelRefused(f"{path}: its actions or its history are not this program's")
-    a = model.arrays
+        raise ModelRefused("its actions or its history are not this program's")
     setting = Setting(
         features,
         Normaliser(a["shift"], a["scale"]),
         Codes(a["edges"], a["centres"]),
         market,
     )
-    agent = Agent(model.graphs, Sizes(**m["sizes"]))
-    return Loaded(agent, setting, new_search_config(**m["search"]), m, model.sha256)
+    search = new_search_config(**m["search"])
+    if search.excursion_weight != market.excursion_weight or search.rule not in range(len(RULES)):
+        raise ValueError("a search that is not one of this market")
+    sizes = checked_sizes(Sizes(**m["sizes"]), setting, model.graphs)
+    within("simulations", search.simulations, 1, 4096)
+    within("considered", search.considered, 1, sizes.actions)
+    check_reading(m["data"])
+    trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
+    return sizes, setting, search, trained_ns
+
+
+def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes]) -> Sizes:
+    """`sizes`, unless graphs or arrays have others, or those are beyond reason."""
+    for name, size in sizes._asdict().items():
+        within(name, size, 1, 1 << 12)
+    F, C = sizes.features, sizes.codes
+    arrays = {"shift": (F,), "scale": (F,), "edges": (C - 1,), "centres": (C,)}
+    for name, array in {**setting.normaliser._asdict(), **setting.codes._asdict()}.items():
+        kind = np.float32 if name in Normaliser._fields else np.float64
+        if array.shape != arrays[name] or array.dtype != kind:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {arrays[name]}")
+    if F != len(feature_names(setting.features)) or not (setting.normaliser.scale > 0).all():
+        raise ValueError("the normaliser is not one of these features")
+    if not (np.diff(setting.codes.edges) > 0).all():
+        raise ValueError("the edges of the chance codes do not ascend")
+    found = {name: widths(graph) for name, graph in graphs.items()}
+    wanted = graph_widths(sizes, setting.market.excursion_weight == 0)
+    if found != wanted:
+        raise ValueError(f"the graphs have widths {found}, not {wanted}")
+    return sizes
+
+
+def within(name: str, value: Any, low: int, high: int) -> int:
+    """An integer of a manifest that is one, and no larger than it may be."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r:.40}, not a number from {low} to {high}")
+    return value
+
+
+def check_reading(data: dict[str, Any]) -> None:
+    """ValueError unless `reading_of` can use what the model says of its feed."""
+    kinds = {"side": str, "timezone": str, "label": str, "pip": float}
+    for name, value in data["reading"].items():
+        if value is not None and not isinstance(value, kinds[name]):
+            raise ValueError(f"reading.{name} is {value!r:.40}")
+    spread = data["spread_pips"]
+    if not (spread is None or (isinstance(spread, float) and 0 <= spread < math.inf)):
+        raise ValueError(f"spread_pips is {spread!r:.40}")
 
 
 def reading_of(loaded: Loaded, reading: ReadOptions) -> ReadOptions:

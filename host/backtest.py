@@ -11,21 +11,19 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.agent import Agent, Setting, load_agent, reading_of
+from host.actor import COLUMNS, format_decision, new_trader
+from host.agent import Setting, load_agent, reading_of
 from host.bars import read_bars
 from host.formats import DataError, ReadOptions, Source
 from host.progress import say
 from kernels.bars import Bars
-from kernels.features import HISTORY, new_work
-from kernels.gumbel import SearchConfig
+from kernels.features import HISTORY
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
-from kernels.position import ACTIONS, RAW, kind_of
 from kernels.stats import baselines, statistics
 from kernels.trader import Log, Trader, trade_through
 
 SAMPLE = Path(__file__).with_name("sample.csv")
-COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_sell", "p_close", "latency_us")
 
 
 class Result(NamedTuple):
@@ -34,20 +32,6 @@ class Result(NamedTuple):
     log: Log
     trades: NDArray[np.float64]  # [trades, TRADE]
     seconds: float
-
-
-def new_trader(agent: Agent, setting: Setting, search: SearchConfig) -> Trader:
-    """An agent at one root without noise."""
-    return Trader(
-        planner=agent.planner(1, search),
-        features=setting.features,
-        normaliser=setting.normaliser,
-        codes=setting.codes,
-        market=setting.market,
-        x=np.zeros(len(setting.normaliser.scale), np.float32),
-        work=new_work(setting.features),
-        position=np.zeros(RAW, np.float32),
-    )
 
 
 def new_log(decisions: int, actions: int) -> Log:
@@ -83,23 +67,6 @@ def report(result: Result, bars: Bars, first: int, setting: Setting, seed: int) 
         "bars": n,
         "decisions_per_s": round(n / max(result.seconds, 1e-9)),
     }
-
-
-def format_decision(
-    time_ns: int, action: int, target: float, value: float, policy: Any, latency_us: int
-) -> list[str]:
-    """One row in the columns of `act`: `policy` [A] summed over sizes; the floats survive a round trip."""
-    stamp = np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s") + "Z"
-    k = len(policy) // 2 - 1
-    kinds = policy[:1], policy[1 : 1 + k], policy[1 + k : -1], policy[-1:]
-    return [
-        stamp,
-        ACTIONS[kind_of(int(action), len(policy))],
-        np.format_float_positional(target, trim="-"),
-        repr(float(value)),
-        *(repr(float(np.sum(kind))) for kind in kinds),
-        str(latency_us),
-    ]
 
 
 def write_decisions(path: Path, result: Result, bars: Bars, first: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+C = TypeVar("C")
 
 
 class ConfigError(ValueError):
@@ -100,9 +102,37 @@ class Config:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class GuardConfig:
+    """Limits of acting; pips are those of a position of 1, and 0 turns a limit off."""
+
+    max_target: float = 1.0
+    changes_per_hour: int = 20  # of the target: more, and positions may only become smaller
+    daily_loss: float = 200.0  # pips: flat for the rest of the day, UTC
+    drawdown: float = 500.0  # pips below the best: flat until --lift-halt
+    losing_streak: int = 12  # trades: flat for the rest of the day, UTC
+    max_spread: float = 10.0  # pips: positions may only become smaller
+    stale_s: float = 600.0  # without the bar that was due, the weekend left out: flat, exit 6
+    model_age_days: float = 400.0  # since the last bar it was trained on: flat
+    far: float = 4.0  # root mean square of the normalised features, 1 in training: positions only smaller
+    weekend_flat_min: float = 0.0  # before the weekly close: flat over the weekend
+    clock_skew_s: float = 5.0  # that a bar may close after now: flat
+
+
+@dataclass(frozen=True)
+class ActConfig:
+    """What determines what is published of a model's decisions; never a part of the model."""
+
+    guard: GuardConfig = field(default_factory=GuardConfig)
+
+
 def load_config(path: Path | None = None, settings: list[str] | None = None) -> Config:
     """Defaults, then the TOML file, then each `a.b=c`."""
-    config = Config()
+    return load_into(Config(), path, settings)
+
+
+def load_into(config: C, path: Path | None, settings: list[str] | None) -> C:
+    """`config`, then the TOML file, then each `a.b=c`."""
     if path is not None:
         try:
             config = merge(config, tomllib.loads(path.read_text()), str(path))

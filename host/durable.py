@@ -1,14 +1,27 @@
 """Files that are either the old or the new one, whatever happens in between."""
 
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 
+class Locked(OSError):  # noqa: N818
+    """Another process is at work here."""
+
+    exit_code = 8
+
+
+RETRY_S, PATIENCE_S = 0.01, 5.0  # while a reader holds a file that is to be replaced
+
+
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` outlast a power cut."""
+    """Make renames inside `folder` outlast a power cut; Windows has no way to ask for it."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -25,8 +38,48 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        swap(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def swap(temporary: Path, path: Path) -> None:
+    """Rename over `path`, as often as it takes: on Windows a reader that has it open is in the way."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_S)
+        else:
+            return
+
+
+def publish(path: Path, text: str) -> None:
+    """Replace `path` for readers at any moment; not fsynced, so what a power cut leaves must be checked by them."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    swap(temporary, path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `path` against other processes until the end of the block; the system lets go when the process dies."""
+    with path.open("a+b") as file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Locked(f"{path}: another process holds it; one `act` writes into a folder") from None
+        yield

@@ -12,7 +12,10 @@ import json
 import math
 import re
 import struct
+import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +43,14 @@ REQUIRED = {  # keys of the manifest that the trainer gives, with those that mus
 WRITTEN = {"format": int, "program": str, "members": dict, "selftest": dict}  # keys that `write_model` adds
 MANIFEST = "manifest.json"
 MEMBER = re.compile(r"(graphs/[a-z0-9_]{1,64}\.onnx|arrays/[a-z0-9_]{1,64}\.npy)")
-MAX_FILE, MAX_MANIFEST, MAX_MEMBERS = 1 << 28, 1 << 23, 64
+NPY = re.compile(  # the header of an array: dtype and shape
+    rb"\x93NUMPY\x01\0..\{'descr': '([<|](?:f[248]|[iu][1248]|b1))', "
+    rb"'fortran_order': False, 'shape': \(([\d, ]{0,99})\), \} *\n",
+    re.DOTALL,
+)
+MAX_FILE, MAX_MANIFEST, MAX_MEMBERS = 1 << 26, 1 << 23, 64
+MAX_MORE = 1 << 30  # bytes that a self-test may take: a graph of a few hundred bytes can ask for all there is
+MAX_ROWS = 16  # of a self-test
 SELFTEST_ROWS, SELFTEST_SEED = 3, 20_240_229
 TOLERANCE = 1e-4  # of the self-test, relative to the output and to the largest output of the graph
 
@@ -74,7 +84,7 @@ def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], 
         "selftest": {name: _selftest(name, graph) for name, graph in graphs.items()},
     }
     text = json.dumps({**manifest, **written}, sort_keys=True, allow_nan=False, indent=1)
-    data = _pack({**members, MANIFEST: text.encode()})
+    data = stored_zip({**members, MANIFEST: text.encode()})
     model = parse_model(data)
     check_selftest(model)
     with replacing(path) as file:
@@ -84,9 +94,14 @@ def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], 
 
 def read_model(path: Path) -> ModelFile:
     """The model at `path`, or `ModelRefused` before anything of it is run."""
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE + 1)
-    return parse_model(data)
+    try:
+        if path.parent.is_file():  # a packed program, which is a zip
+            with zipfile.ZipFile(path.parent) as archive, archive.open(path.name) as member:
+                return parse_model(member.read(MAX_FILE + 1))
+        with path.open("rb") as file:
+            return parse_model(file.read(MAX_FILE + 1))
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelRefused(f"{path}: cannot be read: {error}") from None
 
 
 def parse_model(data: bytes) -> ModelFile:
@@ -110,10 +125,29 @@ def check_selftest(model: ModelFile) -> None:
     """Refuse a model whose graphs do not return here what they returned where it was written."""
     for name, graph in model.graphs.items():
         x, expected = _vector(name, model.manifest["selftest"][name])
-        y = _evaluate(name, graph, x, expected.shape[1])
+        with _modest(MAX_MORE):
+            y = _evaluate(name, graph, x, expected.shape[1])
         scale = np.abs(expected) + np.abs(expected).max()
         if not (np.abs(y - expected) <= TOLERANCE * scale).all():  # a NaN is not within anything
             raise ModelRefused(f"graph {name}: its self-test gives other numbers on this machine")
+
+
+@contextmanager
+def _modest(more: int) -> Iterator[None]:
+    """Let the process take no more than `more` bytes, where the system can see to it."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [used + more, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _stem(name: str) -> str:
@@ -127,24 +161,22 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _array(name: str, data: bytes) -> NDArray[Any]:
-    """The array of a .npy member, a view of `data`; its header may not promise more than there is."""
-    file = io.BytesIO(data)
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("another version of .npy")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        offset = file.tell()
-        if fortran or dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize != len(data) - offset:
-            raise ValueError("not a plain array of numbers of that shape")
-        array = np.frombuffer(data, dtype, offset=offset).reshape(shape)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ModelRefused(f"{name}: {error}") from None
+    """The array of a .npy member, a view of `data`, which is what `_npy` makes of it and nothing else."""
+    head = NPY.match(data)
+    if not head:
+        raise ModelRefused(f"{name}: not a plain array of numbers")
+    dtype, shape = np.dtype(head[1].decode()), tuple(int(n) for n in head[2].replace(b",", b" ").split())
+    if math.prod(shape) * dtype.itemsize != len(data) - head.end():
+        raise ModelRefused(f"{name}: not an array of that shape")
+    array = np.frombuffer(data, dtype, offset=head.end()).reshape(shape)
+    if _npy(array) != data:
+        raise ModelRefused(f"{name}: not an array as this program writes it")
     if not np.isfinite(array).all():
         raise ModelRefused(f"{name}: NaN or infinite numbers")
     return array
 
 
-def _pack(members: dict[str, bytes]) -> bytes:
+def stored_zip(members: dict[str, bytes]) -> bytes:
     """The one zip of these members."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
@@ -165,7 +197,7 @@ def _unpack(data: bytes) -> dict[str, bytes]:
             members = {name: archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, struct.error, EOFError, OSError, ValueError, RuntimeError) as error:
         raise ModelRefused(f"not a model file, or damaged: {error}") from None
-    if _pack(members) != data:
+    if stored_zip(members) != data:
         raise ModelRefused("not a model file as this program writes it, or damaged")
     return members
 
@@ -249,8 +281,8 @@ def _vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.flo
         raise ModelRefused(f"graph {name}: no self-test vector") from None
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not np.isfinite(x).all() or not np.isfinite(y).all():
         raise ModelRefused(f"graph {name}: a self-test vector of a wrong shape, or not finite")
-    if x.size == 0 or y.size == 0:
-        raise ModelRefused(f"graph {name}: an empty self-test vector")
+    if x.size == 0 or y.size == 0 or len(x) > MAX_ROWS:
+        raise ModelRefused(f"graph {name}: an empty self-test vector, or one of more than {MAX_ROWS} rows")
     return x, y
 
 

@@ -6,7 +6,8 @@ does not matter which of them a parser would keep.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,14 @@ ATTRIBUTE_FIELDS = {
     13,
     20,
 }  # others: subgraphs
-TENSOR_TYPE, TENSOR_FLOATS, TENSOR_RAW, TENSOR_DOUBLES = 2, 4, 9, 10
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_FLOATS, TENSOR_RAW, TENSOR_DOUBLES = 1, 2, 4, 9, 10
 TENSOR_EXTERNAL, TENSOR_LOCATION = 13, 14
 VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 2, 1, 2, 1, 1
 FLOAT, INT32, INT64, BOOL, DOUBLE = 1, 6, 7, 9, 11
 FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), DOUBLE: np.dtype("<f8")}
-TYPES = {FLOAT, INT32, INT64, BOOL, DOUBLE}
+BYTES_OF = {FLOAT: 4, INT32: 4, INT64: 8, BOOL: 1, DOUBLE: 8}
+TYPES = BYTES_OF.keys()
+MAX_WEIGHTS, MAX_NODES, MAX_FIELDS = 1 << 24, 1024, 1 << 16  # of a tensor, of a graph, of a message
 DOMAINS = (b"", b"ai.onnx")
 OPERATORS = frozenset(
     b"Abs Add Cast Clip Concat Constant Div Erf Exp Flatten Gather Gemm Identity LayerNormalization Log LogSoftmax"
@@ -76,13 +79,17 @@ def widths(model: bytes) -> tuple[int, int]:
 
 def _check_graph(graph: bytes, values: dict[int, list[bytes]]) -> None:
     """Check nodes and weights; collect the descriptions of inputs and outputs."""
+    nodes = 0
     for field, value in _fields(graph, GRAPH_FIELDS, "graph"):
         if field == GRAPH_NODE:
+            nodes += 1
             _check_node(value)
         elif field == GRAPH_INITIALIZER:
             _check_tensor(value)
         elif field in values:
             values[field].append(value)
+    if nodes > MAX_NODES:
+        raise GraphRefused(f"{nodes} nodes")
 
 
 def _check_node(node: bytes) -> None:
@@ -117,11 +124,28 @@ def _check_tensor(tensor: bytes) -> None:
     if len(kinds) != 1 or not kinds <= TYPES:
         raise GraphRefused(f"weights of type {sorted(kinds)}")
     kind = kinds.pop()
+    count = math.prod(_integers(value for field, value in fields if field == TENSOR_DIMS))
     for field, value in fields:
         if field == TENSOR_RAW and kind in FLOATS:
             _check_finite(value, FLOATS[kind])
         elif field in (TENSOR_FLOATS, TENSOR_DOUBLES):
             _check_finite(value, FLOATS[FLOAT if field == TENSOR_FLOATS else DOUBLE])
+        if field == TENSOR_RAW and (not isinstance(value, bytes) or len(value) != count * BYTES_OF[kind]):
+            raise GraphRefused(f"weights that are not the {count} of their shape")
+    if count > MAX_WEIGHTS:
+        raise GraphRefused(f"{count} weights in one tensor")
+
+
+def _integers(values: Iterable[Any]) -> Iterator[int]:
+    """Integers packed or one at a time."""
+    for value in values:
+        if isinstance(value, int):
+            yield value
+            continue
+        at = 0
+        while at < len(value):
+            number, at = _varint(value, at)
+            yield number
 
 
 def _check_finite(data: Any, dtype: np.dtype[Any]) -> None:
@@ -157,8 +181,11 @@ def _fields(message: Any, allowed: set[int] | None, what: str) -> Iterator[tuple
     """(number, value) of each field: an int, or the bytes of anything else."""
     if not isinstance(message, bytes):
         raise GraphRefused(f"not a protobuf {what}")
-    at = 0
+    at = seen = 0
     while at < len(message):
+        seen += 1
+        if seen > MAX_FIELDS:
+            raise GraphRefused(f"a {what} of more than {MAX_FIELDS} fields")
         key, at = _varint(message, at)
         field, wire = key >> 3, key & 7
         if allowed is not None and field not in allowed:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import IO, Any
 
-from host.backtest import new_trader, trade_bars
+from host.actor import new_trader
+from host.backtest import trade_bars
 from host.config import Config, load_config
 from host.dataset import Dataset, new_dataset
 from host.progress import Report, progress

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from host.actor import new_trader
 from host.agent import Loaded, load_agent, save_agent
-from host.backtest import SAMPLE, describe, new_trader, print_report, report, trade_bars
+from host.backtest import SAMPLE, describe, print_report, report, trade_bars
 from host.bars import read_bars
 from host.config import Config, ConfigError, load_config, merge
 from host.dataset import Dataset, new_dataset

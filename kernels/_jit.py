@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import zipfile
@@ -80,7 +81,7 @@ def program_digest() -> str:
 
 @cache
 def cache_root() -> Path:
-    """`$SWT_CACHE_DIR` (or ~/.cache/swt)/kernels-<versions>; a throw-away directory if neither is writable."""
+    """`$SWT_CACHE_DIR` (or ~/.cache/swt)/kernels-<versions>; in the temporary directory if that is not writable."""
     flags = (numba_version, np.__version__, config.BOUNDSCHECK, config.OPT)  # type: ignore[attr-defined]
     key = hashlib.sha256(repr(flags).encode()).hexdigest()[:8]
     try:
@@ -89,9 +90,22 @@ def cache_root() -> Path:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except (OSError, RuntimeError) as error:
-        path = Path(tempfile.mkdtemp(prefix="swt-"))
-        print(f"swt: {error}: kernels recompile on every start, set SWT_CACHE_DIR", file=sys.stderr)
+        path = _private_temporary() / f"kernels-{key}"
+        path.mkdir(parents=True, exist_ok=True)
+        print(f"swt: {error}: machine code goes to {path}, set SWT_CACHE_DIR", file=sys.stderr)
     return path
+
+
+def _private_temporary() -> Path:
+    """A folder for temporary files into which nobody else can put machine code."""
+    if os.name == "nt":  # where each user has a temporary directory
+        return Path(tempfile.gettempdir()) / "swt"
+    path = Path(tempfile.gettempdir()) / f"swt-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return path
+    return Path(tempfile.mkdtemp(prefix="swt-"))  # somebody was here before: compile anew
 
 
 @cache

@@ -1,6 +1,5 @@
 """`act` decides what `backtest` decides, wherever its feed starts, however it arrives, and never from a later bar."""
 
-import csv
 import io
 import json
 import subprocess
@@ -8,14 +7,14 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-from host.act import Actor, History, act, act_on_feed, reading_of
-from host.agent import Loaded, load_agent
-from host.backtest import COLUMNS, backtest_csv
+from host.act import act, act_on_feed
+from host.actor import COLUMNS, Actor, History, Printer
+from host.agent import load_agent, reading_of
 from host.config import load_config
 from host.feed import Bar, feed_bars
 from host.formats import ReadOptions
@@ -25,59 +24,7 @@ from host.trainer import Trainer
 from kernels.features import HISTORY
 from kernels.ort import OrtError, Session
 from models.export import export
-
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "host" / "sample.csv"
-TINY = [
-    "market.session=24",
-    "network.latent=8",
-    "network.hidden=8",
-    "search.simulations=6",
-    "search.c_scale=0.1",  # so that policies are no certainties
-    "train.block=8",
-    "train.simulations=4",
-    "train.replay=32",
-    "train.batch=64",
-    "train.steps=10",
-    "train.decay=0.01",
-    "train.target_rate=0.3",
-    "train.rate=0.01",
-]
-DECIDED = COLUMNS[:-1]  # all but the latency
-LINES = SAMPLE.read_text().splitlines(keepends=True)
-HEADER, ROWS = LINES[0], LINES[1:]
-
-
-class Trained(NamedTuple):
-    path: Path
-    loaded: Loaded
-    decisions: dict[str, list[str]]  # of a backtest over the whole sample, by time
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder = tmp_path_factory.mktemp("run")
-    train_csv(None, ReadOptions(), load_config(None, TINY), folder / "run", None, 160, False, 2)
-    model = folder / "run" / "model.swt"
-    return Trained(model, load_agent(model), backtest_rows(SAMPLE, model, None))
-
-
-def backtest_rows(feed: Path, model: Path, start: str | None) -> dict[str, list[str]]:
-    """Decisions of a backtest by time, without the latency."""
-    out = model.with_name(f"decisions-{start}.csv".replace(":", ""))
-    backtest_csv(feed, model, ReadOptions(), start, out, quiet=True)
-    return by_time(out.read_text())
-
-
-def by_time(text: str) -> dict[str, list[str]]:
-    rows = list(csv.reader(text.splitlines()))
-    assert tuple(rows[0]) == COLUMNS
-    return {row[0]: row[:-1] for row in rows[1:]}
-
-
-def feed_of(rows: list[str], path: Path) -> Path:
-    path.write_text(HEADER + "".join(rows))
-    return path
+from tests.trained import DECIDED, HEADER, ROOT, ROWS, SAMPLE, TINY, Trained, backtest_rows, by_time, feed_of
 
 
 def acted(model: Path, feed: Path, as_json: bool = False) -> str:
@@ -175,7 +122,7 @@ def test_following_a_growing_file_waits_for_whole_lines(trained: Trained, tmp_pa
     reading = reading_of(loaded, ReadOptions())
     bars = feed_bars(feed, reading, follow=True, wait=grow_by(feed, [*pieces, half]))
     with pytest.raises(Enough):
-        act(Actor(loaded.agent, loaded.setting, loaded.search), bars, out, False)
+        act(Actor(loaded.agent, loaded.setting, loaded.search), bars, Printer(out, False))
     got = by_time(out.getvalue())
     assert len(got) == 13
     assert all(got[time] == trained.decisions[time] for time in got)
@@ -196,7 +143,7 @@ def test_a_line_is_out_before_the_next_bar_is_asked_for(trained: Trained, tmp_pa
             lines.append(out.seen)
             yield bar
 
-    act(Actor(loaded.agent, loaded.setting, loaded.search), feed(), out, False)
+    act(Actor(loaded.agent, loaded.setting, loaded.search), feed(), Printer(out, False))
     assert lines[-6:] == [1, 2, 3, 4, 5, 6]
 
 
@@ -252,14 +199,14 @@ def test_a_failing_network_ends_acting_with_an_error(trained: Trained, tmp_path:
     actor._trader = actor._trader._replace(planner=planner._replace(model=model))
     feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_of(loaded, ReadOptions()))
     with pytest.raises(OrtError):
-        act(actor, feed, out, False)
+        act(actor, feed, Printer(out, False))
     assert out.getvalue() == ",".join(COLUMNS) + "\n"
 
 
 def opinionated(trainer: Trainer) -> dict[str, bytes]:
     """Networks that want something else at every bar: so short a training leaves one opinion for all of them."""
     noise = np.random.default_rng(0).normal(0, 0.3, trainer.target.shape)
-    return export((trainer.target + noise).astype(np.float32), trainer.learner.shape)
+    return export((trainer.target + noise).astype(np.float32), trainer.learner.shape, *trainer._slots())
 
 
 def test_sizes_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

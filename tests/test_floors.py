@@ -12,8 +12,15 @@ FLOORS = [  # a module imports lower floors only
     ["kernels._jit"],
     ["kernels.bars", "kernels.position", "kernels.rng", "kernels.ort", "kernels.simd"],
     ["kernels.tree", "kernels.scatter", "kernels.market"],
-    ["kernels.features", "kernels.stats", "kernels.gumbel", "kernels.replay"],
-    ["kernels.search"],
+    [
+        "kernels.features",
+        "kernels.stats",
+        "kernels.guard",
+        "kernels.gumbel",
+        "kernels.replay",
+        "kernels.outlook",
+    ],
+    ["kernels.search", "kernels.market_tree"],
     ["kernels.planner"],
     ["kernels.selfplay", "kernels.reanalyze", "kernels.trader", "kernels.widening"],
     ["models.layers", "models.adam"],
@@ -21,15 +28,20 @@ FLOORS = [  # a module imports lower floors only
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
     ["host.resample"],
-    ["host.bars", "host.feed", "host.model_file", "host.run"],
+    ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
     ["host.agent"],
+    ["host.actor", "host.bridge"],
+    ["host.desk"],
+    ["host.office"],
     ["host.dataset", "host.synthetic", "host.backtest", "host.data_check"],
-    ["host.trainer", "host.act"],
+    ["host.trainer", "host.act", "host.doctor", "host.pack"],
+    ["host.bench_search", "host.bench_mctx"],
+    ["host.bench_widening"],
     ["host.train", "host.selftest", "host.bench"],
     ["swt"],
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-ACTING = ("host.act", "host.backtest")  # a trading machine has no trainer
+ACTING = ("host.act", "host.backtest", "host.doctor")  # a trading machine has no trainer
 TOP = {
     "swt.py",
     "kernels",
@@ -111,7 +123,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert total <= 8400
+    assert total <= 10500
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 

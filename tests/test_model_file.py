@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -80,7 +81,7 @@ def repacked(data: bytes, change: Any, resign: bool = True) -> bytes:
         files = {name: blob for name, blob in members.items() if name != model_file.MANIFEST}
         manifest["members"] = {name: hashlib.sha256(blob).hexdigest() for name, blob in files.items()}
     members[model_file.MANIFEST] = json.dumps(manifest, sort_keys=True).encode()
-    return model_file._pack(members)
+    return model_file.stored_zip(members)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_oversized_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def npy(shape: str, payload: bytes) -> bytes:
-    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}"
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + payload
 
 
@@ -203,7 +204,9 @@ CHANGES = {
     "the number NaN": lambda members, manifest: manifest.update(history=float("nan")),
     "of that shape": lambda members, manifest: members.update({"arrays/a.npy": npy("(1000000000000,)", b"")}),
     "arrays/a.npy": lambda members, manifest: members.update({"arrays/a.npy": npy("(-1, -8)", bytes(64))}),
-    "a.npy: NaN": lambda members, manifest: members.update({"arrays/a.npy": npy("(1,)", b"\xff" * 8)}),
+    "a.npy: NaN": lambda members, manifest: members.update(
+        {"arrays/a.npy": model_file._npy(np.array([np.nan]))}
+    ),
     "arrays/b.npy": lambda members, manifest: members.update({"arrays/b.npy": b"pickle"}),
 }
 
@@ -223,10 +226,10 @@ def test_doctored_contents_are_refused(good: bytes, reason: str) -> None:
 def test_a_deep_manifest_and_infinity_are_refused(good: bytes) -> None:
     for text in (b"[" * 100_000, b'{"format": 1e999}', b"{", b'"\xff"', b"[]"):
         with pytest.raises(ModelRefused, match=r"manifest.json"):
-            parse_model(model_file._pack({**members_of(good), model_file.MANIFEST: text}))
+            parse_model(model_file.stored_zip({**members_of(good), model_file.MANIFEST: text}))
     text = members_of(good)[model_file.MANIFEST].replace(b'"history": 600', b'"history": 1e999')
     with pytest.raises(ModelRefused, match="the number 1e999"):
-        parse_model(model_file._pack({**members_of(good), model_file.MANIFEST: text}))
+        parse_model(model_file.stored_zip({**members_of(good), model_file.MANIFEST: text}))
 
 
 def doctored_graphs() -> dict[str, Any]:
@@ -245,6 +248,12 @@ def doctored_graphs() -> dict[str, Any]:
     attribute.graph.node.append(helper.make_node("Gemm", ["x", "w"], ["z"], alpha=float("nan")))
     half = onnx_model(square)
     half.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.eye(4, dtype=np.float16), "w"))
+    shape = onnx_model(square)
+    shape.graph.initializer[0].dims[0] = 1 << 40
+    nodes = onnx_model(square)
+    nodes.graph.node.extend([helper.make_node("Identity", ["x"], [f"i{i}"]) for i in range(1025)])
+    fields = onnx_model(square)
+    fields.graph.node[0].input.extend(["x"] * (1 << 16))
     subgraph = onnx_model(square)
     subgraph.graph.node.append(helper.make_node("Identity", ["x"], ["z"], body=onnx_model(square).graph))
     function = onnx_model(square)
@@ -262,6 +271,9 @@ def doctored_graphs() -> dict[str, Any]:
         "NaN or infinite we": attribute,
         "NaN or infinite weights": onnx_model(np.full((4, 4), np.nan)),
         "weights of type": half,
+        "weights that are not": shape,
+        "1027 nodes": nodes,
+        "a node of more than": fields,
         "attribute field 6": subgraph,
         "model field 25": function,
         "graph field 15": sparse,
@@ -293,6 +305,31 @@ def test_other_numbers_fail_the_selftest(good: bytes) -> None:
     )
     with pytest.raises(ModelRefused, match="self-test"):
         check_selftest(parse_model(other))
+
+
+def bomb(doublings: int) -> bytes:
+    """A graph of a few kilobytes that asks for 2 ** doublings floats a row."""
+    nodes = [helper.make_node("Concat", [f"h{i}"] * 2, [f"h{i + 1}"], axis=1) for i in range(doublings)]
+    nodes[0].input[:] = ["x", "x"]
+    nodes.append(helper.make_node("ReduceSum", [f"h{doublings}", "axes"], ["y"], keepdims=1))
+    info = helper.make_tensor_value_info
+    x, y = info("x", TensorProto.FLOAT, ["r", 4]), info("y", TensorProto.FLOAT, ["r", 1])
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(np.array([1]), "axes")])
+    opsets = [helper.make_opsetid("", 17)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process limit itself")
+def test_a_graph_that_asks_for_all_memory_is_refused(good: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    model = parse_model(good)
+    vector = {"x": [[1.0] * 4], "y": [[4.0 * 1024]]}
+    for doublings in (10, 36):
+        doctored = model._replace(graphs={"g": bomb(doublings)}, manifest={"selftest": {"g": vector}})
+        if doublings == 10:
+            check_selftest(doctored)
+            continue
+        with pytest.raises(ModelRefused, match="graph g"):
+            check_selftest(doctored)
 
 
 def test_a_graph_that_does_not_load_is_refused(good: bytes) -> None:

@@ -1,0 +1,184 @@
+"""An agent at work: the bars it has seen, its ledger, and the decision that waits for its fill."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.agent import Agent, Setting
+from host.feed import Bar
+from kernels.bars import Bars, take
+from kernels.features import HISTORY, new_work
+from kernels.gumbel import SearchConfig
+from kernels.market import ACC_SIDE, PIPS_OF_PRICE, TRADE, Market, new_accounts, step
+from kernels.ort import check
+from kernels.position import ACTIONS, RAW, kind_of, target_side
+from kernels.trader import Trader, decide
+
+COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_sell", "p_close", "latency_us")
+
+
+def new_trader(agent: Agent, setting: Setting, search: SearchConfig) -> Trader:
+    """An agent at one root without noise."""
+    return Trader(
+        planner=agent.planner(1, search),
+        features=setting.features,
+        normaliser=setting.normaliser,
+        codes=setting.codes,
+        market=setting.market,
+        x=np.zeros(len(setting.normaliser.scale), np.float32),
+        work=new_work(setting.features),
+        position=np.zeros(RAW, np.float32),
+    )
+
+
+def format_decision(
+    time_ns: int, action: int, target: float, value: float, policy: Any, latency_us: int
+) -> list[str]:
+    """One row in the columns of `act`: `policy` [A] summed over sizes; the floats survive a round trip."""
+    stamp = np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s") + "Z"
+    k = len(policy) // 2 - 1
+    kinds = policy[:1], policy[1 : 1 + k], policy[1 + k : -1], policy[-1:]
+    return [
+        stamp,
+        ACTIONS[kind_of(int(action), len(policy))],
+        np.format_float_positional(target, trim="-"),
+        repr(float(value)),
+        *(repr(float(np.sum(kind))) for kind in kinds),
+        str(latency_us),
+    ]
+
+
+class History:
+    """The last bars of a feed, at least HISTORY of them once so many have come, in arrays that never move for long."""
+
+    def __init__(self, capacity: int = 8 * HISTORY) -> None:
+        kinds = (np.int64 if name == "time" else np.float64 for name in Bars._fields)
+        self._all = Bars._make(np.zeros(capacity, kind) for kind in kinds)
+        self._count = 0
+
+    def append(self, bar: Bar) -> None:
+        """Take in the next closed bar; the oldest are forgotten when the room is full."""
+        if self._count == len(self._all.time):
+            for column in self._all:
+                column[:HISTORY] = column[-HISTORY:]
+            self._count = HISTORY
+        columns: tuple[NDArray[Any], ...] = self._all
+        for column, value in zip(columns, bar, strict=True):
+            column[self._count] = value
+        self._count += 1
+
+    @property
+    def bars(self) -> Bars:
+        """Views of the bars at hand; the newest is the last."""
+        return take(self._all, 0, self._count)
+
+
+class Actor:
+    """The state of acting: bars, ledger and the decision that waits for its fill."""
+
+    def __init__(self, agent: Agent, setting: Setting, search: SearchConfig) -> None:
+        self._trader = new_trader(agent, setting, search)
+        self._history = History()
+        self._account = new_accounts(1)[0]
+        self._trade = np.zeros(TRADE)
+        self._pending: int | None = None  # action decided at the last bar, filled by the next one
+
+    @property
+    def bars(self) -> Bars:
+        """The bars at hand; the newest is the last."""
+        return self._history.bars
+
+    @property
+    def target(self) -> float:
+        """The side that the last decision wants."""
+        sizes = self._trader.market.sizes
+        return float(target_side(self._account[ACC_SIDE], int(self._trader.planner.action[0]), sizes))
+
+    @property
+    def far(self) -> float:
+        """Root mean square of the last decision's normalised features: 1 in training, NaN if one is not finite."""
+        return float(np.sqrt(np.mean(np.square(self._trader.x, dtype=np.float64))))
+
+    def on_bar(self, bar: Bar) -> bool:
+        """Book the fill of the last decision and decide again; False during the warm-up."""
+        self._history.append(bar)
+        bars = self._history.bars
+        t, trader = len(bars.time) - 1, self._trader
+        if self._pending is not None:
+            step(self._account, self._trade, bars, t - 1, self._pending, trader.market)
+        if t < HISTORY - 1:
+            return False
+        extra = np.zeros((len(bars.time), 0), np.float32)
+        check(decide(trader, self._account, bars, extra, t))
+        self._pending = int(trader.planner.action[0])
+        return True
+
+    def decision(self, bar: Bar, latency_us: int) -> list[str]:
+        """The row to print after `on_bar`."""
+        planner = self._trader.planner
+        action = int(planner.action[0])
+        return format_decision(bar.time, action, self.target, planner.value[0], planner.policy[0], latency_us)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next decision depends on besides the last HISTORY bars."""
+        return {"account": self._account.tolist(), "pending": self._pending}
+
+    def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
+        """Go on from `state`, as it was after the last of `bars`."""
+        self._history = History()
+        for bar in bars[-HISTORY:]:
+            self._history.append(bar)
+        self._account[:] = state["account"]
+        self._pending = state["pending"]
+
+
+def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisions: int) -> list[int]:
+    """Microseconds of decisions on a random walk at the scale of the market; the first two compile or load kernels."""
+    actor, found = Actor(agent, setting, search), list[int]()
+    for bar in random_walk(setting.market, HISTORY - 1 + decisions):
+        begin = time.perf_counter()
+        if actor.on_bar(bar):
+            found.append(microseconds_since(begin))
+    return found
+
+
+def random_walk(market: Market, bars: int) -> Iterator[Bar]:
+    """Bars without meaning."""
+    pip, price = market.pip_px, market.pip_px * math.sqrt(math.prod(PIPS_OF_PRICE))
+    moves = np.random.Generator(np.random.Philox(key=0)).standard_normal(bars) * market.range_px / 2
+    for i, move in enumerate(moves.tolist()):
+        close = max(price + move, price / 2)
+        high, low = max(price, close) + pip, min(price, close) - pip
+        yield Bar((i + 1) * market.interval_ns, price, high, low, close, price + pip, close + pip, 1.0)
+        price = close
+
+
+class Printer:
+    """Decisions on stdout: CSV with a header or JSON lines, flushed."""
+
+    def __init__(self, out: IO[str], as_json: bool) -> None:
+        self._out, self._as_json = out, as_json
+        if not as_json:
+            print(",".join(COLUMNS), file=out, flush=True)
+
+    def print(self, row: list[str]) -> None:
+        """One decision."""
+        print(as_json_line(row) if self._as_json else ",".join(row), file=self._out, flush=True)
+
+
+def as_json_line(row: list[str]) -> str:
+    """The same decision as a JSON object."""
+    record = dict(zip(COLUMNS, row, strict=True))
+    return json.dumps({k: v if k in ("time", "action") else json.loads(v) for k, v in record.items()})
+
+
+def microseconds_since(begin: float) -> int:
+    """Whole microseconds since a `perf_counter`."""
+    return round((time.perf_counter() - begin) * 1e6)

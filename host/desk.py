@@ -1,0 +1,228 @@
+"""The trading desk: the agent's decision, the guards, and the ledger of what was published, as one pure step.
+
+`Desk` reads no clock and no file: what it needs to know of the world comes with each bar and is in the journal, so
+`play` makes the same decisions again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from host.actor import Actor
+from host.agent import Loaded
+from host.feed import Bar
+from host.journal import JournalError
+from host.model_file import ModelRefused
+from kernels.features import HISTORY
+from kernels.guard import HALTED, Guard, Limits, Seen, Verdict, bound, judge, lift, reason_of
+from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, PROFIT_PX, TRADE, new_accounts, step
+from kernels.position import BUY, CLOSE, HOLD, SELL
+
+FORMAT = 1  # of the journal's records
+
+
+class ReplayError(RuntimeError):
+    """The journal's decisions are not those that this program makes of its bars."""
+
+    exit_code = 9
+
+
+class World(NamedTuple):
+    """What the host saw when a bar came."""
+
+    now_ns: int
+    halt: bool = False  # there is a HALT file
+    position_fault: str = ""  # why the bridge's position is not the published one
+
+
+class Outcome(NamedTuple):
+    """What is published after a bar, or after a stop, which has no decision."""
+
+    seq: int
+    row: list[str]  # of `act`
+    target: float
+    state: str
+    reason: str
+    decided_ns: int
+    close_ns: int  # of the last bar
+
+
+class Desk:
+    """Bars in, published targets out."""
+
+    def __init__(self, loaded: Loaded, limits: Limits) -> None:
+        self._loaded, self.limits = loaded, limits
+        self.actor = Actor(loaded.agent, loaded.setting, loaded.search)
+        self.guard = Guard()
+        self.outcome: Outcome | None = None  # the last one
+        self.last: Bar | None = None
+        self._market = loaded.setting.market
+        self._held = new_accounts(1)[0]  # the ledger of the published targets
+        self._trade = np.zeros(TRADE)
+
+    def on_bar(self, bar: Bar, world: World) -> Outcome | None:
+        """Take a bar in and decide; None during the warm-up."""
+        decided = self.actor.on_bar(bar)
+        self.last = bar
+        self._fill()
+        if not decided:
+            return None
+        pip = self._market.pip_px
+        closed = self._trade[EXIT_BAR] >= 0
+        seen = self._seen(world)._replace(
+            profit=self._trade[PROFIT_PX] / pip if closed else 0.0,
+            spread=(bar.ask_close - bar.close) / pip,
+            far=self.actor.far,
+        )
+        return self._outcome(*judge(self.guard, seen, self.limits), self.actor.target, world, bar)
+
+    def check(self, world: World) -> Verdict:
+        """What the guards say between two bars."""
+        return judge(self.guard, self._seen(world), self.limits)[1]
+
+    def stop(self, reason: str, world: World) -> Outcome:
+        """Flat, whatever the agent wants."""
+        return self._outcome(self.guard, Verdict(HALTED, reason, 0.0), self.guard.wanted, world, None)
+
+    def lift(self) -> None:
+        """Forget the losses that halted it."""
+        self.guard = lift(self.guard)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on besides the last bars."""
+        return {
+            "model": self._loaded.sha256,
+            "limits": self.limits._asdict(),
+            "actor": self.actor.state(),
+            "held": self._held.tolist(),
+            "guard": self.guard._asdict(),
+            "outcome": self.outcome._asdict() if self.outcome else None,
+        }
+
+    def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
+        """Go on from `state`, as it was after the last of `bars`."""
+        if state["model"] != self._loaded.sha256:
+            raise ModelRefused(
+                f"model {self._loaded.sha256[:16]}: the journal is of {state['model'][:16]}; "
+                "another model begins in another --out"
+            )
+        self.limits = Limits(**state["limits"])
+        self.actor.restore(state["actor"], bars)
+        self._held[:] = state["held"]
+        self.guard = Guard(**{**state["guard"], "changes_ns": tuple(state["guard"]["changes_ns"])})
+        self.outcome = Outcome(**state["outcome"]) if state["outcome"] else None
+        self.last = bars[-1] if bars else None
+
+    def _fill(self) -> None:
+        """Book the published target at the open of the newest bar."""
+        bars, side = self.actor.bars, self._held[ACC_SIDE]
+        wanted = float(np.sign(self.guard.target))
+        action = HOLD if wanted == side else CLOSE if wanted == 0 else BUY if wanted > 0 else SELL
+        self._trade[EXIT_BAR] = -1
+        if len(bars.time) > 1:
+            step(self._held, self._trade, bars, len(bars.time) - 2, action, self._market)
+
+    def _seen(self, world: World) -> Seen:
+        return Seen(
+            now_ns=world.now_ns,
+            close_ns=self.last.time if self.last else world.now_ns,
+            interval_ns=self._market.interval_ns,
+            trained_ns=self._loaded.trained_ns,
+            equity=float(self._held[ACC_EQUITY] / self._market.pip_px),
+            profit=0.0,
+            spread=0.0,
+            far=0.0,
+            halt=world.halt,
+            position_fault=world.position_fault,
+        )
+
+    def _outcome(
+        self, guard: Guard, verdict: Verdict, wanted: float, world: World, bar: Bar | None
+    ) -> Outcome:
+        self.guard = bound(guard, wanted, verdict, world.now_ns)
+        self.outcome = Outcome(
+            seq=self.outcome.seq + 1 if self.outcome else 1,
+            row=self.actor.decision(bar, 0) if bar else [],
+            target=self.guard.target,
+            state=verdict.state,
+            reason=reason_of(self.guard, verdict),
+            decided_ns=world.now_ns,
+            close_ns=self.last.time if self.last else world.now_ns,
+        )
+        return self.outcome
+
+
+def start_record(desk: Desk, live: bool, lifted: bool) -> dict[str, Any]:
+    """What a process notes in the journal when it begins."""
+    return {"start": {"format": FORMAT, "live": live, "lift": lifted, "limits": desk.limits._asdict()}}
+
+
+def snapshot_record(desk: Desk, live: bool) -> dict[str, Any]:
+    """The first record of a journal: all that what follows depends on."""
+    bars = desk.actor.bars
+    columns = (column[max(0, len(bars.time) - HISTORY) :].tolist() for column in bars)
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return {**start_record(desk, live, False), "desk": desk.state(), "bars": rows}
+
+
+def bar_record(bar: Bar, world: World) -> dict[str, Any]:
+    """A bar and what the host saw, noted before the decision."""
+    return {"bar": list(bar), "world": list(world)}
+
+
+def stop_record(reason: str, world: World) -> dict[str, Any]:
+    """An end that the feed did not bring about."""
+    return {"stop": reason, "world": list(world)}
+
+
+def bars_of(record: dict[str, Any]) -> list[Bar]:
+    """The bars that a record holds."""
+    rows = [record["bar"]] if "bar" in record else record.get("bars", [])
+    return [Bar(*row) for row in rows]
+
+
+def play(desk: Desk, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[Outcome | None, bool]]:
+    """Do again what the numbered records tell; yields what came of each, and whether that is recorded.
+
+    An outcome that is recorded otherwise raises ReplayError.
+    """
+    for line, record in records:
+        try:
+            if "seq" in record:
+                made, told = desk.outcome, Outcome(**record)
+                if made is None or untimed(made) != untimed(told):
+                    raise ReplayError(f"journal line {line}: it has {told}, this program decides {made}")
+                desk.outcome = told
+                yield told, True
+            else:
+                yield apply(desk, record), False
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise JournalError(
+                f"journal line {line}: not a record of this program ({error!r}); restore it or move it away"
+            ) from None
+
+
+def apply(desk: Desk, record: dict[str, Any]) -> Outcome | None:
+    """Do what one record tells."""
+    if "start" in record:
+        start = record["start"]
+        if start["format"] != FORMAT:
+            raise ValueError(f"format {start['format']}, not {FORMAT}")
+        if "desk" in record:
+            desk.restore(record["desk"], bars_of(record))
+        desk.limits = Limits(**start["limits"])
+        if start["lift"]:
+            desk.lift()
+        return None
+    world = World(*record["world"])
+    if "stop" in record:
+        return desk.stop(record["stop"], world)
+    return desk.on_bar(Bar(*record["bar"]), world)
+
+
+def untimed(outcome: Outcome) -> Outcome:
+    """An outcome without the time that it took."""
+    return outcome._replace(row=outcome.row[:-1])

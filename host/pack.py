@@ -1,0 +1,51 @@
+"""`pack`: the program as far as it acts, and a model, in one file that Python runs: `python swt.pyz act FEED`.
+
+A stored zip with sorted names and fixed dates: equal sources and model give equal bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from host.durable import replacing
+from host.model_file import check_selftest, read_model, stored_zip
+from host.progress import say
+
+ROOT = Path(__file__).parents[1]
+ENTRIES = ("host.act", "host.doctor")  # what the commands of the packed program import
+MAIN = b"from swt import main\n\nmain()\n"
+
+
+def pack(model: Path, out: Path) -> None:
+    """Write the packed program to `out`; a model that would be refused is not packed."""
+    checked = read_model(model)
+    check_selftest(checked)
+    data = stored_zip({**sources(), "__main__.py": MAIN, "model.swt": model.read_bytes()})
+    with replacing(out) as file:
+        file.write(data)
+    say(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: python {out} doctor")
+
+
+def sources() -> dict[str, bytes]:
+    """The files that the packed program is made of, by their names inside."""
+    todo, found = list(ENTRIES), dict[str, bytes]()
+    while todo:
+        module = todo.pop()
+        path = Path(*module.split(".")).with_suffix(".py").as_posix()
+        if path not in found and (ROOT / path).is_file():
+            found[path] = (ROOT / path).read_bytes()
+            todo += imports(found[path])
+    packages = {Path(path).parent.as_posix() + "/__init__.py" for path in found}
+    return {**found, **{path: (ROOT / path).read_bytes() for path in ("swt.py", *packages)}}
+
+
+def imports(source: bytes) -> Iterator[str]:
+    """Every module that a source may import, at its head or in a function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -1,0 +1,150 @@
+//+------------------------------------------------------------------+
+//| Sample bridge: holds in MetaTrader 5 what swt's target.csv says. |
+//| `act --out` writes into MQL5/Files/swt or Common/Files/swt; the  |
+//| same reader in Python, with its tests, is host/bridge.py.        |
+//+------------------------------------------------------------------+
+#include <Trade/Trade.mqh>
+
+input string InpFolder      = "swt";     // folder below Files
+input bool   InpCommon      = false;     // ... of the common data folder
+input string InpSwtSymbol   = "EURUSD";  // symbol in target.csv; traded is the chart's
+input string InpModel       = "";        // accept this model only (first 16 digits); empty = any
+input double InpLots        = 0.10;      // lots at a target of 1
+input double InpMaxTarget   = 1.0;       // refuse |target| above this
+input int    InpSilentMin   = 180;       // close after so many minutes of quotes without a valid row; 0 = never
+input long   InpMagic       = 20240229;
+
+#define HEADER   "seq,decided_utc,bar_close_utc,valid_until_utc,symbol,target,reason,model,crc32"
+#define BACK     "seq,utc,symbol,position,crc32"
+#define AHEAD    5                       // seconds a decision may lie in the future
+
+CTrade   trade;
+long     g_seq = 0;                      // last row accepted
+double   g_target = 0;                   // its level
+datetime g_until = 0, g_quote = 0;       // end of its validity; the last quote
+int      g_silent = 0;                   // seconds that brought quotes but no valid row
+bool     g_done = true;                  // the level has been reached
+string   g_said = "";
+
+int OnInit()
+  {
+   trade.SetExpertMagicNumber(InpMagic);
+   return EventSetTimer(1) ? INIT_SUCCEEDED : INIT_FAILED;
+  }
+
+void OnDeinit(const int reason) { EventKillTimer(); }
+void OnTimer()
+  {
+   string why = ReadTarget();
+   if(why != g_said && why != "repeated") { g_said = why; Print("swt: ", why == "" ? "row accepted" : why); }
+   if(TimeCurrent() != g_quote) { g_quote = TimeCurrent(); g_silent++; }
+   if(InpSilentMin > 0 && g_silent > InpSilentMin * 60) Reach(0);
+   else if(!g_done && TimeGMT() < g_until) g_done = Reach(Wanted());
+   Report();
+  }
+
+// Accept a new row; "" or why not.
+string ReadTarget()
+  {
+   uchar bytes[];
+   int shared = FILE_SHARE_READ | FILE_SHARE_WRITE | (InpCommon ? FILE_COMMON : 0);
+   int file = FileOpen(InpFolder + "\\target.csv", FILE_READ | FILE_BIN | shared);
+   if(file == INVALID_HANDLE) return "unreadable";
+   uint size = FileReadArray(file, bytes, 0, 4097);
+   FileClose(file);
+   if(size == 0 || size > 4096 || bytes[size - 1] != '\n') return "torn";
+   string lines[], f[];
+   if(StringSplit(CharArrayToString(bytes, 0, (int)size, CP_UTF8), '\n', lines) < 2) return "torn";
+   if(lines[0] != HEADER || StringSplit(lines[1], ',', f) != 9) return "torn";
+   if(Crc(StringSubstr(lines[1], 0, StringLen(lines[1]) - StringLen(f[8]) - 1)) != f[8]) return "bad crc";
+   long seq = StringToInteger(f[0]);
+   double target = StringToDouble(f[5]);
+   datetime decided = Stamp(f[1]), closed = Stamp(f[2]), until = Stamp(f[3]), now = TimeGMT();
+   if(StringFind(f[6], "dry-run") == 0) return "dry-run";
+   if(f[4] != InpSwtSymbol) return "symbol " + f[4];
+   if(InpModel != "" && f[7] != InpModel) return "model " + f[7];
+   if(seq <= g_seq) return "repeated";
+   if(now >= until) return "expired";
+   if(decided > now + AHEAD || closed > decided + AHEAD) return "from the future";
+   if(!MathIsValidNumber(target) || MathAbs(target) > InpMaxTarget) return "above the maximum";
+   g_seq = seq; g_target = target; g_until = until; g_silent = 0; g_done = false;
+   return "";
+  }
+
+datetime Stamp(string text)              // 2024-05-15T12:00:00Z
+  {
+   StringReplace(text, "-", "."); StringReplace(text, "T", " "); StringReplace(text, "Z", "");
+   return StringToTime(text);
+  }
+
+string Crc(const string text)
+  {
+   uchar b[];
+   int n = StringToCharArray(text, b, 0, StringLen(text), CP_UTF8);
+   uint crc = 0xFFFFFFFF;
+   for(int i = 0; i < n; i++)
+     {
+      crc ^= b[i];
+      for(int k = 0; k < 8; k++) crc = (crc & 1) != 0 ? (crc >> 1) ^ 0xEDB88320 : crc >> 1;
+     }
+   return StringFormat("%08x", ~crc);
+  }
+
+// Signed lots of this bridge's positions.
+double Held()
+  {
+   double lots = 0;
+   for(int i = PositionsTotal() - 1; i >= 0; i--)
+     {
+      if(PositionGetTicket(i) == 0 || PositionGetString(POSITION_SYMBOL) != _Symbol) continue;
+      if(PositionGetInteger(POSITION_MAGIC) != InpMagic) continue;
+      bool is_buy = PositionGetInteger(POSITION_TYPE) == POSITION_TYPE_BUY;
+      lots += is_buy ? PositionGetDouble(POSITION_VOLUME) : -PositionGetDouble(POSITION_VOLUME);
+     }
+   return NormalizeDouble(lots, 8);
+  }
+
+// Signed lots of the level, in whole steps, nothing below the least volume.
+double Wanted()
+  {
+   double step = SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_STEP);
+   double lots = MathFloor(MathAbs(g_target) * InpLots / step + 1e-9) * step;
+   if(lots < SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_MIN)) lots = 0;
+   lots = MathMin(lots, SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_MAX));
+   return NormalizeDouble(g_target < 0 ? -lots : lots, 8);
+  }
+
+// One step towards a level; true once it is held.  A smaller or opposite level begins by closing.
+bool Reach(const double wanted)
+  {
+   double held = Held();
+   if(MathAbs(held - wanted) < 1e-8) return true;
+   if(held * wanted < 0 || MathAbs(wanted) < MathAbs(held))
+     {
+      for(int i = PositionsTotal() - 1; i >= 0; i--)
+        {
+         ulong ticket = PositionGetTicket(i);
+         if(ticket == 0 || PositionGetString(POSITION_SYMBOL) != _Symbol) continue;
+         if(PositionGetInteger(POSITION_MAGIC) == InpMagic) trade.PositionClose(ticket);
+        }
+      return false;                      // the rest a second later, when the closing is booked
+     }
+   double more = NormalizeDouble(MathAbs(wanted - held), 8);
+   if(wanted > held) trade.Buy(more, _Symbol); else trade.Sell(more, _Symbol);
+   return false;
+  }
+
+// Tell swt what is held, in units of the target.
+void Report()
+  {
+   double held = Held(), position = MathAbs(held - Wanted()) < 1e-8 ? g_target : held / InpLots;
+   string now = TimeToString(TimeGMT(), TIME_DATE | TIME_SECONDS);
+   StringReplace(now, ".", "-"); StringReplace(now, " ", "T");
+   string row = StringFormat("%I64d,%sZ,%s,%.4f", g_seq, now, InpSwtSymbol, position);
+   string path = InpFolder + "\\position.csv", temporary = path + ".tmp";
+   int common = InpCommon ? FILE_COMMON : 0, file = FileOpen(temporary, FILE_WRITE | FILE_BIN | FILE_ANSI | common);
+   if(file == INVALID_HANDLE) return;
+   FileWriteString(file, BACK + "\n" + row + "," + Crc(row) + "\n");
+   FileClose(file);
+   FileMove(temporary, common, path, common | FILE_REWRITE);
+  }

@@ -1,0 +1,10 @@
+"""What several test files share."""
+
+import pytest
+
+from tests.trained import Trained, train
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(tmp_path_factory.mktemp("run"))

@@ -1,0 +1,183 @@
+"""A model file that anybody may have made: it acts, or it is refused with a reason; no third way, and no traceback.
+
+`SWT_FUZZ_SECONDS=600` doctors models for so long.
+"""
+
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host import model_file
+from host.actor import decide_on_noise
+from host.agent import Loaded, graph_widths, load_agent
+from host.model_file import ModelRefused
+from host.onnx_check import widths
+from tests.trained import Trained
+
+SECONDS = int(os.environ.get("SWT_FUZZ_SECONDS", "0"))
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    10**9,
+    10**400,
+    1e308,
+    -0.5,
+    "",
+    "../../etc/passwd",
+    "9" * 99,
+    [],
+    {},
+    [[]],
+]
+
+
+def members_of(data: bytes) -> dict[str, Any]:
+    members: dict[str, Any] = model_file._unpack(data)
+    members[model_file.MANIFEST] = json.loads(members[model_file.MANIFEST])
+    return members
+
+
+def signed(members: dict[str, Any]) -> bytes:
+    """The model file of an attacker who knows how to hash and pack."""
+    manifest = members[model_file.MANIFEST]
+    files = {name: data for name, data in members.items() if name != model_file.MANIFEST}
+    if isinstance(manifest, dict):
+        manifest["members"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return model_file.stored_zip(
+        {**files, model_file.MANIFEST: json.dumps(manifest, sort_keys=True).encode()}
+    )
+
+
+def loaded(data: bytes, folder: Path) -> Loaded | None:
+    """The model, able to decide, or None if it was refused."""
+    path = folder / "model.swt"
+    path.write_bytes(data)
+    try:
+        model = load_agent(path)
+    except ModelRefused:
+        return None
+    decide_on_noise(model.agent, model.setting, model.search, 2)
+    return model
+
+
+def array(data: Any) -> bytes:
+    return model_file._npy(np.asarray(data))
+
+
+def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(members: dict[str, Any]) -> None:
+        at = members[model_file.MANIFEST]
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+
+    return apply
+
+
+LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "J is 60": change("configuration", "features", "J", value=60),
+    "interval_s is 0": change("interval_s", value=0),
+    "simulations is 10": change("search", "simulations", value=10**9),
+    "considered is 9": change("search", "considered", value=9),
+    "unexpected keyword": change("search", "simulatoins", value=4),
+    "range -1": change("costs", "range_px", value=-1.0),
+    "latent is 100": change("sizes", "latent", value=100_000),
+    "the graphs have widths": change("sizes", "latent", value=9),
+    "shift is float32": change("sizes", "features", value=7),
+    "reading.side is 7": change("data", "reading", value={"side": 7}),
+    "'drop_bad'": change("data", "reading", value={"drop_bad": True}),
+    "spread_pips is -1": change("data", "spread_pips", value=-1.0),
+    "Error parsing datetime": change("data", "span", value=["2017-01-01", "then"]),
+    "other features": change("features", "digest", value="0" * 16),
+    "its history": change("history", value=9),
+    "'shift'": lambda members: members.pop("arrays/shift.npy"),
+    "normaliser": lambda members: members.update(
+        {"arrays/scale.npy": array(0 * np.frombuffer(members["arrays/scale.npy"][128:], np.float32))}
+    ),
+    "edges is float32": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7, np.float32))}),
+    "do not ascend": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7))}),
+}
+
+
+@pytest.mark.parametrize("reason", LIES)
+def test_a_manifest_that_lies_is_refused_before_any_inference(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    members = members_of(trained.path.read_bytes())
+    LIES[reason](members)
+    (tmp_path / "model.swt").write_bytes(signed(members))
+    monkeypatch.setattr(model_file, "Session", None)
+    with pytest.raises(ModelRefused, match=reason.replace(".", r"\.")):
+        load_agent(tmp_path / "model.swt")
+
+
+def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
+    agent = trained.loaded.agent
+    assert {name: widths(graph) for name, graph in agent.graphs.items()} == graph_widths(agent.sizes)
+    assert loaded(signed(members_of(trained.path.read_bytes())), tmp_path)
+    for missing in (tmp_path / "no.swt", tmp_path, tmp_path / "model.swt" / "model.swt"):
+        with pytest.raises(ModelRefused, match="cannot be read"):
+            load_agent(missing)
+
+
+def doctor(members: dict[str, Any], draw: random.Random) -> None:
+    """One random change somewhere inside."""
+    name = draw.choice([*members, *[model_file.MANIFEST] * len(members)])
+    if name != model_file.MANIFEST:
+        data = bytearray(members[name])
+        at = draw.randrange(len(data))
+        data[at : at + draw.randrange(9)] = draw.randbytes(draw.randrange(9))
+        members[name] = bytes(data)
+        return
+    at: Any = members[name]
+    while True:
+        key = draw.choice(list(at) if isinstance(at, dict) else range(len(at)))
+        if not isinstance(at[key], dict | list) or not at[key] or draw.random() < 0.2:
+            break
+        at = at[key]
+    if isinstance(at, dict) and draw.random() < 0.2:
+        del at[key]
+    else:
+        at[key] = draw.choice(ODD)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**64))
+def test_doctored_models_act_or_are_refused(
+    trained: Trained, tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    draw, folder = random.Random(seed), tmp_path_factory.mktemp("doctored")
+    members = members_of(trained.path.read_bytes())
+    for _ in range(draw.randint(1, 3)):
+        doctor(members, draw)
+    loaded(signed(members), folder)
+
+
+@pytest.mark.skipif(not SECONDS, reason="long mode: SWT_FUZZ_SECONDS=600")
+def test_doctored_models_for_a_long_time(trained: Trained, tmp_path: Path) -> None:
+    original, end, refused, seed = trained.path.read_bytes(), time.monotonic() + SECONDS, 0, 0
+    while time.monotonic() < end:
+        seed += 1
+        draw, members = random.Random(seed), members_of(original)
+        for _ in range(draw.randint(1, 3)):
+            doctor(members, draw)
+        try:
+            refused += loaded(signed(members), tmp_path) is None
+        except BaseException:
+            print(f"seed {seed}")
+            raise
+    assert 0 < refused < seed

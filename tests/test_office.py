@@ -1,0 +1,448 @@
+"""Acting into a folder: every guard through the files, and a restart at any byte goes on as if nothing had happened."""
+
+import io
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from host import office as module
+from host.act import act_on_feed, new_publishing, replay, symbol_of
+from host.actor import Printer
+from host.agent import reading_of
+from host.config import ConfigError, GuardConfig
+from host.desk import ReplayError
+from host.durable import Locked, locked
+from host.feed import Bar, feed_bars
+from host.formats import DataError, ReadOptions
+from host.journal import Journal, JournalError, read_journal
+from host.model_file import ModelRefused
+from host.office import FeedStale, Halted, Office, Publishing
+from host.target import Position, Row, format_position, parse_target
+from kernels.bars import NS
+from kernels.features import HISTORY
+from kernels.market import DAY_NS, HOUR_NS
+from tests.trained import HEADER, ROOT, ROWS, Trained, feed_of
+
+OFF = dict.fromkeys(asdict(GuardConfig()), 0) | {"max_target": 1.0}
+
+
+@pytest.fixture(scope="module")
+def bars(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[Bar]:
+    feed = feed_of(ROWS[: HISTORY + 200], tmp_path_factory.mktemp("feed") / "feed.csv")
+    return list(feed_bars(feed, reading_of(trained.loaded, ReadOptions())))
+
+
+class Acting:
+    """An office whose clock stands a second after each bar's close, or elsewhere."""
+
+    def __init__(
+        self, trained: Trained, folder: Path, monkeypatch: pytest.MonkeyPatch, live: bool = True, **guard: Any
+    ) -> None:
+        self.folder, self.out, self.now = folder, io.StringIO(), 0
+        folder.mkdir(exist_ok=True)
+        self._trained, self._live, self._guard = trained, live, GuardConfig(**{**OFF, **guard})
+        monkeypatch.setattr("host.office.time.time_ns", lambda: self.now)
+        self.office: Office | None = None
+
+    def start(self, lift: bool = False) -> Office:
+        self.close()
+        publishing = Publishing(self.folder, self._live, lift, "EURUSD", self._guard)
+        self.office = Office(self._trained.loaded, publishing, Printer(self.out, False))
+        return self.office
+
+    def feed(self, bars: list[Bar], after_ns: int = NS) -> list[Row]:
+        """The published row after each bar; () where none was."""
+        rows, office = list[Row](), self.office or self.start()
+        for bar in bars:
+            self.now = bar.time + after_ns
+            office.on_bar(bar)
+            rows += [self.row()] if (self.folder / "target.csv").exists() else []
+        return rows
+
+    def close(self) -> None:
+        if self.office:
+            self.office._journal.close()
+
+    def row(self) -> Row:
+        return parse_target((self.folder / "target.csv").read_bytes())
+
+
+@pytest.fixture
+def acting(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Acting]]:
+    made: list[Acting] = []
+
+    def make(**given: Any) -> Acting:
+        made.append(Acting(trained, tmp_path / "out", monkeypatch, **given))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def outcomes(folder: Path) -> list[dict[str, Any]]:
+    """Recorded decisions without the time they took."""
+    paths = [*sorted(folder.glob("journal-*.jsonl")), folder / "journal.jsonl"]
+    found = [record for path in paths for _, record in read_journal(path) if "seq" in record]
+    return [{**record, "row": record["row"][:-1]} for record in found]
+
+
+def test_without_limits_the_target_is_the_agents(acting: Any, bars: list[Bar], trained: Trained) -> None:
+    live = acting()
+    rows = live.feed(bars)
+    wanted = [float(trained.decisions[row[0]][2]) for row in (r["row"] for r in outcomes(live.folder))]
+    assert [row.target for row in rows] == wanted
+    assert len(set(wanted)) > 1
+    assert [row.seq for row in rows] == list(range(1, 202))
+    assert {row.reason for row in rows} == {"active agent"}
+    assert all(row.valid_until_ns == row.bar_close_ns + 2 * HOUR_NS for row in rows)
+    assert rows[-1].model == trained.loaded.sha256[:16]
+    beat = json.loads((live.folder / "heartbeat.json").read_text())
+    assert (beat["state"], beat["seq"], beat["target"]) == ("ACTIVE", 201, wanted[-1])
+    assert {path.name for path in live.folder.iterdir()} == {
+        "target.csv",
+        "heartbeat.json",
+        "state.json",
+        "journal.jsonl",
+    }
+
+
+def test_a_dry_run_says_so_and_lives_in_the_feeds_time(acting: Any, bars: list[Bar]) -> None:
+    dry = acting(live=False, daily_loss=200.0, drawdown=500.0, model_age_days=400.0, clock_skew_s=5.0)
+    rows = dry.feed(bars, after_ns=9 * 365 * DAY_NS)
+    assert {row.reason for row in rows} == {"dry-run active agent"}
+    assert all(row.decided_ns == row.bar_close_ns for row in rows)
+
+
+HALTS: list[tuple[str, dict[str, Any], int]] = [
+    ("daily-loss", {"daily_loss": 1.0}, NS),
+    ("drawdown", {"drawdown": 1.0}, NS),
+    ("losing-streak", {"losing_streak": 1}, NS),
+    ("model-age", {"model_age_days": 400.0}, 900 * DAY_NS),
+    ("clock-skew", {"clock_skew_s": 5.0}, -6 * NS),
+]
+
+
+@pytest.mark.parametrize(("reason", "guard", "after_ns"), HALTS, ids=[halt[0] for halt in HALTS])
+def test_a_limit_that_halts_leaves_a_flat_target_and_ends_with_7(
+    acting: Any, bars: list[Bar], reason: str, guard: dict[str, Any], after_ns: int
+) -> None:
+    live = acting(**guard)
+    with pytest.raises(Halted, match=reason) as halt:
+        live.feed(bars, after_ns)
+    assert halt.value.exit_code == 7
+    row = live.row()
+    assert (row.target, row.reason) == (0.0, f"halted {reason}")
+    assert row.valid_until_ns > live.now
+    last = live.start()._desk.last
+    with pytest.raises(Halted, match=reason):  # nor does a restart trade
+        live.office.on_bar(last._replace(time=last.time + 1))
+
+
+def test_a_dry_run_goes_on_where_a_live_one_would_halt(acting: Any, bars: list[Bar]) -> None:
+    rows = acting(live=False, drawdown=1.0).feed(bars)
+    assert len(rows) == 201
+    assert (rows[-1].target, rows[-1].reason) == (0.0, "dry-run halted drawdown")
+
+
+def test_a_halt_is_lifted_by_order(acting: Any, bars: list[Bar]) -> None:
+    live = acting(drawdown=1.0)
+    with pytest.raises(Halted):
+        live.feed(bars)
+    rest = [bar for bar in bars if bar.time > live.office._desk.last.time]
+    live.start(lift=True)
+    assert live.feed(rest[:1])[0].reason.startswith("active")
+
+
+REDUCES: list[tuple[str, dict[str, Any], int]] = [
+    ("spread", {"max_spread": 0.1}, NS),
+    ("far-features", {"far": 0.01}, NS),
+    ("late-bar", {}, HOUR_NS + NS),
+]
+
+
+@pytest.mark.parametrize(("reason", "guard", "after_ns"), REDUCES, ids=[reduce[0] for reduce in REDUCES])
+def test_a_limit_that_reduces_enters_nothing_and_keeps_what_there_is(
+    acting: Any, bars: list[Bar], reason: str, guard: dict[str, Any], after_ns: int
+) -> None:
+    reducing = acting(**guard)
+    rows = reducing.feed(bars, after_ns)
+    assert {(row.target, row.reason) for row in rows} == {(0.0, f"reducing {reason}")}
+
+
+def test_a_halt_file_stops_at_once_even_a_dry_run(acting: Any, bars: list[Bar]) -> None:
+    for live in (True, False):
+        run = acting(live=live)
+        run.feed(bars[: HISTORY + 9])
+        (run.folder / "HALT").touch()
+        with pytest.raises(Halted, match="halt-file"):
+            run.office.look()
+        assert (run.row().target, run.row().reason.split()[-2:]) == (0.0, ["halted", "halt-file"])
+        with pytest.raises(Halted, match="halt-file"):
+            run.start().on_bar(bars[HISTORY + 9])
+        shutil.rmtree(run.folder)
+
+
+def test_a_silent_feed_ends_with_6_but_not_over_the_weekend(acting: Any, bars: list[Bar]) -> None:
+    live = acting(stale_s=600.0)
+    friday = next(
+        i for i, (a, b) in enumerate(pairwise(bars)) if i > HISTORY and b.time - a.time > 40 * HOUR_NS
+    )
+    live.feed(bars[: friday + 1])
+    live.now = bars[friday + 1].time + 300 * NS
+    live.office.look()
+    live.feed(bars[friday + 1 : friday + 2])
+    live.now += HOUR_NS + 599 * NS
+    live.office.look()
+    live.now += 2 * NS
+    with pytest.raises(FeedStale) as stale:
+        live.office.look()
+    assert stale.value.exit_code == 6
+    assert (live.row().target, live.row().reason) == (0.0, "halted stale-feed")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"position": 0.25}, "position-mismatch"),
+        ({"seq": -1}, "position-behind"),
+        ({"symbol": "GBPUSD"}, "position-of-another-symbol"),
+        (None, "position-unreadable"),
+        ({}, ""),
+    ],
+)
+def test_a_bridge_that_holds_something_else_means_reducing(
+    acting: Any, bars: list[Bar], fault: dict[str, Any] | None, reason: str
+) -> None:
+    live = acting()
+    row = live.feed(bars[: HISTORY + 20])[-1]
+    told = Position(row.seq, live.now, "EURUSD", row.target)
+    if fault is not None:
+        fault = {**fault, "seq": row.seq - 1} if "seq" in fault else fault
+        text = format_position(told._replace(**fault))
+    else:
+        text = format_position(told)[:-3]
+    (live.folder / "position.csv").write_text(text)
+    after = live.feed(bars[HISTORY + 20 : HISTORY + 21])[-1]
+    assert after.reason == (f"reducing {reason}" if reason else "active agent")
+
+
+def test_a_fault_of_the_feed_goes_flat_first(trained: Trained, tmp_path: Path) -> None:
+    feed = tmp_path / "EURUSD.csv"
+    feed.write_text(HEADER + "".join(ROWS[: HISTORY + 5]) + "rubbish\n" + "".join(ROWS[HISTORY + 5 :]))
+    publishing = new_publishing(str(feed), tmp_path / "out", False, None, False, None, None)
+    with pytest.raises(DataError, match="rubbish"):
+        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
+    row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
+    assert (row.seq, row.target, row.reason) == (7, 0.0, "dry-run halted DataError")
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Trained, bars: list[Bar], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted dry run."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    act_dry(trained, folder, bars)
+    return folder
+
+
+def act_dry(trained: Trained, folder: Path, bars: list[Bar]) -> str:
+    """Act over all bars into `folder`, from wherever it stands; what was printed."""
+    folder.mkdir(exist_ok=True)
+    out = io.StringIO()
+    office = Office(
+        trained.loaded, Publishing(folder, False, False, "EURUSD", GuardConfig()), Printer(out, False)
+    )
+    for bar in bars:
+        office.on_bar(bar)
+    office.close()
+    return out.getvalue()
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_restart_at_any_byte_makes_the_same_decisions(
+    trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    """A kill leaves a beginning of the journal, a state file of any age before it, and perhaps half a line."""
+    journal = (whole / "journal.jsonl").read_bytes()
+    first = journal.index(b"\n") + 1
+    cut = data.draw(st.integers(0, len(journal)).filter(lambda n: n == 0 or n >= first))
+    folder = tmp_path / "out"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "journal.jsonl").write_bytes(journal[:cut])
+    state = data.draw(st.sampled_from(["kept", "none", "torn", "flipped"]))
+    cache = (whole / "state.json").read_bytes()
+    if state != "none":
+        flipped = bytes([cache[0] ^ 1]) + cache[1:]
+        content = {"kept": cache, "torn": cache[:99], "flipped": flipped}[state]
+        (folder / "state.json").write_bytes(content)
+    act_dry(trained, folder, bars)
+    assert outcomes(folder) == outcomes(whole)
+    assert (folder / "target.csv").read_bytes() == (whole / "target.csv").read_bytes()
+
+
+def test_the_state_file_is_only_a_cache(
+    trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
+) -> None:
+    """With it a restart plays the rest of the journal, without it all; both end in the same state."""
+    states = []
+    for keep in (True, False):
+        folder = tmp_path / str(keep)
+        shutil.copytree(whole, folder)
+        if not keep:
+            (folder / "state.json").unlink()
+        office = Office(
+            trained.loaded,
+            Publishing(folder, False, False, "EURUSD", GuardConfig()),
+            Printer(io.StringIO(), False),
+        )
+        states.append(office._desk.state())
+        office.close()
+    assert states[0]["guard"] == states[1]["guard"]
+    assert states[0]["actor"]["account"][:3] == states[1]["actor"]["account"][:3]
+    assert states[0]["outcome"] == states[1]["outcome"]
+
+
+def test_a_restart_prints_the_last_decision_again_and_goes_on(
+    trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
+) -> None:
+    first = act_dry(trained, tmp_path / "out", bars[: HISTORY + 50]).splitlines()
+    second = act_dry(trained, tmp_path / "out", bars).splitlines()
+    assert second[1] == first[-1]
+    untimed = [line.rpartition(",")[0].split(",") for line in [*first[1:], *second[2:]]]
+    assert untimed == [outcome["row"] for outcome in outcomes(whole)]
+
+
+def test_a_full_journal_is_rotated_and_each_part_stands_alone(
+    trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROTATE", 40_000)
+    monkeypatch.setattr("host.journal.KEEP", 3)
+    folder = tmp_path / "out"
+    for stop in (HISTORY + 70, HISTORY + 71, len(bars)):  # restarts in between
+        act_dry(trained, folder, bars[:stop])
+    parts = sorted(folder.glob("journal-*.jsonl"))
+    assert len(parts) == 3
+    assert int(parts[-1].stem[-6:]) > 3
+    expected = outcomes(whole)
+    assert outcomes(folder) == expected[-len(outcomes(folder)) :]
+    for path in [*parts, folder / "journal.jsonl"]:
+        replay(path, trained.path, io.StringIO(), False)
+
+
+def test_a_kill_between_the_renames_of_a_rotation_loses_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append({"a": 1})
+    journal.rotate({"b": 2})
+    journal.close()
+    assert [record for _, record in read_journal(tmp_path / "journal-000001.jsonl")] == [{"a": 1}]
+    (tmp_path / "journal.jsonl").rename(tmp_path / "journal.next.jsonl")
+    for half in (b"", b"half"):  # the second time: killed before the first rename
+        if half:
+            (tmp_path / "journal.next.jsonl").write_bytes(half)
+        journal = Journal(tmp_path)
+        journal.close()
+        assert journal.found == b'{"b": 2}\n'
+    assert not (tmp_path / "journal.next.jsonl").exists()
+
+
+def test_replay_prints_the_same_bytes(trained: Trained, bars: list[Bar], tmp_path: Path) -> None:
+    printed, out = act_dry(trained, tmp_path / "out", bars), io.StringIO()
+    replay(tmp_path / "out" / "journal.jsonl", trained.path, out, False)
+    assert out.getvalue() == printed
+
+
+def test_replay_finds_what_is_not_this_programs(trained: Trained, whole: Path, tmp_path: Path) -> None:
+    lines = (whole / "journal.jsonl").read_text().splitlines(keepends=True)
+    path = tmp_path / "journal.jsonl"
+    for change, error, says in (
+        (('"target":-1.0', '"target":1.0'), ReplayError, "journal line"),
+        (('"bar":[', '"bar":["'), JournalError, "damaged"),
+        (('"world":[', '"world":[null,'), JournalError, "not a record"),
+        ((f'"model": "{trained.loaded.sha256}"', '"model": "other"'), ModelRefused, "another model"),
+        ((f'"model":"{trained.loaded.sha256}"', '"model":"other"'), ModelRefused, "another model"),
+    ):
+        changed = [line.replace(*change) for line in lines]
+        if changed == lines:
+            continue
+        path.write_text("".join(changed))
+        with pytest.raises(error, match=says):
+            replay(path, trained.path, io.StringIO(), False)
+    assert (ReplayError.exit_code, JournalError.exit_code, ModelRefused.exit_code) == (9, 4, 5)
+
+
+def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> None:
+    feed = feed_of(ROWS[:HISTORY], tmp_path / "EURUSD_H1.csv")
+    publishing = new_publishing(str(feed), tmp_path, True, None, False, None, ["guard.max_target=0.5"])
+    assert publishing
+    assert (publishing.symbol, publishing.guard.max_target) == ("EURUSD", 0.5)
+    with locked(tmp_path / "lock"), pytest.raises(Locked, match="another process") as busy:
+        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
+    assert busy.value.exit_code == 8
+
+
+def test_flags_that_make_no_sense_are_refused() -> None:
+    for flags in ((None, True, None, False, None, None), (Path("x"), True, "EUR,USD", False, None, None)):
+        with pytest.raises(ConfigError):
+            new_publishing("feed.csv", *flags)
+    with pytest.raises(ConfigError, match="max_targt"):
+        new_publishing("feed.csv", None, False, None, False, None, ["guard.max_targt=1"])
+    assert [symbol_of(feed) for feed in ("a/gbpjpy_M1.csv", "-", "sample_data.csv")] == [
+        "GBPJPY",
+        "-",
+        "SAMPLE",
+    ]
+
+
+def started(trained: Trained, feed: Path, folder: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, ROOT / "swt.py", "act", feed, "--model", trained.path, "--out", folder]
+    return subprocess.Popen(
+        [*map(str, command), "--follow"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def test_killed_processes_leave_what_one_process_leaves(
+    trained: Trained, whole: Path, tmp_path: Path
+) -> None:
+    feed, folder = feed_of(ROWS[: HISTORY + 200], tmp_path / "EURUSD.csv"), tmp_path / "out"
+    draw = random.Random(5)
+    for goal in sorted(draw.sample(range(30_000, 110_000), 2)):
+        with started(trained, feed, folder) as process:
+            wait_for(lambda goal=goal: size_of(folder) >= goal)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    with started(trained, feed, folder) as process:
+        wait_for(lambda: len(outcomes(folder)) == 201 if size_of(folder) else False)
+        (folder / "HALT").touch()  # the feed is silent: the watch must see it
+        assert process.wait(20) == 7
+        assert b"halted: halt-file" in (process.stderr.read() if process.stderr else b"")
+    assert outcomes(folder)[:201] == outcomes(whole)
+    assert outcomes(folder)[-1]["target"] == 0.0
+
+
+def size_of(folder: Path) -> int:
+    path = folder / "journal.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
