@@ -87,8 +87,8 @@ def graph_widths(sizes: Sizes, memoryless: bool) -> dict[str, tuple[int, int]]:
 
 
 def row_buckets(rows: int) -> list[int]:
-    """Row counts to bind: powers of two, and `rows` itself."""
-    return [2**i for i in range(rows.bit_length()) if 2**i < rows] + [rows]
+    """Row counts to bind: 1, 2, 4, multiples of 8, and `rows` itself.  A search rarely fills a power of two."""
+    return [count for count in (1, 2, 4, *range(8, rows, 8)) if count < rows] + [rows]
 
 
 def slot_sides(

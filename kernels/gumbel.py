@@ -99,22 +99,30 @@ def _halving_row(m: int, n: int) -> list[int]:
 
 
 @inlined
+def weigh_actions(tree: Tree, b: int, node: int) -> None:
+    """tree.policy of a decision node, from its logits: once a node, for a search asks for it at every visit."""
+    A, highest, total = tree.policy.shape[2], MASKED, 0.0
+    for a in range(A):
+        highest = max(highest, tree.prior[b, node, a])
+    for a in range(A):
+        weight = math.exp(tree.prior[b, node, a] - highest)
+        tree.policy[b, node, a] = weight
+        total += weight
+    for a in range(A):
+        tree.policy[b, node, a] /= total
+
+
+@inlined
 def completed_q(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
     """tree.score[b] = Q of every action, visited ones their own, the others the mixed value; the most visits of one."""
     q = tree.score[b]
     actions = q.shape[0]
-    highest = MASKED
-    for a in range(actions):
-        highest = max(highest, tree.prior[b, node, a])
-    total = 0.0
-    for a in range(actions):
-        total += math.exp(tree.prior[b, node, a] - highest)
     visits, most, mass, weighted = 0, 0, 0.0, 0.0
     for a in range(actions):
         child = tree.child[b, node, a]
         if child == NONE or tree.visits[b, child] == 0:
             continue
-        probability = max(math.exp(tree.prior[b, node, a] - highest) / total, TINY)
+        probability = max(np.float64(tree.policy[b, node, a]), TINY)
         q[a] = edge_value(tree, b, child, config.discount)
         visits += tree.visits[b, child]
         most = max(most, tree.visits[b, child])
@@ -246,23 +254,18 @@ def interior_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
 @inlined
 def mix_noise(tree: Tree, config: SearchConfig, b: int) -> None:
     """Root logits of (1 - share) prior + share noise, where `tree.noise` holds any: a draw over the legal actions."""
-    A = tree.noise.shape[1]
-    mass, highest, total = 0.0, MASKED, 0.0
-    for a in range(A):
+    mass = 0.0
+    for a in range(tree.noise.shape[1]):
         if tree.legal[b, 0, a]:
             mass += tree.noise[b, a]
-            highest = max(highest, tree.prior[b, 0, a])
     if mass == 0:
         return
-    for a in range(A):
+    for a in range(tree.noise.shape[1]):
         if tree.legal[b, 0, a]:
-            total += math.exp(tree.prior[b, 0, a] - highest)
-    for a in range(A):
-        if tree.legal[b, 0, a]:
-            prior = math.exp(tree.prior[b, 0, a] - highest) / total
-            noise = tree.noise[b, a] / mass
-            mixed = (1.0 - config.noise_share) * prior + config.noise_share * noise
+            noise = config.noise_share * tree.noise[b, a] / mass
+            mixed = (1.0 - config.noise_share) * tree.policy[b, 0, a] + noise
             tree.prior[b, 0, a] = math.log(max(mixed, TINY))
+    weigh_actions(tree, b, 0)
 
 
 @inlined
@@ -273,21 +276,18 @@ def puct_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
     """
     A, q = tree.legal.shape[2], tree.score[b]
     own = np.float64(tree.value[b, node])
-    low, high, highest, total = own, own, MASKED, 0.0
+    low, high = own, own
     for a in range(A):
         child = tree.child[b, node, a]
         q[a] = own if child == NONE else edge_value(tree, b, child, config.discount)
         low, high = min(low, q[a]), max(high, q[a])
-        highest = max(highest, tree.prior[b, node, a])
     unit = max(high - low, 1e-8) if config.rescale else config.value_unit
-    for a in range(A):
-        total += math.exp(tree.prior[b, node, a] - highest)
     count = np.float64(tree.visits[b, node])
     bonus = math.sqrt(count) * (PUCT_INIT + math.log((count + PUCT_BASE + 1.0) / PUCT_BASE))
     best, best_score = NONE, -np.inf
     for a in range(A):
-        prior = math.exp(tree.prior[b, node, a] - highest) / total
-        score = (q[a] - low) / unit + bonus * prior / (1.0 + visits_of(tree, b, node, a))
+        explore = bonus * np.float64(tree.policy[b, node, a]) / (1.0 + visits_of(tree, b, node, a))
+        score = (q[a] - low) / unit + explore
         if tree.legal[b, node, a] and score > best_score:
             best, best_score = a, score
     return best

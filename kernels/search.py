@@ -20,6 +20,7 @@ from kernels.gumbel import (
     puct_action,
     root_candidate,
     visits_of,
+    weigh_actions,
 )
 from kernels.ort import Net, evaluate
 from kernels.outlook import Outlook
@@ -205,9 +206,11 @@ def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes
         highest = max(highest, y[D + c])
     total = 0.0
     for c in range(codes):
-        total += math.exp(y[D + c] - highest)
+        weight = math.exp(y[D + c] - highest)
+        tree.prior[b, node, c] = weight
+        total += weight
     for c in range(codes):
-        tree.prior[b, node, c] = math.exp(y[D + c] - highest) / total
+        tree.prior[b, node, c] /= total
     for c in range(codes, tree.prior.shape[2]):
         tree.prior[b, node, c] = 0.0
     tree.raw_value[b, node] = y[D + codes]
@@ -226,6 +229,7 @@ def read_decision(tree: Tree, y: NDArray[np.float32], b: int, node: int, reverse
     tree.raw_value[b, node] = y[D + 1 + A]
     tree.value[b, node] = y[D + 1 + A]
     mask(tree, b, node, reverse)
+    weigh_actions(tree, b, node)
 
 
 @inlined
@@ -427,8 +431,9 @@ def grow(
     table: NDArray[np.int32],
 ) -> int:
     """Run all simulations of all searches; 0 or the status of a failed network call."""
-    if config.rule == PUCT:
-        for b in range(tree.used.shape[0]):
+    for b in range(tree.used.shape[0]):
+        weigh_actions(tree, b, 0)
+        if config.rule == PUCT:
             mix_noise(tree, config, b)
     for simulation in range(config.simulations):
         for b in range(tree.used.shape[0]):

@@ -21,6 +21,7 @@ from kernels.gumbel import (
     root_action,
     root_candidate,
     visits_of,
+    weigh_actions,
 )
 from kernels.ort import evaluate
 from kernels.planner import Planner, new_planner
@@ -163,6 +164,7 @@ def draw_root(planner: Planner, wide: Wide, b: int) -> None:
             tree.legal[b, 0, count] = True
             tree.prior[b, 0, count] = np.float64(wide.head[b, 0, kind]) - math.log(parts)
             count += 1
+    weigh_actions(tree, b, 0)
 
 
 @inlined
@@ -187,6 +189,7 @@ def widen(planner: Planner, wide: Wide, b: int, node: int) -> None:
         wide.drawn[b, node, e] += 1
         tree.legal[b, node, e] = True
         tree.prior[b, node, e] = math.log(wide.drawn[b, node, e])
+    weigh_actions(tree, b, node)
 
 
 @inlined

@@ -63,7 +63,9 @@ class _Graph:
         self.node("Split", [x, sizes], list(widths), axis=-1)
 
     def join(self, parts: list[str], y: str) -> str:
-        """Put columns side by side."""
+        """Put columns side by side; a part of width 0 is not given."""
+        if len(parts) == 1:
+            return parts[0]
         return self.node("Concat", parts, y, axis=-1)
 
     def serialise(self, width_in: int, width_out: int) -> bytes:
@@ -92,9 +94,11 @@ def export(flat: Array, shape: Shape, slots: int, sides: Array | None = None) ->
 def _predict(g: _Graph, latent_and_position: str, p: Params, s: Shape) -> list[str]:
     """Names of policy logits and value."""
     hidden = g.hidden(latent_and_position, "predict", p.predict_w, p.predict_b)
-    policy = g.linear(hidden, "policy", p.policy_w, p.policy_b)
-    bins = g.linear(hidden, "bins", p.value_w, p.value_b)
-    return [policy, g.decode(bins, "value", s.value_limit, s.value_bins)]
+    # in one product: a narrow one alone costs as much as sixteen columns
+    w, b = np.concatenate([p.policy_w, p.value_w], axis=1), np.concatenate([p.policy_b, p.value_b])
+    g.linear(hidden, "heads", w, b)
+    g.split("heads", {"policy": s.actions, "bins": s.value_bins})
+    return ["policy", g.decode("bins", "value", s.value_limit, s.value_bins)]
 
 
 def _root(p: Params, s: Shape) -> bytes:
@@ -103,7 +107,7 @@ def _root(p: Params, s: Shape) -> bytes:
     hidden = g.hidden("features", "represent", p.represent_w, p.represent_b)
     latent = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "latent", s.latent)
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
-    heads = _predict(g, g.join([latent, "position"], "predict_in"), p, s)
+    heads = _predict(g, g.join([latent, *(["position"] if s.position else [])], "predict_in"), p, s)
     g.join([latent, *heads, codes], "y")
     return g.serialise(s.features + s.position, s.latent + s.codes + s.actions + 1)
 
@@ -127,7 +131,7 @@ def _dynamics(p: Params, s: Shape) -> bytes:
     latent = g.norm(g.node("Add", ["latent", step], "before"), "next", s.latent)
     gain = g.linear(g.hidden("x", "gain", p.gain_w, p.gain_b), "reward_bins", p.reward_w, p.reward_b)
     reward = g.decode(gain, "reward", s.reward_limit, s.reward_bins)
-    heads = _predict(g, g.join([latent, "next_position"], "predict_in"), p, s)
+    heads = _predict(g, g.join([latent, *(["next_position"] if s.position else [])], "predict_in"), p, s)
     g.join([latent, reward, *heads], "y")
     return g.serialise(s.latent + s.codes + 2 * s.position, s.latent + 1 + s.actions + 1)
 
