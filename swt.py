@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -220,8 +221,8 @@ def bench(
         int, typer.Option(help="Threads; 0 = all cores.  One is CPU time, more are wall time.")
     ] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds whose median is given.", min=1)] = 7,
-    full: Annotated[
-        bool, typer.Option("--full", help="`search` and `widening` with 32 and 50 simulations too.")
+    quick: Annotated[
+        bool, typer.Option("--quick", help="`search` and `widening` with 16 simulations and one thread only.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -229,8 +230,9 @@ def bench(
     from host.bench import Size, print_bench
     from host.bench import bench as run
 
-    simulations = (16, 32, 50) if full else (16,)
-    size = Size(threads=thread_count(threads), rounds=rounds, simulations=simulations)
+    size = Size(threads=thread_count(threads), rounds=rounds)
+    if quick:
+        size = replace(size, simulations=(16,), threads_tried=(1,))
     document = run(what, size)
     print(json.dumps(document)) if as_json else print_bench(what, document, sys.stdout)
 

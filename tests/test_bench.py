@@ -14,23 +14,21 @@ from host import bench as module
 from host.bars import read_bars
 from host.bench import (
     BENCHES,
-    NETS,
     BenchError,
-    Case,
     Size,
     bench,
     medians,
     memory_mb,
     multiply,
-    new_graphs,
-    new_searches,
     print_bench,
     products_of,
     random_batch,
     sample_bars,
     write_minutes,
 )
+from host.bench_search import SEARCHES, Case, market_calls, new_searches, shape_of
 from host.formats import ReadOptions
+from kernels.ort import check
 from models.net import Shape
 from models.unroll import CHUNKS, Learner
 
@@ -40,6 +38,7 @@ TINY = Size(
     nets=("default",),
     roots=(2,),
     simulations=(2,),
+    threads_tried=(1,),
     forests=((1, 2), (2, 2)),
     windows=8,
     sessions=2,
@@ -90,7 +89,7 @@ def test_documents_have_their_keys_and_positive_figures(what: str) -> None:
     print_bench(what, document, out)
     assert len(out.getvalue().splitlines()) == 1 + len(rows) // (2 if what == "search" else 1)
     if what == "search":
-        assert [row["impl"] for row in rows] == ["swt", "network"]
+        assert [row["impl"] for row in rows] == ["swt", "network"] * len(SEARCHES)
         assert "ratio" in out.getvalue()
 
 
@@ -104,38 +103,31 @@ def test_an_unknown_bench_is_a_usage_error() -> None:
     assert BenchError.exit_code == 2
 
 
-def test_the_network_alone_makes_the_calls_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted, so that the calls can be counted."""
-    from kernels import planner, search
-
-    calls = dict[str, list[tuple[int, int]]]()
-    for impl in ("swt", "network"):
-        seen = calls[impl] = []
-        (work,) = new_searches(new_graphs(NETS["default"]), Case(impl, "default", 3, 4, 1))
-
-        def count(net: Any, rows: int, seen: list[tuple[int, int]] = seen) -> int:
-            net.y[:] = 0
-            seen.append((net.x.shape[1], rows))
-            return 0
-
-        for place in (module, planner, search):
-            monkeypatch.setattr(place, "evaluate", count)
-        if impl == "swt":
-            python_plan(monkeypatch, work)
-        else:
-            work.func.py_func(*work.args)  # type: ignore[attr-defined]
-    assert calls["swt"] == calls["network"]
-    assert sum(rows for _, rows in calls["swt"]) == 3 * (1 + 4 * (1 + 8))
-
-
-def python_plan(monkeypatch: pytest.MonkeyPatch, work: Any) -> None:
-    """A search with the kernels that call the network interpreted."""
-    from kernels import planner, search
-
-    for name in ("simulate", "expand_all_codes", "expand_decisions", "expand_afterstates"):
-        monkeypatch.setattr(search, name, getattr(search, name).py_func)
-    monkeypatch.setattr(planner, "grow", search.grow.py_func)  # type: ignore[attr-defined]
-    work.func.py_func(*work.args)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_network_alone_makes_the_calls_of_the_search(search: str) -> None:
+    """As many rows, and what it is given to call is what a search of the same roots has called."""
+    case = Case("swt", search, "default", 3, 12, 1)
+    (work,) = new_searches(case)
+    check(work())
+    planner = work.args[0]  # type: ignore[attr-defined]
+    (network,) = new_searches(case._replace(impl="network"))
+    *_, roots, calls = network.args  # type: ignore[attr-defined]
+    assert roots == 3
+    assert roots + calls.sum() == planner.rows.sum()
+    check(network())
+    if search == "market":
+        assert calls.tolist() == [24, 192, 72]  # 1, 8 and 3 nodes of each root, with 8 codes each
+        assert market_calls(100, 2, 8).tolist() == [
+            512,
+            288,
+            512,
+            288,
+        ]  # no call is larger than the cache likes
+    else:
+        np.testing.assert_array_equal(calls, planner.work.calls)
+        assert (calls.sum(axis=1) == 3).all()
+        assert (calls[:, 1] > 0).any() == (search == "stochastic")
+    assert shape_of(case).codes == {"gumbel": 4, "stochastic": 32, "market": 8}[search]
 
 
 def test_products_are_those_of_a_step() -> None:
