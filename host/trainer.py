@@ -106,9 +106,10 @@ class Trainer:
 
     def graphs(self) -> dict[str, bytes]:
         """The target networks as ONNX."""
-        return export(self.target, self.learner.shape, *self._slots())
+        return export(self.target, self.learner.shape, *self.slots())
 
-    def _slots(self) -> tuple[int, NDArray[np.float32] | None]:
+    def slots(self) -> tuple[int, NDArray[np.float32] | None]:
+        """What the network of the market search is exported for."""
         return slot_sides(self.sizes, self.acting_search(), self.data.setting.market.sizes)
 
     def search_config(self, simulations: int) -> SearchConfig:
