@@ -156,5 +156,4 @@ def reordered(fn: F) -> F:
 
     The order is the compiler's choice: equal on one type of CPU, whatever the threads.
     """
-    options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "nsz"}}
-    return cast(F, njit(**options)(fn))
+    return cast(F, njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})(fn))

@@ -186,7 +186,7 @@ def forbid(z: Array, legal: NDArray[np.bool_]) -> None:
 
 
 @kernel
-def _largest(row: Array) -> float:
+def _largest(row: Array) -> Any:
     """The largest of row [O]; four at a time, or each comparison would wait for the last."""
     a = b = c = d = row[0]
     whole = row.shape[0] // 4 * 4
