@@ -23,6 +23,7 @@ FLOORS = [  # a module imports lower floors only
     ["host.agent"],
     ["host.dataset", "host.synthetic", "host.backtest"],
     ["host.trainer", "host.act"],
+    ["host.bench_torch"],
     ["host.train", "host.selftest", "host.bench"],
     ["swt"],
 ]
