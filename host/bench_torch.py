@@ -42,7 +42,7 @@ class TorchLearner:
         data["reward"] = hl_gauss(data["reward"], s.reward_limit, s.reward_bins)
         losses = self._losses(**data)
         self._adam.zero_grad()
-        (losses @ torch.tensor(WEIGHTS)).backward()
+        (losses @ torch.tensor(WEIGHTS[: len(LOSSES)])).backward()
         torch.nn.utils.clip_grad_norm_(self._p.values(), CLIP)
         for group in self._adam.param_groups:
             group["lr"] = rate_at(self._step, self._rate, self._horizon)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
+from models.consistency import Foresight, consistency, new_foresight
 from models.layers import (
     cross_entropy,
     forbid,
@@ -41,13 +42,14 @@ LOSSES = ("policy", "value", "after_value", "chance", "reward")
 
 
 class LossWeights(NamedTuple):
-    """Weights of the losses, in the order of LOSSES."""
+    """Weights of the losses, in the order of LOSSES, and of one more."""
 
     policy: float = 1.0
     value: float = 0.5
     after_value: float = 0.5
     chance: float = 1.0
     reward: float = 1.0
+    consistency: float = 0.0  # 0 = without: then it is not among the losses
 
 
 WEIGHTS = LossWeights()
@@ -176,14 +178,28 @@ def layer_of(p: Params, d: Params, name: str) -> Layer:
 
 
 def loss_and_gradient(
-    d: Params, work: Work, p: Params, x: Array, weights: LossWeights, latent_gradient: float = LATENT_GRADIENT
+    d: Params,
+    work: Work,
+    p: Params,
+    x: Array,
+    weights: LossWeights,
+    latent_gradient: float = LATENT_GRADIENT,
+    sight: tuple[Foresight, Params] | None = None,
 ) -> list[float]:
-    """The losses in the order of LOSSES; d becomes the gradient of their weighted sum.
+    """The losses in the order of LOSSES, then that of consistency; d becomes the gradient of their weighted sum.
 
-    x [n, F]; the rest is what `fill_inputs` and `fill_targets` have written.
+    x [n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
+    workspace, x filled in, and the soft target network.
     """
     forward_latents(work, p, x)
     found = _heads(d, work, p, weights)
+    if sight is not None:
+        foresight, target = sight
+        part = work.d_part[1:]
+        later, d_later = (array.reshape(len(work.step_weight), -1) for array in (work.latent[1:], part))
+        factor = weights.consistency
+        found.append(consistency(d, d_later, foresight, p, target, later, work.step_weight, factor))
+        work.d_latent[1:] += part
     _backward_latents(d, work, p, latent_gradient)
     _backward_representation(d, work, p, x)
     return found
@@ -289,6 +305,8 @@ class Learner:
     ) -> None:
         if batch % CHUNKS:
             raise ValueError(f"a batch of {batch} windows is not {CHUNKS} equal chunks")
+        if (weights.consistency > 0) != (shape.project > 0):
+            raise ValueError("the consistency loss and its layers go together: both or neither")
         self.shape, self.step = shape, 0
         self.params = new_params(shape, seed)
         self.adam: Adam = new_adam(self.params)
@@ -298,15 +316,23 @@ class Learner:
         self._parts = np.zeros((CHUNKS, count(shape)), np.float32)
         self._d = [views(part, shape) for part in self._parts]
         self._gradient = np.zeros(count(shape), np.float32)
-        self._work = SimpleQueue[Work]()  # one a thread, whichever takes it: it stays in the cache
+        # one a thread, whichever takes it: it stays in the cache
+        self._work = SimpleQueue[tuple[Work, Foresight | None]]()
         for _ in range(min(threads, CHUNKS)):
-            self._work.put(new_work(shape, batch // CHUNKS, K))
+            foresight = new_foresight(shape, K * batch // CHUNKS) if weights.consistency > 0 else None
+            self._work.put((new_work(shape, batch // CHUNKS, K), foresight))
         self._pool = ThreadPoolExecutor(min(threads, CHUNKS))
 
-    def learn(self, batch: Batch) -> dict[str, float]:
-        """One step on a batch; its losses.  Raises FloatingPointError and changes nothing if one is not finite."""
-        rows = list(self._pool.map(lambda i: self._chunk(batch, i), range(CHUNKS)))
-        found = dict(zip(LOSSES, (sum(column) for column in zip(*rows, strict=True)), strict=True))
+    def learn(self, batch: Batch, target: Params | None = None) -> dict[str, float]:
+        """One step on a batch; its losses.  Raises FloatingPointError and changes nothing if one is not finite.
+
+        The consistency loss needs the soft target network and a batch that looks ahead.
+        """
+        if self._weights.consistency > 0 and (target is None or batch.ahead.shape[1] == 0):
+            raise ValueError("the consistency loss needs the target network and a batch that looks ahead")
+        rows = list(self._pool.map(lambda i: self._chunk(batch, target, i), range(CHUNKS)))
+        names = [*LOSSES, "consistency"][: len(rows[0])]
+        found = dict(zip(names, (sum(column) for column in zip(*rows, strict=True)), strict=True))
         found["gradient_norm"] = math.sqrt(sum(self._pool.map(self._add_up, self._slices())))
         bad = [name for name, x in found.items() if not math.isfinite(x)]
         if bad:
@@ -329,12 +355,18 @@ class Learner:
         rate = rate_at(self.step, self._rate, self._horizon)
         update(self.params[part], adam, self._gradient[part], self._decays[part], self.step, rate, scale)
 
-    def _chunk(self, batch: Batch, i: int) -> list[float]:
-        work = self._work.get()
-        n = len(work.represent)
-        x = batch.x[i * n : (i + 1) * n]
-        fill_inputs(work, batch, i * n)
-        fill_targets(work, batch, i * n, self.shape.value_limit, self.shape.reward_limit)
-        found = loss_and_gradient(self._d[i], work, self._views, x, self._weights)
-        self._work.put(work)
-        return found
+    def _chunk(self, batch: Batch, target: Params | None, i: int) -> list[float]:
+        work, foresight = self._work.get_nowait()  # there is one for every thread
+        try:
+            n, K = len(work.represent), len(work.move)
+            rows = slice(i * n, (i + 1) * n)
+            fill_inputs(work, batch, i * n)
+            fill_targets(work, batch, i * n, self.shape.value_limit, self.shape.reward_limit)
+            sight = None
+            if foresight is not None and target is not None:
+                foresight.x.reshape(K, n, -1)[...] = batch.ahead[rows].swapaxes(0, 1)
+                sight = foresight, target
+            d, p = self._d[i], self._views
+            return loss_and_gradient(d, work, p, batch.x[rows], self._weights, LATENT_GRADIENT, sight)
+        finally:
+            self._work.put((work, foresight))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from host.run import open_run
-from host.selftest import DEFAULT
+from host.synthetic import MARKETS
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "host" / "sample.csv"
@@ -140,7 +140,7 @@ def test_bad_bars_are_4(setup: Setup, tmp_path: Path) -> None:
 
 def test_a_synthetic_market_is_no_argument_of_train(setup: Setup, tmp_path: Path) -> None:
     """Only `selftest` knows markets that nobody can trade."""
-    for name in DEFAULT:
+    for name in MARKETS:
         assert name in refused(4, *train_args(Path(name), setup.config, tmp_path / "run"))
 
 

@@ -17,6 +17,7 @@ FLOORS = [  # a module imports lower floors only
     ["kernels.selfplay", "kernels.reanalyze", "kernels.trader"],
     ["models.layers", "models.adam"],
     ["models.net"],
+    ["models.consistency"],
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.bars", "host.onnx_check"],
     ["host.feed", "host.model_file", "host.run"],

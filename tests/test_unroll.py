@@ -51,7 +51,8 @@ def evaluate(
 
 
 def weighted(flat: np.ndarray, batch: Batch) -> float:
-    return float(np.dot(evaluate(flat, batch)[0], unroll.WEIGHTS))
+    losses = evaluate(flat, batch)[0]
+    return float(np.dot(losses, unroll.WEIGHTS[: len(losses)]))
 
 
 def lively(seed: int = 1) -> np.ndarray:
@@ -140,7 +141,7 @@ def test_losses_are_their_definition() -> None:
 def test_every_parameter_gets_gradient() -> None:
     _, gradient, _ = evaluate(lively(), random_batch(64, SHAPE, K))
     for name, view in net.views(gradient, SHAPE)._asdict().items():
-        assert (np.abs(view) > 0).mean() > 0.9, name
+        assert view.size == 0 or (np.abs(view) > 0).mean() > 0.9, name
 
 
 def test_latent_gradient_scales_only_what_flows_back_through_time() -> None:
@@ -270,7 +271,7 @@ def test_parts_add_up_in_their_order() -> None:
 
 def test_a_long_gradient_is_clipped() -> None:
     batch = random_batch(32, SHAPE, K)
-    weights = unroll.LossWeights(*[1e4] * 5)
+    weights = unroll.LossWeights(1e4, 1e4, 1e4, 1e4, 1e4)
     learner = unroll.Learner(SHAPE, 32, K, 0, 1e-2, 0.0, 10, 1, weights=weights)
     assert learner.learn(batch)["gradient_norm"] > 100 * unroll.CLIP
     norm = np.linalg.norm(learner.adam.mean.astype(float)) / 0.1  # after one step: the gradient it was given
