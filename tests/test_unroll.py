@@ -78,7 +78,7 @@ def test_gradient_of_the_whole_loss() -> None:
 
 
 def naive_outputs(p: net.Params, batch: Batch, b: int) -> list[dict[str, np.ndarray]]:
-    """Logits of window b at every step, layer by layer."""
+    """Latent and logits of window b at every step, layer by layer."""
 
     def norm(x: np.ndarray) -> np.ndarray:
         return (x - x.mean()) / np.sqrt(x.var() + layers.EPSILON)
@@ -90,6 +90,7 @@ def naive_outputs(p: net.Params, batch: Batch, b: int) -> list[dict[str, np.ndar
     m, found = norm(head("represent", "latent", batch.x[b].astype(float))), []
     for k in range(K + 1):
         here = {
+            "latent": m,
             "policy": head("predict", "policy", m, batch.position[b, k]),
             "value": head("predict", "value", m, batch.position[b, k]),
         }
