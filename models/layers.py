@@ -5,7 +5,7 @@ step.  Matrix products are BLAS's, the elementwise rest is fused in kernels.  Al
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,30 +150,34 @@ MASSES = _masses()
 
 
 @kernel
-def hl_gauss(target: Array, x: float, limit: float) -> None:
-    """target [V]: mass of N(x, 0.75 bins) in V bins whose centres span [-limit, limit]; x is clipped to them."""
-    V = target.shape[0]
+def hl_gauss(mass: Array, x: float, limit: float, V: int) -> int:
+    """mass [T <= V]: N(x, 0.75 bins) over T of V bins whose centres span [-limit, limit]; the first of them.
+
+    x is clipped to the centres; what lies beyond the bins is given to the others in proportion.
+    """
+    T = mass.shape[0]
     if math.isnan(x):  # min and max would swallow it
-        target[:] = x
-        return
+        mass[:] = x
+        return 0
     at = (min(max(x, -limit), limit) + limit) * (V - 1) / (2.0 * limit)
     at = min(at, V - 1.0)  # rounding
     nearest = int(at)
     fraction = (at - nearest) * FINE
     row = int(fraction)
     share = fraction - row
-    first, stop = max(0, nearest - BELOW), min(V, nearest - BELOW + BINS)
+    first = min(max(nearest - BELOW, 0), V - T)
+    shift = first - nearest + BELOW
     total = 0.0
-    for v in range(V):
-        target[v] = 0
-    for v in range(first, stop):
-        j = v - nearest + BELOW
-        mass = MASSES[row, j] + share * (MASSES[row + 1, j] - MASSES[row, j])
-        target[v] = mass
-        total += mass
-    scale = target.dtype.type(1.0 / total)
-    for v in range(first, stop):
-        target[v] *= scale
+    for i in range(T):
+        j = i + shift
+        inside = 0 <= j < BINS
+        here = MASSES[row, j] + share * (MASSES[row + 1, j] - MASSES[row, j]) if inside else 0.0
+        mass[i] = here
+        total += here
+    scale = mass.dtype.type(1.0 / total)
+    for i in range(T):
+        mass[i] *= scale
+    return int(first)
 
 
 @kernel
@@ -201,48 +205,61 @@ def _largest(row: Array) -> Any:
 
 
 @reordered
-def _shift(z: Array, loss: Array, b: Array, target: Array) -> None:
+def _shift(z: Array, loss: Array, b: Array, first: Array, mass: Array) -> None:
     """Add b to each row of z and subtract its largest logit; loss [n] = -<target, what is left>."""
     for i in range(z.shape[0]):
-        row, wanted, surprise = z[i], target[i], 0.0
+        row, surprise, start = z[i], 0.0, first[i]
         for j in range(row.shape[0]):
             row[j] += b[j]
         highest = _largest(row)
         for j in range(row.shape[0]):
             row[j] -= highest
-            surprise -= np.float64(row[j]) * np.float64(wanted[j])
+        for t in range(mass.shape[1]):
+            surprise -= np.float64(row[start + t]) * np.float64(mass[i, t])
         loss[i] = surprise
 
 
 @reordered
-def _normalise(z: Array, db: Array, loss: Array, target: Array, weight: Array, factor: float) -> float:
+def _normalise(
+    z: Array, db: Array, loss: Array, first: Array, mass: Array, weight: Array, factor: float
+) -> float:
     """From z = exp(shifted logits): the loss, z <- factor weight (softmax - target), and db = its column sums."""
     total = 0.0
     for j in range(db.shape[0]):
         db[j] = 0
     for i in range(z.shape[0]):
-        row, wanted, mass = z[i], target[i], 0.0
+        row, start, volume = z[i], first[i], 0.0
         for j in range(row.shape[0]):
-            mass += np.float64(row[j])
-        scale = z.dtype.type(1.0 / mass)
+            volume += np.float64(row[j])
         w = z.dtype.type(factor * weight[i])
+        scale = z.dtype.type(factor * weight[i] / volume)
         for j in range(row.shape[0]):
-            row[j] = w * (row[j] * scale - wanted[j])
+            row[j] *= scale
+        for t in range(mass.shape[1]):
+            row[start + t] -= w * mass[i, t]
+        for j in range(row.shape[0]):
             db[j] += row[j]
-        total += weight[i] * (math.log(mass) + loss[i])
+        total += weight[i] * (math.log(volume) + loss[i])
     return total
 
 
+class Target(NamedTuple):
+    """Categorical targets of n rows: T bins from the first on have mass, which sums to 1."""
+
+    first: NDArray[np.int32]  # [n]
+    mass: Array  # [n, T]
+
+
 def cross_entropy(
-    z: Array, db: Array, row: Array, b: Array, target: Array, weight: Array, factor: float
+    z: Array, db: Array, row: Array, b: Array, target: Target, weight: Array, factor: float
 ) -> float:
-    """sum_i weight_i CE(target_i, softmax(z_i + b)) over n rows of targets that sum to 1, row [n] being scratch.
+    """sum_i weight_i CE(target_i, softmax(z_i + b)) over n rows, row [n] being scratch.
 
     z [n, O] becomes the gradient of `factor` times that, and db [O] the one of b.
     """
-    _shift(z, row, b, target)
+    _shift(z, row, b, *target)
     np.exp(z, out=z)
-    return float(_normalise(z, db, row, target, weight, factor))
+    return float(_normalise(z, db, row, *target, weight, factor))
 
 
 def support(limit: float, bins: int) -> NDArray[np.float64]:

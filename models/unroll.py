@@ -6,6 +6,7 @@ into CHUNKS pieces whatever the threads, and their gradients add up in order.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -20,6 +21,8 @@ from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
 from models.consistency import Foresight, consistency, new_foresight
 from models.layers import (
+    BINS,
+    Target,
     cross_entropy,
     forbid,
     hidden_backward,
@@ -73,10 +76,10 @@ class Work(NamedTuple):
     d_move: Array  # [K, n, H]
     d_latent: Array  # [K + 1, n, D]
     d_part: Array  # [K + 1, n, D]
-    policy_target: Array  # [N, A]
-    value_target: Array  # [N, V]
-    code_target: Array  # [M, C]
-    reward_target: Array  # [M, Vr]
+    policy: Target  # N rows of A
+    value: Target  # N rows of at most BINS; as is the reward
+    code: Target  # M rows of 1
+    reward: Target
     decision_weight: Array  # [N]
     step_weight: Array  # [M]
     row_loss: Array  # [N] scratch
@@ -87,16 +90,25 @@ def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Work:
     """Room for n windows of K steps."""
     s, N, M = shape, (K + 1) * n, K * n
     D, H, P, A, C, V, Vr = s.latent, s.hidden, s.position, s.actions, s.codes, s.value_bins, s.reward_bins
+
+    def target(rows: int, bins: int) -> Target:
+        return Target(np.zeros(rows, np.int32), np.ones((rows, bins), dtype))
+
     layout: dict[str, tuple[int, ...]] = {
         "represent": (n, H), "before": (K + 1, n, D), "latent": (K + 1, n, D), "rstd": (K + 1, n), "move": (K, n, H),
         "predict_in": (N, D + P), "after_in": (M, D + A + P), "gain_in": (M, D + C + 2 * P), "hidden": (N, H),
         "d_hidden": (N, H), "d_more": (N, H), "logits": (N * max(A, C, V, Vr),), "d_move": (K, n, H),
-        "d_latent": (K + 1, n, D), "d_part": (K + 1, n, D), "policy_target": (N, A), "value_target": (N, V),
-        "code_target": (M, C), "reward_target": (M, Vr), "decision_weight": (N,), "step_weight": (M,),
+        "d_latent": (K + 1, n, D), "d_part": (K + 1, n, D), "decision_weight": (N,), "step_weight": (M,),
         "row_loss": (N,),
     }  # fmt: skip
-    arrays = {name: np.zeros(size, dtype) for name, size in layout.items()}
-    return Work(**arrays, legal=np.ones((N, A), np.bool_))
+    return Work(
+        **{name: np.zeros(size, dtype) for name, size in layout.items()},
+        policy=target(N, A),
+        value=target(N, min(V, BINS)),
+        code=target(M, 1),
+        reward=target(M, min(Vr, BINS)),
+        legal=np.ones((N, A), np.bool_),
+    )
 
 
 @kernel
@@ -106,7 +118,8 @@ def fill_inputs(work: Work, batch: Batch, first: int) -> None:
     position, after, action, code = batch.position, batch.after, batch.action, batch.code
     predict_in, after_in, gain_in = work.predict_in, work.after_in, work.gain_in
     K, n, D = work.move.shape[0], work.move.shape[1], work.latent.shape[2]
-    P, A, C = position.shape[2], batch.policy.shape[2], work.code_target.shape[1]
+    P, A = position.shape[2], batch.policy.shape[2]
+    C = gain_in.shape[1] - D - 2 * P
     for k in range(K + 1):
         for i in range(n):
             b, row = first + i, k * n + i
@@ -127,7 +140,7 @@ def fill_inputs(work: Work, batch: Batch, first: int) -> None:
 
 
 @kernel
-def fill_targets(work: Work, batch: Batch, first: int, value_limit: float, reward_limit: float) -> None:
+def fill_targets(work: Work, batch: Batch, first: int, shape: Shape) -> None:
     """Write the targets of windows first .. first + n and their weights: each loss is a mean over B windows and steps.
 
     weight[b, k] masks decision k, and weight[b, k + 1] the step from k to k + 1: its reward is known only then.
@@ -135,23 +148,28 @@ def fill_targets(work: Work, batch: Batch, first: int, value_limit: float, rewar
     K, n, B = work.move.shape[0], work.move.shape[1], batch.x.shape[0]
     weight, legal, policy = batch.weight, batch.legal, batch.policy
     value, reward, code = batch.value, batch.reward, batch.code
-    value_target, reward_target, code_target = work.value_target, work.reward_target, work.code_target
-    policy_target, is_legal = work.policy_target, work.legal
+    policy_mass, value_mass, reward_mass = work.policy.mass, work.value.mass, work.reward.mass
+    value_first, reward_first, code_first, is_legal = (
+        work.value.first,
+        work.reward.first,
+        work.code.first,
+        work.legal,
+    )
     decision_weight, step_weight = work.decision_weight, work.step_weight
     for k in range(K + 1):
         for i in range(n):
             b, row = first + i, k * n + i
             decision_weight[row] = weight[b, k] / (B * (K + 1))
-            hl_gauss(value_target[row], value[b, k], value_limit)
+            value_first[row] = hl_gauss(value_mass[row], value[b, k], shape.value_limit, shape.value_bins)
             for a in range(policy.shape[2]):
                 is_legal[row, a] = legal[b, k, a]
-                policy_target[row, a] = policy[b, k, a] if legal[b, k, a] else 0.0
+                policy_mass[row, a] = policy[b, k, a] if legal[b, k, a] else 0.0
             if k < K:
                 step_weight[row] = weight[b, k + 1] / (B * K)
-                hl_gauss(reward_target[row], reward[b, k], reward_limit)
-                for c in range(code_target.shape[1]):
-                    code_target[row, c] = 0
-                code_target[row, code[b, k]] = 1
+                reward_first[row] = hl_gauss(
+                    reward_mass[row], reward[b, k], shape.reward_limit, shape.reward_bins
+                )
+                code_first[row] = code[b, k]
 
 
 class Layer(NamedTuple):
@@ -167,7 +185,7 @@ class Output(NamedTuple):
     """What a head puts out, and what it should have."""
 
     layer: Layer
-    target: Array  # [rows, O]
+    target: Target
     row_weight: Array  # [rows]
     weight: float  # of the loss
 
@@ -208,7 +226,7 @@ def loss_and_gradient(
 def forward_latents(work: Work, p: Params, x: Array) -> None:
     """m[0] = norm(relu(x @ represent_w) @ latent_w), m[k + 1] = norm(m[k] + relu([m[k] | code] @ move_w) @ next_w)."""
     K, n, D = work.latent.shape[0] - 1, work.latent.shape[1], work.latent.shape[2]
-    moving = D + work.code_target.shape[1]
+    moving = len(p.move_w)
     hidden_forward(work.represent, x, p.represent_w, p.represent_b)
     linear_forward(work.before[0], work.represent, p.latent_w, p.latent_b)
     norm_forward(work.latent[0], work.rstd[0], work.before[0])
@@ -227,11 +245,12 @@ def _heads(d: Params, work: Work, p: Params, weights: LossWeights) -> list[float
     """The losses of all heads, their gradients, and d_latent."""
     K, D, M = work.move.shape[0], work.latent.shape[2], len(work.step_weight)
     layer = partial(layer_of, p, d)
-    policy = Output(layer("policy"), work.policy_target, work.decision_weight, weights.policy)
-    value = Output(layer("value"), work.value_target, work.decision_weight, weights.value)
-    after = Output(layer("after_value"), work.value_target[:M], work.step_weight, weights.after_value)
-    code = Output(layer("code"), work.code_target, work.step_weight, weights.chance)
-    reward = Output(layer("reward"), work.reward_target, work.step_weight, weights.reward)
+    value_before = Target(*(part[:M] for part in work.value))
+    policy = Output(layer("policy"), work.policy, work.decision_weight, weights.policy)
+    value = Output(layer("value"), work.value, work.decision_weight, weights.value)
+    after = Output(layer("after_value"), value_before, work.step_weight, weights.after_value)
+    code = Output(layer("code"), work.code, work.step_weight, weights.chance)
+    reward = Output(layer("reward"), work.reward, work.step_weight, weights.reward)
     found = _head(work.d_latent, work, work.predict_in, layer("predict"), [policy, value])
     part = work.d_part[:K]
     for name, inputs, output in (
@@ -250,9 +269,9 @@ def _head(d_latent: Array, work: Work, x: Array, hidden_layer: Layer, outputs: l
     hidden, d_hidden, d_more = work.hidden[:rows], work.d_hidden[:rows], work.d_more[:rows]
     hidden_forward(hidden, x, hidden_layer.w, hidden_layer.b)
     for i, (layer, target, row_weight, weight) in enumerate(outputs):
-        z = work.logits[: target.size].reshape(target.shape)
+        z = work.logits[: rows * len(layer.b)].reshape(rows, -1)
         np.matmul(hidden, layer.w, out=z)
-        if target is work.policy_target:
+        if target is work.policy:
             forbid(z, work.legal)
         found.append(cross_entropy(z, layer.db, work.row_loss, layer.b, target, row_weight, weight))
         np.matmul(hidden.T, z, out=layer.dw)
@@ -267,7 +286,7 @@ def _head(d_latent: Array, work: Work, x: Array, hidden_layer: Layer, outputs: l
 
 def _backward_latents(d: Params, work: Work, p: Params, latent_gradient: float) -> None:
     """From the last latent to the first; `before` becomes the gradient of what it held."""
-    K, D, H, C = work.move.shape[0], work.latent.shape[2], work.move.shape[2], work.code_target.shape[1]
+    K, D, H, moving = work.move.shape[0], work.latent.shape[2], work.move.shape[2], len(p.move_w)
     for k in range(K - 1, -1, -1):
         dz, part = work.before[k + 1], work.d_part[k]
         norm_backward(dz, work.d_latent[k + 1], work.latent[k + 1], work.rstd[k + 1])
@@ -276,7 +295,7 @@ def _backward_latents(d: Params, work: Work, p: Params, latent_gradient: float) 
         linear_backward_input(part, work.d_move[k], p.move_w[:D])
         residual_backward(work.d_latent[k], dz, part, latent_gradient)
     linear_backward(d.next_w, d.next_b, work.before[1:].reshape(-1, D), work.move.reshape(-1, H))
-    linear_backward(d.move_w, d.move_b, work.d_move.reshape(-1, H), work.gain_in[:, : D + C])
+    linear_backward(d.move_w, d.move_b, work.d_move.reshape(-1, H), work.gain_in[:, :moving])
 
 
 def _backward_representation(d: Params, work: Work, p: Params, x: Array) -> None:
@@ -321,7 +340,10 @@ class Learner:
         for _ in range(min(threads, CHUNKS)):
             foresight = new_foresight(shape, K * batch // CHUNKS) if weights.consistency > 0 else None
             self._work.put((new_work(shape, batch // CHUNKS, K), foresight))
-        self._pool = ThreadPoolExecutor(min(threads, CHUNKS))
+        pool = ThreadPoolExecutor(min(threads, CHUNKS))
+        self._each: Callable[..., Iterable[Any]] = (
+            map if threads == 1 else pool.map
+        )  # this thread needs no pool
 
     def learn(self, batch: Batch, target: Params | None = None) -> dict[str, float]:
         """One step on a batch; its losses.  Raises FloatingPointError and changes nothing if one is not finite.
@@ -330,15 +352,15 @@ class Learner:
         """
         if self._weights.consistency > 0 and (target is None or batch.ahead.shape[1] == 0):
             raise ValueError("the consistency loss needs the target network and a batch that looks ahead")
-        rows = list(self._pool.map(lambda i: self._chunk(batch, target, i), range(CHUNKS)))
+        rows = list(self._each(lambda i: self._chunk(batch, target, i), range(CHUNKS)))
         names = [*LOSSES, "consistency"][: len(rows[0])]
         found = dict(zip(names, (sum(column) for column in zip(*rows, strict=True)), strict=True))
-        found["gradient_norm"] = math.sqrt(sum(self._pool.map(self._add_up, self._slices())))
+        found["gradient_norm"] = math.sqrt(sum(self._each(self._add_up, self._slices())))
         bad = [name for name, x in found.items() if not math.isfinite(x)]
         if bad:
             raise FloatingPointError(f"learning step {self.step}: not finite: {', '.join(bad)}")
         scale = min(1.0, CLIP / max(found["gradient_norm"], 1e-12))
-        list(self._pool.map(lambda part: self._update(part, scale), self._slices()))
+        list(self._each(lambda part: self._update(part, scale), self._slices()))
         self.step += 1
         return found
 
@@ -361,7 +383,7 @@ class Learner:
             n, K = len(work.represent), len(work.move)
             rows = slice(i * n, (i + 1) * n)
             fill_inputs(work, batch, i * n)
-            fill_targets(work, batch, i * n, self.shape.value_limit, self.shape.reward_limit)
+            fill_targets(work, batch, i * n, self.shape)
             sight = None
             if foresight is not None and target is not None:
                 foresight.x.reshape(K, n, -1)[...] = batch.ahead[rows].swapaxes(0, 1)

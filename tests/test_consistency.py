@@ -38,7 +38,7 @@ def evaluate(
     gradient = np.full_like(flat, np.nan)
     p, d, aim = (net.views(x, SHAPE) for x in (flat, gradient, target))
     unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, SHAPE.value_limit, SHAPE.reward_limit)
+    unroll.fill_targets(work, batch, 0, SHAPE)
     x = batch.x.astype(flat.dtype)
     return unroll.loss_and_gradient(d, work, p, x, weights, 1.0, (sight, aim)), d, gradient
 

@@ -15,6 +15,14 @@ def slope(f, x: np.ndarray, direction: np.ndarray, h: float = 1e-6) -> float:  #
     return (f(x + h * direction) - f(x - h * direction)) / (2 * h)
 
 
+def dense_target(x: float, limit: float, bins: int) -> np.ndarray:
+    """[bins] the whole categorical target of x."""
+    target, mass = np.zeros(bins), np.empty(min(bins, layers.BINS))
+    first = layers.hl_gauss(mass, x, limit, bins)
+    target[first : first + len(mass)] = mass
+    return target
+
+
 def test_linear() -> None:
     x, w, b, dy = (
         RNG.normal(size=(5, 3)),
@@ -100,7 +108,8 @@ def test_cross_entropy() -> None:
 
     def loss(z: np.ndarray, b: np.ndarray, factor: float = 0.7) -> float:
         layers.forbid(z, legal)
-        return layers.cross_entropy(z, db, np.empty(5), b, target, weight, factor)
+        whole = layers.Target(np.zeros(5, np.int32), target)
+        return layers.cross_entropy(z, db, np.empty(5), b, whole, weight, factor)
 
     dz, v, u = z.copy(), RNG.normal(size=z.shape), RNG.normal(size=4)
     total, found = loss(dz, b), db.copy()
@@ -116,7 +125,10 @@ def test_cross_entropy() -> None:
 
 
 def test_cross_entropy_of_huge_logits_is_finite() -> None:
-    z, target = np.array([[3e4, -3e4, 0.0]], np.float32), np.array([[0, 1, 0]], np.float32)
+    z, target = (
+        np.array([[3e4, -3e4, 0.0]], np.float32),
+        layers.Target(np.ones(1, np.int32), np.ones((1, 1), np.float32)),
+    )
     one, b, db = np.ones(1, np.float32), np.zeros(3, np.float32), np.empty(3, np.float32)
     assert layers.cross_entropy(z, db, np.empty(1, np.float32), b, target, one, 1.0) == pytest.approx(6e4)
     np.testing.assert_array_equal(z, [[1, -1, 0]])
@@ -124,8 +136,7 @@ def test_cross_entropy_of_huge_logits_is_finite() -> None:
 
 @pytest.mark.parametrize("x", [-11.9, -3.7, 0.0, 0.013, 5.2, 9.99, 11.3])
 def test_hl_gauss_keeps_the_mean(x: float) -> None:
-    target = np.empty(41)
-    layers.hl_gauss(target, x, 12.0)
+    target = dense_target(x, 12.0, 41)
     assert target.sum() == pytest.approx(1)
     if abs(x) < 10:  # nearer to the edge a part of the mass has no bin
         assert target @ layers.support(12.0, 41) == pytest.approx(x, abs=1e-3)
@@ -139,13 +150,10 @@ def test_hl_gauss_keeps_the_mean(x: float) -> None:
 
 
 def test_hl_gauss_clips() -> None:
-    inside, outside = np.empty(41), np.empty(41)
-    layers.hl_gauss(inside, 12.0, 12.0)
-    layers.hl_gauss(outside, 1e6, 12.0)
+    inside, outside = (dense_target(x, 12.0, 41) for x in (12.0, 1e6))
     np.testing.assert_array_equal(inside, outside)
 
 
 def test_decode_inverts_a_sharp_target() -> None:
-    target = np.empty((1, 81))
-    layers.hl_gauss(target[0], 3.3, 40.0)
+    target = dense_target(3.3, 40.0, 81)[None]
     assert layers.decode(np.log(target + 1e-300), 40.0)[0] == pytest.approx(3.3, abs=1e-2)

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from kernels.replay import Batch, new_batch
 from models import layers, net, unroll
 from models.adam import Adam, add_up, new_adam, rate_at, update
-from models.layers import hl_gauss
+from tests.test_layers import dense_target
 
 SHAPE = net.Shape(
     features=7, position=3, latent=6, hidden=8, actions=4, codes=5, reward_bins=9, value_bins=11, reward_limit=4.0,
@@ -46,7 +46,7 @@ def evaluate(
     work, gradient = unroll.new_work(SHAPE, n, K, flat.dtype), np.full_like(flat, np.nan)
     p, d, x = net.views(flat, SHAPE), net.views(gradient, SHAPE), batch.x.astype(flat.dtype)
     unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, SHAPE.value_limit, SHAPE.reward_limit)
+    unroll.fill_targets(work, batch, 0, SHAPE)
     return unroll.loss_and_gradient(d, work, p, x, weights, latent_gradient), gradient, work
 
 
@@ -115,9 +115,7 @@ def test_losses_are_their_definition() -> None:
         return float(-(target * (z - np.log(np.exp(z).sum()))).sum())
 
     def categorical(x: float, limit: float, bins: int) -> np.ndarray:
-        target = np.empty(bins)
-        hl_gauss(target, x, limit)
-        return target
+        return dense_target(x, limit, bins)
 
     expected = np.zeros(5)
     for b in range(n):
