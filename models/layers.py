@@ -62,10 +62,10 @@ def _add_and_rectify(y: Array, b: Array) -> None:
 @kernel
 def relu_backward(dy: Array, y: Array) -> None:
     """Gradient of y = max(x, 0) with respect to x, in place of dy [n, O]."""
+    zero = dy.dtype.type(0)
     for i in range(dy.shape[0]):
         for j in range(dy.shape[1]):
-            if y[i, j] <= 0:
-                dy[i, j] = 0
+            dy[i, j] = zero if y[i, j] <= 0 else dy[i, j]
 
 
 def hidden_backward(dw: Array, db: Array, dy: Array, y: Array, x: Array) -> None:
