@@ -216,7 +216,6 @@ def sample(
         for k in range(min(K, L - 1 - first)):
             fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)
         for k in range(batch.ahead.shape[1]):
-            t = replay.start[slot] + min(
-                first + k + 1, L
-            )  # beyond the end, where nothing weighs, any bar will do
+            # beyond the end, where nothing weighs, any bar will do
+            t = replay.start[slot] + min(first + k + 1, L)
             batch.ahead[b, k, :] = X[row_of_bar[t]]
