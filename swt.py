@@ -189,8 +189,10 @@ def data_check(
 
 @app.command()
 def selftest(
-    market: Annotated[list[str] | None, typer.Argument(help="noise, planted, leak; all without it.")] = None,
-    half_life: Annotated[float | None, typer.Option(help="Of `planted`, bars.")] = None,
+    market: Annotated[
+        list[str] | None, typer.Argument(help="noise, planted, leak (the default), planted-hard, close.")
+    ] = None,
+    half_life: Annotated[float | None, typer.Option(help="Of the planted ones, bars.")] = None,
     noise: Annotated[float | None, typer.Option(help="Standard deviation of a move, pips.")] = None,
     cost: Annotated[float | None, typer.Option(help="Spread, standard deviations of a move.")] = None,
     length: Annotated[int | None, typer.Option(help="Bars; the last quarter is the test.")] = None,

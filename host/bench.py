@@ -14,12 +14,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from timeit import Timer
 from typing import IO, TYPE_CHECKING, Any
@@ -46,6 +48,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(__file__).with_name("sample.csv")
 ROWS = (1, 8, 64, 512)  # of `bench ort`
+WARM_UPS = 5  # calls before a block of them is timed
+LEARNERS = {  # keys of `bench learn`
+    "swt": "ms_per_step",
+    "matmul": "matmul_ms_per_step",
+    "torch": "torch_ms_per_step",
+    "torch_compile": "torch_compile_ms_per_step",
+}
 SAMPLE_EVERY_S = 0.2  # of another process's memory
 QUICK = ["train.block=2", "train.blocks=1", "train.steps=2", "train.batch=32", "train.replay=8"]
 Row = dict[str, Any]
@@ -113,6 +122,9 @@ def run_often(net: Net, rows: int, calls: int) -> int:
     for _ in range(calls):
         status |= evaluate(net, rows)
     return status
+
+
+_works: list[Work] = []  # of a process that measures learning steps
 
 
 def bench_ort(size: Size) -> list[Row]:
@@ -213,26 +225,58 @@ def bench_selfplay(size: Size) -> Row:
 
 
 def bench_learn(size: Size) -> Row:
-    """The document of `bench learn`: a step on `size.batch` windows of 5 steps, beside its matrix products alone."""
+    """The document of `bench learn`: a step on `size.batch` windows of 5 steps, its matrix products alone, PyTorch's.
+
+    Each in a process of its own, turn by turn.
+    """
+    torch = ("torch", "torch_compile") if find_spec("torch") else ()
+    impls = ("swt", "matmul", *torch)
+    with ExitStack() as stack:
+        new = partial(ProcessPoolExecutor, 1, get_context("spawn"), start_learning)
+        pools = [stack.enter_context(new((impl, size.batch, size.threads))) for impl in impls]
+        turn = partial(learning_seconds, threads=size.threads)
+        warm = [min(pool.submit(turn, 1).result() for _ in range(WARM_UPS)) for pool in pools]
+        counts = [max(1, round(BLOCK_S / seconds)) for seconds in warm]
+        pairs = list(zip(pools, counts, strict=True))
+        turns = [
+            [pool.submit(turn, count).result() / count for pool, count in pairs] for _ in range(size.rounds)
+        ]
+        peak = pools[0].submit(memory_mb, "VmHWM").result()
+    seconds = dict(zip(impls, map(statistics.median, zip(*turns, strict=True)), strict=True))
+    ms = {key: round(seconds[impl] * 1e3, 3) if impl in seconds else None for impl, key in LEARNERS.items()}
+    return {**ms, "threads": size.threads, "rss_mb": peak}
+
+
+def start_learning(impl: str, windows: int, threads: int) -> None:
+    """Begin of a process that measures learning steps."""
     from threadpoolctl import threadpool_limits
 
     from models.unroll import CHUNKS, Learner
 
-    shape, K = NETS["64/256"], 5
-    learner = Learner(shape, size.batch, K, 0, 1e-4, 1e-2, 1_000_000, size.threads)
-    batch = random_batch(size.batch, K, shape)
-    with ThreadPoolExecutor(size.threads) as pool, threadpool_limits(1, "blas"):
-        chunks = products_of(Learner(shape, size.batch, K, 0, 1e-4, 1e-2, 1_000_000, 1), batch, CHUNKS)
-        works: list[Work] = [partial(learner.learn, batch), partial(run_on_all, pool, multiply, chunks)]
-        step, products = medians(works, size.rounds, clock(size.threads))
-    return {
-        "ms_per_step": round(step * 1e3, 3),
-        "matmul_ms_per_step": round(products * 1e3, 3),
-        "torch_ms_per_step": None,
-        "torch_compile_ms_per_step": None,
-        "threads": size.threads,
-        "rss_mb": memory_mb("VmHWM"),
-    }
+    shape, K, setting = NETS["64/256"], 5, (1e-4, 1e-2, 1_000_000)
+    batch = random_batch(windows, K, shape)
+    if impl.startswith("torch"):
+        from host.bench_torch import TorchLearner
+
+        twin = TorchLearner(shape, new_params(shape, 0), *setting, threads, impl == "torch_compile")
+        _works.append(lambda: twin.learn(batch))
+        return
+    threadpool_limits(1, "blas")
+    learner = Learner(shape, windows, K, 0, *setting, threads if impl == "swt" else 1)
+    if impl == "swt":
+        _works.append(lambda: learner.learn(batch))
+    else:
+        pool = ThreadPoolExecutor(threads)
+        _works.append(partial(run_on_all, pool, multiply, products_of(learner, batch, CHUNKS)))
+
+
+def learning_seconds(count: int, threads: int) -> float:
+    """Seconds of `count` steps of a measuring process."""
+    now = clock(threads)
+    begin = now()
+    for _ in range(count):
+        _works[0]()
+    return now() - begin
 
 
 def random_batch(windows: int, K: int, s: Shape) -> Batch:

@@ -79,8 +79,10 @@ class TrainConfig:
     batch: int = 256
     unroll: int = 5  # K
     n_step: int = 5
+    age_cut: float = 0.0  # share of the horizon after which n_step of a session is one less; 0 = off
     search_share: float = 1.0  # of the search's value in the value target; the rest is the n-step return
     steps: int = 120  # learning steps in a cycle
+    consistency: float = 0.0  # weight of EfficientZero's self-supervised loss; 0 = off
     rate: float = 1e-3
     decay: float = 2.0  # weight decay, times the rate at every step: noise is learnt by heart without it
     horizon: int = 3000  # steps of the learning-rate schedule

@@ -28,13 +28,14 @@ from kernels.rng import below
 from kernels.selfplay import play
 from kernels.tree import NOTHING, REUSES
 from models.export import export
-from models.net import Shape
-from models.unroll import CHUNKS, Learner
+from models.net import Shape, views
+from models.unroll import CHUNKS, Learner, LossWeights
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
 VALUE_ROWS = 64  # positions the target network evaluates in one call
 UNIT_RATE = 0.2  # of the running scale of returns, per cycle
 SMALLEST_UNIT = 0.25  # R
+PROJECTION = 2  # width of the consistency loss's layers in latents
 
 
 class Trainer:
@@ -57,15 +58,20 @@ class Trainer:
             hidden=config.network.hidden,
             actions=self.sizes.actions,
             codes=config.network.codes,
+            project=PROJECTION * config.network.latent if t.consistency > 0 else 0,
         )
-        self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads)
+        weights = LossWeights(consistency=t.consistency)
+        self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads, weights)
         self.target = (
             self.learner.params.copy()
         )  # soft copy of the weights: bootstraps, plays and is exported
+        self._target_views = views(self.target, shape)
         self.replay = new_replay(t.replay, config.market.session, self.sizes.actions)
         self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
-        self.batch = new_batch(t.batch, t.unroll, self.sizes.features, FEATURES, self.sizes.actions)
-        self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share)
+        sizes = self.sizes.features, FEATURES, self.sizes.actions
+        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency > 0)
+        age_cut = t.age_cut * t.horizon / t.steps  # cycles
+        self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share, age_cut)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
         self._pool = ThreadPoolExecutor(threads)
 
@@ -137,7 +143,7 @@ class Trainer:
         draws = [below(len(self.data.starts), t.seed, STREAM_STARTS, self.sessions + i) for i in range(count)]
         self.replay.start[slots] = self.data.starts[draws]
         self.store.hold(self.replay.start[slots], L + 1)
-        self.replay.searched[slots] = self.cycle
+        self.replay.searched[slots] = self.replay.played[slots] = self.cycle
         self._each_block(lambda planner, i, block: self._play(planner, i, block), agent, slots)
         self.sessions += count
         self._scale_values(slots)
@@ -188,11 +194,12 @@ class Trainer:
         """Draw and learn the steps of one cycle; the mean losses."""
         t, totals = self.config.train, dict[str, float]()
         bars, _, codes, market = self._market()
+        rule = self.rule._replace(cycle=self.cycle)
         for _ in range(t.steps):
             where = self.store.X, self.store.row_of_bar, bars, codes, market
             seed = t.seed + STREAM_SAMPLES
-            sample(self.batch, self.replay, self.filled, *where, self.rule, seed, self.learner.step)
-            for name, loss in self.learner.learn(self.batch).items():
+            sample(self.batch, self.replay, self.filled, *where, rule, seed, self.learner.step)
+            for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)
         return totals

@@ -29,6 +29,7 @@ class Replay(NamedTuple):
     value: NDArray[np.float32]  # [R, L + 1] value by the target network, R
     search_value: NDArray[np.float32]  # [R, L] value by the last search, R
     searched: NDArray[np.int32]  # [R] cycle of the last search of the session, -1 = never
+    played: NDArray[np.int32]  # [R] cycle in which the session was played, -1 = never
 
 
 class Batch(NamedTuple):
@@ -45,6 +46,9 @@ class Batch(NamedTuple):
     legal: NDArray[np.bool_]  # [B, K + 1, A]
     weight: NDArray[np.float32]  # [B, K + 1] 0 beyond the end of the session
     scratch: NDArray[np.float32]  # [RAW] an afterstate
+    ahead: NDArray[
+        np.float32
+    ]  # [B, K, F] features of the bars of decisions 1 .. K; [B, 0, F] if no loss reads them
 
 
 class ValueTarget(NamedTuple):
@@ -53,6 +57,8 @@ class ValueTarget(NamedTuple):
     steps: int  # n
     discount: float  # per bar
     search_share: float  # of the search value in the target
+    age_cut: float = 0.0  # cycles after which n is one less than it was, down to 1; 0 = never
+    cycle: int = 0  # of now
 
 
 def new_replay(sessions: int, length: int, actions: int) -> Replay:
@@ -67,11 +73,14 @@ def new_replay(sessions: int, length: int, actions: int) -> Replay:
         value=np.zeros((R, L + 1), np.float32),
         search_value=np.zeros((R, L), np.float32),
         searched=np.full(R, EMPTY, np.int32),
+        played=np.full(R, EMPTY, np.int32),
     )
 
 
-def new_batch(windows: int, steps: int, features: int, position: int, actions: int) -> Batch:
-    """Room for `windows` windows of `steps` steps."""
+def new_batch(
+    windows: int, steps: int, features: int, position: int, actions: int, ahead: bool = False
+) -> Batch:
+    """Room for `windows` windows of `steps` steps, with the features of the later bars or without."""
     B, K = windows, steps
     return Batch(
         x=np.zeros((B, features), np.float32),
@@ -85,6 +94,7 @@ def new_batch(windows: int, steps: int, features: int, position: int, actions: i
         legal=np.ones((B, K + 1, actions), np.bool_),
         weight=np.zeros((B, K + 1), np.float32),
         scratch=np.zeros(RAW, np.float32),
+        ahead=np.zeros((B, K if ahead else 0, features), np.float32),
     )
 
 
@@ -99,13 +109,21 @@ def is_greedy(replay: Replay, slot: int, step: int) -> bool:
 
 
 @kernel
+def horizon(replay: Replay, slot: int, rule: ValueTarget) -> int:
+    """n of a session: the older it is, the less its rewards tell of the present policy (EfficientZero, appendix A)."""
+    if rule.age_cut <= 0:
+        return rule.steps
+    return max(1, rule.steps - int((rule.cycle - replay.played[slot]) / rule.age_cut))
+
+
+@kernel
 def value_target(replay: Replay, slot: int, step: int, rule: ValueTarget) -> float:
     """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the value of the search.
 
-    n is cut at the end of the session and at the first action that explored: what exploring costs, an open position
-    would otherwise seem to spare.  Where the decision itself explored, the value of the search stands alone.
+    n is cut by age, at the end of the session and at the first action that explored: what exploring costs, an open
+    position would otherwise seem to spare.  Where the decision itself explored, the value of the search stands alone.
     """
-    last = min(step + rule.steps, replay.reward.shape[1])
+    last = min(step + horizon(replay, slot, rule), replay.reward.shape[1])
     stop = step
     while stop < last and is_greedy(replay, slot, stop):
         stop += 1
@@ -204,3 +222,7 @@ def sample(
                 fill_beyond(batch, b, k)
         for k in range(min(K, L - 1 - first)):
             fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)
+        for k in range(batch.ahead.shape[1]):
+            # beyond the end, where nothing weighs, any bar will do
+            t = replay.start[slot] + min(first + k + 1, L)
+            batch.ahead[b, k, :] = X[row_of_bar[t]]

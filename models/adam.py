@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import kernel
+from kernels._jit import kernel, reordered
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 CLIP = 5.0
@@ -34,17 +34,20 @@ def rate_at(step: int, rate: float, horizon: int) -> float:
     return rate * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-@kernel
-def add_up(total: NDArray[Any], parts: NDArray[Any]) -> float:
-    """total [N] = sum of parts [M, N] in their order; its squared norm."""
-    for i in range(total.shape[0]):
-        total[i] = parts[0, i]
-    for m in range(1, parts.shape[0]):
-        for i in range(total.shape[0]):
-            total[i] += parts[m, i]
+@reordered
+def add_up(total: NDArray[Any], parts: NDArray[Any], first: int, stop: int) -> float:
+    """total [N] = sum of parts [M, N] in their order, from `first` to `stop`; the squared norm of that."""
+    # views, because a range that starts at 0 needs no check for negative indices, which costs the vectors
+    y = total[first:stop]
+    for i in range(y.shape[0]):
+        y[i] = 0
+    for m in range(parts.shape[0]):
+        part = parts[m, first:stop]
+        for i in range(y.shape[0]):
+            y[i] += part[i]
     norm = 0.0
-    for i in range(total.shape[0]):
-        norm += np.float64(total[i]) * total[i]
+    for i in range(y.shape[0]):
+        norm += np.float64(y[i]) * np.float64(y[i])
     return norm
 
 
@@ -59,13 +62,17 @@ def update(
     scale: float,
 ) -> None:
     """One step with `scale` times the gradient; `decays` [N] is rate-free decay, 0 on biases."""
-    correct_1 = 1.0 - BETA_1 ** (step + 1)
-    correct_2 = 1.0 - BETA_2 ** (step + 1)
+    real = parameters.dtype.type  # float64 constants would halve the vectors
+    decay_1, decay_2, tiny = real(BETA_1), real(BETA_2), real(EPSILON)
+    fresh_1, fresh_2 = real(1.0 - BETA_1), real(1.0 - BETA_2)
+    correct_1 = real(1.0 / (1.0 - BETA_1 ** (step + 1)))
+    correct_2 = real(1.0 / (1.0 - BETA_2 ** (step + 1)))
+    rate, scale = real(rate), real(scale)
     for i in range(parameters.shape[0]):
         g = scale * gradient[i]
-        m = BETA_1 * adam.mean[i] + (1.0 - BETA_1) * g
-        v = BETA_2 * adam.square[i] + (1.0 - BETA_2) * g * g
+        m = decay_1 * adam.mean[i] + fresh_1 * g
+        v = decay_2 * adam.square[i] + fresh_2 * g * g
         adam.mean[i] = m
         adam.square[i] = v
-        change = (m / correct_1) / (math.sqrt(v / correct_2) + EPSILON)
+        change = correct_1 * m / (np.sqrt(correct_2 * v) + tiny)
         parameters[i] -= rate * (change + decays[i] * parameters[i])

@@ -1,7 +1,8 @@
 """The networks: parameters as one flat vector seen through views.
 
 The market latent m comes from bar features alone; the position enters the heads only, so a chance prior or a next
-market latent cannot know it.  Letters: F features, P position, D latent, H hidden, A actions, C codes, V bins.
+market latent cannot know it.  Letters: F features, P position, D latent, H hidden, A actions, C codes, V bins,
+W projection.
 """
 
 import math
@@ -26,6 +27,7 @@ class Shape(NamedTuple):
     value_bins: int = 81
     reward_limit: float = 10.0
     value_limit: float = 40.0
+    project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
 
 
 class Params(NamedTuple):
@@ -57,6 +59,14 @@ class Params(NamedTuple):
     gain_b: Array
     reward_w: Array  # [H, Vr]
     reward_b: Array
+    project_w: Array  # [D, W] of the consistency loss, as are the next three
+    project_b: Array
+    projection_w: Array  # [W, W]
+    projection_b: Array
+    guess_w: Array  # [W, W]
+    guess_b: Array
+    guessed_w: Array  # [W, W]
+    guessed_b: Array
 
 
 SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w")  # start near zero
@@ -78,6 +88,10 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "next": (s.hidden, s.latent),
         "gain": (s.latent + s.codes + 2 * s.position, s.hidden),
         "reward": (s.hidden, s.reward_bins),
+        "project": (s.latent, s.project),
+        "projection": (s.project, s.project),
+        "guess": (s.project, s.project),
+        "guessed": (s.project, s.project),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in layers.items():
@@ -105,7 +119,7 @@ def new_params(shape: Shape, seed: int, dtype: Any = np.float32) -> Array:
     flat = np.zeros(count(shape), dtype)
     for name, view in views(flat, shape)._asdict().items():
         if name.endswith("_w"):
-            scale = math.sqrt(2.0 / view.shape[0]) * (0.01 if name in SMALL else 1.0)
+            scale = math.sqrt(2.0 / max(view.shape[0], 1)) * (0.01 if name in SMALL else 1.0)
             view[:] = rng.standard_normal(view.shape) * scale
     return flat
 

@@ -1,13 +1,13 @@
-"""The exported graphs give what the trainer's own forward gives, whatever the batch."""
+"""The exported graphs give what the trainer's own networks give, whatever the batch."""
 
 import numpy as np
 
 from host.onnx_check import widths
 from kernels.ort import Session, check, evaluate
-from models import net, unroll
+from models import net
 from models.export import export
 from models.layers import decode
-from tests.test_unroll import SHAPE, K, lively, random_batch
+from tests.test_unroll import SHAPE, K, lively, naive_outputs, random_batch
 
 
 def run(graph: bytes, x: np.ndarray) -> np.ndarray:
@@ -18,46 +18,45 @@ def run(graph: bytes, x: np.ndarray) -> np.ndarray:
     return net.y.copy()
 
 
-def test_graphs_equal_the_forward_of_the_trainer() -> None:
+def test_graphs_equal_the_networks_of_the_trainer() -> None:
+    """Through the naive forward, which the trainer's losses equal."""
     batch, flat, n = random_batch(6, SHAPE, K), lively().astype(np.float32), 6
-    work = unroll.new_work(SHAPE, n, K)
-    unroll.fill_inputs(work, batch, 0)
-    unroll.forward(work, net.views(flat, SHAPE), batch.x)
-    sides = np.random.default_rng(0).normal(size=(3, SHAPE.position)).astype(np.float32)
-    graphs, D = export(flat, SHAPE, 3, sides), SHAPE.latent
-    root = run(graphs["root"], np.concatenate([batch.x, batch.position[:, 0]], axis=1))
-    value = decode(work.value, SHAPE.value_limit)
-    expected = np.concatenate([work.latent[0], work.policy[:n], value[:n, None], work.code[:n]], axis=1)
-    np.testing.assert_allclose(root, expected, atol=1e-5)
-    after = run(graphs["afterstate"], work.after_in[:n])
-    after_value = decode(work.after_value, SHAPE.value_limit)
-    expected = np.concatenate([work.latent[0], work.code[:n], after_value[:n, None]], axis=1)
-    np.testing.assert_allclose(after, expected, atol=1e-5)
-    moved = run(graphs["dynamics"], work.gain_in[:n])
-    reward = decode(work.reward, SHAPE.reward_limit)[:n, None]
-    after_step = slice(n, 2 * n)
-    expected = np.concatenate(
-        [work.latent[1], reward, work.policy[after_step], value[after_step, None]], axis=1
-    )
-    np.testing.assert_allclose(moved, expected, atol=1e-5)
-    market = run(graphs["market"], work.gain_in[:n, : D + SHAPE.codes])
-    np.testing.assert_allclose(
-        market[:, : D + SHAPE.codes],
-        np.concatenate([work.latent[1], work.code[after_step]], axis=1),
-        atol=1e-5,
-    )
-    for slot in range(3):  # what the trainer's own heads say of the same latent in each of these positions
-        work.predict_in[after_step, D:] = sides[slot]
-        hidden = np.maximum(
-            work.predict_in[after_step] @ net.views(flat, SHAPE).predict_w + net.views(flat, SHAPE).predict_b,
-            0,
-        )
-        bins = hidden @ net.views(flat, SHAPE).value_w + net.views(flat, SHAPE).value_b
-        np.testing.assert_allclose(
-            market[:, D + SHAPE.codes + slot], decode(bins, SHAPE.value_limit), atol=1e-4
-        )
-    told = np.concatenate([work.gain_in[:n, : D + SHAPE.codes], np.tile(sides.ravel(), (n, 1))], axis=1)
-    np.testing.assert_allclose(run(export(flat, SHAPE, 3)["market"], told), market, atol=1e-5)
+    p = net.views(flat.astype(float), SHAPE)
+    limits = {"value": SHAPE.value_limit, "after_value": SHAPE.value_limit, "reward": SHAPE.reward_limit}
+    windows = [naive_outputs(p, batch, b) for b in range(n)]
+
+    def rows(k: int, name: str) -> np.ndarray:
+        z = np.stack([window[k][name] for window in windows])
+        return decode(z, limits[name])[:, None] if name in limits else z
+
+    sides = np.random.default_rng(0).normal(size=(2, SHAPE.position)).astype(np.float32)
+    graphs, latent = export(flat, SHAPE, 2, sides), rows(0, "latent")
+    action, code = np.eye(SHAPE.actions)[batch.action[:, 0]], np.eye(SHAPE.codes)[batch.code[:, 0]]
+    told = {
+        "root": (batch.x, batch.position[:, 0]),
+        "afterstate": (latent, action, batch.after[:, 0]),
+        "dynamics": (latent, code, batch.after[:, 0], batch.position[:, 1]),
+        "market": (latent, code),
+    }
+
+    def judged(side: np.ndarray) -> np.ndarray:
+        """Values of the next latents in a position of the caller's."""
+        told = np.concatenate([rows(1, "latent"), np.tile(side, (n, 1))], axis=1)
+        hidden = np.maximum(told @ p.predict_w + p.predict_b, 0)
+        return decode(hidden @ p.value_w + p.value_b, SHAPE.value_limit)[:, None]
+
+    expected = {
+        "root": [latent, rows(0, "policy"), rows(0, "value"), rows(0, "code")],
+        "afterstate": [latent, rows(0, "code"), rows(0, "after_value")],
+        "dynamics": [rows(1, "latent"), rows(0, "reward"), rows(1, "policy"), rows(1, "value")],
+        "market": [rows(1, "latent"), rows(1, "code"), *map(judged, sides)],
+    }
+    for name, graph in graphs.items():
+        found = run(graph, np.concatenate(told[name], axis=1))
+        np.testing.assert_allclose(found, np.concatenate(expected[name], axis=1), atol=1e-4, err_msg=name)
+    x = np.concatenate([latent, code, np.tile(sides.ravel(), (n, 1))], axis=1).astype(np.float32)
+    given = run(export(flat, SHAPE, 2)["market"], x)  # positions in the input instead of the graph
+    np.testing.assert_allclose(given, np.concatenate(expected["market"], axis=1), atol=1e-4)
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:

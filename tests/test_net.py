@@ -6,7 +6,7 @@ from kernels.position import ACTIONS, FEATURES
 from models import net
 
 SHAPE = net.Shape(
-    features=5, position=3, latent=6, hidden=16, actions=4, codes=5, reward_bins=9, value_bins=11
+    features=5, position=3, latent=6, hidden=16, actions=4, codes=5, reward_bins=9, value_bins=11, project=3
 )
 
 
@@ -38,7 +38,7 @@ def test_a_seed_is_a_network() -> None:
 
 
 def test_heads_start_near_zero_and_the_rest_at_unit_gain() -> None:
-    shape = net.Shape(features=200)
+    shape = net.Shape(features=200, project=150)
     p = net.views(net.new_params(shape, 0), shape)._asdict()
     for name, view in p.items():
         if name.endswith("_b"):

@@ -34,6 +34,7 @@ def random_replay(seed: int) -> Replay:
     replay.position[:] = np.abs(draw.normal(size=replay.position.shape))
     replay.position[..., SIDE] = draw.integers(-1, 2, replay.position.shape[:2])
     replay.action[:] = draw.integers(0, A, (R, L))
+    replay.played[:] = draw.integers(0, 20, R)
     for name in ("reward", "policy", "value", "search_value"):
         array = getattr(replay, name)
         array[:] = draw.normal(size=array.shape)
@@ -49,9 +50,16 @@ def rows_of(seed: int) -> tuple[Any, Any]:
 
 
 def draw_batch(
-    replay: Replay, filled: int, rule: ValueTarget, seed: int, step: int, B: int = 64, K: int = 5
+    replay: Replay,
+    filled: int,
+    rule: ValueTarget,
+    seed: int,
+    step: int,
+    B: int = 64,
+    K: int = 5,
+    ahead: bool = False,
 ) -> Batch:
-    batch = new_batch(B, K, F, FEATURES, A)
+    batch = new_batch(B, K, F, FEATURES, A, ahead)
     for array in batch:
         array[...] = 7 if array.dtype != np.bool_ else False  # what an earlier batch left behind
     X, row_of_bar = rows_of(0)
@@ -72,7 +80,9 @@ def naive_value(replay: Replay, slot: int, i: int, rule: ValueTarget) -> float:
     """
     searched, stop = float(replay.search_value[slot, i]), i
     favourites = replay.policy[slot].argmax(axis=1) == replay.action[slot]
-    while stop < min(L, i + rule.steps) and favourites[stop]:
+    age = rule.cycle - int(replay.played[slot])
+    n = min(max(rule.steps - (age // rule.age_cut if rule.age_cut > 0 else 0), 1), rule.steps)
+    while stop < min(L, i + n) and favourites[stop]:
         stop += 1
     if stop == i:
         return searched
@@ -144,16 +154,40 @@ def check_window(batch: Batch, b: int, replay: Replay, slot: int, first: int, ru
     st.integers(1, 2 * L),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([1.0, 0.9]),
+    st.sampled_from([0.0, 4.0, 1.5]),
 )
 @few
 def test_windows_are_what_a_naive_reading_of_the_sessions_gives(
-    seed: int, n: int, share: float, discount: float
+    seed: int, n: int, share: float, discount: float, age_cut: float
 ) -> None:
-    replay, rule = random_replay(seed), ValueTarget(n, discount, share)
+    replay, rule = random_replay(seed), ValueTarget(n, discount, share, age_cut, 20)
     batch = draw_batch(replay, R, rule, seed, 3)
     for b in range(len(batch.x)):
         slot, first = divmod(below(R * L, seed, 3, b), L)
         check_window(batch, b, replay, slot, first, rule)
+
+
+def test_old_sessions_have_shorter_returns() -> None:
+    replay = random_replay(0)
+    replay.action[:] = replay.policy.argmax(axis=2)
+    replay.played[:] = 0
+    for cycle, n in ((0, 5), (3, 5), (4, 4), (8, 3), (100, 1)):
+        cut = draw_batch(replay, R, ValueTarget(5, 0.9, 0.0, 4.0, cycle), 1, 1)
+        np.testing.assert_array_equal(cut.value, draw_batch(replay, R, ValueTarget(n, 0.9, 0.0), 1, 1).value)
+
+
+def test_a_batch_looks_ahead_only_where_it_is_asked_to() -> None:
+    replay, rule = random_replay(4), ValueTarget(5, 0.9, 0.0)
+    plain, batch = draw_batch(replay, R, rule, 2, 2), draw_batch(replay, R, rule, 2, 2, ahead=True)
+    assert plain.ahead.size == 0
+    assert all((a == b).all() for a, b in zip(plain[:-1], batch[:-1], strict=True))
+    X, row_of_bar = rows_of(0)
+    for b in range(64):
+        slot, first = divmod(below(R * L, 2, 2, b), L)
+        for k in range(min(5, L - first)):
+            np.testing.assert_array_equal(
+                batch.ahead[b, k], X[row_of_bar[replay.start[slot] + first + k + 1]]
+            )
 
 
 def test_the_last_decision_of_a_session_bootstraps_behind_it_and_never_from_the_next() -> None:

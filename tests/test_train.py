@@ -250,3 +250,15 @@ def test_too_few_bars_are_refused_with_the_reason() -> None:
 def test_sizes_that_do_not_go_together_are_refused_by_name(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.split("=")[0]):
         Trainer(dataset(tiny()), tiny(setting), 1)
+
+
+def test_consistency_and_the_age_cut_are_off_and_on_by_configuration() -> None:
+    off, on = trained(1), trained(1, 1, "train.consistency=1.0", "train.age_cut=0.3")
+    assert off.learner.shape.project == 0
+    assert on.learner.shape.project == 2 * on.learner.shape.latent
+    assert on.rule.age_cut == 0.3 * on.config.train.horizon / on.config.train.steps
+    assert (on.replay.played[:4] == 0).all()
+    losses = on.learn()
+    assert -1 <= losses["consistency"] <= 1
+    assert "consistency" not in off.learn()
+    assert {name: graph for name, graph in on.graphs().items() if b"project" in graph} == {}
