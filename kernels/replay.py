@@ -224,5 +224,6 @@ def sample(
             fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)
         for k in range(batch.ahead.shape[1]):
             # beyond the end, where nothing weighs, any bar will do
-            t = replay.start[slot] + min(first + k + 1, L)
-            batch.ahead[b, k, :] = X[row_of_bar[t]]
+            row = row_of_bar[replay.start[slot] + min(first + k + 1, L)]
+            for f in range(X.shape[1]):
+                batch.ahead[b, k, f] = X[row, f]
