@@ -276,13 +276,13 @@ def puct_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
     """
     A, q = tree.legal.shape[2], tree.score[b]
     own = np.float64(tree.value[b, node])
-    low, high = own, own
+    low, high, count = own, own, 1.0  # not tree.visits: at full width a code is added without a visit
     for a in range(A):
         child = tree.child[b, node, a]
+        count += visits_of(tree, b, node, a)
         q[a] = own if child == NONE else edge_value(tree, b, child, config.discount)
         low, high = min(low, q[a]), max(high, q[a])
     unit = max(high - low, 1e-8) if config.rescale else config.value_unit
-    count = np.float64(tree.visits[b, node])
     bonus = math.sqrt(count) * (PUCT_INIT + math.log((count + PUCT_BASE + 1.0) / PUCT_BASE))
     best, best_score = NONE, -np.inf
     for a in range(A):

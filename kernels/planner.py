@@ -197,7 +197,9 @@ def search_market(planner: Planner, market: MarketTree) -> int:
         logits = planner.model.root.y[b, D : D + A]
         read_market(planner, market, b, logits)
         planner.rows[b] = 1 + C * market.expanded[b]
-        planner.depth[b] = market.depth[b, market.used[b] - 1]
+        planner.depth[b] = 0
+        for i in range(market.expanded[b]):
+            planner.depth[b] = max(planner.depth[b], market.depth[b, market.order[b, i]] + 1)
         planner.reused[b] = planner.known.action[b] >= 0 and config.reuse != 0
     return status
 

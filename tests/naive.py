@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from kernels.bars import NS, Bars
 from kernels.market import Market
+from kernels.position import BEST, COST, EXCURSION, HELD, PREVIOUS, RAW, SIDE, UNREALISED, WORST
 
 NEW_YORK = ZoneInfo("America/New_York")
 MONDAY = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * NS
@@ -151,3 +153,16 @@ def wandering_bars(seed: int, n: int, minutes: int, spread: float = 1e-4, first_
     spreads = spread * draw.uniform(0.5, 2, (2, n))
     high, low = np.maximum(start, end) + 1e-4, np.minimum(start, end) - 1e-4
     return Bars(times, start, high, low, end, start + spreads[0], end + spreads[1], np.ones(n))
+
+
+def naive_move(before: Any, move: float) -> Any:
+    """What a bar makes of an open position, from the words of `kernels.position`."""
+    after, side = np.zeros(RAW), before[SIDE]
+    after[SIDE] = after[PREVIOUS] = side
+    if side:
+        after[HELD], after[COST] = before[HELD] + 1, before[COST]
+        after[UNREALISED] = before[UNREALISED] + side * move
+        after[EXCURSION] = max(0.0, -(after[UNREALISED] + before[COST]))
+        after[WORST] = max(before[WORST], after[EXCURSION])
+        after[BEST] = max(before[BEST], after[UNREALISED])
+    return after

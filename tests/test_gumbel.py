@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kernels import gumbel
+from kernels import gumbel, tree
 
 WORKED = {  # (m, n): considered visits, from the paper's section 2 by hand
     (2, 8): [0, 0, 1, 1, 2, 2, 3, 3],
@@ -39,10 +41,59 @@ def naive_row(m: int, n: int) -> list[int]:
 
 
 def test_tables_equal_the_naive_tournament() -> None:
-    for n in (*range(1, 40), 64, 100, 200):
+    for n in range(1, 201):
         table = gumbel.halving_table(16, n)
         for m in range(17):
             assert table[m].tolist() == naive_row(m, n), (m, n)
+
+
+tables = st.integers(2, 6).flatmap(
+    lambda A: st.tuples(*[st.lists(st.floats(-3, 3, width=32), min_size=A, max_size=A) for _ in range(2)])
+)
+
+
+@given(tables, st.sampled_from([0.01, 0.3, 5.0]), st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_the_improved_policy_is_never_worse_than_the_prior_under_exact_q(
+    table: tuple[list[float], list[float]], c_scale: float, rescale: bool
+) -> None:
+    """A tree of one decision whose actions have all been visited, at their true values."""
+    logits, q = np.array(table)
+    A = len(q)
+    t = tree.new_tree(1, A + 1, A, A, 1, 0)
+    t.prior[0, 0], t.child[0, 0] = logits, np.arange(1, A + 1)
+    t.kind[0, 1:], t.value[0, 1:], t.visits[0, 1:] = tree.CHANCE, q, np.arange(1, A + 1)
+    config = gumbel.new_search_config(c_scale=c_scale, rescale=rescale)
+    gumbel.weigh_actions(t, 0, 0)
+    improved = np.zeros(A)
+    gumbel.improved_policy(improved, t, config, 0, 0)
+    prior = np.exp(logits - logits.max())
+    prior /= prior.sum()
+    np.testing.assert_allclose(t.policy[0, 0], prior, rtol=1e-5)
+    assert improved.sum() == pytest.approx(1, abs=1e-12)
+    assert improved @ q >= prior @ q - 1e-6
+    if np.ptp(q) > 0.1:
+        assert improved @ q > prior @ q
+
+
+def test_mixed_noise_is_a_share_of_the_legal_prior() -> None:
+    t = tree.new_tree(1, 1, 4, 4, 1, 0)
+    logits = np.array([0.5, -1.0, 2.0, tree.MASKED])
+    config = gumbel.new_search_config(rule=gumbel.PUCT, noise_share=0.25)
+    prior = np.exp(logits) / np.exp(logits).sum()
+    for noise in (np.zeros(4), np.array([3.0, 1.0, 0.0, 7.0])):
+        t.prior[0, 0], t.legal[0, 0], t.noise[0] = logits, logits > -1e29, noise
+        gumbel.weigh_actions(t, 0, 0)
+        gumbel.mix_noise(t, config, 0)
+        share = 0.25 if noise.any() else 0.0
+        np.testing.assert_allclose(
+            t.policy[0, 0], (1 - share) * prior + share * np.array([0.75, 0.25, 0, 0]), atol=1e-6
+        )
+        assert t.policy[0, 0, 3] == 0
+    t.prior[0, 0], t.noise[0] = logits, 1.0
+    gumbel.weigh_actions(t, 0, 0)
+    gumbel.mix_noise(t, config._replace(noise_share=0.0), 0)
+    np.testing.assert_allclose(t.policy[0, 0], prior, atol=1e-6)
 
 
 def test_scaling_without_rescale_keeps_magnitude() -> None:

@@ -16,16 +16,10 @@ from kernels.ort import OrtError, Session, check
 from kernels.planner import Planner, draw_noise, plan, set_root
 from kernels.position import (
     ACTIONS,
-    BEST,
-    EXCURSION,
     FEATURES,
     FULL,
-    HELD,
-    PREVIOUS,
     RAW,
     SIDE,
-    UNREALISED,
-    WORST,
     act_on,
     move_on,
     position_features,
@@ -35,7 +29,7 @@ from kernels.rng import gumbel
 from kernels.tree import CHANCE, DECISION, NONE, Tree
 from models.export import export
 from models.net import Shape, new_params
-from tests.naive import wandering_bars
+from tests.naive import naive_move, wandering_bars
 
 SHAPE = Shape(features=12, latent=8, hidden=8, codes=5)
 A, C, D = SHAPE.actions, SHAPE.codes, SHAPE.latent
@@ -232,19 +226,6 @@ def test_policy_and_value_of_the_root_are_the_formula(seed: int) -> None:
         assert planner.value[b] == pytest.approx(completed[policy.argmax()], rel=1e-9)
         most = [a for a, node in visited.items() if tree.visits[b, node] == max(counts)]
         assert planner.action[b] == max(most, key=lambda a: score[a] + tree.noise[b, a])
-
-
-def naive_move(before: Any, move: float) -> Any:
-    """What a bar makes of an open position, from the words of `kernels.position`."""
-    after, side = np.zeros(RAW), before[SIDE]
-    after[SIDE] = after[PREVIOUS] = side
-    if side:
-        after[HELD], after[7] = before[HELD] + 1, before[7]
-        after[UNREALISED] = before[UNREALISED] + side * move
-        after[EXCURSION] = max(0.0, -(after[UNREALISED] + before[7]))
-        after[WORST] = max(before[WORST], after[EXCURSION])
-        after[BEST] = max(before[BEST], after[UNREALISED])
-    return after
 
 
 @given(st.integers(0, 2**20))

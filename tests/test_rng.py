@@ -51,3 +51,24 @@ def test_beta_is_keyed_by_seed_stream_and_step() -> None:
     draws = {rng.beta(2.0, 3.0, *key) for key in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4))}
     assert len(draws) == 4
     assert rng.beta(2.0, 3.0, 1, 2, 3) in draws
+
+
+def test_gamma_has_the_moments_of_its_shape() -> None:
+    n = 20_000
+    for shape in (0.3, 1.0, 4.0):
+        draws = np.array([rng.gamma(shape, 3, 5, k) for k in range(n)])
+        assert (draws >= 0).all()
+        assert abs(draws.mean() - shape) < 5 * np.sqrt(shape / n)
+        fourth = 3 * shape * (shape + 2)
+        assert abs(draws.var() - shape) < 5 * np.sqrt((fourth - shape**2) / n)
+
+
+def test_normalised_gammas_are_a_dirichlet() -> None:
+    alpha, A, n = 0.3, 4, 20_000
+    draws = np.array([[rng.gamma(alpha, 1, 2, k * A + a) for a in range(A)] for k in range(n)])
+    shares = draws / draws.sum(axis=1, keepdims=True)
+    variance = (1 / A) * (1 - 1 / A) / (A * alpha + 1)
+    assert np.abs(shares.mean(axis=0) - 1 / A).max() < 0.015
+    assert np.abs(shares.var(axis=0) / variance - 1).max() < 0.05
+    covariance = np.cov(shares.T)[~np.eye(A, dtype=bool)]
+    assert np.abs(covariance / (-variance / (A - 1)) - 1).max() < 0.15
