@@ -68,7 +68,7 @@ KINDS = {
 class Problem(NamedTuple):
     """A row that is not taken as it stands."""
 
-    kind: str  # of KINDS
+    kind: str  # of KINDS, or hole
     line: int  # of the file, from 1
     text: str
 
@@ -167,7 +167,8 @@ FORMATS = (  # the first that fits
     ),
     Format(
         "Dukascopy",
-        r"((gmt|local)[ _])?time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} .*",
+        r"(gmt[ _])?time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} .*"
+        r"|local[ _]time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} [^,]* gmt[+-]\d{4},.*",
         "dmy",
         "UTC",
         ticks=True,
@@ -269,7 +270,12 @@ FORMATS = (  # the first that fits
         side="mid",
         newest_first=True,
     ),
-    Format("day or month first", rf"([^,\n]*time|date),open,high,low,close{MORE}\n{SLASHED}.*", "ask", "UTC"),
+    Format(
+        "day or month first",
+        rf"((?!local)[^,\n]*time|date),open,high,low,close{MORE}\n{SLASHED}.*",
+        "ask",
+        "UTC",
+    ),
     Format("day or month first", rf"{SLASHED}[^,]*(,{PRICE}){{4,5}}", "ask", "UTC", PLAIN),
 )
 ROLES = {  # of names in a header; the first column is the time, and a name that is not here is not needed
@@ -299,6 +305,7 @@ REFUSED = (  # what the head of an unknown file shows, and what to do
     (r"(date|time),([a-z]{3},)+([a-z]{3})?\n.*", "one rate of many currencies: no open, high and low"),
     (r"[{\[].*(\n.*)*", "JSON: a feed has one bar a line, and a file is read if it holds OANDA's candles"),
     (r"[a-z]{6}(,+[a-z]{6})+,*(\n.*)+", "many pairs side by side: make one file for each"),
+    (r"local[ _]time,.*\n.*", "local time, but of where? write UTC, as in 2017-12-31T22:00:00Z"),
     (r"(.*\n)?\d{1,2}[/.-]\d{1,2}[/.-]\d{4}.*", "write the dates as 2017-12-31"),
     (
         r"(.*\n)?(\d{1,7}|\d+\.\d+),.*",

@@ -463,6 +463,10 @@ NOT_BARS = [
     (b"timestamp,bid,ask\n2013-01-01 22:00:00.295,86.655,86.728\n", "ticks"),
     (b"EUR/USD,20130101 21:59:59.981,1.1,1.2\n", "ticks"),
     (b"USDJPY,,,EURUSD,,,\nDate,Open,,Date,Open,,\n2007/04/02,117.8,,2007/04/02,1.33,,\n", "many pairs"),
+    (
+        b"Local time,Open,High,Low,Close,Volume\n01.01.2017 22:00:00.000,1,1,1,1,1\n",
+        "local time, but of where",
+    ),
     (b"PK\3\4" + bytes(30), "compressed"),
     (b"title\n" * 9, "not a format I know"),
     (b'{"candles": [{"time": "2021-03-24T00:00:00Z"}]}', "JSON, but no candles"),
