@@ -359,8 +359,9 @@ def recognise(head: list[str], options: ReadOptions, name: str) -> Layout:
     bar = head[-1] if head else ""
     if re.search(DECIMAL_COMMA, bar):
         raise DataError(f"{name}: decimal commas: write the prices with a point")
-    separator = next((mark for mark in "\t;" if mark in bar), ",")
-    shown = [readable(line).replace('"', "").replace(separator, ",").lower() for line in head if line.strip()]
+    separator = max("\t;,", key=bar.count)
+    commas = str.maketrans({'"': None, ",": "_", separator: ","})  # one that separates nothing is no comma
+    shown = [readable(line).translate(commas).lower() for line in head if line.strip()]
     fmt = next((fmt for fmt in FORMATS if re.fullmatch(fmt.head, "\n".join(shown))), None)
     if fmt is None:
         raise DataError(f"{name}: {refusal(shown)}")
@@ -374,6 +375,8 @@ def recognise(head: list[str], options: ReadOptions, name: str) -> Layout:
     columns = fmt.columns[: len(fields)] or header_roles(shown[:-1], fmt)
     if len(fields) == len(columns) + 1 and not fields[-1].strip():
         columns = (*columns, "")  # lines that end with a separator
+    if missing := {*OHLC} - {*columns}:
+        raise DataError(f"{name}: no column for {', '.join(sorted(missing))}")
     day = re.search(r"(?<!\d)\d{8}(?!\d)", Path(name).name)
     if fmt.stamp == "midnight" and not day:
         raise DataError(
@@ -395,7 +398,7 @@ def readable(line: str) -> str:
 
 
 def header_roles(header: list[str], fmt: Format) -> tuple[str, ...]:
-    """What the columns are for, from the line of a header that says most about it."""
+    """What the columns are for, from the last line of a header that names the most prices."""
     best: list[str] = []
     for line in header:
         roles = ["time"] * (2 if fmt.stamp == "month" else 1)  # Jan 13, 2021 is torn at its comma
@@ -404,7 +407,7 @@ def header_roles(header: list[str], fmt: Format) -> tuple[str, ...]:
             role = fmt.spread if role == "spread" else role
             first = role not in roles or (role == "time" and len(roles) == 1)  # names may be repeated
             roles.append(role if first else "")
-        if sum(map(bool, roles)) > sum(map(bool, best)):
+        if len({*OHLC} & {*roles}) >= len({*OHLC} & {*best}):
             best = roles
     return tuple(best)
 
