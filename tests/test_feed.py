@@ -19,8 +19,9 @@ from host.bars import read_bars
 from host.feed import LEARN, POLL_S, Bar, LineParser, feed_bars
 from host.formats import DataError, ReadOptions, recognise
 from kernels.bars import NS, Bars
-from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, SAMPLES, SETTLED, real, rows, write
+from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, real, rows, write
 from tests.test_bars import FILES as ALL
+from tests.test_formats import SAMPLES, SETTLED
 
 NEWEST_FIRST = ("daily_investing.csv", "daily_myfxbook.csv")
 FILES = [path for path in ALL if path.name not in NEWEST_FIRST]
