@@ -336,8 +336,9 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     layout = recognise(head_of(map(lines.text, range(1, len(lines.start) + 1))), options, name)
     rows, unparsable, notes = read_rows(lines, layout, options, name)
     step_ns = interval_of(rows.utc, options, name)
-    rules, said = rules_for(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
-    quote = quotes(rows.columns, rules, layout.point)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
+        rules, said = rules_for(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
+        quote = quotes(rows.columns, rules, layout.point)
     faults = find_faults(rows, quote, step_ns, layout.format.ticks)
     kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {
         int(rows.line[t]): k for t, k in faults.items()

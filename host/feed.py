@@ -101,8 +101,8 @@ class LineParser:
         if self._rules is None:
             price = numbers["open"]
             self._rules, notes = rules_for(self.layout, self._options, self._name, price, self._interval_ns)
-            for note in notes:
-                say(f"{self._name}: {note}")
+            said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
+            say(f"{self._name}: {'; '.join([said, *notes])}")
         quote = quotes(numbers, self._rules, self.layout.point)
         kind = self._fault(quote, utc)
         if kind:

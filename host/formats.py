@@ -68,7 +68,7 @@ KINDS = {
 class Problem(NamedTuple):
     """A row that is not taken as it stands."""
 
-    kind: str  # of KINDS
+    kind: str  # of KINDS, or hole
     line: int  # of the file, from 1
     text: str
 
@@ -167,7 +167,8 @@ FORMATS = (  # the first that fits
     ),
     Format(
         "Dukascopy",
-        r"((gmt|local)[ _])?time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} .*",
+        r"(gmt[ _])?time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} .*"
+        r"|local[ _]time,open,high,low,close,volume\n\d\d\.\d\d\.\d{4} [^,]* gmt[+-]\d{4},.*",
         "dmy",
         "UTC",
         ticks=True,
@@ -269,7 +270,12 @@ FORMATS = (  # the first that fits
         side="mid",
         newest_first=True,
     ),
-    Format("day or month first", rf"([^,\n]*time|date),open,high,low,close{MORE}\n{SLASHED}.*", "ask", "UTC"),
+    Format(
+        "day or month first",
+        rf"((?!local)[^,\n]*time|date),open,high,low,close{MORE}\n{SLASHED}.*",
+        "ask",
+        "UTC",
+    ),
     Format("day or month first", rf"{SLASHED}[^,]*(,{PRICE}){{4,5}}", "ask", "UTC", PLAIN),
 )
 ROLES = {  # of names in a header; the first column is the time, and a name that is not here is not needed
@@ -299,6 +305,7 @@ REFUSED = (  # what the head of an unknown file shows, and what to do
     (r"(date|time),([a-z]{3},)+([a-z]{3})?\n.*", "one rate of many currencies: no open, high and low"),
     (r"[{\[].*(\n.*)*", "JSON: a feed has one bar a line, and a file is read if it holds OANDA's candles"),
     (r"[a-z]{6}(,+[a-z]{6})+,*(\n.*)+", "many pairs side by side: make one file for each"),
+    (r"local[ _]time,.*\n.*", "local time, but of where? write UTC, as in 2017-12-31T22:00:00Z"),
     (r"(.*\n)?\d{1,2}[/.-]\d{1,2}[/.-]\d{4}.*", "write the dates as 2017-12-31"),
     (
         r"(.*\n)?(\d{1,7}|\d+\.\d+),.*",
@@ -352,8 +359,9 @@ def recognise(head: list[str], options: ReadOptions, name: str) -> Layout:
     bar = head[-1] if head else ""
     if re.search(DECIMAL_COMMA, bar):
         raise DataError(f"{name}: decimal commas: write the prices with a point")
-    separator = next((mark for mark in "\t;" if mark in bar), ",")
-    shown = [readable(line).replace('"', "").replace(separator, ",").lower() for line in head if line.strip()]
+    separator = max("\t;,", key=bar.count)
+    commas = str.maketrans({'"': None, ",": "_", separator: ","})  # one that separates nothing is no comma
+    shown = [readable(line).translate(commas).lower() for line in head if line.strip()]
     fmt = next((fmt for fmt in FORMATS if re.fullmatch(fmt.head, "\n".join(shown))), None)
     if fmt is None:
         raise DataError(f"{name}: {refusal(shown)}")
@@ -367,6 +375,8 @@ def recognise(head: list[str], options: ReadOptions, name: str) -> Layout:
     columns = fmt.columns[: len(fields)] or header_roles(shown[:-1], fmt)
     if len(fields) == len(columns) + 1 and not fields[-1].strip():
         columns = (*columns, "")  # lines that end with a separator
+    if missing := {*OHLC} - {*columns}:
+        raise DataError(f"{name}: no column for {', '.join(sorted(missing))}")
     day = re.search(r"(?<!\d)\d{8}(?!\d)", Path(name).name)
     if fmt.stamp == "midnight" and not day:
         raise DataError(
@@ -388,7 +398,7 @@ def readable(line: str) -> str:
 
 
 def header_roles(header: list[str], fmt: Format) -> tuple[str, ...]:
-    """What the columns are for, from the line of a header that says most about it."""
+    """What the columns are for, from the last line of a header that names the most prices."""
     best: list[str] = []
     for line in header:
         roles = ["time"] * (2 if fmt.stamp == "month" else 1)  # Jan 13, 2021 is torn at its comma
@@ -397,7 +407,7 @@ def header_roles(header: list[str], fmt: Format) -> tuple[str, ...]:
             role = fmt.spread if role == "spread" else role
             first = role not in roles or (role == "time" and len(roles) == 1)  # names may be repeated
             roles.append(role if first else "")
-        if sum(map(bool, roles)) > sum(map(bool, best)):
+        if len({*OHLC} & {*roles}) >= len({*OHLC} & {*best}):
             best = roles
     return tuple(best)
 

@@ -69,6 +69,23 @@ def test_act_makes_the_decisions_of_a_backtest_from_the_same_bar(
         assert len(got) > 2 * 8 * HISTORY
 
 
+def test_a_feed_of_shorter_bars_is_decided_upon_alike(trained: Trained, tmp_path: Path) -> None:
+    """Quarters of an hour: the first opens, one has the high, one the low, the last closes."""
+    lines = ["time,open,high,low,close,volume\n"]
+    for row in ROWS[: HISTORY + 40]:
+        stamp, *prices, volume = row.strip().split(",")
+        o, h, low, c = prices
+        for i, quarter in enumerate([(o, o, o, o), (o, h, o, h), (h, h, low, low), (low, c, low, c)]):
+            time = f"{stamp[6:10]}-{stamp[3:5]}-{stamp[:2]} {stamp[11:13]}:{15 * i:02}:00"
+            lines.append(",".join((time, *quarter, repr(float(volume) / 4))) + "\n")
+    feed = tmp_path / "quarters_ASK.csv"
+    feed.write_text("".join(lines))
+    got = by_time(acted(trained.path, feed))
+    assert len(got) == 41
+    assert {time: trained.decisions[time] for time in got} == got
+    assert backtest_rows(feed, trained.path, None) == dict(list(got.items())[:-1])
+
+
 def test_the_first_decision_comes_with_the_last_bar_of_the_warm_up(trained: Trained, tmp_path: Path) -> None:
     for count, decisions in ((HISTORY - 1, 0), (HISTORY, 1), (HISTORY + 1, 2)):
         assert len(by_time(acted(trained.path, feed_of(ROWS[:count], tmp_path / "feed.csv")))) == decisions

@@ -10,7 +10,8 @@ import pytest
 
 from host.data_check import check_data, print_check
 from host.formats import ReadOptions
-from tests.test_bars import DATA, FAULTS, HEADER, SAMPLES, rows, write
+from tests.test_bars import DATA, FAULTS, HEADER, rows, write
+from tests.test_formats import SAMPLES
 
 ROOT = Path(__file__).parents[1]
 KEYS = {"format", "rows", "first", "last", "interval_s", "timezone", "label", "side", "problems"}

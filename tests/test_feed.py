@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ import pytest
 from host.bars import read_bars
 from host.feed import LEARN, POLL_S, Bar, LineParser, feed_bars
 from host.formats import DataError, ReadOptions, recognise
-from kernels.bars import Bars
-from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, SAMPLES, SETTLED, real, rows, write
+from kernels.bars import NS, Bars
+from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, real, rows, write
 from tests.test_bars import FILES as ALL
+from tests.test_formats import SAMPLES, SETTLED
 
 NEWEST_FIRST = ("daily_investing.csv", "daily_myfxbook.csv")
 FILES = [path for path in ALL if path.name not in NEWEST_FIRST]
@@ -80,6 +82,24 @@ def test_a_bar_has_the_fields_of_bars() -> None:
 )
 def test_lines_are_read_as_the_file_is(path: Path, options: ReadOptions) -> None:
     assert_same(list(feed_bars(path, options)), read_bars(path, options)[0])
+
+
+@pytest.mark.parametrize(
+    ("clock", "first"),
+    [("America/New_York+7h", datetime(2021, 3, 12)), ("Europe/Athens", datetime(2021, 3, 26))],
+)
+def test_a_server_changes_its_clock(clock: str, first: datetime, tmp_path: Path) -> None:
+    """Over the weekend of the change, on American and on European dates: two hours ahead of UTC, then three."""
+    before = [first + timedelta(hours=h) for h in range(20)]
+    after = [first + timedelta(days=2, hours=h) for h in range(21, 47)]
+    stamps = [t + timedelta(hours=2) for t in before] + [t + timedelta(hours=3) for t in after]
+    lines = [f"{t:%Y.%m.%d,%H:%M},1.1,1.2,1.0,1.1,{i + 1}\n" for i, t in enumerate(stamps)]
+    path, options = tmp_path / "b.csv", ReadOptions(timezone=clock)
+    path.write_text("".join(lines))
+    bars, _ = read_bars(path, options)
+    expected = [(t + timedelta(hours=1)).replace(tzinfo=UTC).timestamp() for t in before + after]
+    assert (bars.time / NS).tolist() == expected
+    assert_same(list(feed_bars(path, options)), bars)
 
 
 @pytest.mark.parametrize("side", ["bid", "mid", "ask"])

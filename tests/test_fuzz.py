@@ -171,8 +171,9 @@ from pathlib import Path
 import atheris
 with atheris.instrument_imports(include=["host"]):
     from tests.test_fuzz import check
+    import host.feed
+host.feed.say = lambda text: None
 folder = Path(tempfile.mkdtemp())
-sys.stderr = open("/dev/null", "w")
 def one(content):
     check(content, folder)
 atheris.Setup(sys.argv, one)
@@ -192,8 +193,8 @@ def test_fuzz_for_long(tmp_path: Path) -> None:
             lines = path.read_bytes().splitlines(keepends=True)
             (corpus / f"{way}-{path.name}").write_bytes(bytes([way]) + b"".join(lines[:12]))
     limits = [f"-max_total_time={SECONDS}", "-max_len=6000", "-rss_limit_mb=2048", "-timeout=10"]
-    command = [sys.executable, "-c", FUZZ, *limits, f"-artifact_prefix={tmp_path}/", str(corpus)]
+    command = [sys.executable, "-c", FUZZ, *limits, f"-artifact_prefix={corpus.parent}/", str(corpus)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-4000:]
+    assert done.returncode == 0, "\n".join(line for line in said.splitlines() if line[:1] != "#")[-4000:]
     print("\n".join(said.splitlines()[-3:]))
