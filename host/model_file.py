@@ -44,7 +44,8 @@ WRITTEN = {"format": int, "program": str, "members": dict, "selftest": dict}  # 
 MANIFEST = "manifest.json"
 MEMBER = re.compile(r"(graphs/[a-z0-9_]{1,64}\.onnx|arrays/[a-z0-9_]{1,64}\.npy)")
 NPY = re.compile(  # the header of an array: dtype and shape
-    rb"\x93NUMPY\x01\0..\{'descr': '([<|](?:f[248]|[iu][1248]|b1))', 'fortran_order': False, 'shape': \(([\d, ]{0,99})\), \} *\n",
+    rb"\x93NUMPY\x01\0..\{'descr': '([<|](?:f[248]|[iu][1248]|b1))', "
+    rb"'fortran_order': False, 'shape': \(([\d, ]{0,99})\), \} *\n",
     re.DOTALL,
 )
 MAX_FILE, MAX_MANIFEST, MAX_MEMBERS = 1 << 26, 1 << 23, 64
