@@ -27,7 +27,7 @@ from host.desk import ReplayError
 from host.durable import Locked, locked
 from host.feed import Bar, feed_bars
 from host.formats import DataError, ReadOptions
-from host.journal import Journal, JournalError, read_journal
+from host.journal import Journal, JournalError, read_cache, read_journal, write_cache
 from host.model_file import ModelRefused
 from host.office import FeedStale, Halted, Office, Publishing
 from host.target import Position, Row, format_position, parse_target
@@ -280,8 +280,12 @@ def test_a_restart_at_any_byte_makes_the_same_decisions(
 ) -> None:
     """A kill leaves a beginning of the journal, a state file of any age before it, and perhaps half a line."""
     journal = (whole / "journal.jsonl").read_bytes()
-    first = journal.index(b"\n") + 1
-    cut = data.draw(st.integers(0, len(journal)).filter(lambda n: n == 0 or n >= first))
+    lines = journal.splitlines(keepends=True)
+    kept = data.draw(
+        st.sampled_from([0, *range(1, len(lines), 7), len(lines) - 2, len(lines) - 1, len(lines)])
+    )
+    torn = data.draw(st.sampled_from([0, 1, 50])) if 0 < kept < len(lines) else 0
+    cut = sum(map(len, lines[:kept])) + torn
     folder = tmp_path / "out"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -317,6 +321,34 @@ def test_the_state_file_is_only_a_cache(
     assert states[0]["guard"] == states[1]["guard"]
     assert states[0]["actor"]["account"][:3] == states[1]["actor"]["account"][:3]
     assert states[0]["outcome"] == states[1]["outcome"]
+
+
+def test_a_decision_that_a_kill_prevented_is_made_at_the_restart(
+    trained: Trained, bars: list[Bar], tmp_path: Path
+) -> None:
+    """The bar is in the journal, its decision is not, and no other bar comes."""
+    act_dry(trained, tmp_path / "out", bars)
+    path = tmp_path / "out" / "journal.jsonl"
+    expected, lines = outcomes(tmp_path / "out"), path.read_bytes().splitlines(keepends=True)
+    assert b'"seq"' in lines[-1]
+    path.write_bytes(b"".join(lines[:-1]))
+    (tmp_path / "out" / "target.csv").unlink()
+    printed = act_dry(trained, tmp_path / "out", [])
+    assert printed.splitlines()[1].split(",")[:-1] == expected[-1]["row"]
+    assert outcomes(tmp_path / "out") == expected
+    assert parse_target((tmp_path / "out" / "target.csv").read_bytes()).seq == 201
+
+
+def test_a_state_file_of_another_journal_is_not_believed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append({"a": 1})
+    write_cache(tmp_path / "state.json", journal, {"b": 2})
+    journal.close()
+    found = (tmp_path / "journal.jsonl").read_bytes()
+    assert read_cache(tmp_path / "state.json", found + b"more\n") == (len(found), {"b": 2})
+    assert read_cache(tmp_path / "state.json", found.replace(b"1", b"2")) is None
+    assert read_cache(tmp_path / "state.json", found[:-1]) is None
+    assert read_cache(tmp_path / "none.json", found) is None
 
 
 def test_a_restart_prints_the_last_decision_again_and_goes_on(
