@@ -53,7 +53,7 @@ NETS = {"64/256": Shape(features=300, hidden=256), "default": Shape(features=300
 ROWS = (1, 8, 64, 512)  # of `bench ort`
 BLOCK_S = 0.03  # least length of a timed block
 FOLLOWED = 64  # decisions of a followed file
-PAUSE_S, SETTLE_S = 0.002, 0.3  # after a decision, until what follows from it is done
+PAUSE_S, SETTLE_S = 0.005, 0.3  # after a decision, until what follows from it is done
 SAMPLE_EVERY_S = 0.2  # of another process's memory
 QUICK = ["train.block=2", "train.blocks=1", "train.steps=2", "train.batch=32", "train.replay=8"]
 Row = dict[str, Any]
