@@ -26,6 +26,7 @@ from host.desk import (
 from host.durable import publish
 from host.feed import Bar
 from host.journal import ROTATE, Journal, parse_lines, read_cache, write_cache
+from host.progress import say
 from host.target import DRY_RUN, Row, RowRefused, format_target, parse_position, read_small, utc
 from kernels.bars import NS
 from kernels.guard import ACTIVE, HALT_FILE, HALTED, Limits, open_ns
@@ -69,6 +70,7 @@ class Office:
         self._desk = Desk(loaded, limits)
         self._journal = Journal(self._folder)
         self._known = 0, 0.0  # seq and target that a bridge can have read
+        self._said = "active agent"  # reason of the last target, for people
         self._arrived_ns, self._beat_ns = time.time_ns(), 0
         if self._journal.size == 0:
             self._journal.append(snapshot_record(self._desk, self._live))
@@ -85,9 +87,14 @@ class Office:
             return  # a feed that is read again from its beginning
         begin = time.perf_counter()
         world = self._world(bar.time)
+        before = self._journal.size, self._journal.crc
         self._journal.append(bar_record(bar, world))
         self._arrived_ns = time.time_ns()
-        outcome = self._desk.on_bar(bar, world)
+        try:
+            outcome = self._desk.on_bar(bar, world)
+        except Exception:  # a restart may succeed with this bar: for the journal it has not come yet
+            self._journal.retract(*before)
+            raise
         if outcome is not None:
             self._settle(outcome, begin)
             self._obey(outcome.state, outcome.reason)
@@ -149,6 +156,9 @@ class Office:
         if self._live and time.time_ns() >= valid_ns:
             return
         reason = f"{outcome.state.lower()} {outcome.reason}"
+        if reason != self._said:
+            self._said = reason
+            say(f"{utc(outcome.decided_ns)} target {outcome.target:g}: {reason}")
         row = Row(
             seq=outcome.seq,
             decided_ns=outcome.decided_ns,
@@ -163,7 +173,7 @@ class Office:
         self._known = outcome.seq, outcome.target
         if outcome.seq % CACHE_EVERY == 0:
             write_cache(self._folder / "state.json", self._journal, self._desk.state())
-        if time.time_ns() - self._beat_ns > BEAT_LEAST_S * NS:
+        if not outcome.row or time.time_ns() - self._beat_ns > BEAT_LEAST_S * NS:
             self._beat()
         if self._live:
             self._journal.sync()

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from host import office as module
-from host.act import act_on_feed, new_publishing, replay, symbol_of
+from host.act import act_beside_money, act_on_feed, new_publishing, replay, symbol_of
 from host.actor import Printer
 from host.agent import reading_of
 from host.config import ConfigError, GuardConfig
@@ -34,6 +34,7 @@ from host.target import Position, Row, format_position, parse_target
 from kernels.bars import NS
 from kernels.features import HISTORY
 from kernels.market import DAY_NS, HOUR_NS
+from kernels.ort import OrtError, Session
 from tests.trained import HEADER, ROOT, ROWS, Trained, feed_of
 
 OFF = dict.fromkeys(asdict(GuardConfig()), 0) | {"max_target": 1.0}
@@ -250,6 +251,29 @@ def test_a_fault_of_the_feed_goes_flat_first(trained: Trained, tmp_path: Path) -
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
     row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
     assert (row.seq, row.target, row.reason) == (7, 0.0, "dry-run halted DataError")
+
+
+def test_a_decision_that_fails_goes_flat_and_can_be_made_after_a_restart(
+    trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
+) -> None:
+    act_dry(trained, tmp_path / "out", bars[:-3])
+    publishing = Publishing(tmp_path / "out", False, False, "EURUSD", GuardConfig())
+    office = Office(trained.loaded, publishing, Printer(io.StringIO(), False))
+    trader = office._desk.actor._trader
+    net = trader.planner.model.dynamics
+    graph = trained.loaded.agent.graphs["dynamics"]
+    broken = Session(graph).bind(net.x.shape[1] + 1, net.y.shape[1], [1, len(net.x)])
+    model = trader.planner.model._replace(dynamics=broken)
+    office._desk.actor._trader = trader._replace(planner=trader.planner._replace(model=model))
+    with pytest.raises(OrtError):
+        act_beside_money(office, iter(bars))
+    row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
+    assert (row.target, row.reason) == (0.0, "dry-run halted OrtError")
+    beat = json.loads((tmp_path / "out" / "heartbeat.json").read_text())
+    assert (beat["state"], beat["seq"]) == ("HALTED", row.seq)
+    act_dry(trained, tmp_path / "out", bars)
+    decided = [outcome["row"] for outcome in outcomes(tmp_path / "out") if outcome["row"]]
+    assert decided == [outcome["row"] for outcome in outcomes(whole)]
 
 
 @pytest.fixture(scope="module")
