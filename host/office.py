@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from host.actor import Printer, microseconds_since
 from host.agent import Loaded
-from host.config import GuardConfig
+from host.config import ConfigError, GuardConfig
 from host.desk import (
     Desk,
     Outcome,
@@ -75,7 +75,11 @@ class Office:
         if self._journal.size == 0:
             self._journal.append(snapshot_record(self._desk, self._live))
         else:
-            self._resume()
+            try:
+                self._resume()
+            except BaseException:
+                self._journal.close()
+                raise
         self._desk.limits = limits
         if publishing.lift:
             self._desk.lift()
@@ -125,6 +129,7 @@ class Office:
         """Bring the desk to where the journal ends; prints the last decision again, whose line may have been lost."""
         begin, found = time.perf_counter(), self._journal.found
         records = list(parse_lines(found, self._journal.path))
+        first = records[0][1]
         cache = read_cache(self._folder / "state.json", found)
         if cache is not None:
             size, state = cache
@@ -132,6 +137,8 @@ class Office:
             self._desk.restore(state, [bar for _, record in records[:known] for bar in bars_of(record)])
             records = records[known:]
         played = list(play(self._desk, records))
+        if first["start"]["live"] != self._live:
+            raise ConfigError(f"{self._folder}: a dry run and a live one each need a folder of their own")
         outcome, recorded = played[-1] if played else (None, True)
         if outcome is not None and not recorded:  # killed between the bar and its decision
             self._settle(outcome, begin)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from host import office as module
-from host.act import act_beside_money, act_on_feed, new_publishing, replay, symbol_of
+from host.act import act_beside_money, act_on_feed, new_publishing, replay, symbol_of, watch_over
 from host.actor import Printer
 from host.agent import reading_of
 from host.config import ConfigError, GuardConfig
@@ -453,6 +454,14 @@ def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> No
     assert busy.value.exit_code == 8
 
 
+def test_what_a_dry_run_held_is_not_taken_for_real(trained: Trained, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    out = Publishing(tmp_path / "out", True, False, "EURUSD", GuardConfig())
+    feed = feed_of(ROWS[:HISTORY], tmp_path / "EURUSD_H1.csv")
+    with pytest.raises(ConfigError, match="a folder of their own"):
+        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, out)
+
+
 def test_flags_that_make_no_sense_are_refused() -> None:
     for flags in ((None, True, None, False, None, None), (Path("x"), True, "EUR,USD", False, None, None)):
         with pytest.raises(ConfigError):
@@ -490,6 +499,27 @@ def test_killed_processes_leave_what_one_process_leaves(
         assert b"halted: halt-file" in (process.stderr.read() if process.stderr else b"")
     assert outcomes(folder)[:201] == outcomes(whole)
     assert outcomes(folder)[-1]["target"] == 0.0
+
+
+@pytest.mark.parametrize(("error", "code"), [(FeedStale("no bar"), 6), (OSError("disk full"), 1)])
+def test_whatever_the_watch_meets_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    class Faulty:
+        def look(self) -> None:
+            raise error
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr("host.act.WATCH_S", 0.0)
+    monkeypatch.setattr("host.act.os._exit", end)
+    with pytest.raises(Ended, match=str(code)):
+        watch_over(Faulty(), threading.Lock(), threading.Event())  # type: ignore[arg-type]
+    assert f"swt: {error}" in capsys.readouterr().err
 
 
 def size_of(folder: Path) -> int:
