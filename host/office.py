@@ -32,7 +32,7 @@ from kernels.bars import NS
 from kernels.guard import ACTIVE, HALT_FILE, HALTED, Limits, open_ns
 
 VALID_BARS = 2  # intervals from a bar's close to the end of its target
-BEAT_LEAST_S, BEAT_S = 1.0, 10.0  # between two heartbeats at least, and when no bar comes
+BEAT_LEAST_S, BEAT_S = 1.0, 10.0  # between two heartbeats of a dry run at least, and when no bar comes
 CACHE_EVERY = 64  # decisions: what a restart has to make again at most
 SAME_POSITION = 1e-3  # of a target: less is rounding
 
@@ -122,6 +122,7 @@ class Office:
 
     def close(self) -> None:
         """The end of the process: the last target stays until it expires."""
+        self._beat()
         self._journal.sync()
         self._journal.close()
 
@@ -180,7 +181,7 @@ class Office:
         self._known = outcome.seq, outcome.target
         if outcome.seq % CACHE_EVERY == 0:
             write_cache(self._folder / "state.json", self._journal, self._desk.state())
-        if not outcome.row or time.time_ns() - self._beat_ns > BEAT_LEAST_S * NS:
+        if self._live or not outcome.row or time.time_ns() - self._beat_ns > BEAT_LEAST_S * NS:
             self._beat()
         if self._live:
             self._journal.sync()

@@ -419,6 +419,12 @@ def test_a_kill_between_the_renames_of_a_rotation_loses_nothing(tmp_path: Path) 
     assert not (tmp_path / "journal.next.jsonl").exists()
 
 
+def test_the_last_heartbeat_is_of_the_last_decision(whole: Path) -> None:
+    beat = json.loads((whole / "heartbeat.json").read_text())
+    row = parse_target((whole / "target.csv").read_bytes())
+    assert (beat["seq"], beat["target"], beat["live"]) == (row.seq, row.target, False)
+
+
 def test_replay_prints_the_same_bytes(trained: Trained, bars: list[Bar], tmp_path: Path) -> None:
     printed, out = act_dry(trained, tmp_path / "out", bars), io.StringIO()
     replay(tmp_path / "out" / "journal.jsonl", trained.path, out, False)
