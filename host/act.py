@@ -22,7 +22,7 @@ from host.durable import locked
 from host.feed import Bar, feed_bars
 from host.formats import ReadOptions
 from host.journal import read_journal
-from host.office import FeedStale, Halted, Office, Publishing
+from host.office import Halted, Office, Publishing
 from host.progress import say
 from kernels._jit import module_digest
 from kernels.features import HISTORY
@@ -116,9 +116,9 @@ def watch_over(office: Office, turn: threading.Lock, done: threading.Event) -> N
                 return
             try:
                 office.look()
-            except (Halted, FeedStale) as error:
-                say(f"swt: {error}")
-                os._exit(error.exit_code)
+            except Exception as error:  # nobody else would see it, and nothing may go on unwatched
+                say(f"swt: {error or repr(error)}")
+                os._exit(getattr(error, "exit_code", 1))
 
 
 def symbol_of(feed: str) -> str:

@@ -7,6 +7,7 @@ compared is measured in turns within one run, and given as the median of the rou
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -55,6 +56,8 @@ LEARNERS = {  # keys of `bench learn`
     "torch": "torch_ms_per_step",
     "torch_compile": "torch_compile_ms_per_step",
 }
+FOLLOWED = 64  # decisions of a followed file
+PAUSE_S, SETTLE_S = 0.005, 0.3  # after a decision, until what follows from it is done
 SAMPLE_EVERY_S = 0.2  # of another process's memory
 QUICK = ["train.block=2", "train.blocks=1", "train.steps=2", "train.batch=32", "train.replay=8"]
 Row = dict[str, Any]
@@ -83,10 +86,10 @@ class Size:
     windows: int = 2048
     length: int = 60_000  # bars of the market of `selfplay`
     batch: int = 256
-    decisions: int = 2000  # of `act`
+    decisions: int = 10_000  # of `act`
     bars: int = 1_300_000
     minutes: float = 1.0
-    idle_s: float = 2.0
+    idle_s: float = 10.0
     settings: tuple[str, ...] = ()  # of the training in `memory`
 
 
@@ -331,43 +334,83 @@ def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def bench_act(size: Size) -> Row:
-    """The document of `bench act`: processes that follow the first bundled bars and then wait for more."""
-    lines = SAMPLE.read_text().splitlines(keepends=True)[: HISTORY + size.decisions]
+    """The document of `bench act`: `act --out` with 32 simulations, fed bar by bar, alone and beside a busy process."""
     with tempfile.TemporaryDirectory() as folder:
-        feed, run = Path(folder) / "feed.csv", Path(folder) / "run"
-        feed.write_text("".join(lines))
-        subprocess.run(command("train", "--out", run, "--sessions", "1", settings=QUICK), check=True)
-        following = command("act", feed, "--model", run / "model.swt", "--follow")
-        runs = [follow(following, len(lines) - HISTORY, size.idle_s) for _ in range(1 + min(size.rounds, 3))]
-    latencies, first_s, rss_mb, idle = zip(*runs[1:], strict=True)  # the first one warmed the cache up
-    p50, p99, most = np.quantile(np.concatenate(latencies), (0.5, 0.99, 1.0)).tolist()
+        feed, run, out = (Path(folder) / name for name in ("feed.csv", "run", "out"))
+        settings = (*QUICK, "search.simulations=32")
+        subprocess.run(command("train", "--out", run, "--sessions", "1", settings=settings), check=True)
+        lines = noise_lines(run / "model.swt", HISTORY + max(FOLLOWED, size.decisions))
+        feed.write_text("".join(lines[: HISTORY + FOLLOWED]))
+        acting = "--model", run / "model.swt", "--out", out
+        following = command("act", feed, *acting, "--follow")
+        runs = list[tuple[float, float, float]]()
+        for _ in range(1 + min(size.rounds, 3)):
+            shutil.rmtree(out, ignore_errors=True)
+            runs.append(follow(following, size.idle_s))
+        first_s, rss_mb, idle = zip(*runs[1:], strict=True)  # the first one warmed the cache up
+        lines = lines[: HISTORY + size.decisions]
+        quiet = round_trips(command("act", "-", *acting[:3], Path(folder) / "quiet"), lines)
+        with running([sys.executable, "-c", "while True: pass"]):
+            loaded = round_trips(command("act", "-", *acting[:3], Path(folder) / "loaded"), lines)
     return {
-        "p50_us": p50,
-        "p99_us": p99,
-        "max_us": most,
+        **quiet,
+        "loaded": loaded,
         "first_decision_s": round(statistics.median(first_s), 3),
         "rss_mb": max(rss_mb),
         "cpu_percent_idle": round(statistics.median(idle), 2),
     }
 
 
-def follow(
-    arguments: list[str], decisions: int, idle_s: float
-) -> tuple[NDArray[np.float64], float, float, float]:
-    """Start `act --follow`, take its decisions, leave it waiting: (latencies us, first decision s, RSS MB, CPU %)."""
+def noise_lines(model: Path, bars: int) -> list[str]:
+    """A feed of a random walk that the model can trade, header and lines."""
+    from host.actor import random_walk
+    from host.agent import load_agent
+    from host.target import utc
+
+    market = load_agent(model).setting.market
+    lines = ["time,open,high,low,close,volume\n"]
+    for bar in random_walk(market, bars):
+        prices = ",".join(f"{price:.5f}" for price in bar[1:5])
+        lines.append(f"{utc(bar.time - market.interval_ns)},{prices},1\n")
+    return lines
+
+
+def round_trips(arguments: list[str], lines: list[str]) -> Row:
+    """Microseconds from writing a line to the stdin of `act` until its decision is read; the first one left out."""
+    found = list[float]()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, text=True, bufsize=1) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.writelines(lines[:HISTORY])
+        child.stdout.readline()
+        for line in lines[HISTORY:]:
+            time.sleep(PAUSE_S)
+            begin = time.perf_counter()
+            child.stdin.write(line)
+            if not child.stdout.readline():
+                raise RuntimeError("act ended before its last decision")
+            found.append((time.perf_counter() - begin) * 1e6)
+        child.stdin.close()
+    p50, p99, most = np.quantile(found[1:], (0.5, 0.99, 1.0)).round(1).tolist()
+    return {"p50_us": p50, "p99_us": p99, "max_us": most}
+
+
+def follow(arguments: list[str], idle_s: float) -> tuple[float, float, float]:
+    """Start `act --follow`, take its decisions, leave it waiting: (first decision s, peak RSS MB, idle CPU %)."""
     begin = time.perf_counter()
     with running(arguments) as child:
         assert child.stdout is not None
         rows = [child.stdout.readline() for _ in range(2)]  # header, first decision
         first_s = time.perf_counter() - begin
-        rows += [child.stdout.readline() for _ in range(decisions - 1)]
+        rows += [child.stdout.readline() for _ in range(FOLLOWED - 1)]
         if not rows[-1]:
             raise RuntimeError("act ended before its last decision")
+        time.sleep(SETTLE_S)
         before = cpu_s(child.pid)
         time.sleep(idle_s)
         idle = 100 * (cpu_s(child.pid) - before) / idle_s
-        latency = np.array([float(row.rpartition(",")[2]) for row in rows[2:]])  # the first one loads kernels
-        return latency, first_s, memory_mb("VmHWM", child.pid), idle
+        return first_s, memory_mb("VmHWM", child.pid), idle
 
 
 def cpu_s(pid: int) -> float:

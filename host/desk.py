@@ -194,7 +194,10 @@ def play(desk: Desk, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[
             if "seq" in record:
                 made, told = desk.outcome, Outcome(**record)
                 if made is None or untimed(made) != untimed(told):
-                    raise ReplayError(f"journal line {line}: it has {told}, this program decides {made}")
+                    raise ReplayError(
+                        f"journal line {line}: it has {told}, this program and runtime decide {made}; "
+                        "when flat, begin in another --out"
+                    )
                 desk.outcome = told
                 yield told, True
             else:

@@ -68,6 +68,11 @@ class Journal:
         self.size += len(line)
         self.crc = zlib.crc32(line, self.crc)
 
+    def retract(self, size: int, crc: int) -> None:
+        """Take back what was appended since the journal had this size and CRC."""
+        self._file.truncate(size)
+        self.size, self.crc = size, crc
+
     def sync(self) -> None:
         """Make the records outlast a power cut."""
         os.fsync(self._file.fileno())

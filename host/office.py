@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from host.actor import Printer, microseconds_since
 from host.agent import Loaded
-from host.config import GuardConfig
+from host.config import ConfigError, GuardConfig
 from host.desk import (
     Desk,
     Outcome,
@@ -26,12 +26,13 @@ from host.desk import (
 from host.durable import publish
 from host.feed import Bar
 from host.journal import ROTATE, Journal, parse_lines, read_cache, write_cache
+from host.progress import say
 from host.target import DRY_RUN, Row, RowRefused, format_target, parse_position, read_small, utc
 from kernels.bars import NS
 from kernels.guard import ACTIVE, HALT_FILE, HALTED, Limits, open_ns
 
 VALID_BARS = 2  # intervals from a bar's close to the end of its target
-BEAT_LEAST_S, BEAT_S = 1.0, 10.0  # between two heartbeats at least, and when no bar comes
+BEAT_LEAST_S, BEAT_S = 1.0, 10.0  # between two heartbeats of a dry run at least, and when no bar comes
 CACHE_EVERY = 64  # decisions: what a restart has to make again at most
 SAME_POSITION = 1e-3  # of a target: less is rounding
 
@@ -69,11 +70,16 @@ class Office:
         self._desk = Desk(loaded, limits)
         self._journal = Journal(self._folder)
         self._known = 0, 0.0  # seq and target that a bridge can have read
+        self._said = "active agent"  # reason of the last target, for people
         self._arrived_ns, self._beat_ns = time.time_ns(), 0
         if self._journal.size == 0:
             self._journal.append(snapshot_record(self._desk, self._live))
         else:
-            self._resume()
+            try:
+                self._resume()
+            except BaseException:
+                self._journal.close()
+                raise
         self._desk.limits = limits
         if publishing.lift:
             self._desk.lift()
@@ -85,9 +91,14 @@ class Office:
             return  # a feed that is read again from its beginning
         begin = time.perf_counter()
         world = self._world(bar.time)
+        before = self._journal.size, self._journal.crc
         self._journal.append(bar_record(bar, world))
         self._arrived_ns = time.time_ns()
-        outcome = self._desk.on_bar(bar, world)
+        try:
+            outcome = self._desk.on_bar(bar, world)
+        except Exception:  # a restart may succeed with this bar: for the journal it has not come yet
+            self._journal.retract(*before)
+            raise
         if outcome is not None:
             self._settle(outcome, begin)
             self._obey(outcome.state, outcome.reason)
@@ -111,6 +122,7 @@ class Office:
 
     def close(self) -> None:
         """The end of the process: the last target stays until it expires."""
+        self._beat()
         self._journal.sync()
         self._journal.close()
 
@@ -118,6 +130,7 @@ class Office:
         """Bring the desk to where the journal ends; prints the last decision again, whose line may have been lost."""
         begin, found = time.perf_counter(), self._journal.found
         records = list(parse_lines(found, self._journal.path))
+        first = records[0][1]
         cache = read_cache(self._folder / "state.json", found)
         if cache is not None:
             size, state = cache
@@ -125,6 +138,8 @@ class Office:
             self._desk.restore(state, [bar for _, record in records[:known] for bar in bars_of(record)])
             records = records[known:]
         played = list(play(self._desk, records))
+        if first["start"]["live"] != self._live:
+            raise ConfigError(f"{self._folder}: a dry run and a live one each need a folder of their own")
         outcome, recorded = played[-1] if played else (None, True)
         if outcome is not None and not recorded:  # killed between the bar and its decision
             self._settle(outcome, begin)
@@ -149,6 +164,9 @@ class Office:
         if self._live and time.time_ns() >= valid_ns:
             return
         reason = f"{outcome.state.lower()} {outcome.reason}"
+        if reason != self._said:
+            self._said = reason
+            say(f"{utc(outcome.decided_ns)} target {outcome.target:g}: {reason}")
         row = Row(
             seq=outcome.seq,
             decided_ns=outcome.decided_ns,
@@ -163,7 +181,7 @@ class Office:
         self._known = outcome.seq, outcome.target
         if outcome.seq % CACHE_EVERY == 0:
             write_cache(self._folder / "state.json", self._journal, self._desk.state())
-        if time.time_ns() - self._beat_ns > BEAT_LEAST_S * NS:
+        if self._live or not outcome.row or time.time_ns() - self._beat_ns > BEAT_LEAST_S * NS:
             self._beat()
         if self._live:
             self._journal.sync()

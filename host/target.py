@@ -7,6 +7,7 @@ CRC-32 of its text, for a reader that comes late, or while the file is being wri
 from __future__ import annotations
 
 import math
+import time
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from kernels.bars import NS
 HEADER = "seq,decided_utc,bar_close_utc,valid_until_utc,symbol,target,reason,model,crc32"
 POSITION_HEADER = "seq,utc,symbol,position,crc32"
 DRY_RUN = "dry-run"  # how the reason of a row begins that nobody may trade
+READ_TRIES, READ_PAUSE_S = 5, 0.005
 MAX_BYTES = 4096  # of a file with one row
 
 
@@ -119,5 +121,11 @@ def finite(text: str) -> float:
 
 def read_small(path: Path) -> bytes:
     """The bytes of a file of one row, no more than it takes to see that it is none; OSError without it."""
+    for _ in range(READ_TRIES - 1):
+        try:
+            with path.open("rb") as file:
+                return file.read(MAX_BYTES + 1)
+        except PermissionError:  # on Windows: it is being replaced
+            time.sleep(READ_PAUSE_S)
     with path.open("rb") as file:
         return file.read(MAX_BYTES + 1)

@@ -62,7 +62,7 @@ KEYS = {
         "threads",
         "rss_mb",
     },
-    "act": {"p50_us", "p99_us", "max_us", "first_decision_s", "rss_mb", "cpu_percent_idle"},
+    "act": {"p50_us", "p99_us", "max_us", "loaded", "first_decision_s", "rss_mb", "cpu_percent_idle"},
     "memory": {"rss_anon_mb", "rss_mb", "bars"},
     "widening": {
         *("net", "B", "n", "threads", "trees", "ms", "us_per_decision"),

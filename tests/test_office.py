@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from host import office as module
-from host.act import act_on_feed, new_publishing, replay, symbol_of
+from host.act import act_beside_money, act_on_feed, new_publishing, replay, symbol_of, watch_over
 from host.actor import Printer
 from host.agent import reading_of
 from host.config import ConfigError, GuardConfig
@@ -27,13 +28,14 @@ from host.desk import ReplayError
 from host.durable import Locked, locked
 from host.feed import Bar, feed_bars
 from host.formats import DataError, ReadOptions
-from host.journal import Journal, JournalError, read_journal
+from host.journal import Journal, JournalError, read_cache, read_journal, write_cache
 from host.model_file import ModelRefused
 from host.office import FeedStale, Halted, Office, Publishing
 from host.target import Position, Row, format_position, parse_target
 from kernels.bars import NS
 from kernels.features import HISTORY
 from kernels.market import DAY_NS, HOUR_NS
+from kernels.ort import OrtError, Session
 from tests.trained import HEADER, ROOT, ROWS, Trained, feed_of
 
 OFF = dict.fromkeys(asdict(GuardConfig()), 0) | {"max_target": 1.0}
@@ -252,6 +254,29 @@ def test_a_fault_of_the_feed_goes_flat_first(trained: Trained, tmp_path: Path) -
     assert (row.seq, row.target, row.reason) == (7, 0.0, "dry-run halted DataError")
 
 
+def test_a_decision_that_fails_goes_flat_and_can_be_made_after_a_restart(
+    trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
+) -> None:
+    act_dry(trained, tmp_path / "out", bars[:-3])
+    publishing = Publishing(tmp_path / "out", False, False, "EURUSD", GuardConfig())
+    office = Office(trained.loaded, publishing, Printer(io.StringIO(), False))
+    trader = office._desk.actor._trader
+    net = trader.planner.model.dynamics
+    graph = trained.loaded.agent.graphs["dynamics"]
+    broken = Session(graph).bind(net.x.shape[1] + 1, net.y.shape[1], [1, len(net.x)])
+    model = trader.planner.model._replace(dynamics=broken)
+    office._desk.actor._trader = trader._replace(planner=trader.planner._replace(model=model))
+    with pytest.raises(OrtError):
+        act_beside_money(office, iter(bars))
+    row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
+    assert (row.target, row.reason) == (0.0, "dry-run halted OrtError")
+    beat = json.loads((tmp_path / "out" / "heartbeat.json").read_text())
+    assert (beat["state"], beat["seq"]) == ("HALTED", row.seq)
+    act_dry(trained, tmp_path / "out", bars)
+    decided = [outcome["row"] for outcome in outcomes(tmp_path / "out") if outcome["row"]]
+    assert decided == [outcome["row"] for outcome in outcomes(whole)]
+
+
 @pytest.fixture(scope="module")
 def whole(trained: Trained, bars: list[Bar], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted dry run."""
@@ -280,8 +305,12 @@ def test_a_restart_at_any_byte_makes_the_same_decisions(
 ) -> None:
     """A kill leaves a beginning of the journal, a state file of any age before it, and perhaps half a line."""
     journal = (whole / "journal.jsonl").read_bytes()
-    first = journal.index(b"\n") + 1
-    cut = data.draw(st.integers(0, len(journal)).filter(lambda n: n == 0 or n >= first))
+    lines = journal.splitlines(keepends=True)
+    kept = data.draw(
+        st.sampled_from([0, *range(1, len(lines), 7), len(lines) - 2, len(lines) - 1, len(lines)])
+    )
+    torn = data.draw(st.sampled_from([0, 1, 50])) if 0 < kept < len(lines) else 0
+    cut = sum(map(len, lines[:kept])) + torn
     folder = tmp_path / "out"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -317,6 +346,34 @@ def test_the_state_file_is_only_a_cache(
     assert states[0]["guard"] == states[1]["guard"]
     assert states[0]["actor"]["account"][:3] == states[1]["actor"]["account"][:3]
     assert states[0]["outcome"] == states[1]["outcome"]
+
+
+def test_a_decision_that_a_kill_prevented_is_made_at_the_restart(
+    trained: Trained, bars: list[Bar], tmp_path: Path
+) -> None:
+    """The bar is in the journal, its decision is not, and no other bar comes."""
+    act_dry(trained, tmp_path / "out", bars)
+    path = tmp_path / "out" / "journal.jsonl"
+    expected, lines = outcomes(tmp_path / "out"), path.read_bytes().splitlines(keepends=True)
+    assert b'"seq"' in lines[-1]
+    path.write_bytes(b"".join(lines[:-1]))
+    (tmp_path / "out" / "target.csv").unlink()
+    printed = act_dry(trained, tmp_path / "out", [])
+    assert printed.splitlines()[1].split(",")[:-1] == expected[-1]["row"]
+    assert outcomes(tmp_path / "out") == expected
+    assert parse_target((tmp_path / "out" / "target.csv").read_bytes()).seq == 201
+
+
+def test_a_state_file_of_another_journal_is_not_believed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append({"a": 1})
+    write_cache(tmp_path / "state.json", journal, {"b": 2})
+    journal.close()
+    found = (tmp_path / "journal.jsonl").read_bytes()
+    assert read_cache(tmp_path / "state.json", found + b"more\n") == (len(found), {"b": 2})
+    assert read_cache(tmp_path / "state.json", found.replace(b"1", b"2")) is None
+    assert read_cache(tmp_path / "state.json", found[:-1]) is None
+    assert read_cache(tmp_path / "none.json", found) is None
 
 
 def test_a_restart_prints_the_last_decision_again_and_goes_on(
@@ -362,6 +419,12 @@ def test_a_kill_between_the_renames_of_a_rotation_loses_nothing(tmp_path: Path) 
     assert not (tmp_path / "journal.next.jsonl").exists()
 
 
+def test_the_last_heartbeat_is_of_the_last_decision(whole: Path) -> None:
+    beat = json.loads((whole / "heartbeat.json").read_text())
+    row = parse_target((whole / "target.csv").read_bytes())
+    assert (beat["seq"], beat["target"], beat["live"]) == (row.seq, row.target, False)
+
+
 def test_replay_prints_the_same_bytes(trained: Trained, bars: list[Bar], tmp_path: Path) -> None:
     printed, out = act_dry(trained, tmp_path / "out", bars), io.StringIO()
     replay(tmp_path / "out" / "journal.jsonl", trained.path, out, False)
@@ -395,6 +458,14 @@ def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> No
     with locked(tmp_path / "lock"), pytest.raises(Locked, match="another process") as busy:
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
     assert busy.value.exit_code == 8
+
+
+def test_what_a_dry_run_held_is_not_taken_for_real(trained: Trained, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    out = Publishing(tmp_path / "out", True, False, "EURUSD", GuardConfig())
+    feed = feed_of(ROWS[:HISTORY], tmp_path / "EURUSD_H1.csv")
+    with pytest.raises(ConfigError, match="a folder of their own"):
+        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, out)
 
 
 def test_flags_that_make_no_sense_are_refused() -> None:
@@ -434,6 +505,27 @@ def test_killed_processes_leave_what_one_process_leaves(
         assert b"halted: halt-file" in (process.stderr.read() if process.stderr else b"")
     assert outcomes(folder)[:201] == outcomes(whole)
     assert outcomes(folder)[-1]["target"] == 0.0
+
+
+@pytest.mark.parametrize(("error", "code"), [(FeedStale("no bar"), 6), (OSError("disk full"), 1)])
+def test_whatever_the_watch_meets_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    class Faulty:
+        def look(self) -> None:
+            raise error
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr("host.act.WATCH_S", 0.0)
+    monkeypatch.setattr("host.act.os._exit", end)
+    with pytest.raises(Ended, match=str(code)):
+        watch_over(Faulty(), threading.Lock(), threading.Event())  # type: ignore[arg-type]
+    assert f"swt: {error}" in capsys.readouterr().err
 
 
 def size_of(folder: Path) -> int:

@@ -116,3 +116,13 @@ def test_doctor_from_the_pack(bare: Path, packed: Path) -> None:
     for word in ("onnxruntime", "cache", "clock", "threads", "model", "self-test", "latency"):
         assert word in done.stdout
     assert "FAILED" not in done.stdout
+
+
+def test_acting_imports_nothing_that_windows_has_not() -> None:
+    program = (
+        "import os, sys, numpy, numba, typer\n"
+        "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
+        "for name in ('pread', 'pwrite', 'sched_getaffinity', 'getuid', 'getloadavg', 'fork'): delattr(os, name)\n"
+        "import swt, host.act, host.doctor, host.bridge"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
