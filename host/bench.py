@@ -32,6 +32,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from host.bench_rezero import bench_rezero
+
 # What weighs (pandas, onnx, the trainer) is imported where it is used: a measuring process must not carry it.
 from host.bench_search import BLOCK_S, NETS, SEARCHES, bench_search, fill, print_search
 from host.bench_widening import bench_widening
@@ -85,6 +87,8 @@ class Size:
     sessions: int = 32
     windows: int = 2048
     length: int = 60_000  # bars of the market of `selfplay`
+    sweeps: tuple[int, ...] = (4, 8, 16)  # simulations of `rezero`
+    cycles: int = 8  # that the agent of `rezero` has learnt
     batch: int = 256
     decisions: int = 10_000  # of `act`
     bars: int = 1_300_000
@@ -455,7 +459,7 @@ def write_minutes(path: Path, hours: Bars, count: int) -> None:
 BENCHES = {
     work.__name__.removeprefix("bench_"): work
     for work in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort,
-                 bench_widening)
+                 bench_widening, bench_rezero)
 }  # fmt: skip
 
 

@@ -40,6 +40,8 @@ TINY = Size(
     simulations=(2,),
     threads_tried=(1,),
     forests=((1, 2), (2, 2)),
+    sweeps=(2,),
+    cycles=1,
     windows=8,
     sessions=2,
     length=2000,
@@ -67,6 +69,10 @@ KEYS = {
     "widening": {
         *("net", "B", "n", "threads", "trees", "ms", "us_per_decision"),
         *("rows", "bytes_per_tree", "rss_mb"),
+    },
+    "rezero": {
+        *("search", "n", "reuse", "us_per_position", "rows_per_position"),
+        *("reuse_share", "policy_kl", "value_rmse"),
     },
     "ort": {"threads", "arena", "session", "rows", "us_per_call"},
 }

@@ -37,7 +37,7 @@ FLOORS = [  # a module imports lower floors only
     ["host.dataset", "host.synthetic", "host.backtest", "host.data_check"],
     ["host.trainer", "host.act", "host.doctor", "host.pack"],
     ["host.bench_search", "host.bench_mctx", "host.bench_torch"],
-    ["host.bench_widening"],
+    ["host.bench_widening", "host.bench_rezero"],
     ["host.train", "host.selftest", "host.bench"],
     ["swt"],
 ]
