@@ -243,7 +243,8 @@ def bench_learn(size: Size) -> Row:
         pools = [stack.enter_context(new((impl, size.batch, size.threads))) for impl in impls]
         turn = partial(learning_seconds, threads=size.threads)
         warm = [min(pool.submit(turn, 1).result() for _ in range(WARM_UPS)) for pool in pools]
-        counts = [max(1, round(BLOCK_S / seconds)) for seconds in warm]
+        # long turns: a step of megabytes finds its caches cold after the others' turns
+        counts = [max(1, round(10 * BLOCK_S / seconds)) for seconds in warm]
         pairs = list(zip(pools, counts, strict=True))
         turns = [
             [pool.submit(turn, count).result() / count for pool, count in pairs] for _ in range(size.rounds)

@@ -35,13 +35,11 @@ def rate_at(step: int, rate: float, horizon: int) -> float:
 
 
 @reordered
-def add_up(total: NDArray[Any], parts: NDArray[Any], first: int, stop: int) -> float:
-    """total [N] = sum of parts [M, N] in their order, from `first` to `stop`; the squared norm of that."""
+def add_up(parts: NDArray[Any], first: int, stop: int) -> float:
+    """Add parts [1 ..] of parts [M, N] to part 0 in their order, from `first` to `stop`; its squared norm there."""
     # views, because a range that starts at 0 needs no check for negative indices, which costs the vectors
-    y = total[first:stop]
-    for i in range(y.shape[0]):
-        y[i] = 0
-    for m in range(parts.shape[0]):
+    y = parts[0, first:stop]
+    for m in range(1, parts.shape[0]):
         part = parts[m, first:stop]
         for i in range(y.shape[0]):
             y[i] += part[i]

@@ -41,6 +41,7 @@ from models.net import Array, Params, Shape, count, decays, new_params, views
 
 CHUNKS = 4
 LATENT_GRADIENT = 0.5  # of what flows from step k + 1 into the latent of step k (MuZero, appendix G)
+FIELDS = {name.removesuffix("_w"): at for at, name in enumerate(Params._fields) if name.endswith("_w")}
 LOSSES = ("policy", "value", "after_value", "chance", "reward")
 
 
@@ -192,7 +193,8 @@ class Output(NamedTuple):
 
 def layer_of(p: Params, d: Params, name: str) -> Layer:
     """The layer `name` of the parameters and of their gradients."""
-    return Layer(*(getattr(params, f"{name}_{part}") for params in (p, d) for part in "wb"))
+    at = FIELDS[name]
+    return Layer(p[at], p[at + 1], d[at], d[at + 1])
 
 
 def loss_and_gradient(
@@ -334,7 +336,6 @@ class Learner:
         self._views = views(self.params, shape)
         self._parts = np.zeros((CHUNKS, count(shape)), np.float32)
         self._d = [views(part, shape) for part in self._parts]
-        self._gradient = np.zeros(count(shape), np.float32)
         # one a thread, whichever takes it: it stays in the cache
         self._work = SimpleQueue[tuple[Work, Foresight | None]]()
         for _ in range(min(threads, CHUNKS)):
@@ -370,12 +371,12 @@ class Learner:
         return [slice(first, stop) for first, stop in pairwise(edges)]
 
     def _add_up(self, part: slice) -> float:
-        return add_up(self._gradient, self._parts, part.start, part.stop)
+        return add_up(self._parts, part.start, part.stop)
 
     def _update(self, part: slice, scale: float) -> None:
         adam = Adam(self.adam.mean[part], self.adam.square[part])
         rate = rate_at(self.step, self._rate, self._horizon)
-        update(self.params[part], adam, self._gradient[part], self._decays[part], self.step, rate, scale)
+        update(self.params[part], adam, self._parts[0, part], self._decays[part], self.step, rate, scale)
 
     def _chunk(self, batch: Batch, target: Params | None, i: int) -> list[float]:
         work, foresight = self._work.get_nowait()  # there is one for every thread

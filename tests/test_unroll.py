@@ -262,10 +262,10 @@ def test_adamw_is_its_formula() -> None:
 
 def test_parts_add_up_in_their_order() -> None:
     parts = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
-    total = np.empty(50, np.float32)
-    square = add_up(total, parts, 0, 20) + add_up(total, parts, 20, 50)
-    np.testing.assert_array_equal(total, ((parts[0] + parts[1]) + parts[2]) + parts[3])
-    assert square == pytest.approx((total.astype(float) ** 2).sum(), rel=1e-12)
+    expected = ((parts[0] + parts[1]) + parts[2]) + parts[3]
+    square = add_up(parts, 0, 20) + add_up(parts, 20, 50)
+    np.testing.assert_array_equal(parts[0], expected)
+    assert square == pytest.approx((expected.astype(float) ** 2).sum(), rel=1e-12)
 
 
 def test_a_long_gradient_is_clipped() -> None:
