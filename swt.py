@@ -215,7 +215,8 @@ def selftest(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="search, widening, features, selfplay, learn, act, memory or ort.")
+        str,
+        typer.Argument(help="search, widening, features, selfplay, learn, act, memory, ort or exogenous."),
     ],
     threads: Annotated[
         int, typer.Option(help="Threads; 0 = all cores.  One is CPU time, more are wall time.")

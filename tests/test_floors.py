@@ -36,7 +36,7 @@ FLOORS = [  # a module imports lower floors only
     ["host.dataset", "host.synthetic", "host.backtest", "host.data_check"],
     ["host.trainer", "host.act", "host.doctor", "host.pack"],
     ["host.bench_search", "host.bench_mctx"],
-    ["host.bench_widening"],
+    ["host.bench_widening", "host.bench_exogenous"],
     ["host.train", "host.selftest", "host.bench"],
     ["swt"],
 ]
