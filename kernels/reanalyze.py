@@ -76,7 +76,9 @@ def value_again(
         rows = min(root.x.shape[0], states - first)
         for row in range(rows):
             x = root.x[row]
-            x[:F] = X[row_of_bar[replay.start[slot] + first + row]]
+            bar = row_of_bar[replay.start[slot] + first + row]
+            for f in range(F):
+                x[f] = X[bar, f]
             position_features(x[F : F + FEATURES], replay.position[slot, first + row], memoryless)
         status = evaluate(root, rows)
         if status != 0:
