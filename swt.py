@@ -217,7 +217,10 @@ def selftest(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="search, widening, rezero, features, selfplay, learn, act, memory or ort.")
+        str,
+        typer.Argument(
+            help="search, exogenous, widening, rezero, features, selfplay, learn, act, memory or ort."
+        ),
     ],
     threads: Annotated[
         int, typer.Option(help="Threads; 0 = all cores.  One is CPU time, more are wall time.")

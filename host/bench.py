@@ -32,9 +32,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from host.bench_rezero import bench_rezero
-
 # What weighs (pandas, onnx, the trainer) is imported where it is used: a measuring process must not carry it.
+from host.bench_exogenous import bench_exogenous
+from host.bench_rezero import bench_rezero
 from host.bench_search import BLOCK_S, NETS, SEARCHES, bench_search, fill, print_search
 from host.bench_widening import bench_widening
 from host.progress import say
@@ -85,6 +85,7 @@ class Size:
     threads_tried: tuple[int, ...] = (1, 2)  # of `search`
     forests: tuple[tuple[int, int], ...] = ((1, 1), (1, 64), (8, 64))  # threads and roots of `widening`
     sessions: int = 32
+    chains: int = 100  # of `exogenous`
     windows: int = 2048
     length: int = 60_000  # bars of the market of `selfplay`
     sweeps: tuple[int, ...] = (4, 8, 16)  # simulations of `rezero`
@@ -460,7 +461,7 @@ def write_minutes(path: Path, hours: Bars, count: int) -> None:
 BENCHES = {
     work.__name__.removeprefix("bench_"): work
     for work in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort,
-                 bench_widening, bench_rezero)
+                 bench_widening, bench_rezero, bench_exogenous)
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from models.net import Array, Params, Shape, views
 OPSET, IR_VERSION = 17, 8
 
 
-class _Graph:
+class Graph:
     """Nodes and weights in the order they are added."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def export(flat: Array, shape: Shape, slots: int, sides: Array | None = None) ->
     return graphs | ({"market": _market(p, shape, slots, sides)} if slots else {})
 
 
-def _predict(g: _Graph, latent_and_position: str, p: Params, s: Shape) -> list[str]:
+def _predict(g: Graph, latent_and_position: str, p: Params, s: Shape) -> list[str]:
     """Names of policy logits and value."""
     hidden = g.hidden(latent_and_position, "predict", p.predict_w, p.predict_b)
     # in one product: a narrow one alone costs as much as sixteen columns
@@ -102,7 +102,7 @@ def _predict(g: _Graph, latent_and_position: str, p: Params, s: Shape) -> list[s
 
 
 def _root(p: Params, s: Shape) -> bytes:
-    g = _Graph()
+    g = Graph()
     g.split("x", {"features": s.features, "position": s.position})
     hidden = g.hidden("features", "represent", p.represent_w, p.represent_b)
     latent = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "latent", s.latent)
@@ -113,7 +113,7 @@ def _root(p: Params, s: Shape) -> bytes:
 
 
 def _afterstate(p: Params, s: Shape) -> bytes:
-    g = _Graph()
+    g = Graph()
     g.split("x", {"latent": s.latent, "rest": s.actions + s.position})
     codes = g.linear(g.hidden("latent", "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     bins = g.linear(g.hidden("x", "after", p.after_w, p.after_b), "bins", p.after_value_w, p.after_value_b)
@@ -122,7 +122,7 @@ def _afterstate(p: Params, s: Shape) -> bytes:
 
 
 def _dynamics(p: Params, s: Shape) -> bytes:
-    g = _Graph()
+    g = Graph()
     widths = {"latent": s.latent, "code": s.codes, "after": s.position, "next_position": s.position}
     g.split("x", widths)
     # [latent | code] are the first columns of x: zero rows below their weights spare a copy of them
@@ -137,7 +137,7 @@ def _dynamics(p: Params, s: Shape) -> bytes:
 
 
 def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:
-    g = _Graph()
+    g = Graph()
     D, P, H, S = s.latent, s.position, s.hidden, slots
     if sides is None:
         g.split("x", {"market": D + s.codes, "positions": S * P})

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from host import bench as module
+from host import bench_exogenous
 from host.bars import read_bars
 from host.bench import (
     BENCHES,
@@ -42,6 +43,7 @@ TINY = Size(
     forests=((1, 2), (2, 2)),
     sweeps=(2,),
     cycles=1,
+    chains=8,
     windows=8,
     sessions=2,
     length=2000,
@@ -74,6 +76,7 @@ KEYS = {
         *("search", "n", "reuse", "us_per_position", "rows_per_position"),
         *("reuse_share", "policy_kl", "value_rmse"),
     },
+    "exogenous": {"search", "allowed", "rows", "regret", "optimal"},
     "ort": {"threads", "arena", "session", "rows", "us_per_call"},
 }
 
@@ -97,6 +100,26 @@ def test_documents_have_their_keys_and_positive_figures(what: str) -> None:
     if what == "search":
         assert [row["impl"] for row in rows] == ["swt", "network"] * len(SEARCHES)
         assert "ratio" in out.getvalue()
+
+
+def test_at_equal_rows_the_market_search_decides_better() -> None:
+    rows = bench("exogenous", TINY)
+    for standard, market in zip(rows[::2], rows[1::2], strict=True):
+        assert (standard["search"], market["search"]) == ("gumbel", "market")
+        assert max(market["rows"], standard["rows"]) <= standard["allowed"]
+        assert market["regret"] < standard["regret"]
+        assert market["optimal"] > standard["optimal"]
+
+
+def test_networks_without_noise_give_the_exact_q(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_exogenous, "NOISE", 0.0)
+    chain = bench_exogenous.new_chain(3)
+    agent = bench_exogenous.Agent(bench_exogenous.graphs(chain), bench_exogenous.Sizes(6, 9, 6, 4, 3))
+    q = np.where(np.isfinite(chain.q), chain.q, np.nan).reshape(-1, 4)
+    market = bench_exogenous.decisions(agent, bench_exogenous.MARKET, 100)
+    np.testing.assert_allclose(market.q, q, atol=1e-5)
+    once = bench_exogenous.decisions(agent, bench_exogenous.GUMBEL, 13)  # flat: each action once
+    np.testing.assert_allclose(once.q[::3], q[::3], atol=1e-5)
 
 
 def test_every_bench_is_tested() -> None:
