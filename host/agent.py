@@ -23,6 +23,9 @@ from kernels.position import ACTIONS
 from kernels.search import Model
 
 
+MOST_PX = 1e6  # that a price, a cost or a weight may be
+
+
 class Sizes(NamedTuple):
     """Widths that the graphs share."""
 
@@ -141,12 +144,14 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
         features,
         Normaliser(a["shift"], a["scale"]),
         Codes(a["edges"], a["centres"]),
-        new_market(**m["costs"]),
+        checked_market(new_market(**m["costs"]), m, interval_s),
     )
     sizes = checked_sizes(Sizes(**m["sizes"]), setting, model.graphs)
     search = new_search_config(**m["search"])
     within("simulations", search.simulations, 1, 4096)
     within("considered", search.considered, 1, sizes.actions)
+    if not (0 < search.discount <= 1 and max(map(abs, search[3:6])) < MOST_PX):
+        raise ValueError(f"a search with {search}")
     check_reading(m["data"])
     trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
     return sizes, setting, search, trained_ns
@@ -170,6 +175,16 @@ def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes]) -> S
     if found != graph_widths(sizes):
         raise ValueError(f"the graphs have widths {found}, not {graph_widths(sizes)}")
     return sizes
+
+
+def checked_market(market: Market, manifest: dict[str, Any], interval_s: int) -> Market:
+    """`market`, unless the manifest says otherwise elsewhere or its numbers are beyond any market."""
+    told = {"pip_px": market.pip_px, "range_px": market.range_px}
+    if market.interval_ns != interval_s * NS or manifest["instrument"] != told:
+        raise ValueError("costs, instrument and interval_s do not agree")
+    if not all(abs(value) < MOST_PX for name, value in market._asdict().items() if name != "interval_ns"):
+        raise ValueError(f"costs beyond {MOST_PX:g}: {market}")
+    return market
 
 
 def within(name: str, value: Any, low: int, high: int) -> int:

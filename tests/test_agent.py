@@ -94,6 +94,10 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "simulations is 10": change("search", "simulations", value=10**9),
     "considered is 9": change("search", "considered", value=9),
     "unexpected keyword": change("search", "simulatoins", value=4),
+    "do not agree": change("costs", "interval_ns", value=10**400),
+    "do not  agree": change("instrument", "pip_px", value=0.01),
+    "costs beyond": change("costs", "slippage_px", value=1e300),
+    "a search with": change("search", "discount", value=1e300),
     "range -1": change("costs", "range_px", value=-1.0),
     "latent is 100": change("sizes", "latent", value=100_000),
     "the graphs have widths": change("sizes", "latent", value=9),
@@ -121,7 +125,7 @@ def test_a_manifest_that_lies_is_refused_before_any_inference(
     LIES[reason](members)
     (tmp_path / "model.swt").write_bytes(signed(members))
     monkeypatch.setattr(model_file, "Session", None)
-    with pytest.raises(ModelRefused, match=reason.replace(".", r"\.")):
+    with pytest.raises(ModelRefused, match=reason.replace(".", r"\.").replace("  ", " ")):
         load_agent(tmp_path / "model.swt")
 
 
