@@ -53,6 +53,12 @@ def format_decision(
     ]
 
 
+class DecisionError(ArithmeticError):
+    """There is no decision: numbers came out that are none."""
+
+    exit_code = 1
+
+
 class History:
     """The last bars of a feed, at least HISTORY of them once so many have come, in arrays that never move for long."""
 
@@ -114,6 +120,10 @@ class Actor:
             return False
         extra = np.zeros((len(bars.time), 0), np.float32)
         check(decide(trader, self._account, bars, extra, t))
+        if not (math.isfinite(trader.planner.value[0]) and np.isfinite(trader.planner.policy[0]).all()):
+            raise DecisionError(
+                f"the bar that closes at {bar.time} ns: value or policy is not a finite number"
+            )
         self._pending = int(trader.planner.action[0])
         return True
 

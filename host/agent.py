@@ -22,7 +22,6 @@ from kernels.planner import Planner, new_planner
 from kernels.position import ACTIONS
 from kernels.search import Model
 
-
 MOST_PX = 1e6  # that a price, a cost or a weight may be
 
 
@@ -150,7 +149,7 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     search = new_search_config(**m["search"])
     within("simulations", search.simulations, 1, 4096)
     within("considered", search.considered, 1, sizes.actions)
-    if not (0 < search.discount <= 1 and max(map(abs, search[3:6])) < MOST_PX):
+    if not (0 < search.discount <= 1 and search.value_unit > 0 and max(map(abs, search[3:6])) < MOST_PX):
         raise ValueError(f"a search with {search}")
     check_reading(m["data"])
     trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
