@@ -121,7 +121,7 @@ def load_agent(path: Path) -> Loaded:
     model = read_model(path)
     try:
         sizes, setting, search, trained_ns = interpret(model)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
         raise ModelRefused(f"{path}: a manifest that makes no sense: {error!r}") from None
     check_selftest(model)
     agent = Agent(model.graphs, sizes)

@@ -105,6 +105,7 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "reading.side is 7": change("data", "reading", value={"side": 7}),
     "'drop_bad'": change("data", "reading", value={"drop_bad": True}),
     "spread_pips is -1": change("data", "spread_pips", value=-1.0),
+    "IndexError": change("data", "span", value=["2017-01-01"]),
     "Error parsing datetime": change("data", "span", value=["2017-01-01", "then"]),
     "other features": change("features", "digest", value="0" * 16),
     "its history": change("history", value=9),
