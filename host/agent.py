@@ -149,7 +149,8 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     search = new_search_config(**m["search"])
     within("simulations", search.simulations, 1, 4096)
     within("considered", search.considered, 1, sizes.actions)
-    if not (0 < search.discount <= 1 and search.value_unit > 0 and max(map(abs, search[3:6])) < MOST_PX):
+    weights = search.c_visit, search.c_scale, search.value_unit
+    if not (0 < search.discount <= 1 and search.value_unit > 0 and max(map(abs, weights)) < MOST_PX):
         raise ValueError(f"a search with {search}")
     check_reading(m["data"])
     trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
@@ -181,7 +182,7 @@ def checked_market(market: Market, manifest: dict[str, Any], interval_s: int) ->
     told = {"pip_px": market.pip_px, "range_px": market.range_px}
     if market.interval_ns != interval_s * NS or manifest["instrument"] != told:
         raise ValueError("costs, instrument and interval_s do not agree")
-    if not all(abs(value) < MOST_PX for name, value in market._asdict().items() if name != "interval_ns"):
+    if not all(abs(value) < MOST_PX for value in market if isinstance(value, float)):
         raise ValueError(f"costs beyond {MOST_PX:g}: {market}")
     return market
 
