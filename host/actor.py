@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from host.agent import Agent, Setting
 from host.feed import Bar
+from host.model_file import ModelRefused
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
@@ -151,7 +152,11 @@ def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisi
     actor, found = Actor(agent, setting, search), list[int]()
     for bar in random_walk(setting.market, HISTORY - 1 + decisions):
         begin = time.perf_counter()
-        if actor.on_bar(bar):
+        try:
+            decided = actor.on_bar(bar)
+        except DecisionError as error:
+            raise ModelRefused(f"it cannot even decide on noise: {error}") from None
+        if decided:
             found.append(microseconds_since(begin))
     return found
 

@@ -68,9 +68,9 @@ def loaded(data: bytes, folder: Path) -> Loaded | None:
     path.write_bytes(data)
     try:
         model = load_agent(path)
+        decide_on_noise(model.agent, model.setting, model.search, 2)
     except ModelRefused:
         return None
-    decide_on_noise(model.agent, model.setting, model.search, 2)
     return model
 
 
@@ -128,6 +128,12 @@ def test_a_manifest_that_lies_is_refused_before_any_inference(
     monkeypatch.setattr(model_file, "Session", None)
     with pytest.raises(ModelRefused, match=reason.replace(".", r"\.").replace("  ", " ")):
         load_agent(tmp_path / "model.swt")
+
+
+def test_a_model_that_cannot_decide_is_refused(trained: Trained, tmp_path: Path) -> None:
+    members = members_of(trained.path.read_bytes())
+    members["arrays/centres.npy"] = array(np.full_like(trained.loaded.setting.codes.centres, 1e300))
+    assert loaded(signed(members), tmp_path) is None
 
 
 def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
