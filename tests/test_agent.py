@@ -3,6 +3,7 @@
 `SWT_FUZZ_SECONDS=600` doctors models for so long.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -163,7 +164,7 @@ def doctor(members: dict[str, Any], draw: random.Random) -> None:
     if isinstance(at, dict) and draw.random() < 0.2:
         del at[key]
     else:
-        at[key] = draw.choice(ODD)
+        at[key] = copy.deepcopy(draw.choice(ODD))  # or the next change would change the list
 
 
 @settings(deadline=None, max_examples=60)
