@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from host.agent import Agent, Setting
 from host.feed import Bar
+from host.model_file import ModelRefused
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
@@ -53,6 +54,12 @@ def format_decision(
         *(repr(float(np.sum(kind))) for kind in kinds),
         str(latency_us),
     ]
+
+
+class DecisionError(ArithmeticError):
+    """There is no decision: numbers came out that are none."""
+
+    exit_code = 1
 
 
 class History:
@@ -117,6 +124,10 @@ class Actor:
             return False
         extra = np.zeros((len(bars.time), 0), np.float32)
         check(decide(trader, self._account, bars, extra, t))
+        if not (math.isfinite(trader.planner.value[0]) and np.isfinite(trader.planner.policy[0]).all()):
+            raise DecisionError(
+                f"the bar that closes at {bar.time} ns: value or policy is not a finite number"
+            )
         self._pending = int(trader.planner.action[0])
         return True
 
@@ -144,7 +155,11 @@ def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisi
     actor, found = Actor(agent, setting, search), list[int]()
     for bar in random_walk(setting.market, HISTORY - 1 + decisions):
         begin = time.perf_counter()
-        if actor.on_bar(bar):
+        try:
+            decided = actor.on_bar(bar)
+        except DecisionError as error:
+            raise ModelRefused(f"it cannot even decide on noise: {error}") from None
+        if decided:
             found.append(microseconds_since(begin))
     return found
 

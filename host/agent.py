@@ -24,6 +24,8 @@ from kernels.planner import HORIZON, Planner, new_planner
 from kernels.position import FULL, RAW, SIDE, action_names, position_features, target_side
 from kernels.search import Model
 
+MOST_PX = 1e6  # that a price, a cost or a weight may be
+
 
 class Sizes(NamedTuple):
     """Widths that the graphs share."""
@@ -153,7 +155,7 @@ def load_agent(path: Path) -> Loaded:
     model = read_model(path)
     try:
         sizes, setting, search, trained_ns = interpret(model)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
         raise ModelRefused(f"{path}: a manifest that makes no sense: {error!r}") from None
     check_selftest(model)
     agent = Agent(model.graphs, sizes)
@@ -176,7 +178,7 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
         features,
         Normaliser(a["shift"], a["scale"]),
         Codes(a["edges"], a["centres"]),
-        market,
+        checked_market(market, m, interval_s),
     )
     search = new_search_config(**m["search"])
     if search.excursion_weight != market.excursion_weight or search.rule not in range(len(RULES)):
@@ -184,6 +186,9 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     sizes = checked_sizes(Sizes(**m["sizes"]), setting, model.graphs)
     within("simulations", search.simulations, 1, 4096)
     within("considered", search.considered, 1, sizes.actions)
+    weights = search.c_visit, search.c_scale, search.value_unit
+    if not (0 < search.discount <= 1 and search.value_unit > 0 and max(map(abs, weights)) < MOST_PX):
+        raise ValueError(f"a search with {search}")
     check_reading(m["data"])
     trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
     return sizes, setting, search, trained_ns
@@ -208,6 +213,16 @@ def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes]) -> S
     if found != wanted:
         raise ValueError(f"the graphs have widths {found}, not {wanted}")
     return sizes
+
+
+def checked_market(market: Market, manifest: dict[str, Any], interval_s: int) -> Market:
+    """`market`, unless the manifest says otherwise elsewhere or its numbers are beyond any market."""
+    told = {"pip_px": market.pip_px, "range_px": market.range_px}
+    if market.interval_ns != interval_s * NS or manifest["instrument"] != told:
+        raise ValueError("costs, instrument and interval_s do not agree")
+    if not all(abs(value) < MOST_PX for value in market if isinstance(value, float)):
+        raise ValueError(f"costs beyond {MOST_PX:g}: {market}")
+    return market
 
 
 def within(name: str, value: Any, low: int, high: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from host.act import act, act_on_feed
-from host.actor import COLUMNS, Actor, History, Printer
+from host.actor import COLUMNS, Actor, DecisionError, History, Printer
 from host.agent import load_agent, reading_of
 from host.config import load_config
 from host.feed import Bar, feed_bars
@@ -214,6 +214,18 @@ def test_history_keeps_what_a_decision_needs_however_often_it_wraps() -> None:
         assert n >= min(i + 1, HISTORY)
         assert history.bars.time.tolist() == list(range(i - n + 1, i + 1))
         assert history.bars.close[-1] == i + 3
+
+
+def test_a_decision_that_is_not_a_number_is_none(trained: Trained, tmp_path: Path) -> None:
+    loaded, out = trained.loaded, io.StringIO()
+    actor = Actor(loaded.agent, loaded.setting, loaded.search)
+    shift = np.full_like(loaded.setting.normaliser.shift, np.nan)
+    shift.flags.writeable = False  # as a model's arrays are: another type would be compiled for
+    actor._trader = actor._trader._replace(normaliser=loaded.setting.normaliser._replace(shift=shift))
+    feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_of(loaded, ReadOptions()))
+    with pytest.raises(DecisionError, match="not a finite number"):
+        act(actor, feed, Printer(out, False))
+    assert out.getvalue() == ",".join(COLUMNS) + "\n"
 
 
 def test_a_failing_network_ends_acting_with_an_error(trained: Trained, tmp_path: Path) -> None:

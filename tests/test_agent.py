@@ -3,6 +3,7 @@
 `SWT_FUZZ_SECONDS=600` doctors models for so long.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -68,9 +69,9 @@ def loaded(data: bytes, folder: Path) -> Loaded | None:
     path.write_bytes(data)
     try:
         model = load_agent(path)
+        decide_on_noise(model.agent, model.setting, model.search, 2)
     except ModelRefused:
         return None
-    decide_on_noise(model.agent, model.setting, model.search, 2)
     return model
 
 
@@ -94,6 +95,10 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "simulations is 10": change("search", "simulations", value=10**9),
     "considered is 9": change("search", "considered", value=9),
     "unexpected keyword": change("search", "simulatoins", value=4),
+    "do not agree": change("costs", "interval_ns", value=10**400),
+    "do not  agree": change("instrument", "pip_px", value=0.01),
+    "costs beyond": change("costs", "slippage_px", value=1e300),
+    "a search with": change("search", "discount", value=1e300),
     "range -1": change("costs", "range_px", value=-1.0),
     "latent is 100": change("sizes", "latent", value=100_000),
     "the graphs have widths": change("sizes", "latent", value=9),
@@ -101,6 +106,7 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "reading.side is 7": change("data", "reading", value={"side": 7}),
     "'drop_bad'": change("data", "reading", value={"drop_bad": True}),
     "spread_pips is -1": change("data", "spread_pips", value=-1.0),
+    "IndexError": change("data", "span", value=["2017-01-01"]),
     "Error parsing datetime": change("data", "span", value=["2017-01-01", "then"]),
     "other features": change("features", "digest", value="0" * 16),
     "its history": change("history", value=9),
@@ -121,8 +127,14 @@ def test_a_manifest_that_lies_is_refused_before_any_inference(
     LIES[reason](members)
     (tmp_path / "model.swt").write_bytes(signed(members))
     monkeypatch.setattr(model_file, "Session", None)
-    with pytest.raises(ModelRefused, match=reason.replace(".", r"\.")):
+    with pytest.raises(ModelRefused, match=reason.replace(".", r"\.").replace("  ", " ")):
         load_agent(tmp_path / "model.swt")
+
+
+def test_a_model_that_cannot_decide_is_refused(trained: Trained, tmp_path: Path) -> None:
+    members = members_of(trained.path.read_bytes())
+    members["arrays/centres.npy"] = array(np.full_like(trained.loaded.setting.codes.centres, 1e300))
+    assert loaded(signed(members), tmp_path) is None
 
 
 def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
@@ -152,7 +164,7 @@ def doctor(members: dict[str, Any], draw: random.Random) -> None:
     if isinstance(at, dict) and draw.random() < 0.2:
         del at[key]
     else:
-        at[key] = draw.choice(ODD)
+        at[key] = copy.deepcopy(draw.choice(ODD))  # or the next change would change the list
 
 
 @settings(deadline=None, max_examples=60)

@@ -25,9 +25,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wanted = [line.strip(' ",') for line in (ROOT / "pyproject.toml").read_text().splitlines()]
     wanted = [line for line in wanted if line.startswith(tuple(f"{name}>" for name in NEEDS))]
     assert len(wanted) == len(NEEDS)
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", *wanted]
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    install = [*pip, "install", "--quiet", "--no-compile", *wanted]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"pip cannot install {', '.join(NEEDS)}: {done.stderr.strip()[-300:]}")
