@@ -188,7 +188,7 @@ def _run_compiled(typingctx: Any, run: Any, session: Any, options: Any, binding:
 
 
 def _run_interpreted(run: int, session: int, options: int, binding: int) -> int:
-    return int(ctypes.CFUNCTYPE(PTR, PTR, PTR, PTR)(run)(session, options, binding) or 0)
+    return int(ctypes.CFUNCTYPE(PTR, PTR, PTR, PTR)(run)(session, options, int(binding)) or 0)
 
 
 # an intrinsic exists in compiled code only

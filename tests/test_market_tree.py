@@ -247,7 +247,7 @@ WORLDS = [
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda w: f"k{w.k}-{w.reverse}-{len(w.sizes)}")
 def test_the_search_is_the_naive_recursion(world: World) -> None:
-    graphs, config = world.graphs(*world.params()), world.config(14)
+    graphs, config = world.graphs(*world.params()), world.config(24, discount=0.7)
     roots = [random_root(world.seed, b, world.sizes) for b in range(3)]
     planner = searched(Agent(graphs, world.shape_sizes), world, config, roots, seed=5)
     close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}

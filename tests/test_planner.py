@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from host.agent import Agent, Sizes, row_buckets, slot_sides
 from kernels.bars import NS, Bars
-from kernels.gumbel import SearchConfig, new_search_config
+from kernels.gumbel import PUCT, SearchConfig, new_search_config
 from kernels.market import fit_codes, move_scale_px, new_market
 from kernels.ort import OrtError, Session, check
 from kernels.planner import Planner, draw_noise, plan, set_root
@@ -25,7 +25,7 @@ from kernels.position import (
     position_features,
     target_side,
 )
-from kernels.rng import gumbel
+from kernels.rng import gamma, gumbel
 from kernels.tree import CHANCE, DECISION, NONE, Tree
 from models.export import export
 from models.net import Shape, new_params
@@ -324,6 +324,28 @@ def test_noise_is_keyed_by_seed_stream_and_step() -> None:
     expected = [np.float32(gumbel(5, 6, 7 * A + a)) for a in range(A)]
     assert planner.noise[1].tolist() == expected
     assert not planner.noise[0].any()
+
+
+def test_puct_decides_by_visits_with_gammas_for_noise() -> None:
+    config = new_search_config(simulations=24, rule=PUCT, reverse=True, excursion_weight=0.01)
+    roots = [random_root(5, b, True) for b in range(6)]
+    planner = searched(AGENTS[0], config, roots, seed=2)
+    for b in range(6):
+        draws = [np.float32(gamma(config.noise_alpha, 2, b, 3 * A + a)) for a in range(A)]
+        assert planner.noise[b].tolist() == draws
+        below = children(planner.tree, b, 0)
+        visits = [int(planner.tree.visits[b, below[a]]) if a in below else 0 for a in range(A)]
+        assert planner.policy[b].tolist() == [count / 24 for count in visits]
+        assert planner.action[b] == np.argmax(visits)
+        legal = legal_names(planner.tree.position[b, 0, SIDE], True)
+        assert {ACTIONS[a] for a in below} <= legal
+    quiet = [
+        searched(AGENTS[0], config._replace(noise_share=share), roots, noise=noise)
+        for share, noise in ((0.25, 0.0), (0.0, 0.0))
+    ]
+    for b in range(6):
+        assert outcome(quiet[0], b) == outcome(quiet[1], b)
+    assert any(outcome(quiet[0], b) != outcome(planner, b) for b in range(6))
 
 
 def test_bars_after_t_change_no_decision_at_t() -> None:

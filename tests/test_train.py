@@ -170,9 +170,10 @@ def test_stored_values_are_those_of_the_network_that_played() -> None:
         rows = np.zeros((25, trainer.sizes.features + 9), np.float32)
         rows[:, :-9] = trainer.store.X[trainer.store.row_of_bar[trainer.replay.start[slot] + np.arange(25)]]
         for k in range(25):
-            position_features(rows[k, -9:], trainer.replay.position[slot, k])
+            position_features(rows[k, -9:], trainer.replay.position[slot, k], True)
         y = root.run(None, {"x": rows})[0]
-        np.testing.assert_allclose(trainer.replay.value[slot], y[:, -1], rtol=1e-4, atol=1e-5)
+        value = y[:, trainer.sizes.latent + trainer.sizes.actions]
+        np.testing.assert_allclose(trainer.replay.value[slot], value, rtol=1e-4, atol=1e-5)
 
 
 def test_codes_are_a_setting() -> None:
