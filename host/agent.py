@@ -21,7 +21,7 @@ from kernels.market import Codes, Market, new_market
 from kernels.market_tree import CALL_ROWS, WAVE, slot_count
 from kernels.ort import Net, Session, no_net
 from kernels.planner import HORIZON, Planner, new_planner
-from kernels.position import FULL, RAW, SIDE, action_names, position_features, target_side
+from kernels.position import FULL, PREVIOUS, RAW, SIDE, action_names, position_features, target_side
 from kernels.search import Model
 
 MOST_PX = 1e6  # that a price, a cost or a weight may be
@@ -108,7 +108,7 @@ def slot_sides(
         return slots, None
     sides, position = np.zeros((slots, sizes.position), np.float32), np.zeros(RAW, np.float32)
     for slot in range(slots):
-        position[SIDE] = target_side(0.0, slot, entries)
+        position[SIDE] = position[PREVIOUS] = target_side(0.0, slot, entries)
         position_features(sides[slot], position, True)
     return slots, sides
 

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 # What weighs (pandas, onnx, the trainer) is imported where it is used: a measuring process must not carry it.
 from host.bench_exogenous import bench_exogenous
 from host.bench_rezero import bench_rezero
-from host.bench_search import BLOCK_S, NETS, SEARCHES, bench_search, fill, print_search
+from host.bench_search import BLOCK_S, NETS, SEARCHES, bench_search, fill, memory_mb, print_search
 from host.bench_widening import bench_widening
 from host.progress import say
 from kernels.bars import Bars
@@ -96,14 +96,6 @@ class Size:
     minutes: float = 1.0
     idle_s: float = 10.0
     settings: tuple[str, ...] = ()  # of the training in `memory`
-
-
-def memory_mb(field: str, pid: int | str = "self") -> float:
-    """A field of /proc/<pid>/status: RssAnon now, VmHWM the peak of resident memory."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    return 0.0  # a process that has ended but was not waited for
 
 
 def clock(threads: int) -> Callable[[], float]:

@@ -16,6 +16,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -176,10 +177,16 @@ def seconds_of(count: int) -> float:
         return max(pool.map(lambda work: repeat(work, count), _works))
 
 
+def memory_mb(field: str, pid: int | str = "self") -> float:
+    """A field of /proc/<pid>/status: RssAnon now, VmHWM the peak of resident memory."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return 0.0  # a process that has ended but was not waited for
+
+
 def peak_mb() -> float:
     """Peak resident memory of a measuring process."""
-    from host.bench import memory_mb
-
     return memory_mb("VmHWM")
 
 

@@ -122,7 +122,7 @@ def completed_q(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
         child = tree.child[b, node, a]
         if child == NONE or tree.visits[b, child] == 0:
             continue
-        probability = max(np.float64(tree.policy[b, node, a]), TINY)
+        probability = max(tree.policy[b, node, a], TINY)
         q[a] = edge_value(tree, b, child, config.discount)
         visits += tree.visits[b, child]
         most = max(most, tree.visits[b, child])
@@ -286,7 +286,7 @@ def puct_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
     bonus = math.sqrt(count) * (PUCT_INIT + math.log((count + PUCT_BASE + 1.0) / PUCT_BASE))
     best, best_score = NONE, -np.inf
     for a in range(A):
-        explore = bonus * np.float64(tree.policy[b, node, a]) / (1.0 + visits_of(tree, b, node, a))
+        explore = bonus * tree.policy[b, node, a] / (1.0 + visits_of(tree, b, node, a))
         score = (q[a] - low) / unit + explore
         if tree.legal[b, node, a] and score > best_score:
             best, best_score = a, score

@@ -147,14 +147,16 @@ def squash(distance: float) -> float:
 
 @inlined
 def position_features(out: NDArray[np.float32], position: NDArray[np.float32], memoryless: bool) -> None:
-    """out [FEATURES]: what a network is told of a position or afterstate; if `memoryless`, its side alone.
+    """out [FEATURES]: what a network is told of a position or afterstate; if `memoryless`, not what became of it.
 
-    Under the `pnl` reward nothing else matters: what a position has earned is booked, what it will earn has no memory.
+    Under the `pnl` reward its side and whether it was just filled, which costs, are all that matters: what a position
+    has earned is booked, what it will earn has no memory.
     """
     out[0] = position[SIDE]
     out[1] = abs(position[SIDE])
+    out[8] = position[PREVIOUS] - position[SIDE]
     if memoryless:
-        for i in range(2, FEATURES):
+        for i in range(2, 8):
             out[i] = 0.0
         return
     out[2] = math.log1p(min(position[HELD], LONG)) / 4.0
@@ -163,4 +165,3 @@ def position_features(out: NDArray[np.float32], position: NDArray[np.float32], m
     out[5] = squash(position[WORST])
     out[6] = squash(position[BEST])
     out[7] = squash(position[BEST] - position[UNREALISED])
-    out[8] = position[PREVIOUS] - position[SIDE]

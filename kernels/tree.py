@@ -27,7 +27,7 @@ class Tree(NamedTuple):
     edge: NDArray[np.int32]  # [B, N]    edge of the parent that leads here
     child: NDArray[np.int32]  # [B, N, W] node at the end of each edge, or NONE
     prior: NDArray[np.float32]  # [B, N, W] logits of actions; probabilities of chance codes
-    policy: NDArray[np.float32]  # [B, N, A] softmax of the logits of a decision node
+    policy: NDArray[np.float64]  # [B, N, A] softmax of the logits of a decision node
     visits: NDArray[np.int32]  # [B, N]    simulations that passed through or ended here
     raw_value: NDArray[np.float32]  # [B, N]    the network's own value
     value: NDArray[np.float32]  # [B, N]    backed-up value
@@ -73,7 +73,7 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, r
         edge=np.full((B, N), NONE, np.int32),
         child=np.full((B, N, W), NONE, np.int32),
         prior=np.zeros((B, N, W), np.float32),
-        policy=np.zeros((B, N, actions), np.float32),
+        policy=np.zeros((B, N, actions)),
         visits=np.zeros((B, N), np.int32),
         raw_value=np.zeros((B, N), np.float32),
         value=np.zeros((B, N), np.float32),

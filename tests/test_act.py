@@ -232,10 +232,10 @@ def test_a_failing_network_ends_acting_with_an_error(trained: Trained, tmp_path:
     loaded, out = trained.loaded, io.StringIO()
     actor = Actor(loaded.agent, loaded.setting, loaded.search)
     planner = actor._trader.planner
-    net = planner.model.dynamics
-    graph = loaded.agent.graphs["dynamics"]
+    net = planner.model.market
+    graph = loaded.agent.graphs["market"]
     broken = Session(graph).bind(net.x.shape[1] + 1, net.y.shape[1], [1, len(net.x)])
-    model = planner.model._replace(dynamics=broken)
+    model = planner.model._replace(market=broken)
     actor._trader = actor._trader._replace(planner=planner._replace(model=model))
     feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_of(loaded, ReadOptions()))
     with pytest.raises(OrtError):

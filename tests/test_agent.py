@@ -139,7 +139,7 @@ def test_a_model_that_cannot_decide_is_refused(trained: Trained, tmp_path: Path)
 
 def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
     agent = trained.loaded.agent
-    assert {name: widths(graph) for name, graph in agent.graphs.items()} == graph_widths(agent.sizes)
+    assert {name: widths(graph) for name, graph in agent.graphs.items()} == graph_widths(agent.sizes, True)
     assert loaded(signed(members_of(trained.path.read_bytes())), tmp_path)
     for missing in (tmp_path / "no.swt", tmp_path, tmp_path / "model.swt" / "model.swt"):
         with pytest.raises(ModelRefused, match="cannot be read"):

@@ -261,10 +261,10 @@ def test_a_decision_that_fails_goes_flat_and_can_be_made_after_a_restart(
     publishing = Publishing(tmp_path / "out", False, False, "EURUSD", GuardConfig())
     office = Office(trained.loaded, publishing, Printer(io.StringIO(), False))
     trader = office._desk.actor._trader
-    net = trader.planner.model.dynamics
-    graph = trained.loaded.agent.graphs["dynamics"]
+    net = trader.planner.model.market
+    graph = trained.loaded.agent.graphs["market"]
     broken = Session(graph).bind(net.x.shape[1] + 1, net.y.shape[1], [1, len(net.x)])
-    model = trader.planner.model._replace(dynamics=broken)
+    model = trader.planner.model._replace(market=broken)
     office._desk.actor._trader = trader._replace(planner=trader.planner._replace(model=model))
     with pytest.raises(OrtError):
         act_beside_money(office, iter(bars))

@@ -194,7 +194,7 @@ def test_schedules_deal_the_sizes_of_the_turnover(seed: int, reverse: bool) -> N
     bars, rules = wandering_bars(seed, n + 1, 60), market(reverse=reverse, sizes=sizes)
     equity, trades = np.zeros(n), np.zeros((n, mk.TRADE))
     agent = np.random.default_rng(seed).integers(0, 12, n).astype(np.int8)
-    count = mk.run_actions(equity, trades, bars, 0, agent, rules)
+    count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], bars, 0, agent, rules)
     dealt: list[Any] = []
 
     def keep(equity: Any, trades: Any, *rest: Any) -> None:

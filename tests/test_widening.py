@@ -470,7 +470,7 @@ def parabola(best: float) -> dict[str, Session]:
         "nothing": np.zeros((D + C + 2 * P, 9)),
         "state": np.eye(D + C + 2 * P, D),
     }
-    root = graph(F + P, D + 9, [("MatMul", ["x64", "w"], "y64")], {"w": np.zeros((F + P, D + 9))})
+    root = graph(F + P, D + 9 + C, [("MatMul", ["x64", "w"], "y64")], {"w": np.zeros((F + P, D + 9 + C))})
     dynamics = graph(D + C + 2 * P, D + 10, steps, weights)
     return {"root": Session(root), "afterstate": Session(after), "dynamics": Session(dynamics)}
 
