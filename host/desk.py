@@ -19,7 +19,7 @@ from host.model_file import ModelRefused
 from kernels.features import HISTORY
 from kernels.guard import HALTED, Guard, Limits, Seen, Verdict, bound, judge, lift, reason_of
 from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, PROFIT_PX, TRADE, new_accounts, step
-from kernels.position import BUY, CLOSE, HOLD, SELL
+from kernels.position import BUY, CLOSE, FULL, HOLD, SELL
 
 FORMAT = 1  # of the journal's records
 
@@ -59,7 +59,7 @@ class Desk:
         self.guard = Guard()
         self.outcome: Outcome | None = None  # the last one
         self.last: Bar | None = None
-        self._market = loaded.setting.market
+        self._market = loaded.setting.market._replace(sizes=FULL)  # limits are pips of a position of 1
         self._held = new_accounts(1)[0]  # the ledger of the published targets
         self._trade = np.zeros(TRADE)
 
