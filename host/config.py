@@ -52,12 +52,13 @@ class NetworkConfig:
 class SearchSettings:
     """The search; when acting the noise is off."""
 
-    rule: str = "market"  # or gumbel, puct
+    rule: str = "market"  # or gumbel, puct, widening: an entry of any size, nothing is reused
     reuse: str = (
         "chance_child"  # what a sweep takes over from the search one bar later (ReZero); or known_arm, off
     )
     simulations: int = 4  # nodes of a market tree that are expanded
     considered: int = 4  # root actions of Gumbel search
+    samples: int = 4  # sizes of each side that a root of widening draws
     discount: float = 0.99  # per bar
     c_visit: float = 50.0
     c_scale: float = 1.0  # in units of the 5 to 95 % range of n-step rewards

@@ -17,7 +17,7 @@ from host.dataset import Dataset, FeatureStore
 from host.progress import Report
 from kernels.bars import Bars
 from kernels.features import Normaliser
-from kernels.gumbel import RULES, SearchConfig, new_search_config
+from kernels.gumbel import RULES, WIDENING, SearchConfig, new_search_config
 from kernels.market import TRADE, Codes, Market, new_accounts
 from kernels.ort import check
 from kernels.planner import TALLY, Planner
@@ -27,6 +27,7 @@ from kernels.replay import ValueTarget, new_batch, new_replay, sample
 from kernels.rng import below
 from kernels.selfplay import play
 from kernels.tree import NOTHING, REUSES
+from kernels.widening import BETAS, most_candidates
 from models.export import export
 from models.net import Shape, views
 from models.unroll import CHUNKS, Learner, LossWeights
@@ -52,6 +53,8 @@ class Trainer:
             len(action_names(data.setting.market.sizes)),
             config.network.codes,
         )
+        is_wide = RULES.index(config.search.rule) == WIDENING
+        candidates = most_candidates(config.search.samples) if is_wide else 0
         shape = Shape(
             features=self.sizes.features,
             latent=config.network.latent,
@@ -59,17 +62,19 @@ class Trainer:
             actions=self.sizes.actions,
             codes=config.network.codes,
             project=PROJECTION * config.network.latent if t.consistency > 0 else 0,
+            sizes=BETAS if is_wide else 0,
         )
         weights = LossWeights(consistency=t.consistency)
-        self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads, weights)
+        rates = t.seed, t.rate, t.decay, t.horizon
+        self.learner = Learner(shape, t.batch, t.unroll, *rates, threads, weights, candidates)
         self.target = (
             self.learner.params.copy()
         )  # soft copy of the weights: bootstraps, plays and is exported
         self._target_views = views(self.target, shape)
-        self.replay = new_replay(t.replay, config.market.session, self.sizes.actions)
+        self.replay = new_replay(t.replay, config.market.session, self.sizes.actions, candidates)
         self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
         sizes = self.sizes.features, FEATURES, self.sizes.actions
-        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency > 0)
+        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency > 0, candidates=candidates)
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
         self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share, age_cut)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
@@ -131,6 +136,7 @@ class Trainer:
             reverse=self.config.market.reverse,
             excursion_weight=self.data.setting.market.excursion_weight,
             rule=RULES.index(s.rule),
+            samples=s.samples,
         )
 
     def collect(self, agent: Agent) -> NDArray[np.int64]:
@@ -183,7 +189,7 @@ class Trainer:
 
     def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
         root, memoryless = agent.root(VALUE_ROWS), self.data.setting.market.excursion_weight == 0
-        features, column = (self.store.X, self.store.row_of_bar), self.sizes.latent + self.sizes.actions
+        features, column = (self.store.X, self.store.row_of_bar), root.y.shape[1] - 1 - self.sizes.codes
         for slot in slots:
             status = value_again(self.replay, root, slot, *features, column, memoryless)
             if status != 0:
@@ -278,6 +284,10 @@ def check_sizes(config: Config) -> None:
         raise ConfigError(f"train.batch: {t.batch} windows are not {CHUNKS} equal chunks")
     if config.search.rule not in RULES:
         raise ConfigError(f"search.rule: {config.search.rule!r} is none of {', '.join(RULES)}")
+    if config.search.rule == RULES[WIDENING] and (config.market.sizes != [1.0] or config.search.samples < 1):
+        raise ConfigError(
+            "search.rule: widening wants market.sizes=[1.0], whose fractions it draws, and a sample"
+        )
     if config.search.reuse not in REUSES:
         raise ConfigError(f"search.reuse: {config.search.reuse!r} is none of {', '.join(REUSES)}")
     if not 1 <= t.n_step < config.market.session:

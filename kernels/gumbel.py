@@ -15,8 +15,13 @@ from kernels.tree import MASKED, NONE, NOTHING, Tree, edge_value
 
 LOWEST_SCORE = -1e9
 TINY = 1.1754943508222875e-38
-GUMBEL, PUCT, MARKET = 0, 1, 2  # how a search chooses; MARKET is kernels.market_tree
-RULES = ("gumbel", "puct", "market")
+GUMBEL, PUCT, MARKET, WIDENING = (
+    0,
+    1,
+    2,
+    3,
+)  # how a search chooses: also kernels.market_tree and kernels.widening
+RULES = ("gumbel", "puct", "market", "widening")
 PUCT_INIT, PUCT_BASE = 1.25, 19652.0
 
 
@@ -35,9 +40,10 @@ class SearchConfig(NamedTuple):
     reverse: bool  # an open position may be turned in one action
     excursion_weight: float  # k of the `amddp` reward; 0 is `pnl`, which forgets where a position was entered
     reuse: int  # NOTHING, CHANCE_CHILD or KNOWN_ARM of kernels.tree
-    rule: int  # GUMBEL, PUCT or MARKET
+    rule: int  # GUMBEL, PUCT, MARKET or WIDENING
     noise_share: float  # of Dirichlet noise in the root's prior, under PUCT
     noise_alpha: float  # its concentration
+    samples: int  # sizes of each side at the root, under WIDENING
 
 
 def new_search_config(
@@ -56,6 +62,7 @@ def new_search_config(
     rule: int = GUMBEL,
     noise_share: float = 0.25,
     noise_alpha: float = 0.3,
+    samples: int = 4,
 ) -> SearchConfig:
     """The `forex` defaults; `parity` with mctx is rescale=True, full_width=False."""
     return SearchConfig(
@@ -74,6 +81,7 @@ def new_search_config(
         int(rule),
         float(noise_share),
         float(noise_alpha),
+        int(samples),
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.bars import Bars
 from kernels.market import Codes, Market, code_of, entry_cost, standardised_move
-from kernels.position import RAW, SIDE, act_on, is_legal, position_features, target_side
+from kernels.position import CLOSE, HOLD, RAW, SIDE, act_on, is_legal, position_features
 from kernels.rng import below
 
 EMPTY = -1
@@ -30,6 +30,8 @@ class Replay(NamedTuple):
     search_value: NDArray[np.float32]  # [R, L] value by the last search, R
     searched: NDArray[np.int32]  # [R] cycle of the last search of the session, -1 = never
     played: NDArray[np.int32]  # [R] cycle in which the session was played, -1 = never
+    size: NDArray[np.float32]  # [R, L, E] signed sizes of the entries that the search tried, or 0
+    share: NDArray[np.float32]  # [R, L, E] of each in the improved policy
 
 
 class Batch(NamedTuple):
@@ -49,6 +51,8 @@ class Batch(NamedTuple):
     ahead: NDArray[
         np.float32
     ]  # [B, K, F] features of the bars of decisions 1 .. K; [B, 0, F] if no loss reads them
+    size: NDArray[np.float32]  # [B, K + 1, E] as in the replay
+    share: NDArray[np.float32]  # [B, K + 1, E]
 
 
 class ValueTarget(NamedTuple):
@@ -61,8 +65,8 @@ class ValueTarget(NamedTuple):
     cycle: int = 0  # of now
 
 
-def new_replay(sessions: int, length: int, actions: int) -> Replay:
-    """Room for `sessions` sessions of `length` decisions."""
+def new_replay(sessions: int, length: int, actions: int, candidates: int = 0) -> Replay:
+    """Room for `sessions` sessions of `length` decisions; under widening of the search's `candidates` too."""
     R, L = sessions, length
     return Replay(
         start=np.full(R, EMPTY, np.int64),
@@ -74,11 +78,19 @@ def new_replay(sessions: int, length: int, actions: int) -> Replay:
         search_value=np.zeros((R, L), np.float32),
         searched=np.full(R, EMPTY, np.int32),
         played=np.full(R, EMPTY, np.int32),
+        size=np.zeros((R, L, candidates), np.float32),
+        share=np.zeros((R, L, candidates), np.float32),
     )
 
 
 def new_batch(
-    windows: int, steps: int, features: int, position: int, actions: int, ahead: bool = False
+    windows: int,
+    steps: int,
+    features: int,
+    position: int,
+    actions: int,
+    ahead: bool = False,
+    candidates: int = 0,
 ) -> Batch:
     """Room for `windows` windows of `steps` steps, with the features of the later bars or without."""
     B, K = windows, steps
@@ -95,17 +107,25 @@ def new_batch(
         weight=np.zeros((B, K + 1), np.float32),
         scratch=np.zeros(RAW, np.float32),
         ahead=np.zeros((B, K if ahead else 0, features), np.float32),
+        size=np.zeros((B, K + 1, candidates), np.float32),
+        share=np.zeros((B, K + 1, candidates), np.float32),
     )
 
 
 @kernel
 def is_greedy(replay: Replay, slot: int, step: int) -> bool:
-    """Whether decision `step` took the action that its improved policy likes best."""
+    """Whether decision `step` took the action that its improved policy likes best, an entry with the best size."""
     best, action = 0, replay.action[slot, step]
     for a in range(replay.policy.shape[2]):
         if replay.policy[slot, step, a] > replay.policy[slot, step, best]:
             best = a
-    return bool(best == action)
+    E, largest = replay.size.shape[2], 0
+    if best != action or E == 0 or action == HOLD or action == CLOSE:
+        return bool(best == action)
+    for e in range(E):
+        if replay.share[slot, step, e] > replay.share[slot, step, largest]:
+            largest = e
+    return bool(replay.size[slot, step, largest] == replay.position[slot, step + 1, SIDE])
 
 
 @kernel
@@ -148,6 +168,9 @@ def fill_decision(
             replay.position[slot, step, SIDE], a, batch.legal.shape[2], market.reverse
         )
         batch.policy[b, k, a] = replay.policy[slot, step, a]
+    for e in range(batch.size.shape[2]):
+        batch.size[b, k, e] = replay.size[slot, step, e]
+        batch.share[b, k, e] = replay.share[slot, step, e]
     batch.weight[b, k] = 1.0
 
 
@@ -165,12 +188,11 @@ def fill_step(
 ) -> None:
     """What happened between decision `step` and the next."""
     t = replay.start[slot] + step
-    action = replay.action[slot, step]
     afterstate = batch.scratch
-    target = target_side(replay.position[slot, step, SIDE], action, market.sizes)
+    target = replay.position[slot, step + 1, SIDE]
     act_on(afterstate, replay.position[slot, step], target, entry_cost(bars, t, market))
     position_features(batch.after[b, k], afterstate, market.excursion_weight == 0)
-    batch.action[b, k] = action
+    batch.action[b, k] = replay.action[slot, step]
     batch.code[b, k] = code_of(codes, standardised_move(bars, t))
     batch.reward[b, k] = replay.reward[slot, step]
 
@@ -182,6 +204,8 @@ def fill_beyond(batch: Batch, b: int, k: int) -> None:
     batch.value[b, k] = 0.0
     batch.position[b, k, :] = 0.0
     batch.policy[b, k, :] = 0.0
+    batch.size[b, k, :] = 0.0
+    batch.share[b, k, :] = 0.0
     batch.legal[b, k, :] = True
     batch.after[b, k - 1, :] = 0.0
     batch.action[b, k - 1] = 0

@@ -1,10 +1,11 @@
 """The networks as ONNX graphs, each from one input `x` to one output `y`, equal weights in equal bytes.
 
-root        [features F | position P]                            -> [latent D | logits A | value 1 | code logits C]
+root        [features F | position P]                            -> [latent D | logits A Z | value 1 | code logits C]
 afterstate  [latent D | action A | position after P]             -> [latent D | code logits C | value 1]
-dynamics    [latent D | code C | position after P | next P]      -> [latent D | reward 1 | policy logits A | value 1]
+dynamics    [latent D | code C | position after P | next P]      -> [latent D | reward 1 | policy logits A Z | value 1]
 market      [latent D | code C | next positions S P]             -> [latent D | code logits C | values S]
-Where the positions of `market` are always the same, they are constants of the graph and not part of its input.
+Z are the parameters of the Beta head, if there is one.  Where the positions of `market` are always the same, they are
+constants of the graph and not part of its input.
 """
 
 from __future__ import annotations
@@ -92,12 +93,13 @@ def export(flat: Array, shape: Shape, slots: int, sides: Array | None = None) ->
 
 
 def _predict(g: Graph, latent_and_position: str, p: Params, s: Shape) -> list[str]:
-    """Names of policy logits and value."""
+    """Names of policy logits, with what the sizes are drawn from, and value."""
     hidden = g.hidden(latent_and_position, "predict", p.predict_w, p.predict_b)
     # in one product: a narrow one alone costs as much as sixteen columns
-    w, b = np.concatenate([p.policy_w, p.value_w], axis=1), np.concatenate([p.policy_b, p.value_b])
+    w = np.concatenate([p.policy_w, p.size_w, p.value_w], axis=1)
+    b = np.concatenate([p.policy_b, p.size_b, p.value_b])
     g.linear(hidden, "heads", w, b)
-    g.split("heads", {"policy": s.actions, "bins": s.value_bins})
+    g.split("heads", {"policy": s.actions + s.sizes, "bins": s.value_bins})
     return ["policy", g.decode("bins", "value", s.value_limit, s.value_bins)]
 
 
@@ -109,7 +111,7 @@ def _root(p: Params, s: Shape) -> bytes:
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     heads = _predict(g, g.join([latent, *(["position"] if s.position else [])], "predict_in"), p, s)
     g.join([latent, *heads, codes], "y")
-    return g.serialise(s.features + s.position, s.latent + s.codes + s.actions + 1)
+    return g.serialise(s.features + s.position, s.latent + s.codes + s.actions + s.sizes + 1)
 
 
 def _afterstate(p: Params, s: Shape) -> bytes:
@@ -133,7 +135,7 @@ def _dynamics(p: Params, s: Shape) -> bytes:
     reward = g.decode(gain, "reward", s.reward_limit, s.reward_bins)
     heads = _predict(g, g.join([latent, *(["next_position"] if s.position else [])], "predict_in"), p, s)
     g.join([latent, reward, *heads], "y")
-    return g.serialise(s.latent + s.codes + 2 * s.position, s.latent + 1 + s.actions + 1)
+    return g.serialise(s.latent + s.codes + 2 * s.position, s.latent + 1 + s.actions + s.sizes + 1)
 
 
 def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:

@@ -28,6 +28,9 @@ class Shape(NamedTuple):
     reward_limit: float = 10.0
     value_limit: float = 40.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
+    sizes: int = (
+        0  # Z, parameters of the sizes of entries, of which the search draws; 0 = entries are actions
+    )
 
 
 class Params(NamedTuple):
@@ -67,9 +70,11 @@ class Params(NamedTuple):
     guess_b: Array
     guessed_w: Array  # [W, W]
     guessed_b: Array
+    size_w: Array  # [H, Z] of the policy head, beside its logits: models.beta
+    size_b: Array
 
 
-SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w")  # start near zero
+SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "size_w")  # start near zero
 
 
 def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
@@ -92,6 +97,7 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "projection": (s.project, s.project),
         "guess": (s.project, s.project),
         "guessed": (s.project, s.project),
+        "size": (s.hidden, s.sizes),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in layers.items():

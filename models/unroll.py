@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
+from models.beta import Candidates, beta_loss
 from models.consistency import Foresight, consistency, new_foresight
 from models.layers import (
     BINS,
@@ -46,7 +47,7 @@ LOSSES = ("policy", "value", "after_value", "chance", "reward")
 
 
 class LossWeights(NamedTuple):
-    """Weights of the losses, in the order of LOSSES, and of one more."""
+    """Weights of the losses, in the order of LOSSES, and of two more."""
 
     policy: float = 1.0
     value: float = 0.5
@@ -54,6 +55,7 @@ class LossWeights(NamedTuple):
     chance: float = 1.0
     reward: float = 1.0
     consistency: float = 0.0  # 0 = without: then it is not among the losses
+    size: float = 1.0  # of the Beta head, if there is one
 
 
 WEIGHTS = LossWeights()
@@ -85,9 +87,10 @@ class Work(NamedTuple):
     step_weight: Array  # [M]
     row_loss: Array  # [N] scratch
     legal: NDArray[np.bool_]  # [N, A]
+    size: Candidates  # of N decisions
 
 
-def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Work:
+def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32, candidates: int = 0) -> Work:
     """Room for n windows of K steps."""
     s, N, M = shape, (K + 1) * n, K * n
     D, H, P, A, C, V, Vr = s.latent, s.hidden, s.position, s.actions, s.codes, s.value_bins, s.reward_bins
@@ -109,6 +112,7 @@ def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Work:
         code=target(M, 1),
         reward=target(M, min(Vr, BINS)),
         legal=np.ones((N, A), np.bool_),
+        size=Candidates(*np.zeros((2, N, candidates), dtype)),
     )
 
 
@@ -157,6 +161,7 @@ def fill_targets(work: Work, batch: Batch, first: int, shape: Shape) -> None:
         work.legal,
     )
     decision_weight, step_weight = work.decision_weight, work.step_weight
+    batch_size, batch_share, work_size, work_share = batch.size, batch.share, work.size.size, work.size.share
     for k in range(K + 1):
         for i in range(n):
             b, row = first + i, k * n + i
@@ -165,6 +170,8 @@ def fill_targets(work: Work, batch: Batch, first: int, shape: Shape) -> None:
             for a in range(policy.shape[2]):
                 is_legal[row, a] = legal[b, k, a]
                 policy_mass[row, a] = policy[b, k, a] if legal[b, k, a] else 0.0
+            for e in range(work_size.shape[1]):
+                work_size[row, e], work_share[row, e] = batch_size[b, k, e], batch_share[b, k, e]
             if k < K:
                 step_weight[row] = weight[b, k + 1] / (B * K)
                 reward_first[row] = hl_gauss(
@@ -186,7 +193,7 @@ class Output(NamedTuple):
     """What a head puts out, and what it should have."""
 
     layer: Layer
-    target: Target
+    target: Target | Candidates
     row_weight: Array  # [rows]
     weight: float  # of the loss
 
@@ -206,7 +213,7 @@ def loss_and_gradient(
     latent_gradient: float = LATENT_GRADIENT,
     sight: tuple[Foresight, Params] | None = None,
 ) -> list[float]:
-    """The losses in the order of LOSSES, then that of consistency; d becomes the gradient of their weighted sum.
+    """The losses in the order of `loss_names`; d becomes the gradient of their weighted sum.
 
     x [n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
     workspace, x filled in, and the soft target network.
@@ -253,7 +260,10 @@ def _heads(d: Params, work: Work, p: Params, weights: LossWeights) -> list[float
     after = Output(layer("after_value"), value_before, work.step_weight, weights.after_value)
     code = Output(layer("code"), work.code, work.step_weight, weights.chance)
     reward = Output(layer("reward"), work.reward, work.step_weight, weights.reward)
-    found = _head(work.d_latent, work, work.predict_in, layer("predict"), [policy, value])
+    size = Output(layer("size"), work.size, work.decision_weight, weights.size)
+    outputs = [policy, value, size] if p.size_b.size else [policy, value]
+    found = _head(work.d_latent, work, work.predict_in, layer("predict"), outputs)
+    sizes, found = found[2:], found[:2]
     part = work.d_part[:K]
     for name, inputs, output in (
         ("after", work.after_in, after),
@@ -262,7 +272,7 @@ def _heads(d: Params, work: Work, p: Params, weights: LossWeights) -> list[float
     ):
         found += _head(part, work, inputs, layer(name), [output])
         work.d_latent[:K] += part
-    return found
+    return found + sizes
 
 
 def _head(d_latent: Array, work: Work, x: Array, hidden_layer: Layer, outputs: list[Output]) -> list[float]:
@@ -273,9 +283,12 @@ def _head(d_latent: Array, work: Work, x: Array, hidden_layer: Layer, outputs: l
     for i, (layer, target, row_weight, weight) in enumerate(outputs):
         z = work.logits[: rows * len(layer.b)].reshape(rows, -1)
         np.matmul(hidden, layer.w, out=z)
-        if target is work.policy:
-            forbid(z, work.legal)
-        found.append(cross_entropy(z, layer.db, work.row_loss, layer.b, target, row_weight, weight))
+        if isinstance(target, Candidates):
+            found.append(float(beta_loss(z, layer.db, layer.b, target, row_weight, weight)))
+        else:
+            if target is work.policy:
+                forbid(z, work.legal)
+            found.append(cross_entropy(z, layer.db, work.row_loss, layer.b, target, row_weight, weight))
         np.matmul(hidden.T, z, out=layer.dw)
         linear_backward_input(d_more if i else d_hidden, z, layer.w)
         if i:
@@ -309,6 +322,11 @@ def _backward_representation(d: Params, work: Work, p: Params, x: Array) -> None
     hidden_backward(d.represent_w, d.represent_b, dh, work.represent, x)
 
 
+def loss_names(shape: Shape) -> tuple[str, ...]:
+    """LOSSES, and the others that the networks have."""
+    return LOSSES + ("size",) * (shape.sizes > 0) + ("consistency",) * (shape.project > 0)
+
+
 class Learner:
     """Parameters, optimiser and workspaces; `learn` takes one step and allocates nothing large."""
 
@@ -323,6 +341,7 @@ class Learner:
         horizon: int,
         threads: int,
         weights: LossWeights = WEIGHTS,
+        candidates: int = 0,
     ) -> None:
         if batch % CHUNKS:
             raise ValueError(f"a batch of {batch} windows is not {CHUNKS} equal chunks")
@@ -340,7 +359,7 @@ class Learner:
         self._work = SimpleQueue[tuple[Work, Foresight | None]]()
         for _ in range(min(threads, CHUNKS)):
             foresight = new_foresight(shape, K * batch // CHUNKS) if weights.consistency > 0 else None
-            self._work.put((new_work(shape, batch // CHUNKS, K), foresight))
+            self._work.put((new_work(shape, batch // CHUNKS, K, candidates=candidates), foresight))
         pool = ThreadPoolExecutor(min(threads, CHUNKS))
         self._each: Callable[..., Iterable[Any]] = (
             map if threads == 1 else pool.map
@@ -354,8 +373,9 @@ class Learner:
         if self._weights.consistency > 0 and (target is None or batch.ahead.shape[1] == 0):
             raise ValueError("the consistency loss needs the target network and a batch that looks ahead")
         rows = list(self._each(lambda i: self._chunk(batch, target, i), range(CHUNKS)))
-        names = [*LOSSES, "consistency"][: len(rows[0])]
-        found = dict(zip(names, (sum(column) for column in zip(*rows, strict=True)), strict=True))
+        found = dict(
+            zip(loss_names(self.shape), (sum(column) for column in zip(*rows, strict=True)), strict=True)
+        )
         found["gradient_norm"] = math.sqrt(sum(self._each(self._add_up, self._slices())))
         bad = [name for name, x in found.items() if not math.isfinite(x)]
         if bad:

@@ -91,15 +91,14 @@ def naive_value(replay: Replay, slot: int, i: int, rule: ValueTarget) -> float:
     return (1 - rule.search_share) * realised + rule.search_share * searched
 
 
-def naive_afterstate(before: Any, action: str, spread: float) -> Any:
+def naive_afterstate(before: Any, side: float, spread: float) -> Any:
     """A position that an action opens starts at minus its cost; one that nothing touches stays."""
-    side = {"HOLD": before[SIDE], "BUY": 1.0, "SELL": -1.0, "CLOSE": 0.0}[action]
     if side == before[SIDE]:
         return before
     after = np.zeros(RAW)
     after[SIDE], after[6] = side, before[SIDE]
     if side:
-        cost = (spread + MARKET.slippage_px + MARKET.commission_px) / MARKET.range_px
+        cost = abs(side) * (spread + MARKET.slippage_px + MARKET.commission_px) / MARKET.range_px
         after[UNREALISED], after[COST] = -cost, cost
     return after
 
@@ -142,7 +141,7 @@ def check_window(batch: Batch, b: int, replay: Replay, slot: int, first: int, ru
         if k > 0:
             t, action = start + i - 1, int(replay.action[slot, i - 1])
             spread = float(BARS.ask_close[t] - BARS.close[t])
-            after = naive_afterstate(replay.position[slot, i - 1], ACTIONS[action], spread)
+            after = naive_afterstate(replay.position[slot, i - 1], replay.position[slot, i, SIDE], spread)
             assert batch.action[b, k - 1] == action
             assert batch.code[b, k - 1] == naive_code(BARS, CODES, t)
             assert batch.reward[b, k - 1] == replay.reward[slot, i - 1]
