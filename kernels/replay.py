@@ -47,12 +47,12 @@ class Batch(NamedTuple):
     value: NDArray[np.float32]  # [B, K + 1] n-step return, R
     legal: NDArray[np.bool_]  # [B, K + 1, A]
     weight: NDArray[np.float32]  # [B, K + 1] 0 beyond the end of the session
+    size: NDArray[np.float32]  # [B, K + 1, E] as in the replay
+    share: NDArray[np.float32]  # [B, K + 1, E]
     scratch: NDArray[np.float32]  # [RAW] an afterstate
     ahead: NDArray[
         np.float32
     ]  # [B, K, F] features of the bars of decisions 1 .. K; [B, 0, F] if no loss reads them
-    size: NDArray[np.float32]  # [B, K + 1, E] as in the replay
-    share: NDArray[np.float32]  # [B, K + 1, E]
 
 
 class ValueTarget(NamedTuple):
@@ -105,10 +105,10 @@ def new_batch(
         value=np.zeros((B, K + 1), np.float32),
         legal=np.ones((B, K + 1, actions), np.bool_),
         weight=np.zeros((B, K + 1), np.float32),
-        scratch=np.zeros(RAW, np.float32),
-        ahead=np.zeros((B, K if ahead else 0, features), np.float32),
         size=np.zeros((B, K + 1, candidates), np.float32),
         share=np.zeros((B, K + 1, candidates), np.float32),
+        scratch=np.zeros(RAW, np.float32),
+        ahead=np.zeros((B, K if ahead else 0, features), np.float32),
     )
 
 
