@@ -183,7 +183,7 @@ class Trainer:
 
     def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
         root, memoryless = agent.root(VALUE_ROWS), self.data.setting.market.excursion_weight == 0
-        features, column = (self.store.X, self.store.row_of_bar), self.sizes.latent + self.sizes.actions
+        features, column = (self.store.X, self.store.row_of_bar), self.sizes.state + self.sizes.actions
         for slot in slots:
             status = value_again(self.replay, root, slot, *features, column, memoryless)
             if status != 0:
