@@ -33,9 +33,10 @@ class Sizes(NamedTuple):
 
     features: int  # F
     position: int  # P
-    latent: int  # D
+    state: int  # D: what the networks remember of a node
     actions: int  # A
     codes: int  # C
+    window: int = 1  # states, of a node and of those before it, that a row of `dynamics` or `market` has
 
 
 class Setting(NamedTuple):
@@ -60,7 +61,7 @@ class Agent:
 
     def planner(self, roots: int, config: SearchConfig) -> Planner:
         """A planner over `roots` roots, with the networks that its rule calls."""
-        _, P, D, A, C = self.sizes
+        _, P, D, A, C, _ = self.sizes
         after, dynamics, market = no_net(), no_net(), no_net()
         if config.rule == MARKET:
             nodes = min(roots * WAVE, max(1, CALL_ROWS // C))
@@ -79,14 +80,14 @@ class Agent:
 
 def graph_widths(sizes: Sizes, memoryless: bool, rule: int = MARKET) -> dict[str, tuple[int, int]]:
     """Columns that each graph reads and writes."""
-    F, P, D, A, C = sizes
+    F, P, D, A, C, window = sizes
     H = HEAD if rule == WIDENING else A
     slots = slot_count(A, HORIZON, memoryless)
     return {
         "root": (F + P, D + H + 1 + C),
         "afterstate": (D + A + P, D + C + 1),
-        "dynamics": (D + C + 2 * P, D + H + 2),
-        "market": (D + C + (0 if memoryless else slots * P), D + C + slots),
+        "dynamics": (window * D + C + 2 * P, D + H + 2),
+        "market": (window * D + C + (0 if memoryless else slots * P), D + C + slots),
     }
 
 

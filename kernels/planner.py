@@ -81,7 +81,7 @@ def new_planner(
     roots: int,
     actions: int,
     codes: int,
-    latent: int,
+    state: int,
     positions: bool = True,
 ) -> Planner:
     """Room for `roots` searches with these networks, bound for at least `roots` rows; a game has no positions."""
@@ -89,12 +89,12 @@ def new_planner(
     noise = np.zeros((roots, actions), np.float32)
     if config.rule == MARKET:
         memoryless = config.excursion_weight == 0
-        market = new_market_tree(roots, config.simulations, actions, codes, latent, HORIZON, memoryless)
+        market = new_market_tree(roots, config.simulations, actions, codes, state, HORIZON, memoryless)
     elif config.rule == WIDENING:
-        wide = new_wide(config, roots, codes, latent)
+        wide = new_wide(config, roots, codes, state)
         noise = wide.tree.noise
     else:
-        tree = new_tree(roots, nodes_needed(config, codes), actions, codes, latent, RAW if positions else 0)
+        tree = new_tree(roots, nodes_needed(config, codes), actions, codes, state, RAW if positions else 0)
         noise = tree.noise
     return Planner(
         tree=tree,

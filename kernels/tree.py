@@ -32,7 +32,7 @@ class Tree(NamedTuple):
     raw_value: NDArray[np.float32]  # [B, N]    the network's own value
     value: NDArray[np.float32]  # [B, N]    backed-up value
     reward: NDArray[np.float32]  # [B, N]    reward of the edge that leads here
-    state: NDArray[np.float32]  # [B, N, D] latent
+    state: NDArray[np.float32]  # [B, N, D] what the networks remember of a node
     position: NDArray[np.float32]  # [B, N, RAW] exact position, or RAW = 0 outside forex
     legal: NDArray[np.bool_]  # [B, N, A] actions a decision node may take
     leaf: NDArray[np.int32]  # [B]       node the running simulation expands, then the node it added
@@ -63,7 +63,7 @@ def new_known(roots: int) -> Known:
     return Known(none, none.copy(), np.zeros(roots, np.float32), np.zeros(roots, np.float32))
 
 
-def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, raw_position: int) -> Tree:
+def new_tree(searches: int, nodes: int, actions: int, codes: int, state: int, raw_position: int) -> Tree:
     """Room for `searches` trees of `nodes` nodes each."""
     B, N, W = searches, nodes, max(actions, codes)
     return Tree(
@@ -78,7 +78,7 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, r
         raw_value=np.zeros((B, N), np.float32),
         value=np.zeros((B, N), np.float32),
         reward=np.zeros((B, N), np.float32),
-        state=np.zeros((B, N, latent), np.float32),
+        state=np.zeros((B, N, state), np.float32),
         position=np.zeros((B, N, raw_position), np.float32),
         legal=np.ones((B, N, actions), np.bool_),
         leaf=np.zeros(B, np.int32),

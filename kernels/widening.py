@@ -37,6 +37,7 @@ from kernels.search import (
     plant,
     position_columns,
     read_afterstate,
+    state_columns,
 )
 from kernels.tree import CHANCE, MASKED, NONE, Tree, add_node, new_tree
 
@@ -71,7 +72,7 @@ def new_wide(
     config: SearchConfig,
     roots: int,
     codes: int,
-    latent: int,
+    state: int,
     coefficient: float = 2.0,
     exponent: float = 0.35,
 ) -> Wide:
@@ -87,7 +88,7 @@ def new_wide(
     limit = widening_table(coefficient, exponent, config.simulations + 1)
     nodes, edges = nodes_needed(config, codes), max(most_candidates(config.samples), int(limit[-1]))
     return Wide(
-        tree=new_tree(roots, nodes, edges, codes, latent, RAW),
+        tree=new_tree(roots, nodes, edges, codes, state, RAW),
         head=np.zeros((roots, nodes, HEAD), np.float32),
         size=np.zeros((roots, nodes, edges), np.float32),
         drawn=np.zeros((roots, nodes, edges), np.int16),
@@ -223,9 +224,7 @@ def add_wide_afterstate(
     node = add_node(tree, b, CHANCE, parent, edge)
     side, target = tree.position[b, parent, SIDE], wide.size[b, parent, edge]
     act_on(tree.position[b, node], tree.position[b, parent], target, outlook.entry_cost[b])
-    D = tree.state.shape[2]
-    for d in range(D):
-        x[d] = tree.state[b, parent, d]
+    D = state_columns(x, tree, b, parent, tree.state.shape[2])
     position_columns(x, tree, config, one_hot(x, D, KINDS, kind_to(side, target)), b, node)
     tree.leaf[b] = node
 

@@ -172,7 +172,7 @@ def test_stored_values_are_those_of_the_network_that_played() -> None:
         for k in range(25):
             position_features(rows[k, -9:], trainer.replay.position[slot, k], True)
         y = root.run(None, {"x": rows})[0]
-        value = y[:, trainer.sizes.latent + trainer.sizes.actions]
+        value = y[:, trainer.sizes.state + trainer.sizes.actions]
         np.testing.assert_allclose(trainer.replay.value[slot], value, rtol=1e-4, atol=1e-5)
 
 
