@@ -84,6 +84,9 @@ class TrainConfig:
     search_share: float = 1.0  # of the search's value in the value target; the rest is the n-step return
     steps: int = 120  # learning steps in a cycle
     consistency: float = 0.0  # weight of EfficientZero's self-supervised loss; 0 = off
+    value_prefix: bool = (
+        False  # EfficientZero's: learn sums of rewards by an LSTM; not with search.rule=market
+    )
     rate: float = 1e-3
     decay: float = 0.1  # weight decay, times the rate at every step: 2 hides what is sure, see README
     horizon: int = 3000  # steps of the learning-rate schedule

@@ -17,7 +17,7 @@ from host.dataset import Dataset, FeatureStore
 from host.progress import Report
 from kernels.bars import Bars
 from kernels.features import Normaliser
-from kernels.gumbel import RULES, WIDENING, SearchConfig, new_search_config
+from kernels.gumbel import MARKET, RULES, WIDENING, SearchConfig, new_search_config
 from kernels.market import TRADE, Codes, Market, new_accounts
 from kernels.ort import check
 from kernels.planner import TALLY, Planner
@@ -29,7 +29,7 @@ from kernels.selfplay import play
 from kernels.tree import NOTHING, REUSES
 from kernels.widening import BETAS, most_candidates
 from models.export import export
-from models.net import Shape, views
+from models.net import Shape, memory, views
 from models.unroll import CHUNKS, Learner, LossWeights
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
@@ -46,24 +46,20 @@ class Trainer:
         check_sizes(config)
         self.data, self.config = data, config
         t = config.train
-        self.sizes = Sizes(
-            len(data.setting.normaliser.scale),
-            FEATURES,
-            config.network.latent,
-            len(action_names(data.setting.market.sizes)),
-            config.network.codes,
-        )
         is_wide = RULES.index(config.search.rule) == WIDENING
         candidates = most_candidates(config.search.samples) if is_wide else 0
         shape = Shape(
-            features=self.sizes.features,
+            features=len(data.setting.normaliser.scale),
             latent=config.network.latent,
             hidden=config.network.hidden,
-            actions=self.sizes.actions,
+            actions=len(action_names(data.setting.market.sizes)),
             codes=config.network.codes,
             project=PROJECTION * config.network.latent if t.consistency > 0 else 0,
             sizes=BETAS if is_wide else 0,
+            prefix=config.network.latent if t.value_prefix else 0,
         )
+        state = shape.latent + memory(shape)
+        self.sizes = Sizes(shape.features, FEATURES, state, shape.actions, shape.codes)
         weights = LossWeights(consistency=t.consistency)
         rates = t.seed, t.rate, t.decay, t.horizon
         self.learner = Learner(shape, t.batch, t.unroll, *rates, threads, weights, candidates)
@@ -120,7 +116,9 @@ class Trainer:
         return export(self.target, self.learner.shape, *self.slots())
 
     def slots(self) -> tuple[int, NDArray[np.float32] | None]:
-        """What the network of the market search is exported for."""
+        """What the network of the market search is exported for; S = 0 where there can be none."""
+        if self.learner.shape.sizes or self.learner.shape.prefix:
+            return 0, None
         return slot_sides(self.sizes, self.acting_search(), self.data.setting.market.sizes)
 
     def search_config(self, simulations: int) -> SearchConfig:
@@ -287,6 +285,11 @@ def check_sizes(config: Config) -> None:
     if config.search.rule == RULES[WIDENING] and (config.market.sizes != [1.0] or config.search.samples < 1):
         raise ConfigError(
             "search.rule: widening wants market.sizes=[1.0], whose fractions it draws, and a sample"
+        )
+    if t.value_prefix and config.search.rule == RULES[MARKET]:
+        raise ConfigError(
+            "train.value_prefix: search.rule=market knows its rewards exactly and asks no network for them; "
+            "it wants gumbel, puct or widening"
         )
     if config.search.reuse not in REUSES:
         raise ConfigError(f"search.reuse: {config.search.reuse!r} is none of {', '.join(REUSES)}")

@@ -5,7 +5,8 @@ afterstate  [latent D | action A | position after P]             -> [latent D | 
 dynamics    [latent D | code C | position after P | next P]      -> [latent D | reward 1 | policy logits A Z | value 1]
 market      [latent D | code C | next positions S P]             -> [latent D | code logits C | values S]
 Z are the parameters of the Beta head, if there is one.  Where the positions of `market` are always the same, they are
-constants of the graph and not part of its input.
+constants of the graph and not part of its input.  With a value prefix the latent D of a node is followed by what its
+LSTM remembers, [h L | c L | prefix | steps], and the reward is the difference of two prefixes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from models.layers import EPSILON, support
-from models.net import Array, Params, Shape, views
+from models.net import Array, Params, Shape, memory, views
+from models.prefix import RESET
 
 OPSET, IR_VERSION = 17, 8
 
@@ -110,32 +112,72 @@ def _root(p: Params, s: Shape) -> bytes:
     latent = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "latent", s.latent)
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     heads = _predict(g, g.join([latent, *(["position"] if s.position else [])], "predict_in"), p, s)
-    g.join([latent, *heads, codes], "y")
-    return g.serialise(s.features + s.position, s.latent + s.codes + s.actions + s.sizes + 1)
+    state = latent
+    if s.prefix:
+        state = g.node(
+            "MatMul", [latent, g.weight("nothing_yet", np.eye(s.latent, s.latent + memory(s)))], "state"
+        )
+    g.join([state, *heads, codes], "y")
+    return g.serialise(s.features + s.position, s.latent + memory(s) + s.codes + s.actions + s.sizes + 1)
 
 
 def _afterstate(p: Params, s: Shape) -> bytes:
     g = Graph()
-    g.split("x", {"latent": s.latent, "rest": s.actions + s.position})
+    g.split("x", {"latent": s.latent, **_memory(s), "rest": s.actions + s.position})
     codes = g.linear(g.hidden("latent", "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
-    bins = g.linear(g.hidden("x", "after", p.after_w, p.after_b), "bins", p.after_value_w, p.after_value_b)
-    g.join(["latent", codes, g.decode(bins, "value", s.value_limit, s.value_bins)], "y")
-    return g.serialise(s.latent + s.actions + s.position, s.latent + s.codes + 1)
+    after = g.hidden("x", "after", _past_memory(p.after_w, s), p.after_b)
+    bins = g.linear(after, "bins", p.after_value_w, p.after_value_b)
+    g.join(["latent", *_memory(s), codes, g.decode(bins, "value", s.value_limit, s.value_bins)], "y")
+    state = s.latent + memory(s)
+    return g.serialise(state + s.actions + s.position, state + s.codes + 1)
+
+
+def _memory(s: Shape) -> dict[str, int]:
+    """Names and widths of what a node remembers behind its latent."""
+    return {"h": s.prefix, "c": s.prefix, "prefix": 1, "steps": 1} if s.prefix else {}
+
+
+def _past_memory(w: Array, s: Shape) -> Array:
+    """Weights of [latent | ...] for inputs of [latent | memory | ...]."""
+    return np.concatenate([w[: s.latent], np.zeros((memory(s), w.shape[1]), w.dtype), w[s.latent :]])
 
 
 def _dynamics(p: Params, s: Shape) -> bytes:
     g = Graph()
-    widths = {"latent": s.latent, "code": s.codes, "after": s.position, "next_position": s.position}
-    g.split("x", widths)
+    told = {"code": s.codes, "after": s.position, "next_position": s.position}
+    g.split("x", {"latent": s.latent, **_memory(s), **told})
     # [latent | code] are the first columns of x: zero rows below their weights spare a copy of them
     move_w = np.concatenate([p.move_w, np.zeros((2 * s.position, s.hidden), p.move_w.dtype)])
-    step = g.linear(g.hidden("x", "move", move_w, p.move_b), "step", p.next_w, p.next_b)
+    step = g.linear(g.hidden("x", "move", _past_memory(move_w, s), p.move_b), "step", p.next_w, p.next_b)
     latent = g.norm(g.node("Add", ["latent", step], "before"), "next", s.latent)
-    gain = g.linear(g.hidden("x", "gain", p.gain_w, p.gain_b), "reward_bins", p.reward_w, p.reward_b)
-    reward = g.decode(gain, "reward", s.reward_limit, s.reward_bins)
+    if s.prefix:
+        reward, *kept = _prefix(g, p, s)
+    else:
+        gain = g.linear(g.hidden("x", "gain", p.gain_w, p.gain_b), "reward_bins", p.reward_w, p.reward_b)
+        reward, kept = g.decode(gain, "reward", s.reward_limit, s.reward_bins), []
     heads = _predict(g, g.join([latent, *(["next_position"] if s.position else [])], "predict_in"), p, s)
-    g.join([latent, reward, *heads], "y")
-    return g.serialise(s.latent + s.codes + 2 * s.position, s.latent + 1 + s.actions + s.sizes + 1)
+    g.join([latent, *kept, reward, *heads], "y")
+    state = s.latent + memory(s)
+    return g.serialise(state + s.codes + 2 * s.position, state + 1 + s.actions + s.sizes + 1)
+
+
+def _prefix(g: Graph, p: Params, s: Shape) -> list[str]:
+    """Names of the reward and of the memory of the next node; every RESET steps the memory starts anew."""
+    told = len(p.prefix_w) - s.prefix
+    left = g.node("Sub", [g.weight("reset", [RESET]), "steps"], "steps_left")
+    goes_on = g.node("Clip", [left, g.weight("zero", 0.0), g.weight("one", 1.0)], "goes_on")
+    h, c, before, steps = (g.node("Mul", [name, goes_on], f"{name}_kept") for name in _memory(s))
+    fed = g.linear("x", "fed", _past_memory(p.prefix_w[:told], s), p.prefix_b)
+    back = g.node("MatMul", [h, g.weight("back_w", p.prefix_w[told:])], "back")
+    g.split(g.node("Add", [fed, back], "gates"), {"sigmoid_z": 3 * s.prefix, "tanh_z": s.prefix})
+    g.split(g.node("Sigmoid", ["sigmoid_z"], "opened"), dict.fromkeys(("in", "forget", "out"), s.prefix))
+    new = g.node("Mul", ["in", g.node("Tanh", ["tanh_z"], "fresh")], "new")
+    c = g.node("Add", [g.node("Mul", ["forget", c], "old"), new], "next_c")
+    h = g.node("Mul", ["out", g.node("Tanh", [c], "told")], "next_h")
+    bins = g.linear(h, "reward_bins", p.reward_w, p.reward_b)
+    total = g.decode(bins, "next_prefix", s.reward_limit, s.reward_bins)
+    reward = g.node("Sub", [total, before], "reward")
+    return [reward, h, c, total, g.node("Add", [steps, "one"], "next_steps")]
 
 
 def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:

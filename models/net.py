@@ -28,9 +28,8 @@ class Shape(NamedTuple):
     reward_limit: float = 10.0
     value_limit: float = 40.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
-    sizes: int = (
-        0  # Z, parameters of the sizes of entries, of which the search draws; 0 = entries are actions
-    )
+    sizes: int = 0  # Z, parameters of the sizes of entries; 0 = entries are actions
+    prefix: int = 0  # L, width of the LSTM of the value prefix, in place of the layer `gain`; 0 = without
 
 
 class Params(NamedTuple):
@@ -72,6 +71,8 @@ class Params(NamedTuple):
     guessed_b: Array
     size_w: Array  # [H, Z] of the policy head, beside its logits: models.beta
     size_b: Array
+    prefix_w: Array  # [D + C + 2P + L, 4 L] of the value prefix: models.prefix
+    prefix_b: Array
 
 
 SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "size_w")  # start near zero
@@ -79,6 +80,7 @@ SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w",
 
 def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter, in the order of `Params`."""
+    told = s.latent + s.codes + 2 * s.position
     layers = {
         "represent": (s.features, s.hidden),
         "latent": (s.hidden, s.latent),
@@ -91,18 +93,24 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "after_value": (s.hidden, s.value_bins),
         "move": (s.latent + s.codes, s.hidden),
         "next": (s.hidden, s.latent),
-        "gain": (s.latent + s.codes + 2 * s.position, s.hidden),
-        "reward": (s.hidden, s.reward_bins),
+        "gain": (told, 0 if s.prefix else s.hidden),
+        "reward": (s.prefix or s.hidden, s.reward_bins),
         "project": (s.latent, s.project),
         "projection": (s.project, s.project),
         "guess": (s.project, s.project),
         "guessed": (s.project, s.project),
         "size": (s.hidden, s.sizes),
+        "prefix": (told + s.prefix if s.prefix else 0, 4 * s.prefix),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in layers.items():
         found[f"{name}_w"], found[f"{name}_b"] = (rows, columns), (columns,)
     return found
+
+
+def memory(shape: Shape) -> int:
+    """Columns that a search carries from node to node behind the latent: [h L | c L | prefix | steps]."""
+    return 2 * shape.prefix + 2 if shape.prefix else 0
 
 
 def count(shape: Shape) -> int:

@@ -39,6 +39,7 @@ from models.layers import (
     residual_backward,
 )
 from models.net import Array, Params, Shape, count, decays, new_params, views
+from models.prefix import Prefix, new_prefix, prefix_backward, prefix_forward, sum_since_reset
 
 CHUNKS = 4
 LATENT_GRADIENT = 0.5  # of what flows from step k + 1 into the latent of step k (MuZero, appendix G)
@@ -88,6 +89,7 @@ class Work(NamedTuple):
     row_loss: Array  # [N] scratch
     legal: NDArray[np.bool_]  # [N, A]
     size: Candidates  # of N decisions
+    prefix: Prefix
 
 
 def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32, candidates: int = 0) -> Work:
@@ -113,6 +115,7 @@ def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32, candidates: 
         reward=target(M, min(Vr, BINS)),
         legal=np.ones((N, A), np.bool_),
         size=Candidates(*np.zeros((2, N, candidates), dtype)),
+        prefix=new_prefix(shape.prefix, n, K, dtype),
     )
 
 
@@ -174,9 +177,8 @@ def fill_targets(work: Work, batch: Batch, first: int, shape: Shape) -> None:
                 work_size[row, e], work_share[row, e] = batch_size[b, k, e], batch_share[b, k, e]
             if k < K:
                 step_weight[row] = weight[b, k + 1] / (B * K)
-                reward_first[row] = hl_gauss(
-                    reward_mass[row], reward[b, k], shape.reward_limit, shape.reward_bins
-                )
+                told = sum_since_reset(reward[b], k) if shape.prefix > 0 else float(reward[b, k])
+                reward_first[row] = hl_gauss(reward_mass[row], told, shape.reward_limit, shape.reward_bins)
                 code_first[row] = code[b, k]
 
 
@@ -270,16 +272,39 @@ def _heads(d: Params, work: Work, p: Params, weights: LossWeights) -> list[float
         ("chance", work.latent[:K].reshape(-1, D), code),
         ("gain", work.gain_in, reward),
     ):
-        found += _head(part, work, inputs, layer(name), [output])
+        if name == "gain" and p.prefix_b.size:
+            found += _prefix_head(part, work, layer("prefix"), output)
+        else:
+            found += _head(part, work, inputs, layer(name), [output])
         work.d_latent[:K] += part
     return found + sizes
 
 
 def _head(d_latent: Array, work: Work, x: Array, hidden_layer: Layer, outputs: list[Output]) -> list[float]:
     """One hidden layer over inputs x [rows, D + ...] whose first columns are the latent: the loss of each output."""
-    D, rows, found = d_latent.shape[2], len(x), list[float]()
-    hidden, d_hidden, d_more = work.hidden[:rows], work.d_hidden[:rows], work.d_more[:rows]
+    D, rows = d_latent.shape[2], len(x)
+    hidden, d_hidden = work.hidden[:rows], work.d_hidden[:rows]
     hidden_forward(hidden, x, hidden_layer.w, hidden_layer.b)
+    found = _outputs(d_hidden, work, hidden, outputs)
+    hidden_backward(hidden_layer.dw, hidden_layer.db, d_hidden, hidden, x)
+    # only the latent hands its gradient on
+    linear_backward_input(d_latent.reshape(-1, D), d_hidden, hidden_layer.w[:D])
+    return found
+
+
+def _prefix_head(d_latent: Array, work: Work, lstm: Layer, output: Output) -> list[float]:
+    """`_head` with an LSTM over the steps for its hidden layer."""
+    M, D = len(work.step_weight), d_latent.shape[2]
+    hidden, d_hidden = (array.reshape(M, -1) for array in (work.prefix.hidden, work.prefix.d_hidden))
+    prefix_forward(work.prefix, work.gain_in, lstm.w, lstm.b)
+    found = _outputs(d_hidden, work, hidden, [output])
+    prefix_backward(lstm.dw, lstm.db, d_latent.reshape(-1, D), work.prefix, work.gain_in, lstm.w)
+    return found
+
+
+def _outputs(d_hidden: Array, work: Work, hidden: Array, outputs: list[Output]) -> list[float]:
+    """The loss of each output of a hidden layer [rows, H], and the gradient of their sum."""
+    rows, found, d_more = len(hidden), list[float](), work.d_more[: len(hidden)]
     for i, (layer, target, row_weight, weight) in enumerate(outputs):
         z = work.logits[: rows * len(layer.b)].reshape(rows, -1)
         np.matmul(hidden, layer.w, out=z)
@@ -293,9 +318,6 @@ def _head(d_latent: Array, work: Work, x: Array, hidden_layer: Layer, outputs: l
         linear_backward_input(d_more if i else d_hidden, z, layer.w)
         if i:
             np.add(d_hidden, d_more, out=d_hidden)
-    hidden_backward(hidden_layer.dw, hidden_layer.db, d_hidden, hidden, x)
-    # only the latent hands its gradient on
-    linear_backward_input(d_latent.reshape(-1, D), d_hidden, hidden_layer.w[:D])
     return found
 
 

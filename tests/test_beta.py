@@ -8,8 +8,8 @@ import pytest
 from kernels.replay import Batch
 from models import net, unroll
 from models.beta import BONUS, EDGE, Candidates, beta_loss, digamma, trigamma
-from tests.test_unroll import K, lively, random_batch
 from tests.test_unroll import SHAPE as PLAIN
+from tests.test_unroll import K, lively, random_batch
 
 SHAPE = PLAIN._replace(sizes=4)
 E, EULER = 5, 0.5772156649015329

@@ -26,7 +26,7 @@ FLOORS = [  # a module imports lower floors only
     ["kernels.selfplay", "kernels.reanalyze", "kernels.trader"],
     ["models.layers", "models.adam"],
     ["models.net"],
-    ["models.consistency", "models.beta"],
+    ["models.consistency", "models.beta", "models.prefix"],
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
     ["host.resample"],
