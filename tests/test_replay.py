@@ -233,6 +233,38 @@ def test_draws_are_uniform_over_the_filled_sessions_and_their_decisions() -> Non
     assert ((bins - expected) ** 2 / expected).sum() < 115
 
 
+def test_entries_of_any_size_come_with_their_shares_and_explored_sizes_end_a_return() -> None:
+    plain, E = random_replay(0), 3
+    draw = np.random.default_rng(0)
+    size = np.zeros((R, L, E), np.float32)
+    size[..., :2] = draw.uniform(0.1, 1, (R, L, 2)) * [1, -1]
+    share = draw.dirichlet(np.ones(E), (R, L)).astype(np.float32)
+    replay = plain._replace(size=size, share=share)
+    replay.action[:] = replay.policy.argmax(axis=2)
+    largest = np.take_along_axis(size, share.argmax(axis=2)[..., None], axis=2)[..., 0]
+    replay.position[:, 1:, SIDE] = np.where(draw.random((R, L)) < 0.7, largest, 0.05)
+    batch, rule = new_batch(64, 5, F, FEATURES, A, candidates=E), ValueTarget(5, 0.9, 0.0)
+    X, row_of_bar = rows_of(0)
+    sample(batch, replay, R, X, row_of_bar, BARS, CODES, MARKET, rule, 3, 3)
+    greedy = np.isin(replay.action, (0, 3)) | (replay.position[:, 1:, SIDE] == largest)
+    assert 0.5 < greedy.mean() < 0.95
+    for b in range(64):
+        slot, first = divmod(below(R * L, 3, 3, b), L)
+        for k in range(6):
+            inside = first + k < L
+            assert (batch.size[b, k] == (size[slot, first + k] if inside else 0)).all()
+            assert (batch.share[b, k] == (share[slot, first + k] if inside else 0)).all()
+        stop = first
+        while stop < min(first + 5, L) and greedy[slot, stop]:
+            stop += 1
+        if stop == first:
+            expected = float(replay.search_value[slot, first])
+        else:
+            expected = 0.9 ** (stop - first) * float(replay.value[slot, stop])
+            expected += sum(0.9**i * float(r) for i, r in enumerate(replay.reward[slot, first:stop]))
+        assert batch.value[b, 0] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
 def small_market() -> Dataset:
     config = load_config(None, ["market.session=24"])
     bars = wandering_bars(3, 700, 60)
