@@ -189,7 +189,8 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     sizes = checked_sizes(Sizes(**m["sizes"]), setting, model.graphs, search.rule)
     within("simulations", search.simulations, 1, 4096)
     within("samples", search.samples, 1, 64)
-    within("considered", search.considered, 1, max(sizes.actions, most_candidates(search.samples)))
+    candidates = most_candidates(search.samples) if search.rule == WIDENING else sizes.actions
+    within("considered", search.considered, 1, candidates)
     weights = search.c_visit, search.c_scale, search.value_unit
     if not (0 < search.discount <= 1 and search.value_unit > 0 and max(map(abs, weights)) < MOST_PX):
         raise ValueError(f"a search with {search}")

@@ -50,9 +50,9 @@ class Graph:
         """y = relu(x @ w + b)."""
         return self.node("Relu", [self.linear(x, f"{y}_z", w, b)], y)
 
-    def norm(self, x: str, y: str, width: int) -> str:
+    def norm(self, x: str, y: str, width: int, scale: str = "ones") -> str:
         """Layer norm without parameters of its own."""
-        ones = self.weight("ones", np.ones(width))
+        ones = self.weight(scale, np.ones(width))
         return self.node("LayerNormalization", [x, ones], y, axis=-1, epsilon=EPSILON)
 
     def decode(self, z: str, y: str, limit: float, bins: int) -> str:
@@ -150,31 +150,31 @@ def _dynamics(p: Params, s: Shape) -> bytes:
     move_w = np.concatenate([p.move_w, np.zeros((2 * s.position, s.hidden), p.move_w.dtype)])
     step = g.linear(g.hidden("x", "move", _past_memory(move_w, s), p.move_b), "step", p.next_w, p.next_b)
     latent = g.norm(g.node("Add", ["latent", step], "before"), "next", s.latent)
+    gain = g.hidden("x", "gain", _past_memory(p.gain_w, s), p.gain_b)
     if s.prefix:
-        reward, *kept = _prefix(g, p, s)
+        reward, *kept = _prefix(g, gain, p, s)
     else:
-        gain = g.linear(g.hidden("x", "gain", p.gain_w, p.gain_b), "reward_bins", p.reward_w, p.reward_b)
-        reward, kept = g.decode(gain, "reward", s.reward_limit, s.reward_bins), []
+        bins, kept = g.linear(gain, "reward_bins", p.reward_w, p.reward_b), list[str]()
+        reward = g.decode(bins, "reward", s.reward_limit, s.reward_bins)
     heads = _predict(g, g.join([latent, *(["next_position"] if s.position else [])], "predict_in"), p, s)
     g.join([latent, *kept, reward, *heads], "y")
     state = s.latent + memory(s)
     return g.serialise(state + s.codes + 2 * s.position, state + 1 + s.actions + s.sizes + 1)
 
 
-def _prefix(g: Graph, p: Params, s: Shape) -> list[str]:
+def _prefix(g: Graph, gain: str, p: Params, s: Shape) -> list[str]:
     """Names of the reward and of the memory of the next node; every RESET steps the memory starts anew."""
-    told = len(p.prefix_w) - s.prefix
     left = g.node("Sub", [g.weight("reset", [RESET]), "steps"], "steps_left")
     goes_on = g.node("Clip", [left, g.weight("zero", 0.0), g.weight("one", 1.0)], "goes_on")
     h, c, before, steps = (g.node("Mul", [name, goes_on], f"{name}_kept") for name in _memory(s))
-    fed = g.linear("x", "fed", _past_memory(p.prefix_w[:told], s), p.prefix_b)
-    back = g.node("MatMul", [h, g.weight("back_w", p.prefix_w[told:])], "back")
+    fed = g.linear(gain, "fed", p.prefix_w[: s.hidden], p.prefix_b)
+    back = g.node("MatMul", [h, g.weight("back_w", p.prefix_w[s.hidden :])], "back")
     g.split(g.node("Add", [fed, back], "gates"), {"sigmoid_z": 3 * s.prefix, "tanh_z": s.prefix})
     g.split(g.node("Sigmoid", ["sigmoid_z"], "opened"), dict.fromkeys(("in", "forget", "out"), s.prefix))
     new = g.node("Mul", ["in", g.node("Tanh", ["tanh_z"], "fresh")], "new")
     c = g.node("Add", [g.node("Mul", ["forget", c], "old"), new], "next_c")
-    h = g.node("Mul", ["out", g.node("Tanh", [c], "told")], "next_h")
-    bins = g.linear(h, "reward_bins", p.reward_w, p.reward_b)
+    h = g.node("Mul", ["out", g.node("Tanh", [c], "squashed")], "next_h")
+    bins = g.linear(g.norm(h, "normed", s.prefix, "normed_scale"), "reward_bins", p.reward_w, p.reward_b)
     total = g.decode(bins, "next_prefix", s.reward_limit, s.reward_bins)
     reward = g.node("Sub", [total, before], "reward")
     return [reward, h, c, total, g.node("Add", [steps, "one"], "next_steps")]

@@ -29,7 +29,7 @@ class Shape(NamedTuple):
     value_limit: float = 40.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
     sizes: int = 0  # Z, parameters of the sizes of entries; 0 = entries are actions
-    prefix: int = 0  # L, width of the LSTM of the value prefix, in place of the layer `gain`; 0 = without
+    prefix: int = 0  # L, width of the LSTM of the value prefix; 0 = without
 
 
 class Params(NamedTuple):
@@ -71,7 +71,7 @@ class Params(NamedTuple):
     guessed_b: Array
     size_w: Array  # [H, Z] of the policy head, beside its logits: models.beta
     size_b: Array
-    prefix_w: Array  # [D + C + 2P + L, 4 L] of the value prefix: models.prefix
+    prefix_w: Array  # [H + L, 4 L] of the value prefix, behind the layer `gain`: models.prefix
     prefix_b: Array
 
 
@@ -80,7 +80,6 @@ SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w",
 
 def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter, in the order of `Params`."""
-    told = s.latent + s.codes + 2 * s.position
     layers = {
         "represent": (s.features, s.hidden),
         "latent": (s.hidden, s.latent),
@@ -93,14 +92,14 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "after_value": (s.hidden, s.value_bins),
         "move": (s.latent + s.codes, s.hidden),
         "next": (s.hidden, s.latent),
-        "gain": (told, 0 if s.prefix else s.hidden),
+        "gain": (s.latent + s.codes + 2 * s.position, s.hidden),
         "reward": (s.prefix or s.hidden, s.reward_bins),
         "project": (s.latent, s.project),
         "projection": (s.project, s.project),
         "guess": (s.project, s.project),
         "guessed": (s.project, s.project),
         "size": (s.hidden, s.sizes),
-        "prefix": (told + s.prefix if s.prefix else 0, 4 * s.prefix),
+        "prefix": (s.hidden + s.prefix if s.prefix else 0, 4 * s.prefix),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in layers.items():

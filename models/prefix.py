@@ -1,8 +1,9 @@
 """The value prefix of EfficientZero: the sum of the rewards since the last reset, from an LSTM over the steps.
 
-It reads what the reward head would: latent, code and positions.  State and sum are reset every RESET steps.  A search
-takes the difference of two prefixes for the reward, so its networks carry [h L | c L | prefix | steps] from node to
-node, behind the latent.  Letters: K steps of n windows, I columns of input, L width of the LSTM.
+It stands behind the hidden layer of the reward head, and its state and sum are reset every RESET steps.  What it puts
+out is normalised: as it is, small and bounded, no layer learns to tell rewards apart from it.  A search takes the
+difference of two prefixes for the reward, so its networks carry [h L | c L | prefix | steps] from node to node, behind
+the latent.  Letters: K steps of n windows, H columns of input, L width of the LSTM.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels._jit import inlined, kernel
-from models.layers import Array, linear_backward, linear_backward_input
+from models.layers import Array, linear_backward, linear_backward_input, norm_backward, norm_forward
 
 RESET = 5  # steps (EfficientZero, section 4.2)
 
@@ -23,7 +24,9 @@ class Prefix(NamedTuple):
     squashed: Array  # [K, n, L] tanh(cell)
     hidden: Array  # [K, n, L]
     before: Array  # [K, n, L] hidden of the step before, 0 after a reset
-    d_hidden: Array  # [K, n, L]
+    normed: Array  # [K n, L] hidden as the reward layer reads it
+    rstd: Array  # [K n]
+    d_hidden: Array  # [K, n, L] of normed, then of hidden
     d_cell: Array  # [n, L] what step k + 1 hands back to step k
     recurrent: Array  # [n, 4 L]
 
@@ -35,6 +38,8 @@ def new_prefix(L: int, n: int, K: int, dtype: Any = np.float32) -> Prefix:
     }
     return Prefix(
         gate=np.zeros((K, n, 4 * L), dtype),
+        normed=np.zeros((K * n, L), dtype),
+        rstd=np.zeros(K * n, dtype),
         d_cell=np.zeros((n, L), dtype),
         recurrent=np.zeros((n, 4 * L), dtype),
         **steps,
@@ -51,7 +56,7 @@ def sum_since_reset(reward: Array, k: int) -> float:
 
 
 def prefix_forward(work: Prefix, x: Array, w: Array, b: Array) -> None:
-    """work.hidden from x [K n, I]; w [I + L, 4 L] has the rows of the input, then those of the hidden layer."""
+    """work.normed from x [K n, H]; w [H + L, 4 L] has the rows of the input, then those of its own hidden layer."""
     told = x.shape[1]
     np.matmul(x, w[:told], out=work.gate.reshape(len(x), -1))
     for k in range(len(work.gate)):
@@ -60,6 +65,7 @@ def prefix_forward(work: Prefix, x: Array, w: Array, b: Array) -> None:
             np.add(work.gate[k], work.recurrent, out=work.gate[k])
             work.before[k] = work.hidden[k - 1]
         _gates(work, b, k)
+    norm_forward(work.normed, work.rstd, work.hidden.reshape(work.normed.shape))
 
 
 @kernel
@@ -79,10 +85,11 @@ def _gates(work: Prefix, b: Array, k: int) -> None:
             hidden[row, j] = gate[row, 2 * L + j] * squashed[row, j]
 
 
-def prefix_backward(dw: Array, db: Array, d_latent: Array, work: Prefix, x: Array, w: Array) -> None:
-    """From work.d_hidden: gradients of w and b, and d_latent [K n, D] of the first columns of x; d_hidden is spent."""
+def prefix_backward(dw: Array, db: Array, dx: Array, work: Prefix, x: Array, w: Array) -> None:
+    """From work.d_hidden, which is spent: gradients of w and b, and dx [K n, H]."""
     K, n, L = work.hidden.shape
-    told = x.shape[1]
+    told, dh = x.shape[1], work.d_hidden.reshape(K * n, L)
+    norm_backward(dh, dh, work.normed, work.rstd)
     for k in range(K - 1, -1, -1):
         _gates_backward(work, k)
         if k % RESET:
@@ -91,7 +98,7 @@ def prefix_backward(dw: Array, db: Array, d_latent: Array, work: Prefix, x: Arra
     dz = work.gate.reshape(K * n, -1)
     linear_backward(dw[:told], db, dz, x)
     np.matmul(work.before.reshape(K * n, L).T, dz, out=dw[told:])
-    linear_backward_input(d_latent, dz, w[: d_latent.shape[1]])
+    linear_backward_input(dx, dz, w[:told])
 
 
 @kernel

@@ -272,33 +272,36 @@ def _heads(d: Params, work: Work, p: Params, weights: LossWeights) -> list[float
         ("chance", work.latent[:K].reshape(-1, D), code),
         ("gain", work.gain_in, reward),
     ):
-        if name == "gain" and p.prefix_b.size:
-            found += _prefix_head(part, work, layer("prefix"), output)
-        else:
-            found += _head(part, work, inputs, layer(name), [output])
+        lstm = layer("prefix") if name == "gain" and p.prefix_b.size else None
+        found += _head(part, work, inputs, layer(name), [output], lstm)
         work.d_latent[:K] += part
     return found + sizes
 
 
-def _head(d_latent: Array, work: Work, x: Array, hidden_layer: Layer, outputs: list[Output]) -> list[float]:
-    """One hidden layer over inputs x [rows, D + ...] whose first columns are the latent: the loss of each output."""
+def _head(
+    d_latent: Array,
+    work: Work,
+    x: Array,
+    hidden_layer: Layer,
+    outputs: list[Output],
+    lstm: Layer | None = None,
+) -> list[float]:
+    """One hidden layer over inputs x [rows, D + ...] whose first columns are the latent: the loss of each output.
+
+    An `lstm` stands between the hidden layer and its outputs.
+    """
     D, rows = d_latent.shape[2], len(x)
     hidden, d_hidden = work.hidden[:rows], work.d_hidden[:rows]
     hidden_forward(hidden, x, hidden_layer.w, hidden_layer.b)
-    found = _outputs(d_hidden, work, hidden, outputs)
+    if lstm is None:
+        found = _outputs(d_hidden, work, hidden, outputs)
+    else:
+        prefix_forward(work.prefix, hidden, lstm.w, lstm.b)
+        found = _outputs(work.prefix.d_hidden.reshape(rows, -1), work, work.prefix.normed, outputs)
+        prefix_backward(lstm.dw, lstm.db, d_hidden, work.prefix, hidden, lstm.w)
     hidden_backward(hidden_layer.dw, hidden_layer.db, d_hidden, hidden, x)
     # only the latent hands its gradient on
     linear_backward_input(d_latent.reshape(-1, D), d_hidden, hidden_layer.w[:D])
-    return found
-
-
-def _prefix_head(d_latent: Array, work: Work, lstm: Layer, output: Output) -> list[float]:
-    """`_head` with an LSTM over the steps for its hidden layer."""
-    M, D = len(work.step_weight), d_latent.shape[2]
-    hidden, d_hidden = (array.reshape(M, -1) for array in (work.prefix.hidden, work.prefix.d_hidden))
-    prefix_forward(work.prefix, work.gain_in, lstm.w, lstm.b)
-    found = _outputs(d_hidden, work, hidden, [output])
-    prefix_backward(lstm.dw, lstm.db, d_latent.reshape(-1, D), work.prefix, work.gain_in, lstm.w)
     return found
 
 
