@@ -57,8 +57,10 @@ def random_candidates(draw: np.random.Generator, n: int, dtype: type = float) ->
     """Of both sides, of one or of none, some at the ends of what a size may be."""
     size = draw.uniform(2**-10, 1, (n, E)) * np.where(draw.random((n, E)) < 0.5, -1, 1)
     size[draw.random((n, E)) < 0.3] = 0
-    size[0], size[1], size[2] = 0, np.abs(size[1]), [1, -1, 2**-10, -(2**-10), 0.5]
-    return Candidates(size.astype(dtype), draw.dirichlet(np.ones(E), n).astype(dtype))
+    size[0], size[1], size[2] = 0, np.abs(size[1]), [1, 2**-10, -1, -(2**-10), -0.5]
+    share = draw.dirichlet(np.ones(E), n)
+    share[2, :2] = 0  # of no use, and still candidates
+    return Candidates(size.astype(dtype), share.astype(dtype))
 
 
 def loss_of(
