@@ -68,21 +68,29 @@ def prefix_forward(work: Prefix, x: Array, w: Array, b: Array) -> None:
     norm_forward(work.normed, work.rstd, work.hidden.reshape(work.normed.shape))
 
 
-@kernel
 def _gates(work: Prefix, b: Array, k: int) -> None:
     """c[k] = f c[k - 1] + i g and h[k] = o tanh(c[k]), with sigmoid gates i, f, o and g = tanh."""
-    gate, cell, squashed, hidden = work.gate[k], work.cell[k], work.squashed[k], work.hidden[k]
-    L, first = cell.shape[1], k % RESET == 0
+    gate, L = work.gate[k], work.cell.shape[2]
+    np.add(gate, b, out=gate)
+    gate[:, : 3 * L] *= 0.5  # sigmoid(z) = (1 + tanh(z / 2)) / 2: the hyperbolic tangent runs on vector units
+    np.tanh(gate, out=gate)
+    _remember(work, k)
+    np.tanh(work.cell[k], out=work.squashed[k])
+    np.multiply(gate[:, 2 * L : 3 * L], work.squashed[k], out=work.hidden[k])
+
+
+@kernel
+def _remember(work: Prefix, k: int) -> None:
+    """The sigmoid gates from their tanh, and c[k]; nothing is left of what was before a reset."""
+    gate, cell = work.gate[k], work.cell[k]
+    L, first, half = cell.shape[1], k % RESET == 0, gate.dtype.type(0.5)
     for row in range(cell.shape[0]):
         for j in range(3 * L):
-            gate[row, j] = 1.0 / (1.0 + np.exp(-(gate[row, j] + b[j])))
+            gate[row, j] = half + half * gate[row, j]
         for j in range(L):
-            g = np.tanh(gate[row, 3 * L + j] + b[3 * L + j])
-            old = 0.0 if first else work.cell[k - 1, row, j]
-            gate[row, 3 * L + j] = g
-            cell[row, j] = gate[row, L + j] * old + gate[row, j] * g
-            squashed[row, j] = np.tanh(cell[row, j])
-            hidden[row, j] = gate[row, 2 * L + j] * squashed[row, j]
+            cell[row, j] = gate[row, j] * gate[row, 3 * L + j]
+            if not first:
+                cell[row, j] += gate[row, L + j] * work.cell[k - 1, row, j]
 
 
 def prefix_backward(dw: Array, db: Array, dx: Array, work: Prefix, x: Array, w: Array) -> None:
