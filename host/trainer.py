@@ -35,6 +35,7 @@ STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
 VALUE_ROWS = 64  # positions the target network evaluates in one call
 UNIT_RATE = 0.2  # of the running scale of returns, per cycle
 SMALLEST_UNIT = 0.25  # R
+MODELS = "mlp", "transformer"
 PROJECTION = 2  # width of the consistency loss's layers in latents
 
 
@@ -45,22 +46,11 @@ class Trainer:
         check_sizes(config)
         self.data, self.config = data, config
         t = config.train
-        self.sizes = Sizes(
-            len(data.setting.normaliser.scale),
-            FEATURES,
-            config.network.latent,
-            len(action_names(data.setting.market.sizes)),
-            config.network.codes,
-        )
-        shape = Shape(
-            features=self.sizes.features,
-            latent=config.network.latent,
-            hidden=config.network.hidden,
-            actions=self.sizes.actions,
-            codes=config.network.codes,
-            project=PROJECTION * config.network.latent if t.consistency > 0 else 0,
-        )
-        weights = LossWeights(consistency=t.consistency)
+        actions = len(action_names(data.setting.market.sizes))
+        shape = new_shape(config, len(data.setting.normaliser.scale), actions)
+        window = shape.window if shape.layers else 1
+        self.sizes = Sizes(shape.features, FEATURES, shape.state, actions, shape.codes, window)
+        weights = LossWeights(consistency=t.consistency, joint=t.joint)
         self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads, weights)
         self.target = (
             self.learner.params.copy()
@@ -69,7 +59,7 @@ class Trainer:
         self.replay = new_replay(t.replay, config.market.session, self.sizes.actions)
         self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
         sizes = self.sizes.features, FEATURES, self.sizes.actions
-        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency > 0)
+        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency + t.joint > 0)
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
         self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share, age_cut)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
@@ -267,9 +257,35 @@ class Trainer:
         self.value_unit += (1.0 if self.cycle == 0 else UNIT_RATE) * (fresh - self.value_unit)
 
 
+def new_shape(config: Config, features: int, actions: int) -> Shape:
+    """The sizes of the networks of a configuration."""
+    n = config.network
+    blocks = {"layers": n.layers, "heads": n.heads, "window": n.window} if n.model == "transformer" else {}
+    return Shape(
+        features=features,
+        latent=n.latent,
+        hidden=n.hidden,
+        actions=actions,
+        codes=n.codes,
+        project=PROJECTION * n.latent if config.train.consistency > 0 else 0,
+        **blocks,
+    )
+
+
 def check_sizes(config: Config) -> None:
     """Raise ConfigError for sizes that do not go together."""
-    t = config.train
+    t, n = config.train, config.network
+    if n.model not in MODELS:
+        raise ConfigError(f"network.model: {n.model!r} is none of {', '.join(MODELS)}")
+    if n.model == "transformer" and t.consistency > 0:
+        raise ConfigError(
+            "train.consistency: a transformer has train.joint instead, which compares its latents"
+        )
+    if n.model == "transformer" and (min(n.layers, n.heads, n.window) < 1 or n.latent % (2 * n.heads)):
+        raise ConfigError(
+            f"network.heads: a transformer wants layers, a window and heads, and network.latent = {n.latent} "
+            f"in {n.heads} equal heads of even width"
+        )
     if t.block * t.blocks > t.replay:
         raise ConfigError(
             f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"
