@@ -192,6 +192,9 @@ class Trainer:
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)
+        if t.joint > 0 or self.learner.shape.layers > 0:
+            for k, error in enumerate(self.learner.reward_errors(self.batch), 1):
+                totals[f"reward_error_{k}"] = error
         return totals
 
     def acting_search(self) -> SearchConfig:

@@ -28,6 +28,7 @@ from models.layers import (
     BINS,
     Target,
     cross_entropy,
+    decode,
     forbid,
     hidden_backward,
     hidden_forward,
@@ -425,6 +426,14 @@ class Learner:
         self.step += 1
         return found
 
+    def reward_errors(self, batch: Batch) -> list[float]:
+        """Of a chunk of the batch, by depth: see the function of this name."""
+        room = self._rooms.get_nowait()
+        try:
+            return reward_errors(room, self._views, batch, self.shape)
+        finally:
+            self._rooms.put(room)
+
     def _slices(self) -> list[slice]:
         """The parameters in CHUNKS pieces, so that the optimiser runs on all threads as well."""
         edges = [len(self.params) * i // CHUNKS for i in range(CHUNKS + 1)]
@@ -441,7 +450,7 @@ class Learner:
     def _chunk(self, batch: Batch, target: Params | None, i: int) -> list[float]:
         room = self._rooms.get_nowait()  # there is one for every thread
         try:
-            work, n = room.work, len(room.work.legal) // len(room.work.latent)
+            work, n = room.work, room.work.latent.shape[1]
             rows = slice(i * n, (i + 1) * n)
             fill_inputs(work, batch, i * n)
             fill_targets(work, batch, i * n, self.shape, self._weights.joint)
@@ -456,6 +465,21 @@ class Learner:
             return loss_and_gradient(self._d[i], work, self._views, x, self._weights, *more)
         finally:
             self._rooms.put(room)
+
+
+def reward_errors(room: Room, p: Params, batch: Batch, shape: Shape) -> list[float]:
+    """Mean |predicted - realised reward| of the bars 1 .. K of the first windows, all codes after x being imagined.
+
+    What a search suffers from the drift of imagined latents (exposure bias) shows as a growth with the depth.
+    """
+    work, n, M = room.work, room.work.latent.shape[1], len(room.work.gain_in)
+    fill_inputs(work, batch, 0)
+    forward_latents(work, p, features_of(room, batch, slice(0, n)), room.stream)
+    hidden_forward(work.hidden[:M], work.gain_in, p.gain_w, p.gain_b)
+    found = decode(work.hidden[:M] @ p.reward_w + p.reward_b, shape.reward_limit)
+    weight = batch.weight[:n, 1:].T
+    gap = np.abs(found.reshape(weight.shape) - batch.reward[:n].T) * weight
+    return [float(x) for x in gap.sum(axis=1) / np.maximum(weight.sum(axis=1), 1.0)]
 
 
 def features_of(room: Room, batch: Batch, rows: slice) -> Array:

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from kernels.replay import Batch, new_batch
 from models import net, transformer, unroll
-from models.layers import EPSILON
+from models.layers import EPSILON, decode
 from tests.test_layers import slope
 from tests.test_unroll import random_batch
 
@@ -288,6 +288,19 @@ def test_threads_change_no_byte_and_learning_lowers_every_loss() -> None:
         found.append(learner.params.tobytes())
     assert found[0] == found[1]
     assert all(last[name] < first[name] for name in (*unroll.LOSSES, "latent"))
+
+
+@pytest.mark.parametrize("shape", [LONG, MLP], ids=["transformer", "MLP"])
+def test_reward_errors_are_those_of_the_open_loop(shape: net.Shape) -> None:
+    """Of what the reward head makes of the unrolled latents, over the windows that go so far."""
+    flat, batch = lively(shape), batch_of(shape, 8)
+    batch.weight[:3, 2:] = 0
+    work, p = evaluate(flat, shape, batch, JOINT)[2].work, net.views(flat, shape)
+    room = unroll.new_room(shape, 8, K, JOINT, np.dtype(np.float64))
+    z = np.maximum(work.gain_in @ p.gain_w + p.gain_b, 0) @ p.reward_w + p.reward_b
+    gap = np.abs(decode(z, shape.reward_limit).reshape(K, 8).T - batch.reward)
+    expected = [gap[3 * (k > 0) :, k].mean() for k in range(K)]
+    np.testing.assert_allclose(unroll.reward_errors(room, p, batch, shape), expected, rtol=1e-6)
 
 
 def test_what_does_not_go_together_is_refused() -> None:
