@@ -50,6 +50,7 @@ class NetworkConfig:
     layers: int = 2  # of a transformer, as is the rest
     heads: int = 4
     window: int = 4  # earlier bars that an imagined one sees
+    context: int = 1  # bars that the present one is seen with, itself included
 
 
 @dataclass(frozen=True)

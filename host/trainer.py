@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from host.agent import Agent, Sizes, slot_sides
+from host.agent import MOST_CONTEXT, Agent, Sizes, slot_sides
 from host.config import Config, ConfigError
 from host.dataset import Dataset, FeatureStore
 from host.progress import Report
@@ -49,7 +49,8 @@ class Trainer:
         actions = len(action_names(data.setting.market.sizes))
         shape = new_shape(config, len(data.setting.normaliser.scale), actions)
         window = shape.window if shape.layers else 1
-        self.sizes = Sizes(shape.features, FEATURES, shape.state, actions, shape.codes, window)
+        context = shape.context
+        self.sizes = Sizes(shape.features, FEATURES, shape.state, actions, shape.codes, window, context)
         weights = LossWeights(consistency=t.consistency, joint=t.joint)
         self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads, weights)
         self.target = (
@@ -57,9 +58,10 @@ class Trainer:
         )  # soft copy of the weights: bootstraps, plays and is exported
         self._target_views = views(self.target, shape)
         self.replay = new_replay(t.replay, config.market.session, self.sizes.actions)
-        self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
+        rows = t.replay * (config.market.session + context)
+        self.store = FeatureStore(data, rows, threads, before=context - 1)
         sizes = self.sizes.features, FEATURES, self.sizes.actions
-        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency + t.joint > 0)
+        self.batch = new_batch(t.batch, t.unroll, *sizes, t.consistency + t.joint > 0, context)
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
         self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share, age_cut)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
@@ -263,7 +265,9 @@ class Trainer:
 def new_shape(config: Config, features: int, actions: int) -> Shape:
     """The sizes of the networks of a configuration."""
     n = config.network
-    blocks = {"layers": n.layers, "heads": n.heads, "window": n.window} if n.model == "transformer" else {}
+    blocks = dict[str, int]()
+    if n.model == "transformer":
+        blocks = {"layers": n.layers, "heads": n.heads, "window": n.window, "context": n.context}
     return Shape(
         features=features,
         latent=n.latent,
@@ -284,11 +288,15 @@ def check_sizes(config: Config) -> None:
         raise ConfigError(
             "train.consistency: a transformer has train.joint instead, which compares its latents"
         )
-    if n.model == "transformer" and (min(n.layers, n.heads, n.window) < 1 or n.latent % (2 * n.heads)):
+    if n.model == "transformer" and (
+        n.latent % (2 * max(n.heads, 1)) or min(n.layers, n.heads, n.window) < 1
+    ):
         raise ConfigError(
             f"network.heads: a transformer wants layers, a window and heads, and network.latent = {n.latent} "
             f"in {n.heads} equal heads of even width"
         )
+    if not 1 <= n.context <= MOST_CONTEXT:
+        raise ConfigError(f"network.context: {n.context} bars, not 1 to {MOST_CONTEXT}")
     if t.block * t.blocks > t.replay:
         raise ConfigError(
             f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"
