@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from host.agent import Agent, Sizes, slot_sides
+from host.agent import MOST_CONTEXT, Agent, Sizes, slot_sides
 from host.config import Config, ConfigError
 from host.dataset import Dataset, FeatureStore
 from host.progress import Report
@@ -35,6 +35,7 @@ STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
 VALUE_ROWS = 64  # positions the target network evaluates in one call
 UNIT_RATE = 0.2  # of the running scale of returns, per cycle
 SMALLEST_UNIT = 0.25  # R
+MODELS = "mlp", "transformer"
 PROJECTION = 2  # width of the consistency loss's layers in latents
 
 
@@ -45,31 +46,22 @@ class Trainer:
         check_sizes(config)
         self.data, self.config = data, config
         t = config.train
-        self.sizes = Sizes(
-            len(data.setting.normaliser.scale),
-            FEATURES,
-            config.network.latent,
-            len(action_names(data.setting.market.sizes)),
-            config.network.codes,
-        )
-        shape = Shape(
-            features=self.sizes.features,
-            latent=config.network.latent,
-            hidden=config.network.hidden,
-            actions=self.sizes.actions,
-            codes=config.network.codes,
-            project=PROJECTION * config.network.latent if t.consistency > 0 else 0,
-        )
-        weights = LossWeights(consistency=t.consistency)
+        actions = len(action_names(data.setting.market.sizes))
+        shape = new_shape(config, len(data.setting.normaliser.scale), actions)
+        window = shape.window if shape.layers else 1
+        context = shape.context
+        self.sizes = Sizes(shape.features, FEATURES, shape.state, actions, shape.codes, window, context)
+        weights = LossWeights(consistency=t.consistency, joint=t.joint)
         self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads, weights)
         self.target = (
             self.learner.params.copy()
         )  # soft copy of the weights: bootstraps, plays and is exported
         self._target_views = views(self.target, shape)
         self.replay = new_replay(t.replay, config.market.session, self.sizes.actions)
-        self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
+        rows = t.replay * (config.market.session + context)
+        self.store = FeatureStore(data, rows, threads, before=context - 1)
         sizes = self.sizes.features, FEATURES, self.sizes.actions
-        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency > 0)
+        self.batch = new_batch(t.batch, t.unroll, *sizes, t.consistency + t.joint > 0, context)
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
         self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share, age_cut)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
@@ -183,7 +175,7 @@ class Trainer:
 
     def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
         root, memoryless = agent.root(VALUE_ROWS), self.data.setting.market.excursion_weight == 0
-        features, column = (self.store.X, self.store.row_of_bar), self.sizes.latent + self.sizes.actions
+        features, column = (self.store.X, self.store.row_of_bar), self.sizes.state + self.sizes.actions
         for slot in slots:
             status = value_again(self.replay, root, slot, *features, column, memoryless)
             if status != 0:
@@ -202,6 +194,9 @@ class Trainer:
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)
+        if t.joint > 0 or self.learner.shape.layers > 0:
+            for k, error in enumerate(self.learner.reward_errors(self.batch), 1):
+                totals[f"reward_error_{k}"] = error
         return totals
 
     def acting_search(self) -> SearchConfig:
@@ -267,9 +262,41 @@ class Trainer:
         self.value_unit += (1.0 if self.cycle == 0 else UNIT_RATE) * (fresh - self.value_unit)
 
 
+def new_shape(config: Config, features: int, actions: int) -> Shape:
+    """The sizes of the networks of a configuration."""
+    n = config.network
+    blocks = dict[str, int]()
+    if n.model == "transformer":
+        blocks = {"layers": n.layers, "heads": n.heads, "window": n.window, "context": n.context}
+    return Shape(
+        features=features,
+        latent=n.latent,
+        hidden=n.hidden,
+        actions=actions,
+        codes=n.codes,
+        project=PROJECTION * n.latent if config.train.consistency > 0 else 0,
+        **blocks,
+    )
+
+
 def check_sizes(config: Config) -> None:
     """Raise ConfigError for sizes that do not go together."""
-    t = config.train
+    t, n = config.train, config.network
+    if n.model not in MODELS:
+        raise ConfigError(f"network.model: {n.model!r} is none of {', '.join(MODELS)}")
+    if n.model == "transformer" and t.consistency > 0:
+        raise ConfigError(
+            "train.consistency: a transformer has train.joint instead, which compares its latents"
+        )
+    if n.model == "transformer" and (
+        n.latent % (2 * max(n.heads, 1)) or min(n.layers, n.heads, n.window) < 1
+    ):
+        raise ConfigError(
+            f"network.heads: a transformer wants layers, a window and heads, and network.latent = {n.latent} "
+            f"in {n.heads} equal heads of even width"
+        )
+    if not 1 <= n.context <= MOST_CONTEXT:
+        raise ConfigError(f"network.context: {n.context} bars, not 1 to {MOST_CONTEXT}")
     if t.block * t.blocks > t.replay:
         raise ConfigError(
             f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"

@@ -47,10 +47,12 @@ GROUP = 16  # searches that go up and down together: their nodes fit into the ne
 class Model(NamedTuple):
     """The networks of a search, all rows of one batch; a search binds those it calls.
 
-    root:       [features F | position P]                     -> [state D | logits A | value | code logits C]
-    afterstate: [state D | action A | position P]             -> [state D | code logits C | value]
-    dynamics:   [state D | code C | position P | next one P]  -> [state D | reward | logits A | value]
-    market:     [state D | code C | S next positions P]       -> [state D | code logits C | S values]
+    root:       [features F | position P]                   -> [state D | logits A | value | code logits C]
+    afterstate: [state D | action A | position P]           -> [state D | code logits C | value]
+    dynamics:   [states | code C | position P | next one P] -> [state D | reward | logits A | value]
+    market:     [states | code C | S next positions P]      -> [state D | code logits C | S values]
+    `states` are those of a node and of the decision nodes before it, newest first, as many as the graph is wide for;
+    what lies before the root is all zero.  A network that remembers no more than its latent wants one.
     Outside forex P = 0; a deterministic search has no afterstates and gives `dynamics` the action one-hot.  Under the
     `pnl` reward the positions of `market` are constants of the graph.
     """
@@ -78,7 +80,7 @@ def new_work(searches: int, codes: int, simulations: int) -> Work:
 
 @inlined
 def plant(tree: Tree, b: int, state: NDArray[np.float32], logits: NDArray[np.float32], value: float) -> None:
-    """Start tree b at a root with this latent, policy and value; its position and what is illegal are the caller's."""
+    """Start tree b at a root with this state, policy and value; its position and what is illegal are the caller's."""
     tree.used[b], tree.known[b], tree.rows[b], tree.depth[b] = 0, NONE, 1, 0
     root = add_node(tree, b, DECISION, NONE, NONE)
     for d in range(
@@ -185,6 +187,29 @@ def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
 
 
 @inlined
+def decision_before(tree: Tree, b: int, node: int) -> int:
+    """The decision node before the one that a node is, or is the afterstate of; NONE before the root."""
+    for _ in range(2 if tree.kind[b, node] == CHANCE else 1):
+        node = tree.parent[b, node]
+    if node != NONE and tree.kind[b, node] == CHANCE:
+        node = tree.parent[b, node]
+    return node
+
+
+@inlined
+def state_columns(x: NDArray[np.float32], tree: Tree, b: int, node: int, stop: int) -> int:
+    """Write the states of a node and of the decisions before it at x[:stop], newest first; `stop`."""
+    D = tree.state.shape[2]
+    for d in range(D):
+        x[d] = tree.state[b, node, d]
+    for column in range(D, stop, D):
+        node = NONE if node == NONE else decision_before(tree, b, node)
+        for d in range(D):
+            x[column + d] = 0.0 if node == NONE else tree.state[b, node, d]
+    return stop
+
+
+@inlined
 def position_columns(
     x: NDArray[np.float32], tree: Tree, config: SearchConfig, first: int, b: int, node: int
 ) -> int:
@@ -210,10 +235,8 @@ def add_afterstate(
     if tree.position.shape[2] > 0:
         target = tree.position[b, parent, SIDE] if action == HOLD else outlook.size[b, action]
         act_on(tree.position[b, node], tree.position[b, parent], target, outlook.entry_cost[b])
-    D = tree.state.shape[2]
-    for d in range(D):
-        x[d] = tree.state[b, parent, d]
-    column = one_hot(x, D, tree.noise.shape[1], action)
+    column = state_columns(x, tree, b, parent, tree.state.shape[2])
+    column = one_hot(x, column, tree.noise.shape[1], action)
     position_columns(x, tree, config, column, b, node)
     return node
 
@@ -224,14 +247,11 @@ def add_decision(
 ) -> int:
     """Add the decision node behind a chance code (or, deterministic, an action) and write its network row x."""
     node = add_node(tree, b, DECISION, parent, edge)
-    D = tree.state.shape[2]
-    for d in range(D):
-        x[d] = tree.state[b, parent, d]
-    if tree.kind[b, parent] == CHANCE:
-        column = one_hot(x, D, outlook.move.shape[1], edge)
-    else:
-        column = one_hot(x, D, tree.noise.shape[1], edge)
-    if tree.position.shape[2] > 0:
+    has_position = tree.position.shape[2] > 0
+    edges = outlook.move.shape[1] if tree.kind[b, parent] == CHANCE else tree.noise.shape[1]
+    states = x.shape[0] - edges - (2 * FEATURES if has_position else 0)
+    column = one_hot(x, state_columns(x, tree, b, parent, states), edges, edge)
+    if has_position:
         column = position_columns(x, tree, config, column, b, parent)
         move_on(tree.position[b, node], tree.position[b, parent], outlook.move[b, edge])
         position_columns(x, tree, config, column, b, node)

@@ -44,7 +44,7 @@ class Tree(NamedTuple):
     raw_value: NDArray[np.float32]  # [B, N]    the network's own value
     value: NDArray[np.float32]  # [B, N]    backed-up value
     reward: NDArray[np.float32]  # [B, N]    reward of the edge that leads here
-    state: NDArray[np.float32]  # [B, N, D] latent
+    state: NDArray[np.float32]  # [B, N, D] what the networks remember of a node
     position: NDArray[np.float32]  # [B, N, RAW] exact position, or RAW = 0 outside forex
     leaf: NDArray[np.int32]  # [B]       node the running simulation expands, then the node it added
     leaf_edge: NDArray[np.int32]  # [B]       edge it expands, NONE where nothing is to be evaluated
@@ -74,7 +74,7 @@ def new_known(roots: int) -> Known:
     return Known(none, none.copy(), np.zeros(roots, np.float32), np.zeros(roots, np.float32))
 
 
-def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, raw_position: int) -> Tree:
+def new_tree(searches: int, nodes: int, actions: int, codes: int, state: int, raw_position: int) -> Tree:
     """Room for `searches` trees of `nodes` nodes each."""
     B, N, E = searches, nodes, max(actions, codes)
     W = padded(E)
@@ -93,7 +93,7 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, latent: int, r
         used=np.zeros(B, np.int32),
         child=columns[..., at : at + E],
         **fields,
-        state=np.zeros((B, N, latent), np.float32),
+        state=np.zeros((B, N, state), np.float32),
         position=np.zeros((B, N, raw_position), np.float32),
         leaf=np.zeros(B, np.int32),
         leaf_edge=np.zeros(B, np.int32),

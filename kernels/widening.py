@@ -34,6 +34,7 @@ from kernels.search import (
     one_hot,
     position_columns,
     read_afterstate,
+    state_columns,
 )
 from kernels.tree import CHANCE, DECISION, MASKED, NONE, Tree, add_node, note_edge, softmax
 
@@ -80,8 +81,8 @@ def new_wide(
         raise ValueError("widening wants full width, a sample, C >= 1 and alpha in [0, 1]")
     limit = widening_table(coefficient, exponent, config.simulations + 1)
     edges = max(2 * samples + 1, int(limit[-1]))  # flat: HOLD and both sides
-    nodes, latent = nodes_needed(config, codes), model.afterstate.y.shape[1] - codes - 1
-    planner = new_planner(model, config, roots, edges, codes, latent)
+    nodes, state = nodes_needed(config, codes), model.afterstate.y.shape[1] - codes - 1
+    planner = new_planner(model, config, roots, edges, codes, state)
     tree = planner.tree
     if tree is None:
         raise ValueError("widening wants a tree of actions, not of market states")
@@ -210,9 +211,7 @@ def add_wide_afterstate(planner: Planner, wide: Wide, b: int) -> None:
     node = add_node(tree, b, CHANCE, parent, edge)
     side, target = tree.position[b, parent, SIDE], wide.size[b, parent, edge]
     act_on(tree.position[b, node], tree.position[b, parent], target, planner.outlook.entry_cost[b])
-    D = tree.state.shape[2]
-    for d in range(D):
-        x[d] = tree.state[b, parent, d]
+    D = state_columns(x, tree, b, parent, tree.state.shape[2])
     kind = HOLD if target == side else BUY if target > 0 else SELL if target < 0 else CLOSE
     position_columns(x, tree, planner.config, one_hot(x, D, KINDS, kind), b, node)
     tree.leaf[b] = node

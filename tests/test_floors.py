@@ -24,8 +24,10 @@ FLOORS = [  # a module imports lower floors only
     ["kernels.planner"],
     ["kernels.selfplay", "kernels.reanalyze", "kernels.trader", "kernels.widening"],
     ["models.layers", "models.adam"],
-    ["models.net"],
-    ["models.consistency"],
+    ["models.net", "models.graph"],
+    ["models.encoder"],
+    ["models.consistency", "models.transformer"],
+    ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
     ["host.resample"],
@@ -125,7 +127,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert total <= 13_000
+    assert total <= 14_000
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.agent import Agent, Sizes, row_buckets, slot_sides
+from host.agent import Agent, Sizes, graph_widths, row_buckets, slot_sides
 from kernels.bars import NS, Bars
 from kernels.gumbel import PUCT, SearchConfig, new_search_config
 from kernels.market import fit_codes, move_scale_px, new_market
@@ -29,6 +29,7 @@ from kernels.rng import gamma, gumbel
 from kernels.tree import CHANCE, DECISION, LEGAL, NONE, Tree
 from models.export import export
 from models.net import Shape, new_params
+from tests.graphs import graph
 from tests.naive import naive_move, wandering_bars
 
 SHAPE = Shape(features=12, latent=8, hidden=8, codes=5)
@@ -375,3 +376,32 @@ def test_a_failing_network_call_is_an_error_and_no_decision(name: str) -> None:
         set_root(planner, b, root.features, root.position, BARS, root.t, CODES, MARKETS[False])
     with pytest.raises(OrtError, match="invalid dimensions"):
         check(plan(planner))
+
+
+def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_root() -> None:
+    """Networks whose next state depends on three states: those of the finished tree follow from its paths."""
+    window, config = 3, new_search_config(simulations=40, considered=2, discount=0.9, c_scale=0.01)
+    sizes, rng = SIZES._replace(window=window), np.random.default_rng(0)
+    w = {
+        name: rng.normal(0, 0.5, size) for name, size in graph_widths(sizes, True).items() if name != "market"
+    }
+    w["afterstate"][:, :D] = np.eye(len(w["afterstate"]), D)  # it hands the state on
+    w["dynamics"][window * D + C :] = 0  # no position matters
+    steps = {name: [("MatMul", ["x64", "w"], "z"), ("Tanh", ["z"], "y64")] for name in w}
+    steps["afterstate"] = [("MatMul", ["x64", "w"], "y64")]
+    agent = Agent({name: graph(*w[name].shape, steps[name], {"w": w[name]}) for name in w}, sizes)
+    planner = searched(agent, config, [random_root(0, b, False) for b in range(2)], seed=1)
+    tree, deepest = planner.tree, 0
+    assert isinstance(tree, Tree)
+    for b in range(2):
+        for node in nodes(tree, b, DECISION)[1:]:
+            states, above = list[Any](), int(tree.parent[b, tree.parent[b, node]])
+            while above != NONE:
+                states.append(tree.state[b, above])
+                above = NONE if above == 0 else int(tree.parent[b, tree.parent[b, above]])
+            deepest = max(deepest, len(states))
+            seen = [*states, *[np.zeros(D)] * window][:window]
+            row = np.concatenate([*seen, np.eye(C)[tree.edge[b, node]]])
+            expected = np.tanh(row @ w["dynamics"][: len(row), :D])
+            np.testing.assert_allclose(tree.state[b, node], expected, rtol=0, atol=1e-6)
+    assert deepest > window
