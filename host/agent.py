@@ -25,6 +25,7 @@ from kernels.position import FULL, PREVIOUS, RAW, SIDE, action_names, position_f
 from kernels.search import Model
 from kernels.widening import HEAD, most_candidates
 
+MOST_CONTEXT = 64  # bars
 MOST_PX = 1e6  # that a price, a cost or a weight may be
 
 
@@ -37,6 +38,12 @@ class Sizes(NamedTuple):
     actions: int  # A
     codes: int  # C
     window: int = 1  # states, of a node and of those before it, that a row of `dynamics` or `market` has
+    context: int = 1  # bars that a row of `root` has the features of
+
+    @property
+    def history(self) -> int:
+        """Bars that a decision depends on."""
+        return HISTORY + self.context - 1
 
 
 class Setting(NamedTuple):
@@ -61,7 +68,7 @@ class Agent:
 
     def planner(self, roots: int, config: SearchConfig) -> Planner:
         """A planner over `roots` roots, with the networks that its rule calls."""
-        _, P, D, A, C, _ = self.sizes
+        _, P, D, A, C, *_ = self.sizes
         after, dynamics, market = no_net(), no_net(), no_net()
         if config.rule == MARKET:
             nodes = min(roots * WAVE, max(1, CALL_ROWS // C))
@@ -80,11 +87,11 @@ class Agent:
 
 def graph_widths(sizes: Sizes, memoryless: bool, rule: int = MARKET) -> dict[str, tuple[int, int]]:
     """Columns that each graph reads and writes."""
-    F, P, D, A, C, window = sizes
+    F, P, D, A, C, window, context = sizes
     H = HEAD if rule == WIDENING else A
     slots = slot_count(A, HORIZON, memoryless)
     return {
-        "root": (F + P, D + H + 1 + C),
+        "root": (context * F + P, D + H + 1 + C),
         "afterstate": (D + A + P, D + C + 1),
         "dynamics": (window * D + C + 2 * P, D + H + 2),
         "market": (window * D + C + (0 if memoryless else slots * P), D + C + slots),
@@ -141,7 +148,7 @@ def save_agent(
         "features": {"spec": feature_names(setting.features), "digest": feature_digest(setting.features)},
         "instrument": {"pip_px": market["pip_px"], "range_px": market["range_px"]},
         "interval_s": market["interval_ns"] // NS,
-        "history": HISTORY,
+        "history": agent.sizes.history,
         "actions": action_names(setting.market.sizes),
         "costs": market,
         "search": search._asdict(),
@@ -175,7 +182,8 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     if feature_digest(features) != m["features"]["digest"]:
         raise ModelRefused("made with other features than this program computes")
     market = new_market(**m["costs"])
-    if m["actions"] != action_names(market.sizes) or m["history"] != HISTORY:
+    within("context", m["sizes"]["context"], 1, MOST_CONTEXT)
+    if m["actions"] != action_names(market.sizes) or m["history"] != Sizes(**m["sizes"]).history:
         raise ModelRefused("its actions or its history are not this program's")
     setting = Setting(
         features,

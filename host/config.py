@@ -41,11 +41,16 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of the networks."""
+    """Kind and sizes of the networks."""
 
+    model: str = "mlp"  # or transformer: what leads from one bar of the tree to the next
     latent: int = 32
     hidden: int = 64
     codes: int = 8  # chance codes: quantiles of the next standardised move
+    layers: int = 2  # of a transformer, as is the rest
+    heads: int = 4
+    window: int = 4  # earlier bars that an imagined one sees
+    context: int = 1  # bars that the present one is seen with, itself included
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class TrainConfig:
     value_prefix: bool = (
         False  # EfficientZero's: learn sums of rewards by an LSTM; not with search.rule=market
     )
+    joint: float = 0.0  # weight of UniZero's joint training on the bars that came; 0 = off
     rate: float = 1e-3
     decay: float = 0.1  # weight decay, times the rate at every step: 2 hides what is sure, see README
     horizon: int = 3000  # steps of the learning-rate schedule

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from host.agent import Agent, Sizes, slot_sides
+from host.agent import MOST_CONTEXT, Agent, Sizes, slot_sides
 from host.config import Config, ConfigError
 from host.dataset import Dataset, FeatureStore
 from host.progress import Report
@@ -29,13 +29,14 @@ from kernels.selfplay import play
 from kernels.tree import NOTHING, REUSES
 from kernels.widening import BETAS, most_candidates
 from models.export import export
-from models.net import Shape, memory, views
+from models.net import Shape, views
 from models.unroll import CHUNKS, Learner, LossWeights
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
 VALUE_ROWS = 64  # positions the target network evaluates in one call
 UNIT_RATE = 0.2  # of the running scale of returns, per cycle
 SMALLEST_UNIT = 0.25  # R
+MODELS = "mlp", "transformer"
 PROJECTION = 2  # width of the consistency loss's layers in latents
 
 
@@ -46,21 +47,13 @@ class Trainer:
         check_sizes(config)
         self.data, self.config = data, config
         t = config.train
-        is_wide = RULES.index(config.search.rule) == WIDENING
-        candidates = most_candidates(config.search.samples) if is_wide else 0
-        shape = Shape(
-            features=len(data.setting.normaliser.scale),
-            latent=config.network.latent,
-            hidden=config.network.hidden,
-            actions=len(action_names(data.setting.market.sizes)),
-            codes=config.network.codes,
-            project=PROJECTION * config.network.latent if t.consistency > 0 else 0,
-            sizes=BETAS if is_wide else 0,
-            prefix=config.network.latent if t.value_prefix else 0,
-        )
-        state = shape.latent + memory(shape)
-        self.sizes = Sizes(shape.features, FEATURES, state, shape.actions, shape.codes)
-        weights = LossWeights(consistency=t.consistency)
+        actions = len(action_names(data.setting.market.sizes))
+        shape = new_shape(config, len(data.setting.normaliser.scale), actions)
+        candidates = most_candidates(config.search.samples) if shape.sizes else 0
+        window = shape.window if shape.layers else 1
+        context = shape.context
+        self.sizes = Sizes(shape.features, FEATURES, shape.state, actions, shape.codes, window, context)
+        weights = LossWeights(consistency=t.consistency, joint=t.joint)
         rates = t.seed, t.rate, t.decay, t.horizon
         self.learner = Learner(shape, t.batch, t.unroll, *rates, threads, weights, candidates)
         self.target = (
@@ -68,9 +61,10 @@ class Trainer:
         )  # soft copy of the weights: bootstraps, plays and is exported
         self._target_views = views(self.target, shape)
         self.replay = new_replay(t.replay, config.market.session, self.sizes.actions, candidates)
-        self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
+        rows = t.replay * (config.market.session + context)
+        self.store = FeatureStore(data, rows, threads, before=context - 1)
         sizes = self.sizes.features, FEATURES, self.sizes.actions
-        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency > 0, candidates=candidates)
+        self.batch = new_batch(t.batch, t.unroll, *sizes, t.consistency + t.joint > 0, context, candidates)
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
         self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share, age_cut)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
@@ -206,6 +200,9 @@ class Trainer:
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)
+        if t.joint > 0 or self.learner.shape.layers > 0:
+            for k, error in enumerate(self.learner.reward_errors(self.batch), 1):
+                totals[f"reward_error_{k}"] = error
         return totals
 
     def acting_search(self) -> SearchConfig:
@@ -271,30 +268,73 @@ class Trainer:
         self.value_unit += (1.0 if self.cycle == 0 else UNIT_RATE) * (fresh - self.value_unit)
 
 
+def new_shape(config: Config, features: int, actions: int) -> Shape:
+    """The sizes of the networks of a configuration."""
+    n = config.network
+    blocks = dict[str, int]()
+    if n.model == "transformer":
+        blocks = {"layers": n.layers, "heads": n.heads, "window": n.window, "context": n.context}
+    return Shape(
+        features=features,
+        latent=n.latent,
+        hidden=n.hidden,
+        actions=actions,
+        codes=n.codes,
+        project=PROJECTION * n.latent if config.train.consistency > 0 else 0,
+        sizes=BETAS if config.search.rule == RULES[WIDENING] else 0,
+        prefix=n.latent if config.train.value_prefix else 0,
+        **blocks,
+    )
+
+
 def check_sizes(config: Config) -> None:
     """Raise ConfigError for sizes that do not go together."""
-    t = config.train
+    t, n = config.train, config.network
+    if n.model not in MODELS:
+        raise ConfigError(f"network.model: {n.model!r} is none of {', '.join(MODELS)}")
+    if n.model == "transformer" and t.consistency > 0:
+        raise ConfigError(
+            "train.consistency: a transformer has train.joint instead, which compares its latents"
+        )
+    if n.model == "transformer" and (
+        n.latent % (2 * max(n.heads, 1)) or min(n.layers, n.heads, n.window) < 1
+    ):
+        raise ConfigError(
+            f"network.heads: a transformer wants layers, a window and heads, and network.latent = {n.latent} "
+            f"in {n.heads} equal heads of even width"
+        )
+    if not 1 <= n.context <= MOST_CONTEXT:
+        raise ConfigError(f"network.context: {n.context} bars, not 1 to {MOST_CONTEXT}")
     if t.block * t.blocks > t.replay:
         raise ConfigError(
             f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"
         )
     if t.batch % CHUNKS:
         raise ConfigError(f"train.batch: {t.batch} windows are not {CHUNKS} equal chunks")
+    check_search(config)
+    if not 1 <= t.n_step < config.market.session:
+        raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {config.market.session}")
+
+
+def check_search(config: Config) -> None:
+    """Raise ConfigError for a search that there is not, or not with these sizes and networks."""
     if config.search.rule not in RULES:
         raise ConfigError(f"search.rule: {config.search.rule!r} is none of {', '.join(RULES)}")
     if config.search.rule == RULES[WIDENING] and (config.market.sizes != [1.0] or config.search.samples < 1):
         raise ConfigError(
             "search.rule: widening wants market.sizes=[1.0], whose fractions it draws, and a sample"
         )
-    if t.value_prefix and config.search.rule == RULES[MARKET]:
+    if config.train.value_prefix and config.network.model == "transformer":
+        raise ConfigError(
+            "train.value_prefix: a transformer sees the steps before itself; it wants network.model=mlp"
+        )
+    if config.train.value_prefix and config.search.rule == RULES[MARKET]:
         raise ConfigError(
             "train.value_prefix: search.rule=market knows its rewards exactly and asks no network for them; "
             "it wants gumbel, puct or widening"
         )
     if config.search.reuse not in REUSES:
         raise ConfigError(f"search.reuse: {config.search.reuse!r} is none of {', '.join(REUSES)}")
-    if not 1 <= t.n_step < config.market.session:
-        raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {config.market.session}")
 
 
 def train_for(

@@ -37,7 +37,7 @@ from kernels.position import (
 from kernels.replay import Replay
 from kernels.rng import gamma, gumbel
 from kernels.search import Model, Work, grow, mask, new_work, nodes_needed, plant
-from kernels.tree import MASKED, Known, Tree, edge_value, new_known, new_tree
+from kernels.tree import MASKED, Known, Tree, new_known, new_tree
 from kernels.widening import Wide, draw_key, grow_wide, new_wide, plant_wide, store_sizes
 
 TALLY = ("searches", "rows", "reused")
@@ -45,7 +45,7 @@ HORIZON = 4  # bars that a market tree is deep at most
 
 
 class Planner(NamedTuple):
-    """Everything a decision over B roots needs; row b of `model.root.x` is [bar features F | position features P].
+    """Everything a decision over B roots needs; row b of `model.root.x` is [features of the last bars, F each | P].
 
     A planner has the tree of its rule; the others are None, so that kernels compile for one of them alone.
     """
@@ -120,6 +120,21 @@ def new_planner(
 
 
 @inlined
+def past_columns(
+    x: NDArray[np.float32], X: NDArray[np.float32], row_of_bar: NDArray[np.int32], t: int
+) -> int:
+    """Write the features of the bars before t that the row x of a root has; the column of those of t."""
+    F = X.shape[1]
+    column = 0
+    for bar in range(t + 1 - (x.shape[0] - FEATURES) // F, t):
+        past = x[column : column + F]
+        for f in range(F):
+            past[f] = X[row_of_bar[bar], f]
+        column += F
+    return column
+
+
+@inlined
 def set_root(
     planner: Planner,
     b: int,
@@ -133,9 +148,10 @@ def set_root(
     """Put the close of bar t with normalised `features` [F] and raw `position` [RAW] at root b."""
     x = planner.model.root.x[b]
     F = features.shape[0]
+    newest = x[x.shape[0] - FEATURES - F :]
     for f in range(F):
-        x[f] = features[f]
-    position_features(x[F : F + FEATURES], position, planner.config.excursion_weight == 0)
+        newest[f] = features[f]
+    position_features(newest[F : F + FEATURES], position, planner.config.excursion_weight == 0)
     for i in range(RAW):
         planner.position[b, i] = position[i]
     look_ahead(planner.outlook, b, bars, t, codes, market)
@@ -199,8 +215,8 @@ def search_tree(planner: Planner, tree: Tree) -> int:
             improved_policy(planner.policy[b], tree, config, b, 0)
         planner.value[b] = greedy_q(planner.policy[b], tree, config, b, 0)
         for a in range(A):
-            child = tree.child[b, 0, a]
-            planner.q[b, a] = math.nan if child < 0 else edge_value(tree, b, child, config.discount)
+            found = tree.edge_visits[b, 0, a] > 0
+            planner.q[b, a] = np.float64(tree.edge_value[b, 0, a]) if found else math.nan
         planner.rows[b], planner.depth[b], planner.reused[b] = tree.rows[b], tree.depth[b], tree.known[b] > 0
     return status
 
@@ -268,11 +284,11 @@ def search_wide(planner: Planner, wide: Wide) -> int:
             policy[a] = 0.0
             q[a] = math.nan
         for e in range(wide.policy.shape[1]):
-            if tree.legal[b, 0, e]:
-                kind, child = kind_to(side, wide.size[b, 0, e]), tree.child[b, 0, e]
+            if wide.drawn[b, 0, e] > 0:
+                kind, worth = kind_to(side, wide.size[b, 0, e]), np.float64(tree.edge_value[b, 0, e])
                 policy[kind] += wide.policy[b, e]
-                worth = math.nan if child < 0 else edge_value(tree, b, child, config.discount)
-                q[kind] = q[kind] if q[kind] >= worth or math.isnan(worth) else worth
+                if tree.edge_visits[b, 0, e] > 0 and not q[kind] >= worth:  # NaN is not
+                    q[kind] = worth
         planner.rows[b], planner.depth[b], planner.reused[b] = tree.rows[b], tree.depth[b], 0
     return status
 

@@ -19,8 +19,6 @@ from kernels.gumbel import (
     interior_action,
     root_action,
     root_candidate,
-    visits_of,
-    weigh_actions,
 )
 from kernels.ort import evaluate
 from kernels.outlook import Outlook
@@ -39,7 +37,7 @@ from kernels.search import (
     read_afterstate,
     state_columns,
 )
-from kernels.tree import CHANCE, MASKED, NONE, Tree, add_node, new_tree
+from kernels.tree import CHANCE, MASKED, NONE, Tree, add_node, new_tree, note_edge, softmax
 
 KINDS = len(ACTIONS)
 BETAS = 4  # alpha and beta of a BUY and of a SELL, as the softplus takes them
@@ -167,10 +165,9 @@ def draw_root(wide: Wide, config: SearchConfig, b: int) -> None:
         for _ in range(parts):
             wide.size[b, 0, count] = draw_target(wide, b, 0, kind, side, count)
             wide.drawn[b, 0, count] = 1
-            tree.legal[b, 0, count] = True
             tree.prior[b, 0, count] = np.float64(wide.head[b, 0, kind]) - math.log(parts)
             count += 1
-    weigh_actions(tree, b, 0)
+    softmax(tree.policy[b, 0], tree.prior[b, 0], tree.score.shape[1])
 
 
 @inlined
@@ -182,7 +179,7 @@ def widen(wide: Wide, config: SearchConfig, b: int, node: int) -> None:
     tree, drawn, visits = wide.tree, 0, 1
     for e in range(wide.drawn.shape[2]):
         drawn += wide.drawn[b, node, e]
-        visits += visits_of(tree, b, node, e)
+        visits += int(tree.edge_visits[b, node, e])
     side = np.float64(tree.position[b, node, SIDE])
     for draw in range(drawn, wide.limit[visits]):
         quantile = uniform(wide.key[b], 2 * node, draw)
@@ -193,9 +190,8 @@ def widen(wide: Wide, config: SearchConfig, b: int, node: int) -> None:
             e += 1
         wide.size[b, node, e] = target
         wide.drawn[b, node, e] += 1
-        tree.legal[b, node, e] = True
         tree.prior[b, node, e] = math.log(wide.drawn[b, node, e])
-    weigh_actions(tree, b, node)
+    softmax(tree.policy[b, node], tree.prior[b, node], tree.score.shape[1])
 
 
 @inlined
@@ -239,7 +235,6 @@ def read_head(wide: Wide, y: NDArray[np.float32], b: int, node: int) -> None:
     tree.value[b, node] = y[HEAD]
     for e in range(wide.drawn.shape[2]):
         wide.drawn[b, node, e] = 0
-        tree.legal[b, node, e] = False
         tree.prior[b, node, e] = MASKED
 
 
@@ -275,7 +270,9 @@ def expand_wide(wide: Wide, model: Model, outlook: Outlook, config: SearchConfig
         status = evaluate(net, count)
         for i in range(count):
             b = (first + i) // C
-            read_wide_decision(wide, net.y[i], b, tree.child[b, tree.leaf[b], (first + i) % C])
+            node = tree.child[b, tree.leaf[b], (first + i) % C]
+            read_wide_decision(wide, net.y[i], b, node)
+            note_edge(tree, b, node, config.discount)
         first += count
     return status
 

@@ -24,12 +24,25 @@ class Shape(NamedTuple):
     actions: int = 4
     codes: int = 8
     reward_bins: int = 41
-    value_bins: int = 81
+    value_bins: int = 41
     reward_limit: float = 10.0
-    value_limit: float = 40.0
+    value_limit: float = 20.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
     sizes: int = 0  # Z, parameters of the sizes of entries; 0 = entries are actions
-    prefix: int = 0  # L, width of the LSTM of the value prefix; 0 = without
+    prefix: int = 0  # width of the LSTM of the value prefix; 0 = without
+    layers: int = 0  # L: blocks of a transformer, which takes the place of the dynamics; 0 = without
+    heads: int = 4  # of its attention
+    window: int = 4  # earlier tokens that an imagined one sees
+    context: int = 1  # bars that the root is given, the last one included
+
+    @property
+    def state(self) -> int:
+        """Width of what a search keeps of a node: the latent, or [1 | latent | key and value of each block].
+
+        With a value prefix the latent is followed by [h | c | prefix | steps] of its LSTM.
+        """
+        memory = 2 * self.prefix + 2 if self.prefix else 0
+        return self.latent + memory + (1 + 2 * self.layers * self.latent if self.layers else 0)
 
 
 class Params(NamedTuple):
@@ -53,7 +66,7 @@ class Params(NamedTuple):
     after_b: Array
     after_value_w: Array  # [H, V]
     after_value_b: Array
-    move_w: Array  # [D + C, H]
+    move_w: Array  # [D + C, H] of the dynamics, which a transformer does not have
     move_b: Array
     next_w: Array  # [H, D]
     next_b: Array
@@ -73,6 +86,16 @@ class Params(NamedTuple):
     size_b: Array
     prefix_w: Array  # [H + L, 4 L] of the value prefix, behind the layer `gain`: models.prefix
     prefix_b: Array
+    embed_w: Array  # [C, D] of a transformer, as is the rest
+    embed_b: Array
+    qkv_w: Array  # [L, D, 3 D] queries, keys and values
+    qkv_b: Array  # [L, 3 D]
+    mix_w: Array  # [L, D, D]
+    mix_b: Array
+    up_w: Array  # [L, D, H]
+    up_b: Array
+    down_w: Array  # [L, H, D]
+    down_b: Array
 
 
 SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "size_w")  # start near zero
@@ -90,8 +113,8 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "code": (s.hidden, s.codes),
         "after": (s.latent + s.actions + s.position, s.hidden),
         "after_value": (s.hidden, s.value_bins),
-        "move": (s.latent + s.codes, s.hidden),
-        "next": (s.hidden, s.latent),
+        "move": (0, 0) if s.layers else (s.latent + s.codes, s.hidden),
+        "next": (0, 0) if s.layers else (s.hidden, s.latent),
         "gain": (s.latent + s.codes + 2 * s.position, s.hidden),
         "reward": (s.prefix or s.hidden, s.reward_bins),
         "project": (s.latent, s.project),
@@ -100,16 +123,20 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "guessed": (s.project, s.project),
         "size": (s.hidden, s.sizes),
         "prefix": (s.hidden + s.prefix if s.prefix else 0, 4 * s.prefix),
+        "embed": (s.codes, s.latent) if s.layers else (0, 0),
+    }
+    blocks = {
+        "qkv": (s.latent, 3 * s.latent),
+        "mix": (s.latent, s.latent),
+        "up": (s.latent, s.hidden),
+        "down": (s.hidden, s.latent),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in layers.items():
         found[f"{name}_w"], found[f"{name}_b"] = (rows, columns), (columns,)
+    for name, (rows, columns) in blocks.items():
+        found[f"{name}_w"], found[f"{name}_b"] = (s.layers, rows, columns), (s.layers, columns)
     return found
-
-
-def memory(shape: Shape) -> int:
-    """Columns that a search carries from node to node behind the latent: [h L | c L | prefix | steps]."""
-    return 2 * shape.prefix + 2 if shape.prefix else 0
 
 
 def count(shape: Shape) -> int:
@@ -132,7 +159,7 @@ def new_params(shape: Shape, seed: int, dtype: Any = np.float32) -> Array:
     flat = np.zeros(count(shape), dtype)
     for name, view in views(flat, shape)._asdict().items():
         if name.endswith("_w"):
-            scale = math.sqrt(2.0 / max(view.shape[0], 1)) * (0.01 if name in SMALL else 1.0)
+            scale = math.sqrt(2.0 / max(view.shape[-2], 1)) * (0.01 if name in SMALL else 1.0)
             view[:] = rng.standard_normal(view.shape) * scale
     return flat
 

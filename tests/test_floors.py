@@ -25,8 +25,10 @@ FLOORS = [  # a module imports lower floors only
     ["kernels.planner"],
     ["kernels.selfplay", "kernels.reanalyze", "kernels.trader"],
     ["models.layers", "models.adam"],
-    ["models.net"],
-    ["models.consistency", "models.beta", "models.prefix"],
+    ["models.net", "models.graph"],
+    ["models.encoder"],
+    ["models.consistency", "models.transformer", "models.beta", "models.prefix"],
+    ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
     ["host.resample"],
@@ -126,7 +128,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert total <= 13_300
+    assert total <= 14_600
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 

@@ -34,7 +34,7 @@ def evaluate(flat: np.ndarray, batch: Batch) -> tuple[list[float], np.ndarray]:
     work, gradient = unroll.new_work(SHAPE, len(batch.x), K, flat.dtype), np.full_like(flat, np.nan)
     p, d, x = net.views(flat, SHAPE), net.views(gradient, SHAPE), batch.x.astype(flat.dtype)
     unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, SHAPE)
+    unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
     return unroll.loss_and_gradient(d, work, p, x, unroll.WEIGHTS, 1.0), gradient
 
 
@@ -126,7 +126,7 @@ def test_the_graphs_of_a_search_give_the_differences_of_a_naive_unroll() -> None
     flat, batch, n = params().astype(np.float32), random_batch(6, SHAPE, K), 6
     graphs, p = export(flat, SHAPE, 0), net.views(flat.astype(float), SHAPE)
     windows = [naive(p, batch, b) for b in range(n)]
-    S = SHAPE.latent + net.memory(SHAPE)
+    S = SHAPE.state
     state = run(graphs["root"], np.concatenate([batch.x, batch.position[:, 0]], axis=1))[:, :S]
     assert (state[:, SHAPE.latent :] == 0).all()
     for k in range(K):
@@ -147,7 +147,7 @@ def test_the_graphs_of_a_search_give_the_differences_of_a_naive_unroll() -> None
 
 def test_the_other_heads_do_not_see_what_the_lstm_remembers() -> None:
     flat, draw = params().astype(np.float32), np.random.default_rng(0)
-    S, D = SHAPE.latent + net.memory(SHAPE), SHAPE.latent
+    S, D = SHAPE.state, SHAPE.latent
     for name, columns in (("afterstate", SHAPE.actions + P), ("dynamics", SHAPE.codes + 2 * P)):
         x = draw.normal(size=(4, S + columns)).astype(np.float32)
         before = run(export(flat, SHAPE, 0)[name], x)
