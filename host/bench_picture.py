@@ -8,8 +8,7 @@ from xml.sax.saxutils import escape
 PANELS = {
     "rss_anon_mb": "memory, MB", "tree_kb": "a tree, kB", "us_per_decision": "a decision, us",
     "selection_us": "selection, us", "rows_per_decision": "rows a decision", "ms_per_session": "a session, ms",
-    "storage_mb": "storage, MB", "planted": "planted, sessions", "planted-hard": "planted-hard, sessions",
-    "close": "close, sessions",
+    "storage_mb": "storage, MB", "planted": "planted", "planted-hard": "planted-hard", "close": "close",
 }  # fmt: skip
 NAME, PANEL, ROW, TOP, BAR = 170, 112, 42, 56, 12  # pixels
 LONGEST = 66  # a bar; its number stands behind it
@@ -24,7 +23,10 @@ def picture(document: list[dict[str, Any]]) -> str:
         'font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         text(
-            8, 18, "grey: off, blue: on; sessions until 90 % of the optimum, or until closing is learnt", 13
+            8,
+            18,
+            "grey: off, blue: on; of markets the sessions to 90 % of the optimum or until closing is learnt",
+            13,
         ),
     ]
     for i, (key, title) in enumerate(PANELS.items()):
