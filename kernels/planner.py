@@ -276,6 +276,9 @@ def search_wide(planner: Planner, wide: Wide) -> int:
     for b in range(B):
         plant_wide(wide, config, b, planner.model.root.y[b], planner.position[b])
     status = grow_wide(wide, planner.model, planner.outlook, config, planner.table)
+    for simulation in range(config.simulations):
+        planner.work.calls[simulation, 0] = B * planner.outlook.move.shape[1]
+        planner.work.calls[simulation, 1] = B
     for b in range(B):
         side, policy, q = tree.position[b, 0, SIDE], planner.policy[b], planner.q[b]
         planner.action[b] = kind_to(side, wide.target[b])

@@ -56,7 +56,7 @@ class Wide(NamedTuple):
     size: NDArray[np.float32]  # [B, N, E] signed size that each candidate brings about
     drawn: NDArray[np.int16]  # [B, N, E] how often it was drawn; 0 = no candidate yet
     limit: NDArray[np.int32]  # [n + 2] draws of a node below the root by its visits
-    key: NDArray[np.int64]  # [B] seeds the draws of a tree
+    key: NDArray[np.int64]  # [B] seeds the draws of a tree; 0 when acting, so that equal bars get equal sizes
     policy: NDArray[np.float64]  # [B, E] improved policy of the root's candidates
     target: NDArray[np.float32]  # [B] size of the candidate that the decision takes
 
