@@ -148,9 +148,9 @@ def search_us(planner: Planner, rounds: int) -> tuple[float, float]:
 
 def tree_bytes(planner: Planner) -> int:
     """Bytes of one tree; they are all there from the start."""
-    trees = [tree for tree in (planner.tree, planner.market) if tree is not None]
     if planner.wide is not None:
         return wide_bytes(planner.wide)
+    trees = [tree for tree in (planner.tree, planner.market) if tree is not None]
     arrays = [array for tree in trees for array in tree if isinstance(array, np.ndarray)]
     return sum(array.nbytes for array in arrays) // len(planner.action)
 

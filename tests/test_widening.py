@@ -357,9 +357,9 @@ def check_kinds(planner: Planner, wide: Wide, b: int, top: Spot, policy: dict[fl
     assert ACTIONS[planner.action[b]] == kinds[float(wide.target[b])]
     for kind, name in enumerate(ACTIONS):
         mine = [size for size in policy if kinds[size] == name]
-        assert planner.policy[b, kind] == pytest.approx(sum(policy[size] for size in mine), abs=1e-12)
+        assert planner.policy[b, kind] == pytest.approx(sum(policy[size] for size in mine), rel=2e-4)
         q = [float(top.after[size].value) for size in mine if size in top.after]
-        assert planner.q[b, kind] == pytest.approx(max(q, default=math.nan), nan_ok=True)
+        assert planner.q[b, kind] == pytest.approx(max(q, default=math.nan), rel=1e-5, abs=1e-6, nan_ok=True)
 
 
 def kind_between(side: float, target: float) -> str:
