@@ -25,7 +25,7 @@ from kernels.outlook import Outlook, look_ahead, new_outlook
 from kernels.position import FEATURES, RAW, SIDE, is_legal, position_features
 from kernels.rng import gamma, gumbel
 from kernels.search import Model, Work, grow, mask, new_work, nodes_needed, plant
-from kernels.tree import MASKED, Known, Tree, edge_value, new_known, new_tree
+from kernels.tree import MASKED, Known, Tree, new_known, new_tree
 
 TALLY = ("searches", "rows", "reused")
 HORIZON = 4  # bars that a market tree is deep at most
@@ -192,8 +192,8 @@ def search_tree(planner: Planner, tree: Tree) -> int:
             improved_policy(planner.policy[b], tree, config, b, 0)
         planner.value[b] = greedy_q(planner.policy[b], tree, config, b, 0)
         for a in range(A):
-            child = tree.child[b, 0, a]
-            planner.q[b, a] = math.nan if child < 0 else edge_value(tree, b, child, config.discount)
+            found = tree.edge_visits[b, 0, a] > 0
+            planner.q[b, a] = np.float64(tree.edge_value[b, 0, a]) if found else math.nan
         planner.rows[b], planner.depth[b], planner.reused[b] = tree.rows[b], tree.depth[b], tree.known[b] > 0
     return status
 

@@ -20,8 +20,6 @@ from kernels.gumbel import (
     interior_action,
     root_action,
     root_candidate,
-    visits_of,
-    weigh_actions,
 )
 from kernels.ort import evaluate
 from kernels.planner import Planner, new_planner
@@ -38,7 +36,7 @@ from kernels.search import (
     read_afterstate,
     state_columns,
 )
-from kernels.tree import CHANCE, DECISION, MASKED, NONE, Tree, add_node
+from kernels.tree import CHANCE, DECISION, MASKED, NONE, Tree, add_node, note_edge, softmax
 
 KINDS = len(ACTIONS)
 HEAD = (
@@ -162,10 +160,9 @@ def draw_root(planner: Planner, wide: Wide, b: int) -> None:
         for _ in range(parts):
             wide.size[b, 0, count] = draw_target(wide, b, 0, kind, side, count)
             wide.drawn[b, 0, count] = 1
-            tree.legal[b, 0, count] = True
             tree.prior[b, 0, count] = np.float64(wide.head[b, 0, kind]) - math.log(parts)
             count += 1
-    weigh_actions(tree, b, 0)
+    softmax(tree.policy[b, 0], tree.prior[b, 0], tree.score.shape[1])
 
 
 @inlined
@@ -177,7 +174,7 @@ def widen(planner: Planner, wide: Wide, b: int, node: int) -> None:
     tree, drawn, visits = wide.tree, 0, 1
     for e in range(wide.drawn.shape[2]):
         drawn += wide.drawn[b, node, e]
-        visits += visits_of(tree, b, node, e)
+        visits += int(tree.edge_visits[b, node, e])
     side = np.float64(tree.position[b, node, SIDE])
     for draw in range(drawn, wide.limit[visits]):
         quantile = uniform(wide.key[b], 2 * node, draw)
@@ -188,9 +185,8 @@ def widen(planner: Planner, wide: Wide, b: int, node: int) -> None:
             e += 1
         wide.size[b, node, e] = target
         wide.drawn[b, node, e] += 1
-        tree.legal[b, node, e] = True
         tree.prior[b, node, e] = math.log(wide.drawn[b, node, e])
-    weigh_actions(tree, b, node)
+    softmax(tree.policy[b, node], tree.prior[b, node], tree.score.shape[1])
 
 
 @inlined
@@ -231,7 +227,6 @@ def read_head(planner: Planner, wide: Wide, y: NDArray[np.float32], b: int, node
     tree.value[b, node] = y[HEAD]
     for e in range(wide.drawn.shape[2]):
         wide.drawn[b, node, e] = 0
-        tree.legal[b, node, e] = False
         tree.prior[b, node, e] = MASKED
 
 
@@ -274,6 +269,7 @@ def expand_wide(planner: Planner, wide: Wide) -> int:
             tree.state[b, node, d] = y[d]
         tree.reward[b, node] = y[D]
         read_head(planner, wide, y[D + 1 :], b, node)
+        note_edge(tree, b, node, planner.config.discount)
     return status
 
 

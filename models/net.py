@@ -24,9 +24,9 @@ class Shape(NamedTuple):
     actions: int = 4
     codes: int = 8
     reward_bins: int = 41
-    value_bins: int = 81
+    value_bins: int = 41
     reward_limit: float = 10.0
-    value_limit: float = 40.0
+    value_limit: float = 20.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
     layers: int = 0  # L: blocks of a transformer, which takes the place of the dynamics; 0 = without
     heads: int = 4  # of its attention

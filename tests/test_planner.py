@@ -26,7 +26,7 @@ from kernels.position import (
     target_side,
 )
 from kernels.rng import gamma, gumbel
-from kernels.tree import CHANCE, DECISION, NONE, Tree
+from kernels.tree import CHANCE, DECISION, LEGAL, NONE, Tree
 from models.export import export
 from models.net import Shape, new_params
 from tests.graphs import graph
@@ -155,7 +155,7 @@ def test_illegal_actions_are_never_visited_at_any_depth(seed: int) -> None:
         depth = 0
         for node in nodes(tree, b, DECISION):
             legal = legal_names(tree.position[b, node, SIDE], planner.config.reverse)
-            assert {ACTIONS[a] for a in range(A) if tree.legal[b, node, a]} == legal
+            assert {ACTIONS[a] for a in range(A) if tree.prior[b, node, a] > LEGAL} == legal
             assert {ACTIONS[a] for a in children(tree, b, node)} <= legal
             depth = max(depth, len(path(tree, b, node)))
         assert depth >= 4
@@ -223,8 +223,8 @@ def test_policy_and_value_of_the_root_are_the_formula(seed: int) -> None:
         completed = np.array([q.get(a, mixed) for a in range(A)])
         score = logits + (config.c_visit + max(counts)) * config.c_scale * completed / config.value_unit
         policy = np.exp(score - score.max()) / np.exp(score - score.max()).sum()
-        np.testing.assert_allclose(planner.policy[b], policy, rtol=1e-9, atol=1e-12)
-        assert planner.value[b] == pytest.approx(completed[policy.argmax()], rel=1e-9)
+        np.testing.assert_allclose(planner.policy[b], policy, rtol=1e-5, atol=1e-9)
+        assert planner.value[b] == pytest.approx(completed[policy.argmax()], rel=1e-6)
         most = [a for a, node in visited.items() if tree.visits[b, node] == max(counts)]
         assert planner.action[b] == max(most, key=lambda a: score[a] + tree.noise[b, a])
 
@@ -296,7 +296,7 @@ def test_every_node_is_what_the_networks_say_of_its_path() -> None:
             np.testing.assert_allclose(tree.prior[b, n, :C], softmax(y[:, D : D + C]), **close)
         else:
             np.testing.assert_allclose(tree.reward[b, n], y[:, D], **close)
-            legal = tree.legal[b, n]
+            legal = tree.prior[b, n, :A] > LEGAL
             np.testing.assert_allclose(tree.prior[b, n, :A][legal], y[:, D + 1 : D + 1 + A][legal], **close)
             assert (tree.prior[b, n, :A][~legal] < -1e29).all()
 
