@@ -38,10 +38,11 @@ FLOORS = [  # a module imports lower floors only
     ["host.office"],
     ["host.dataset", "host.synthetic", "host.backtest", "host.data_check"],
     ["host.trainer", "host.act", "host.doctor", "host.pack"],
-    ["host.bench_mctx", "host.bench_torch"],
+    ["host.bench_mctx", "host.bench_torch", "host.bench_picture", "host.selftest"],
     ["host.bench_search"],
-    ["host.bench_widening", "host.bench_rezero", "host.bench_exogenous"],
-    ["host.train", "host.selftest", "host.bench"],
+    ["host.enhancement_run"],
+    ["host.bench_widening", "host.bench_rezero", "host.bench_exogenous", "host.bench_enhancements"],
+    ["host.train", "host.bench"],
     ["swt"],
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
@@ -127,7 +128,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert total <= 14_000
+    assert total <= 15_000
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
