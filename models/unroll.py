@@ -204,6 +204,11 @@ class Layer(NamedTuple):
     db: Array
 
 
+def bars_that_came(work: Work) -> int:
+    """J: how many bars of each window joint training judges beside those unrolled to."""
+    return len(work.latent) - len(work.move) - 1
+
+
 class Output(NamedTuple):
     """What a head puts out, and what it should have."""
 
@@ -235,7 +240,7 @@ def loss_and_gradient(
     x [Z n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
     workspace, x filled in, and the soft target network; joint training the latents `came` [K, n, D] of that network.
     """
-    D, J = work.latent.shape[2], len(work.latent) - len(work.move) - 1
+    D, J = work.latent.shape[2], bars_that_came(work)
     forward_latents(work, p, x, stream)
     found = _heads(d, work, p, weights)
     later, part = (array.reshape(-1, D) for array in (work.latent[J + 1 :], work.d_part))
@@ -269,7 +274,7 @@ def forward_latents(work: Work, p: Params, x: Array, stream: Stream | None = Non
     Of a transformer, or m[0] = z_0 and m[k + 1] = norm(m[k] + relu([m[k] | code] @ move_w) @ next_w).
     """
     K, n, D = len(work.move), work.latent.shape[1], work.latent.shape[2]
-    J, moving = len(work.latent) - K - 1, len(p.move_w)
+    J, moving = bars_that_came(work), len(p.move_w)
     m, gain_in = work.latent[J:], work.gain_in.reshape(K, n, -1)
     if stream is not None:
         forward_tokens(work.latent, stream, p, x, _codes(work, p))
@@ -289,8 +294,8 @@ def forward_latents(work: Work, p: Params, x: Array, stream: Stream | None = Non
 def _heads(d: Params, work: Work, p: Params, weights: LossWeights) -> list[float]:
     """The losses of all heads, their gradients, and d_latent."""
     K, D, M = len(work.move), work.latent.shape[2], len(work.step_weight)
-    layer, first = partial(layer_of, p, d), len(work.latent) - len(work.move) - 1
-    rows, decisions = slice(first * len(work.latent[0]), None), slice(first, first + K)
+    layer, J = partial(layer_of, p, d), bars_that_came(work)
+    rows, decisions = slice(J * work.latent.shape[1], None), slice(J, J + K)
     value_before = Target(*(part[rows][:M] for part in work.value))
     policy = Output(layer("policy"), work.policy, work.decision_weight, weights.policy)
     value = Output(layer("value"), work.value, work.decision_weight, weights.value)
@@ -487,7 +492,7 @@ def features_of(room: Room, batch: Batch, rows: slice) -> Array:
     if room.bars is None:
         return batch.x[rows]
     Z, n, F = room.bars.shape
-    J = len(room.work.latent) - len(room.work.move) - 1
+    J = bars_that_came(room.work)
     past = batch.x[rows].reshape(n, Z - J, F)
     room.bars[: Z - J - 1] = past[:, :-1].swapaxes(0, 1)
     room.bars[Z - J - 1 : Z - 1] = batch.ahead[rows, :J].swapaxes(0, 1)
