@@ -53,7 +53,7 @@ def run_market(
 def measure(name: str, synthetic: Synthetic, data: Dataset, trainer: Trainer) -> dict[str, Any]:
     """Agent and optimum over the same unseen bars, both from flat, through the same ledger."""
     first, stop = data.test_first, len(synthetic.bars.time)
-    trader = new_trader(trainer.agent(), data.setting, trainer.acting_search())
+    trader = new_trader(trainer.agent(), trainer.data.setting, trainer.acting_search())
     result = trade_bars(trader, synthetic.bars, synthetic.extra, first, stop)
     part = synthetic._replace(bars=take(synthetic.bars, first, stop), state=synthetic.state[first:stop])
     market = data.setting.market

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kernels._jit import kernel
 from kernels.bars import Bars
-from kernels.market import Codes, Market, code_of, entry_cost, standardised_move
+from kernels.market import Codes, Market, entry_cost, realised_code
 from kernels.position import RAW, SIDE, act_on, is_legal, position_features, target_side
 from kernels.rng import below
 
@@ -171,7 +171,7 @@ def fill_step(
     act_on(afterstate, replay.position[slot, step], target, entry_cost(bars, t, market))
     position_features(batch.after[b, k], afterstate, market.excursion_weight == 0)
     batch.action[b, k] = action
-    batch.code[b, k] = code_of(codes, standardised_move(bars, t))
+    batch.code[b, k] = realised_code(codes, bars, t)
     batch.reward[b, k] = replay.reward[slot, step]
 
 
@@ -190,6 +190,39 @@ def fill_beyond(batch: Batch, b: int, k: int) -> None:
 
 
 @kernel
+def fill_window(
+    batch: Batch,
+    b: int,
+    replay: Replay,
+    slot: int,
+    first: int,
+    X: NDArray[np.float32],
+    row_of_bar: NDArray[np.int32],
+    bars: Bars,
+    codes: Codes,
+    market: Market,
+    rule: ValueTarget,
+) -> None:
+    """Window b: decisions first .. first + K of session `slot`; X[row_of_bar[t]] [F] are the features of bar t."""
+    K, L = batch.code.shape[1], replay.reward.shape[1]
+    row = row_of_bar[replay.start[slot] + first]
+    for f in range(X.shape[1]):
+        batch.x[b, f] = X[row, f]
+    for k in range(K + 1):
+        if first + k < L:
+            fill_decision(batch, b, k, replay, slot, first + k, rule, market)
+        else:
+            fill_beyond(batch, b, k)
+    for k in range(min(K, L - 1 - first)):
+        fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)
+    for k in range(batch.ahead.shape[1]):
+        # beyond the end, where nothing weighs, any bar will do
+        row = row_of_bar[replay.start[slot] + min(first + k + 1, L)]
+        for f in range(X.shape[1]):
+            batch.ahead[b, k, f] = X[row, f]
+
+
+@kernel
 def sample(
     batch: Batch,
     replay: Replay,
@@ -203,27 +236,11 @@ def sample(
     seed: int,
     step: int,
 ) -> None:
-    """Draw windows uniformly from the first `filled` sessions; X[row_of_bar[t]] [F] are the features of bar t.
+    """Draw windows uniformly from the first `filled` sessions.
 
     The draws are keyed by (seed, step): learning step `step` always sees the same windows.
     """
-    B, K = batch.code.shape
     L = replay.reward.shape[1]
-    for b in range(B):
+    for b in range(batch.code.shape[0]):
         draw = below(filled * L, seed, step, b)
-        slot, first = draw // L, draw % L
-        row = row_of_bar[replay.start[slot] + first]
-        for f in range(X.shape[1]):
-            batch.x[b, f] = X[row, f]
-        for k in range(K + 1):
-            if first + k < L:
-                fill_decision(batch, b, k, replay, slot, first + k, rule, market)
-            else:
-                fill_beyond(batch, b, k)
-        for k in range(min(K, L - 1 - first)):
-            fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)
-        for k in range(batch.ahead.shape[1]):
-            # beyond the end, where nothing weighs, any bar will do
-            row = row_of_bar[replay.start[slot] + min(first + k + 1, L)]
-            for f in range(X.shape[1]):
-                batch.ahead[b, k, f] = X[row, f]
+        fill_window(batch, b, replay, draw // L, draw % L, X, row_of_bar, bars, codes, market, rule)

@@ -2,7 +2,8 @@
 
 The market latent m comes from bar features alone; the position enters the heads only, so a chance prior or a next
 market latent cannot know it.  Letters: F features, P position, D latent, H hidden, A actions, C codes, V bins,
-W projection.
+W projection,
+E encoder.
 """
 
 import math
@@ -28,6 +29,7 @@ class Shape(NamedTuple):
     reward_limit: float = 10.0
     value_limit: float = 40.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
+    encode: int = 0  # hidden layer of the encoder of learned codes; 0 = without: then codes are quantiles
 
 
 class Params(NamedTuple):
@@ -67,9 +69,21 @@ class Params(NamedTuple):
     guess_b: Array
     guessed_w: Array  # [W, W]
     guessed_b: Array
+    encode_w: Array  # [F, E] of the encoder of learned codes, as are the next three
+    encode_b: Array
+    encoding_w: Array  # [E, C]
+    encoding_b: Array
 
 
-SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w")  # start near zero
+SMALL = (
+    "policy_w",
+    "value_w",
+    "code_w",
+    "after_value_w",
+    "reward_w",
+    "next_w",
+    "encoding_w",
+)  # start near zero
 
 
 def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
@@ -92,6 +106,8 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "projection": (s.project, s.project),
         "guess": (s.project, s.project),
         "guessed": (s.project, s.project),
+        "encode": (s.features, s.encode),
+        "encoding": (s.encode, s.codes if s.encode else 0),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in layers.items():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
+from models.codes import Coder, encode, encode_backward, new_coder
 from models.consistency import Foresight, consistency, new_foresight
 from models.layers import (
     BINS,
@@ -46,7 +47,7 @@ LOSSES = ("policy", "value", "after_value", "chance", "reward")
 
 
 class LossWeights(NamedTuple):
-    """Weights of the losses, in the order of LOSSES, and of one more."""
+    """Weights of the losses, in the order of LOSSES, and of two more."""
 
     policy: float = 1.0
     value: float = 0.5
@@ -54,6 +55,7 @@ class LossWeights(NamedTuple):
     chance: float = 1.0
     reward: float = 1.0
     consistency: float = 0.0  # 0 = without: then it is not among the losses
+    commitment: float = 0.0  # among the losses where codes are learned
 
 
 WEIGHTS = LossWeights()
@@ -205,12 +207,15 @@ def loss_and_gradient(
     weights: LossWeights,
     latent_gradient: float = LATENT_GRADIENT,
     sight: tuple[Foresight, Params] | None = None,
+    coding: tuple[Coder, Array] | None = None,
 ) -> list[float]:
-    """The losses in the order of LOSSES, then that of consistency; d becomes the gradient of their weighted sum.
+    """The losses in the order of LOSSES, of consistency and of commitment; d: the gradient of their weighted sum.
 
     x [n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
-    workspace, x filled in, and the soft target network.
+    workspace, x filled in, and the soft target network.  Learned codes have `coding`: a workspace and the later bars.
     """
+    if coding is not None:
+        encode(coding[0], work.gain_in, work.code.first, p, coding[1], len(work.move))
     forward_latents(work, p, x)
     found = _heads(d, work, p, weights)
     if sight is not None:
@@ -221,6 +226,13 @@ def loss_and_gradient(
         found.append(consistency(d, d_later, foresight, p, target, later, work.step_weight, factor))
         work.d_latent[1:] += part
     _backward_latents(d, work, p, latent_gradient)
+    if coding is not None:
+        M, H = len(work.step_weight), work.move.shape[2]
+        readers = work.d_hidden[:M], work.d_move.reshape(M, H)  # of the last head, the reward's
+        told = work.code.first, work.step_weight
+        found.append(
+            encode_backward(d, coding[0], p, coding[1], readers, *told, weights.commitment, len(work.move))
+        )
     _backward_representation(d, work, p, x)
     return found
 
@@ -326,6 +338,11 @@ class Learner:
     ) -> None:
         if batch % CHUNKS:
             raise ValueError(f"a batch of {batch} windows is not {CHUNKS} equal chunks")
+        self._names = [
+            *LOSSES,
+            *(["consistency"] if weights.consistency > 0 else []),
+            *(["commitment"] if shape.encode > 0 else []),
+        ]
         if (weights.consistency > 0) != (shape.project > 0):
             raise ValueError("the consistency loss and its layers go together: both or neither")
         self.shape, self.step = shape, 0
@@ -337,10 +354,11 @@ class Learner:
         self._parts = np.zeros((CHUNKS, count(shape)), np.float32)
         self._d = [views(part, shape) for part in self._parts]
         # one a thread, whichever takes it: it stays in the cache
-        self._work = SimpleQueue[tuple[Work, Foresight | None]]()
+        self._work = SimpleQueue[tuple[Work, Foresight | None, Coder | None]]()
         for _ in range(min(threads, CHUNKS)):
             foresight = new_foresight(shape, K * batch // CHUNKS) if weights.consistency > 0 else None
-            self._work.put((new_work(shape, batch // CHUNKS, K), foresight))
+            coder = new_coder(shape, K * batch // CHUNKS) if shape.encode > 0 else None
+            self._work.put((new_work(shape, batch // CHUNKS, K), foresight, coder))
         pool = ThreadPoolExecutor(min(threads, CHUNKS))
         self._each: Callable[..., Iterable[Any]] = (
             map if threads == 1 else pool.map
@@ -349,13 +367,14 @@ class Learner:
     def learn(self, batch: Batch, target: Params | None = None) -> dict[str, float]:
         """One step on a batch; its losses.  Raises FloatingPointError and changes nothing if one is not finite.
 
-        The consistency loss needs the soft target network and a batch that looks ahead.
+        The consistency loss needs the soft target network, and like learned codes a batch that looks ahead.
         """
+        if self.shape.encode > 0 and batch.ahead.shape[1] == 0:
+            raise ValueError("learned codes need a batch that looks ahead")
         if self._weights.consistency > 0 and (target is None or batch.ahead.shape[1] == 0):
             raise ValueError("the consistency loss needs the target network and a batch that looks ahead")
         rows = list(self._each(lambda i: self._chunk(batch, target, i), range(CHUNKS)))
-        names = [*LOSSES, "consistency"][: len(rows[0])]
-        found = dict(zip(names, (sum(column) for column in zip(*rows, strict=True)), strict=True))
+        found = dict(zip(self._names, (sum(column) for column in zip(*rows, strict=True)), strict=True))
         found["gradient_norm"] = math.sqrt(sum(self._each(self._add_up, self._slices())))
         bad = [name for name, x in found.items() if not math.isfinite(x)]
         if bad:
@@ -379,7 +398,7 @@ class Learner:
         update(self.params[part], adam, self._parts[0, part], self._decays[part], self.step, rate, scale)
 
     def _chunk(self, batch: Batch, target: Params | None, i: int) -> list[float]:
-        work, foresight = self._work.get_nowait()  # there is one for every thread
+        work, foresight, coder = self._work.get_nowait()  # there is one for every thread
         try:
             n, K = len(work.represent), len(work.move)
             rows = slice(i * n, (i + 1) * n)
@@ -389,7 +408,8 @@ class Learner:
             if foresight is not None and target is not None:
                 foresight.x.reshape(K, n, -1)[...] = batch.ahead[rows].swapaxes(0, 1)
                 sight = foresight, target
-            d, p = self._d[i], self._views
-            return loss_and_gradient(d, work, p, batch.x[rows], self._weights, LATENT_GRADIENT, sight)
+            coding = (coder, batch.ahead[rows].reshape(n * K, -1)) if coder is not None else None
+            d, p, x = self._d[i], self._views, batch.x[rows]
+            return loss_and_gradient(d, work, p, x, self._weights, LATENT_GRADIENT, sight, coding)
         finally:
-            self._work.put((work, foresight))
+            self._work.put((work, foresight, coder))
