@@ -2,7 +2,8 @@
 
 c[k] = onehot(argmax e(x[t + k + 1])) enters the dynamics and the reward head; the gradient that comes back to it goes
 on to e as if it were p = softmax(e) (straight-through).  The chance prior aims at c as a constant.  Commitment, so that
-p follows what was said: |stop(c) - p|^2.  e sees features of the market alone: no position, no action.
+p follows what was said: |stop(c) - p|^2.  Usage, or one code would soon say it all: minus the entropy of the mean p.
+e sees features of the market alone: no position, no action.  Letters: n windows of K steps.
 """
 
 import math
@@ -12,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import kernel
+from kernels.replay import Batch
 from models.layers import (
     Array,
     hidden_backward,
     hidden_forward,
+    hl_gauss,
     linear_backward,
     linear_backward_input,
     linear_forward,
@@ -23,35 +26,68 @@ from models.layers import (
 from models.net import Params, Shape
 
 CALL_ROWS = 4096  # bars that are named at once
+TINY = 1e-9
 
 
 class Coder(NamedTuple):
-    """Activations and gradients of M = n K bars, window by window: row i K + k is row k n + i of the other heads."""
+    """Activations and gradients of the encoder; everything else is step by step, [K, n]."""
 
-    hidden: Array  # [M, H]
-    p: Array  # [M, C] probabilities of the codes; becomes the gradient of their logits
-    d_hidden: Array  # [M, H]
-    d_code: Array  # [M, C] gradient of the one-hot, step by step, as is the next one
-    d_part: Array  # [M, C]
-
-
-def new_coder(shape: Shape, rows: int, dtype: Any = np.float32) -> Coder:
-    """Room for `rows` bars."""
-    widths = (shape.encode, shape.codes, shape.encode, shape.codes, shape.codes)
-    return Coder(*(np.zeros((rows, width), dtype) for width in widths))
+    hidden: Array  # [n K, E]
+    p: Array  # [n, K, C] probabilities of the codes; becomes the gradient of their logits
+    d_hidden: Array  # [n K, E]
+    d_code: Array  # [K, n, C] gradient of the one-hots
+    d_part: Array  # [K, n, C]
+    use: Array  # [C] mean of p
 
 
-def encode(coder: Coder, gain_in: Array, code: NDArray[np.int32], p: Params, x: Array, K: int) -> None:
-    """Name the later bars x [M, F]: one-hots into gain_in [M, D + C + 2P], numbers into code [M]."""
-    hidden_forward(coder.hidden, x, p.encode_w, p.encode_b)
-    linear_forward(coder.p, coder.hidden, p.encoding_w, p.encoding_b)
-    softmax(coder.p)
-    put_codes(gain_in, code, coder.p, p.latent_w.shape[1], K)
+def new_coder(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Coder:
+    """Room for n windows of K steps."""
+    E, C = shape.encode, shape.codes
+    sizes = (n * K, E), (n, K, C), (n * K, E), (K, n, C), (K, n, C), (C,)
+    return Coder(*(np.zeros(size, dtype) for size in sizes))
+
+
+@kernel
+def relabel(
+    gain_in: Array,
+    reward_first: NDArray[np.int32],
+    reward_mass: Array,
+    batch: Batch,
+    first: int,
+    shape: Shape,
+) -> None:
+    """Every second step without a position, of windows first .., tells the reward head what a long one would have met.
+
+    The price moves whatever is held, and a flat position says nothing of it: codes would learn nothing while the agent
+    stays flat, which it does while its codes say nothing.
+    """
+    K, P, at = batch.carried.shape[1], shape.position, shape.latent + shape.codes
+    n = gain_in.shape[0] // K
+    for k in range(K):
+        for i in range(n):
+            row, told = k * n + i, batch.carried[first + i, k]
+            flat = (i + k) % 2 == 0
+            for j in range(2 * P):
+                flat = flat and gain_in[row, at + j] == 0
+            if flat:
+                for j in range(2 * P):
+                    gain_in[row, at + j] = told[j]
+                limit, bins = shape.reward_limit, shape.reward_bins
+                reward_first[row] = hl_gauss(reward_mass[row], told[2 * P], limit, bins)
+
+
+def encode(coder: Coder, gain_in: Array, code: NDArray[np.int32], p: Params, x: Array) -> None:
+    """Name the later bars x [n, K, F]: one-hots into gain_in [K n, D + C + 2P], numbers into code [K n]."""
+    logits = coder.p.reshape(-1, coder.p.shape[2])
+    hidden_forward(coder.hidden, x.reshape(len(logits), -1), p.encode_w, p.encode_b)
+    linear_forward(logits, coder.hidden, p.encoding_w, p.encoding_b)
+    softmax(logits)
+    put_codes(gain_in, code, coder.p, p.latent_w.shape[1])
 
 
 @kernel
 def softmax(z: Array) -> None:
-    """Logits z [M, C] become probabilities."""
+    """Logits z [rows, C] become probabilities."""
     for i in range(z.shape[0]):
         highest, total = z[i, 0], 0.0
         for c in range(1, z.shape[1]):
@@ -64,17 +100,17 @@ def softmax(z: Array) -> None:
 
 
 @kernel
-def put_codes(gain_in: Array, code: NDArray[np.int32], p: Array, D: int, K: int) -> None:
-    """The likeliest code of each bar, forward: hard."""
-    n = p.shape[0] // K
+def put_codes(gain_in: Array, code: NDArray[np.int32], p: Array, D: int) -> None:
+    """The likeliest code of each bar as a one-hot from column D on, and as a number."""
+    n, K, C = p.shape
     for i in range(n):
         for k in range(K):
             best, row = 0, k * n + i
-            for c in range(p.shape[1]):
-                if p[i * K + k, c] > p[i * K + k, best]:
+            for c in range(C):
+                gain_in[row, D + c] = 0.0
+                if p[i, k, c] > p[i, k, best]:
                     best = c
-            for c in range(p.shape[1]):
-                gain_in[row, D + c] = 1.0 if c == best else 0.0
+            gain_in[row, D + best] = 1.0
             code[row] = best
 
 
@@ -86,41 +122,67 @@ def encode_backward(
     readers: tuple[Array, Array],
     code: NDArray[np.int32],
     weight: Array,
-    factor: float,
-    K: int,
-) -> float:
-    """The commitment loss; d of the encoder becomes the gradient of `factor` times that and of all that read the code.
+    factors: tuple[float, float],
+) -> list[float]:
+    """The losses of commitment and usage; d of the encoder: `factors` times their gradients, and the straight-through.
 
-    `readers` [M, H] are the gradients of the hidden layers of the reward head and of the dynamics, before their relu.
+    `readers` [K n, H] are the gradients of the hidden layers that read the code, the reward head's and the dynamics'.
     """
-    D, C = p.latent_w.shape[1], coder.p.shape[1]
-    gain, move = readers
-    linear_backward_input(coder.d_code, gain, p.gain_w[D : D + C])
-    linear_backward_input(coder.d_part, move, p.move_w[D : D + C])
-    loss = straight_through(coder.p, coder.d_code, coder.d_part, code, weight, factor, K)
-    linear_backward(d.encoding_w, d.encoding_b, coder.p, coder.hidden)
-    linear_backward_input(coder.d_hidden, coder.p, p.encoding_w)
-    hidden_backward(d.encode_w, d.encode_b, coder.d_hidden, coder.hidden, x)
-    return loss
+    D, C = p.latent_w.shape[1], coder.p.shape[2]
+    for dc, reader, w in zip((coder.d_code, coder.d_part), readers, (p.gain_w, p.move_w), strict=True):
+        linear_backward_input(dc.reshape(-1, C), reader, w[D : D + C])
+    usage = mean_code(coder.use, coder.p, weight)
+    commitment = straight_through(coder.p, coder.d_code, coder.d_part, coder.use, code, weight, *factors)
+    dz = coder.p.reshape(-1, C)
+    linear_backward(d.encoding_w, d.encoding_b, dz, coder.hidden)
+    linear_backward_input(coder.d_hidden, dz, p.encoding_w)
+    hidden_backward(d.encode_w, d.encode_b, coder.d_hidden, coder.hidden, x.reshape(len(dz), -1))
+    return [commitment, usage]
+
+
+@kernel
+def mean_code(use: Array, p: Array, weight: Array) -> float:
+    """use [C] = weighted mean of p [n, K, C]; minus its entropy, times the sum of the weights [K n]."""
+    n, K, C = p.shape
+    total, found = 0.0, 0.0
+    use[:] = 0
+    for i in range(n):
+        for k in range(K):
+            w = weight[k * n + i]
+            total += np.float64(w)
+            for c in range(C):
+                use[c] += w * p[i, k, c]
+    for c in range(C):
+        use[c] = max(use[c] / max(total, TINY), TINY)
+        found += total * use[c] * math.log(use[c])
+    return found
 
 
 @kernel
 def straight_through(
-    p: Array, d_code: Array, d_part: Array, code: NDArray[np.int32], weight: Array, factor: float, K: int
+    p: Array,
+    d_code: Array,
+    d_part: Array,
+    use: Array,
+    code: NDArray[np.int32],
+    weight: Array,
+    commitment: float,
+    usage: float,
 ) -> float:
-    """sum_i weight_i |c_i - p_i|^2; p [M, C] becomes the gradient of its logits, p (g - <g, p>) for g that of c."""
-    n, total = p.shape[0] // K, 0.0
+    """sum_i weight_i |c_i - p_i|^2; p [n, K, C] becomes the gradient of its logits, p (g - <g, p>) for g that of c."""
+    n, K, C = p.shape
+    total = 0.0
     for i in range(n):
         for k in range(K):
-            row, said = k * n + i, p[i * K + k]
+            row, said, g = k * n + i, p[i, k], d_code[k, i]
             w, mean = np.float64(weight[row]), 0.0
-            for c in range(p.shape[1]):
+            for c in range(C):
                 off = np.float64(said[c]) - (1.0 if c == code[row] else 0.0)
                 total += w * off * off
-                d_code[row, c] += d_part[row, c] + 2.0 * factor * w * off
-                mean += np.float64(d_code[row, c]) * np.float64(said[c])
-            for c in range(p.shape[1]):
-                said[c] *= d_code[row, c] - mean
+                g[c] += d_part[k, i, c] + w * (2.0 * commitment * off + usage * math.log(use[c]))
+                mean += np.float64(g[c]) * np.float64(said[c])
+            for c in range(C):
+                said[c] *= g[c] - mean
     return total
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
-from models.codes import Coder, encode, encode_backward, new_coder
+from models.codes import Coder, encode, encode_backward, new_coder, relabel
 from models.consistency import Foresight, consistency, new_foresight
 from models.layers import (
     BINS,
@@ -47,7 +47,7 @@ LOSSES = ("policy", "value", "after_value", "chance", "reward")
 
 
 class LossWeights(NamedTuple):
-    """Weights of the losses, in the order of LOSSES, and of two more."""
+    """Weights of the losses, in the order of LOSSES, and of three more."""
 
     policy: float = 1.0
     value: float = 0.5
@@ -55,7 +55,8 @@ class LossWeights(NamedTuple):
     chance: float = 1.0
     reward: float = 1.0
     consistency: float = 0.0  # 0 = without: then it is not among the losses
-    commitment: float = 0.0  # among the losses where codes are learned
+    commitment: float = 0.0  # among the losses where codes are learned, as is the next one
+    usage: float = 0.0
 
 
 WEIGHTS = LossWeights()
@@ -209,13 +210,13 @@ def loss_and_gradient(
     sight: tuple[Foresight, Params] | None = None,
     coding: tuple[Coder, Array] | None = None,
 ) -> list[float]:
-    """The losses in the order of LOSSES, of consistency and of commitment; d: the gradient of their weighted sum.
+    """The losses in the order of LOSSES, then the others there are; d becomes the gradient of their weighted sum.
 
     x [n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
     workspace, x filled in, and the soft target network.  Learned codes have `coding`: a workspace and the later bars.
     """
     if coding is not None:
-        encode(coding[0], work.gain_in, work.code.first, p, coding[1], len(work.move))
+        encode(coding[0], work.gain_in, work.code.first, p, coding[1])
     forward_latents(work, p, x)
     found = _heads(d, work, p, weights)
     if sight is not None:
@@ -228,11 +229,9 @@ def loss_and_gradient(
     _backward_latents(d, work, p, latent_gradient)
     if coding is not None:
         M, H = len(work.step_weight), work.move.shape[2]
-        readers = work.d_hidden[:M], work.d_move.reshape(M, H)  # of the last head, the reward's
-        told = work.code.first, work.step_weight
-        found.append(
-            encode_backward(d, coding[0], p, coding[1], readers, *told, weights.commitment, len(work.move))
-        )
+        readers = work.d_hidden[:M], work.d_move.reshape(M, H)  # the reward head was the last to use d_hidden
+        told, factors = (work.code.first, work.step_weight), (weights.commitment, weights.usage)
+        found += encode_backward(d, coding[0], p, coding[1], readers, *told, factors)
     _backward_representation(d, work, p, x)
     return found
 
@@ -341,7 +340,7 @@ class Learner:
         self._names = [
             *LOSSES,
             *(["consistency"] if weights.consistency > 0 else []),
-            *(["commitment"] if shape.encode > 0 else []),
+            *(["commitment", "usage"] if shape.encode > 0 else []),
         ]
         if (weights.consistency > 0) != (shape.project > 0):
             raise ValueError("the consistency loss and its layers go together: both or neither")
@@ -357,7 +356,7 @@ class Learner:
         self._work = SimpleQueue[tuple[Work, Foresight | None, Coder | None]]()
         for _ in range(min(threads, CHUNKS)):
             foresight = new_foresight(shape, K * batch // CHUNKS) if weights.consistency > 0 else None
-            coder = new_coder(shape, K * batch // CHUNKS) if shape.encode > 0 else None
+            coder = new_coder(shape, batch // CHUNKS, K) if shape.encode > 0 else None
             self._work.put((new_work(shape, batch // CHUNKS, K), foresight, coder))
         pool = ThreadPoolExecutor(min(threads, CHUNKS))
         self._each: Callable[..., Iterable[Any]] = (
@@ -408,7 +407,10 @@ class Learner:
             if foresight is not None and target is not None:
                 foresight.x.reshape(K, n, -1)[...] = batch.ahead[rows].swapaxes(0, 1)
                 sight = foresight, target
-            coding = (coder, batch.ahead[rows].reshape(n * K, -1)) if coder is not None else None
+            coding = None
+            if coder is not None:
+                relabel(work.gain_in, *work.reward, batch, i * n, self.shape)
+                coding = coder, batch.ahead[rows]
             d, p, x = self._d[i], self._views, batch.x[rows]
             return loss_and_gradient(d, work, p, x, self._weights, LATENT_GRADIENT, sight, coding)
         finally:
