@@ -85,6 +85,8 @@ def perplexity(code: NDArray[np.int64]) -> float:
 
 def calibration(logits: NDArray[np.float64], code: NDArray[np.int64]) -> dict[str, float]:
     """Mean surprise of a prior; how far its probability of the likeliest code is from how often that comes."""
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the chance prior of a bar is not finite: is there a NaN in its features?")
     log_p = logits - logits.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     likeliest = log_p.argmax(axis=1)

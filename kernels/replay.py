@@ -60,9 +60,7 @@ class Batch(NamedTuple):
     ahead: NDArray[
         np.float32
     ]  # [B, K, F] features of the bars of decisions 1 .. K; [B, 0, F] if no loss reads them
-    carried: NDArray[
-        np.float32
-    ]  # [B, K, 2P + 1] a long position over step k: afterstate, next, reward; or [B, 0, ...]
+    carried: NDArray[np.float32]  # [B, K, 2P + 1] of `fill_carried`; or [B, 0, 2P + 1]
 
 
 class ValueTarget(NamedTuple):
@@ -240,7 +238,7 @@ def fill_window(
     market: Market,
     rule: ValueTarget,
 ) -> None:
-    """Window b: decisions first .. first + K of session `slot`; X[row_of_bar[t]] [F] are the features of bar t."""
+    """Window b: decisions first .. first + K of session `slot`."""
     K, L = batch.code.shape[1], replay.reward.shape[1]
     row = row_of_bar[replay.start[slot] + first]
     for f in range(X.shape[1]):
@@ -275,7 +273,7 @@ def sample(
     seed: int,
     step: int,
 ) -> None:
-    """Draw windows uniformly from the first `filled` sessions.
+    """Draw windows uniformly from the first `filled` sessions; X[row_of_bar[t]] [F] are the features of bar t.
 
     The draws are keyed by (seed, step): learning step `step` always sees the same windows.
     """

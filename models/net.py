@@ -2,8 +2,7 @@
 
 The market latent m comes from bar features alone; the position enters the heads only, so a chance prior or a next
 market latent cannot know it.  Letters: F features, P position, D latent, H hidden, A actions, C codes, V bins,
-W projection,
-E encoder.
+W projection, E encoder.
 """
 
 import math
@@ -75,15 +74,8 @@ class Params(NamedTuple):
     encoding_b: Array
 
 
-SMALL = (
-    "policy_w",
-    "value_w",
-    "code_w",
-    "after_value_w",
-    "reward_w",
-    "next_w",
-    "encoding_w",
-)  # start near zero
+# start near zero: heads, and the encoder, whose random beginnings would else be all it ever says
+SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "encoding_w")
 
 
 def sizes(s: Shape) -> dict[str, tuple[int, ...]]:

@@ -70,7 +70,7 @@ def test_gradient_of_the_whole_loss() -> None:
     batch.weight[1, 2:] = 0
 
     def total(flat: np.ndarray) -> float:
-        return float(np.dot(evaluate(flat, target, batch)[0], WEIGHTS))
+        return float(np.dot(evaluate(flat, target, batch)[0], WEIGHTS[:6]))
 
     gradient = evaluate(flat, target, batch)[2]
     new = net.count(PLAIN)
@@ -88,6 +88,8 @@ def test_it_moves_what_leads_to_the_latent_and_nothing_else() -> None:
     losses, d, gradient = evaluate(flat, flat, batch, ALONE)
     np.testing.assert_array_equal(gradient, evaluate(flat, flat.copy(), batch, ALONE)[2])
     for name, view in d._asdict().items():
+        if view.size == 0:
+            continue
         moved = np.abs(view).max() > 0
         assert moved == (name[:-2] not in HEADS), name
     loss = losses[-1]

@@ -247,7 +247,17 @@ def test_too_few_bars_are_refused_with_the_reason() -> None:
         dataset(tiny("market.session=800"))
 
 
-@pytest.mark.parametrize("setting", ["train.replay=3", "train.batch=30", "train.n_step=24"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.replay=3",
+        "train.batch=30",
+        "train.n_step=24",
+        "train.codes=vq",
+        "train.priority=-1",
+        "train.usage=-0.1",
+    ],
+)
 def test_sizes_that_do_not_go_together_are_refused_by_name(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.split("=")[0]):
         Trainer(dataset(tiny()), tiny(setting), 1)
