@@ -87,9 +87,8 @@ class TrainConfig:
         "quantile"  # chance codes: bins of the next standardised move; or learned, by an encoder of its bar
     )
     commitment: float = 0.25  # weight of the loss that ties the encoder of learned codes to what it says
-    usage: float = (
-        0.3  # weight of the loss that keeps learned codes in use: without, one code soon says it all
-    )
+    usage: float = 0.3  # weight of the loss that keeps learned codes in use, or one would say it all
+    telling: float = 1.0  # weight of the loss by which learned codes tell the move of their bar
     priority: float = 0.0  # exponent of the Bellman error by which windows are drawn; 0 = uniformly
     correction: float = 1.0  # exponent of the importance weights that make up for it
     rate: float = 1e-3

@@ -68,7 +68,9 @@ class Trainer:
             project=PROJECTION * config.network.latent if t.consistency > 0 else 0,
             encode=config.network.hidden if t.codes == "learned" else 0,
         )
-        weights = LossWeights(consistency=t.consistency, commitment=t.commitment, usage=t.usage)
+        weights = LossWeights(
+            consistency=t.consistency, commitment=t.commitment, usage=t.usage, telling=t.telling
+        )
         self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads, weights)
         self.target = (
             self.learner.params.copy()
@@ -78,7 +80,7 @@ class Trainer:
         self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
         sizes = self.sizes.features, FEATURES, self.sizes.actions
         learned = t.codes == "learned"
-        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency > 0 or learned, carried=learned)
+        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency > 0 or learned, moves=learned)
         held = t.replay if t.priority > 0 else 0
         self.error = np.zeros((held, config.market.session))
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
@@ -326,7 +328,7 @@ def check_sizes(config: Config) -> None:
         raise ConfigError(f"search.reuse: {config.search.reuse!r} is none of {', '.join(REUSES)}")
     if t.codes not in KINDS:
         raise ConfigError(f"train.codes: {t.codes!r} is none of {', '.join(KINDS)}")
-    for name in ("commitment", "usage", "priority", "correction"):
+    for name in ("commitment", "usage", "telling", "priority", "correction"):
         if not getattr(t, name) >= 0:
             raise ConfigError(f"train.{name}: {getattr(t, name)} is below 0")
     if not 1 <= t.n_step < config.market.session:

@@ -11,19 +11,8 @@ from numpy.typing import NDArray
 
 from kernels._jit import kernel
 from kernels.bars import Bars
-from kernels.market import Codes, Market, entry_cost, realised_code
-from kernels.position import (
-    EXCURSION,
-    FEATURES,
-    PREVIOUS,
-    RAW,
-    SIDE,
-    act_on,
-    is_legal,
-    move_on,
-    position_features,
-    target_side,
-)
+from kernels.market import Codes, Market, entry_cost, realised_code, standardised_move
+from kernels.position import RAW, SIDE, act_on, is_legal, position_features, target_side
 from kernels.rng import below
 
 EMPTY = -1
@@ -56,11 +45,11 @@ class Batch(NamedTuple):
     value: NDArray[np.float32]  # [B, K + 1] n-step return, R
     legal: NDArray[np.bool_]  # [B, K + 1, A]
     weight: NDArray[np.float32]  # [B, K + 1] 0 beyond the end of the session
-    scratch: NDArray[np.float32]  # [2, RAW] an afterstate, and what becomes of it
+    scratch: NDArray[np.float32]  # [RAW] an afterstate
     ahead: NDArray[
         np.float32
     ]  # [B, K, F] features of the bars of decisions 1 .. K; [B, 0, F] if no loss reads them
-    carried: NDArray[np.float32]  # [B, K, 2P + 1] of `fill_carried`; or [B, 0, 2P + 1]
+    move: NDArray[np.float32]  # [B, K] standardised, of step k; [B, 0] if no loss reads it
 
 
 class ValueTarget(NamedTuple):
@@ -96,9 +85,9 @@ def new_batch(
     position: int,
     actions: int,
     ahead: bool = False,
-    carried: bool = False,
+    moves: bool = False,
 ) -> Batch:
-    """Room for `windows` windows of `steps` steps, with features of the later bars, and counterfactuals, or without."""
+    """Room for `windows` windows of `steps` steps, with features of the later bars, and with moves, or without."""
     B, K = windows, steps
     return Batch(
         x=np.zeros((B, features), np.float32),
@@ -111,9 +100,9 @@ def new_batch(
         value=np.zeros((B, K + 1), np.float32),
         legal=np.ones((B, K + 1, actions), np.bool_),
         weight=np.zeros((B, K + 1), np.float32),
-        scratch=np.zeros((2, RAW), np.float32),
+        scratch=np.zeros(RAW, np.float32),
         ahead=np.zeros((B, K if ahead else 0, features), np.float32),
-        carried=np.zeros((B, K if carried else 0, 2 * position + 1), np.float32),
+        move=np.zeros((B, K if moves else 0), np.float32),
     )
 
 
@@ -185,29 +174,13 @@ def fill_step(
     """What happened between decision `step` and the next."""
     t = replay.start[slot] + step
     action = replay.action[slot, step]
-    afterstate = batch.scratch[0]
+    afterstate = batch.scratch
     target = target_side(replay.position[slot, step, SIDE], action, market.sizes)
     act_on(afterstate, replay.position[slot, step], target, entry_cost(bars, t, market))
     position_features(batch.after[b, k], afterstate, market.excursion_weight == 0)
     batch.action[b, k] = action
     batch.code[b, k] = realised_code(codes, bars, t)
     batch.reward[b, k] = replay.reward[slot, step]
-
-
-@kernel
-def fill_carried(
-    out: NDArray[np.float32], raw: NDArray[np.float32], bars: Bars, t: int, market: Market
-) -> None:
-    """out [2P + 1]: what a long position would meet between the closes of t and t + 1, whatever was done: no cost."""
-    P, memoryless = FEATURES, market.excursion_weight == 0
-    move = (bars.close[t + 1] - bars.close[t]) / market.range_px
-    for i in range(RAW):
-        raw[0, i] = 0.0
-    raw[0, SIDE] = raw[0, PREVIOUS] = 1.0
-    move_on(raw[1], raw[0], move)
-    position_features(out[:P], raw[0], memoryless)
-    position_features(out[P : 2 * P], raw[1], memoryless)
-    out[2 * P] = move - market.excursion_weight * raw[1, EXCURSION]
 
 
 @kernel
@@ -250,8 +223,8 @@ def fill_window(
             fill_beyond(batch, b, k)
     for k in range(min(K, L - 1 - first)):
         fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)
-        if batch.carried.shape[1] > 0:
-            fill_carried(batch.carried[b, k], batch.scratch, bars, replay.start[slot] + first + k, market)
+        if batch.move.shape[1] > 0:
+            batch.move[b, k] = standardised_move(bars, replay.start[slot] + first + k)
     for k in range(batch.ahead.shape[1]):
         # beyond the end, where nothing weighs, any bar will do
         row = row_of_bar[replay.start[slot] + min(first + k + 1, L)]

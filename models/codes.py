@@ -3,6 +3,8 @@
 c[k] = onehot(argmax e(x[t + k + 1])) enters the dynamics and the reward head; the gradient that comes back to it goes
 on to e as if it were p = softmax(e) (straight-through).  The chance prior aims at c as a constant.  Commitment, so that
 p follows what was said: |stop(c) - p|^2.  Usage, or one code would soon say it all: minus the entropy of the mean p.
+Telling: (z - <c, meaning>)^2 / 2 for the standardised move z of the bar, because the market search knows of a code only
+the mean move it stands for; the reward head does not see to it, which knows a latent too, and mostly a flat position.
 e sees features of the market alone: no position, no action.  Letters: n windows of K steps.
 """
 
@@ -13,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import kernel
-from kernels.replay import Batch
 from models.layers import (
     Array,
     hidden_backward,
     hidden_forward,
-    hl_gauss,
     linear_backward,
     linear_backward_input,
     linear_forward,
@@ -27,6 +27,7 @@ from models.net import Params, Shape
 
 CALL_ROWS = 4096  # bars that are named at once
 TINY = 1e-9
+MOST_MOVE = 4.0  # that a code has to tell of, in standard deviations
 
 
 class Coder(NamedTuple):
@@ -45,35 +46,6 @@ def new_coder(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Coder:
     E, C = shape.encode, shape.codes
     sizes = (n * K, E), (n, K, C), (n * K, E), (K, n, C), (K, n, C), (C,)
     return Coder(*(np.zeros(size, dtype) for size in sizes))
-
-
-@kernel
-def relabel(
-    gain_in: Array,
-    reward_first: NDArray[np.int32],
-    reward_mass: Array,
-    batch: Batch,
-    first: int,
-    shape: Shape,
-) -> None:
-    """Every second step without a position, of windows first .., tells the reward head what a long one would have met.
-
-    The price moves whatever is held, and a flat position says nothing of it: codes would learn nothing while the agent
-    stays flat, which it does while its codes say nothing.
-    """
-    K, P, at = batch.carried.shape[1], shape.position, shape.latent + shape.codes
-    n = gain_in.shape[0] // K
-    for k in range(K):
-        for i in range(n):
-            row, told = k * n + i, batch.carried[first + i, k]
-            flat = (i + k) % 2 == 0
-            for j in range(2 * P):
-                flat = flat and gain_in[row, at + j] == 0
-            if flat:
-                for j in range(2 * P):
-                    gain_in[row, at + j] = told[j]
-                limit, bins = shape.reward_limit, shape.reward_bins
-                reward_first[row] = hl_gauss(reward_mass[row], told[2 * P], limit, bins)
 
 
 def encode(coder: Coder, gain_in: Array, code: NDArray[np.int32], p: Params, x: Array) -> None:
@@ -119,25 +91,65 @@ def encode_backward(
     coder: Coder,
     p: Params,
     x: Array,
+    move: Array,
     readers: tuple[Array, Array],
+    gain_in: Array,
     code: NDArray[np.int32],
     weight: Array,
-    factors: tuple[float, float],
+    factors: tuple[float, float, float],
 ) -> list[float]:
-    """The losses of commitment and usage; d of the encoder: `factors` times their gradients, and the straight-through.
+    """The losses of commitment, usage and telling; d of the encoder: `factors` times theirs, and the straight-through.
 
     `readers` [K n, H] are the gradients of the hidden layers that read the code, the reward head's and the dynamics'.
     """
     D, C = p.latent_w.shape[1], coder.p.shape[2]
     for dc, reader, w in zip((coder.d_code, coder.d_part), readers, (p.gain_w, p.move_w), strict=True):
         linear_backward_input(dc.reshape(-1, C), reader, w[D : D + C])
+    told = d.meaning_w, d.meaning_b, coder.d_code, p.meaning_w, p.meaning_b
+    telling = tell(*told, move, gain_in[:, D : D + C], weight, factors[2])
     usage = mean_code(coder.use, coder.p, weight)
-    commitment = straight_through(coder.p, coder.d_code, coder.d_part, coder.use, code, weight, *factors)
+    losses = coder.p, coder.d_code, coder.d_part, coder.use, code, weight
+    commitment = straight_through(*losses, factors[0], factors[1])
     dz = coder.p.reshape(-1, C)
     linear_backward(d.encoding_w, d.encoding_b, dz, coder.hidden)
     linear_backward_input(coder.d_hidden, dz, p.encoding_w)
     hidden_backward(d.encode_w, d.encode_b, coder.d_hidden, coder.hidden, x.reshape(len(dz), -1))
-    return [commitment, usage]
+    return [commitment, usage, telling]
+
+
+@kernel
+def tell(
+    dw: Array,
+    db: Array,
+    d_code: Array,
+    w: Array,
+    b: Array,
+    move: Array,
+    hot: Array,
+    weight: Array,
+    factor: float,
+) -> float:
+    """sum_i weight_i (<c_i, w> + b - z_i)^2 / 2 of moves z [n, K], one-hots c [K n, C]; dw, db: `factor` its gradient.
+
+    That with respect to the one-hots is added to d_code [K, n, C].
+    """
+    n, K = move.shape
+    total = 0.0
+    dw[:, :] = 0
+    db[:] = 0
+    for i in range(n):
+        for k in range(K):
+            row, off = k * n + i, np.float64(b[0])
+            for c in range(w.shape[0]):
+                off += np.float64(hot[row, c]) * np.float64(w[c, 0])
+            off -= min(max(np.float64(move[i, k]), -MOST_MOVE), MOST_MOVE)
+            total += 0.5 * weight[row] * off * off
+            off *= factor * weight[row]
+            db[0] += off
+            for c in range(w.shape[0]):
+                dw[c, 0] += off * hot[row, c]
+                d_code[k, i, c] += off * w[c, 0]
+    return total
 
 
 @kernel

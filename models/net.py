@@ -68,10 +68,12 @@ class Params(NamedTuple):
     guess_b: Array
     guessed_w: Array  # [W, W]
     guessed_b: Array
-    encode_w: Array  # [F, E] of the encoder of learned codes, as are the next three
+    encode_w: Array  # [F, E] of the encoder of learned codes, as are the next five
     encode_b: Array
     encoding_w: Array  # [E, C]
     encoding_b: Array
+    meaning_w: Array  # [C, 1] move that a code tells of
+    meaning_b: Array
 
 
 # start near zero: heads, and the encoder, whose random beginnings would else be all it ever says
@@ -100,6 +102,7 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "guessed": (s.project, s.project),
         "encode": (s.features, s.encode),
         "encoding": (s.encode, s.codes if s.encode else 0),
+        "meaning": (s.codes, 1) if s.encode else (0, 0),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in layers.items():

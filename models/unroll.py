@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
-from models.codes import Coder, encode, encode_backward, new_coder, relabel
+from models.codes import Coder, encode, encode_backward, new_coder
 from models.consistency import Foresight, consistency, new_foresight
 from models.layers import (
     BINS,
@@ -47,7 +47,7 @@ LOSSES = ("policy", "value", "after_value", "chance", "reward")
 
 
 class LossWeights(NamedTuple):
-    """Weights of the losses, in the order of LOSSES, and of three more."""
+    """Weights of the losses, in the order of LOSSES, and of four more."""
 
     policy: float = 1.0
     value: float = 0.5
@@ -55,8 +55,9 @@ class LossWeights(NamedTuple):
     chance: float = 1.0
     reward: float = 1.0
     consistency: float = 0.0  # 0 = without: then it is not among the losses
-    commitment: float = 0.0  # among the losses where codes are learned, as is the next one
+    commitment: float = 0.0  # among the losses where codes are learned, as are the next two
     usage: float = 0.0
+    telling: float = 0.0
 
 
 WEIGHTS = LossWeights()
@@ -208,12 +209,13 @@ def loss_and_gradient(
     weights: LossWeights,
     latent_gradient: float = LATENT_GRADIENT,
     sight: tuple[Foresight, Params] | None = None,
-    coding: tuple[Coder, Array] | None = None,
+    coding: tuple[Coder, Array, Array] | None = None,
 ) -> list[float]:
     """The losses in the order of LOSSES, then the others there are; d becomes the gradient of their weighted sum.
 
     x [n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
-    workspace, x filled in, and the soft target network.  Learned codes have `coding`: a workspace and the later bars.
+    workspace, x filled in, and the soft target network.  Learned codes have `coding`: a workspace, the later bars
+    x [n, K, F] and the moves [n, K].
     """
     if coding is not None:
         encode(coding[0], work.gain_in, work.code.first, p, coding[1])
@@ -230,8 +232,9 @@ def loss_and_gradient(
     if coding is not None:
         M, H = len(work.step_weight), work.move.shape[2]
         readers = work.d_hidden[:M], work.d_move.reshape(M, H)  # the reward head was the last to use d_hidden
-        told, factors = (work.code.first, work.step_weight), (weights.commitment, weights.usage)
-        found += encode_backward(d, coding[0], p, coding[1], readers, *told, factors)
+        told = work.gain_in, work.code.first, work.step_weight
+        factors = weights.commitment, weights.usage, weights.telling
+        found += encode_backward(d, coding[0], p, *coding[1:], readers, *told, factors)
     _backward_representation(d, work, p, x)
     return found
 
@@ -340,7 +343,7 @@ class Learner:
         self._names = [
             *LOSSES,
             *(["consistency"] if weights.consistency > 0 else []),
-            *(["commitment", "usage"] if shape.encode > 0 else []),
+            *(["commitment", "usage", "telling"] if shape.encode > 0 else []),
         ]
         if (weights.consistency > 0) != (shape.project > 0):
             raise ValueError("the consistency loss and its layers go together: both or neither")
@@ -368,8 +371,8 @@ class Learner:
 
         The consistency loss needs the soft target network, and like learned codes a batch that looks ahead.
         """
-        if self.shape.encode > 0 and batch.ahead.shape[1] == 0:
-            raise ValueError("learned codes need a batch that looks ahead")
+        if self.shape.encode > 0 and batch.ahead.shape[1] * batch.move.shape[1] == 0:
+            raise ValueError("learned codes need a batch that looks ahead, with moves")
         if self._weights.consistency > 0 and (target is None or batch.ahead.shape[1] == 0):
             raise ValueError("the consistency loss needs the target network and a batch that looks ahead")
         rows = list(self._each(lambda i: self._chunk(batch, target, i), range(CHUNKS)))
@@ -407,10 +410,7 @@ class Learner:
             if foresight is not None and target is not None:
                 foresight.x.reshape(K, n, -1)[...] = batch.ahead[rows].swapaxes(0, 1)
                 sight = foresight, target
-            coding = None
-            if coder is not None:
-                relabel(work.gain_in, *work.reward, batch, i * n, self.shape)
-                coding = coder, batch.ahead[rows]
+            coding = (coder, batch.ahead[rows], batch.move[rows]) if coder is not None else None
             d, p, x = self._d[i], self._views, batch.x[rows]
             return loss_and_gradient(d, work, p, x, self._weights, LATENT_GRADIENT, sight, coding)
         finally:

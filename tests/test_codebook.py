@@ -94,7 +94,7 @@ def test_what_is_logged_of_the_codes(kind: str) -> None:
     names = ("code_perplexity", "code_r2", "chance_nll", "chance_calibration_error")
     assert all(np.isfinite(row[name]) for name in names)
     assert 1 <= row["code_perplexity"] <= 8
-    assert ("commitment" in row) == ("usage" in row) == (kind == "learned")
+    assert ("commitment" in row) == ("usage" in row) == ("telling" in row) == (kind == "learned")
     if kind == "quantile":
         assert row["code_r2"] > 0.8
     agent, ts = trainer.agent(), trainer.bars_of(trainer.replay.start[:2])

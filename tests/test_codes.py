@@ -6,7 +6,6 @@ from threadpoolctl import threadpool_limits
 
 from kernels.replay import Batch, new_batch
 from models import codes, net, unroll
-from tests.test_layers import dense_target
 from tests.test_unroll import SHAPE as PLAIN
 from tests.test_unroll import K, lively, random_batch
 from tests.test_unroll import evaluate as evaluate_plain
@@ -14,16 +13,17 @@ from tests.test_unroll import evaluate as evaluate_plain
 SHAPE = PLAIN._replace(encode=6)
 C, D, P = SHAPE.codes, SHAPE.latent, SHAPE.position
 RNG = np.random.default_rng(4)
-WEIGHTS = unroll.LossWeights(commitment=0.4, usage=0.7)
+WEIGHTS = unroll.LossWeights(commitment=0.4, usage=0.7, telling=0.6)
 NOTHING = unroll.LossWeights(0, 0, 0, 0, 0)
 ENCODER = ("encode_w", "encode_b", "encoding_w", "encoding_b")
+LOSSES = [*unroll.LOSSES, "commitment", "usage", "telling"]
 
 
 def coded_batch(windows: int, seed: int = 0) -> Batch:
-    room = new_batch(windows, K, SHAPE.features, P, SHAPE.actions, ahead=True, carried=True)
+    room = new_batch(windows, K, SHAPE.features, P, SHAPE.actions, ahead=True, moves=True)
     draw = np.random.default_rng(seed + 1)
-    room.ahead[:], room.carried[:] = draw.normal(size=room.ahead.shape), draw.normal(size=room.carried.shape)
-    return random_batch(windows, SHAPE, K, seed)._replace(ahead=room.ahead, carried=room.carried)
+    room.ahead[:], room.move[:] = draw.normal(size=room.ahead.shape), 3 * draw.normal(size=room.move.shape)
+    return random_batch(windows, SHAPE, K, seed)._replace(ahead=room.ahead, move=room.move)
 
 
 def parameters(seed: int = 1) -> np.ndarray:
@@ -43,14 +43,19 @@ def evaluate(
     p, d = net.views(flat, SHAPE), net.views(gradient, SHAPE)
     unroll.fill_inputs(work, batch, 0)
     unroll.fill_targets(work, batch, 0, SHAPE)
-    coding, x = (coder, batch.ahead.astype(flat.dtype)), batch.x.astype(flat.dtype)
+    coding = coder, batch.ahead.astype(flat.dtype), batch.move.astype(flat.dtype)
+    x = batch.x.astype(flat.dtype)
     found = unroll.loss_and_gradient(d, work, p, x, weights, 1.0, None, coding)
     return found, gradient, work, coder
 
 
 def total(flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS) -> float:
-    factors = [*weights[:5], weights.commitment, weights.usage]
-    return float(np.dot(evaluate(flat, batch, weights)[0], factors))
+    return float(
+        np.dot(
+            evaluate(flat, batch, weights)[0],
+            [*weights[:5], weights.commitment, weights.usage, weights.telling],
+        )
+    )
 
 
 def naive_probabilities(flat: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -86,6 +91,10 @@ def test_forward_the_code_is_the_likeliest_one_and_all_the_network_sees() -> Non
     mean = (weight * p).sum(axis=(0, 1))
     assert found[5] == pytest.approx((weight * (p - hot) ** 2).sum())
     assert found[6] == pytest.approx((mean * np.log(mean)).sum())
+    meaning = net.views(flat, SHAPE).meaning_w[batch.code, 0] + net.views(flat, SHAPE).meaning_b[0]
+    off = meaning - np.clip(batch.move, -codes.MOST_MOVE, codes.MOST_MOVE)
+    assert found[7] == pytest.approx((weight[..., 0] * off**2).sum() / 2)
+    assert np.abs(batch.move).max() > codes.MOST_MOVE
 
 
 def test_gradient_of_the_whole_loss_where_the_code_is_its_probability(
@@ -141,31 +150,35 @@ def test_straight_through_is_the_jacobian_of_softmax_at_the_gradient_of_the_one_
         ("chance", 2, True),  # what followed may tell what follows
         ("commitment", 1, True),
         ("usage", 1, True),
+        ("telling", 1, True),
     ],
 )
 def test_which_losses_reach_the_encoder(loss: str, steps: int, reaches: bool) -> None:
     flat, batch = parameters(), coded_batch(16)
     batch.weight[:, steps + 1 :] = 0
     d = net.views(evaluate(flat, batch, NOTHING._replace(**{loss: 1.0}))[1], SHAPE)
+    assert (np.abs(d.meaning_w).max() > 0) == (np.abs(d.meaning_b).max() > 0) == (loss == "telling")
     for name in ENCODER:
         assert (np.abs(getattr(d, name)).max() > 1e-6) == reaches, name
         assert reaches or not getattr(d, name).any()
     of_the_rest = max(
-        np.abs(view).max() for name, view in d._asdict().items() if name not in ENCODER and view.size
+        np.abs(view).max()
+        for name, view in d._asdict().items()
+        if name[:4] not in ("enco", "mean", "proj", "gues")
     )
-    assert (of_the_rest > 0) == (loss not in ("commitment", "usage"))
+    assert (of_the_rest > 0) == (loss in unroll.LOSSES)
 
 
 def test_the_code_of_a_step_is_the_first_thing_to_know_of_its_bar() -> None:
     """Another bar x[t + 2] changes no loss up to decision 1, and with decision 2 all but the afterstate before it."""
     flat, batch = parameters(), coded_batch(16)
-    for last, same in ((1, [*unroll.LOSSES, "commitment", "usage"]), (2, ["after_value"])):
+    for last, same in ((1, LOSSES), (2, ["after_value"])):
         batch.weight[:] = np.arange(K + 1) <= last
         old = evaluate(flat, batch)[0]
         batch.ahead[:, 1] = RNG.normal(size=batch.ahead[:, 1].shape)
+        batch.move[:, 1] *= -1
         new = evaluate(flat, batch)[0]
-        names = [*unroll.LOSSES, "commitment", "usage"]
-        assert [name for name, a, b in zip(names, old, new, strict=True) if a == b] == same
+        assert [name for name, a, b in zip(LOSSES, old, new, strict=True) if a == b] == same
 
 
 def test_neither_position_nor_action_reaches_the_code() -> None:
@@ -182,39 +195,15 @@ def test_what_lies_beyond_the_end_has_no_gradient() -> None:
     batch.weight[:, 2:] = 0
     old = evaluate(flat, batch)[1]
     batch.ahead[:, 1:] += 3
+    batch.move[:, 1:] += 1
     np.testing.assert_array_equal(old, evaluate(flat, batch)[1])
 
 
-def test_every_second_flat_step_meets_what_a_long_position_would_have_met() -> None:
-    batch, n = coded_batch(8), 4
-    batch.after[::3], batch.position[::3] = 0, 0
-    work = unroll.new_work(SHAPE, n, K, float)
-    unroll.fill_inputs(work, batch, n)  # the second half
-    unroll.fill_targets(work, batch, n, SHAPE)
-    codes.relabel(work.gain_in, *work.reward, batch, n, SHAPE)
-    changed = 0
-    for k in range(K):
-        for i in range(n):
-            row, b = k * n + i, n + i
-            told = np.concatenate([batch.after[b, k], batch.position[b, k + 1]])
-            reward = batch.reward[b, k]
-            if b % 3 == 0 and (i + k) % 2 == 0:
-                told, reward, changed = batch.carried[b, k, :-1], batch.carried[b, k, -1], changed + 1
-            np.testing.assert_array_equal(work.gain_in[row, D + C :], told)
-            target, first = np.zeros(SHAPE.reward_bins), work.reward.first[row]
-            target[first : first + work.reward.mass.shape[1]] = work.reward.mass[row]
-            np.testing.assert_allclose(
-                target, dense_target(reward, SHAPE.reward_limit, SHAPE.reward_bins), atol=1e-6
-            )
-    assert changed == 2
-
-
-def paying_batch(windows: int) -> Batch:
-    """Nothing but the sign of one feature of a later bar says what a long position earns; the agent itself is flat."""
+def telling_batch(windows: int) -> Batch:
+    """The move is the sign of one feature of the bar that came, and nobody holds a position."""
     batch = coded_batch(windows, 7)
     batch.after[:], batch.position[:], batch.reward[:], batch.value[:] = 0, 0, 0, 0
-    batch.carried[:], batch.carried[..., [0, P]] = 0, 1
-    batch.carried[..., -1] = 2 * np.sign(batch.ahead[..., 3])
+    batch.move[:] = np.sign(batch.ahead[..., 3])
     return batch
 
 
@@ -222,19 +211,31 @@ def learner_of(weights: unroll.LossWeights, threads: int) -> unroll.Learner:
     return unroll.Learner(SHAPE._replace(encode=16), 128, K, 5, 3e-3, 0.0, 10_000, threads, weights)
 
 
-@pytest.mark.parametrize("usage", [0.3, 0.0])
-def test_codes_learn_to_tell_what_pays_unless_nothing_keeps_them_in_use(usage: float) -> None:
-    batch = paying_batch(128)
-    learner = learner_of(unroll.LossWeights(policy=0.0, commitment=0.25, usage=usage), 1)
+@pytest.mark.parametrize("telling", [1.0, 0.0])
+def test_codes_learn_to_tell_the_move_if_they_are_asked_to(telling: float) -> None:
+    batch = telling_batch(128)
+    learner = learner_of(unroll.LossWeights(commitment=0.25, usage=0.3, telling=telling), 1)
     with threadpool_limits(1, "blas"):
-        for _ in range(800):
+        for _ in range(400):
             losses = learner.learn(batch)
     rows = np.arange(128 * K, dtype=np.int32)
     code = codes.name_bars(learner._views, batch.ahead.reshape(len(rows), -1), rows)
-    paid = batch.carried[..., -1].ravel() > 0
-    told = sum(max(paid[code == c].sum(), (~paid)[code == c].sum()) for c in range(C)) / len(rows)
-    assert told > 0.9 if usage else told < 0.6
-    assert losses["usage"] < -1.4 if usage else losses["usage"] > -0.5
+    up = batch.move.ravel() > 0
+    told = sum(max(up[code == c].sum(), (~up)[code == c].sum()) for c in range(C)) / len(rows)
+    assert told > 0.95 if telling else told < 0.6
+    assert losses["telling"] < 0.1 if telling else losses["telling"] > 0.4
+
+
+def test_without_the_usage_loss_one_code_says_it_all() -> None:
+    batch, last = telling_batch(128), list[float]()
+    for usage in (0.0, 0.3):
+        learner = learner_of(unroll.LossWeights(policy=0.0, commitment=0.25, usage=usage), 1)
+        with threadpool_limits(1, "blas"):
+            for _ in range(300):
+                losses = learner.learn(batch)
+        last.append(losses["usage"])
+    assert last[0] > -0.3  # of at most log 5
+    assert last[1] < -1.3
 
 
 def test_threads_change_no_byte() -> None:

@@ -38,7 +38,7 @@ def test_a_seed_is_a_network() -> None:
 
 
 def test_heads_start_near_zero_and_the_rest_at_unit_gain() -> None:
-    shape = net.Shape(features=200, project=150, encode=150)
+    shape = net.Shape(features=200, project=150, encode=150, codes=600)
     p = net.views(net.new_params(shape, 0), shape)._asdict()
     for name, view in p.items():
         if name.endswith("_b"):

@@ -11,22 +11,8 @@ from host.config import load_config
 from host.dataset import Dataset, FeatureStore, new_dataset
 from kernels.bars import NS, Bars
 from kernels.features import features_of
-from kernels.market import TRADE, Codes, fit_codes, new_accounts, new_market
-from kernels.market import step as trade_on
-from kernels.position import (
-    ACTIONS,
-    BEST,
-    COST,
-    EXCURSION,
-    FEATURES,
-    HELD,
-    PREVIOUS,
-    RAW,
-    SIDE,
-    UNREALISED,
-    WORST,
-    position_features,
-)
+from kernels.market import Codes, fit_codes, new_market
+from kernels.position import ACTIONS, COST, FEATURES, RAW, SIDE, UNREALISED, position_features
 from kernels.replay import Batch, Replay, ValueTarget, new_batch, new_replay, sample
 from kernels.rng import below
 from tests.naive import wandering_bars
@@ -81,10 +67,10 @@ def draw_batch(
     return batch
 
 
-def told(position: Any, memoryless: bool = True) -> Any:
+def told(position: Any) -> Any:
     """Position features as a fresh row."""
     out = np.zeros(FEATURES, np.float32)
-    position_features(out, np.asarray(position, np.float32), memoryless)
+    position_features(out, np.asarray(position, np.float32), True)
     return out
 
 
@@ -204,29 +190,20 @@ def test_a_batch_looks_ahead_only_where_it_is_asked_to() -> None:
             )
 
 
-def test_a_long_position_carried_over_a_bar_is_the_ledgers() -> None:
-    replay, rule, K = random_replay(5), ValueTarget(5, 0.9, 0.0), 5
+def test_moves_are_in_the_batch_only_where_it_is_asked_for_them() -> None:
+    replay, rule = random_replay(5), ValueTarget(5, 0.9, 0.0)
     X, row_of_bar = rows_of(0)
-    for weight in (0.0, 0.05):
-        market = MARKET._replace(excursion_weight=weight)
-        batch = new_batch(64, K, F, FEATURES, A, carried=True)
-        sample(batch, replay, R, X, row_of_bar, BARS, CODES, market, rule, 3, 3)
-        for b in range(64):
-            slot, first = divmod(below(R * L, 3, 3, b), L)
-            for k in range(min(K, L - 1 - first)):
-                t = int(replay.start[slot]) + first + k
-                account, trade = new_accounts(1)[0], np.zeros(TRADE)
-                trade_on(account, trade, BARS, t - 1, 1, MARKET)
-                move = trade_on(account, trade, BARS, t, 0, MARKET)  # what it earns, free of excursions
-                loss = max(0.0, -move)
-                after = np.zeros(RAW)
-                after[SIDE] = after[PREVIOUS] = 1
-                later = np.zeros(RAW)
-                later[[SIDE, PREVIOUS, HELD, UNREALISED]] = 1, 1, 1, move
-                later[[EXCURSION, WORST, BEST]] = loss, loss, max(0.0, move)
-                expected = [*told(after, weight == 0), *told(later, weight == 0), move - weight * loss]
-                np.testing.assert_allclose(batch.carried[b, k], expected, rtol=1e-4, atol=1e-5)
-    assert draw_batch(replay, R, rule, 3, 3).carried.size == 0
+    batch = new_batch(64, 5, F, FEATURES, A, moves=True)
+    sample(batch, replay, R, X, row_of_bar, BARS, CODES, MARKET, rule, 3, 3)
+    for b in range(64):
+        slot, first = divmod(below(R * L, 3, 3, b), L)
+        for k in range(min(5, L - 1 - first)):
+            t = int(replay.start[slot]) + first + k
+            expected = (BARS.close[t + 1] - BARS.close[t]) / np.sqrt(
+                np.mean(np.diff(BARS.close[t - 64 : t + 1]) ** 2)
+            )
+            assert batch.move[b, k] == pytest.approx(expected, rel=1e-5)
+    assert draw_batch(replay, R, rule, 3, 3).move.size == 0
 
 
 def test_the_last_decision_of_a_session_bootstraps_behind_it_and_never_from_the_next() -> None:
