@@ -88,7 +88,7 @@ class TrainConfig:
     )
     commitment: float = 0.25  # weight of the loss that ties the encoder of learned codes to what it says
     usage: float = 0.3  # weight of the loss that keeps learned codes in use, or one would say it all
-    telling: float = 1.0  # weight of the loss by which learned codes tell the move of their bar
+    telling: float = 5.0  # weight of the loss by which learned codes tell the move of their bar
     priority: float = 0.0  # exponent of the Bellman error by which windows are drawn; 0 = uniformly
     correction: float = 1.0  # exponent of the importance weights that make up for it
     rate: float = 1e-3

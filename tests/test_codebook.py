@@ -19,6 +19,7 @@ from kernels.planner import Planner, plan, set_root
 from kernels.position import RAW
 from kernels.reanalyze import set_known
 from kernels.tree import CHANCE_CHILD
+from models.codes import name_bars
 from models.net import views
 from tests.test_train import BARS, T, dataset, model_bytes, same_state, tiny, trained
 
@@ -54,6 +55,20 @@ def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None
         assert codes.centres[c] == pytest.approx(np.mean(mine) if mine else 0.0, abs=1e-12)
     for t in bars:
         assert realised_code(codes, BARS, t) == codes.of_bar[t + 1] == code[t]
+
+
+def test_a_cycle_names_every_bar_it_holds_with_the_networks_that_play_it() -> None:
+    trainer = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
+    trainer.run_cycle()
+    for _ in range(4):  # the ring goes round
+        draw = np.random.default_rng(trainer.cycle).normal(0, 0.3, trainer.target.shape)
+        trainer.target += draw.astype(np.float32)
+        playing = views(trainer.target.copy(), trainer.learner.shape)
+        trainer.run_cycle()
+        ts = trainer.bars_of(trainer.replay.start[: trainer.filled])
+        code = name_bars(playing, trainer.store.X, trainer.store.row_of_bar[ts + 1])
+        np.testing.assert_array_equal(trainer.data.setting.codes.of_bar[ts + 1], code)
+        assert len(set(code.tolist())) > 1
 
 
 def test_codes_of_quantiles_are_still_the_bins_of_their_moves() -> None:
