@@ -219,7 +219,7 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="search, exogenous, widening, rezero, features, selfplay, learn, act, memory or ort."
+            help="search, exogenous, widening, rezero, enhancements, features, selfplay, learn, act, memory, ort."
         ),
     ],
     threads: Annotated[
@@ -229,13 +229,23 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="`search` and `widening` with 16 simulations and one thread only.")
     ] = False,
+    seeds: Annotated[int, typer.Option(help="Of `enhancements`.", min=1)] = 5,
+    only: Annotated[str | None, typer.Option(help="One of the `enhancements`.")] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.001, help="Training time of a unit of `enhancements`.")
+    ] = 2.0,
+    out: Annotated[Path, typer.Option(help="Where `enhancements` keeps what it has measured.")] = Path(
+        "runs/enhancements"
+    ),
     as_json: Json = False,
 ) -> None:
     """Measure what the program costs on this machine."""
     from host.bench import Size, print_bench
     from host.bench import bench as run
+    from host.enhancement_run import Effort
 
-    size = Size(threads=thread_count(threads), rounds=rounds)
+    effort = Effort(minutes=minutes, threads=thread_count(threads))
+    size = Size(thread_count(threads), rounds, seeds=seeds, only=only, out=out, effort=effort)
     if quick:
         size = replace(size, simulations=(16,), threads_tried=(1,))
     document = run(what, size)

@@ -25,7 +25,6 @@ from host.journal import read_journal
 from host.office import Halted, Office, Publishing
 from host.progress import say
 from kernels._jit import module_digest
-from kernels.features import HISTORY
 from kernels.guard import Limits
 
 WATCH_S = 0.5  # between two looks at the HALT file and at the time
@@ -68,7 +67,7 @@ def act_on_feed(
     """`act`: load and check the model, then decide for every bar of the feed."""
     loaded = load_agent(model)
     digest = module_digest("kernels.trader")  # all that a decision's machine code is made from
-    say(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {HISTORY} closed bars")
+    say(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {loaded.agent.sizes.history} closed bars")
     bars = feed_bars(feed, reading_of(loaded, reading), follow)
     printer = Printer(out, as_json)
     decide_on_noise(loaded.agent, loaded.setting, loaded.search, 2)  # kernels are at hand when a bar comes

@@ -33,7 +33,7 @@ def new_trader(agent: Agent, setting: Setting, search: SearchConfig) -> Trader:
         normaliser=setting.normaliser,
         codes=setting.codes,
         market=setting.market,
-        x=np.zeros(len(setting.normaliser.scale), np.float32),
+        x=np.zeros((agent.sizes.context, agent.sizes.features), np.float32),
         work=new_work(setting.features),
         position=np.zeros(RAW, np.float32),
     )
@@ -63,19 +63,19 @@ class DecisionError(ArithmeticError):
 
 
 class History:
-    """The last bars of a feed, at least HISTORY of them once so many have come, in arrays that never move for long."""
+    """The last bars of a feed, at least `keep` of them once so many have come, in arrays that never move for long."""
 
-    def __init__(self, capacity: int = 8 * HISTORY) -> None:
+    def __init__(self, capacity: int = 8 * HISTORY, keep: int = HISTORY) -> None:
         kinds = (np.int64 if name == "time" else np.float64 for name in Bars._fields)
         self._all = Bars._make(np.zeros(capacity, kind) for kind in kinds)
-        self._count = 0
+        self._count, self._keep = 0, keep
 
     def append(self, bar: Bar) -> None:
         """Take in the next closed bar; the oldest are forgotten when the room is full."""
         if self._count == len(self._all.time):
             for column in self._all:
-                column[:HISTORY] = column[-HISTORY:]
-            self._count = HISTORY
+                column[: self._keep] = column[-self._keep :]
+            self._count = self._keep
         columns: tuple[NDArray[Any], ...] = self._all
         for column, value in zip(columns, bar, strict=True):
             column[self._count] = value
@@ -92,7 +92,8 @@ class Actor:
 
     def __init__(self, agent: Agent, setting: Setting, search: SearchConfig) -> None:
         self._trader = new_trader(agent, setting, search)
-        self._history = History()
+        self.history = agent.sizes.history  # bars that a decision depends on
+        self._history = History(keep=self.history)
         self._account = new_accounts(1)[0]
         self._trade = np.zeros(TRADE)
         self._pending: int | None = None  # action decided at the last bar, filled by the next one
@@ -111,7 +112,7 @@ class Actor:
     @property
     def far(self) -> float:
         """Root mean square of the last decision's normalised features: 1 in training, NaN if one is not finite."""
-        return float(np.sqrt(np.mean(np.square(self._trader.x, dtype=np.float64))))
+        return float(np.sqrt(np.mean(np.square(self._trader.x[-1], dtype=np.float64))))
 
     def on_bar(self, bar: Bar) -> bool:
         """Book the fill of the last decision and decide again; False during the warm-up."""
@@ -120,7 +121,7 @@ class Actor:
         t, trader = len(bars.time) - 1, self._trader
         if self._pending is not None:
             step(self._account, self._trade, bars, t - 1, self._pending, trader.market)
-        if t < HISTORY - 1:
+        if t < self.history - 1:
             return False
         extra = np.zeros((len(bars.time), 0), np.float32)
         check(decide(trader, self._account, bars, extra, t))
@@ -138,13 +139,13 @@ class Actor:
         return format_decision(bar.time, action, self.target, planner.value[0], planner.policy[0], latency_us)
 
     def state(self) -> dict[str, Any]:
-        """All that the next decision depends on besides the last HISTORY bars."""
+        """All that the next decision depends on besides the last `history` bars."""
         return {"account": self._account.tolist(), "pending": self._pending}
 
     def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
         """Go on from `state`, as it was after the last of `bars`."""
-        self._history = History()
-        for bar in bars[-HISTORY:]:
+        self._history = History(keep=self.history)
+        for bar in bars[-self.history :]:
             self._history.append(bar)
         self._account[:] = state["account"]
         self._pending = state["pending"]
@@ -153,7 +154,7 @@ class Actor:
 def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisions: int) -> list[int]:
     """Microseconds of decisions on a random walk at the scale of the market; the first two compile or load kernels."""
     actor, found = Actor(agent, setting, search), list[int]()
-    for bar in random_walk(setting.market, HISTORY - 1 + decisions):
+    for bar in random_walk(setting.market, actor.history - 1 + decisions):
         begin = time.perf_counter()
         try:
             decided = actor.on_bar(bar)

@@ -24,6 +24,7 @@ from kernels.planner import HORIZON, Planner, new_planner
 from kernels.position import FULL, PREVIOUS, RAW, SIDE, action_names, position_features, target_side
 from kernels.search import Model
 
+MOST_CONTEXT = 64  # bars
 MOST_PX = 1e6  # that a price, a cost or a weight may be
 
 
@@ -32,9 +33,16 @@ class Sizes(NamedTuple):
 
     features: int  # F
     position: int  # P
-    latent: int  # D
+    state: int  # D: what the networks remember of a node
     actions: int  # A
     codes: int  # C
+    window: int = 1  # states, of a node and of those before it, that a row of `dynamics` or `market` has
+    context: int = 1  # bars that a row of `root` has the features of
+
+    @property
+    def history(self) -> int:
+        """Bars that a decision depends on."""
+        return HISTORY + self.context - 1
 
 
 class Setting(NamedTuple):
@@ -59,7 +67,7 @@ class Agent:
 
     def planner(self, roots: int, config: SearchConfig) -> Planner:
         """A planner over `roots` roots, with the networks that its rule calls."""
-        _, P, D, A, C = self.sizes
+        _, P, D, A, C, *_ = self.sizes
         after, dynamics, market = no_net(), no_net(), no_net()
         if config.rule == MARKET:
             nodes = min(roots * WAVE, max(1, CALL_ROWS // C))
@@ -78,13 +86,13 @@ class Agent:
 
 def graph_widths(sizes: Sizes, memoryless: bool) -> dict[str, tuple[int, int]]:
     """Columns that each graph reads and writes."""
-    F, P, D, A, C = sizes
+    F, P, D, A, C, window, context = sizes
     slots = slot_count(A, HORIZON, memoryless)
     return {
-        "root": (F + P, D + A + 1 + C),
+        "root": (context * F + P, D + A + 1 + C),
         "afterstate": (D + A + P, D + C + 1),
-        "dynamics": (D + C + 2 * P, D + A + 2),
-        "market": (D + C + (0 if memoryless else slots * P), D + C + slots),
+        "dynamics": (window * D + C + 2 * P, D + A + 2),
+        "market": (window * D + C + (0 if memoryless else slots * P), D + C + slots),
     }
 
 
@@ -138,7 +146,7 @@ def save_agent(
         "features": {"spec": feature_names(setting.features), "digest": feature_digest(setting.features)},
         "instrument": {"pip_px": market["pip_px"], "range_px": market["range_px"]},
         "interval_s": market["interval_ns"] // NS,
-        "history": HISTORY,
+        "history": agent.sizes.history,
         "actions": action_names(setting.market.sizes),
         "costs": market,
         "search": search._asdict(),
@@ -177,7 +185,8 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     if feature_digest(features) != m["features"]["digest"]:
         raise ModelRefused("made with other features than this program computes")
     market = new_market(**m["costs"])
-    if m["actions"] != action_names(market.sizes) or m["history"] != HISTORY:
+    within("context", m["sizes"]["context"], 1, MOST_CONTEXT)
+    if m["actions"] != action_names(market.sizes) or m["history"] != Sizes(**m["sizes"]).history:
         raise ModelRefused("its actions or its history are not this program's")
     setting = Setting(
         features,

@@ -17,7 +17,6 @@ from host.bars import read_bars
 from host.formats import DataError, ReadOptions, Source
 from host.progress import say
 from kernels.bars import Bars
-from kernels.features import HISTORY
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
 from kernels.stats import baselines, statistics
@@ -110,7 +109,7 @@ def backtest_csv(
     loaded = load_agent(model)
     bars, source = read_bars(csv or SAMPLE, reading_of(loaded, reading))
     describe(source)
-    first = first_bar(bars, start, source)
+    first = first_bar(bars, start, source, loaded.agent.sizes.history)
     trader = new_trader(loaded.agent, loaded.setting, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
     result = trade_bars(trader, bars, extra, first, len(bars.time))
@@ -133,9 +132,9 @@ def describe(source: Source) -> None:
         say(f"  {note}")
 
 
-def first_bar(bars: Bars, start: str | None, source: Source) -> int:
+def first_bar(bars: Bars, start: str | None, source: Source, history: int) -> int:
     """Index of the first decision: after the warm-up and not before `start`."""
-    first = HISTORY - 1
+    first = history - 1
     if start is not None:
         try:
             stamp = np.datetime64(start.removesuffix("Z"), "ns").astype(np.int64)
@@ -144,6 +143,6 @@ def first_bar(bars: Bars, start: str | None, source: Source) -> int:
         first = max(first, int(np.searchsorted(bars.time, stamp)))
     if first + 1 >= len(bars.time):
         raise DataError(
-            f"{source.path}: no bar to decide at; it has {len(bars.time)} and the warm-up takes {HISTORY}"
+            f"{source.path}: no bar to decide at; it has {len(bars.time)} and the warm-up takes {history}"
         )
     return first

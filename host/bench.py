@@ -17,14 +17,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from timeit import Timer
 from typing import IO, TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -33,10 +32,23 @@ from numba import njit
 from numpy.typing import NDArray
 
 # What weighs (pandas, onnx, the trainer) is imported where it is used: a measuring process must not carry it.
+from host.bench_enhancements import bench_enhancements, print_enhancements
 from host.bench_exogenous import bench_exogenous
 from host.bench_rezero import bench_rezero
-from host.bench_search import BLOCK_S, NETS, SEARCHES, bench_search, fill, memory_mb, print_search
+from host.bench_search import (
+    BLOCK_S,
+    NETS,
+    SEARCHES,
+    Work,
+    bench_search,
+    clock,
+    fill,
+    medians,
+    memory_mb,
+    print_search,
+)
 from host.bench_widening import bench_widening
+from host.enhancement_run import Effort
 from host.progress import say
 from kernels.bars import Bars
 from kernels.features import HISTORY, WINDOW, features_of, fill_features, new_features, new_work, width
@@ -63,7 +75,6 @@ PAUSE_S, SETTLE_S = 0.005, 0.3  # after a decision, until what follows from it i
 SAMPLE_EVERY_S = 0.2  # of another process's memory
 QUICK = ["train.block=2", "train.blocks=1", "train.steps=2", "train.batch=32", "train.replay=8"]
 Row = dict[str, Any]
-Work = Callable[[], object]
 
 
 class BenchError(ValueError):
@@ -96,22 +107,10 @@ class Size:
     minutes: float = 1.0
     idle_s: float = 10.0
     settings: tuple[str, ...] = ()  # of the training in `memory`
-
-
-def clock(threads: int) -> Callable[[], float]:
-    """CPU time of the process, of which one thread works, or wall time of several."""
-    return time.process_time if threads == 1 else time.perf_counter
-
-
-def medians(works: list[Work], rounds: int, now: Callable[[], float]) -> list[float]:
-    """Median seconds of a call of each, measured in turns; the first calls only warm up."""
-    timers = [Timer(work, timer=now) for work in works]
-    for timer in timers:
-        timer.timeit(1)
-    counts = [max(1, round(BLOCK_S / max(timer.timeit(1), 1e-6))) for timer in timers]
-    pairs = list(zip(timers, counts, strict=True))
-    turns = [[timer.timeit(count) / count for timer, count in pairs] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*turns, strict=True)]
+    seeds: int = 5  # of `enhancements`
+    only: str | None = None  # one of them
+    out: Path = Path("runs/enhancements")
+    effort: Effort = field(default_factory=Effort)
 
 
 # Not cached: numba's own cache would not see an edit of `evaluate`, and kernels of the program live in kernels/.
@@ -453,7 +452,7 @@ def write_minutes(path: Path, hours: Bars, count: int) -> None:
 BENCHES = {
     work.__name__.removeprefix("bench_"): work
     for work in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort,
-                 bench_widening, bench_rezero, bench_exogenous)
+                 bench_widening, bench_rezero, bench_exogenous, bench_enhancements)
 }  # fmt: skip
 
 
@@ -467,11 +466,14 @@ def bench(what: str, size: Size) -> Any:
     return BENCHES[what](size)
 
 
+PRINTERS = {"search": print_search, "enhancements": print_enhancements}
+
+
 def print_bench(what: str, document: Any, out: IO[str]) -> None:
-    """A table for people; of a search with its ratio to the network alone."""
+    """A table for people; some benches have their own."""
     rows = document if isinstance(document, list) else [document]
-    if what == "search":
-        print_search(document, out)
+    if what in PRINTERS:
+        PRINTERS[what](document, out)
         return
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     print("  ".join(key.rjust(w) for key, w in widths.items()), file=out)

@@ -68,7 +68,7 @@ def new_chain(seed: int) -> Chain:
 
 def graph(inputs: int, units: list[tuple[dict[int, float], float, dict[int, float]]], outputs: int) -> bytes:
     """ONNX of relu units, each (weights by column of x, bias, weights by column of y)."""
-    from models.export import Graph
+    from models.graph import Graph
 
     into, bias = np.zeros((inputs, len(units)), np.float32), np.zeros(len(units), np.float32)
     out = np.zeros((len(units), outputs), np.float32)

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from timeit import Timer
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,7 @@ NETS = {"64/256": Shape(features=300, latent=64, hidden=256), "default": Shape(f
 SEARCHES = ("gumbel", "stochastic", "market")
 GAME_CODES = 32  # chance codes of a stochastic search, as in the paper; a deterministic one has an edge for each action
 Row = dict[str, Any]
+Work = Callable[[], object]
 
 
 class Case(NamedTuple):
@@ -66,6 +68,22 @@ def config_of(case: Case) -> SearchConfig:
     return new_search_config(
         simulations=case.n, rule=GUMBEL, stochastic=stochastic, full_width=False, rescale=True
     )
+
+
+def clock(threads: int) -> Callable[[], float]:
+    """CPU time of the process, of which one thread works, or wall time of several."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def medians(works: list[Work], rounds: int, now: Callable[[], float]) -> list[float]:
+    """Median seconds of a call of each, measured in turns; the first calls only warm up."""
+    timers = [Timer(work, timer=now) for work in works]
+    for timer in timers:
+        timer.timeit(1)
+    counts = [max(1, round(BLOCK_S / max(timer.timeit(1), 1e-6))) for timer in timers]
+    pairs = list(zip(timers, counts, strict=True))
+    turns = [[timer.timeit(count) / count for timer, count in pairs] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*turns, strict=True)]
 
 
 # Not cached: numba's own cache would not see an edit of `evaluate`, and kernels of the program live in kernels/.
@@ -122,15 +140,17 @@ def new_searches(case: Case) -> list[Callable[[], int]]:
     planners = [new_planner_of(case, agent, thread) for thread in range(case.threads)]
     if case.impl == "swt":
         return [partial(plan, planner) for planner in planners]
-    works: list[Callable[[], int]] = []
-    for planner in planners:
-        if case.search == "market":
-            nets = planner.model.root, planner.model.market
-            works.append(partial(run_market, *nets, case.B, market_calls(case.B, case.n, s.codes)))
-        else:
-            check(plan(planner))
-            works.append(partial(run_networks, planner.model, case.B, planner.work.calls))
-    return works
+    return [networks_of(planner) for planner in planners]
+
+
+def networks_of(planner: Planner) -> Callable[[], int]:
+    """The network calls of a search alone."""
+    model, B = planner.model, len(planner.action)
+    if planner.market is not None:
+        calls = market_calls(B, planner.config.simulations, planner.outlook.move.shape[1])
+        return partial(run_market, model.root, model.market, B, calls)
+    check(plan(planner))
+    return partial(run_networks, model, B, planner.work.calls)
 
 
 _works: list[Callable[[], Any]] = []  # of a measuring process, one a thread

@@ -49,15 +49,16 @@ def moves_after(bars: Bars, ts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def chance_logits(agent: Agent, store: FeatureStore, ts: NDArray[np.int64]) -> NDArray[np.float64]:
     """[n, C] what the root network expects at the closes of the bars `ts`."""
-    F, C = agent.sizes.features, agent.sizes.codes
+    F, C, context = agent.sizes.features, agent.sizes.codes, agent.sizes.context
     net, found = agent.root(CALL_ROWS), np.zeros((len(ts), C))
     for first in range(0, len(ts), CALL_ROWS):
-        rows = store.row_of_bar[ts[first : first + CALL_ROWS]]
-        net.x[: len(rows), :F] = store.X[
-            rows
-        ]  # the position, whatever it is, does not reach the chance prior
-        check(evaluate(net, len(rows)))
-        found[first : first + len(rows)] = net.y[: len(rows), -C:]  # its last columns
+        part = ts[first : first + CALL_ROWS]
+        n = len(part)
+        # the position, whatever it is, does not reach the chance prior
+        for i in range(context):
+            net.x[:n, i * F : (i + 1) * F] = store.X[store.row_of_bar[part - (context - 1 - i)]]
+        check(evaluate(net, n))
+        found[first : first + n] = net.y[:n, -C:]  # its last columns
     return found
 
 

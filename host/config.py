@@ -41,11 +41,16 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of the networks."""
+    """Kind and sizes of the networks."""
 
+    model: str = "mlp"  # or transformer: what leads from one bar of the tree to the next
     latent: int = 32
     hidden: int = 64
     codes: int = 8  # chance codes: what they are says train.codes
+    layers: int = 2  # of a transformer, as is the rest
+    heads: int = 4
+    window: int = 4  # earlier bars that an imagined one sees
+    context: int = 1  # bars that the present one is seen with, itself included
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class TrainConfig:
     telling: float = 5.0  # weight of the loss by which learned codes tell the move of their bar
     priority: float = 0.0  # exponent of the Bellman error by which windows are drawn; 0 = uniformly
     correction: float = 1.0  # exponent of the importance weights that make up for it
+    joint: float = 0.0  # weight of UniZero's joint training on the bars that came; 0 = off
     rate: float = 1e-3
     decay: float = 0.1  # weight decay, times the rate at every step: 2 hides what is sure, see README
     horizon: int = 3000  # steps of the learning-rate schedule

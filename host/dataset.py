@@ -52,8 +52,9 @@ def new_dataset(
         check_scale(bars, pip_px)
     except ValueError as error:
         raise DatasetError(str(error)) from None
-    starts, rejects = session_starts(bars, 0, train_stop, length, HISTORY, interval_ns)
-    test_first = max(train_stop + length, HISTORY)
+    history = HISTORY + context_of(config) - 1
+    starts, rejects = session_starts(bars, 0, train_stop, length, history, interval_ns)
+    test_first = max(train_stop + length, history)
     if len(starts) == 0 or test_first + 1 >= T:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items() if count)
         raise DatasetError(
@@ -62,6 +63,11 @@ def new_dataset(
         )
     setting = fit_setting(bars, extra, config, pip_px, interval_ns, train_stop, threads)
     return Dataset(bars, extra, train_stop, test_first, setting, starts, rejects)
+
+
+def context_of(config: Config) -> int:
+    """Bars whose features the root network is given."""
+    return config.network.context if config.network.model == "transformer" else 1
 
 
 def fit_setting(
@@ -104,7 +110,9 @@ class FeatureStore:
     released first.  What a row holds depends on its bar alone: the room decides what is computed twice, nothing else.
     """
 
-    def __init__(self, data: Dataset, rows: int, threads: int, room_mb: int = ROOM_MB) -> None:
+    def __init__(
+        self, data: Dataset, rows: int, threads: int, room_mb: int = ROOM_MB, before: int = 0
+    ) -> None:
         width, T = len(data.setting.normaliser.scale), len(data.bars.time)
         self.X = np.zeros((min(max(rows, room_mb * 2**20 // (4 * width)), T), width), np.float32)
         self.row_of_bar = np.full(T, -1, np.int32)
@@ -112,11 +120,11 @@ class FeatureStore:
         self._released = np.zeros(len(self.X), np.int64)  # when, in releases; 0 never used, IN_USE not yet
         self._releases = 0
         self._users = np.zeros(T, np.int16)
-        self._data, self._threads = data, threads
+        self._data, self._threads, self._before = data, threads, before
 
     def hold(self, starts: NDArray[np.int64], bars: int) -> None:
-        """Have the features of `bars` bars from each start at hand until `release`."""
-        ts, users = np.unique(starts[:, None] + np.arange(bars), return_counts=True)
+        """Have the features of `bars` bars from each start, and of those `before`, at hand until `release`."""
+        ts, users = np.unique(starts[:, None] + np.arange(-self._before, bars), return_counts=True)
         self._users[ts] += users.astype(np.int16)
         known = self.row_of_bar[ts] >= 0
         self._released[self.row_of_bar[ts[known]]] = IN_USE
@@ -134,7 +142,7 @@ class FeatureStore:
 
     def release(self, start: int, bars: int) -> None:
         """Let the rows go that no other session uses."""
-        ts = np.arange(start, start + bars)
+        ts = np.arange(start - self._before, start + bars)
         self._users[ts] -= 1
         self._releases += 1
         self._released[self.row_of_bar[ts[self._users[ts] == 0]]] = self._releases

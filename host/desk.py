@@ -16,7 +16,6 @@ from host.agent import Loaded
 from host.feed import Bar
 from host.journal import JournalError
 from host.model_file import ModelRefused
-from kernels.features import HISTORY
 from kernels.guard import HALTED, Guard, Limits, Seen, Verdict, bound, judge, lift, reason_of
 from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, PROFIT_PX, TRADE, new_accounts, step
 from kernels.position import BUY, CLOSE, FULL, HOLD, SELL
@@ -163,7 +162,7 @@ def start_record(desk: Desk, live: bool, lifted: bool) -> dict[str, Any]:
 def snapshot_record(desk: Desk, live: bool) -> dict[str, Any]:
     """The first record of a journal: all that what follows depends on."""
     bars = desk.actor.bars
-    columns = (column[max(0, len(bars.time) - HISTORY) :].tolist() for column in bars)
+    columns = (column[max(0, len(bars.time) - desk.actor.history) :].tolist() for column in bars)
     rows = [list(row) for row in zip(*columns, strict=True)]
     return {**start_record(desk, live, False), "desk": desk.state(), "bars": rows}
 

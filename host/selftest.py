@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+
+import numpy as np
 
 from host.actor import new_trader
 from host.backtest import trade_bars
@@ -13,16 +15,17 @@ from host.progress import Report, progress
 from host.synthetic import (
     INTERVAL_NS,
     PIP,
+    Optimum,
     Options,
     Synthetic,
     closing_regret,
     find_optimum,
     make_market,
-    optimal_actions,
-    play,
+    play_optimum,
 )
 from host.trainer import Trainer, train_for
 from kernels.bars import take
+from kernels.position import kind_of
 
 LENGTH = 164_000  # bars, of which the last quarter is the test
 DEFAULT = ("noise", "planted", "leak")  # the others are harder, and asked for by name
@@ -38,6 +41,26 @@ def selftest_config(settings: list[str]) -> Config:
     return load_config(None, [*FREE, *settings])
 
 
+class Exam(NamedTuple):
+    """Unseen bars of a known market, and what is best on them."""
+
+    market: Synthetic  # all bars
+    first: int  # decision
+    part: Synthetic  # the bars from `first` on that count
+    best: Optimum
+    optimum: float  # profit, pips
+
+
+def new_exam(synthetic: Synthetic, data: Dataset, bars: int | None = None) -> Exam:
+    """The first `bars` of the test part, or all of it."""
+    first, stop = data.test_first, len(synthetic.bars.time)
+    stop = stop if bars is None else min(first + bars, stop)
+    part = synthetic._replace(bars=take(synthetic.bars, first, stop), state=synthetic.state[first:stop])
+    market = data.setting.market
+    profit = play_optimum(part, market).profit_px / PIP
+    return Exam(synthetic, first, part, find_optimum(part, market), profit)
+
+
 def run_market(
     name: str, options: Options, config: Config, minutes: float, threads: int, report: Report
 ) -> dict[str, Any]:
@@ -47,31 +70,29 @@ def run_market(
     data = new_dataset(synthetic.bars, synthetic.extra, config, PIP, INTERVAL_NS, threads)
     trainer = Trainer(data, config, threads)
     train_for(trainer, minutes, None, lambda row: None, report)
-    return {**measure(name, synthetic, data, trainer), "seconds": round(time.perf_counter() - begin, 1)}
+    return {**measure(new_exam(synthetic, data), trainer), "seconds": round(time.perf_counter() - begin, 1)}
 
 
-def measure(name: str, synthetic: Synthetic, data: Dataset, trainer: Trainer) -> dict[str, Any]:
+def measure(exam: Exam, trainer: Trainer) -> dict[str, Any]:
     """Agent and optimum over the same unseen bars, both from flat, through the same ledger."""
-    first, stop = data.test_first, len(synthetic.bars.time)
+    synthetic, name, bars = exam.market, exam.market.name, len(exam.part.bars.time)
     trader = new_trader(trainer.agent(), trainer.data.setting, trainer.acting_search())
-    result = trade_bars(trader, synthetic.bars, synthetic.extra, first, stop)
-    part = synthetic._replace(bars=take(synthetic.bars, first, stop), state=synthetic.state[first:stop])
-    market = data.setting.market
-    best = find_optimum(part, market)
-    optimum = play(part.bars, optimal_actions(part, best), market).profit_px / PIP
+    result = trade_bars(trader, synthetic.bars, synthetic.extra, exam.first, exam.first + bars)
     profit = float(result.log.equity[-1]) / PIP
     share = float((result.log.target != 0).mean())
-    fraction = profit / optimum if name in LEAST and optimum > 0 else None
+    actions = trainer.sizes.actions
+    kinds = np.array([kind_of(action, actions) for action in range(actions)], np.int8)[result.log.action]
+    fraction = profit / exam.optimum if name in LEAST and exam.optimum > 0 else None
     return {
         "passed": passes(name, fraction, share),
         "fraction_of_optimum": fraction,
         "profit": profit,
-        "optimum": optimum,
+        "optimum": exam.optimum,
         "share_in_market": share,
-        "closing_regret": closing_regret(part, best, result.log.target, result.log.action),
+        "closing_regret": closing_regret(exam.part, exam.best, result.log.target, kinds),
         "trades": len(result.trades),
         "sessions": trainer.sessions,
-        "test_bars": stop - first,
+        "test_bars": bars,
         "parameters": {**synthetic.options._asdict(), "spread_pips": synthetic.spread_px / PIP},
     }
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from host.agent import Agent, Sizes, slot_sides
+from host.agent import MOST_CONTEXT, Agent, Sizes, slot_sides
 from host.codebook import KINDS, assess, name_sessions, new_codes
 from host.config import Config, ConfigError
 from host.dataset import Dataset, FeatureStore
@@ -39,6 +39,7 @@ VALUE_ROWS = 64  # positions the target network evaluates in one call
 UNIT_RATE = 0.2  # of the running scale of returns, per cycle
 SMALLEST_UNIT = 0.25  # R
 HIGH = 0.95  # quantile of the Bellman errors beyond which all count the same
+MODELS = "mlp", "transformer"
 PROJECTION = 2  # width of the consistency loss's layers in latents
 
 
@@ -52,35 +53,25 @@ class Trainer:
             codes = new_codes(data.setting.codes, len(data.bars.time))
             data = data._replace(setting=data.setting._replace(codes=codes))
         self.data, self.config = data, config
-        self.sizes = Sizes(
-            len(data.setting.normaliser.scale),
-            FEATURES,
-            config.network.latent,
-            len(action_names(data.setting.market.sizes)),
-            config.network.codes,
-        )
-        shape = Shape(
-            features=self.sizes.features,
-            latent=config.network.latent,
-            hidden=config.network.hidden,
-            actions=self.sizes.actions,
-            codes=config.network.codes,
-            project=PROJECTION * config.network.latent if t.consistency > 0 else 0,
-            encode=config.network.hidden if t.codes == "learned" else 0,
-        )
-        weights = LossWeights(
-            consistency=t.consistency, commitment=t.commitment, usage=t.usage, telling=t.telling
-        )
+        actions = len(action_names(data.setting.market.sizes))
+        shape = new_shape(config, len(data.setting.normaliser.scale), actions)
+        window = shape.window if shape.layers else 1
+        context = shape.context
+        self.sizes = Sizes(shape.features, FEATURES, shape.state, actions, shape.codes, window, context)
+        coding = {"commitment": t.commitment, "usage": t.usage, "telling": t.telling}
+        weights = LossWeights(consistency=t.consistency, joint=t.joint, **coding)
         self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads, weights)
         self.target = (
             self.learner.params.copy()
         )  # soft copy of the weights: bootstraps, plays and is exported
         self._target_views = views(self.target, shape)
         self.replay = new_replay(t.replay, config.market.session, self.sizes.actions)
-        self.store = FeatureStore(data, t.replay * (config.market.session + 1), threads)
+        rows = t.replay * (config.market.session + context)
+        self.store = FeatureStore(data, rows, threads, before=context - 1)
         sizes = self.sizes.features, FEATURES, self.sizes.actions
         learned = t.codes == "learned"
-        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead=t.consistency > 0 or learned, moves=learned)
+        ahead = t.consistency + t.joint > 0 or learned
+        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead, context, moves=learned)
         held = t.replay if t.priority > 0 else 0
         self.error = np.zeros((held, config.market.session))
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
@@ -211,7 +202,7 @@ class Trainer:
 
     def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
         root, memoryless = agent.root(VALUE_ROWS), self.data.setting.market.excursion_weight == 0
-        features, column = (self.store.X, self.store.row_of_bar), self.sizes.latent + self.sizes.actions
+        features, column = (self.store.X, self.store.row_of_bar), self.sizes.state + self.sizes.actions
         for slot in slots:
             status = value_again(self.replay, root, slot, *features, column, memoryless)
             if status != 0:
@@ -235,6 +226,9 @@ class Trainer:
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)
+        if t.joint > 0 or self.learner.shape.layers > 0:
+            for k, error in enumerate(self.learner.reward_errors(self.batch), 1):
+                totals[f"reward_error_{k}"] = error
         return totals
 
     def priorities(self, rule: ValueTarget) -> NDArray[np.float64]:
@@ -313,9 +307,55 @@ class Trainer:
         self.value_unit += (1.0 if self.cycle == 0 else UNIT_RATE) * (fresh - self.value_unit)
 
 
+def new_shape(config: Config, features: int, actions: int) -> Shape:
+    """The sizes of the networks of a configuration."""
+    n = config.network
+    blocks = dict[str, int]()
+    if n.model == "transformer":
+        blocks = {"layers": n.layers, "heads": n.heads, "window": n.window, "context": n.context}
+    return Shape(
+        features=features,
+        latent=n.latent,
+        hidden=n.hidden,
+        actions=actions,
+        codes=n.codes,
+        project=PROJECTION * n.latent if config.train.consistency > 0 else 0,
+        encode=n.hidden if config.train.codes == "learned" else 0,
+        **blocks,
+    )
+
+
+def check_options(config: Config) -> None:
+    """Raise ConfigError for options of learning that do not exist or do not go together."""
+    t = config.train
+    if t.codes not in KINDS:
+        raise ConfigError(f"train.codes: {t.codes!r} is none of {', '.join(KINDS)}")
+    if t.codes == "learned" and config.network.model == "transformer":
+        raise ConfigError("train.codes: a transformer has no learned codes; use network.model=mlp")
+    for name in ("commitment", "usage", "telling", "priority", "correction"):
+        if not getattr(t, name) >= 0:
+            raise ConfigError(f"train.{name}: {getattr(t, name)} is below 0")
+
+
 def check_sizes(config: Config) -> None:
     """Raise ConfigError for sizes that do not go together."""
-    t = config.train
+    check_options(config)
+    t, n = config.train, config.network
+    if n.model not in MODELS:
+        raise ConfigError(f"network.model: {n.model!r} is none of {', '.join(MODELS)}")
+    if n.model == "transformer" and t.consistency > 0:
+        raise ConfigError(
+            "train.consistency: a transformer has train.joint instead, which compares its latents"
+        )
+    if n.model == "transformer" and (
+        n.latent % (2 * max(n.heads, 1)) or min(n.layers, n.heads, n.window) < 1
+    ):
+        raise ConfigError(
+            f"network.heads: a transformer wants layers, a window and heads, and network.latent = {n.latent} "
+            f"in {n.heads} equal heads of even width"
+        )
+    if not 1 <= n.context <= MOST_CONTEXT:
+        raise ConfigError(f"network.context: {n.context} bars, not 1 to {MOST_CONTEXT}")
     if t.block * t.blocks > t.replay:
         raise ConfigError(
             f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"
@@ -326,11 +366,6 @@ def check_sizes(config: Config) -> None:
         raise ConfigError(f"search.rule: {config.search.rule!r} is none of {', '.join(RULES)}")
     if config.search.reuse not in REUSES:
         raise ConfigError(f"search.reuse: {config.search.reuse!r} is none of {', '.join(REUSES)}")
-    if t.codes not in KINDS:
-        raise ConfigError(f"train.codes: {t.codes!r} is none of {', '.join(KINDS)}")
-    for name in ("commitment", "usage", "telling", "priority", "correction"):
-        if not getattr(t, name) >= 0:
-            raise ConfigError(f"train.{name}: {getattr(t, name)} is below 0")
     if not 1 <= t.n_step < config.market.session:
         raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {config.market.session}")
 

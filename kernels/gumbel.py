@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import inlined
-from kernels.tree import MASKED, NONE, NOTHING, Tree, edge_value
+from kernels.simd import FEW, Number, choose, exponential, first, largest, load_few, smallest, store, total
+from kernels.tree import BEYOND, LEGAL, MASKED, NONE, NOTHING, ONE, ZERO, Tree, softmax
 
 LOWEST_SCORE = -1e9
-TINY = 1.1754943508222875e-38
+TINY = np.float32(1.1754943508222875e-38)
 GUMBEL, PUCT, MARKET = 0, 1, 2  # how a search chooses; MARKET is kernels.market_tree
 RULES = ("gumbel", "puct", "market")
 PUCT_INIT, PUCT_BASE = 1.25, 19652.0
@@ -99,50 +100,29 @@ def _halving_row(m: int, n: int) -> list[int]:
 
 
 @inlined
-def weigh_actions(tree: Tree, b: int, node: int) -> None:
-    """tree.policy of a decision node, from its logits: once a node, for a search asks for it at every visit."""
-    A, highest, total = tree.policy.shape[2], MASKED, 0.0
-    for a in range(A):
-        highest = max(highest, tree.prior[b, node, a])
-    for a in range(A):
-        weight = math.exp(tree.prior[b, node, a] - highest)
-        tree.policy[b, node, a] = weight
-        total += weight
-    for a in range(A):
-        tree.policy[b, node, a] /= total
-
-
-@inlined
-def completed_q(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
+def completed_q(tree: Tree, b: int, node: int) -> Number:
     """tree.score[b] = Q of every action, visited ones their own, the others the mixed value; the most visits of one."""
-    q = tree.score[b]
-    actions = q.shape[0]
-    visits, most, mass, weighted = 0, 0, 0.0, 0.0
-    for a in range(actions):
-        child = tree.child[b, node, a]
-        if child == NONE or tree.visits[b, child] == 0:
-            continue
-        probability = max(tree.policy[b, node, a], TINY)
-        q[a] = edge_value(tree, b, child, config.discount)
-        visits += tree.visits[b, child]
-        most = max(most, tree.visits[b, child])
-        mass += probability
-        weighted += probability * q[a]
-    mixed = np.float64(tree.raw_value[b, node])
-    if visits > 0:
-        mixed = (mixed + visits * weighted / mass) / (1 + visits)
-    for a in range(actions):
-        child = tree.child[b, node, a]
-        if child == NONE or tree.visits[b, child] == 0:
-            q[a] = mixed
+    visits, most, mass, weighted = ZERO, ZERO, ZERO, ZERO
+    q, count, value = tree.score[b], tree.edge_visits[b, node], tree.edge_value[b, node]
+    for i in range(0, q.shape[0], FEW):
+        n, policy = load_few(count, i), load_few(tree.policy[b, node], i)
+        probability = choose(n > ZERO, choose(policy > TINY, policy, TINY), ZERO)
+        visits += total(n)
+        most = max(most, largest(n))
+        mass += total(probability)
+        weighted += total(probability * load_few(value, i))
+    mass = mass if visits > ZERO else ONE
+    mixed = (tree.raw_value[b, node] * mass + visits * weighted) / (mass * (ONE + visits))
+    for i in range(0, q.shape[0], FEW):
+        store(q, i, choose(load_few(count, i) > ZERO, load_few(value, i), mixed))
     return most
 
 
 @inlined
 def scaled_q(tree: Tree, config: SearchConfig, b: int, node: int) -> None:
     """tree.score[b] = sigma(completed Q)."""
-    most = completed_q(tree, config, b, node)
-    scale_q(tree.score[b], config, most)
+    most = completed_q(tree, b, node)
+    scale_q(tree.score[b], tree.prior[b, node], config, most)
 
 
 @inlined
@@ -151,7 +131,7 @@ def greedy_q(policy: NDArray[np.float64], tree: Tree, config: SearchConfig, b: i
 
     The expectation under an improved policy charges every flat bar a little for entries nobody will make.
     """
-    completed_q(tree, config, b, node)
+    completed_q(tree, b, node)
     best = 0
     for a in range(1, policy.shape[0]):
         if policy[a] > policy[best]:
@@ -160,58 +140,59 @@ def greedy_q(policy: NDArray[np.float64], tree: Tree, config: SearchConfig, b: i
 
 
 @inlined
-def scale_q(q: NDArray[np.float64], config: SearchConfig, most_visits: int) -> None:
+def scale_q(
+    q: NDArray[np.float32], logits: NDArray[np.float32], config: SearchConfig, most_visits: Number
+) -> None:
     """q <- (c_visit + max N) c_scale q / S, after a min-max rescaling where the configuration asks for it."""
     unit = (config.c_visit + most_visits) * config.c_scale / config.value_unit
-    low = 0.0
+    low = ZERO
     if config.rescale:
-        low, high = q[0], q[0]
-        for a in range(q.shape[0]):
-            low, high = min(low, q[a]), max(high, q[a])
+        low, high = span(q, logits)
         unit /= max(high - low, 1e-8)
-    for a in range(q.shape[0]):
-        q[a] = (q[a] - low) * unit
+    for i in range(0, q.shape[0], FEW):
+        store(q, i, (load_few(q, i) - low) * np.float32(unit))
+
+
+@inlined
+def span(q: NDArray[np.float32], logits: NDArray[np.float32]) -> tuple[Number, Number]:
+    """The smallest and the largest of q [W] among the actions, illegal ones too, as in mctx."""
+    low, high = -BEYOND, BEYOND
+    for i in range(0, q.shape[0], FEW):
+        is_action = load_few(logits, i) > BEYOND
+        low = min(low, smallest(choose(is_action, load_few(q, i), -BEYOND)))
+        high = max(high, largest(choose(is_action, load_few(q, i), BEYOND)))
+    return low, high
 
 
 @inlined
 def improved_policy(out: NDArray[np.float64], tree: Tree, config: SearchConfig, b: int, node: int) -> None:
-    """out [A] = softmax(logits + sigma(completed Q)); `out` may be tree.score[b]."""
+    """out [A] = softmax(logits + sigma(completed Q))."""
     scaled_q(tree, config, b, node)
-    q = tree.score[b]
     highest = -np.inf
-    for a in range(q.shape[0]):
-        out[a] = q[a] + tree.prior[b, node, a]
+    for a in range(out.shape[0]):
+        out[a] = np.float64(tree.score[b, a]) + np.float64(tree.prior[b, node, a])
         highest = max(highest, out[a])
-    total = 0.0
-    for a in range(q.shape[0]):
+    mass = 0.0
+    for a in range(out.shape[0]):
         out[a] = math.exp(out[a] - highest)
-        total += out[a]
-    for a in range(q.shape[0]):
-        out[a] /= total
+        mass += out[a]
+    for a in range(out.shape[0]):
+        out[a] /= mass
 
 
 @inlined
-def visits_of(tree: Tree, b: int, node: int, edge: int) -> int:
-    """Visits of the node behind an edge; 0 where there is none."""
-    child = tree.child[b, node, edge]
-    return 0 if child == NONE else tree.visits[b, child]
-
-
-@inlined
-def best_of_visited(tree: Tree, config: SearchConfig, b: int, considered_visit: int) -> int:
+def best_of_visited(tree: Tree, config: SearchConfig, b: int, considered_visit: Number) -> int:
     """Root action with `considered_visit` visits and the best noise + logit + sigma(completed Q)."""
     scaled_q(tree, config, b, 0)
     highest = MASKED
-    for a in range(tree.score.shape[1]):
+    for a in range(tree.noise.shape[1]):
         highest = max(highest, tree.prior[b, 0, a])
     best, best_score = NONE, -np.inf
-    for a in range(tree.score.shape[1]):
-        if not tree.legal[b, 0, a] or visits_of(tree, b, 0, a) != considered_visit:
-            continue
-        score = tree.noise[b, a] + (tree.prior[b, 0, a] - highest) + tree.score[b, a]
-        score = max(score, LOWEST_SCORE)
-        if score > best_score:
-            best, best_score = a, score
+    for a in range(tree.noise.shape[1]):
+        wanted = tree.prior[b, 0, a] > LEGAL and tree.edge_visits[b, 0, a] == considered_visit
+        score = max(tree.noise[b, a] + (tree.prior[b, 0, a] - highest) + tree.score[b, a], LOWEST_SCORE)
+        better = wanted and score > best_score
+        best, best_score = a if better else best, score if better else best_score
     return best
 
 
@@ -221,33 +202,48 @@ def root_candidate(
 ) -> int:
     """Action that sequential halving tries next; `table` [m + 1, n] comes from `halving_table`."""
     legal = 0
-    for a in range(tree.legal.shape[2]):
-        legal += tree.legal[b, 0, a]
+    for a in range(tree.noise.shape[1]):
+        legal += tree.prior[b, 0, a] > LEGAL
     return best_of_visited(tree, config, b, table[min(config.considered, legal), simulation])
 
 
 @inlined
 def root_action(tree: Tree, config: SearchConfig, b: int) -> int:
     """The action to take: the winner among the most visited."""
-    most = 0
-    for a in range(tree.score.shape[1]):
-        most = max(most, visits_of(tree, b, 0, a))
+    most = ZERO
+    for a in range(tree.noise.shape[1]):
+        most = max(most, tree.edge_visits[b, 0, a])
     return best_of_visited(tree, config, b, most)
 
 
 @inlined
 def interior_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
     """Legal action whose improved probability most exceeds its share of the visits."""
-    probability = tree.score[b]
-    improved_policy(probability, tree, config, b, node)
-    visits = 0
-    for a in range(probability.shape[0]):
-        visits += visits_of(tree, b, node, a)
-    best, best_score = NONE, -np.inf
-    for a in range(probability.shape[0]):
-        score = probability[a] - visits_of(tree, b, node, a) / (1.0 + visits)
-        if tree.legal[b, node, a] and score > best_score:
-            best, best_score = a, score
+    scaled_q(tree, config, b, node)
+    z, logits, count = tree.score[b], tree.prior[b, node], tree.edge_visits[b, node]
+    highest, mass, visits = MASKED, ZERO, ZERO
+    for i in range(0, z.shape[0], FEW):
+        store(z, i, load_few(z, i) + load_few(logits, i))
+        highest = max(highest, largest(load_few(z, i)))
+    for i in range(0, z.shape[0], FEW):
+        store(z, i, exponential(load_few(z, i) - highest))
+        mass += total(load_few(z, i))
+        visits += total(load_few(count, i))
+    share = mass / (ONE + visits)  # all scores times `mass`: the best stays the best
+    for i in range(0, z.shape[0], FEW):
+        store(z, i, load_few(z, i) - load_few(count, i) * share)
+    return best_legal(z, logits)
+
+
+@inlined
+def best_legal(score: NDArray[np.float32], logits: NDArray[np.float32]) -> int:
+    """The legal action with the highest score [W], the first of equals."""
+    best, best_score = NONE, MASKED
+    for i in range(0, score.shape[0], FEW):
+        z = choose(load_few(logits, i) > LEGAL, load_few(score, i), MASKED)
+        top = largest(z)
+        if top > best_score:
+            best, best_score = i + first(z == top), top
     return best
 
 
@@ -256,16 +252,16 @@ def mix_noise(tree: Tree, config: SearchConfig, b: int) -> None:
     """Root logits of (1 - share) prior + share noise, where `tree.noise` holds any: a draw over the legal actions."""
     mass = 0.0
     for a in range(tree.noise.shape[1]):
-        if tree.legal[b, 0, a]:
+        if tree.prior[b, 0, a] > LEGAL:
             mass += tree.noise[b, a]
     if mass == 0:
         return
     for a in range(tree.noise.shape[1]):
-        if tree.legal[b, 0, a]:
+        if tree.prior[b, 0, a] > LEGAL:
             noise = config.noise_share * tree.noise[b, a] / mass
-            mixed = (1.0 - config.noise_share) * tree.policy[b, 0, a] + noise
+            mixed = (1.0 - config.noise_share) * np.float64(tree.policy[b, 0, a]) + noise
             tree.prior[b, 0, a] = math.log(max(mixed, TINY))
-    weigh_actions(tree, b, 0)
+    softmax(tree.policy[b, 0], tree.prior[b, 0], tree.score.shape[1])
 
 
 @inlined
@@ -274,34 +270,38 @@ def puct_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
 
     An unvisited action takes the node's own value; Q is in units of S or, with `rescale`, within the node's range.
     """
-    A, q = tree.legal.shape[2], tree.score[b]
-    own = np.float64(tree.value[b, node])
-    low, high, count = own, own, 1.0  # not tree.visits: at full width a code is added without a visit
-    for a in range(A):
-        child = tree.child[b, node, a]
-        count += visits_of(tree, b, node, a)
-        q[a] = own if child == NONE else edge_value(tree, b, child, config.discount)
-        low, high = min(low, q[a]), max(high, q[a])
-    unit = max(high - low, 1e-8) if config.rescale else config.value_unit
-    bonus = math.sqrt(count) * (PUCT_INIT + math.log((count + PUCT_BASE + 1.0) / PUCT_BASE))
-    best, best_score = NONE, -np.inf
-    for a in range(A):
-        explore = bonus * tree.policy[b, node, a] / (1.0 + visits_of(tree, b, node, a))
-        score = (q[a] - low) / unit + explore
-        if tree.legal[b, node, a] and score > best_score:
-            best, best_score = a, score
-    return best
+    q, logits, visits, own = (
+        tree.score[b],
+        tree.prior[b, node],
+        tree.edge_visits[b, node],
+        tree.value[b, node],
+    )
+    count = ONE  # not tree.visits: at full width a code is added without a visit
+    for i in range(0, q.shape[0], FEW):
+        n = load_few(visits, i)
+        count += total(n)
+        store(q, i, choose(n > ZERO, load_few(tree.edge_value[b, node], i), own))
+    low, unit = ZERO, config.value_unit
+    if config.rescale:
+        low, high = span(q, logits)
+        low = min(low, own)
+        unit = max(max(high, own) - low, 1e-8)
+    bonus = np.float32(math.sqrt(count) * (PUCT_INIT + math.log((count + PUCT_BASE + 1.0) / PUCT_BASE)))
+    for i in range(0, q.shape[0], FEW):
+        explore = load_few(tree.policy[b, node], i) * bonus / (load_few(visits, i) + ONE)
+        store(q, i, (load_few(q, i) - low) / np.float32(unit) + explore)
+    return best_legal(q, logits)
 
 
 @inlined
 def visit_policy(out: NDArray[np.float64], tree: Tree, b: int) -> int:
     """out [A] = shares of the root's visits; the most visited action, the first of equals."""
-    total, best = 0, 0
+    count, best = 0.0, 0
     for a in range(out.shape[0]):
-        out[a] = visits_of(tree, b, 0, a)
-        total += visits_of(tree, b, 0, a)
+        out[a] = tree.edge_visits[b, 0, a]
+        count += out[a]
         if out[a] > out[best]:
             best = a
     for a in range(out.shape[0]):
-        out[a] /= total
+        out[a] /= count
     return best

@@ -44,9 +44,10 @@ class MarketTree(NamedTuple):
     expanded: NDArray[np.int32]  # [B]       how many of them have children
     order: NDArray[np.int32]  # [B, n]    those nodes, in the order of their expansion
     child: NDArray[np.int32]  # [B, M]    first of the C children, or NONE
+    parent: NDArray[np.int32]  # [B, M]    NONE at the root
     depth: NDArray[np.int32]  # [B, M]    bars after the root
     reach: NDArray[np.float64]  # [B, M]    discounted probability of the codes that lead here
-    state: NDArray[np.float32]  # [B, M, D] latent
+    state: NDArray[np.float32]  # [B, M, D] what the networks remember of a node
     prior: NDArray[np.float32]  # [B, M, C] logits of the codes; their probabilities once expanded
     value: NDArray[np.float32]  # [B, M, S] network's value of a slot, then the backed-up one
     position: NDArray[np.float32]  # [B, M, S, RAW] position of a slot; S = 0 under the `pnl` reward
@@ -64,16 +65,17 @@ def slot_count(actions: int, horizon: int, memoryless: bool) -> int:
 
 
 def new_market_tree(
-    searches: int, expansions: int, actions: int, codes: int, latent: int, horizon: int, memoryless: bool
+    searches: int, expansions: int, actions: int, codes: int, state: int, horizon: int, memoryless: bool
 ) -> MarketTree:
     """Room for `searches` trees of `expansions` expansions, at most `horizon` bars deep."""
-    B, M, C, D = searches, 1 + expansions * codes, codes, latent
+    B, M, C, D = searches, 1 + expansions * codes, codes, state
     S = slot_count(actions, horizon, memoryless)
     return MarketTree(
         used=np.zeros(B, np.int32),
         expanded=np.zeros(B, np.int32),
         order=np.zeros((B, expansions), np.int32),
         child=np.full((B, M), NONE, np.int32),
+        parent=np.full((B, M), NONE, np.int32),
         depth=np.zeros((B, M), np.int32),
         reach=np.zeros((B, M)),
         state=np.zeros((B, M, D), np.float32),
@@ -121,10 +123,11 @@ def slots_at(depth: int, actions: int, slots: int, memoryless: bool) -> int:
 def plant_market(
     tree: MarketTree, outlook: Outlook, b: int, state: NDArray[np.float32], logits: NDArray[np.float32]
 ) -> None:
-    """Start tree b at a root with this latent and these logits of its codes; tree.root[b] is the caller's."""
+    """Start tree b at a root with this state and these logits of its codes; tree.root[b] is the caller's."""
     A, S, memoryless = tree.q.shape[1], tree.side.shape[1], tree.position.shape[2] == 0
     tree.used[b], tree.expanded[b] = 1, 0
-    tree.child[b, 0], tree.depth[b, 0], tree.reach[b, 0] = NONE, 0, 1.0
+    tree.child[b, 0], tree.parent[b, 0] = NONE, NONE
+    tree.depth[b, 0], tree.reach[b, 0] = 0, 1.0
     for d in range(tree.state.shape[2]):
         tree.state[b, 0, d] = state[d]
     for c in range(tree.prior.shape[2]):
@@ -195,11 +198,24 @@ def move_slots(tree: MarketTree, outlook: Outlook, b: int, node: int, child: int
 
 
 @inlined
+def state_columns(x: NDArray[np.float32], tree: MarketTree, b: int, node: int, stop: int) -> None:
+    """Write the states of a node and of those before it at x[:stop], newest first; before the root they are zero."""
+    D = tree.state.shape[2]
+    for d in range(D):
+        x[d] = tree.state[b, node, d]
+    for first in range(D, stop, D):
+        node = NONE if node == NONE else tree.parent[b, node]
+        for d in range(D):
+            x[first + d] = 0.0 if node == NONE else tree.state[b, node, d]
+
+
+@inlined
 def add_codes(
     x: NDArray[np.float32], tree: MarketTree, outlook: Outlook, config: SearchConfig, b: int, node: int
 ) -> None:
     """Add the C children of a node and write their network rows x [C, I]."""
-    C, D, A = tree.prior.shape[2], tree.state.shape[2], tree.q.shape[1]
+    C, A = tree.prior.shape[2], tree.q.shape[1]
+    states = x.shape[1] - C - tree.position.shape[2] * FEATURES
     weigh_codes(tree.prior[b, node])
     first, depth = tree.used[b], tree.depth[b, node] + 1
     tree.child[b, node] = first
@@ -208,21 +224,20 @@ def add_codes(
     tree.expanded[b] += 1
     for c in range(C):
         child = first + c
-        tree.child[b, child], tree.depth[b, child] = NONE, depth
+        tree.child[b, child], tree.parent[b, child], tree.depth[b, child] = NONE, node, depth
         tree.reach[b, child] = tree.reach[b, node] * config.discount * tree.prior[b, node, c]
-        for d in range(D):
-            x[c, d] = tree.state[b, node, d]
+        state_columns(x[c], tree, b, node, states)
         for i in range(C):
-            x[c, D + i] = 1.0 if i == c else 0.0
+            x[c, states + i] = 1.0 if i == c else 0.0
         if tree.position.shape[2] > 0:
             move_slots(tree, outlook, b, node, child, c)
             for s in range(OPENED + depth * (A - 2)):
-                position_features(x[c, D + C + s * FEATURES :], tree.position[b, child, s], False)
+                position_features(x[c, states + C + s * FEATURES :], tree.position[b, child, s], False)
 
 
 @inlined
 def read_codes(tree: MarketTree, y: NDArray[np.float32], b: int, node: int) -> None:
-    """Take latent, logits of the codes and values of a node's children from their network rows y [C, O]."""
+    """Take state, logits of the codes and values of a node's children from their network rows y [C, O]."""
     C, D, S = tree.prior.shape[2], tree.state.shape[2], tree.value.shape[2]
     for c in range(C):
         child = tree.child[b, node] + c

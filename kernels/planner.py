@@ -25,14 +25,14 @@ from kernels.outlook import Outlook, look_ahead, new_outlook
 from kernels.position import FEATURES, RAW, SIDE, is_legal, position_features
 from kernels.rng import gamma, gumbel
 from kernels.search import Model, Work, grow, mask, new_work, nodes_needed, plant
-from kernels.tree import MASKED, Known, Tree, edge_value, new_known, new_tree
+from kernels.tree import MASKED, Known, Tree, new_known, new_tree
 
 TALLY = ("searches", "rows", "reused")
 HORIZON = 4  # bars that a market tree is deep at most
 
 
 class Planner(NamedTuple):
-    """Everything a decision over B roots needs; row b of `model.root.x` is [bar features F | position features P].
+    """Everything a decision over B roots needs; row b of `model.root.x` is [features of the last bars, F each | P].
 
     A planner has the tree of its rule; the other one is None, so that kernels compile for one of them alone.
     """
@@ -65,7 +65,7 @@ def new_planner(
     roots: int,
     actions: int,
     codes: int,
-    latent: int,
+    state: int,
     positions: bool = True,
 ) -> Planner:
     """Room for `roots` searches with these networks, bound for at least `roots` rows; a game has no positions."""
@@ -73,9 +73,9 @@ def new_planner(
     noise = np.zeros((roots, actions), np.float32)
     if config.rule == MARKET:
         memoryless = config.excursion_weight == 0
-        market = new_market_tree(roots, config.simulations, actions, codes, latent, HORIZON, memoryless)
+        market = new_market_tree(roots, config.simulations, actions, codes, state, HORIZON, memoryless)
     else:
-        tree = new_tree(roots, nodes_needed(config, codes), actions, codes, latent, RAW if positions else 0)
+        tree = new_tree(roots, nodes_needed(config, codes), actions, codes, state, RAW if positions else 0)
         noise = tree.noise
     return Planner(
         tree=tree,
@@ -100,6 +100,21 @@ def new_planner(
 
 
 @inlined
+def past_columns(
+    x: NDArray[np.float32], X: NDArray[np.float32], row_of_bar: NDArray[np.int32], t: int
+) -> int:
+    """Write the features of the bars before t that the row x of a root has; the column of those of t."""
+    F = X.shape[1]
+    column = 0
+    for bar in range(t + 1 - (x.shape[0] - FEATURES) // F, t):
+        past = x[column : column + F]
+        for f in range(F):
+            past[f] = X[row_of_bar[bar], f]
+        column += F
+    return column
+
+
+@inlined
 def set_root(
     planner: Planner,
     b: int,
@@ -113,9 +128,10 @@ def set_root(
     """Put the close of bar t with normalised `features` [F] and raw `position` [RAW] at root b."""
     x = planner.model.root.x[b]
     F = features.shape[0]
+    newest = x[x.shape[0] - FEATURES - F :]
     for f in range(F):
-        x[f] = features[f]
-    position_features(x[F : F + FEATURES], position, planner.config.excursion_weight == 0)
+        newest[f] = features[f]
+    position_features(newest[F : F + FEATURES], position, planner.config.excursion_weight == 0)
     for i in range(RAW):
         planner.position[b, i] = position[i]
     look_ahead(planner.outlook, b, bars, t, codes, market)
@@ -176,8 +192,8 @@ def search_tree(planner: Planner, tree: Tree) -> int:
             improved_policy(planner.policy[b], tree, config, b, 0)
         planner.value[b] = greedy_q(planner.policy[b], tree, config, b, 0)
         for a in range(A):
-            child = tree.child[b, 0, a]
-            planner.q[b, a] = math.nan if child < 0 else edge_value(tree, b, child, config.discount)
+            found = tree.edge_visits[b, 0, a] > 0
+            planner.q[b, a] = np.float64(tree.edge_value[b, 0, a]) if found else math.nan
         planner.rows[b], planner.depth[b], planner.reused[b] = tree.rows[b], tree.depth[b], tree.known[b] > 0
     return status
 

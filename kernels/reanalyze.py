@@ -7,7 +7,7 @@ from kernels._jit import inlined, kernel
 from kernels.bars import Bars
 from kernels.market import Codes, Market, realised_code
 from kernels.ort import Net, evaluate
-from kernels.planner import Planner, draw_noise, plan, set_root
+from kernels.planner import Planner, draw_noise, past_columns, plan, set_root
 from kernels.position import FEATURES, position_features
 from kernels.replay import Replay
 from kernels.tree import NONE, NOTHING
@@ -46,6 +46,7 @@ def search_again(
     for k in range(replay.reward.shape[1] - 1, -1, -1):
         for b in range(slots.shape[0]):
             t = replay.start[slots[b]] + k
+            past_columns(planner.model.root.x[b], X, row_of_bar, t)
             set_root(planner, b, X[row_of_bar[t]], replay.position[slots[b], k], bars, t, codes, market)
             draw_noise(planner, b, seed, replay.start[slots[b]], k)
             set_known(planner, b, replay, slots[b], k, bars, codes)
@@ -75,10 +76,10 @@ def value_again(
     while first < states:
         rows = min(root.x.shape[0], states - first)
         for row in range(rows):
-            x = root.x[row]
-            bar = row_of_bar[replay.start[slot] + first + row]
+            t = replay.start[slot] + first + row
+            x = root.x[row, past_columns(root.x[row], X, row_of_bar, t) :]
             for f in range(F):
-                x[f] = X[bar, f]
+                x[f] = X[row_of_bar[t], f]
             position_features(x[F : F + FEATURES], replay.position[slot, first + row], memoryless)
         status = evaluate(root, rows)
         if status != 0:

@@ -35,7 +35,9 @@ class Replay(NamedTuple):
 class Batch(NamedTuple):
     """B windows of K steps, as the loss reads them."""
 
-    x: NDArray[np.float32]  # [B, F] normalised features of the first bar
+    x: NDArray[
+        np.float32
+    ]  # [B, context F] normalised features of the first bar and those before it, the first last
     position: NDArray[np.float32]  # [B, K + 1, P] position features before decision k
     after: NDArray[np.float32]  # [B, K, P] position features of the afterstate of step k
     action: NDArray[np.int64]  # [B, K]
@@ -85,12 +87,13 @@ def new_batch(
     position: int,
     actions: int,
     ahead: bool = False,
+    context: int = 1,
     moves: bool = False,
 ) -> Batch:
     """Room for `windows` windows of `steps` steps, with features of the later bars, and with moves, or without."""
     B, K = windows, steps
     return Batch(
-        x=np.zeros((B, features), np.float32),
+        x=np.zeros((B, context * features), np.float32),
         position=np.zeros((B, K + 1, position), np.float32),
         after=np.zeros((B, K, position), np.float32),
         action=np.zeros((B, K), np.int64),
@@ -212,10 +215,12 @@ def fill_window(
     rule: ValueTarget,
 ) -> None:
     """Window b: decisions first .. first + K of session `slot`."""
-    K, L = batch.code.shape[1], replay.reward.shape[1]
-    row = row_of_bar[replay.start[slot] + first]
-    for f in range(X.shape[1]):
-        batch.x[b, f] = X[row, f]
+    K, L, F = batch.code.shape[1], replay.reward.shape[1], X.shape[1]
+    for i in range(batch.x.shape[1] // F):
+        row = row_of_bar[replay.start[slot] + first - i]
+        x = batch.x[b, batch.x.shape[1] - (i + 1) * F :]
+        for f in range(F):
+            x[f] = X[row, f]
     for k in range(K + 1):
         if first + k < L:
             fill_decision(batch, b, k, replay, slot, first + k, rule, market)

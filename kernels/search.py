@@ -5,7 +5,6 @@ A simulation descends to an edge without a node, evaluates what lies behind it, 
 mean of sampled codes estimates the same sum).
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,32 +18,41 @@ from kernels.gumbel import (
     mix_noise,
     puct_action,
     root_candidate,
-    visits_of,
-    weigh_actions,
 )
 from kernels.ort import Net, evaluate
 from kernels.outlook import Outlook
 from kernels.position import FEATURES, HOLD, SIDE, act_on, is_legal, move_on, position_features
+from kernels.simd import FEW, first, largest, load_few, total
 from kernels.tree import (
+    BEYOND,
     CHANCE,
     CHANCE_CHILD,
     DECISION,
     KNOWN_ARM,
     MASKED,
     NONE,
+    ONE,
+    ZERO,
     Known,
     Tree,
     add_node,
+    index,
+    note_edge,
+    softmax,
 )
+
+GROUP = 16  # searches that go up and down together: their nodes fit into the nearest cache
 
 
 class Model(NamedTuple):
     """The networks of a search, all rows of one batch; a search binds those it calls.
 
-    root:       [features F | position P]                     -> [state D | logits A | value | code logits C]
-    afterstate: [state D | action A | position P]             -> [state D | code logits C | value]
-    dynamics:   [state D | code C | position P | next one P]  -> [state D | reward | logits A | value]
-    market:     [state D | code C | S next positions P]       -> [state D | code logits C | S values]
+    root:       [features F | position P]                   -> [state D | logits A | value | code logits C]
+    afterstate: [state D | action A | position P]           -> [state D | code logits C | value]
+    dynamics:   [states | code C | position P | next one P] -> [state D | reward | logits A | value]
+    market:     [states | code C | S next positions P]      -> [state D | code logits C | S values]
+    `states` are those of a node and of the decision nodes before it, newest first, as many as the graph is wide for;
+    what lies before the root is all zero.  A network that remembers no more than its latent wants one.
     Outside forex P = 0; a deterministic search has no afterstates and gives `dynamics` the action one-hot.  Under the
     `pnl` reward the positions of `market` are constants of the graph.
     """
@@ -72,7 +80,7 @@ def new_work(searches: int, codes: int, simulations: int) -> Work:
 
 @inlined
 def plant(tree: Tree, b: int, state: NDArray[np.float32], logits: NDArray[np.float32], value: float) -> None:
-    """Start tree b at a root with this latent, policy and value; `tree.legal` and `position` are the caller's."""
+    """Start tree b at a root with this state, policy and value; its position and what is illegal are the caller's."""
     tree.used[b], tree.known[b], tree.rows[b], tree.depth[b] = 0, NONE, 1, 0
     root = add_node(tree, b, DECISION, NONE, NONE)
     for d in range(
@@ -91,45 +99,82 @@ def mask(tree: Tree, b: int, node: int, reverse: bool) -> None:
     """Forbid what the position at a decision node does not allow."""
     if tree.position.shape[2] == 0:
         return
-    for a in range(tree.legal.shape[2]):
-        if not is_legal(tree.position[b, node, SIDE], a, tree.legal.shape[2], reverse):
-            tree.legal[b, node, a] = False
+    A = tree.noise.shape[1]
+    for a in range(A):
+        if not is_legal(tree.position[b, node, SIDE], a, A, reverse):
             tree.prior[b, node, a] = MASKED
 
 
 @inlined
-def descend(tree: Tree, config: SearchConfig, table: NDArray[np.int32], b: int, simulation: int) -> None:
-    """Find the edge to expand: tree.leaf[b], tree.leaf_edge[b]; the edge is NONE at a node of known value."""
-    node, depth = 0, 1
-    if config.rule == PUCT:
-        edge = puct_action(tree, config, b, 0)
-    else:
-        edge = root_candidate(tree, config, table, b, simulation)
-    while tree.child[b, node, edge] != NONE:
-        node = tree.child[b, node, edge]
-        depth += 1
-        if node == tree.known[b]:
-            edge = NONE
-            break
-        if tree.kind[b, node] == CHANCE:
-            edge = chance_code(tree, b, node)
-        elif config.rule == PUCT:
-            edge = puct_action(tree, config, b, node)
+def descend(
+    tree: Tree,
+    work: Work,
+    config: SearchConfig,
+    table: NDArray[np.int32],
+    simulation: int,
+    begin: int,
+    stop: int,
+) -> None:
+    """Find the edge that searches [begin, stop) expand: tree.leaf, tree.leaf_edge; NONE at a node of known value.
+
+    They go down level by level together: the choice at a node is a chain of latencies, and several chains overlap.
+    """
+    count = stop - begin
+    for i in range(count):
+        b = begin + i
+        tree.leaf[b], work.row_tree[i] = 0, b
+        if config.rule == PUCT:
+            tree.leaf_edge[b] = puct_action(tree, config, b, 0)
         else:
-            edge = interior_action(tree, config, b, node)
-    tree.leaf[b] = node
-    tree.leaf_edge[b] = edge
-    tree.depth[b] = max(tree.depth[b], depth)
+            tree.leaf_edge[b] = root_candidate(tree, config, table, b, simulation)
+    depth = 0
+    while count > 0:
+        depth += 1
+        count = go_down(tree, work, depth, count)
+        for i in range(count):
+            b = index(work.row_tree[i])
+            tree.leaf_edge[b] = next_edge(tree, config, b, index(tree.leaf[b]))
+
+
+@inlined
+def go_down(tree: Tree, work: Work, depth: int, count: int) -> int:
+    """Take each of the first `count` searches of work.row_tree along its edge; keep those that are not at a leaf."""
+    kept = 0
+    for i in range(count):
+        b = index(work.row_tree[i])
+        child = tree.child[b, index(tree.leaf[b]), index(tree.leaf_edge[b])]
+        tree.depth[b] = max(tree.depth[b], depth)
+        if child == NONE:
+            continue
+        tree.leaf[b] = child
+        if child == tree.known[b]:
+            tree.leaf_edge[b] = NONE
+            tree.depth[b] = max(tree.depth[b], depth + 1)
+        else:
+            work.row_tree[kept] = b
+            kept += 1
+    return kept
+
+
+@inlined
+def next_edge(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
+    """The edge to take at a node below the root."""
+    if tree.kind[b, node] == CHANCE:
+        return chance_code(tree, b, node)
+    if config.rule == PUCT:
+        return puct_action(tree, config, b, node)
+    return interior_action(tree, config, b, node)
 
 
 @inlined
 def chance_code(tree: Tree, b: int, node: int) -> int:
     """Quasi-random outcome: argmax prior / (visits + 1) (Ozair et al. 2021, A.3)."""
-    best, best_score = 0, -1.0
-    for c in range(tree.prior.shape[2]):
-        score = tree.prior[b, node, c] / (visits_of(tree, b, node, c) + 1.0)
-        if score > best_score:
-            best, best_score = c, score
+    best, best_score = 0, -ONE
+    for i in range(0, tree.prior.shape[2], FEW):
+        score = load_few(tree.prior[b, node], i) / (load_few(tree.edge_visits[b, node], i) + ONE)
+        top = largest(score)
+        if top > best_score:
+            best, best_score = i + first(score == top), top
     return best
 
 
@@ -139,6 +184,29 @@ def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
     for i in range(width):
         x[first + i] = 1.0 if i == hot else 0.0
     return first + width
+
+
+@inlined
+def decision_before(tree: Tree, b: int, node: int) -> int:
+    """The decision node before the one that a node is, or is the afterstate of; NONE before the root."""
+    for _ in range(2 if tree.kind[b, node] == CHANCE else 1):
+        node = tree.parent[b, node]
+    if node != NONE and tree.kind[b, node] == CHANCE:
+        node = tree.parent[b, node]
+    return node
+
+
+@inlined
+def state_columns(x: NDArray[np.float32], tree: Tree, b: int, node: int, stop: int) -> int:
+    """Write the states of a node and of the decisions before it at x[:stop], newest first; `stop`."""
+    D = tree.state.shape[2]
+    for d in range(D):
+        x[d] = tree.state[b, node, d]
+    for column in range(D, stop, D):
+        node = NONE if node == NONE else decision_before(tree, b, node)
+        for d in range(D):
+            x[column + d] = 0.0 if node == NONE else tree.state[b, node, d]
+    return stop
 
 
 @inlined
@@ -167,10 +235,8 @@ def add_afterstate(
     if tree.position.shape[2] > 0:
         target = tree.position[b, parent, SIDE] if action == HOLD else outlook.size[b, action]
         act_on(tree.position[b, node], tree.position[b, parent], target, outlook.entry_cost[b])
-    D = tree.state.shape[2]
-    for d in range(D):
-        x[d] = tree.state[b, parent, d]
-    column = one_hot(x, D, tree.legal.shape[2], action)
+    column = state_columns(x, tree, b, parent, tree.state.shape[2])
+    column = one_hot(x, column, tree.noise.shape[1], action)
     position_columns(x, tree, config, column, b, node)
     return node
 
@@ -181,14 +247,11 @@ def add_decision(
 ) -> int:
     """Add the decision node behind a chance code (or, deterministic, an action) and write its network row x."""
     node = add_node(tree, b, DECISION, parent, edge)
-    D = tree.state.shape[2]
-    for d in range(D):
-        x[d] = tree.state[b, parent, d]
-    if tree.kind[b, parent] == CHANCE:
-        column = one_hot(x, D, outlook.move.shape[1], edge)
-    else:
-        column = one_hot(x, D, tree.legal.shape[2], edge)
-    if tree.position.shape[2] > 0:
+    has_position = tree.position.shape[2] > 0
+    edges = outlook.move.shape[1] if tree.kind[b, parent] == CHANCE else tree.noise.shape[1]
+    states = x.shape[0] - edges - (2 * FEATURES if has_position else 0)
+    column = one_hot(x, state_columns(x, tree, b, parent, states), edges, edge)
+    if has_position:
         column = position_columns(x, tree, config, column, b, parent)
         move_on(tree.position[b, node], tree.position[b, parent], outlook.move[b, edge])
         position_columns(x, tree, config, column, b, node)
@@ -201,26 +264,19 @@ def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes
     D = tree.state.shape[2]
     for d in range(D):
         tree.state[b, node, d] = y[d]
-    highest = y[D]
     for c in range(codes):
-        highest = max(highest, y[D + c])
-    total = 0.0
-    for c in range(codes):
-        weight = math.exp(y[D + c] - highest)
-        tree.prior[b, node, c] = weight
-        total += weight
-    for c in range(codes):
-        tree.prior[b, node, c] /= total
+        tree.prior[b, node, c] = y[D + c]
     for c in range(codes, tree.prior.shape[2]):
-        tree.prior[b, node, c] = 0.0
+        tree.prior[b, node, c] = BEYOND
+    softmax(tree.prior[b, node], tree.prior[b, node], tree.prior.shape[2])
     tree.raw_value[b, node] = y[D + codes]
     tree.value[b, node] = y[D + codes]
 
 
 @inlined
-def read_decision(tree: Tree, y: NDArray[np.float32], b: int, node: int, reverse: bool) -> None:
+def read_decision(tree: Tree, config: SearchConfig, y: NDArray[np.float32], b: int, node: int) -> None:
     """Take state, reward, policy and value of a decision node from its network row y."""
-    D, A = tree.state.shape[2], tree.legal.shape[2]
+    D, A = tree.state.shape[2], tree.noise.shape[1]
     for d in range(D):
         tree.state[b, node, d] = y[d]
     tree.reward[b, node] = y[D]
@@ -228,8 +284,9 @@ def read_decision(tree: Tree, y: NDArray[np.float32], b: int, node: int, reverse
         tree.prior[b, node, a] = y[D + 1 + a]
     tree.raw_value[b, node] = y[D + 1 + A]
     tree.value[b, node] = y[D + 1 + A]
-    mask(tree, b, node, reverse)
-    weigh_actions(tree, b, node)
+    mask(tree, b, node, config.reverse)
+    softmax(tree.policy[b, node], tree.prior[b, node], tree.score.shape[1])
+    note_edge(tree, b, node, config.discount)
 
 
 @inlined
@@ -255,6 +312,7 @@ def add_known(tree: Tree, config: SearchConfig, known: Known, b: int, parent: in
     tree.raw_value[b, node] = value
     tree.value[b, node] = value
     tree.known[b] = node
+    note_edge(tree, b, node, config.discount)
     return node
 
 
@@ -302,7 +360,7 @@ def expand_decisions(
             return status
         for i in range(count):
             b, node = work.row_tree[first + i], work.row_node[first + i]
-            read_decision(tree, net.y[i], b, node, config.reverse)
+            read_decision(tree, config, net.y[i], b, node)
             tree.leaf[b] = node
             tree.rows[b] += 1
         first += count
@@ -369,40 +427,40 @@ def expand_all_codes(
 @inlined
 def back_up_mean(tree: Tree, config: SearchConfig, b: int) -> None:
     """Running mean of the discounted returns, from the leaf to the root."""
-    node = tree.leaf[b]
-    tree.visits[b, node] += 1
+    node = index(tree.leaf[b])
+    count = tree.visits[b, node]
     gain = np.float64(tree.value[b, node])
-    while tree.parent[b, node] != NONE:
-        if tree.kind[b, node] == DECISION:
-            gain = np.float64(tree.reward[b, node]) + config.discount * gain
-        node = tree.parent[b, node]
-        count = tree.visits[b, node]
+    while True:
         tree.value[b, node] = (np.float64(tree.value[b, node]) * count + gain) / (count + 1)
         tree.visits[b, node] = count + 1
+        parent = tree.parent[b, node]
+        if parent == NONE:
+            break
+        note_edge(tree, b, node, config.discount)
+        if tree.kind[b, node] == DECISION:
+            gain = np.float64(tree.reward[b, node]) + config.discount * gain
+        node = index(parent)
+        count = tree.visits[b, node]
 
 
 @inlined
-def expected_value(tree: Tree, b: int, node: int, discount: float) -> float:
+def expected_value(tree: Tree, b: int, node: int) -> float:
     """Prior-weighted expectation over all codes of a fully expanded chance node."""
-    total = 0.0
-    for c in range(tree.prior.shape[2]):
-        child = tree.child[b, node, c]
-        if child != NONE:
-            q = np.float64(tree.reward[b, child]) + discount * np.float64(tree.value[b, child])
-            total += np.float64(tree.prior[b, node, c]) * q
-    return total
+    value = ZERO
+    for i in range(0, tree.prior.shape[2], FEW):
+        value += total(load_few(tree.prior[b, node], i) * load_few(tree.edge_value[b, node], i))
+    return float(value)
 
 
 @inlined
 def visited_value(tree: Tree, b: int, node: int) -> float:
     """Mean of a decision node's own value and its actions' values, weighted by visits."""
-    total, visits = np.float64(tree.raw_value[b, node]), 1
-    for a in range(tree.legal.shape[2]):
-        child = tree.child[b, node, a]
-        if child != NONE:
-            total += tree.visits[b, child] * np.float64(tree.value[b, child])
-            visits += tree.visits[b, child]
-    return total / visits
+    value, visits = tree.raw_value[b, node], ONE
+    for i in range(0, tree.score.shape[1], FEW):
+        n = load_few(tree.edge_visits[b, node], i)
+        value += total(n * load_few(tree.edge_value[b, node], i))
+        visits += total(n)
+    return float(value / visits)
 
 
 @inlined
@@ -414,10 +472,22 @@ def back_up_expectation(tree: Tree, config: SearchConfig, b: int) -> None:
         if node == tree.known[b]:
             pass  # its value stands
         elif tree.kind[b, node] == CHANCE:
-            tree.value[b, node] = expected_value(tree, b, node, config.discount)
+            tree.value[b, node] = expected_value(tree, b, node)
         else:
             tree.value[b, node] = visited_value(tree, b, node)
+        if tree.parent[b, node] != NONE:
+            note_edge(tree, b, node, config.discount)
         node = tree.parent[b, node]
+
+
+@inlined
+def back_up(tree: Tree, config: SearchConfig, begin: int, stop: int) -> None:
+    """Back up from the leaves of searches [begin, stop)."""
+    for b in range(begin, stop):
+        if config.full_width:
+            back_up_expectation(tree, config, b)
+        else:
+            back_up_mean(tree, config, index(b))
 
 
 @kernel
@@ -432,22 +502,22 @@ def grow(
 ) -> int:
     """Run all simulations of all searches; 0 or the status of a failed network call."""
     for b in range(tree.used.shape[0]):
-        weigh_actions(tree, b, 0)
+        softmax(tree.policy[b, 0], tree.prior[b, 0], tree.score.shape[1])
         if config.rule == PUCT:
             mix_noise(tree, config, b)
+    B = tree.used.shape[0]
     for simulation in range(config.simulations):
-        for b in range(tree.used.shape[0]):
-            descend(tree, config, table, b, simulation)
+        for begin in range(0, B, GROUP):
+            stop = min(begin + GROUP, B)
+            if simulation > 0:
+                back_up(tree, config, begin, stop)
+            descend(tree, work, config, table, simulation, begin, stop)
         status = simulate(tree, work, model, outlook, config, known, simulation)
         if status == 0 and config.full_width:
             status = expand_all_codes(tree, work, model.dynamics, outlook, config, known, simulation)
         if status != 0:
             return status
-        for b in range(tree.used.shape[0]):
-            if config.full_width:
-                back_up_expectation(tree, config, b)
-            else:
-                back_up_mean(tree, config, b)
+    back_up(tree, config, 0, B)
     return 0
 
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from kernels._jit import inlined, kernel
 from kernels.bars import Bars
 from kernels.market import ACC_SIDE, Codes, Market, close_out, raw_position, step
-from kernels.planner import Planner, draw_noise, plan, set_root
+from kernels.planner import Planner, draw_noise, past_columns, plan, set_root
 from kernels.position import HOLD, is_legal
 from kernels.replay import Replay
 from kernels.rng import below
@@ -54,6 +54,7 @@ def play(
             t = replay.start[slots[b]] + k
             position = replay.position[slots[b], k]
             raw_position(position, account[b], market)
+            past_columns(planner.model.root.x[b], X, row_of_bar, t)
             set_root(planner, b, X[row_of_bar[t]], position, bars, t, codes, market)
             draw_noise(planner, b, seed, session + b, k)
         status = plan(planner)

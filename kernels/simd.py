@@ -1,9 +1,11 @@
-"""Sixteen float32 side by side as one value of a kernel: a register of the processor, or two.
+"""Sixteen float32 side by side as one value of a kernel, a register of the processor or two; or four of them.
 
 A vectoriser cannot prove that the legs of a butterfly do not overlap, and its checks at run time cost more than the
-work.  Here nothing is left to prove.  Lanes never mix: what one holds does not depend on what the others do.
+work; nor does it know that the actions of a node are one register.  Here nothing is left to prove.  Lanes do not mix,
+but in `total`, `largest`, `smallest` and `first`, and those add and compare in a fixed order.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +17,22 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.extending import lower_builtin, models, register_model
 from numpy.typing import NDArray
 
-LANES = 16
-Vector = NDArray[np.float32]  # [LANES] where the code is interpreted
+from kernels._jit import inlined
+
+LANES, FEW = 16, 4
+Vector = NDArray[np.float32]  # [LANES] or [FEW] where the code is interpreted
+Mask = NDArray[np.bool_]  # as many
+Number = Any  # a float32
+LOG2_E = np.float32(math.log2(math.e))
+LN2_HIGH = np.float32(0.693359375)  # a few bits: times a small integer it is exact
+LN2_LOW = np.float32(math.log(2.0) - 0.693359375)
+FACTORS = tuple(np.float32(1 / math.factorial(k)) for k in range(8))
+LEAST_POWER = np.float32(-87.0)  # e to it is about the smallest normal float32
+
+
+def padded(width: int) -> int:
+    """The least multiple of FEW that is `width` or more."""
+    return -(-width // FEW) * FEW
 
 
 def load(a: NDArray[np.float32], i: int) -> Vector:
@@ -24,9 +40,14 @@ def load(a: NDArray[np.float32], i: int) -> Vector:
     return a[i : i + LANES].copy()
 
 
+def load_few(a: NDArray[np.float32], i: int) -> Vector:
+    """a[i : i + FEW]; the numbers of a row follow one another in memory, whatever numba knows of its layout."""
+    return a[i : i + FEW].copy()
+
+
 def store(a: NDArray[np.float32], i: int, x: Vector) -> None:
-    """a[i : i + LANES] = x."""
-    a[i : i + LANES] = x
+    """a[i : i + len(x)] = x."""
+    a[i : i + len(x)] = x
 
 
 def root(x: Vector) -> Vector:
@@ -34,24 +55,76 @@ def root(x: Vector) -> Vector:
     return np.sqrt(x)
 
 
-class VectorType(types.Type):
-    """What the compiler takes a Vector for."""
+def nearest(x: Vector) -> Vector:
+    """The nearest integers, halves to even."""
+    return np.rint(x)
 
-    def __init__(self) -> None:
-        super().__init__("float32 x 16")
+
+def power_of_two(x: Vector) -> Vector:
+    """2^x of integers from -126 to 127."""
+    return np.ldexp(np.float32(1), x.astype(np.int32))
+
+
+def choose(mask: Mask, x: Vector, y: Vector | Number) -> Vector:
+    """x where the mask is set, else y."""
+    return np.where(mask, x, y).astype(np.float32)
+
+
+def _folded(x: Vector, combine: Callable[..., Any]) -> np.float32:
+    while len(x) > 1:
+        half = len(x) // 2
+        x = combine(x[:half], x[half:])
+    return np.float32(x[0])
+
+
+def total(x: Vector) -> Number:
+    """Sum of the lanes: halves are added until one is left."""
+    return _folded(x, operator.add)
+
+
+def largest(x: Vector) -> Number:
+    """The largest of the lanes."""
+    return _folded(x, lambda a, b: np.where(a > b, a, b))
+
+
+def smallest(x: Vector) -> Number:
+    """The smallest of the lanes."""
+    return _folded(x, lambda a, b: np.where(a < b, a, b))
+
+
+def first(mask: Mask) -> int:
+    """The first lane that is set; their number if none is."""
+    return int(np.argmax(mask)) if mask.any() else len(mask)
+
+
+class VectorType(types.Type):
+    """What the compiler takes a Vector of so many lanes for."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self.register = ir.VectorType(ir.FloatType(), lanes)
+        super().__init__(f"float32 x {lanes}")
+
+
+class MaskType(types.Type):
+    """What the compiler takes a Mask for: a bit a lane."""
+
+    def __init__(self, lanes: int) -> None:
+        self.register = ir.VectorType(ir.IntType(1), lanes)
+        super().__init__(f"bool x {lanes}")
 
 
 @register_model(VectorType)
-class VectorModel(models.PrimitiveModel):
+@register_model(MaskType)
+class RegisterModel(models.PrimitiveModel):
     """A value of the processor, not an array in memory."""
 
     def __init__(self, manager: Any, of: Any) -> None:
-        super().__init__(manager, of, REGISTER)  # type: ignore[no-untyped-call]
+        super().__init__(manager, of, of.register)  # type: ignore[no-untyped-call]
 
 
-REGISTER = ir.VectorType(ir.FloatType(), LANES)
-VECTOR = VectorType()
-NUMBER, ROW = types.float32, types.Array(types.float32, 1, "C")
+NUMBER = types.float32
+ROWS = [types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "A")]
 
 
 def compiled(function: Callable[..., Any], result: Any, *arguments: Any) -> Callable[[Any], None]:
@@ -69,51 +142,147 @@ def compiled(function: Callable[..., Any], result: Any, *arguments: Any) -> Call
     return register
 
 
-def address(context: Any, builder: Any, a: Any, i: Any) -> Any:
-    """Of LANES values from a[i] on."""
-    data = context.make_array(ROW)(context, builder, a).data
-    return builder.bitcast(builder.gep(data, [i]), REGISTER.as_pointer())
+def address(context: Any, builder: Any, row: Any, a: Any, i: Any, vector: VectorType) -> Any:
+    """Of a vector's lanes from a[i] on."""
+    data = context.make_array(row)(context, builder, a).data
+    return builder.bitcast(builder.gep(data, [i]), vector.register.as_pointer())
 
 
-@compiled(load, VECTOR, ROW, types.intp)
-def _load(context: Any, builder: Any, a: Any, i: Any) -> Any:
-    return builder.load(address(context, builder, a, i), align=4)
-
-
-@compiled(store, types.none, ROW, types.intp, VECTOR)
-def _store(context: Any, builder: Any, a: Any, i: Any, x: Any) -> Any:
-    builder.store(x, address(context, builder, a, i), align=4)
-    return context.get_dummy_value()
-
-
-@compiled(root, VECTOR, VECTOR)
-def _root(context: Any, builder: Any, x: Any) -> Any:
-    name = f"llvm.sqrt.v{LANES}f32"
-    known = builder.module.globals.get(name)
-    return builder.call(
-        known or ir.Function(builder.module, ir.FunctionType(REGISTER, [REGISTER]), name), [x]
-    )
-
-
-def spread(builder: Any, x: Any) -> Any:
+def spread(builder: Any, x: Any, vector: VectorType) -> Any:
     """A number in every lane."""
-    nothing = ir.Constant(REGISTER, ir.Undefined)
-    first = builder.insert_element(nothing, x, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None))
+    nothing = ir.Constant(vector.register, ir.Undefined)
+    lane = builder.insert_element(nothing, x, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(lane, nothing, ir.Constant(words(vector.lanes), None))
 
 
-def compile_operator(operation: Callable[[Any, Any], Any], instruction: str) -> None:
-    """Of two vectors, or of a vector and a number."""
+def words(lanes: int) -> Any:
+    """As many integers of 32 bits."""
+    return ir.VectorType(ir.IntType(32), lanes)
 
-    @compiled(operation, VECTOR, VECTOR, VECTOR)
+
+def call(builder: Any, name: str, x: Any) -> Any:
+    """LLVM's own function of one vector."""
+    name = f"llvm.{name}.v{x.type.count}f32"
+    known = builder.module.globals.get(name)
+    kind = ir.FunctionType(x.type, [x.type])
+    return builder.call(known or ir.Function(builder.module, kind, name), [x])
+
+
+def more(builder: Any, x: Any, y: Any) -> Any:
+    """Lanes in which x is more."""
+    return builder.fcmp_ordered(">", x, y)
+
+
+def less(builder: Any, x: Any, y: Any) -> Any:
+    """Lanes in which x is less."""
+    return builder.fcmp_ordered("<", x, y)
+
+
+def fold(builder: Any, x: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    """Combine the halves of a vector until one lane is left."""
+    width = x.type.count
+    while width > 1:
+        width //= 2
+        halves = (range(width), range(width, 2 * width))
+        x = combine(*(builder.shuffle_vector(x, x, ir.Constant(words(width), list(part))) for part in halves))
+    return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+
+
+def compile_memory(vector: VectorType, loader: Callable[..., Any]) -> None:
+    """Loads and stores."""
+    for row in ROWS:
+
+        @compiled(loader, vector, row, types.intp)
+        def _load(context: Any, builder: Any, a: Any, i: Any, row: Any = row) -> Any:
+            return builder.load(address(context, builder, row, a, i, vector), align=4)
+
+        @compiled(store, types.none, row, types.intp, vector)
+        def _store(context: Any, builder: Any, a: Any, i: Any, x: Any, row: Any = row) -> Any:
+            builder.store(x, address(context, builder, row, a, i, vector), align=4)
+            return context.get_dummy_value()
+
+
+def compile_binary(
+    function: Callable[..., Any], vector: VectorType, result: Any, emit: Callable[..., Any]
+) -> None:
+    """A function of two vectors, or of a vector and a number."""
+
+    @compiled(function, result, vector, vector)
     def of_vectors(context: Any, builder: Any, x: Any, y: Any) -> Any:
-        return getattr(builder, instruction)(x, y)
+        return emit(builder, x, y)
 
-    @compiled(operation, VECTOR, VECTOR, NUMBER)
+    @compiled(function, result, vector, NUMBER)
     def of_number(context: Any, builder: Any, x: Any, y: Any) -> Any:
-        return getattr(builder, instruction)(x, spread(builder, y))
+        return emit(builder, x, spread(builder, y, vector))
 
 
-compile_operator(operator.add, "fadd")
-compile_operator(operator.sub, "fsub")
-compile_operator(operator.mul, "fmul")
+def compile_arithmetic(vector: VectorType, mask: MaskType) -> None:
+    """Operators and functions of each lane."""
+    for operation, instruction in (("add", "fadd"), ("sub", "fsub"), ("mul", "fmul"), ("truediv", "fdiv")):
+        emit = getattr(ir.IRBuilder, instruction)
+        compile_binary(getattr(operator, operation), vector, vector, emit)
+    compile_binary(operator.gt, vector, mask, more)
+    compile_binary(operator.eq, vector, mask, lambda builder, x, y: builder.fcmp_ordered("==", x, y))
+    for function, name in ((root, "sqrt"), (nearest, "rint")):
+
+        @compiled(function, vector, vector)
+        def _call(context: Any, builder: Any, x: Any, name: str = name) -> Any:
+            return call(builder, name, x)
+
+    @compiled(power_of_two, vector, vector)
+    def _power_of_two(context: Any, builder: Any, x: Any) -> Any:
+        bias, shift = (ir.Constant(words(vector.lanes), [n] * vector.lanes) for n in (127, 23))
+        exponent = builder.shl(builder.add(builder.fptosi(x, words(vector.lanes)), bias), shift)
+        return builder.bitcast(exponent, vector.register)
+
+    @compiled(choose, vector, mask, vector, vector)
+    def _choose(context: Any, builder: Any, where: Any, x: Any, y: Any) -> Any:
+        return builder.select(where, x, y)
+
+    @compiled(choose, vector, mask, vector, NUMBER)
+    def _choose_number(context: Any, builder: Any, where: Any, x: Any, y: Any) -> Any:
+        return builder.select(where, x, spread(builder, y, vector))
+
+
+def compile_reductions(vector: VectorType, mask: MaskType) -> None:
+    """What the lanes come to together."""
+
+    @compiled(total, NUMBER, vector)
+    def _total(context: Any, builder: Any, x: Any) -> Any:
+        return fold(builder, x, builder.fadd)
+
+    for function, compare in ((largest, more), (smallest, less)):
+
+        @compiled(function, NUMBER, vector)
+        def _extreme(context: Any, builder: Any, x: Any, compare: Any = compare) -> Any:
+            return fold(builder, x, lambda a, b: builder.select(compare(builder, a, b), a, b))
+
+    @compiled(first, types.intp, mask)
+    def _first(context: Any, builder: Any, where: Any) -> Any:
+        word = ir.IntType(64)
+        bits = builder.zext(builder.bitcast(where, ir.IntType(vector.lanes)), word)
+        stop = ir.Constant(word, 1 << vector.lanes)
+        return builder.cttz(builder.or_(bits, stop), ir.Constant(ir.IntType(1), 1))
+
+
+for _loader, _lanes in ((load, LANES), (load_few, FEW)):
+    compile_memory(VectorType(_lanes), _loader)
+    compile_arithmetic(VectorType(_lanes), MaskType(_lanes))
+    compile_reductions(VectorType(_lanes), MaskType(_lanes))
+
+
+@inlined
+def exponential(x: Vector) -> Vector:
+    """e^x of numbers that are not positive, within two units in the last place; below -87 it stops falling."""
+    x = choose(x > LEAST_POWER, x, LEAST_POWER)
+    n = nearest(x * LOG2_E)
+    r = x - n * LN2_HIGH - n * LN2_LOW  # |r| <= ln 2 / 2: eight terms of the series are enough
+    y = r * FACTORS[7] + FACTORS[6]
+    y = y * r + FACTORS[5]
+    y = y * r + FACTORS[4]
+    y = y * r + FACTORS[3]
+    y = y * r + FACTORS[2]
+    y = y * r + FACTORS[1]
+    y = y * r + FACTORS[0]
+    scaled: Vector = y * power_of_two(n)
+    return scaled

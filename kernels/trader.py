@@ -20,7 +20,7 @@ class Trader(NamedTuple):
     normaliser: Normaliser
     codes: Codes
     market: Market
-    x: NDArray[np.float32]  # [F] normalised features of the bar
+    x: NDArray[np.float32]  # [context, F] normalised features of the last bars, the newest last
     work: FeatureWork
     position: NDArray[np.float32]  # [RAW]
 
@@ -44,13 +44,18 @@ def decide(
 
     extra [T, E] are the feature columns that only a self-test has; E = 0 everywhere else.
     """
-    own = trader.x.shape[0] - extra.shape[1]
-    bar_features(trader.x[:own], trader.features, bars, t, trader.work)
-    for e in range(extra.shape[1]):
-        trader.x[own + e] = extra[t, e]
-    normalise(trader.x, trader.normaliser)
+    context, F = trader.x.shape
+    own, root = F - extra.shape[1], trader.planner.model.root.x[0]
+    for i in range(context):
+        x, bar = trader.x[i], t + 1 - context + i
+        bar_features(x[:own], trader.features, bars, bar, trader.work)
+        for e in range(extra.shape[1]):
+            x[own + e] = extra[bar, e]
+        normalise(x, trader.normaliser)
+        for f in range(F):
+            root[i * F + f] = x[f]
     raw_position(trader.position, account, trader.market)
-    set_root(trader.planner, 0, trader.x, trader.position, bars, t, trader.codes, trader.market)
+    set_root(trader.planner, 0, trader.x[context - 1], trader.position, bars, t, trader.codes, trader.market)
     return plan(trader.planner)
 
 

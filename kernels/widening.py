@@ -20,8 +20,6 @@ from kernels.gumbel import (
     interior_action,
     root_action,
     root_candidate,
-    visits_of,
-    weigh_actions,
 )
 from kernels.ort import evaluate
 from kernels.planner import Planner, new_planner
@@ -36,8 +34,9 @@ from kernels.search import (
     one_hot,
     position_columns,
     read_afterstate,
+    state_columns,
 )
-from kernels.tree import CHANCE, DECISION, MASKED, NONE, Tree, add_node
+from kernels.tree import CHANCE, DECISION, MASKED, NONE, Tree, add_node, note_edge, softmax
 
 KINDS = len(ACTIONS)
 HEAD = (
@@ -82,8 +81,8 @@ def new_wide(
         raise ValueError("widening wants full width, a sample, C >= 1 and alpha in [0, 1]")
     limit = widening_table(coefficient, exponent, config.simulations + 1)
     edges = max(2 * samples + 1, int(limit[-1]))  # flat: HOLD and both sides
-    nodes, latent = nodes_needed(config, codes), model.afterstate.y.shape[1] - codes - 1
-    planner = new_planner(model, config, roots, edges, codes, latent)
+    nodes, state = nodes_needed(config, codes), model.afterstate.y.shape[1] - codes - 1
+    planner = new_planner(model, config, roots, edges, codes, state)
     tree = planner.tree
     if tree is None:
         raise ValueError("widening wants a tree of actions, not of market states")
@@ -161,10 +160,9 @@ def draw_root(planner: Planner, wide: Wide, b: int) -> None:
         for _ in range(parts):
             wide.size[b, 0, count] = draw_target(wide, b, 0, kind, side, count)
             wide.drawn[b, 0, count] = 1
-            tree.legal[b, 0, count] = True
             tree.prior[b, 0, count] = np.float64(wide.head[b, 0, kind]) - math.log(parts)
             count += 1
-    weigh_actions(tree, b, 0)
+    softmax(tree.policy[b, 0], tree.prior[b, 0], tree.score.shape[1])
 
 
 @inlined
@@ -176,7 +174,7 @@ def widen(planner: Planner, wide: Wide, b: int, node: int) -> None:
     tree, drawn, visits = wide.tree, 0, 1
     for e in range(wide.drawn.shape[2]):
         drawn += wide.drawn[b, node, e]
-        visits += visits_of(tree, b, node, e)
+        visits += int(tree.edge_visits[b, node, e])
     side = np.float64(tree.position[b, node, SIDE])
     for draw in range(drawn, wide.limit[visits]):
         quantile = uniform(wide.key[b], 2 * node, draw)
@@ -187,9 +185,8 @@ def widen(planner: Planner, wide: Wide, b: int, node: int) -> None:
             e += 1
         wide.size[b, node, e] = target
         wide.drawn[b, node, e] += 1
-        tree.legal[b, node, e] = True
         tree.prior[b, node, e] = math.log(wide.drawn[b, node, e])
-    weigh_actions(tree, b, node)
+    softmax(tree.policy[b, node], tree.prior[b, node], tree.score.shape[1])
 
 
 @inlined
@@ -214,9 +211,7 @@ def add_wide_afterstate(planner: Planner, wide: Wide, b: int) -> None:
     node = add_node(tree, b, CHANCE, parent, edge)
     side, target = tree.position[b, parent, SIDE], wide.size[b, parent, edge]
     act_on(tree.position[b, node], tree.position[b, parent], target, planner.outlook.entry_cost[b])
-    D = tree.state.shape[2]
-    for d in range(D):
-        x[d] = tree.state[b, parent, d]
+    D = state_columns(x, tree, b, parent, tree.state.shape[2])
     kind = HOLD if target == side else BUY if target > 0 else SELL if target < 0 else CLOSE
     position_columns(x, tree, planner.config, one_hot(x, D, KINDS, kind), b, node)
     tree.leaf[b] = node
@@ -232,7 +227,6 @@ def read_head(planner: Planner, wide: Wide, y: NDArray[np.float32], b: int, node
     tree.value[b, node] = y[HEAD]
     for e in range(wide.drawn.shape[2]):
         wide.drawn[b, node, e] = 0
-        tree.legal[b, node, e] = False
         tree.prior[b, node, e] = MASKED
 
 
@@ -275,6 +269,7 @@ def expand_wide(planner: Planner, wide: Wide) -> int:
             tree.state[b, node, d] = y[d]
         tree.reward[b, node] = y[D]
         read_head(planner, wide, y[D + 1 :], b, node)
+        note_edge(tree, b, node, planner.config.discount)
     return status
 
 

@@ -48,7 +48,7 @@ def new_coder(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Coder:
     return Coder(*(np.zeros(size, dtype) for size in sizes))
 
 
-def encode(coder: Coder, gain_in: Array, code: NDArray[np.int32], p: Params, x: Array) -> None:
+def choose_codes(coder: Coder, gain_in: Array, code: NDArray[np.int32], p: Params, x: Array) -> None:
     """Name the later bars x [n, K, F]: one-hots into gain_in [K n, D + C + 2P], numbers into code [K n]."""
     logits = coder.p.reshape(-1, coder.p.shape[2])
     hidden_forward(coder.hidden, x.reshape(len(logits), -1), p.encode_w, p.encode_b)
@@ -86,7 +86,7 @@ def put_codes(gain_in: Array, code: NDArray[np.int32], p: Array, D: int) -> None
             code[row] = best
 
 
-def encode_backward(
+def backward_codes(
     d: Params,
     coder: Coder,
     p: Params,

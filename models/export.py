@@ -1,87 +1,20 @@
-"""The networks as ONNX graphs, each from one input `x` to one output `y`, equal weights in equal bytes.
+"""The networks as ONNX graphs, each from one input `x` to one output `y`.
 
-root        [features F | position P]                            -> [latent D | logits A | value 1 | code logits C]
-afterstate  [latent D | action A | position after P]             -> [latent D | code logits C | value 1]
-dynamics    [latent D | code C | position after P | next P]      -> [latent D | reward 1 | policy logits A | value 1]
-market      [latent D | code C | next positions S P]             -> [latent D | code logits C | values S]
-Where the positions of `market` are always the same, they are constants of the graph and not part of its input.
+root        [context features C F | position P]                     -> [state | logits A | value 1 | code logits C]
+afterstate  [state | action A | position after P]                   -> [state | code logits C | value 1]
+dynamics    [window of states | code C | position after P | next P] -> [state | reward 1 | policy logits A | value 1]
+market      [window of states | code C | next positions S P]        -> [state | code logits C | values S]
+A state is the latent D, and with a transformer more (models/token_graph.py).  Where the positions of `market` are
+always the same, they are constants of the graph and not part of its input.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from models.layers import EPSILON, support
+from models.graph import Graph
 from models.net import Array, Params, Shape, views
-
-OPSET, IR_VERSION = 17, 8
-
-
-class Graph:
-    """Nodes and weights in the order they are added."""
-
-    def __init__(self) -> None:
-        self._nodes: list[NodeProto] = []
-        self._weights: dict[str, NDArray[Any]] = {}
-
-    def node(self, op: str, inputs: list[str], outputs: str | list[str], **attributes: Any) -> str:
-        """Add a node; the name of its first output."""
-        names = [outputs] if isinstance(outputs, str) else outputs
-        self._nodes.append(helper.make_node(op, inputs, names, name=names[0], **attributes))
-        return names[0]
-
-    def weight(self, name: str, array: Any, dtype: Any = np.float32) -> str:
-        """Add a constant; its name."""
-        self._weights[name] = np.ascontiguousarray(array, dtype)
-        return name
-
-    def linear(self, x: str, y: str, w: Array, b: Array) -> str:
-        """y = x @ w + b."""
-        return self.node("Gemm", [x, self.weight(f"{y}_w", w), self.weight(f"{y}_b", b)], y)
-
-    def hidden(self, x: str, y: str, w: Array, b: Array) -> str:
-        """y = relu(x @ w + b)."""
-        return self.node("Relu", [self.linear(x, f"{y}_z", w, b)], y)
-
-    def norm(self, x: str, y: str, width: int) -> str:
-        """Layer norm without parameters of its own."""
-        ones = self.weight("ones", np.ones(width))
-        return self.node("LayerNormalization", [x, ones], y, axis=-1, epsilon=EPSILON)
-
-    def decode(self, z: str, y: str, limit: float, bins: int) -> str:
-        """Expectation [rows, 1] of categorical logits."""
-        p = self.node("Softmax", [z], f"{y}_p", axis=-1)
-        return self.node("MatMul", [p, self.weight(f"{y}_support", support(limit, bins)[:, None])], y)
-
-    def split(self, x: str, widths: dict[str, int]) -> None:
-        """Cut the columns of x into parts of these names and widths."""
-        sizes = self.weight(f"{x}_widths", list(widths.values()), np.int64)
-        self.node("Split", [x, sizes], list(widths), axis=-1)
-
-    def join(self, parts: list[str], y: str) -> str:
-        """Put columns side by side; a part of width 0 is not given."""
-        if len(parts) == 1:
-            return parts[0]
-        return self.node("Concat", parts, y, axis=-1)
-
-    def serialise(self, width_in: int, width_out: int) -> bytes:
-        """The bytes of the model."""
-        info = helper.make_tensor_value_info
-        constants = [numpy_helper.from_array(array, name) for name, array in self._weights.items()]
-        graph = helper.make_graph(
-            self._nodes,
-            "swt",
-            [info("x", TensorProto.FLOAT, ["rows", width_in])],
-            [info("y", TensorProto.FLOAT, ["rows", width_out])],
-            constants,
-        )
-        opset = helper.make_opsetid("", OPSET)
-        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="swt")
-        return bytes(model.SerializeToString(deterministic=True))
+from models.token_graph import bar_token, code_token, newest_latent, state_parts
 
 
 def export(flat: Array, shape: Shape, slots: int, sides: Array | None = None) -> dict[str, bytes]:
@@ -101,56 +34,84 @@ def _predict(g: Graph, latent_and_position: str, p: Params, s: Shape) -> list[st
     return ["policy", g.decode("bins", "value", s.value_limit, s.value_bins)]
 
 
+def _told(name: str, s: Shape) -> list[str]:
+    """The part of a row that tells a position, where there are any."""
+    return [name] if s.position else []
+
+
 def _root(p: Params, s: Shape) -> bytes:
     g = Graph()
-    g.split("x", {"features": s.features, "position": s.position})
-    hidden = g.hidden("features", "represent", p.represent_w, p.represent_b)
-    latent = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "latent", s.latent)
+    F = s.context * s.features
+    g.split("x", {"features": F, "position": s.position})
+    if s.layers:
+        state = bar_token(g, "features", p, s)
+        latent = state[1]
+    else:
+        hidden = g.hidden("features", "represent", p.represent_w, p.represent_b)
+        latent = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "latent", s.latent)
+        state = [latent]
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
-    heads = _predict(g, g.join([latent, *(["position"] if s.position else [])], "predict_in"), p, s)
-    g.join([latent, *heads, codes], "y")
-    return g.serialise(s.features + s.position, s.latent + s.codes + s.actions + 1)
+    heads = _predict(g, g.join([latent, *_told("position", s)], "predict_in"), p, s)
+    g.join([*state, *heads, codes], "y")
+    return g.serialise(F + s.position, s.state + s.codes + s.actions + 1)
 
 
 def _afterstate(p: Params, s: Shape) -> bytes:
     g = Graph()
-    g.split("x", {"latent": s.latent, "rest": s.actions + s.position})
+    state = list(state_parts(s))
+    g.split("x", state_parts(s) | {"rest": s.actions + s.position})
+    after_in = g.join(["latent", "rest"], "after_in") if s.layers else "x"
     codes = g.linear(g.hidden("latent", "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
-    bins = g.linear(g.hidden("x", "after", p.after_w, p.after_b), "bins", p.after_value_w, p.after_value_b)
-    g.join(["latent", codes, g.decode(bins, "value", s.value_limit, s.value_bins)], "y")
-    return g.serialise(s.latent + s.actions + s.position, s.latent + s.codes + 1)
+    bins = g.linear(
+        g.hidden(after_in, "after", p.after_w, p.after_b), "bins", p.after_value_w, p.after_value_b
+    )
+    g.join([*state, codes, g.decode(bins, "value", s.value_limit, s.value_bins)], "y")
+    return g.serialise(s.state + s.actions + s.position, s.state + s.codes + 1)
 
 
 def _dynamics(p: Params, s: Shape) -> bytes:
     g = Graph()
-    widths = {"latent": s.latent, "code": s.codes, "after": s.position, "next_position": s.position}
-    g.split("x", widths)
-    # [latent | code] are the first columns of x: zero rows below their weights spare a copy of them
-    move_w = np.concatenate([p.move_w, np.zeros((2 * s.position, s.hidden), p.move_w.dtype)])
-    step = g.linear(g.hidden("x", "move", move_w, p.move_b), "step", p.next_w, p.next_b)
-    latent = g.norm(g.node("Add", ["latent", step], "before"), "next", s.latent)
-    gain = g.linear(g.hidden("x", "gain", p.gain_w, p.gain_b), "reward_bins", p.reward_w, p.reward_b)
+    before = {"states": s.window * s.state} if s.layers else {"latent": s.latent}
+    g.split("x", before | {"code": s.codes, "after": s.position, "next_position": s.position})
+    if s.layers:
+        told = [newest_latent(g, "states", s), "code", *_told("after", s), *_told("next_position", s)]
+        latent, gain_in, state = "latent", g.join(told, "gain_in"), code_token(g, "states", "code", p, s)
+    else:
+        # [latent | code] are the first columns of x: zero rows below their weights spare a copy of them
+        move_w = np.concatenate([p.move_w, np.zeros((2 * s.position, s.hidden), p.move_w.dtype)])
+        step = g.linear(g.hidden("x", "move", move_w, p.move_b), "step", p.next_w, p.next_b)
+        latent, gain_in = g.norm(g.node("Add", ["latent", step], "before"), "next", s.latent), "x"
+        state = [latent]
+    gain = g.linear(g.hidden(gain_in, "gain", p.gain_w, p.gain_b), "reward_bins", p.reward_w, p.reward_b)
     reward = g.decode(gain, "reward", s.reward_limit, s.reward_bins)
-    heads = _predict(g, g.join([latent, *(["next_position"] if s.position else [])], "predict_in"), p, s)
-    g.join([latent, reward, *heads], "y")
-    return g.serialise(s.latent + s.codes + 2 * s.position, s.latent + 1 + s.actions + 1)
+    heads = _predict(g, g.join([latent, *_told("next_position", s)], "predict_in"), p, s)
+    g.join([*state, reward, *heads], "y")
+    return g.serialise(sum(before.values()) + s.codes + 2 * s.position, s.state + 1 + s.actions + 1)
 
 
 def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:
     g = Graph()
-    D, P, H, S = s.latent, s.position, s.hidden, slots
+    D, P, H, S, states = s.latent, s.position, s.hidden, slots, s.window * s.state if s.layers else s.latent
+    shown = {"positions": S * P} if sides is None else {}
+    if s.layers:
+        g.split("x", {"states": states, "code": s.codes} | shown)
+    elif sides is None:
+        g.split("x", {"market": D + s.codes} | shown)
     if sides is None:
-        g.split("x", {"market": D + s.codes, "positions": S * P})
         each = g.node("Reshape", ["positions", g.weight("each", [-1, P], np.int64)], "each_position")
         told = g.node("MatMul", [each, g.weight("position_w", p.predict_w[D:])], "told_flat")
         told = g.node("Reshape", [told, g.weight("apart", [-1, S, H], np.int64)], "told")
     else:
         told = g.weight("told", (sides @ p.predict_w[D:])[None])
-    moved = g.hidden("x" if sides is not None else "market", "move", p.move_w, p.move_b)
-    step = g.linear(moved, "step", p.next_w, p.next_b)
-    cut = [g.weight(name, [at], np.int64) for name, at in (("from", 0), ("to", D), ("axis", 1))]
-    before = g.node("Slice", ["x", *cut], "latent_in")
-    latent = g.norm(g.node("Add", [before, step], "before"), "next", D)
+    if s.layers:
+        latent, state = "latent", code_token(g, "states", "code", p, s)
+    else:
+        moved = g.hidden("x" if sides is not None else "market", "move", p.move_w, p.move_b)
+        step = g.linear(moved, "step", p.next_w, p.next_b)
+        cut = [g.weight(name, [at], np.int64) for name, at in (("from", 0), ("to", D), ("axis", 1))]
+        latent = g.node("Add", [g.node("Slice", ["x", *cut], "latent_in"), step], "before")
+        latent = g.norm(latent, "next", D)
+        state = [latent]
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     shared = g.linear(latent, "shared_flat", p.predict_w[:D], p.predict_b)
     shared = g.node("Reshape", [shared, g.weight("once", [-1, 1, H], np.int64)], "shared")
@@ -159,5 +120,5 @@ def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:
     bins = g.linear(hidden, "bins", p.value_w, p.value_b)
     values = g.decode(bins, "values_flat", s.value_limit, s.value_bins)
     values = g.node("Reshape", [values, g.weight("slots", [-1, S], np.int64)], "values")
-    g.join([latent, codes, values], "y")
-    return g.serialise(D + s.codes + (S * P if sides is None else 0), D + s.codes + S)
+    g.join([*state, codes, values], "y")
+    return g.serialise(states + s.codes + (S * P if sides is None else 0), s.state + s.codes + S)

@@ -24,11 +24,20 @@ class Shape(NamedTuple):
     actions: int = 4
     codes: int = 8
     reward_bins: int = 41
-    value_bins: int = 81
+    value_bins: int = 41
     reward_limit: float = 10.0
-    value_limit: float = 40.0
+    value_limit: float = 20.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
     encode: int = 0  # hidden layer of the encoder of learned codes; 0 = without: then codes are quantiles
+    layers: int = 0  # L: blocks of a transformer, which takes the place of the dynamics; 0 = without
+    heads: int = 4  # of its attention
+    window: int = 4  # earlier tokens that an imagined one sees
+    context: int = 1  # bars that the root is given, the last one included
+
+    @property
+    def state(self) -> int:
+        """Width of what a search keeps of a node: the latent, or [1 | latent | key and value of each block]."""
+        return self.latent + (1 + 2 * self.layers * self.latent if self.layers else 0)
 
 
 class Params(NamedTuple):
@@ -52,7 +61,7 @@ class Params(NamedTuple):
     after_b: Array
     after_value_w: Array  # [H, V]
     after_value_b: Array
-    move_w: Array  # [D + C, H]
+    move_w: Array  # [D + C, H] of the dynamics, which a transformer does not have
     move_b: Array
     next_w: Array  # [H, D]
     next_b: Array
@@ -74,6 +83,16 @@ class Params(NamedTuple):
     encoding_b: Array
     meaning_w: Array  # [C, 1] move that a code tells of
     meaning_b: Array
+    embed_w: Array  # [C, D] of a transformer, as is the rest
+    embed_b: Array
+    qkv_w: Array  # [L, D, 3 D] queries, keys and values
+    qkv_b: Array  # [L, 3 D]
+    mix_w: Array  # [L, D, D]
+    mix_b: Array
+    up_w: Array  # [L, D, H]
+    up_b: Array
+    down_w: Array  # [L, H, D]
+    down_b: Array
 
 
 # start near zero: heads, and the encoder, whose random beginnings would else be all it ever says
@@ -92,8 +111,8 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "code": (s.hidden, s.codes),
         "after": (s.latent + s.actions + s.position, s.hidden),
         "after_value": (s.hidden, s.value_bins),
-        "move": (s.latent + s.codes, s.hidden),
-        "next": (s.hidden, s.latent),
+        "move": (0, 0) if s.layers else (s.latent + s.codes, s.hidden),
+        "next": (0, 0) if s.layers else (s.hidden, s.latent),
         "gain": (s.latent + s.codes + 2 * s.position, s.hidden),
         "reward": (s.hidden, s.reward_bins),
         "project": (s.latent, s.project),
@@ -103,10 +122,19 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "encode": (s.features, s.encode),
         "encoding": (s.encode, s.codes if s.encode else 0),
         "meaning": (s.codes, 1) if s.encode else (0, 0),
+        "embed": (s.codes, s.latent) if s.layers else (0, 0),
+    }
+    blocks = {
+        "qkv": (s.latent, 3 * s.latent),
+        "mix": (s.latent, s.latent),
+        "up": (s.latent, s.hidden),
+        "down": (s.hidden, s.latent),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in layers.items():
         found[f"{name}_w"], found[f"{name}_b"] = (rows, columns), (columns,)
+    for name, (rows, columns) in blocks.items():
+        found[f"{name}_w"], found[f"{name}_b"] = (s.layers, rows, columns), (s.layers, columns)
     return found
 
 
@@ -130,7 +158,7 @@ def new_params(shape: Shape, seed: int, dtype: Any = np.float32) -> Array:
     flat = np.zeros(count(shape), dtype)
     for name, view in views(flat, shape)._asdict().items():
         if name.endswith("_w"):
-            scale = math.sqrt(2.0 / max(view.shape[0], 1)) * (0.01 if name in SMALL else 1.0)
+            scale = math.sqrt(2.0 / max(view.shape[-2], 1)) * (0.01 if name in SMALL else 1.0)
             view[:] = rng.standard_normal(view.shape) * scale
     return flat
 

@@ -1,8 +1,10 @@
 """The loss over K steps of the unrolled model, its backward, and the learning step on threads.
 
-The market latent unrolls step by step; then each head runs over all steps, forward and backward while its activations
-are in the cache; then the latents unroll back.  Rows are step-major: row k n + i is step k of window i.  A batch is cut
-into CHUNKS pieces whatever the threads, and their gradients add up in order.
+The market latent unrolls step by step, or a transformer finds all steps at once; then each head runs over all steps,
+forward and backward while its activations are in the cache; then the latents unroll back.  Rows are step-major: row
+k n + i is step k of window i.  A batch is cut into CHUNKS pieces whatever the threads, and their gradients add up in
+order.  With joint training (UniZero, Pu et al. 2024) the J = K bars that came are judged as well, in rows before those
+of the unrolled ones: z_1 .. z_J, then m_0 .. m_K.
 """
 
 import math
@@ -19,19 +21,21 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
-from models.codes import Coder, encode, encode_backward, new_coder
+from models.codes import Coder, backward_codes, choose_codes, new_coder
 from models.consistency import Foresight, consistency, new_foresight
+from models.encoder import Encoded, encode, encode_backward, new_encoded
+from models.joint import LATENT_WEIGHT, Seen, latent_loss, new_seen, see
 from models.layers import (
     BINS,
     Target,
     cross_entropy,
+    decode,
     forbid,
     hidden_backward,
     hidden_forward,
     hl_gauss,
     linear_backward,
     linear_backward_input,
-    linear_forward,
     norm_backward,
     norm_forward,
     relu_backward,
@@ -39,6 +43,7 @@ from models.layers import (
     residual_backward,
 )
 from models.net import Array, Params, Shape, count, decays, new_params, views
+from models.transformer import Stream, backward_tokens, forward_tokens, new_stream
 
 CHUNKS = 4
 LATENT_GRADIENT = 0.5  # of what flows from step k + 1 into the latent of step k (MuZero, appendix G)
@@ -47,7 +52,7 @@ LOSSES = ("policy", "value", "after_value", "chance", "reward")
 
 
 class LossWeights(NamedTuple):
-    """Weights of the losses, in the order of LOSSES, and of four more."""
+    """Weights of the losses, in the order of LOSSES, and of those that may be off."""
 
     policy: float = 1.0
     value: float = 0.5
@@ -55,6 +60,9 @@ class LossWeights(NamedTuple):
     chance: float = 1.0
     reward: float = 1.0
     consistency: float = 0.0  # 0 = without: then it is not among the losses
+    joint: float = (
+        0.0  # of the bars that came: policy and value, and the latents unrolled to them; 0 = without
+    )
     commitment: float = 0.0  # among the losses where codes are learned, as are the next two
     usage: float = 0.0
     telling: float = 0.0
@@ -64,12 +72,12 @@ WEIGHTS = LossWeights()
 
 
 class Work(NamedTuple):
-    """Activations, targets and gradients of n windows of K steps; N = (K + 1) n decisions, M = K n steps."""
+    """Activations, targets and gradients of n windows of K steps; N = (J + K + 1) n decisions, M = K n steps."""
 
-    represent: Array  # [n, H] hidden layer of the representation
-    before: Array  # [K + 1, n, D] latents before their norm; becomes their gradient
-    latent: Array  # [K + 1, n, D] m
-    rstd: Array  # [K + 1, n]
+    encoded: Encoded  # (J + 1) n bars; their latents are the first of `latent`
+    before: Array  # [K, n, D] latents before their norm; becomes their gradient
+    latent: Array  # [J + K + 1, n, D] z_1 .. z_J, m_0 .. m_K
+    rstd: Array  # [K, n]
     move: Array  # [K, n, H] hidden layer of the dynamics
     predict_in: Array  # [N, D + P]
     after_in: Array  # [M, D + A + P]
@@ -79,8 +87,8 @@ class Work(NamedTuple):
     d_more: Array  # [N, H]
     logits: Array  # [N V] of one output after the other; becomes their gradient
     d_move: Array  # [K, n, H]
-    d_latent: Array  # [K + 1, n, D]
-    d_part: Array  # [K + 1, n, D]
+    d_latent: Array  # [J + K + 1, n, D]
+    d_part: Array  # [K, n, D]
     policy: Target  # N rows of A
     value: Target  # N rows of at most BINS; as is the reward
     code: Target  # M rows of 1
@@ -91,23 +99,30 @@ class Work(NamedTuple):
     legal: NDArray[np.bool_]  # [N, A]
 
 
-def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Work:
+def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32, joint: bool = False) -> Work:
     """Room for n windows of K steps."""
-    s, N, M = shape, (K + 1) * n, K * n
+    J = K if joint else 0
+    s, N, M = shape, (J + K + 1) * n, K * n
     D, H, P, A, C, V, Vr = s.latent, s.hidden, s.position, s.actions, s.codes, s.value_bins, s.reward_bins
+
+    moving = 0 if s.layers else H
 
     def target(rows: int, bins: int) -> Target:
         return Target(np.zeros(rows, np.int32), np.ones((rows, bins), dtype))
 
     layout: dict[str, tuple[int, ...]] = {
-        "represent": (n, H), "before": (K + 1, n, D), "latent": (K + 1, n, D), "rstd": (K + 1, n), "move": (K, n, H),
+        "before": (K, n, D), "latent": (J + K + 1, n, D), "rstd": (K, n), "move": (K, n, moving),
         "predict_in": (N, D + P), "after_in": (M, D + A + P), "gain_in": (M, D + C + 2 * P), "hidden": (N, H),
-        "d_hidden": (N, H), "d_more": (N, H), "logits": (N * max(A, C, V, Vr),), "d_move": (K, n, H),
-        "d_latent": (K + 1, n, D), "d_part": (K + 1, n, D), "decision_weight": (N,), "step_weight": (M,),
+        "d_hidden": (N, H), "d_more": (N, H), "logits": (N * max(A, C, V, Vr),), "d_move": (K, n, moving),
+        "d_latent": (J + K + 1, n, D), "d_part": (K, n, D), "decision_weight": (N,), "step_weight": (M,),
         "row_loss": (N,),
     }  # fmt: skip
+    arrays = {name: np.zeros(size, dtype) for name, size in layout.items()}
     return Work(
-        **{name: np.zeros(size, dtype) for name, size in layout.items()},
+        **arrays,
+        encoded=new_encoded(
+            s, 0 if s.layers else (J + 1) * n, dtype, arrays["latent"][: J + 1].reshape(-1, D)
+        ),
         policy=target(N, A),
         value=target(N, min(V, BINS)),
         code=target(M, 1),
@@ -123,15 +138,16 @@ def fill_inputs(work: Work, batch: Batch, first: int) -> None:
     position, after, action, code = batch.position, batch.after, batch.action, batch.code
     predict_in, after_in, gain_in = work.predict_in, work.after_in, work.gain_in
     K, n, D = work.move.shape[0], work.move.shape[1], work.latent.shape[2]
+    J = work.latent.shape[0] - K - 1
     P, A = position.shape[2], batch.policy.shape[2]
     C = gain_in.shape[1] - D - 2 * P
-    for k in range(K + 1):
+    for d in range(J + K + 1):
+        for i in range(n):
+            for p in range(P):
+                predict_in[d * n + i, D + p] = position[first + i, d + 1 if d < J else d - J, p]
+    for k in range(K):
         for i in range(n):
             b, row = first + i, k * n + i
-            for p in range(P):
-                predict_in[row, D + p] = position[b, k, p]
-            if k == K:
-                continue
             for a in range(A):
                 after_in[row, D + a] = 0
             for c in range(C):
@@ -145,12 +161,14 @@ def fill_inputs(work: Work, batch: Batch, first: int) -> None:
 
 
 @kernel
-def fill_targets(work: Work, batch: Batch, first: int, shape: Shape) -> None:
+def fill_targets(work: Work, batch: Batch, first: int, shape: Shape, joint: float) -> None:
     """Write the targets of windows first .. first + n and their weights: each loss is a mean over B windows and steps.
 
     weight[b, k] masks decision k, and weight[b, k + 1] the step from k to k + 1: its reward is known only then.
+    What is asked of a decision unrolled to is asked of the bar that came as well, with the weight `joint`.
     """
     K, n, B = work.move.shape[0], work.move.shape[1], batch.x.shape[0]
+    J = work.latent.shape[0] - K - 1
     weight, legal, policy = batch.weight, batch.legal, batch.policy
     value, reward, code = batch.value, batch.reward, batch.code
     policy_mass, value_mass, reward_mass = work.policy.mass, work.value.mass, work.reward.mass
@@ -161,20 +179,24 @@ def fill_targets(work: Work, batch: Batch, first: int, shape: Shape) -> None:
         work.legal,
     )
     decision_weight, step_weight = work.decision_weight, work.step_weight
-    for k in range(K + 1):
+    for d in range(J + K + 1):
+        came = d < J
+        k = d + 1 if came else d - J
         for i in range(n):
-            b, row = first + i, k * n + i
-            decision_weight[row] = weight[b, k] / (B * (K + 1))
+            b, row = first + i, d * n + i
+            decision_weight[row] = joint * weight[b, k] / (B * K) if came else weight[b, k] / (B * (K + 1))
             value_first[row] = hl_gauss(value_mass[row], value[b, k], shape.value_limit, shape.value_bins)
             for a in range(policy.shape[2]):
                 is_legal[row, a] = legal[b, k, a]
                 policy_mass[row, a] = policy[b, k, a] if legal[b, k, a] else 0.0
-            if k < K:
-                step_weight[row] = weight[b, k + 1] / (B * K)
-                reward_first[row] = hl_gauss(
-                    reward_mass[row], reward[b, k], shape.reward_limit, shape.reward_bins
-                )
-                code_first[row] = code[b, k]
+    for k in range(K):
+        for i in range(n):
+            b, row = first + i, k * n + i
+            step_weight[row] = weight[b, k + 1] / (B * K)
+            reward_first[row] = hl_gauss(
+                reward_mass[row], reward[b, k], shape.reward_limit, shape.reward_bins
+            )
+            code_first[row] = code[b, k]
 
 
 class Layer(NamedTuple):
@@ -209,73 +231,94 @@ def loss_and_gradient(
     weights: LossWeights,
     latent_gradient: float = LATENT_GRADIENT,
     sight: tuple[Foresight, Params] | None = None,
+    stream: Stream | None = None,
+    came: Array | None = None,
     coding: tuple[Coder, Array, Array] | None = None,
 ) -> list[float]:
-    """The losses in the order of LOSSES, then the others there are; d becomes the gradient of their weighted sum.
+    """LOSSES, then those of consistency, joint training and codes; d becomes the gradient of their weighted sum.
 
-    x [n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
-    workspace, x filled in, and the soft target network.  Learned codes have `coding`: a workspace, the later bars
-    x [n, K, F] and the moves [n, K].
+    x [Z n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
+    workspace, x filled in, and the soft target network; joint training the latents `came` [K, n, D] of that network;
+    learned codes have `coding`: a workspace, the later bars [n, K, F] and the moves [n, K].
     """
+    D, J = work.latent.shape[2], len(work.latent) - len(work.move) - 1
     if coding is not None:
-        encode(coding[0], work.gain_in, work.code.first, p, coding[1])
-    forward_latents(work, p, x)
+        choose_codes(coding[0], work.gain_in, work.code.first, p, coding[1])
+    forward_latents(work, p, x, stream)
     found = _heads(d, work, p, weights)
+    later, part = (array.reshape(-1, D) for array in (work.latent[J + 1 :], work.d_part))
     if sight is not None:
         foresight, target = sight
-        part = work.d_part[1:]
-        later, d_later = (array.reshape(len(work.step_weight), -1) for array in (work.latent[1:], part))
         factor = weights.consistency
-        found.append(consistency(d, d_later, foresight, p, target, later, work.step_weight, factor))
-        work.d_latent[1:] += part
+        found.append(consistency(d, part, foresight, p, target, later, work.step_weight, factor))
+        work.d_latent[J + 1 :] += work.d_part
+    if came is not None:
+        factor = weights.joint * LATENT_WEIGHT
+        found.append(latent_loss(part, later, came.reshape(-1, D), work.step_weight, factor))
+        work.d_latent[J + 1 :] += work.d_part
+    if stream is not None:
+        backward_tokens(d, stream, p, x, _codes(work, p), work.latent, work.d_latent)
+        return found
     _backward_latents(d, work, p, latent_gradient)
     if coding is not None:
         M, H = len(work.step_weight), work.move.shape[2]
         readers = work.d_hidden[:M], work.d_move.reshape(M, H)  # the reward head was the last to use d_hidden
         told = work.gain_in, work.code.first, work.step_weight
         factors = weights.commitment, weights.usage, weights.telling
-        found += encode_backward(d, coding[0], p, *coding[1:], readers, *told, factors)
-    _backward_representation(d, work, p, x)
+        found += backward_codes(d, coding[0], p, *coding[1:], readers, *told, factors)
+    dz = work.d_latent[: J + 1].reshape(-1, D)
+    encode_backward(d, dz, work.encoded, p, x)
     return found
 
 
-def forward_latents(work: Work, p: Params, x: Array) -> None:
-    """m[0] = norm(relu(x @ represent_w) @ latent_w), m[k + 1] = norm(m[k] + relu([m[k] | code] @ move_w) @ next_w)."""
-    K, n, D = work.latent.shape[0] - 1, work.latent.shape[1], work.latent.shape[2]
-    moving = len(p.move_w)
-    hidden_forward(work.represent, x, p.represent_w, p.represent_b)
-    linear_forward(work.before[0], work.represent, p.latent_w, p.latent_b)
-    norm_forward(work.latent[0], work.rstd[0], work.before[0])
-    for k in range(K):
-        gain_in = work.gain_in[k * n : (k + 1) * n]
-        gain_in[:, :D] = work.latent[k]
-        hidden_forward(work.move[k], gain_in[:, :moving], p.move_w, p.move_b)
-        np.matmul(work.move[k], p.next_w, out=work.before[k + 1])
-        residual(work.before[k + 1], work.latent[k], p.next_b)
-        norm_forward(work.latent[k + 1], work.rstd[k + 1], work.before[k + 1])
+def _codes(work: Work, p: Params) -> Array:
+    """The one-hot codes [K n, C] among what the reward head is told."""
+    D = work.latent.shape[2]
+    return work.gain_in[:, D : D + len(p.embed_w)]
+
+
+def forward_latents(work: Work, p: Params, x: Array, stream: Stream | None = None) -> None:
+    """The latents, and what the heads are told of them.
+
+    Of a transformer, or m[0] = z_0 and m[k + 1] = norm(m[k] + relu([m[k] | code] @ move_w) @ next_w).
+    """
+    K, n, D = len(work.move), work.latent.shape[1], work.latent.shape[2]
+    J, moving = len(work.latent) - K - 1, len(p.move_w)
+    m, gain_in = work.latent[J:], work.gain_in.reshape(K, n, -1)
+    if stream is not None:
+        forward_tokens(work.latent, stream, p, x, _codes(work, p))
+        gain_in[:, :, :D] = m[:K]
+    else:
+        encode(work.encoded, p, x)
+        for k in range(K):
+            gain_in[k, :, :D] = m[k]
+            hidden_forward(work.move[k], gain_in[k, :, :moving], p.move_w, p.move_b)
+            np.matmul(work.move[k], p.next_w, out=work.before[k])
+            residual(work.before[k], m[k], p.next_b)
+            norm_forward(m[k + 1], work.rstd[k], work.before[k])
     work.predict_in[:, :D] = work.latent.reshape(-1, D)
-    work.after_in[:, :D] = work.latent[:K].reshape(-1, D)
+    work.after_in[:, :D] = m[:K].reshape(-1, D)
 
 
 def _heads(d: Params, work: Work, p: Params, weights: LossWeights) -> list[float]:
     """The losses of all heads, their gradients, and d_latent."""
-    K, D, M = work.move.shape[0], work.latent.shape[2], len(work.step_weight)
-    layer = partial(layer_of, p, d)
-    value_before = Target(*(part[:M] for part in work.value))
+    K, D, M = len(work.move), work.latent.shape[2], len(work.step_weight)
+    layer, first = partial(layer_of, p, d), len(work.latent) - len(work.move) - 1
+    rows, decisions = slice(first * len(work.latent[0]), None), slice(first, first + K)
+    value_before = Target(*(part[rows][:M] for part in work.value))
     policy = Output(layer("policy"), work.policy, work.decision_weight, weights.policy)
     value = Output(layer("value"), work.value, work.decision_weight, weights.value)
     after = Output(layer("after_value"), value_before, work.step_weight, weights.after_value)
     code = Output(layer("code"), work.code, work.step_weight, weights.chance)
     reward = Output(layer("reward"), work.reward, work.step_weight, weights.reward)
     found = _head(work.d_latent, work, work.predict_in, layer("predict"), [policy, value])
-    part = work.d_part[:K]
     for name, inputs, output in (
         ("after", work.after_in, after),
-        ("chance", work.latent[:K].reshape(-1, D), code),
+        ("chance", work.latent[decisions].reshape(-1, D), code),
         ("gain", work.gain_in, reward),
     ):
-        found += _head(part, work, inputs, layer(name), [output])
-        work.d_latent[:K] += part
+        found += _head(work.d_part, work, inputs, layer(name), [output])
+        work.d_latent[decisions] += work.d_part
     return found
 
 
@@ -302,25 +345,42 @@ def _head(d_latent: Array, work: Work, x: Array, hidden_layer: Layer, outputs: l
 
 def _backward_latents(d: Params, work: Work, p: Params, latent_gradient: float) -> None:
     """From the last latent to the first; `before` becomes the gradient of what it held."""
-    K, D, H, moving = work.move.shape[0], work.latent.shape[2], work.move.shape[2], len(p.move_w)
+    K, D, H, moving = len(work.move), work.latent.shape[2], work.move.shape[2], len(p.move_w)
+    m, dm = work.latent[-K - 1 :], work.d_latent[-K - 1 :]
     for k in range(K - 1, -1, -1):
-        dz, part = work.before[k + 1], work.d_part[k]
-        norm_backward(dz, work.d_latent[k + 1], work.latent[k + 1], work.rstd[k + 1])
+        dz, part = work.before[k], work.d_part[k]
+        norm_backward(dz, dm[k + 1], m[k + 1], work.rstd[k])
         linear_backward_input(work.d_move[k], dz, p.next_w)
         relu_backward(work.d_move[k], work.move[k])
         linear_backward_input(part, work.d_move[k], p.move_w[:D])
-        residual_backward(work.d_latent[k], dz, part, latent_gradient)
-    linear_backward(d.next_w, d.next_b, work.before[1:].reshape(-1, D), work.move.reshape(-1, H))
+        residual_backward(dm[k], dz, part, latent_gradient)
+    linear_backward(d.next_w, d.next_b, work.before.reshape(-1, D), work.move.reshape(-1, H))
     linear_backward(d.move_w, d.move_b, work.d_move.reshape(-1, H), work.gain_in[:, :moving])
 
 
-def _backward_representation(d: Params, work: Work, p: Params, x: Array) -> None:
-    """Of m[0]."""
-    dz, dh = work.before[0], work.d_hidden[: len(x)]
-    norm_backward(dz, work.d_latent[0], work.latent[0], work.rstd[0])
-    linear_backward(d.latent_w, d.latent_b, dz, work.represent)
-    linear_backward_input(dh, dz, p.latent_w)
-    hidden_backward(d.represent_w, d.represent_b, dh, work.represent, x)
+class Room(NamedTuple):
+    """Workspaces of a thread."""
+
+    work: Work
+    foresight: Foresight | None  # of the consistency loss
+    stream: Stream | None  # of a transformer
+    bars: Array | None  # [Z, n, F] features of more bars than the present one
+    seen: Seen | None  # of joint training
+    coder: Coder | None  # of learned codes
+
+
+def new_room(shape: Shape, n: int, K: int, weights: LossWeights, dtype: Any = np.float32) -> Room:
+    """Workspaces for n windows of K steps."""
+    J, joint = (K, True) if weights.joint > 0 else (0, False)
+    Z = shape.context + J
+    return Room(
+        new_work(shape, n, K, dtype, joint),
+        new_foresight(shape, K * n, dtype) if weights.consistency > 0 else None,
+        new_stream(shape, n, K, J, dtype) if shape.layers else None,
+        np.zeros((Z, n, shape.features), dtype) if Z > 1 else None,
+        new_seen(shape, n, K, dtype) if joint else None,
+        new_coder(shape, n, K, dtype) if shape.encode else None,
+    )
 
 
 class Learner:
@@ -340,13 +400,12 @@ class Learner:
     ) -> None:
         if batch % CHUNKS:
             raise ValueError(f"a batch of {batch} windows is not {CHUNKS} equal chunks")
-        self._names = [
-            *LOSSES,
-            *(["consistency"] if weights.consistency > 0 else []),
-            *(["commitment", "usage", "telling"] if shape.encode > 0 else []),
-        ]
         if (weights.consistency > 0) != (shape.project > 0):
             raise ValueError("the consistency loss and its layers go together: both or neither")
+        if shape.layers and weights.consistency > 0:
+            raise ValueError("a transformer has no consistency loss: joint training compares its latents")
+        if shape.layers and shape.encode:
+            raise ValueError("a transformer has no learned codes")
         self.shape, self.step = shape, 0
         self.params = new_params(shape, seed)
         self.adam: Adam = new_adam(self.params)
@@ -356,11 +415,9 @@ class Learner:
         self._parts = np.zeros((CHUNKS, count(shape)), np.float32)
         self._d = [views(part, shape) for part in self._parts]
         # one a thread, whichever takes it: it stays in the cache
-        self._work = SimpleQueue[tuple[Work, Foresight | None, Coder | None]]()
+        self._rooms = SimpleQueue[Room]()
         for _ in range(min(threads, CHUNKS)):
-            foresight = new_foresight(shape, K * batch // CHUNKS) if weights.consistency > 0 else None
-            coder = new_coder(shape, batch // CHUNKS, K) if shape.encode > 0 else None
-            self._work.put((new_work(shape, batch // CHUNKS, K), foresight, coder))
+            self._rooms.put(new_room(shape, batch // CHUNKS, K, weights))
         pool = ThreadPoolExecutor(min(threads, CHUNKS))
         self._each: Callable[..., Iterable[Any]] = (
             map if threads == 1 else pool.map
@@ -369,14 +426,18 @@ class Learner:
     def learn(self, batch: Batch, target: Params | None = None) -> dict[str, float]:
         """One step on a batch; its losses.  Raises FloatingPointError and changes nothing if one is not finite.
 
-        The consistency loss needs the soft target network, and like learned codes a batch that looks ahead.
+        The consistency loss and joint training need the soft target network and a batch that looks ahead.
         """
-        if self.shape.encode > 0 and batch.ahead.shape[1] * batch.move.shape[1] == 0:
+        w, rest = self._weights, [*LOSSES]
+        if w.consistency + w.joint > 0 and (target is None or batch.ahead.shape[1] == 0):
+            raise ValueError("a loss that looks ahead needs the target network and a batch that does")
+        rest += ["consistency"] if w.consistency > 0 else []
+        rest += ["latent"] if w.joint > 0 else []
+        rest += ["commitment", "usage", "telling"] if self.shape.encode else []
+        if self.shape.encode and batch.ahead.shape[1] * batch.move.shape[1] == 0:
             raise ValueError("learned codes need a batch that looks ahead, with moves")
-        if self._weights.consistency > 0 and (target is None or batch.ahead.shape[1] == 0):
-            raise ValueError("the consistency loss needs the target network and a batch that looks ahead")
         rows = list(self._each(lambda i: self._chunk(batch, target, i), range(CHUNKS)))
-        found = dict(zip(self._names, (sum(column) for column in zip(*rows, strict=True)), strict=True))
+        found = dict(zip(rest, (sum(column) for column in zip(*rows, strict=True)), strict=True))
         found["gradient_norm"] = math.sqrt(sum(self._each(self._add_up, self._slices())))
         bad = [name for name, x in found.items() if not math.isfinite(x)]
         if bad:
@@ -385,6 +446,14 @@ class Learner:
         list(self._each(lambda part: self._update(part, scale), self._slices()))
         self.step += 1
         return found
+
+    def reward_errors(self, batch: Batch) -> list[float]:
+        """Of a chunk of the batch, by depth: see the function of this name."""
+        room = self._rooms.get_nowait()
+        try:
+            return reward_errors(room, self._views, batch, self.shape)
+        finally:
+            self._rooms.put(room)
 
     def _slices(self) -> list[slice]:
         """The parameters in CHUNKS pieces, so that the optimiser runs on all threads as well."""
@@ -400,18 +469,49 @@ class Learner:
         update(self.params[part], adam, self._parts[0, part], self._decays[part], self.step, rate, scale)
 
     def _chunk(self, batch: Batch, target: Params | None, i: int) -> list[float]:
-        work, foresight, coder = self._work.get_nowait()  # there is one for every thread
+        room = self._rooms.get_nowait()  # there is one for every thread
         try:
-            n, K = len(work.represent), len(work.move)
+            work, n = room.work, room.work.latent.shape[1]
             rows = slice(i * n, (i + 1) * n)
             fill_inputs(work, batch, i * n)
-            fill_targets(work, batch, i * n, self.shape)
-            sight = None
-            if foresight is not None and target is not None:
-                foresight.x.reshape(K, n, -1)[...] = batch.ahead[rows].swapaxes(0, 1)
-                sight = foresight, target
-            coding = (coder, batch.ahead[rows], batch.move[rows]) if coder is not None else None
-            d, p, x = self._d[i], self._views, batch.x[rows]
-            return loss_and_gradient(d, work, p, x, self._weights, LATENT_GRADIENT, sight, coding)
+            fill_targets(work, batch, i * n, self.shape, self._weights.joint)
+            x = features_of(room, batch, rows)
+            sight = came = None
+            if room.foresight is not None and target is not None:
+                room.foresight.x.reshape(len(work.move), n, -1)[...] = batch.ahead[rows].swapaxes(0, 1)
+                sight = room.foresight, target
+            if room.seen is not None and target is not None:
+                came = see(room.seen, target, x)
+            coding = (room.coder, batch.ahead[rows], batch.move[rows]) if room.coder is not None else None
+            more = LATENT_GRADIENT, sight, room.stream, came, coding
+            return loss_and_gradient(self._d[i], work, self._views, x, self._weights, *more)
         finally:
-            self._work.put((work, foresight, coder))
+            self._rooms.put(room)
+
+
+def reward_errors(room: Room, p: Params, batch: Batch, shape: Shape) -> list[float]:
+    """Mean |predicted - realised reward| of the bars 1 .. K of the first windows, all codes after x being imagined.
+
+    What a search suffers from the drift of imagined latents (exposure bias) shows as a growth with the depth.
+    """
+    work, n, M = room.work, room.work.latent.shape[1], len(room.work.gain_in)
+    fill_inputs(work, batch, 0)
+    forward_latents(work, p, features_of(room, batch, slice(0, n)), room.stream)
+    hidden_forward(work.hidden[:M], work.gain_in, p.gain_w, p.gain_b)
+    found = decode(work.hidden[:M] @ p.reward_w + p.reward_b, shape.reward_limit)
+    weight = batch.weight[:n, 1:].T
+    gap = np.abs(found.reshape(weight.shape) - batch.reward[:n].T) * weight
+    return [float(x) for x in gap.sum(axis=1) / np.maximum(weight.sum(axis=1), 1.0)]
+
+
+def features_of(room: Room, batch: Batch, rows: slice) -> Array:
+    """Features [Z n, F] of the bars of these windows: the context, those that came, the present one."""
+    if room.bars is None:
+        return batch.x[rows]
+    Z, n, F = room.bars.shape
+    J = len(room.work.latent) - len(room.work.move) - 1
+    past = batch.x[rows].reshape(n, Z - J, F)
+    room.bars[: Z - J - 1] = past[:, :-1].swapaxes(0, 1)
+    room.bars[Z - J - 1 : Z - 1] = batch.ahead[rows, :J].swapaxes(0, 1)
+    room.bars[Z - 1] = past[:, -1]
+    return room.bars.reshape(-1, F)

@@ -268,6 +268,29 @@ def test_sizes_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: 
         assert kinds.get(row[1], held != 0 == target), "no resizing"
 
 
+def test_a_transformer_acts_as_it_trades_in_a_backtest_and_goes_on_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three bars at once: its first decision needs two more than another's."""
+    monkeypatch.setattr(Trainer, "graphs", opinionated)
+    world = ["network.model=transformer", "network.heads=2", "network.context=3"]
+    train_csv(None, ReadOptions(), load_config(None, [*TINY, *world]), tmp_path / "run", None, 8, False, 2)
+    model, feed = tmp_path / "run" / "model.swt", feed_of(ROWS[: HISTORY + 200], tmp_path / "feed.csv")
+    loaded, rows = load_agent(model), by_time(acted(model, feed))
+    expected = backtest_rows(feed, model, None)
+    assert len(rows) == 200 - 2 + 1
+    assert all(rows[time] == row for time, row in expected.items())
+    assert len({row[3] for row in rows.values()}) > 100
+    bars, parts = list(feed_bars(feed, reading_of(loaded, ReadOptions()))), (loaded.setting, loaded.search)
+    first, second = (Actor(loaded.agent, *parts) for _ in range(2))
+    decided = [first.on_bar(bar) for bar in bars[:-20]]
+    assert decided.index(True) == HISTORY + 1
+    second.restore(first.state(), bars[:-20])
+    for bar in bars[-20:]:
+        assert second.on_bar(bar)
+        assert second.decision(bar, 0)[:-1] in list(rows.values())
+
+
 def test_a_model_of_impossible_sizes_is_refused(trained: Trained, tmp_path: Path) -> None:
     model, path = read_model(trained.path), tmp_path / "model.swt"
     manifest = {key: value for key, value in model.manifest.items() if key not in WRITTEN}

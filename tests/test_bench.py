@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from host import bench as module
-from host import bench_exogenous
+from host import bench_exogenous, bench_search
 from host.bars import read_bars
 from host.bench import (
     BENCHES,
@@ -87,6 +87,7 @@ MAY_BE_0 = {"cpu_percent_idle", "reuse_share", "policy_kl", "value_rmse", "regre
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_S", 0.0)
+    monkeypatch.setattr(bench_search, "BLOCK_S", 0.0)
 
 
 @pytest.mark.parametrize("what", KEYS)
@@ -126,7 +127,7 @@ def test_networks_without_noise_give_the_exact_q(monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_bench_is_tested() -> None:
-    assert set(BENCHES) == set(KEYS)
+    assert set(BENCHES) == {*KEYS, "enhancements"}  # of which tests/test_bench_enhancements.py
 
 
 def test_an_unknown_bench_is_a_usage_error() -> None:

@@ -21,7 +21,7 @@ from kernels.reanalyze import set_known
 from kernels.tree import CHANCE_CHILD
 from models.codes import name_bars
 from models.net import views
-from tests.test_train import BARS, T, dataset, model_bytes, same_state, tiny, trained
+from tests.test_train import BARS, WORLD, T, dataset, model_bytes, same_state, tiny, trained
 
 LEARNED = "train.codes=learned"
 
@@ -100,9 +100,9 @@ def test_perplexity_and_calibration_are_their_definitions() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["quantile", "learned"])
+@pytest.mark.parametrize("kind", ["quantile", "learned", "transformer"])
 def test_what_is_logged_of_the_codes(kind: str) -> None:
-    config = tiny(f"train.codes={kind}")
+    config = tiny(*WORLD) if kind == "transformer" else tiny(f"train.codes={kind}")
     trainer = Trainer(dataset(config), config, 1)
     trainer.run_cycle()
     row = trainer.run_cycle()
@@ -110,17 +110,20 @@ def test_what_is_logged_of_the_codes(kind: str) -> None:
     assert all(np.isfinite(row[name]) for name in names)
     assert 1 <= row["code_perplexity"] <= 8
     assert ("commitment" in row) == ("usage" in row) == ("telling" in row) == (kind == "learned")
-    if kind == "quantile":
+    if kind != "learned":
         assert row["code_r2"] > 0.8
     agent, ts = trainer.agent(), trainer.bars_of(trainer.replay.start[:2])
     logits = chance_logits(agent, trainer.store, ts)
     logged = assess(agent, trainer.data.setting.codes, trainer.store, BARS, ts)
     code = np.array([realised_code(trainer.data.setting.codes, BARS, t) for t in ts])
     assert logged["chance_nll"] == calibration(logits, code)["chance_nll"]
-    net, D = agent.root(1), agent.sizes.latent
-    net.x[0, : agent.sizes.features] = trainer.store.X[trainer.store.row_of_bar[ts[5]]]
+    net, sizes = agent.root(1), agent.sizes
+    assert sizes.context == (3 if kind == "transformer" else 1)
+    seen = ts[5] - np.arange(sizes.context)[::-1]
+    net.x[0, : sizes.context * sizes.features] = trainer.store.X[trainer.store.row_of_bar[seen]].ravel()
     check(evaluate(net, 1))
-    np.testing.assert_allclose(logits[5], net.y[0, D + agent.sizes.actions + 1 :], rtol=1e-5, atol=1e-6)
+    expected = net.y[0, sizes.state + sizes.actions + 1 :]
+    np.testing.assert_allclose(logits[5], expected, rtol=1e-5, atol=1e-6)
 
 
 def decision(trainer: Trainer, agent: Agent, codes: Codes, t: int) -> Planner:

@@ -42,10 +42,10 @@ def evaluate(
     gradient = np.full_like(flat, np.nan)
     p, d = net.views(flat, SHAPE), net.views(gradient, SHAPE)
     unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, SHAPE)
+    unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
     coding = coder, batch.ahead.astype(flat.dtype), batch.move.astype(flat.dtype)
     x = batch.x.astype(flat.dtype)
-    found = unroll.loss_and_gradient(d, work, p, x, weights, 1.0, None, coding)
+    found = unroll.loss_and_gradient(d, work, p, x, weights, 1.0, coding=coding)
     return found, gradient, work, coder
 
 
@@ -164,7 +164,7 @@ def test_which_losses_reach_the_encoder(loss: str, steps: int, reaches: bool) ->
     of_the_rest = max(
         np.abs(view).max()
         for name, view in d._asdict().items()
-        if name[:4] not in ("enco", "mean", "proj", "gues")
+        if name[:4] not in ("enco", "mean") and view.size
     )
     assert (of_the_rest > 0) == (loss in unroll.LOSSES)
 

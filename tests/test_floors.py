@@ -24,8 +24,10 @@ FLOORS = [  # a module imports lower floors only
     ["kernels.planner"],
     ["kernels.selfplay", "kernels.reanalyze", "kernels.trader", "kernels.widening"],
     ["models.layers", "models.adam"],
-    ["models.net"],
-    ["models.consistency", "models.codes"],
+    ["models.net", "models.graph"],
+    ["models.encoder"],
+    ["models.consistency", "models.transformer", "models.codes"],
+    ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
     ["host.resample"],
@@ -37,10 +39,11 @@ FLOORS = [  # a module imports lower floors only
     ["host.dataset", "host.synthetic", "host.backtest", "host.data_check"],
     ["host.codebook"],
     ["host.trainer", "host.act", "host.doctor", "host.pack"],
-    ["host.bench_mctx", "host.bench_torch"],
+    ["host.bench_mctx", "host.bench_torch", "host.bench_picture", "host.selftest"],
     ["host.bench_search"],
-    ["host.bench_widening", "host.bench_rezero", "host.bench_exogenous"],
-    ["host.train", "host.selftest", "host.bench"],
+    ["host.enhancement_run"],
+    ["host.bench_widening", "host.bench_rezero", "host.bench_exogenous", "host.bench_enhancements"],
+    ["host.train", "host.bench"],
     ["swt"],
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
@@ -126,7 +129,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert total <= 13_300
+    assert total <= 15_600
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 

@@ -61,15 +61,15 @@ def test_the_improved_policy_is_never_worse_than_the_prior_under_exact_q(
     logits, q = np.array(table)
     A = len(q)
     t = tree.new_tree(1, A + 1, A, A, 1, 0)
-    t.prior[0, 0], t.child[0, 0] = logits, np.arange(1, A + 1)
-    t.kind[0, 1:], t.value[0, 1:], t.visits[0, 1:] = tree.CHANCE, q, np.arange(1, A + 1)
+    tree.add_node(t, 0, tree.DECISION, tree.NONE, tree.NONE)
+    t.prior[0, 0, :A], t.edge_value[0, 0, :A], t.edge_visits[0, 0, :A] = logits, q, np.arange(1, A + 1)
     config = gumbel.new_search_config(c_scale=c_scale, rescale=rescale)
-    gumbel.weigh_actions(t, 0, 0)
+    tree.softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
     improved = np.zeros(A)
     gumbel.improved_policy(improved, t, config, 0, 0)
     prior = np.exp(logits - logits.max())
     prior /= prior.sum()
-    np.testing.assert_allclose(t.policy[0, 0], prior, rtol=1e-5)
+    np.testing.assert_allclose(t.policy[0, 0, :A], prior, rtol=1e-5)
     assert improved.sum() == pytest.approx(1, abs=1e-12)
     assert improved @ q >= prior @ q - 1e-6
     if np.ptp(q) > 0.1:
@@ -82,8 +82,8 @@ def test_mixed_noise_is_a_share_of_the_legal_prior() -> None:
     config = gumbel.new_search_config(rule=gumbel.PUCT, noise_share=0.25)
     prior = np.exp(logits) / np.exp(logits).sum()
     for noise in (np.zeros(4), np.array([3.0, 1.0, 0.0, 7.0])):
-        t.prior[0, 0], t.legal[0, 0], t.noise[0] = logits, logits > -1e29, noise
-        gumbel.weigh_actions(t, 0, 0)
+        t.prior[0, 0], t.noise[0] = logits, noise
+        tree.softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
         gumbel.mix_noise(t, config, 0)
         share = 0.25 if noise.any() else 0.0
         np.testing.assert_allclose(
@@ -91,16 +91,16 @@ def test_mixed_noise_is_a_share_of_the_legal_prior() -> None:
         )
         assert t.policy[0, 0, 3] == 0
     t.prior[0, 0], t.noise[0] = logits, 1.0
-    gumbel.weigh_actions(t, 0, 0)
+    tree.softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
     gumbel.mix_noise(t, config._replace(noise_share=0.0), 0)
     np.testing.assert_allclose(t.policy[0, 0], prior, atol=1e-6)
 
 
 def test_scaling_without_rescale_keeps_magnitude() -> None:
     """With min-max, noise of any size looks like a decision; without it, small differences stay small."""
-    tiny = np.array([0.0, 1e-6, -1e-6, 2e-6])
+    tiny, logits = np.array([[0.0, 1e-6, -1e-6, 2e-6], np.zeros(4)], np.float32)
     plain, rescaled = tiny.copy(), tiny.copy()
-    gumbel.scale_q(plain, gumbel.new_search_config(), 2)
-    gumbel.scale_q(rescaled, gumbel.new_search_config(rescale=True), 2)
+    gumbel.scale_q(plain, logits, gumbel.new_search_config(), 2)
+    gumbel.scale_q(rescaled, logits, gumbel.new_search_config(rescale=True), 2)
     assert np.ptp(plain) < 1e-4
     assert np.ptp(rescaled) == pytest.approx(5.2)

@@ -21,6 +21,7 @@ from kernels.market_tree import WAVE
 from kernels.ort import check
 from kernels.planner import HORIZON, Planner, draw_noise, plan, set_root
 from kernels.position import COST, EXCURSION, FEATURES, RAW, SIDE, UNREALISED, action_names, position_features
+from kernels.tree import NONE
 from models.export import export
 from models.net import Shape, new_params, views
 from tests.graphs import graph
@@ -400,3 +401,28 @@ def test_expansions_cost_their_rows_and_end_at_the_horizon() -> None:
         found.append(planner.q[0])
     np.testing.assert_array_equal(found[-1], found[-2])
     assert planner.depth[0] == HORIZON
+
+
+def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_root() -> None:
+    """A network whose next state depends on three states: those of the finished tree follow from its paths."""
+    world, window = WORLDS[0], 3
+    sizes, rng = world.shape_sizes._replace(window=window), np.random.default_rng(0)
+    w = {name: rng.normal(0, 0.5, size) for name, size in graph_widths(sizes, True).items()}
+    steps = [("MatMul", ["x64", "w"], "z"), ("Tanh", ["z"], "y64")]
+    agent = Agent({name: graph(*w[name].shape, steps, {"w": w[name]}) for name in ("root", "market")}, sizes)
+    planner = searched(agent, world, world.config(60), [random_root(1, b, (1.0,)) for b in range(2)])
+    tree, deepest = planner.market, 0
+    assert tree is not None
+    for b in range(2):
+        for above in tree.order[b, : tree.expanded[b]]:
+            path = [int(above)]
+            while tree.parent[b, path[-1]] != NONE:
+                path.append(int(tree.parent[b, path[-1]]))
+            deepest = max(deepest, len(path))
+            states = [*tree.state[b, path], *[np.zeros(D)] * window][:window]
+            for code in range(world.C):
+                row = np.concatenate([*states, np.eye(world.C)[code]])
+                child = tree.child[b, above] + code
+                expected = np.tanh(row @ w["market"])[:D]
+                np.testing.assert_allclose(tree.state[b, child], expected, rtol=0, atol=1e-6)
+    assert deepest > window

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.agent import Agent, Sizes, row_buckets, slot_sides
+from host.agent import Agent, Sizes, graph_widths, row_buckets, slot_sides
 from kernels.bars import NS, Bars
 from kernels.gumbel import PUCT, SearchConfig, new_search_config
 from kernels.market import fit_codes, move_scale_px, new_market
@@ -26,9 +26,10 @@ from kernels.position import (
     target_side,
 )
 from kernels.rng import gamma, gumbel
-from kernels.tree import CHANCE, DECISION, NONE, Tree
+from kernels.tree import CHANCE, DECISION, LEGAL, NONE, Tree
 from models.export import export
 from models.net import Shape, new_params
+from tests.graphs import graph
 from tests.naive import naive_move, wandering_bars
 
 SHAPE = Shape(features=12, latent=8, hidden=8, codes=5)
@@ -154,7 +155,7 @@ def test_illegal_actions_are_never_visited_at_any_depth(seed: int) -> None:
         depth = 0
         for node in nodes(tree, b, DECISION):
             legal = legal_names(tree.position[b, node, SIDE], planner.config.reverse)
-            assert {ACTIONS[a] for a in range(A) if tree.legal[b, node, a]} == legal
+            assert {ACTIONS[a] for a in range(A) if tree.prior[b, node, a] > LEGAL} == legal
             assert {ACTIONS[a] for a in children(tree, b, node)} <= legal
             depth = max(depth, len(path(tree, b, node)))
         assert depth >= 4
@@ -222,8 +223,8 @@ def test_policy_and_value_of_the_root_are_the_formula(seed: int) -> None:
         completed = np.array([q.get(a, mixed) for a in range(A)])
         score = logits + (config.c_visit + max(counts)) * config.c_scale * completed / config.value_unit
         policy = np.exp(score - score.max()) / np.exp(score - score.max()).sum()
-        np.testing.assert_allclose(planner.policy[b], policy, rtol=1e-9, atol=1e-12)
-        assert planner.value[b] == pytest.approx(completed[policy.argmax()], rel=1e-9)
+        np.testing.assert_allclose(planner.policy[b], policy, rtol=1e-5, atol=1e-9)
+        assert planner.value[b] == pytest.approx(completed[policy.argmax()], rel=1e-6)
         most = [a for a, node in visited.items() if tree.visits[b, node] == max(counts)]
         assert planner.action[b] == max(most, key=lambda a: score[a] + tree.noise[b, a])
 
@@ -295,7 +296,7 @@ def test_every_node_is_what_the_networks_say_of_its_path() -> None:
             np.testing.assert_allclose(tree.prior[b, n, :C], softmax(y[:, D : D + C]), **close)
         else:
             np.testing.assert_allclose(tree.reward[b, n], y[:, D], **close)
-            legal = tree.legal[b, n]
+            legal = tree.prior[b, n, :A] > LEGAL
             np.testing.assert_allclose(tree.prior[b, n, :A][legal], y[:, D + 1 : D + 1 + A][legal], **close)
             assert (tree.prior[b, n, :A][~legal] < -1e29).all()
 
@@ -375,3 +376,32 @@ def test_a_failing_network_call_is_an_error_and_no_decision(name: str) -> None:
         set_root(planner, b, root.features, root.position, BARS, root.t, CODES, MARKETS[False])
     with pytest.raises(OrtError, match="invalid dimensions"):
         check(plan(planner))
+
+
+def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_root() -> None:
+    """Networks whose next state depends on three states: those of the finished tree follow from its paths."""
+    window, config = 3, new_search_config(simulations=40, considered=2, discount=0.9, c_scale=0.01)
+    sizes, rng = SIZES._replace(window=window), np.random.default_rng(0)
+    w = {
+        name: rng.normal(0, 0.5, size) for name, size in graph_widths(sizes, True).items() if name != "market"
+    }
+    w["afterstate"][:, :D] = np.eye(len(w["afterstate"]), D)  # it hands the state on
+    w["dynamics"][window * D + C :] = 0  # no position matters
+    steps = {name: [("MatMul", ["x64", "w"], "z"), ("Tanh", ["z"], "y64")] for name in w}
+    steps["afterstate"] = [("MatMul", ["x64", "w"], "y64")]
+    agent = Agent({name: graph(*w[name].shape, steps[name], {"w": w[name]}) for name in w}, sizes)
+    planner = searched(agent, config, [random_root(0, b, False) for b in range(2)], seed=1)
+    tree, deepest = planner.tree, 0
+    assert isinstance(tree, Tree)
+    for b in range(2):
+        for node in nodes(tree, b, DECISION)[1:]:
+            states, above = list[Any](), int(tree.parent[b, tree.parent[b, node]])
+            while above != NONE:
+                states.append(tree.state[b, above])
+                above = NONE if above == 0 else int(tree.parent[b, tree.parent[b, above]])
+            deepest = max(deepest, len(states))
+            seen = [*states, *[np.zeros(D)] * window][:window]
+            row = np.concatenate([*seen, np.eye(C)[tree.edge[b, node]]])
+            expected = np.tanh(row @ w["dynamics"][: len(row), :D])
+            np.testing.assert_allclose(tree.state[b, node], expected, rtol=0, atol=1e-6)
+    assert deepest > window

@@ -126,7 +126,6 @@ class Searcher:
         self.tree.noise[b] = noise
         for a, bad in enumerate(invalid):
             if bad:
-                self.tree.legal[b, 0, a] = False
                 self.tree.prior[b, 0, a] = tree.MASKED
 
     def run(self) -> None:
@@ -151,12 +150,14 @@ def test_parity_trees_equal_mctx(number: int) -> None:
     np.testing.assert_array_equal(t.edge[1, :n], want["action_from_parent"])
     np.testing.assert_array_equal(t.visits[1, :n], want["node_visits"])
     np.testing.assert_allclose(t.value[1, :n], want["node_values"], atol=1e-5)
-    visits = [gumbel.visits_of(t, 1, 0, a) for a in range(c["A"])]
+    visits = t.edge_visits[1, 0, : c["A"]]
     np.testing.assert_array_equal(visits, want["root_visits"])
     assert gumbel.root_action(t, searcher.config, 1) == want["action"]
     gumbel.scaled_q(t, searcher.config, 1, 0)
     legal = np.array(c["invalid"]) == 0
-    np.testing.assert_allclose(t.score[1][legal], np.array(want["completed_q"])[legal], atol=2e-4, rtol=1e-4)
+    np.testing.assert_allclose(
+        t.score[1, : c["A"]][legal], np.array(want["completed_q"])[legal], atol=2e-4, rtol=1e-4
+    )
     policy = np.zeros(c["A"])
     gumbel.improved_policy(policy, t, searcher.config, 1, 0)
     np.testing.assert_allclose(policy, want["action_weights"], atol=1e-4)
@@ -323,7 +324,7 @@ def test_permuted_actions_permute_the_result(number: int) -> None:
         searcher.run()
         policy = np.zeros(A)
         gumbel.improved_policy(policy, searcher.tree, searcher.config, 0, 0)
-        visits = np.array([gumbel.visits_of(searcher.tree, 0, 0, a) for a in range(A)])
+        visits = searcher.tree.edge_visits[0, 0, :A].copy()
         found.append((policy, visits, gumbel.root_action(searcher.tree, searcher.config, 0)))
     (policy, visits, action), (permuted_policy, permuted_visits, permuted_action) = found
     np.testing.assert_array_equal(permuted_visits, visits[order])

@@ -8,8 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from kernels import simd
 from kernels._jit import kernel
-from kernels.simd import LANES, load, root, store
+from kernels.simd import (
+    FEW,
+    LANES,
+    choose,
+    exponential,
+    first,
+    largest,
+    load,
+    load_few,
+    root,
+    smallest,
+    store,
+    total,
+)
 
 SHIFTS = (0, 3, LANES)  # not only at the edge of a cache line
 
@@ -47,3 +61,44 @@ def test_lanes_do_not_mix(lane: int) -> None:
     x[lane] = np.nan
     everything(after, x, 0, np.float32(3))
     assert set(np.flatnonzero(before != after) % LANES) <= {lane, lane - 1 if lane else lane}
+
+
+@kernel
+def together(out: Any, x: Any, number: Any) -> int:
+    """What the first four lanes of x and the next four come to."""
+    a, b = load_few(x, 0), load_few(x, FEW)
+    store(out, 0, choose(a > b, a / b, number))
+    store(out, FEW, choose(a > number, a, b))
+    out[2 * FEW], out[2 * FEW + 1], out[2 * FEW + 2] = total(a), largest(a), smallest(a)
+    return int(first(a == largest(a)) * 10 + first(a > number))
+
+
+@given(
+    hnp.arrays(np.float32, 2 * FEW, elements=st.floats(0.125, 2**10, width=32)),
+    st.floats(0.125, 2**10, width=32),
+)
+@settings(deadline=None, max_examples=50)
+def test_few_lanes_compiled_are_interpreted(x: Any, number: float) -> None:
+    out, expected = np.zeros((2, 3 * FEW), np.float32)
+    found = together(out, x, np.float32(number))
+    assert found == getattr(together, "py_func", together)(expected, x, np.float32(number))
+    assert out.tobytes() == expected.tobytes()
+    a = x[:FEW]
+    assert out[8:11].tolist() == [pytest.approx(a.sum(), rel=1e-6), a.max(), a.min()]
+    assert found == 10 * a.argmax() + ((a > number).argmax() if (a > number).any() else FEW)
+
+
+@kernel
+def powers(out: Any, x: Any) -> None:
+    """out = e^x, four at a time."""
+    for i in range(0, x.shape[0], FEW):
+        store(out, i, exponential(load_few(x, i)))
+
+
+def test_the_exponential_is_right_to_two_units_in_the_last_place() -> None:
+    x = np.concatenate([np.linspace(-87, 0, 40_000), [0.0, -1e-30, -87.0, -1e30]]).astype(np.float32)
+    out = np.zeros_like(x)
+    powers(out, x)
+    right = np.exp(np.maximum(x.astype(np.float64), simd.LEAST_POWER))
+    assert (np.abs(out - right) <= 2 * np.spacing(right.astype(np.float32))).all()
+    assert (out[np.abs(x) < 1e-20] == 1).all()

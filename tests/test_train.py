@@ -11,11 +11,12 @@ from host.agent import save_agent
 from host.config import Config, ConfigError, load_config
 from host.dataset import Dataset, DatasetError, FeatureStore, new_dataset
 from host.synthetic import INTERVAL_NS, PIP, Options, make_market
-from host.trainer import Trainer, train_for
+from host.trainer import STREAM_SAMPLES, Trainer, train_for
 from kernels.bars import Bars
 from kernels.features import HISTORY
 from kernels.market import TRADE, new_accounts, raw_position, step
 from kernels.position import ACTIONS, RAW, SIDE, action_names
+from kernels.rng import below
 from tests.naive import Broker
 
 TINY = [
@@ -31,6 +32,13 @@ TINY = [
     "train.batch=32",
     "train.steps=3",
     "train.target_rate=0.3",
+]
+WORLD = [
+    "network.model=transformer",
+    "network.heads=2",
+    "network.window=2",
+    "network.context=3",
+    "train.joint=0.5",
 ]
 T = 900
 BARS = make_market("planted", Options(length=T)).bars
@@ -60,8 +68,9 @@ def model_bytes(trainer: Trainer, path: Path) -> bytes:
     return (path / "model.swt").read_bytes()
 
 
-def test_threads_do_not_change_the_model(tmp_path: Path) -> None:
-    one, two = trained(3, 1), trained(3, 2)
+@pytest.mark.parametrize("settings", [[], WORLD], ids=["mlp", "transformer"])
+def test_threads_do_not_change_the_model(settings: list[str], tmp_path: Path) -> None:
+    one, two = trained(3, 1, *settings), trained(3, 2, *settings)
     assert model_bytes(one, tmp_path) == model_bytes(two, tmp_path)
     assert same_state(one, two)
 
@@ -97,6 +106,15 @@ def test_a_restored_run_goes_on_to_the_bit(cycles: int, tmp_path: Path) -> None:
         resumed.run_cycle()
     assert same_state(resumed, trained(cycles + 2))
     assert model_bytes(resumed, tmp_path) == model_bytes(trained(cycles + 2), tmp_path)
+
+
+def test_a_restored_transformer_goes_on_to_the_bit() -> None:
+    arrays, state = trained(1, 1, *WORLD).snapshot()
+    resumed = Trainer(dataset(tiny(*WORLD)), tiny(*WORLD), 2)
+    resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
+    for _ in range(2):
+        resumed.run_cycle()
+    assert same_state(resumed, trained(3, 1, *WORLD))
 
 
 @pytest.mark.parametrize(
@@ -156,23 +174,26 @@ def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
     assert trainer.sessions == 20
 
 
-def test_stored_values_are_those_of_the_network_that_played() -> None:
+@pytest.mark.parametrize("settings", [[], WORLD], ids=["mlp", "transformer"])
+def test_stored_values_are_those_of_the_network_that_played(settings: list[str]) -> None:
     """After a cycle every value of the replay is the target network's of the cycle's begin."""
     import onnxruntime
 
     from kernels.position import position_features
 
-    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    trainer = Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
     trainer.run_cycle()
     root = onnxruntime.InferenceSession(trainer.graphs()["root"])
     trainer.run_cycle()
     for slot in range(trainer.filled):
-        rows = np.zeros((25, trainer.sizes.features + 9), np.float32)
-        rows[:, :-9] = trainer.store.X[trainer.store.row_of_bar[trainer.replay.start[slot] + np.arange(25)]]
+        context = trainer.sizes.context
+        rows = np.zeros((25, context * trainer.sizes.features + 9), np.float32)
+        bars = trainer.replay.start[slot] + np.arange(25)[:, None] + np.arange(1 - context, 1)
+        rows[:, :-9] = trainer.store.X[trainer.store.row_of_bar[bars]].reshape(25, -1)
         for k in range(25):
             position_features(rows[k, -9:], trainer.replay.position[slot, k], True)
         y = root.run(None, {"x": rows})[0]
-        value = y[:, trainer.sizes.latent + trainer.sizes.actions]
+        value = y[:, trainer.sizes.state + trainer.sizes.actions]
         np.testing.assert_allclose(trainer.replay.value[slot], value, rtol=1e-4, atol=1e-5)
 
 
@@ -249,18 +270,36 @@ def test_too_few_bars_are_refused_with_the_reason() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [
-        "train.replay=3",
-        "train.batch=30",
-        "train.n_step=24",
-        "train.codes=vq",
-        "train.priority=-1",
-        "train.usage=-0.1",
-    ],
-)
+    ["train.replay=3", "train.batch=30", "train.n_step=24", "network.model=rnn", "network.heads=3",
+     "network.context=65", "train.consistency=1", "train.codes=learned", "train.codes=vq", "train.priority=-1",
+     "train.usage=-0.1"],
+)  # fmt: skip
 def test_sizes_that_do_not_go_together_are_refused_by_name(setting: str) -> None:
+    world = ("network.heads", "network.context", "train.consistency", "train.codes=learned")
+    others = WORLD if setting.startswith(world) else []
     with pytest.raises(ConfigError, match=setting.split("=")[0]):
-        Trainer(dataset(tiny()), tiny(setting), 1)
+        Trainer(dataset(tiny()), tiny(*others, setting), 1)
+
+
+def test_a_transformer_learns_from_bars_before_the_first_of_a_window() -> None:
+    """And nothing but its own layers: a root of three bars, sessions that have them, and errors by depth logged."""
+    trainer = Trainer(dataset(tiny(*WORLD)), tiny(*WORLD), 1)
+    row = trainer.run_cycle()
+    assert [name for name in row if name.startswith("reward_error")] == [
+        f"reward_error_{k}" for k in range(1, 6)
+    ]
+    assert row["latent"] > 0
+    assert trainer.data.starts.min() == HISTORY + 1
+    assert (trainer.sizes.window, trainer.sizes.context, trainer.sizes.history) == (2, 3, HISTORY + 2)
+    step, F = trainer.learner.step - 1, trainer.sizes.features
+    for b in range(32):
+        draw = below(trainer.filled * 24, trainer.config.train.seed + STREAM_SAMPLES, step, b)
+        bars = int(trainer.replay.start[draw // 24]) + draw % 24 - np.arange(3)[::-1]
+        expected = trainer.store.X[trainer.store.row_of_bar[bars]]
+        np.testing.assert_array_equal(trainer.batch.x[b].reshape(3, F), expected)
+    for start in trainer.replay.start[:4]:
+        trainer.store.release(int(start), 25)
+    assert (trainer.store._users == 0).all()
 
 
 def test_consistency_and_the_age_cut_are_off_and_on_by_configuration() -> None:

@@ -46,7 +46,7 @@ def evaluate(
     work, gradient = unroll.new_work(SHAPE, n, K, flat.dtype), np.full_like(flat, np.nan)
     p, d, x = net.views(flat, SHAPE), net.views(gradient, SHAPE), batch.x.astype(flat.dtype)
     unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, SHAPE)
+    unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
     return unroll.loss_and_gradient(d, work, p, x, weights, latent_gradient), gradient, work
 
 

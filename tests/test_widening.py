@@ -307,23 +307,20 @@ def children(planner: Planner, b: int, node: int) -> dict[int, int]:
 
 
 def compare(planner: Planner, wide: Wide, b: int, spot: Spot) -> int:
-    """Tree b below a decision node is the naive one, to the bit; how many nodes were compared."""
+    """Tree b below a decision node is the naive one, values but for rounding; how many nodes were compared."""
     tree, node, seen = planner.tree, spot.number, 1
     count = len(spot.prior)
     assert wide.size[b, node, :count].tolist() == list(spot.prior)
     assert wide.drawn[b, node].tolist() == [*spot.drawn.values()] + [0] * (wide.drawn.shape[2] - count)
     assert tree.prior[b, node, :count].tolist() == [float(p) for p in spot.prior.values()]
-    assert tree.value[b, node] == spot.value
+    assert tree.value[b, node] == pytest.approx(spot.value, rel=1e-5, abs=1e-6)
     assert [list(spot.prior)[e] for e in children(planner, b, node)] == [
         s for s in spot.prior if s in spot.after
     ]
     for e, child in children(planner, b, node).items():
         after = spot.after[list(spot.prior)[e]]
-        assert (child, tree.visits[b, child], tree.value[b, child]) == (
-            after.number,
-            after.visits,
-            after.value,
-        )
+        assert (child, tree.visits[b, child]) == (after.number, after.visits)
+        assert tree.value[b, child] == pytest.approx(after.value, rel=1e-5, abs=1e-6)
         assert tree.raw_value[b, child] == after.raw
         assert (tree.position[b, child] == after.position).all()
         seen += 1 + sum(compare(planner, wide, b, following) for following in after.next)
@@ -332,7 +329,7 @@ def compare(planner: Planner, wide: Wide, b: int, spot: Spot) -> int:
 
 @few
 @given(st.integers(0, 2**20))
-def test_the_tree_is_the_naive_one_to_the_bit(seed: int) -> None:
+def test_the_tree_is_the_naive_one(seed: int) -> None:
     config = config_of(seed)
     roots = [random_root(seed, b) for b in range(3)]
     planner, wide = searched(config, roots, seed)
@@ -347,12 +344,13 @@ def test_the_tree_is_the_naive_one_to_the_bit(seed: int) -> None:
         best = naive.considered(max(counts.values()))
         assert wide.size[b, 0, planner.action[b]] == best
         policy = naive.improved(naive.top)[1]
-        np.testing.assert_allclose(planner.policy[b, : len(policy)], list(policy.values()), rtol=1e-12)
+        np.testing.assert_allclose(planner.policy[b, : len(policy)], list(policy.values()), rtol=2e-4)
         assert planner.value[b] == pytest.approx(
             naive.improved(naive.top)[0][max(policy, key=lambda s: policy[s])]
             * config.value_unit
             / (config.c_scale * (config.c_visit + max(counts.values()))),
-            rel=1e-12,
+            rel=1e-5,
+            abs=1e-6,
         )
 
 

@@ -1,0 +1,80 @@
+"""An ONNX graph in the making, from one input `x` to one output `y`; equal weights give equal bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from models.layers import EPSILON, Array, support
+
+OPSET, IR_VERSION = 17, 8
+
+
+class Graph:
+    """Nodes and weights in the order they are added."""
+
+    def __init__(self) -> None:
+        self._nodes: list[NodeProto] = []
+        self._weights: dict[str, NDArray[Any]] = {}
+
+    def node(self, op: str, inputs: list[str], outputs: str | list[str], **attributes: Any) -> str:
+        """Add a node; the name of its first output."""
+        names = [outputs] if isinstance(outputs, str) else outputs
+        self._nodes.append(helper.make_node(op, inputs, names, name=names[0], **attributes))
+        return names[0]
+
+    def weight(self, name: str, array: Any, dtype: Any = np.float32) -> str:
+        """Add a constant; its name."""
+        self._weights[name] = np.ascontiguousarray(array, dtype)
+        return name
+
+    def linear(self, x: str, y: str, w: Array, b: Array) -> str:
+        """y = x @ w + b."""
+        return self.node("Gemm", [x, self.weight(f"{y}_w", w), self.weight(f"{y}_b", b)], y)
+
+    def hidden(self, x: str, y: str, w: Array, b: Array) -> str:
+        """y = relu(x @ w + b)."""
+        return self.node("Relu", [self.linear(x, f"{y}_z", w, b)], y)
+
+    def norm(self, x: str, y: str, width: int) -> str:
+        """Layer norm without parameters of its own."""
+        ones = self.weight("ones", np.ones(width))
+        return self.node("LayerNormalization", [x, ones], y, axis=-1, epsilon=EPSILON)
+
+    def decode(self, z: str, y: str, limit: float, bins: int) -> str:
+        """Expectation [rows, 1] of categorical logits."""
+        p = self.node("Softmax", [z], f"{y}_p", axis=-1)
+        return self.node("MatMul", [p, self.weight(f"{y}_support", support(limit, bins)[:, None])], y)
+
+    def split(self, x: str, widths: dict[str, int]) -> None:
+        """Cut the last axis of x into parts of these names and widths."""
+        sizes = self.weight(f"{x}_widths", list(widths.values()), np.int64)
+        self.node("Split", [x, sizes], list(widths), axis=-1)
+
+    def reshape(self, x: str, y: str, *size: int) -> str:
+        """x in the shape `size`, of which one may be -1."""
+        return self.node("Reshape", [x, self.weight(f"{y}_shape", size, np.int64)], y)
+
+    def join(self, parts: list[str], y: str, axis: int = -1) -> str:
+        """Put parts side by side; one of width 0 is not given."""
+        if len(parts) == 1:
+            return parts[0]
+        return self.node("Concat", parts, y, axis=axis)
+
+    def serialise(self, width_in: int, width_out: int) -> bytes:
+        """The bytes of the model."""
+        info = helper.make_tensor_value_info
+        constants = [numpy_helper.from_array(array, name) for name, array in self._weights.items()]
+        graph = helper.make_graph(
+            self._nodes,
+            "swt",
+            [info("x", TensorProto.FLOAT, ["rows", width_in])],
+            [info("y", TensorProto.FLOAT, ["rows", width_out])],
+            constants,
+        )
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="swt")
+        return bytes(model.SerializeToString(deterministic=True))
