@@ -33,7 +33,7 @@ def new_seen(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Seen:
 
 
 def see(seen: Seen, target: Params, x: Array) -> Array:
-    """Latents [K, n, D] of z_1 .. z_K by the target network, from the features x [Z n, F] of the windows' bars."""
+    """Latents [K, n, D] of z_1 .. z_K by the target network, from the features x [Z n, F] of a window's bars."""
     if seen.stream is None:
         encode(seen.encoded, target, x[: len(seen.encoded.z)])
     else:

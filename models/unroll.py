@@ -22,6 +22,7 @@ from kernels._jit import kernel
 from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
 from models.beta import Candidates, beta_loss
+from models.codes import Coder, backward_codes, choose_codes, new_coder
 from models.consistency import Foresight, consistency, new_foresight
 from models.encoder import Encoded, encode, encode_backward, new_encoded
 from models.joint import LATENT_WEIGHT, Seen, latent_loss, new_seen, see
@@ -53,7 +54,7 @@ LOSSES = ("policy", "value", "after_value", "chance", "reward")
 
 
 class LossWeights(NamedTuple):
-    """Weights of the losses, in the order of LOSSES, and of two more."""
+    """Weights of the losses, in the order of LOSSES, and of those that may be off."""
 
     policy: float = 1.0
     value: float = 0.5
@@ -65,6 +66,9 @@ class LossWeights(NamedTuple):
         0.0  # of the bars that came: policy and value, and the latents unrolled to them; 0 = without
     )
     size: float = 1.0  # of the Beta head, if there is one
+    commitment: float = 0.0  # among the losses where codes are learned, as are the next two
+    usage: float = 0.0
+    telling: float = 0.0
 
 
 WEIGHTS = LossWeights()
@@ -215,6 +219,11 @@ class Layer(NamedTuple):
     db: Array
 
 
+def bars_that_came(work: Work) -> int:
+    """J: how many bars of each window joint training judges beside those unrolled to."""
+    return len(work.latent) - len(work.move) - 1
+
+
 class Output(NamedTuple):
     """What a head puts out, and what it should have."""
 
@@ -240,13 +249,17 @@ def loss_and_gradient(
     sight: tuple[Foresight, Params] | None = None,
     stream: Stream | None = None,
     came: Array | None = None,
+    coding: tuple[Coder, Array, Array] | None = None,
 ) -> list[float]:
-    """LOSSES, of sizes, of consistency and of joint training; d becomes the gradient of their weighted sum.
+    """The losses in the order of `learn`'s names; d becomes the gradient of their weighted sum.
 
     x [Z n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
-    workspace, x filled in, and the soft target network; joint training the latents `came` [K, n, D] of that network.
+    workspace, x filled in, and the soft target network; joint training the latents `came` [K, n, D] of that network;
+    learned codes have `coding`: a workspace, the later bars [n, K, F] and the moves [n, K].
     """
-    D, J = work.latent.shape[2], len(work.latent) - len(work.move) - 1
+    D, J = work.latent.shape[2], bars_that_came(work)
+    if coding is not None:
+        choose_codes(coding[0], work.gain_in, work.code.first, p, coding[1])
     forward_latents(work, p, x, stream)
     found = _heads(d, work, p, weights)
     later, part = (array.reshape(-1, D) for array in (work.latent[J + 1 :], work.d_part))
@@ -263,6 +276,12 @@ def loss_and_gradient(
         backward_tokens(d, stream, p, x, _codes(work, p), work.latent, work.d_latent)
         return found
     _backward_latents(d, work, p, latent_gradient)
+    if coding is not None:
+        M, H = len(work.step_weight), work.move.shape[2]
+        readers = work.d_hidden[:M], work.d_move.reshape(M, H)  # the reward head was the last to use d_hidden
+        told = work.gain_in, work.code.first, work.step_weight
+        factors = weights.commitment, weights.usage, weights.telling
+        found += backward_codes(d, coding[0], p, *coding[1:], readers, *told, factors)
     dz = work.d_latent[: J + 1].reshape(-1, D)
     encode_backward(d, dz, work.encoded, p, x)
     return found
@@ -280,7 +299,7 @@ def forward_latents(work: Work, p: Params, x: Array, stream: Stream | None = Non
     Of a transformer, or m[0] = z_0 and m[k + 1] = norm(m[k] + relu([m[k] | code] @ move_w) @ next_w).
     """
     K, n, D = len(work.move), work.latent.shape[1], work.latent.shape[2]
-    J, moving = len(work.latent) - K - 1, len(p.move_w)
+    J, moving = bars_that_came(work), len(p.move_w)
     m, gain_in = work.latent[J:], work.gain_in.reshape(K, n, -1)
     if stream is not None:
         forward_tokens(work.latent, stream, p, x, _codes(work, p))
@@ -300,8 +319,8 @@ def forward_latents(work: Work, p: Params, x: Array, stream: Stream | None = Non
 def _heads(d: Params, work: Work, p: Params, weights: LossWeights) -> list[float]:
     """The losses of all heads, their gradients, and d_latent."""
     K, D, M = len(work.move), work.latent.shape[2], len(work.step_weight)
-    layer, first = partial(layer_of, p, d), len(work.latent) - len(work.move) - 1
-    rows, decisions = slice(first * len(work.latent[0]), None), slice(first, first + K)
+    layer, J = partial(layer_of, p, d), bars_that_came(work)
+    rows, decisions = slice(J * work.latent.shape[1], None), slice(J, J + K)
     value_before = Target(*(part[rows][:M] for part in work.value))
     policy = Output(layer("policy"), work.policy, work.decision_weight, weights.policy)
     value = Output(layer("value"), work.value, work.decision_weight, weights.value)
@@ -393,6 +412,7 @@ class Room(NamedTuple):
     stream: Stream | None  # of a transformer
     bars: Array | None  # [Z, n, F] features of more bars than the present one
     seen: Seen | None  # of joint training
+    coder: Coder | None  # of learned codes
 
 
 def new_room(
@@ -407,6 +427,7 @@ def new_room(
         new_stream(shape, n, K, J, dtype) if shape.layers else None,
         np.zeros((Z, n, shape.features), dtype) if Z > 1 else None,
         new_seen(shape, n, K, dtype) if joint else None,
+        new_coder(shape, n, K, dtype) if shape.encode else None,
     )
 
 
@@ -432,6 +453,8 @@ class Learner:
             raise ValueError("the consistency loss and its layers go together: both or neither")
         if shape.layers and weights.consistency > 0:
             raise ValueError("a transformer has no consistency loss: joint training compares its latents")
+        if shape.layers and shape.encode:
+            raise ValueError("a transformer has no learned codes")
         self.shape, self.step = shape, 0
         self.params = new_params(shape, seed)
         self.adam: Adam = new_adam(self.params)
@@ -460,6 +483,9 @@ class Learner:
         rest += ["size"] if self.shape.sizes > 0 else []
         rest += ["consistency"] if w.consistency > 0 else []
         rest += ["latent"] if w.joint > 0 else []
+        rest += ["commitment", "usage", "telling"] if self.shape.encode else []
+        if self.shape.encode and batch.ahead.shape[1] * batch.move.shape[1] == 0:
+            raise ValueError("learned codes need a batch that looks ahead, with moves")
         rows = list(self._each(lambda i: self._chunk(batch, target, i), range(CHUNKS)))
         found = dict(zip(rest, (sum(column) for column in zip(*rows, strict=True)), strict=True))
         found["gradient_norm"] = math.sqrt(sum(self._each(self._add_up, self._slices())))
@@ -506,7 +532,8 @@ class Learner:
                 sight = room.foresight, target
             if room.seen is not None and target is not None:
                 came = see(room.seen, target, x)
-            more = LATENT_GRADIENT, sight, room.stream, came
+            coding = (room.coder, batch.ahead[rows], batch.move[rows]) if room.coder is not None else None
+            more = LATENT_GRADIENT, sight, room.stream, came, coding
             return loss_and_gradient(self._d[i], work, self._views, x, self._weights, *more)
         finally:
             self._rooms.put(room)
@@ -537,7 +564,7 @@ def features_of(room: Room, batch: Batch, rows: slice) -> Array:
     if room.bars is None:
         return batch.x[rows]
     Z, n, F = room.bars.shape
-    J = len(room.work.latent) - len(room.work.move) - 1
+    J = bars_that_came(room.work)
     past = batch.x[rows].reshape(n, Z - J, F)
     room.bars[: Z - J - 1] = past[:, :-1].swapaxes(0, 1)
     room.bars[Z - J - 1 : Z - 1] = batch.ahead[rows, :J].swapaxes(0, 1)

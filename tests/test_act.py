@@ -21,7 +21,7 @@ from host.formats import ReadOptions
 from host.model_file import WRITTEN, ModelRefused, read_model, write_model
 from host.train import train_csv
 from host.trainer import Trainer
-from kernels.features import HISTORY
+from kernels.features import HISTORY, features_of, normalise_rows
 from kernels.ort import OrtError, Session
 from kernels.position import ACTIONS
 from tests.trained import (
@@ -312,6 +312,10 @@ def test_a_transformer_acts_as_it_trades_in_a_backtest_and_goes_on_after_a_resta
     first, second = (Actor(loaded.agent, *parts) for _ in range(2))
     decided = [first.on_bar(bar) for bar in bars[:-20]]
     assert decided.index(True) == HISTORY + 1
+    trader, F = first._trader, loaded.agent.sizes.features
+    x = features_of(trader.features, first.bars, len(first.bars.time) - np.arange(3, 0, -1), 1)
+    normalise_rows(x, np.arange(3, dtype=np.int32), trader.normaliser)
+    np.testing.assert_array_equal(trader.planner.model.root.x[0, : 3 * F].reshape(3, F), x)
     second.restore(first.state(), bars[:-20])
     for bar in bars[-20:]:
         assert second.on_bar(bar)

@@ -273,7 +273,12 @@ def test_bars_that_came_are_judged_by_the_same_heads() -> None:
     came = surprise[: 8 * K].reshape(K, 8).T
     assert both[0] - plain[0] == pytest.approx(0.7 * came.mean(), rel=1e-6)
     assert both[2:5] == plain[2:]
-    np.testing.assert_array_equal(room.work.policy.mass[:8], batch.policy[:, 1])
+    for k in range(K):
+        rows = slice(8 * k, 8 * k + 8)
+        np.testing.assert_array_equal(room.work.policy.mass[rows], batch.policy[:, k + 1])
+        told = room.work.predict_in[rows]
+        np.testing.assert_array_equal(told[:, : MLP.latent], room.work.latent[k])
+        np.testing.assert_array_equal(told[:, MLP.latent :], batch.position[:, k + 1])
 
 
 def test_threads_change_no_byte_and_learning_lowers_every_loss() -> None:
