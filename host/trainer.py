@@ -338,8 +338,6 @@ def check_options(config: Config) -> None:
     t = config.train
     if t.codes not in KINDS:
         raise ConfigError(f"train.codes: {t.codes!r} is none of {', '.join(KINDS)}")
-    if t.codes == "learned" and config.network.model == "transformer":
-        raise ConfigError("train.codes: a transformer has no learned codes; use network.model=mlp")
     for name in ("commitment", "usage", "telling", "priority", "correction"):
         if not getattr(t, name) >= 0:
             raise ConfigError(f"train.{name}: {getattr(t, name)} is below 0")

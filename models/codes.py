@@ -92,7 +92,7 @@ def backward_codes(
     p: Params,
     x: Array,
     move: Array,
-    readers: tuple[Array, Array],
+    readers: tuple[tuple[Array, Array], tuple[Array, Array]],
     gain_in: Array,
     code: NDArray[np.int32],
     weight: Array,
@@ -100,11 +100,12 @@ def backward_codes(
 ) -> list[float]:
     """The losses of commitment, usage and telling; d of the encoder: `factors` times theirs, and the straight-through.
 
-    `readers` [K n, H] are the gradients of the hidden layers that read the code, the reward head's and the dynamics'.
+    `readers` are the layers that read the code, the reward head's and the dynamics': the gradient [K n, O] of what
+    each makes of its input, and its weights, those of the code first.
     """
     D, C = p.latent_w.shape[1], coder.p.shape[2]
-    for dc, reader, w in zip((coder.d_code, coder.d_part), readers, (p.gain_w, p.move_w), strict=True):
-        linear_backward_input(dc.reshape(-1, C), reader, w[D : D + C])
+    for dc, (reader, w) in zip((coder.d_code, coder.d_part), readers, strict=True):
+        linear_backward_input(dc.reshape(-1, C), reader, w[:C])
     told = d.meaning_w, d.meaning_b, coder.d_code, p.meaning_w, p.meaning_b
     telling = tell(*told, move, gain_in[:, D : D + C], weight, factors[2])
     usage = mean_code(coder.use, coder.p, weight)

@@ -272,19 +272,30 @@ def loss_and_gradient(
         factor = weights.joint * LATENT_WEIGHT
         found.append(latent_loss(part, later, came.reshape(-1, D), work.step_weight, factor))
         work.d_latent[J + 1 :] += work.d_part
-    if stream is not None:
-        backward_tokens(d, stream, p, x, _codes(work, p), work.latent, work.d_latent)
-        return found
-    _backward_latents(d, work, p, latent_gradient)
+    dynamics = _backward_dynamics(d, work, p, x, latent_gradient, stream)
     if coding is not None:
-        M, H = len(work.step_weight), work.move.shape[2]
-        readers = work.d_hidden[:M], work.d_move.reshape(M, H)  # the reward head was the last to use d_hidden
+        reward = (
+            work.d_hidden[: len(work.step_weight)],
+            p.gain_w[D:],
+        )  # the reward head was the last to use d_hidden
         told = work.gain_in, work.code.first, work.step_weight
         factors = weights.commitment, weights.usage, weights.telling
-        found += backward_codes(d, coding[0], p, *coding[1:], readers, *told, factors)
-    dz = work.d_latent[: J + 1].reshape(-1, D)
-    encode_backward(d, dz, work.encoded, p, x)
+        found += backward_codes(d, coding[0], p, *coding[1:], (reward, dynamics), *told, factors)
     return found
+
+
+def _backward_dynamics(
+    d: Params, work: Work, p: Params, x: Array, latent_gradient: float, stream: Stream | None
+) -> tuple[Array, Array]:
+    """From the latents to the bars; the gradient [M, O] behind the layer that reads the codes, and its weights."""
+    D = work.latent.shape[2]
+    if stream is not None:
+        backward_tokens(d, stream, p, x, _codes(work, p), work.latent, work.d_latent)
+        return stream.dx[len(stream.encoded.z) :], p.embed_w
+    _backward_latents(d, work, p, latent_gradient)
+    dz = work.d_latent[: bars_that_came(work) + 1].reshape(-1, D)
+    encode_backward(d, dz, work.encoded, p, x)
+    return work.d_move.reshape(len(work.step_weight), -1), p.move_w[D:]
 
 
 def _codes(work: Work, p: Params) -> Array:
@@ -453,8 +464,6 @@ class Learner:
             raise ValueError("the consistency loss and its layers go together: both or neither")
         if shape.layers and weights.consistency > 0:
             raise ValueError("a transformer has no consistency loss: joint training compares its latents")
-        if shape.layers and shape.encode:
-            raise ValueError("a transformer has no learned codes")
         self.shape, self.step = shape, 0
         self.params = new_params(shape, seed)
         self.adam: Adam = new_adam(self.params)

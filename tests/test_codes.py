@@ -6,6 +6,7 @@ from threadpoolctl import threadpool_limits
 
 from kernels.replay import Batch, new_batch
 from models import codes, net, unroll
+from models.transformer import new_stream
 from tests.test_unroll import SHAPE as PLAIN
 from tests.test_unroll import K, lively, random_batch
 from tests.test_unroll import evaluate as evaluate_plain
@@ -26,33 +27,37 @@ def coded_batch(windows: int, seed: int = 0) -> Batch:
     return random_batch(windows, SHAPE, K, seed)._replace(ahead=room.ahead, move=room.move)
 
 
-def parameters(seed: int = 1) -> np.ndarray:
-    flat = np.random.default_rng(seed).normal(size=net.count(SHAPE)) * 0.3
-    flat[: net.count(PLAIN)] = lively(seed)
-    net.views(flat, SHAPE).encode_b[:] += 0.5
+def parameters(seed: int = 1, shape: net.Shape = SHAPE) -> np.ndarray:
+    flat = np.random.default_rng(seed).normal(size=net.count(shape)) * 0.3
+    if shape.layers == 0:
+        flat[: net.count(PLAIN)] = lively(seed)
+    net.views(flat, shape).encode_b[:] += 0.5
     return flat
 
 
 def evaluate(
-    flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS
+    flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS, shape: net.Shape = SHAPE
 ) -> tuple[list[float], np.ndarray, unroll.Work, codes.Coder]:
     """(losses, gradient, workspaces) in the precision of `flat`."""
     n = len(batch.x)
-    work, coder = unroll.new_work(SHAPE, n, K, flat.dtype), codes.new_coder(SHAPE, n, K, flat.dtype)
+    work, coder = unroll.new_work(shape, n, K, flat.dtype), codes.new_coder(shape, n, K, flat.dtype)
+    stream = new_stream(shape, n, K, 0, flat.dtype) if shape.layers else None
     gradient = np.full_like(flat, np.nan)
-    p, d = net.views(flat, SHAPE), net.views(gradient, SHAPE)
+    p, d = net.views(flat, shape), net.views(gradient, shape)
     unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
+    unroll.fill_targets(work, batch, 0, shape, 0.0)
     coding = coder, batch.ahead.astype(flat.dtype), batch.move.astype(flat.dtype)
     x = batch.x.astype(flat.dtype)
-    found = unroll.loss_and_gradient(d, work, p, x, weights, 1.0, coding=coding)
+    found = unroll.loss_and_gradient(d, work, p, x, weights, 1.0, stream=stream, coding=coding)
     return found, gradient, work, coder
 
 
-def total(flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS) -> float:
+def total(
+    flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS, shape: net.Shape = SHAPE
+) -> float:
     return float(
         np.dot(
-            evaluate(flat, batch, weights)[0],
+            evaluate(flat, batch, weights, shape)[0],
             [*weights[:5], weights.commitment, weights.usage, weights.telling],
         )
     )
@@ -71,11 +76,13 @@ def soft(gain_in: np.ndarray, code: np.ndarray, p: np.ndarray, D: int) -> None:
     gain_in[:, D : D + C], code[:] = by_step, by_step.argmax(axis=1)
 
 
-def differs(flat: np.ndarray, gradient: np.ndarray, batch: Batch, picked: np.ndarray) -> None:
+def differs(
+    flat: np.ndarray, gradient: np.ndarray, batch: Batch, picked: np.ndarray, shape: net.Shape = SHAPE
+) -> None:
     for i in picked:
         h = np.zeros_like(flat)
         h[i] = 1e-6
-        expected = (total(flat + h, batch) - total(flat - h, batch)) / 2e-6
+        expected = (total(flat + h, batch, shape=shape) - total(flat - h, batch, shape=shape)) / 2e-6
         assert gradient[i] == pytest.approx(expected, rel=5e-6, abs=2e-9), i
 
 
@@ -107,6 +114,19 @@ def test_gradient_of_the_whole_loss_where_the_code_is_its_probability(
     gradient = evaluate(flat, batch)[1]
     differs(flat, gradient, batch, RNG.choice(old, 20, replace=False))
     differs(flat, gradient, batch, RNG.choice(np.arange(old, len(flat)), 40, replace=False))
+
+
+def test_gradient_of_a_transformer_that_is_told_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above: what comes back through the embedding of the codes reaches the encoder."""
+    monkeypatch.setattr(codes, "put_codes", soft)
+    shape = SHAPE._replace(layers=2, heads=2, latent=8, window=3)
+    flat, batch = parameters(2, shape), coded_batch(2)
+    gradient = evaluate(flat, batch, shape=shape)[1]
+    of_encoder = np.zeros(len(flat))
+    for name in (*ENCODER, "embed_w", "meaning_w"):
+        getattr(net.views(of_encoder, shape), name)[...] = 1
+    differs(flat, gradient, batch, RNG.choice(np.flatnonzero(of_encoder), 40, replace=False), shape)
+    differs(flat, gradient, batch, RNG.choice(len(flat), 20, replace=False), shape)
 
 
 def test_gradient_of_all_but_the_encoder_where_the_code_is_hard() -> None:
