@@ -17,9 +17,9 @@ from host.model_file import ModelRefused
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
-from kernels.market import ACC_SIDE, PIPS_OF_PRICE, TRADE, Market, new_accounts, step
+from kernels.market import PIPS_OF_PRICE, TRADE, Market, new_accounts, step_to
 from kernels.ort import check
-from kernels.position import ACTIONS, RAW, kind_of, target_side
+from kernels.position import ACTIONS, RAW, kind_of
 from kernels.trader import Trader, decide
 
 COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_sell", "p_close", "latency_us")
@@ -36,6 +36,7 @@ def new_trader(agent: Agent, setting: Setting, search: SearchConfig) -> Trader:
         x=np.zeros((agent.sizes.context, agent.sizes.features), np.float32),
         work=new_work(setting.features),
         position=np.zeros(RAW, np.float32),
+        target=np.zeros(1),
     )
 
 
@@ -96,7 +97,7 @@ class Actor:
         self._history = History(keep=self.history)
         self._account = new_accounts(1)[0]
         self._trade = np.zeros(TRADE)
-        self._pending: int | None = None  # action decided at the last bar, filled by the next one
+        self._pending: float | None = None  # target decided at the last bar, filled by the next one
 
     @property
     def bars(self) -> Bars:
@@ -106,8 +107,7 @@ class Actor:
     @property
     def target(self) -> float:
         """The side that the last decision wants."""
-        sizes = self._trader.market.sizes
-        return float(target_side(self._account[ACC_SIDE], int(self._trader.planner.action[0]), sizes))
+        return float(self._trader.target[0])
 
     @property
     def far(self) -> float:
@@ -120,7 +120,7 @@ class Actor:
         bars = self._history.bars
         t, trader = len(bars.time) - 1, self._trader
         if self._pending is not None:
-            step(self._account, self._trade, bars, t - 1, self._pending, trader.market)
+            step_to(self._account, self._trade, bars, t - 1, self._pending, trader.market)
         if t < self.history - 1:
             return False
         extra = np.zeros((len(bars.time), 0), np.float32)
@@ -129,7 +129,7 @@ class Actor:
             raise DecisionError(
                 f"the bar that closes at {bar.time} ns: value or policy is not a finite number"
             )
-        self._pending = int(trader.planner.action[0])
+        self._pending = self.target
         return True
 
     def decision(self, bar: Bar, latency_us: int) -> list[str]:

@@ -16,13 +16,14 @@ from host.onnx_check import widths
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features
 from kernels.features import names as feature_names
-from kernels.gumbel import MARKET, RULES, SearchConfig, new_search_config
+from kernels.gumbel import MARKET, RULES, WIDENING, SearchConfig, new_search_config
 from kernels.market import Codes, Market, new_market
 from kernels.market_tree import CALL_ROWS, WAVE, slot_count
 from kernels.ort import Net, Session, no_net
 from kernels.planner import HORIZON, Planner, new_planner
 from kernels.position import FULL, PREVIOUS, RAW, SIDE, action_names, position_features, target_side
 from kernels.search import Model
+from kernels.widening import HEAD, most_candidates
 
 MOST_CONTEXT = 64  # bars
 MOST_PX = 1e6  # that a price, a cost or a weight may be
@@ -84,14 +85,15 @@ class Agent:
         return self._sessions[name].bind(*widths(self.graphs[name]), rows)
 
 
-def graph_widths(sizes: Sizes, memoryless: bool) -> dict[str, tuple[int, int]]:
+def graph_widths(sizes: Sizes, memoryless: bool, rule: int = MARKET) -> dict[str, tuple[int, int]]:
     """Columns that each graph reads and writes."""
     F, P, D, A, C, window, context = sizes
+    H = HEAD if rule == WIDENING else A
     slots = slot_count(A, HORIZON, memoryless)
     return {
-        "root": (context * F + P, D + A + 1 + C),
+        "root": (context * F + P, D + H + 1 + C),
         "afterstate": (D + A + P, D + C + 1),
-        "dynamics": (window * D + C + 2 * P, D + A + 2),
+        "dynamics": (window * D + C + 2 * P, D + H + 2),
         "market": (window * D + C + (0 if memoryless else slots * P), D + C + slots),
     }
 
@@ -197,9 +199,11 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     search = new_search_config(**m["search"])
     if search.excursion_weight != market.excursion_weight or search.rule not in range(len(RULES)):
         raise ValueError("a search that is not one of this market")
-    sizes = checked_sizes(Sizes(**m["sizes"]), setting, model.graphs)
+    sizes = checked_sizes(Sizes(**m["sizes"]), setting, model.graphs, search.rule)
     within("simulations", search.simulations, 1, 4096)
-    within("considered", search.considered, 1, sizes.actions)
+    within("samples", search.samples, 1, 64)
+    candidates = most_candidates(search.samples) if search.rule == WIDENING else sizes.actions
+    within("considered", search.considered, 1, candidates)
     weights = search.c_visit, search.c_scale, search.value_unit
     if not (0 < search.discount <= 1 and search.value_unit > 0 and max(map(abs, weights)) < MOST_PX):
         raise ValueError(f"a search with {search}")
@@ -208,7 +212,7 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     return sizes, setting, search, trained_ns
 
 
-def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes]) -> Sizes:
+def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes], rule: int) -> Sizes:
     """`sizes`, unless graphs or arrays have others, or those are beyond reason."""
     for name, size in sizes._asdict().items():
         within(name, size, 1, 1 << 12)
@@ -223,7 +227,9 @@ def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes]) -> S
     if not (np.diff(setting.codes.edges) > 0).all():
         raise ValueError("the edges of the chance codes do not ascend")
     found = {name: widths(graph) for name, graph in graphs.items()}
-    wanted = graph_widths(sizes, setting.market.excursion_weight == 0)
+    wanted = graph_widths(sizes, setting.market.excursion_weight == 0, rule)
+    if rule != MARKET and "market" not in graphs:
+        del wanted["market"]
     if found != wanted:
         raise ValueError(f"the graphs have widths {found}, not {wanted}")
     return sizes

@@ -53,6 +53,13 @@ ENHANCEMENTS = (
     ),
     Enhancement("market search", "none: ours, against gumbel", off=(GUMBEL,)),
     Enhancement("sizes", "memory +20..40 %, CPU +30..50 %, storage +5..10 % (of widening)", on=(SIZES,)),
+    Enhancement(
+        "progressive widening",
+        "memory +20..40 %, CPU +30..50 %, storage +5..10 %",
+        on=("search.rule=widening",),
+        off=(GUMBEL,),
+    ),
+    Enhancement("value prefix", "none", on=(GUMBEL, "train.value_prefix=true"), off=(GUMBEL,)),
     Enhancement("consistency", "none", on=("train.consistency=1.0",)),
     Enhancement("age cut", "none", on=("train.age_cut=0.3",)),
     Enhancement(

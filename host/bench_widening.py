@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from host.agent import row_buckets
+from host.agent import Agent, Sizes
 from host.bench_search import BLOCK_S, NETS, Case, Row, fill, peak_mb, run_for, seconds_of
-from kernels.gumbel import new_search_config
-from kernels.ort import Session
-from kernels.search import Model
-from kernels.widening import HEAD, new_wide, plan_wide, tree_bytes
+from kernels.gumbel import WIDENING, new_search_config
+from kernels.planner import plan
+from kernels.widening import BETAS, tree_bytes
 from models.export import export
 from models.net import new_params
 
@@ -24,38 +23,27 @@ CONSIDERED = 8
 _bytes: list[int] = []  # of a tree of the measuring process
 
 
-def new_graphs(case: Case) -> dict[str, bytes]:
-    """Networks of random weights: the policy head has the Beta parameters of each side behind the logits."""
-    shape = NETS[case.net]
-    wide = shape._replace(actions=HEAD)
-    return {
-        **export(new_params(wide, 0), wide, 0),
-        "afterstate": export(new_params(shape, 0), shape, 0)["afterstate"],
-    }
+def new_agent(case: Case) -> Agent:
+    """Networks of random weights."""
+    s = NETS[case.net]._replace(sizes=BETAS)
+    return Agent(export(new_params(s, 0), s, 0), Sizes(s.features, s.position, s.latent, s.actions, s.codes))
 
 
-def new_wide_search(case: Case, sessions: dict[str, Session], thread: int) -> Callable[[], int]:
+def new_wide_search(case: Case, agent: Agent, thread: int) -> Callable[[], int]:
     """A search over any size of the entry."""
-    s, B = NETS[case.net], case.B
-    D, C, P = s.latent, s.codes, s.position
-    widths = {
-        "root": (s.features + P, D + HEAD + 1 + C, B),
-        "afterstate": (D + s.actions + P, D + C + 1, B),
-        "dynamics": (D + C + 2 * P, D + HEAD + 2, B * C),
-    }
-    nets = {name: sessions[name].bind(*w[:2], row_buckets(w[2])) for name, w in widths.items()}
-    config = new_search_config(simulations=case.n, considered=CONSIDERED)
-    planner, wide = new_wide(Model(**nets, market=nets["root"]), config, B, C)
+    config = new_search_config(simulations=case.n, considered=CONSIDERED, rule=WIDENING)
+    planner = agent.planner(case.B, config)
     fill((planner.model.root.x, planner.noise, planner.outlook.move), thread)
-    wide.key[:] = np.arange(B)
-    _bytes.append(tree_bytes(planner, wide))
-    return partial(plan_wide, planner, wide)
+    assert planner.wide is not None  # of its rule
+    planner.wide.key[:] = np.arange(case.B)
+    _bytes.append(tree_bytes(planner.wide))
+    return partial(plan, planner)
 
 
 def start(case: Case) -> None:
     """Begin of a measuring process."""
-    sessions = {name: Session(graph) for name, graph in new_graphs(case).items()}
-    run_for(case, [new_wide_search(case, sessions, thread) for thread in range(case.threads)])
+    agent = new_agent(case)
+    run_for(case, [new_wide_search(case, agent, thread) for thread in range(case.threads)])
 
 
 def bytes_of_a_tree() -> int:

@@ -57,12 +57,13 @@ class NetworkConfig:
 class SearchSettings:
     """The search; when acting the noise is off."""
 
-    rule: str = "market"  # or gumbel, puct
+    rule: str = "market"  # or gumbel, puct, widening: an entry of any size, nothing is reused
     reuse: str = (
         "chance_child"  # what a sweep takes over from the search one bar later (ReZero); or known_arm, off
     )
     simulations: int = 4  # nodes of a market tree that are expanded
     considered: int = 4  # root actions of Gumbel search
+    samples: int = 4  # sizes of each side that a root of widening draws
     discount: float = 0.99  # per bar
     c_visit: float = 50.0
     c_scale: float = 1.0  # in units of the 5 to 95 % range of n-step rewards
@@ -96,6 +97,9 @@ class TrainConfig:
     telling: float = 5.0  # weight of the loss by which learned codes tell the move of their bar
     priority: float = 0.0  # exponent of the Bellman error by which windows are drawn; 0 = uniformly
     correction: float = 1.0  # exponent of the importance weights that make up for it
+    value_prefix: bool = (
+        False  # EfficientZero's: learn sums of rewards by an LSTM; not with search.rule=market
+    )
     joint: float = 0.0  # weight of UniZero's joint training on the bars that came; 0 = off
     rate: float = 1e-3
     decay: float = 0.1  # weight decay, times the rate at every step: 2 hides what is sure, see README

@@ -20,7 +20,7 @@ from kernels.guard import HALTED, Guard, Limits, Seen, Verdict, bound, judge, li
 from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, PROFIT_PX, TRADE, new_accounts, step
 from kernels.position import BUY, CLOSE, FULL, HOLD, SELL
 
-FORMAT = 1  # of the journal's records
+FORMAT = 2  # of the journal's records
 
 
 class ReplayError(RuntimeError):

@@ -32,6 +32,7 @@ from host.synthetic import INTERVAL_NS, PIP, Options, Synthetic, make_market
 from host.trainer import Trainer
 from kernels._jit import program_digest
 from kernels.planner import TALLY, Planner, plan
+from kernels.widening import tree_bytes as wide_bytes
 
 MARKETS = ("planted", "planted-hard", "close")
 COST, LEARN = "cost", "learn"  # kinds of units
@@ -147,6 +148,8 @@ def search_us(planner: Planner, rounds: int) -> tuple[float, float]:
 
 def tree_bytes(planner: Planner) -> int:
     """Bytes of one tree; they are all there from the start."""
+    if planner.wide is not None:
+        return wide_bytes(planner.wide)
     trees = [tree for tree in (planner.tree, planner.market) if tree is not None]
     arrays = [array for tree in trees for array in tree if isinstance(array, np.ndarray)]
     return sum(array.nbytes for array in arrays) // len(planner.action)

@@ -19,7 +19,7 @@ from host.dataset import Dataset, FeatureStore
 from host.progress import Report
 from kernels.bars import Bars
 from kernels.features import Normaliser
-from kernels.gumbel import RULES, SearchConfig, new_search_config
+from kernels.gumbel import MARKET, RULES, WIDENING, SearchConfig, new_search_config
 from kernels.market import TRADE, Codes, Market, new_accounts
 from kernels.ort import check
 from kernels.planner import TALLY, Planner
@@ -30,6 +30,7 @@ from kernels.replay import EMPTY, ValueTarget, new_batch, new_replay, sample
 from kernels.rng import below
 from kernels.selfplay import play
 from kernels.tree import NOTHING, REUSES
+from kernels.widening import BETAS, most_candidates
 from models.export import export
 from models.net import Shape, views
 from models.unroll import CHUNKS, Learner, LossWeights
@@ -55,23 +56,27 @@ class Trainer:
         self.data, self.config = data, config
         actions = len(action_names(data.setting.market.sizes))
         shape = new_shape(config, len(data.setting.normaliser.scale), actions)
+        candidates = most_candidates(config.search.samples) if shape.sizes else 0
         window = shape.window if shape.layers else 1
         context = shape.context
         self.sizes = Sizes(shape.features, FEATURES, shape.state, actions, shape.codes, window, context)
         coding = {"commitment": t.commitment, "usage": t.usage, "telling": t.telling}
         weights = LossWeights(consistency=t.consistency, joint=t.joint, **coding)
-        self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads, weights)
+        rates = t.seed, t.rate, t.decay, t.horizon
+        self.learner = Learner(shape, t.batch, t.unroll, *rates, threads, weights, candidates)
         self.target = (
             self.learner.params.copy()
         )  # soft copy of the weights: bootstraps, plays and is exported
         self._target_views = views(self.target, shape)
-        self.replay = new_replay(t.replay, config.market.session, self.sizes.actions)
+        self.replay = new_replay(t.replay, config.market.session, self.sizes.actions, candidates)
         rows = t.replay * (config.market.session + context)
         self.store = FeatureStore(data, rows, threads, before=context - 1)
         sizes = self.sizes.features, FEATURES, self.sizes.actions
         learned = t.codes == "learned"
         ahead = t.consistency + t.joint > 0 or learned
-        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead, context, moves=learned)
+        self.batch = new_batch(
+            t.batch, t.unroll, *sizes, ahead, context, moves=learned, candidates=candidates
+        )
         held = t.replay if t.priority > 0 else 0
         self.error = np.zeros((held, config.market.session))
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
@@ -122,7 +127,9 @@ class Trainer:
         return export(self.target, self.learner.shape, *self.slots())
 
     def slots(self) -> tuple[int, NDArray[np.float32] | None]:
-        """What the network of the market search is exported for."""
+        """What the network of the market search is exported for; S = 0 where there can be none."""
+        if self.learner.shape.sizes or self.learner.shape.prefix:
+            return 0, None
         return slot_sides(self.sizes, self.acting_search(), self.data.setting.market.sizes)
 
     def search_config(self, simulations: int) -> SearchConfig:
@@ -138,6 +145,7 @@ class Trainer:
             reverse=self.config.market.reverse,
             excursion_weight=self.data.setting.market.excursion_weight,
             rule=RULES.index(s.rule),
+            samples=s.samples,
         )
 
     def collect(self, agent: Agent) -> NDArray[np.int64]:
@@ -202,7 +210,7 @@ class Trainer:
 
     def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
         root, memoryless = agent.root(VALUE_ROWS), self.data.setting.market.excursion_weight == 0
-        features, column = (self.store.X, self.store.row_of_bar), self.sizes.state + self.sizes.actions
+        features, column = (self.store.X, self.store.row_of_bar), root.y.shape[1] - 1 - self.sizes.codes
         for slot in slots:
             status = value_again(self.replay, root, slot, *features, column, memoryless)
             if status != 0:
@@ -321,6 +329,8 @@ def new_shape(config: Config, features: int, actions: int) -> Shape:
         codes=n.codes,
         project=PROJECTION * n.latent if config.train.consistency > 0 else 0,
         encode=n.hidden if config.train.codes == "learned" else 0,
+        sizes=BETAS if config.search.rule == RULES[WIDENING] else 0,
+        prefix=n.latent if config.train.value_prefix else 0,
         **blocks,
     )
 
@@ -360,12 +370,30 @@ def check_sizes(config: Config) -> None:
         )
     if t.batch % CHUNKS:
         raise ConfigError(f"train.batch: {t.batch} windows are not {CHUNKS} equal chunks")
-    if config.search.rule not in RULES:
-        raise ConfigError(f"search.rule: {config.search.rule!r} is none of {', '.join(RULES)}")
-    if config.search.reuse not in REUSES:
-        raise ConfigError(f"search.reuse: {config.search.reuse!r} is none of {', '.join(REUSES)}")
+    check_search(config)
     if not 1 <= t.n_step < config.market.session:
         raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {config.market.session}")
+
+
+def check_search(config: Config) -> None:
+    """Raise ConfigError for a search that there is not, or not with these sizes and networks."""
+    if config.search.rule not in RULES:
+        raise ConfigError(f"search.rule: {config.search.rule!r} is none of {', '.join(RULES)}")
+    if config.search.rule == RULES[WIDENING] and (config.market.sizes != [1.0] or config.search.samples < 1):
+        raise ConfigError(
+            "search.rule: widening wants market.sizes=[1.0], whose fractions it draws, and a sample"
+        )
+    if config.train.value_prefix and config.network.model == "transformer":
+        raise ConfigError(
+            "train.value_prefix: a transformer sees the steps before itself; it wants network.model=mlp"
+        )
+    if config.train.value_prefix and config.search.rule == RULES[MARKET]:
+        raise ConfigError(
+            "train.value_prefix: search.rule=market knows its rewards exactly and asks no network for them; "
+            "it wants gumbel, puct or widening"
+        )
+    if config.search.reuse not in REUSES:
+        raise ConfigError(f"search.reuse: {config.search.reuse!r} is none of {', '.join(REUSES)}")
 
 
 def train_for(

@@ -16,8 +16,13 @@ from kernels.tree import BEYOND, LEGAL, MASKED, NONE, NOTHING, ONE, ZERO, Tree, 
 
 LOWEST_SCORE = -1e9
 TINY = np.float32(1.1754943508222875e-38)
-GUMBEL, PUCT, MARKET = 0, 1, 2  # how a search chooses; MARKET is kernels.market_tree
-RULES = ("gumbel", "puct", "market")
+GUMBEL, PUCT, MARKET, WIDENING = (
+    0,
+    1,
+    2,
+    3,
+)  # how a search chooses: see kernels.market_tree and kernels.widening
+RULES = ("gumbel", "puct", "market", "widening")
 PUCT_INIT, PUCT_BASE = 1.25, 19652.0
 
 
@@ -36,9 +41,10 @@ class SearchConfig(NamedTuple):
     reverse: bool  # an open position may be turned in one action
     excursion_weight: float  # k of the `amddp` reward; 0 is `pnl`, which forgets where a position was entered
     reuse: int  # NOTHING, CHANCE_CHILD or KNOWN_ARM of kernels.tree
-    rule: int  # GUMBEL, PUCT or MARKET
+    rule: int  # GUMBEL, PUCT, MARKET or WIDENING
     noise_share: float  # of Dirichlet noise in the root's prior, under PUCT
     noise_alpha: float  # its concentration
+    samples: int  # sizes of each side at the root, under WIDENING
 
 
 def new_search_config(
@@ -57,6 +63,7 @@ def new_search_config(
     rule: int = GUMBEL,
     noise_share: float = 0.25,
     noise_alpha: float = 0.3,
+    samples: int = 4,
 ) -> SearchConfig:
     """The `forex` defaults; `parity` with mctx is rescale=True, full_width=False."""
     return SearchConfig(
@@ -75,6 +82,7 @@ def new_search_config(
         int(rule),
         float(noise_share),
         float(noise_alpha),
+        int(samples),
     )
 
 

@@ -156,10 +156,26 @@ def check_scale(bars: Bars, pip_px: float) -> None:
 def step(
     account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, action: int, market: Market
 ) -> float:
-    """Reward in R of `action` decided at the close of bar t and filled at the open of bar t + 1.
+    """`step_to` where `action` leads; an illegal one is a HOLD and returns NaN."""
+    side = account[ACC_SIDE]
+    legal = is_legal(side, action, count_actions(market.sizes), market.reverse)
+    target = target_side(side, action, market.sizes) if legal else math.nan
+    return step_to(account, trade, bars, t, target, market)
+
+
+@kernel
+def step_to(
+    account: NDArray[np.float64],
+    trade: NDArray[np.float64],
+    bars: Bars,
+    t: int,
+    target: float,
+    market: Market,
+) -> float:
+    """Reward in R of a signed size `target` decided at the close of bar t and filled at the open of bar t + 1.
 
     The old position earns from close to open, the new one from open to close.  trade[EXIT_BAR] >= 0 tells that a trade
-    was closed.  An illegal action is a HOLD and returns NaN: callers mask, and a fault must show.
+    was closed.  A target that the rules forbid is a HOLD and returns NaN: callers mask, and a fault must show.
     """
     # all bars are read here, in one block: in a branch or a callee each of the arrays is reference-counted, atomically,
     # and a step takes six times as long
@@ -168,11 +184,11 @@ def step(
     close_bid, close_ask = bars.close[t + 1], bars.ask_close[t + 1]
     trade[EXIT_BAR] = -1
     before, side = account[ACC_EQUITY], account[ACC_SIDE]
-    legal = is_legal(side, action, count_actions(market.sizes), market.reverse)
-    target = target_side(side, action, market.sizes) if legal else side
+    free = target == side or target * side == 0 or (market.reverse and target * side < 0)  # no resizing
+    legal = free and abs(target) <= 1
     open_ns = max(seen_ns, close_ns - market.interval_ns)
     pay_swap(account, seen_ns, open_ns, market)
-    if target != side:
+    if legal and target != side:
         if side != 0:
             leave(account, trade, fill_px(open_bid, open_ask, -side, market), t + 1, market)
         if target != 0:

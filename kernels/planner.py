@@ -11,6 +11,7 @@ from kernels.bars import Bars
 from kernels.gumbel import (
     MARKET,
     PUCT,
+    WIDENING,
     SearchConfig,
     greedy_q,
     halving_table,
@@ -22,10 +23,22 @@ from kernels.market import Codes, Market
 from kernels.market_tree import MarketTree, grow_market, new_market_tree, plant_market
 from kernels.ort import evaluate
 from kernels.outlook import Outlook, look_ahead, new_outlook
-from kernels.position import FEATURES, RAW, SIDE, is_legal, position_features
+from kernels.position import (
+    BUY,
+    FEATURES,
+    RAW,
+    SELL,
+    SIDE,
+    is_legal,
+    kind_to,
+    position_features,
+    target_side,
+)
+from kernels.replay import Replay
 from kernels.rng import gamma, gumbel
 from kernels.search import Model, Work, grow, mask, new_work, nodes_needed, plant
 from kernels.tree import MASKED, Known, Tree, new_known, new_tree
+from kernels.widening import Wide, draw_key, grow_wide, new_wide, plant_wide, store_sizes
 
 TALLY = ("searches", "rows", "reused")
 HORIZON = 4  # bars that a market tree is deep at most
@@ -34,11 +47,12 @@ HORIZON = 4  # bars that a market tree is deep at most
 class Planner(NamedTuple):
     """Everything a decision over B roots needs; row b of `model.root.x` is [features of the last bars, F each | P].
 
-    A planner has the tree of its rule; the other one is None, so that kernels compile for one of them alone.
+    A planner has the tree of its rule; the others are None, so that kernels compile for one of them alone.
     """
 
     tree: Tree | None
     market: MarketTree | None
+    wide: Wide | None
     work: Work
     model: Model
     outlook: Outlook
@@ -48,11 +62,13 @@ class Planner(NamedTuple):
     position: NDArray[np.float32]  # [B, RAW] position at each root
     noise: NDArray[
         np.float32
-    ]  # [B, A] of the root: Gumbel, or under PUCT a draw of gammas, Dirichlet once normalised
-    action: NDArray[np.int32]  # [B] decision
-    policy: NDArray[np.float64]  # [B, A] improved policy; under PUCT the shares of the visits
+    ]  # [B, A] of the root: Gumbel, or under PUCT a draw of gammas, Dirichlet once normalised; [B, E] under WIDENING
+    action: NDArray[np.int32]  # [B] decision; under WIDENING its kind
+    policy: NDArray[
+        np.float64
+    ]  # [B, A] improved policy, summed over sizes; under PUCT the shares of the visits
     value: NDArray[np.float64]  # [B] Q of the action that the policy likes best, R
-    q: NDArray[np.float64]  # [B, A] Q of each root action, NaN where none was found
+    q: NDArray[np.float64]  # [B, A] Q of each root action, or of its best size, NaN where none was found
     rows: NDArray[np.int32]  # [B] network rows of the search
     depth: NDArray[np.int32]  # [B] edges, or in a market tree bars, on its longest path
     reused: NDArray[np.int32]  # [B] 1 where a known value stood in for a search
@@ -69,17 +85,21 @@ def new_planner(
     positions: bool = True,
 ) -> Planner:
     """Room for `roots` searches with these networks, bound for at least `roots` rows; a game has no positions."""
-    tree, market = None, None
+    tree, market, wide = None, None, None
     noise = np.zeros((roots, actions), np.float32)
     if config.rule == MARKET:
         memoryless = config.excursion_weight == 0
         market = new_market_tree(roots, config.simulations, actions, codes, state, HORIZON, memoryless)
+    elif config.rule == WIDENING:
+        wide = new_wide(config, roots, codes, state)
+        noise = wide.tree.noise
     else:
         tree = new_tree(roots, nodes_needed(config, codes), actions, codes, state, RAW if positions else 0)
         noise = tree.noise
     return Planner(
         tree=tree,
         market=market,
+        wide=wide,
         work=new_work(roots, codes, config.simulations),
         model=model,
         outlook=new_outlook(roots, actions, codes, HORIZON),
@@ -139,7 +159,8 @@ def set_root(
 
 @inlined
 def draw_noise(planner: Planner, b: int, seed: int, stream: int, step: int) -> None:
-    """Noise of root b, keyed by (seed, stream, step)."""
+    """Noise of root b and the key of its sizes, by (seed, stream, step)."""
+    draw_key(planner.wide, b, seed, stream, step)
     A = planner.noise.shape[1]
     for a in range(A):
         if planner.config.rule == PUCT:
@@ -154,17 +175,19 @@ def plan(planner: Planner) -> int:
     status = evaluate(planner.model.root, planner.policy.shape[0])
     if status != 0:
         return status
-    return search(planner, planner.tree, planner.market)
+    return search(planner, planner.tree, planner.market, planner.wide)
 
 
 @inlined
-def search(planner: Planner, tree: Tree | None, market: MarketTree | None) -> int:
+def search(planner: Planner, tree: Tree | None, market: MarketTree | None, wide: Wide | None) -> int:
     """`plan` after the networks of the roots: of what is None the compiler knows it, and leaves the branch out."""
     status = 0
     if market is not None:
         status = search_market(planner, market)
     if tree is not None:
         status = search_tree(planner, tree)
+    if wide is not None:
+        status = search_wide(planner, wide)
     for b in range(planner.rows.shape[0]):
         planner.tally[0] += 1
         planner.tally[1] += planner.rows[b]
@@ -243,3 +266,49 @@ def read_market(planner: Planner, market: MarketTree, b: int, logits: NDArray[np
         policy[a] /= total
     planner.action[b] = best
     planner.value[b] = market.q[b, greedy]
+
+
+@inlined
+def search_wide(planner: Planner, wide: Wide) -> int:
+    """Grow a tree of sizes and codes from every root; its policy and Q are told by the kind of action."""
+    B, A = planner.policy.shape
+    config, tree = planner.config, wide.tree
+    for b in range(B):
+        plant_wide(wide, config, b, planner.model.root.y[b], planner.position[b])
+    status = grow_wide(wide, planner.model, planner.outlook, config, planner.table)
+    for simulation in range(config.simulations):
+        planner.work.calls[simulation, 0] = B * planner.outlook.move.shape[1]
+        planner.work.calls[simulation, 1] = B
+    for b in range(B):
+        side, policy, q = tree.position[b, 0, SIDE], planner.policy[b], planner.q[b]
+        planner.action[b] = kind_to(side, wide.target[b])
+        planner.value[b] = greedy_q(wide.policy[b], tree, config, b, 0)
+        for a in range(A):
+            policy[a] = 0.0
+            q[a] = math.nan
+        for e in range(wide.policy.shape[1]):
+            if wide.drawn[b, 0, e] > 0:
+                kind, worth = kind_to(side, wide.size[b, 0, e]), np.float64(tree.edge_value[b, 0, e])
+                policy[kind] += wide.policy[b, e]
+                if tree.edge_visits[b, 0, e] > 0 and not q[kind] >= worth:  # NaN is not
+                    q[kind] = worth
+        planner.rows[b], planner.depth[b], planner.reused[b] = tree.rows[b], tree.depth[b], 0
+    return status
+
+
+@inlined
+def chosen_target(wide: Wide | None, b: int, action: int, side: float, market: Market) -> float:
+    """Signed size that the decision at root b brings about, its kind or action being `action`."""
+    if wide is not None:
+        if action == BUY or action == SELL:
+            return float(wide.target[b])
+    return target_side(side, action, market.sizes)
+
+
+@inlined
+def store(replay: Replay, slot: int, k: int, planner: Planner, b: int) -> None:
+    """Keep what the search of root b says of decision k."""
+    replay.search_value[slot, k] = planner.value[b]
+    for a in range(planner.policy.shape[1]):
+        replay.policy[slot, k, a] = planner.policy[b, a]
+    store_sizes(replay, slot, k, planner.wide, b)

@@ -89,6 +89,16 @@ def is_legal(side: float, action: int, actions: int, reverse: bool) -> bool:
 
 
 @inlined
+def kind_to(side: float, target: float) -> int:
+    """The kind of action that turns a position of `side` into one of `target`."""
+    if target == side:
+        return HOLD
+    if target == 0:
+        return CLOSE
+    return BUY if target > 0 else SELL
+
+
+@inlined
 def target_side(side: float, action: int, sizes: tuple[float, ...]) -> float:
     """Signed size after `action`: the level an order would bring about."""
     actions = count_actions(sizes)

@@ -7,7 +7,7 @@ from kernels._jit import inlined, kernel
 from kernels.bars import Bars
 from kernels.market import Codes, Market, realised_code
 from kernels.ort import Net, evaluate
-from kernels.planner import Planner, draw_noise, past_columns, plan, set_root
+from kernels.planner import Planner, draw_noise, past_columns, plan, set_root, store
 from kernels.position import FEATURES, position_features
 from kernels.replay import Replay
 from kernels.tree import NONE, NOTHING
@@ -54,9 +54,7 @@ def search_again(
         if status != 0:
             return status
         for b in range(slots.shape[0]):
-            replay.search_value[slots[b], k] = planner.value[b]
-            for a in range(planner.policy.shape[1]):
-                replay.policy[slots[b], k, a] = planner.policy[b, a]
+            store(replay, slots[b], k, planner, b)
     return 0
 
 

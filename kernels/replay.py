@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.bars import Bars
 from kernels.market import Codes, Market, entry_cost, realised_code, standardised_move
-from kernels.position import RAW, SIDE, act_on, is_legal, position_features, target_side
+from kernels.position import CLOSE, HOLD, RAW, SIDE, act_on, is_legal, position_features
 from kernels.rng import below
 
 EMPTY = -1
@@ -30,6 +30,8 @@ class Replay(NamedTuple):
     search_value: NDArray[np.float32]  # [R, L] value by the last search, R
     searched: NDArray[np.int32]  # [R] cycle of the last search of the session, -1 = never
     played: NDArray[np.int32]  # [R] cycle in which the session was played, -1 = never
+    size: NDArray[np.float32]  # [R, L, E] signed sizes of the entries that the search tried, or 0
+    share: NDArray[np.float32]  # [R, L, E] of each in the improved policy
 
 
 class Batch(NamedTuple):
@@ -47,6 +49,8 @@ class Batch(NamedTuple):
     value: NDArray[np.float32]  # [B, K + 1] n-step return, R
     legal: NDArray[np.bool_]  # [B, K + 1, A]
     weight: NDArray[np.float32]  # [B, K + 1] 0 beyond the end of the session
+    size: NDArray[np.float32]  # [B, K + 1, E] as in the replay
+    share: NDArray[np.float32]  # [B, K + 1, E]
     scratch: NDArray[np.float32]  # [RAW] an afterstate
     ahead: NDArray[
         np.float32
@@ -64,8 +68,8 @@ class ValueTarget(NamedTuple):
     cycle: int = 0  # of now
 
 
-def new_replay(sessions: int, length: int, actions: int) -> Replay:
-    """Room for `sessions` sessions of `length` decisions."""
+def new_replay(sessions: int, length: int, actions: int, candidates: int = 0) -> Replay:
+    """Room for `sessions` sessions of `length` decisions; under widening of the search's `candidates` too."""
     R, L = sessions, length
     return Replay(
         start=np.full(R, EMPTY, np.int64),
@@ -77,6 +81,8 @@ def new_replay(sessions: int, length: int, actions: int) -> Replay:
         search_value=np.zeros((R, L), np.float32),
         searched=np.full(R, EMPTY, np.int32),
         played=np.full(R, EMPTY, np.int32),
+        size=np.zeros((R, L, candidates), np.float32),
+        share=np.zeros((R, L, candidates), np.float32),
     )
 
 
@@ -89,6 +95,7 @@ def new_batch(
     ahead: bool = False,
     context: int = 1,
     moves: bool = False,
+    candidates: int = 0,
 ) -> Batch:
     """Room for `windows` windows of `steps` steps, with features of the later bars, and with moves, or without."""
     B, K = windows, steps
@@ -103,6 +110,8 @@ def new_batch(
         value=np.zeros((B, K + 1), np.float32),
         legal=np.ones((B, K + 1, actions), np.bool_),
         weight=np.zeros((B, K + 1), np.float32),
+        size=np.zeros((B, K + 1, candidates), np.float32),
+        share=np.zeros((B, K + 1, candidates), np.float32),
         scratch=np.zeros(RAW, np.float32),
         ahead=np.zeros((B, K if ahead else 0, features), np.float32),
         move=np.zeros((B, K if moves else 0), np.float32),
@@ -111,12 +120,18 @@ def new_batch(
 
 @kernel
 def is_greedy(replay: Replay, slot: int, step: int) -> bool:
-    """Whether decision `step` took the action that its improved policy likes best."""
+    """Whether decision `step` took the action that its improved policy likes best, an entry with the best size."""
     best, action = 0, replay.action[slot, step]
     for a in range(replay.policy.shape[2]):
         if replay.policy[slot, step, a] > replay.policy[slot, step, best]:
             best = a
-    return bool(best == action)
+    E, largest = replay.size.shape[2], 0
+    if best != action or E == 0 or action == HOLD or action == CLOSE:
+        return bool(best == action)
+    for e in range(E):
+        if replay.share[slot, step, e] > replay.share[slot, step, largest]:
+            largest = e
+    return bool(replay.size[slot, step, largest] == replay.position[slot, step + 1, SIDE])
 
 
 @kernel
@@ -159,6 +174,9 @@ def fill_decision(
             replay.position[slot, step, SIDE], a, batch.legal.shape[2], market.reverse
         )
         batch.policy[b, k, a] = replay.policy[slot, step, a]
+    for e in range(batch.size.shape[2]):
+        batch.size[b, k, e] = replay.size[slot, step, e]
+        batch.share[b, k, e] = replay.share[slot, step, e]
     batch.weight[b, k] = 1.0
 
 
@@ -176,12 +194,11 @@ def fill_step(
 ) -> None:
     """What happened between decision `step` and the next."""
     t = replay.start[slot] + step
-    action = replay.action[slot, step]
     afterstate = batch.scratch
-    target = target_side(replay.position[slot, step, SIDE], action, market.sizes)
+    target = replay.position[slot, step + 1, SIDE]
     act_on(afterstate, replay.position[slot, step], target, entry_cost(bars, t, market))
     position_features(batch.after[b, k], afterstate, market.excursion_weight == 0)
-    batch.action[b, k] = action
+    batch.action[b, k] = replay.action[slot, step]
     batch.code[b, k] = realised_code(codes, bars, t)
     batch.reward[b, k] = replay.reward[slot, step]
 
@@ -193,6 +210,8 @@ def fill_beyond(batch: Batch, b: int, k: int) -> None:
     batch.value[b, k] = 0.0
     batch.position[b, k, :] = 0.0
     batch.policy[b, k, :] = 0.0
+    batch.size[b, k, :] = 0.0
+    batch.share[b, k, :] = 0.0
     batch.legal[b, k, :] = True
     batch.after[b, k - 1, :] = 0.0
     batch.action[b, k - 1] = 0

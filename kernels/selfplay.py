@@ -5,11 +5,12 @@ from numpy.typing import NDArray
 
 from kernels._jit import inlined, kernel
 from kernels.bars import Bars
-from kernels.market import ACC_SIDE, Codes, Market, close_out, raw_position, step
-from kernels.planner import Planner, draw_noise, past_columns, plan, set_root
-from kernels.position import HOLD, is_legal
+from kernels.market import ACC_SIDE, Codes, Market, close_out, raw_position, step_to
+from kernels.planner import Planner, chosen_target, draw_noise, past_columns, plan, set_root, store
+from kernels.position import BUY, HOLD, is_legal
 from kernels.replay import Replay
-from kernels.rng import below
+from kernels.rng import below, uniform
+from kernels.widening import LEAST_SIZE, Wide
 
 WANDER_BARS = 16  # of a random trader
 
@@ -23,6 +24,14 @@ def wander(side: float, reverse: bool, actions: int, seed: int, session: int, st
     if draw < actions and is_legal(side, draw, actions, reverse):
         return draw
     return HOLD
+
+
+@inlined
+def wander_size(wide: Wide | None, b: int, action: int, seed: int, session: int, step: int) -> None:
+    """Where entries have any size, so have a random trader's."""
+    if wide is not None:
+        size = max(uniform(seed, -1 - session, step), LEAST_SIZE)
+        wide.target[b] = size if action == BUY else -size
 
 
 @kernel
@@ -61,17 +70,14 @@ def play(
         if status != 0:
             return status
         for b in range(B):
-            slot = slots[b]
-            action = int(planner.action[b])
+            slot, side, action = slots[b], account[b, ACC_SIDE], int(planner.action[b])
             if b < wanderers:
-                action = wander(
-                    account[b, ACC_SIDE], market.reverse, planner.policy.shape[1], seed, session + b, k
-                )
+                action = wander(side, market.reverse, planner.policy.shape[1], seed, session + b, k)
+                wander_size(planner.wide, b, action, seed, session + b, k)
+            target = chosen_target(planner.wide, b, action, side, market)
             replay.action[slot, k] = action
-            replay.reward[slot, k] = step(account[b], trade, bars, replay.start[slot] + k, action, market)
-            replay.search_value[slot, k] = planner.value[b]
-            for a in range(planner.policy.shape[1]):
-                replay.policy[slot, k, a] = planner.policy[b, a]
+            replay.reward[slot, k] = step_to(account[b], trade, bars, replay.start[slot] + k, target, market)
+            store(replay, slot, k, planner, b)
     for b in range(B):
         raw_position(replay.position[slots[b], L], account[b], market)
         close_out(account[b], trade, bars, replay.start[slots[b]] + L, market)

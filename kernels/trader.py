@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.bars import Bars
 from kernels.features import Features, FeatureWork, Normaliser, bar_features, normalise
-from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, Codes, Market, close_out, raw_position, step
-from kernels.planner import Planner, plan, set_root
+from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, Codes, Market, close_out, raw_position, step_to
+from kernels.planner import Planner, chosen_target, plan, set_root
 
 
 class Trader(NamedTuple):
@@ -23,6 +23,7 @@ class Trader(NamedTuple):
     x: NDArray[np.float32]  # [context, F] normalised features of the last bars, the newest last
     work: FeatureWork
     position: NDArray[np.float32]  # [RAW]
+    target: NDArray[np.float64]  # [1] signed size that the last decision brings about
 
 
 class Log(NamedTuple):
@@ -40,7 +41,7 @@ class Log(NamedTuple):
 def decide(
     trader: Trader, account: NDArray[np.float64], bars: Bars, extra: NDArray[np.float32], t: int
 ) -> int:
-    """Decide at the close of bar t from bars <= t; the result is in trader.planner.  0 or a network status.
+    """Decide at the close of bar t from bars <= t: trader.target, the rest in trader.planner.  0 or a network status.
 
     extra [T, E] are the feature columns that only a self-test has; E = 0 everywhere else.
     """
@@ -56,7 +57,10 @@ def decide(
             root[i * F + f] = x[f]
     raw_position(trader.position, account, trader.market)
     set_root(trader.planner, 0, trader.x[context - 1], trader.position, bars, t, trader.codes, trader.market)
-    return plan(trader.planner)
+    status, action = plan(trader.planner), trader.planner.action
+    side, market = account[ACC_SIDE], trader.market
+    trader.target[0] = chosen_target(trader.planner.wide, 0, action[0], side, market)
+    return status
 
 
 @kernel
@@ -69,11 +73,10 @@ def trade_through(
         status = decide(trader, account, bars, extra, first + i)
         if status != 0:
             return trades, status
-        action = trader.planner.action[0]
-        step(account, log.trades[trades], bars, first + i, action, trader.market)
+        step_to(account, log.trades[trades], bars, first + i, trader.target[0], trader.market)
         if log.trades[trades, EXIT_BAR] >= 0:
             trades += 1
-        log.action[i] = action
+        log.action[i] = trader.planner.action[0]
         log.target[i] = account[ACC_SIDE]
         log.value[i] = trader.planner.value[0]
         log.equity[i] = account[ACC_EQUITY]

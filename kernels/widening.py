@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from kernels._jit import inlined, kernel
 from kernels.gumbel import (
     SearchConfig,
-    greedy_q,
     improved_policy,
     interior_action,
     root_action,
     root_candidate,
 )
 from kernels.ort import evaluate
-from kernels.planner import Planner, new_planner
-from kernels.position import ACTIONS, BUY, CLOSE, HOLD, RAW, SELL, SIDE, act_on, is_legal
+from kernels.outlook import Outlook
+from kernels.position import ACTIONS, BUY, CLOSE, HOLD, RAW, SELL, SIDE, act_on, is_legal, kind_to
+from kernels.replay import Replay
 from kernels.rng import beta, bits, uniform
 from kernels.search import (
     Model,
@@ -32,32 +32,33 @@ from kernels.search import (
     chance_code,
     nodes_needed,
     one_hot,
+    plant,
     position_columns,
     read_afterstate,
     state_columns,
 )
-from kernels.tree import CHANCE, DECISION, MASKED, NONE, Tree, add_node, note_edge, softmax
+from kernels.tree import CHANCE, MASKED, NONE, Tree, add_node, new_tree, note_edge, softmax
 
 KINDS = len(ACTIONS)
-HEAD = (
-    KINDS + 4
-)  # logits of the kinds, then alpha and beta of a BUY and of a SELL, as the softplus takes them
+BETAS = 4  # alpha and beta of a BUY and of a SELL, as the softplus takes them
+HEAD = KINDS + BETAS  # of a decision node: the logits of the kinds, then those
 LEAST_SIZE = 2.0**-10  # a size too small to tell from flat would be a HOLD
 
 
 class Wide(NamedTuple):
-    """What widening adds to a `Planner` of E edges; its networks are those of `Model` with HEAD columns for logits.
+    """Trees of E edges and the candidates of their decision nodes; the networks have HEAD columns for logits.
 
     The row of an afterstate has a one-hot of the kind of action: the size is in the features of its position.
     """
 
+    tree: Tree
     head: NDArray[np.float32]  # [B, N, HEAD] of a decision node
     size: NDArray[np.float32]  # [B, N, E] signed size that each candidate brings about
     drawn: NDArray[np.int16]  # [B, N, E] how often it was drawn; 0 = no candidate yet
     limit: NDArray[np.int32]  # [n + 2] draws of a node below the root by its visits
-    key: NDArray[np.int64]  # [B] seeds the draws of a tree
-    samples: int  # sizes of each side at the root
-    tree: Tree  # that of its planner
+    key: NDArray[np.int64]  # [B] seeds the draws of a tree; 0 when acting, so that equal bars get equal sizes
+    policy: NDArray[np.float64]  # [B, E] improved policy of the root's candidates
+    target: NDArray[np.float32]  # [B] size of the candidate that the decision takes
 
 
 def widening_table(coefficient: float, exponent: float, visits: int) -> NDArray[np.int32]:
@@ -66,48 +67,52 @@ def widening_table(coefficient: float, exponent: float, visits: int) -> NDArray[
 
 
 def new_wide(
-    model: Model,
     config: SearchConfig,
     roots: int,
     codes: int,
-    samples: int = 4,
+    state: int,
     coefficient: float = 2.0,
     exponent: float = 0.35,
-) -> tuple[Planner, Wide]:
-    """Room for `roots` searches; `action` and `policy` of the planner are over candidates of the root."""
+) -> Wide:
+    """Room for `roots` searches."""
     if not (
-        config.stochastic and config.full_width and samples > 0 and coefficient >= 1 and 0 <= exponent <= 1
+        config.stochastic
+        and config.full_width
+        and config.samples > 0
+        and coefficient >= 1
+        and 0 <= exponent <= 1
     ):
         raise ValueError("widening wants full width, a sample, C >= 1 and alpha in [0, 1]")
     limit = widening_table(coefficient, exponent, config.simulations + 1)
-    edges = max(2 * samples + 1, int(limit[-1]))  # flat: HOLD and both sides
-    nodes, state = nodes_needed(config, codes), model.afterstate.y.shape[1] - codes - 1
-    planner = new_planner(model, config, roots, edges, codes, state)
-    tree = planner.tree
-    if tree is None:
-        raise ValueError("widening wants a tree of actions, not of market states")
-    wide = Wide(
+    nodes, edges = nodes_needed(config, codes), max(most_candidates(config.samples), int(limit[-1]))
+    return Wide(
+        tree=new_tree(roots, nodes, edges, codes, state, RAW),
         head=np.zeros((roots, nodes, HEAD), np.float32),
         size=np.zeros((roots, nodes, edges), np.float32),
         drawn=np.zeros((roots, nodes, edges), np.int16),
         limit=limit,
         key=np.zeros(roots, np.int64),
-        samples=int(samples),
-        tree=tree,
+        policy=np.zeros((roots, edges)),
+        target=np.zeros(roots, np.float32),
     )
-    return planner, wide
 
 
-def tree_bytes(planner: Planner, wide: Wide) -> int:
+def most_candidates(samples: int) -> int:
+    """Candidates of a root that is flat: HOLD, and `samples` sizes of both sides."""
+    return 2 * samples + 1
+
+
+def tree_bytes(wide: Wide) -> int:
     """Bytes of one tree; they are all there from the start, so no search needs more."""
-    arrays = (*wide.tree, wide.head, wide.size, wide.drawn, wide.key)
+    arrays = (*wide.tree, wide.head, wide.size, wide.drawn, wide.key, wide.policy, wide.target)
     return sum(array.nbytes for array in arrays) // len(wide.key)
 
 
 @inlined
-def draw_key(wide: Wide, b: int, seed: int, stream: int, step: int) -> None:
+def draw_key(wide: Wide | None, b: int, seed: int, stream: int, step: int) -> None:
     """Key the sizes that tree b draws by (seed, stream, step), as `draw_noise` does its noise."""
-    wide.key[b] = bits(seed, stream, step) >> np.uint64(1)
+    if wide is not None:
+        wide.key[b] = bits(seed, stream, step) >> np.uint64(1)
 
 
 @inlined
@@ -149,14 +154,14 @@ def draw_target(wide: Wide, b: int, node: int, kind: int, side: float, draw: int
 
 
 @inlined
-def draw_root(planner: Planner, wide: Wide, b: int) -> None:
+def draw_root(wide: Wide, config: SearchConfig, b: int) -> None:
     """Candidates of root b: HOLD or CLOSE as a whole, `samples` sizes of an entry, each with its part of the prior."""
     tree, count = wide.tree, 0
     side = np.float64(tree.position[b, 0, SIDE])
     for kind in range(KINDS):
-        if not is_legal(side, kind, KINDS, planner.config.reverse):
+        if not is_legal(side, kind, KINDS, config.reverse):
             continue
-        parts = wide.samples if kind == BUY or kind == SELL else 1
+        parts = config.samples if kind == BUY or kind == SELL else 1
         for _ in range(parts):
             wide.size[b, 0, count] = draw_target(wide, b, 0, kind, side, count)
             wide.drawn[b, 0, count] = 1
@@ -166,7 +171,7 @@ def draw_root(planner: Planner, wide: Wide, b: int) -> None:
 
 
 @inlined
-def widen(planner: Planner, wide: Wide, b: int, node: int) -> None:
+def widen(wide: Wide, config: SearchConfig, b: int, node: int) -> None:
     """Draw from the policy until there are as many draws as the visits of the node allow, its own evaluation included.
 
     Every draw weighs the same, so what was drawn again weighs more: the density is accounted for by the sampling.
@@ -178,7 +183,7 @@ def widen(planner: Planner, wide: Wide, b: int, node: int) -> None:
     side = np.float64(tree.position[b, node, SIDE])
     for draw in range(drawn, wide.limit[visits]):
         quantile = uniform(wide.key[b], 2 * node, draw)
-        kind = draw_kind(wide.head[b, node], side, planner.config.reverse, quantile)
+        kind = draw_kind(wide.head[b, node], side, config.reverse, quantile)
         target = np.float32(draw_target(wide, b, node, kind, side, draw))
         e = 0
         while wide.drawn[b, node, e] > 0 and wide.size[b, node, e] != target:
@@ -190,35 +195,38 @@ def widen(planner: Planner, wide: Wide, b: int, node: int) -> None:
 
 
 @inlined
-def descend_wide(planner: Planner, wide: Wide, b: int, simulation: int) -> None:
+def descend_wide(wide: Wide, config: SearchConfig, table: NDArray[np.int32], b: int, simulation: int) -> None:
     """Find the candidate to expand, widening the nodes on the way: tree.leaf[b], tree.leaf_edge[b]."""
-    tree, node = wide.tree, 0
-    edge = root_candidate(tree, planner.config, planner.table, b, simulation)
+    tree, node, depth = wide.tree, 0, 1
+    edge = root_candidate(tree, config, table, b, simulation)
     while tree.child[b, node, edge] != NONE:
         afterstate = tree.child[b, node, edge]
         node = tree.child[b, afterstate, chance_code(tree, b, afterstate)]
-        widen(planner, wide, b, node)
-        edge = interior_action(tree, planner.config, b, node)
+        depth += 2
+        widen(wide, config, b, node)
+        edge = interior_action(tree, config, b, node)
     tree.leaf[b] = node
     tree.leaf_edge[b] = edge
+    tree.depth[b] = max(tree.depth[b], depth)
 
 
 @inlined
-def add_wide_afterstate(planner: Planner, wide: Wide, b: int) -> None:
-    """Add the chance node behind the leaf edge of tree b and write its network row; it becomes the leaf."""
-    tree, x = wide.tree, planner.model.afterstate.x[b]
+def add_wide_afterstate(
+    x: NDArray[np.float32], wide: Wide, outlook: Outlook, config: SearchConfig, b: int
+) -> None:
+    """Add the chance node behind the leaf edge of tree b and write its network row x; it becomes the leaf."""
+    tree = wide.tree
     parent, edge = tree.leaf[b], tree.leaf_edge[b]
     node = add_node(tree, b, CHANCE, parent, edge)
     side, target = tree.position[b, parent, SIDE], wide.size[b, parent, edge]
-    act_on(tree.position[b, node], tree.position[b, parent], target, planner.outlook.entry_cost[b])
+    act_on(tree.position[b, node], tree.position[b, parent], target, outlook.entry_cost[b])
     D = state_columns(x, tree, b, parent, tree.state.shape[2])
-    kind = HOLD if target == side else BUY if target > 0 else SELL if target < 0 else CLOSE
-    position_columns(x, tree, planner.config, one_hot(x, D, KINDS, kind), b, node)
+    position_columns(x, tree, config, one_hot(x, D, KINDS, kind_to(side, target)), b, node)
     tree.leaf[b] = node
 
 
 @inlined
-def read_head(planner: Planner, wide: Wide, y: NDArray[np.float32], b: int, node: int) -> None:
+def read_head(wide: Wide, y: NDArray[np.float32], b: int, node: int) -> None:
     """Take head and value of a decision node from the columns y of its network row; it has no candidates yet."""
     tree = wide.tree
     for i in range(HEAD):
@@ -231,76 +239,81 @@ def read_head(planner: Planner, wide: Wide, y: NDArray[np.float32], b: int, node
 
 
 @inlined
-def plant_wide(planner: Planner, wide: Wide, b: int) -> None:
-    """Start tree b at the row of its root, and draw the candidates of the root."""
-    tree, y = wide.tree, planner.model.root.y[b]
-    tree.used[b] = 0
-    root = add_node(tree, b, DECISION, NONE, NONE)
-    D = tree.state.shape[2]
-    for d in range(D):
-        tree.state[b, root, d] = y[d]
+def plant_wide(
+    wide: Wide, config: SearchConfig, b: int, y: NDArray[np.float32], position: NDArray[np.float32]
+) -> None:
+    """Start tree b at its root's network row y and raw `position` [RAW], and draw the candidates of the root."""
+    tree, D = wide.tree, wide.tree.state.shape[2]
+    plant(tree, b, y[:D], y[D:D], y[D + HEAD])
     for i in range(RAW):
-        tree.position[b, root, i] = planner.position[b, i]
-    tree.visits[b, root] = 1
-    read_head(planner, wide, y[D:], b, root)
-    draw_root(planner, wide, b)
+        tree.position[b, 0, i] = position[i]
+    read_head(wide, y[D:], b, 0)
+    draw_root(wide, config, b)
 
 
 @inlined
-def expand_wide(planner: Planner, wide: Wide) -> int:
+def expand_wide(wide: Wide, model: Model, outlook: Outlook, config: SearchConfig) -> int:
     """Evaluate and add what is behind every leaf edge: the afterstate, which becomes the leaf, and all its codes."""
-    tree, model, outlook = wide.tree, planner.model, planner.outlook
+    tree, net = wide.tree, model.dynamics
     B, C = outlook.move.shape
     for b in range(B):
-        add_wide_afterstate(planner, wide, b)
-    status = evaluate(model.afterstate, B)
-    if status != 0:
-        return status
+        add_wide_afterstate(model.afterstate.x[b], wide, outlook, config, b)
+    status, first = evaluate(model.afterstate, B), 0
     for b in range(B):
         read_afterstate(tree, model.afterstate.y[b], b, tree.leaf[b], C)
-        for c in range(C):
-            add_decision(model.dynamics.x[b * C + c], tree, outlook, planner.config, b, tree.leaf[b], c)
-    status = evaluate(model.dynamics, B * C)
-    D = tree.state.shape[2]
-    for row in range(B * C):
-        b, y = row // C, model.dynamics.y[row]
-        node = tree.child[b, tree.leaf[b], row % C]
-        for d in range(D):
-            tree.state[b, node, d] = y[d]
-        tree.reward[b, node] = y[D]
-        read_head(planner, wide, y[D + 1 :], b, node)
-        note_edge(tree, b, node, planner.config.discount)
+        tree.rows[b] += 1 + C
+    while status == 0 and first < B * C:
+        count = min(B * C - first, net.x.shape[0])
+        for i in range(count):
+            b = (first + i) // C
+            add_decision(net.x[i], tree, outlook, config, b, tree.leaf[b], (first + i) % C)
+        status = evaluate(net, count)
+        for i in range(count):
+            b = (first + i) // C
+            node = tree.child[b, tree.leaf[b], (first + i) % C]
+            read_wide_decision(wide, net.y[i], b, node)
+            note_edge(tree, b, node, config.discount)
+        first += count
     return status
 
 
+@inlined
+def read_wide_decision(wide: Wide, y: NDArray[np.float32], b: int, node: int) -> None:
+    """Take state, reward, head and value of a decision node from its network row y."""
+    D = wide.tree.state.shape[2]
+    for d in range(D):
+        wide.tree.state[b, node, d] = y[d]
+    wide.tree.reward[b, node] = y[D]
+    read_head(wide, y[D + 1 :], b, node)
+
+
 @kernel
-def grow_wide(planner: Planner, wide: Wide) -> int:
-    """Run all simulations of all searches; 0 or the status of a failed network call."""
-    B = planner.action.shape[0]
-    for simulation in range(planner.config.simulations):
+def grow_wide(
+    wide: Wide, model: Model, outlook: Outlook, config: SearchConfig, table: NDArray[np.int32]
+) -> int:
+    """Run all simulations of all searches and choose; 0 or the status of a failed network call."""
+    tree, B = wide.tree, wide.key.shape[0]
+    for simulation in range(config.simulations):
         for b in range(B):
-            descend_wide(planner, wide, b, simulation)
-        status = expand_wide(planner, wide)
+            descend_wide(wide, config, table, b, simulation)
+        status = expand_wide(wide, model, outlook, config)
         if status != 0:
             return status
         for b in range(B):
-            back_up_expectation(wide.tree, planner.config, b)
+            back_up_expectation(tree, config, b)
+    for b in range(B):
+        improved_policy(wide.policy[b], tree, config, b, 0)
+        wide.target[b] = wide.size[b, 0, root_action(tree, config, b)]
     return 0
 
 
-@kernel
-def plan_wide(planner: Planner, wide: Wide) -> int:
-    """`plan` over sizes: fills action (a candidate of the root), policy and value.  0 or a network status."""
-    tree, config = wide.tree, planner.config
-    B = planner.action.shape[0]
-    status = evaluate(planner.model.root, B)
-    if status != 0:
-        return status
-    for b in range(B):
-        plant_wide(planner, wide, b)
-    status = grow_wide(planner, wide)
-    for b in range(B):
-        planner.action[b] = root_action(tree, config, b)
-        improved_policy(planner.policy[b], tree, config, b, 0)
-        planner.value[b] = greedy_q(planner.policy[b], tree, config, b, 0)
-    return status
+@inlined
+def store_sizes(replay: Replay, slot: int, k: int, wide: Wide | None, b: int) -> None:
+    """Keep the entries among the candidates of root b, each with its share of the improved policy."""
+    if wide is not None:
+        side = wide.tree.position[b, 0, SIDE]
+        for e in range(replay.size.shape[2]):
+            size = wide.size[b, 0, e]
+            is_entry = wide.drawn[b, 0, e] > 0 and kind_to(side, size) in (BUY, SELL)
+            replay.size[slot, k, e] = size if is_entry else 0.0
+            replay.share[slot, k, e] = wide.policy[b, e] if is_entry else 0.0

@@ -1,11 +1,12 @@
 """The networks as ONNX graphs, each from one input `x` to one output `y`.
 
-root        [context features C F | position P]                     -> [state | logits A | value 1 | code logits C]
+root        [context features C F | position P]                     -> [state | logits A Z | value 1 | code logits C]
 afterstate  [state | action A | position after P]                   -> [state | code logits C | value 1]
-dynamics    [window of states | code C | position after P | next P] -> [state | reward 1 | policy logits A | value 1]
+dynamics    [window of states | code C | position after P | next P] -> [state | reward 1 | policy logits A Z | value 1]
 market      [window of states | code C | next positions S P]        -> [state | code logits C | values S]
-A state is the latent D, and with a transformer more (models/token_graph.py).  Where the positions of `market` are
-always the same, they are constants of the graph and not part of its input.
+A state is the latent D; with a transformer (models/token_graph.py) or a value prefix it is more.  Z are the parameters
+of the Beta head, if there is one.  Where the positions of `market` are always the same, they are constants of the graph
+and not part of its input.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from models.graph import Graph
 from models.net import Array, Params, Shape, views
+from models.prefix import RESET
 from models.token_graph import bar_token, code_token, newest_latent, state_parts
 
 
@@ -25,12 +27,13 @@ def export(flat: Array, shape: Shape, slots: int, sides: Array | None = None) ->
 
 
 def _predict(g: Graph, latent_and_position: str, p: Params, s: Shape) -> list[str]:
-    """Names of policy logits and value."""
+    """Names of policy logits, with what the sizes are drawn from, and value."""
     hidden = g.hidden(latent_and_position, "predict", p.predict_w, p.predict_b)
     # in one product: a narrow one alone costs as much as sixteen columns
-    w, b = np.concatenate([p.policy_w, p.value_w], axis=1), np.concatenate([p.policy_b, p.value_b])
+    w = np.concatenate([p.policy_w, p.size_w, p.value_w], axis=1)
+    b = np.concatenate([p.policy_b, p.size_b, p.value_b])
     g.linear(hidden, "heads", w, b)
-    g.split("heads", {"policy": s.actions, "bins": s.value_bins})
+    g.split("heads", {"policy": s.actions + s.sizes, "bins": s.value_bins})
     return ["policy", g.decode("bins", "value", s.value_limit, s.value_bins)]
 
 
@@ -52,15 +55,17 @@ def _root(p: Params, s: Shape) -> bytes:
         state = [latent]
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     heads = _predict(g, g.join([latent, *_told("position", s)], "predict_in"), p, s)
+    if s.prefix:
+        state = [g.node("MatMul", [latent, g.weight("nothing_yet", np.eye(s.latent, s.state))], "state")]
     g.join([*state, *heads, codes], "y")
-    return g.serialise(F + s.position, s.state + s.codes + s.actions + 1)
+    return g.serialise(F + s.position, s.state + s.codes + s.actions + s.sizes + 1)
 
 
 def _afterstate(p: Params, s: Shape) -> bytes:
     g = Graph()
     state = list(state_parts(s))
     g.split("x", state_parts(s) | {"rest": s.actions + s.position})
-    after_in = g.join(["latent", "rest"], "after_in") if s.layers else "x"
+    after_in = g.join(["latent", "rest"], "after_in") if len(state) > 1 else "x"
     codes = g.linear(g.hidden("latent", "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     bins = g.linear(
         g.hidden(after_in, "after", p.after_w, p.after_b), "bins", p.after_value_w, p.after_value_b
@@ -71,22 +76,50 @@ def _afterstate(p: Params, s: Shape) -> bytes:
 
 def _dynamics(p: Params, s: Shape) -> bytes:
     g = Graph()
-    before = {"states": s.window * s.state} if s.layers else {"latent": s.latent}
+    before = {"states": s.window * s.state} if s.layers else state_parts(s)
     g.split("x", before | {"code": s.codes, "after": s.position, "next_position": s.position})
+    told = ["code", *_told("after", s), *_told("next_position", s)]
     if s.layers:
-        told = [newest_latent(g, "states", s), "code", *_told("after", s), *_told("next_position", s)]
-        latent, gain_in, state = "latent", g.join(told, "gain_in"), code_token(g, "states", "code", p, s)
+        gain_in = g.join([newest_latent(g, "states", s), *told], "gain_in")
+        latent, state = "latent", code_token(g, "states", "code", p, s)
     else:
-        # [latent | code] are the first columns of x: zero rows below their weights spare a copy of them
+        gain_in = g.join(["latent", *told], "gain_in") if s.prefix else "x"
+        # [latent | code] are its first columns: zero rows below their weights spare a copy of them
         move_w = np.concatenate([p.move_w, np.zeros((2 * s.position, s.hidden), p.move_w.dtype)])
-        step = g.linear(g.hidden("x", "move", move_w, p.move_b), "step", p.next_w, p.next_b)
-        latent, gain_in = g.norm(g.node("Add", ["latent", step], "before"), "next", s.latent), "x"
+        step = g.linear(g.hidden(gain_in, "move", move_w, p.move_b), "step", p.next_w, p.next_b)
+        latent = g.norm(g.node("Add", ["latent", step], "before"), "next", s.latent)
         state = [latent]
-    gain = g.linear(g.hidden(gain_in, "gain", p.gain_w, p.gain_b), "reward_bins", p.reward_w, p.reward_b)
-    reward = g.decode(gain, "reward", s.reward_limit, s.reward_bins)
+    gain = g.hidden(gain_in, "gain", p.gain_w, p.gain_b)
+    if s.prefix:
+        reward, *memory = _prefix(g, gain, p, s)
+        state += memory
+    else:
+        bins = g.linear(gain, "reward_bins", p.reward_w, p.reward_b)
+        reward = g.decode(bins, "reward", s.reward_limit, s.reward_bins)
     heads = _predict(g, g.join([latent, *_told("next_position", s)], "predict_in"), p, s)
     g.join([*state, reward, *heads], "y")
-    return g.serialise(sum(before.values()) + s.codes + 2 * s.position, s.state + 1 + s.actions + 1)
+    width = s.state + 1 + s.actions + s.sizes + 1
+    return g.serialise(sum(before.values()) + s.codes + 2 * s.position, width)
+
+
+def _prefix(g: Graph, gain: str, p: Params, s: Shape) -> list[str]:
+    """Names of the reward and of what the next node remembers; every RESET steps the LSTM starts anew."""
+    left = g.node("Sub", [g.weight("reset", [RESET]), "steps"], "steps_left")
+    goes_on = g.node("Clip", [left, g.weight("zero", 0.0), g.weight("one", 1.0)], "goes_on")
+    h, c, before, steps = (
+        g.node("Mul", [name, goes_on], f"{name}_kept") for name in ("h", "c", "prefix", "steps")
+    )
+    fed = g.linear(gain, "fed", p.prefix_w[: s.hidden], p.prefix_b)
+    back = g.node("MatMul", [h, g.weight("back_w", p.prefix_w[s.hidden :])], "back")
+    g.split(g.node("Add", [fed, back], "gates"), {"sigmoid_z": 3 * s.prefix, "tanh_z": s.prefix})
+    g.split(g.node("Sigmoid", ["sigmoid_z"], "opened"), dict.fromkeys(("in", "forget", "out"), s.prefix))
+    new = g.node("Mul", ["in", g.node("Tanh", ["tanh_z"], "fresh")], "new")
+    c = g.node("Add", [g.node("Mul", ["forget", c], "old"), new], "next_c")
+    h = g.node("Mul", ["out", g.node("Tanh", [c], "squashed")], "next_h")
+    bins = g.linear(g.norm(h, "normed", s.prefix, "normed_scale"), "reward_bins", p.reward_w, p.reward_b)
+    total = g.decode(bins, "next_prefix", s.reward_limit, s.reward_bins)
+    reward = g.node("Sub", [total, before], "reward")
+    return [reward, h, c, total, g.node("Add", [steps, "one"], "next_steps")]
 
 
 def _positions(g: Graph, latent: str, p: Params, s: Shape, slots: int, sides: Array | None) -> str:

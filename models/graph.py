@@ -39,9 +39,9 @@ class Graph:
         """y = relu(x @ w + b)."""
         return self.node("Relu", [self.linear(x, f"{y}_z", w, b)], y)
 
-    def norm(self, x: str, y: str, width: int) -> str:
+    def norm(self, x: str, y: str, width: int, scale: str = "ones") -> str:
         """Layer norm without parameters of its own."""
-        ones = self.weight("ones", np.ones(width))
+        ones = self.weight(scale, np.ones(width))
         return self.node("LayerNormalization", [x, ones], y, axis=-1, epsilon=EPSILON)
 
     def decode(self, z: str, y: str, limit: float, bins: int) -> str:

@@ -29,6 +29,8 @@ class Shape(NamedTuple):
     value_limit: float = 20.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
     encode: int = 0  # hidden layer of the encoder of learned codes; 0 = without: then codes are quantiles
+    sizes: int = 0  # Z, parameters of the sizes of entries; 0 = entries are actions
+    prefix: int = 0  # width of the LSTM of the value prefix; 0 = without
     layers: int = 0  # L: blocks of a transformer, which takes the place of the dynamics; 0 = without
     heads: int = 4  # of its attention
     window: int = 4  # earlier tokens that an imagined one sees
@@ -36,8 +38,12 @@ class Shape(NamedTuple):
 
     @property
     def state(self) -> int:
-        """Width of what a search keeps of a node: the latent, or [1 | latent | key and value of each block]."""
-        return self.latent + (1 + 2 * self.layers * self.latent if self.layers else 0)
+        """Width of what a search keeps of a node: the latent, or [1 | latent | key and value of each block].
+
+        With a value prefix the latent is followed by [h | c | prefix | steps] of its LSTM.
+        """
+        memory = 2 * self.prefix + 2 if self.prefix else 0
+        return self.latent + memory + (1 + 2 * self.layers * self.latent if self.layers else 0)
 
 
 class Params(NamedTuple):
@@ -83,6 +89,10 @@ class Params(NamedTuple):
     encoding_b: Array
     meaning_w: Array  # [C, 1] move that a code tells of
     meaning_b: Array
+    size_w: Array  # [H, Z] of the policy head, beside its logits: models.beta
+    size_b: Array
+    prefix_w: Array  # [H + L, 4 L] of the value prefix, behind the layer `gain`: models.prefix
+    prefix_b: Array
     embed_w: Array  # [C, D] of a transformer, as is the rest
     embed_b: Array
     qkv_w: Array  # [L, D, 3 D] queries, keys and values
@@ -96,7 +106,7 @@ class Params(NamedTuple):
 
 
 # start near zero: heads, and the encoder, whose random beginnings would else be all it ever says
-SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "encoding_w")
+SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "encoding_w", "size_w")
 
 
 def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
@@ -114,7 +124,7 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "move": (0, 0) if s.layers else (s.latent + s.codes, s.hidden),
         "next": (0, 0) if s.layers else (s.hidden, s.latent),
         "gain": (s.latent + s.codes + 2 * s.position, s.hidden),
-        "reward": (s.hidden, s.reward_bins),
+        "reward": (s.prefix or s.hidden, s.reward_bins),
         "project": (s.latent, s.project),
         "projection": (s.project, s.project),
         "guess": (s.project, s.project),
@@ -122,6 +132,8 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "encode": (s.features, s.encode),
         "encoding": (s.encode, s.codes if s.encode else 0),
         "meaning": (s.codes, 1) if s.encode else (0, 0),
+        "size": (s.hidden, s.sizes),
+        "prefix": (s.hidden + s.prefix if s.prefix else 0, 4 * s.prefix),
         "embed": (s.codes, s.latent) if s.layers else (0, 0),
     }
     blocks = {

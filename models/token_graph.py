@@ -30,9 +30,11 @@ def quarter_turned(x: Array, heads: int) -> Array:
 
 
 def state_parts(s: Shape) -> dict[str, int]:
-    """Names and widths of the parts of a state; an MLP's is its latent."""
+    """Names and widths of the parts of a state; an MLP's is its latent, and what its value prefix remembers."""
     if s.layers == 0:
-        return {"latent": s.latent}
+        return {"latent": s.latent} | (
+            {"h": s.prefix, "c": s.prefix, "prefix": 1, "steps": 1} if s.prefix else {}
+        )
     kept = {f"{part}{i}": s.latent for i in range(s.layers) for part in ("key", "value_of")}
     return {"present": 1, "latent": s.latent} | kept
 

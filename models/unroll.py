@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
+from models.beta import Candidates, beta_loss
 from models.codes import Coder, backward_codes, choose_codes, new_coder
 from models.consistency import Foresight, consistency, new_foresight
 from models.encoder import Encoded, encode, encode_backward, new_encoded
@@ -43,6 +44,7 @@ from models.layers import (
     residual_backward,
 )
 from models.net import Array, Params, Shape, count, decays, new_params, views
+from models.prefix import RESET, Prefix, new_prefix, prefix_backward, prefix_forward, sum_since_reset
 from models.transformer import Stream, backward_tokens, forward_tokens, new_stream
 
 CHUNKS = 4
@@ -66,6 +68,7 @@ class LossWeights(NamedTuple):
     commitment: float = 0.0  # among the losses where codes are learned, as are the next two
     usage: float = 0.0
     telling: float = 0.0
+    size: float = 1.0  # of the Beta head, if there is one
 
 
 WEIGHTS = LossWeights()
@@ -97,9 +100,13 @@ class Work(NamedTuple):
     step_weight: Array  # [M]
     row_loss: Array  # [N] scratch
     legal: NDArray[np.bool_]  # [N, A]
+    size: Candidates  # of N decisions
+    prefix: Prefix
 
 
-def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32, joint: bool = False) -> Work:
+def new_work(
+    shape: Shape, n: int, K: int, dtype: Any = np.float32, joint: bool = False, candidates: int = 0
+) -> Work:
     """Room for n windows of K steps."""
     J = K if joint else 0
     s, N, M = shape, (J + K + 1) * n, K * n
@@ -128,6 +135,8 @@ def new_work(shape: Shape, n: int, K: int, dtype: Any = np.float32, joint: bool 
         code=target(M, 1),
         reward=target(M, min(Vr, BINS)),
         legal=np.ones((N, A), np.bool_),
+        size=Candidates(*np.zeros((2, N, candidates), dtype)),
+        prefix=new_prefix(shape.prefix, n, K, dtype),
     )
 
 
@@ -179,6 +188,7 @@ def fill_targets(work: Work, batch: Batch, first: int, shape: Shape, joint: floa
         work.legal,
     )
     decision_weight, step_weight = work.decision_weight, work.step_weight
+    batch_size, batch_share, work_size, work_share = batch.size, batch.share, work.size.size, work.size.share
     for d in range(J + K + 1):
         came = d < J
         k = d + 1 if came else d - J
@@ -189,13 +199,14 @@ def fill_targets(work: Work, batch: Batch, first: int, shape: Shape, joint: floa
             for a in range(policy.shape[2]):
                 is_legal[row, a] = legal[b, k, a]
                 policy_mass[row, a] = policy[b, k, a] if legal[b, k, a] else 0.0
+            for e in range(work_size.shape[1]):
+                work_size[row, e], work_share[row, e] = batch_size[b, k, e], batch_share[b, k, e]
     for k in range(K):
         for i in range(n):
             b, row = first + i, k * n + i
             step_weight[row] = weight[b, k + 1] / (B * K)
-            reward_first[row] = hl_gauss(
-                reward_mass[row], reward[b, k], shape.reward_limit, shape.reward_bins
-            )
+            told = sum_since_reset(reward[b], k) if shape.prefix > 0 else float(reward[b, k])
+            reward_first[row] = hl_gauss(reward_mass[row], told, shape.reward_limit, shape.reward_bins)
             code_first[row] = code[b, k]
 
 
@@ -217,7 +228,7 @@ class Output(NamedTuple):
     """What a head puts out, and what it should have."""
 
     layer: Layer
-    target: Target
+    target: Target | Candidates
     row_weight: Array  # [rows]
     weight: float  # of the loss
 
@@ -240,7 +251,7 @@ def loss_and_gradient(
     came: Array | None = None,
     coding: tuple[Coder, Array, Array] | None = None,
 ) -> list[float]:
-    """LOSSES, then those of consistency, joint training and codes; d becomes the gradient of their weighted sum.
+    """LOSSES, of sizes, consistency, joint training, codes; d becomes the gradient of their weighted sum.
 
     x [Z n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
     workspace, x filled in, and the soft target network; joint training the latents `came` [K, n, D] of that network;
@@ -327,35 +338,65 @@ def _heads(d: Params, work: Work, p: Params, weights: LossWeights) -> list[float
     after = Output(layer("after_value"), value_before, work.step_weight, weights.after_value)
     code = Output(layer("code"), work.code, work.step_weight, weights.chance)
     reward = Output(layer("reward"), work.reward, work.step_weight, weights.reward)
-    found = _head(work.d_latent, work, work.predict_in, layer("predict"), [policy, value])
+    size = Output(layer("size"), work.size, work.decision_weight, weights.size)
+    outputs = [policy, value, size] if p.size_b.size else [policy, value]
+    found = _head(work.d_latent, work, work.predict_in, layer("predict"), outputs)
+    sizes, found = found[2:], found[:2]
     for name, inputs, output in (
         ("after", work.after_in, after),
         ("chance", work.latent[decisions].reshape(-1, D), code),
         ("gain", work.gain_in, reward),
     ):
-        found += _head(work.d_part, work, inputs, layer(name), [output])
+        lstm = layer("prefix") if name == "gain" and p.prefix_b.size else None
+        found += _head(work.d_part, work, inputs, layer(name), [output], lstm)
         work.d_latent[decisions] += work.d_part
+    return found + sizes
+
+
+def _head(
+    d_latent: Array,
+    work: Work,
+    x: Array,
+    hidden_layer: Layer,
+    outputs: list[Output],
+    lstm: Layer | None = None,
+) -> list[float]:
+    """One hidden layer over inputs x [rows, D + ...] whose first columns are the latent: the loss of each output.
+
+    An `lstm` stands between the hidden layer and its outputs.
+    """
+    D, rows = d_latent.shape[2], len(x)
+    hidden, d_hidden = work.hidden[:rows], work.d_hidden[:rows]
+    hidden_forward(hidden, x, hidden_layer.w, hidden_layer.b)
+    if lstm is None:
+        found = _outputs(d_hidden, work, hidden, outputs)
+    else:
+        prefix_forward(work.prefix, hidden, lstm.w, lstm.b)
+        found = _outputs(work.prefix.d_hidden.reshape(rows, -1), work, work.prefix.normed, outputs)
+        prefix_backward(lstm.dw, lstm.db, d_hidden, work.prefix, hidden, lstm.w)
+    hidden_backward(hidden_layer.dw, hidden_layer.db, d_hidden, hidden, x)
+    # only the latent hands its gradient on
+    linear_backward_input(d_latent.reshape(-1, D), d_hidden, hidden_layer.w[:D])
+    return found
     return found
 
 
-def _head(d_latent: Array, work: Work, x: Array, hidden_layer: Layer, outputs: list[Output]) -> list[float]:
-    """One hidden layer over inputs x [rows, D + ...] whose first columns are the latent: the loss of each output."""
-    D, rows, found = d_latent.shape[2], len(x), list[float]()
-    hidden, d_hidden, d_more = work.hidden[:rows], work.d_hidden[:rows], work.d_more[:rows]
-    hidden_forward(hidden, x, hidden_layer.w, hidden_layer.b)
+def _outputs(d_hidden: Array, work: Work, hidden: Array, outputs: list[Output]) -> list[float]:
+    """The loss of each output of a hidden layer [rows, H], and the gradient of their sum."""
+    rows, found, d_more = len(hidden), list[float](), work.d_more[: len(hidden)]
     for i, (layer, target, row_weight, weight) in enumerate(outputs):
         z = work.logits[: rows * len(layer.b)].reshape(rows, -1)
         np.matmul(hidden, layer.w, out=z)
-        if target is work.policy:
-            forbid(z, work.legal)
-        found.append(cross_entropy(z, layer.db, work.row_loss, layer.b, target, row_weight, weight))
+        if isinstance(target, Candidates):
+            found.append(float(beta_loss(z, layer.db, layer.b, target, row_weight, weight)))
+        else:
+            if target is work.policy:
+                forbid(z, work.legal)
+            found.append(cross_entropy(z, layer.db, work.row_loss, layer.b, target, row_weight, weight))
         np.matmul(hidden.T, z, out=layer.dw)
         linear_backward_input(d_more if i else d_hidden, z, layer.w)
         if i:
             np.add(d_hidden, d_more, out=d_hidden)
-    hidden_backward(hidden_layer.dw, hidden_layer.db, d_hidden, hidden, x)
-    # only the latent hands its gradient on
-    linear_backward_input(d_latent.reshape(-1, D), d_hidden, hidden_layer.w[:D])
     return found
 
 
@@ -385,12 +426,14 @@ class Room(NamedTuple):
     coder: Coder | None  # of learned codes
 
 
-def new_room(shape: Shape, n: int, K: int, weights: LossWeights, dtype: Any = np.float32) -> Room:
+def new_room(
+    shape: Shape, n: int, K: int, weights: LossWeights, dtype: Any = np.float32, candidates: int = 0
+) -> Room:
     """Workspaces for n windows of K steps."""
     J, joint = (K, True) if weights.joint > 0 else (0, False)
     Z = shape.context + J
     return Room(
-        new_work(shape, n, K, dtype, joint),
+        new_work(shape, n, K, dtype, joint, candidates),
         new_foresight(shape, K * n, dtype) if weights.consistency > 0 else None,
         new_stream(shape, n, K, J, dtype) if shape.layers else None,
         np.zeros((Z, n, shape.features), dtype) if Z > 1 else None,
@@ -413,6 +456,7 @@ class Learner:
         horizon: int,
         threads: int,
         weights: LossWeights = WEIGHTS,
+        candidates: int = 0,
     ) -> None:
         if batch % CHUNKS:
             raise ValueError(f"a batch of {batch} windows is not {CHUNKS} equal chunks")
@@ -431,7 +475,7 @@ class Learner:
         # one a thread, whichever takes it: it stays in the cache
         self._rooms = SimpleQueue[Room]()
         for _ in range(min(threads, CHUNKS)):
-            self._rooms.put(new_room(shape, batch // CHUNKS, K, weights))
+            self._rooms.put(new_room(shape, batch // CHUNKS, K, weights, candidates=candidates))
         pool = ThreadPoolExecutor(min(threads, CHUNKS))
         self._each: Callable[..., Iterable[Any]] = (
             map if threads == 1 else pool.map
@@ -445,6 +489,7 @@ class Learner:
         w, rest = self._weights, [*LOSSES]
         if w.consistency + w.joint > 0 and (target is None or batch.ahead.shape[1] == 0):
             raise ValueError("a loss that looks ahead needs the target network and a batch that does")
+        rest += ["size"] if self.shape.sizes > 0 else []
         rest += ["consistency"] if w.consistency > 0 else []
         rest += ["latent"] if w.joint > 0 else []
         rest += ["commitment", "usage", "telling"] if self.shape.encode else []
@@ -512,9 +557,14 @@ def reward_errors(room: Room, p: Params, batch: Batch, shape: Shape) -> list[flo
     fill_inputs(work, batch, 0)
     forward_latents(work, p, features_of(room, batch, slice(0, n)), room.stream)
     hidden_forward(work.hidden[:M], work.gain_in, p.gain_w, p.gain_b)
-    found = decode(work.hidden[:M] @ p.reward_w + p.reward_b, shape.reward_limit)
-    weight = batch.weight[:n, 1:].T
-    gap = np.abs(found.reshape(weight.shape) - batch.reward[:n].T) * weight
+    told, weight = work.hidden[:M], batch.weight[:n, 1:].T
+    if shape.prefix:
+        prefix_forward(work.prefix, told, p.prefix_w, p.prefix_b)
+        told = work.prefix.normed
+    found = decode(told @ p.reward_w + p.reward_b, shape.reward_limit).reshape(weight.shape)
+    if shape.prefix:
+        found[1:] -= found[:-1] * (np.arange(1, len(found)) % RESET > 0)[:, None]
+    gap = np.abs(found - batch.reward[:n].T) * weight
     return [float(x) for x in gap.sum(axis=1) / np.maximum(weight.sum(axis=1), 1.0)]
 
 

@@ -23,6 +23,7 @@ from host.train import train_csv
 from host.trainer import Trainer
 from kernels.features import HISTORY, features_of, normalise_rows
 from kernels.ort import OrtError, Session
+from kernels.position import ACTIONS
 from tests.trained import (
     DECIDED,
     HEADER,
@@ -261,6 +262,32 @@ def test_sizes_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: 
     targets = {row[2] for row in expected.values()}
     assert targets <= {"0", *(f"{sign}{size:g}" for sign in ("", "-") for size in sizes)}
     assert len(targets) > 4
+    for before, row in pairwise(expected.values()):
+        assert sum(float(p) for p in row[4:8]) == pytest.approx(1)
+        held, target = float(before[2]), float(row[2])
+        kinds = {"HOLD": target == held, "BUY": held == 0 < target, "SELL": target < 0 == held}
+        assert kinds.get(row[1], held != 0 == target), "no resizing"
+
+
+def test_any_size_of_an_entry_from_training_to_acting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Widening: four kinds of action, `target` is any signed size, the same in `act` and `backtest`."""
+    monkeypatch.setattr(Trainer, "graphs", opinionated)
+    config = load_config(
+        None, [*TINY, "search.rule=widening", "search.considered=9", "train.value_prefix=true"]
+    )
+    train_csv(None, ReadOptions(), config, tmp_path / "run", None, 16, False, 2)
+    model = tmp_path / "run" / "model.swt"
+    loaded = load_agent(model)
+    assert loaded.manifest["actions"] == list(ACTIONS)
+    assert loaded.agent.graphs.keys() == {"root", "afterstate", "dynamics"}
+    feed = feed_of(ROWS[: HISTORY + 600], tmp_path / "feed.csv")
+    got, expected = by_time(acted(model, feed)), backtest_rows(feed, model, None)
+    assert all(got[time] == row for time, row in expected.items())
+    targets = {abs(float(row[2])) for row in expected.values()}
+    assert len(targets) > 10
+    assert max(targets) <= 1
     for before, row in pairwise(expected.values()):
         assert sum(float(p) for p in row[4:8]) == pytest.approx(1)
         held, target = float(before[2]), float(row[2])

@@ -1,5 +1,6 @@
 """The ledger against a naive broker and its own invariants; swap, sessions, chance codes and the check of the pip."""
 
+import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -575,3 +576,30 @@ def test_part_of_the_bars_is_as_good_as_all() -> None:
         mk.run_actions(equity, trades, mk.new_accounts(1)[0], part, first, actions, market)
         results.append(equity)
     np.testing.assert_array_equal(results[0], results[1])
+
+
+@few
+@given(cases(), st.integers(0, 2**20))
+def test_any_size_is_booked_as_the_naive_broker_does(case: Case, seed: int) -> None:
+    """Targets that are legal, and now and then one that is not: it holds, and shows."""
+    draw, broker = np.random.default_rng(seed), Broker(case.bars, case.market)
+    account, trade = new_accounts(1)[0], np.zeros(mk.TRADE)
+    for t in range(len(case.bars.time) - 1):
+        side, size = float(account[mk.ACC_SIDE]), float(draw.uniform(0.01, 1))
+        turn = -np.sign(side) if side else draw.choice([-1, 1])
+        legal, illegal = [side, 0.0], [1.01, -1.01, math.nan]
+        (legal if case.market.reverse or side == 0 else illegal).append(turn * size)
+        illegal += [side * size] if side else []
+        if draw.random() < 0.2:
+            target, order = float(draw.choice(illegal)), "HOLD"
+            assert math.isnan(mk.step_to(account, trade, case.bars, t, target, case.market))
+            broker.trade(order, t)
+            assert account[mk.ACC_SIDE] == side
+        else:
+            target = float(draw.choice(legal))
+            order = "HOLD" if target == side else f"{'BUY' if target > 0 else 'SELL'} {abs(target)!r}"
+            reward = mk.step_to(account, trade, case.bars, t, target, case.market)
+            expected = broker.trade(order if target in (side, turn * size) else "CLOSE", t)
+            assert reward == pytest.approx(expected, rel=1e-9, abs=1e-11)
+            assert account[mk.ACC_SIDE] == target
+        assert account[mk.ACC_EQUITY] == pytest.approx(broker.equity(), rel=1e-9, abs=1e-14)

@@ -91,15 +91,14 @@ def naive_value(replay: Replay, slot: int, i: int, rule: ValueTarget) -> float:
     return (1 - rule.search_share) * realised + rule.search_share * searched
 
 
-def naive_afterstate(before: Any, action: str, spread: float) -> Any:
+def naive_afterstate(before: Any, side: float, spread: float) -> Any:
     """A position that an action opens starts at minus its cost; one that nothing touches stays."""
-    side = {"HOLD": before[SIDE], "BUY": 1.0, "SELL": -1.0, "CLOSE": 0.0}[action]
     if side == before[SIDE]:
         return before
     after = np.zeros(RAW)
     after[SIDE], after[6] = side, before[SIDE]
     if side:
-        cost = (spread + MARKET.slippage_px + MARKET.commission_px) / MARKET.range_px
+        cost = abs(side) * (spread + MARKET.slippage_px + MARKET.commission_px) / MARKET.range_px
         after[UNREALISED], after[COST] = -cost, cost
     return after
 
@@ -142,7 +141,7 @@ def check_window(batch: Batch, b: int, replay: Replay, slot: int, first: int, ru
         if k > 0:
             t, action = start + i - 1, int(replay.action[slot, i - 1])
             spread = float(BARS.ask_close[t] - BARS.close[t])
-            after = naive_afterstate(replay.position[slot, i - 1], ACTIONS[action], spread)
+            after = naive_afterstate(replay.position[slot, i - 1], replay.position[slot, i, SIDE], spread)
             assert batch.action[b, k - 1] == action
             assert batch.code[b, k - 1] == naive_code(BARS, CODES, t)
             assert batch.reward[b, k - 1] == replay.reward[slot, i - 1]
@@ -248,6 +247,38 @@ def test_draws_are_uniform_over_the_filled_sessions_and_their_decisions() -> Non
     assert bins.sum() == seen.sum() == 60 * 256
     expected = 60 * 256 / len(bins)
     assert ((bins - expected) ** 2 / expected).sum() < 115
+
+
+def test_entries_of_any_size_come_with_their_shares_and_explored_sizes_end_a_return() -> None:
+    plain, E = random_replay(0), 3
+    draw = np.random.default_rng(0)
+    size = np.zeros((R, L, E), np.float32)
+    size[..., :2] = draw.uniform(0.1, 1, (R, L, 2)) * [1, -1]
+    share = draw.dirichlet(np.ones(E), (R, L)).astype(np.float32)
+    replay = plain._replace(size=size, share=share)
+    replay.action[:] = replay.policy.argmax(axis=2)
+    largest = np.take_along_axis(size, share.argmax(axis=2)[..., None], axis=2)[..., 0]
+    replay.position[:, 1:, SIDE] = np.where(draw.random((R, L)) < 0.7, largest, 0.05)
+    batch, rule = new_batch(64, 5, F, FEATURES, A, candidates=E), ValueTarget(5, 0.9, 0.0)
+    X, row_of_bar = rows_of(0)
+    sample(batch, replay, R, X, row_of_bar, BARS, CODES, MARKET, rule, 3, 3)
+    greedy = np.isin(replay.action, (0, 3)) | (replay.position[:, 1:, SIDE] == largest)
+    assert 0.5 < greedy.mean() < 0.95
+    for b in range(64):
+        slot, first = divmod(below(R * L, 3, 3, b), L)
+        for k in range(6):
+            inside = first + k < L
+            assert (batch.size[b, k] == (size[slot, first + k] if inside else 0)).all()
+            assert (batch.share[b, k] == (share[slot, first + k] if inside else 0)).all()
+        stop = first
+        while stop < min(first + 5, L) and greedy[slot, stop]:
+            stop += 1
+        if stop == first:
+            expected = float(replay.search_value[slot, first])
+        else:
+            expected = 0.9 ** (stop - first) * float(replay.value[slot, stop])
+            expected += sum(0.9**i * float(r) for i, r in enumerate(replay.reward[slot, first:stop]))
+        assert batch.value[b, 0] == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def small_market() -> Dataset:

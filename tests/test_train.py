@@ -14,8 +14,8 @@ from host.synthetic import INTERVAL_NS, PIP, Options, make_market
 from host.trainer import STREAM_SAMPLES, Trainer, train_for
 from kernels.bars import Bars
 from kernels.features import HISTORY
-from kernels.market import TRADE, new_accounts, raw_position, step
-from kernels.position import ACTIONS, RAW, SIDE, action_names
+from kernels.market import TRADE, new_accounts, raw_position, step, step_to
+from kernels.position import ACTIONS, BUY, RAW, SELL, SIDE, action_names, kind_to
 from kernels.rng import below
 from tests.naive import Broker
 
@@ -149,6 +149,45 @@ def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
     assert turned == ("reverse=true" in rule)
 
 
+@pytest.mark.parametrize("reverse", ["false", "true"])
+def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
+    """Positions, rewards and kinds of a widened search; the candidates that are entries, with their shares."""
+    trainer = trained(
+        3, 1, "search.rule=widening", f"market.reverse={reverse}", "search.considered=9", "train.wanderers=2"
+    )
+    replay, market, sizes = trainer.replay, trainer.data.setting.market, set[float]()
+    trade, position = np.zeros(TRADE), np.zeros(RAW, np.float32)
+    for slot in range(trainer.filled):
+        account, start = new_accounts(1)[0], int(replay.start[slot])
+        for k, action in enumerate(replay.action[slot]):
+            raw_position(position, account, market)
+            assert (replay.position[slot, k] == position).all()
+            side, target = float(position[SIDE]), float(replay.position[slot, k + 1, SIDE])
+            assert action == kind_to(side, target)
+            assert replay.reward[slot, k] == np.float32(
+                step_to(account, trade, BARS, start + k, target, market)
+            )
+            size, share = replay.size[slot, k], replay.share[slot, k]
+            signs = (
+                {0: (4, 4), 1: (0, 4), -1: (4, 0)}
+                if reverse == "true"
+                else {0: (4, 4), 1: (0, 0), -1: (0, 0)}
+            )
+            assert ((size > 0).sum(), (size < 0).sum()) == signs[int(np.sign(side))]
+            assert share[size > 0].sum() == pytest.approx(replay.policy[slot, k, BUY], abs=1e-6)
+            assert share[size < 0].sum() == pytest.approx(replay.policy[slot, k, SELL], abs=1e-6)
+            assert (share[size == 0] == 0).all()
+            sizes |= {abs(target)} if action in (BUY, SELL) else set()
+    assert len(sizes) > 5
+    assert 0 < min(sizes) <= max(sizes) <= 1
+
+
+def test_widening_wants_a_whole_position_to_draw_from() -> None:
+    for settings in (["market.sizes=[0.5, 1.0]"], ["search.samples=0"]):
+        with pytest.raises(ConfigError, match="widening wants"):
+            Trainer(dataset(tiny()), tiny("search.rule=widening", *settings), 1)
+
+
 def test_rewards_of_a_session_sum_to_its_profit() -> None:
     """`pnl`: the sum of rewards is the change of marked equity, in R."""
     trainer = trained(2)
@@ -271,11 +310,11 @@ def test_too_few_bars_are_refused_with_the_reason() -> None:
 @pytest.mark.parametrize(
     "setting",
     ["train.replay=3", "train.batch=30", "train.n_step=24", "network.model=rnn", "network.heads=3",
-     "network.context=65", "train.consistency=1", "train.codes=learned", "train.codes=vq", "train.priority=-1",
+     "network.context=65", "train.consistency=1", "train.codes=vq", "train.priority=-1",
      "train.usage=-0.1"],
 )  # fmt: skip
 def test_sizes_that_do_not_go_together_are_refused_by_name(setting: str) -> None:
-    world = ("network.heads", "network.context", "train.consistency", "train.codes=learned")
+    world = ("network.heads", "network.context", "train.consistency")
     others = WORLD if setting.startswith(world) else []
     with pytest.raises(ConfigError, match=setting.split("=")[0]):
         Trainer(dataset(tiny()), tiny(*others, setting), 1)

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from numba import njit
 
 from host.agent import row_buckets
-from kernels.gumbel import SearchConfig, halving_table, new_search_config
+from kernels.gumbel import WIDENING, SearchConfig, halving_table, new_search_config
 from kernels.ort import OrtError, Session, check, evaluate, no_net
-from kernels.planner import Planner
-from kernels.position import FEATURES, RAW, SIDE, act_on, move_on, position_features
+from kernels.planner import Planner, new_planner, plan
+from kernels.position import ACTIONS, FEATURES, RAW, SIDE, act_on, move_on, position_features
 from kernels.rng import beta, gumbel, uniform
 from kernels.search import Model
 from kernels.tree import CHANCE, DECISION, NONE
 from kernels.widening import (
+    BETAS,
     LEAST_SIZE,
     Wide,
     draw_key,
     new_wide,
-    plan_wide,
     tree_bytes,
     widening_table,
 )
@@ -37,14 +37,10 @@ few = settings(deadline=None, max_examples=6)
 
 
 def random_graphs(seed: int) -> dict[str, bytes]:
-    """Networks with opinions; the policy head is 4 logits and 4 numbers of Beta distributions."""
-    found, draw = dict[str, bytes](), np.random.default_rng(seed)
-    for columns, names in ((4, ["afterstate"]), (8, ["root", "dynamics"])):
-        shape = Shape(features=F, latent=D, hidden=8, codes=C, actions=columns)
-        flat = new_params(shape, seed) + draw.normal(0, 0.3, new_params(shape, 0).shape)
-        graphs = export(flat, shape, 0)
-        found |= {name: graphs[name] for name in names}
-    return found
+    """Networks with opinions."""
+    shape = Shape(features=F, latent=D, hidden=8, codes=C, sizes=BETAS)
+    flat = new_params(shape, seed)
+    return export(flat + np.random.default_rng(seed).normal(0, 0.3, flat.shape), shape, 0)
 
 
 def bound(sessions: dict[str, Session], B: int) -> Model:
@@ -83,24 +79,25 @@ def random_root(seed: int, number: int) -> Root:
 
 
 def config_of(seed: int, simulations: int = 40) -> SearchConfig:
-    return new_search_config(simulations=simulations, considered=6, c_scale=0.05, reverse=bool(seed % 2))
+    return new_search_config(simulations, 6, c_scale=0.05, reverse=bool(seed % 2), rule=WIDENING, samples=3)
 
 
 def searched(
-    config: SearchConfig, roots: list[Root], seed: int, sessions: Any = None, samples: int = 3
+    config: SearchConfig, roots: list[Root], seed: int, sessions: Any = None
 ) -> tuple[Planner, Wide]:
     """Roots searched in lockstep."""
     B = len(roots)
     model = bound(sessions or SESSIONS[seed % 2], B)
-    planner, wide = new_wide(model, config, B, C, samples=samples, coefficient=2.0, exponent=0.5)
+    wide = new_wide(config, B, C, D, coefficient=2.0, exponent=0.5)
+    planner = new_planner(model, config, B, 4, C, D)._replace(wide=wide, noise=wide.tree.noise)
     for b, root in enumerate(roots):
         model.root.x[b, :F] = root.x
         position_features(model.root.x[b, F:], root.position, True)
         planner.position[b], planner.outlook.move[b] = root.position, root.move
         planner.outlook.entry_cost[b] = root.entry_cost
-        planner.tree.noise[b] = [gumbel(seed, root.number, e) for e in range(planner.policy.shape[1])]
+        planner.noise[b] = [gumbel(seed, root.number, e) for e in range(planner.noise.shape[1])]
         draw_key(wide, b, seed, root.number, 9)
-    check(plan_wide(planner, wide))
+    check(plan(planner))
     return planner, wide
 
 
@@ -301,29 +298,29 @@ class Naive:
         return after
 
 
-def children(planner: Planner, b: int, node: int) -> dict[int, int]:
+def children(wide: Wide, b: int, node: int) -> dict[int, int]:
     """Child by edge."""
-    return {e: int(c) for e, c in enumerate(planner.tree.child[b, node]) if c != NONE}
+    return {e: int(c) for e, c in enumerate(wide.tree.child[b, node]) if c != NONE}
 
 
-def compare(planner: Planner, wide: Wide, b: int, spot: Spot) -> int:
+def compare(wide: Wide, b: int, spot: Spot) -> int:
     """Tree b below a decision node is the naive one, values but for rounding; how many nodes were compared."""
-    tree, node, seen = planner.tree, spot.number, 1
+    tree, node, seen = wide.tree, spot.number, 1
     count = len(spot.prior)
     assert wide.size[b, node, :count].tolist() == list(spot.prior)
     assert wide.drawn[b, node].tolist() == [*spot.drawn.values()] + [0] * (wide.drawn.shape[2] - count)
     assert tree.prior[b, node, :count].tolist() == [float(p) for p in spot.prior.values()]
     assert tree.value[b, node] == pytest.approx(spot.value, rel=1e-5, abs=1e-6)
-    assert [list(spot.prior)[e] for e in children(planner, b, node)] == [
+    assert [list(spot.prior)[e] for e in children(wide, b, node)] == [
         s for s in spot.prior if s in spot.after
     ]
-    for e, child in children(planner, b, node).items():
+    for e, child in children(wide, b, node).items():
         after = spot.after[list(spot.prior)[e]]
         assert (child, tree.visits[b, child]) == (after.number, after.visits)
         assert tree.value[b, child] == pytest.approx(after.value, rel=1e-5, abs=1e-6)
         assert tree.raw_value[b, child] == after.raw
         assert (tree.position[b, child] == after.position).all()
-        seen += 1 + sum(compare(planner, wide, b, following) for following in after.next)
+        seen += 1 + sum(compare(wide, b, following) for following in after.next)
     return seen
 
 
@@ -334,17 +331,17 @@ def test_the_tree_is_the_naive_one(seed: int) -> None:
     roots = [random_root(seed, b) for b in range(3)]
     planner, wide = searched(config, roots, seed)
     for b, root in enumerate(roots):
-        naive = Naive(config, root, seed, int(wide.key[b]), planner.tree.noise[b])
+        naive = Naive(config, root, seed, int(wide.key[b]), planner.noise[b])
         for simulation in range(config.simulations):
             naive.simulate(simulation)
-        assert (
-            compare(planner, wide, b, naive.top) == planner.tree.used[b] == 1 + config.simulations * (1 + C)
-        )
+        seen = compare(wide, b, naive.top)
+        assert seen == wide.tree.used[b] == planner.rows[b] == 1 + config.simulations * (1 + C)
         counts = naive.top.counts()
         best = naive.considered(max(counts.values()))
-        assert wide.size[b, 0, planner.action[b]] == best
+        assert wide.target[b] == best
         policy = naive.improved(naive.top)[1]
-        np.testing.assert_allclose(planner.policy[b, : len(policy)], list(policy.values()), rtol=2e-4)
+        np.testing.assert_allclose(wide.policy[b, : len(policy)], list(policy.values()), rtol=2e-4)
+        check_kinds(planner, wide, b, naive.top, policy)
         assert planner.value[b] == pytest.approx(
             naive.improved(naive.top)[0][max(policy, key=lambda s: policy[s])]
             * config.value_unit
@@ -354,19 +351,36 @@ def test_the_tree_is_the_naive_one(seed: int) -> None:
         )
 
 
-def nodes(planner: Planner, b: int, kind: int) -> Iterator[int]:
-    return (n for n in range(planner.tree.used[b]) if planner.tree.kind[b, n] == kind)
+def check_kinds(planner: Planner, wide: Wide, b: int, top: Spot, policy: dict[float, float]) -> None:
+    """Decision, policy and Q of a planner are those of the candidates, told by the kind of action."""
+    kinds = {size: kind_between(top.side, size) for size in policy}
+    assert ACTIONS[planner.action[b]] == kinds[float(wide.target[b])]
+    for kind, name in enumerate(ACTIONS):
+        mine = [size for size in policy if kinds[size] == name]
+        assert planner.policy[b, kind] == pytest.approx(sum(policy[size] for size in mine), rel=2e-4)
+        q = [float(top.after[size].value) for size in mine if size in top.after]
+        assert planner.q[b, kind] == pytest.approx(max(q, default=math.nan), rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+def kind_between(side: float, target: float) -> str:
+    if target == side:
+        return "HOLD"
+    return "CLOSE" if target == 0 else "BUY" if target > 0 else "SELL"
+
+
+def nodes(wide: Wide, b: int, kind: int) -> Iterator[int]:
+    return (n for n in range(wide.tree.used[b]) if wide.tree.kind[b, n] == kind)
 
 
 @few
 @given(st.integers(0, 2**20))
 def test_children_are_bounded_legal_and_never_resized(seed: int) -> None:
     config = config_of(seed, 60)
-    planner, wide = searched(config, [random_root(seed, b) for b in range(6)], seed)
-    tree, widest, entries = planner.tree, 0, 0
+    _, wide = searched(config, [random_root(seed, b) for b in range(6)], seed)
+    tree, widest, entries = wide.tree, 0, 0
     for b in range(6):
-        for node in nodes(planner, b, DECISION):
-            side, below = tree.position[b, node, SIDE], children(planner, b, node)
+        for node in nodes(wide, b, DECISION):
+            side, below = tree.position[b, node, SIDE], children(wide, b, node)
             drawn = int(wide.drawn[b, node].sum())
             visits = 1 + sum(int(tree.visits[b, child]) for child in below.values())
             if node > 0:
@@ -389,15 +403,15 @@ def test_children_are_bounded_legal_and_never_resized(seed: int) -> None:
 @few
 @given(st.integers(0, 2**20))
 def test_visits_are_conserved(seed: int) -> None:
-    planner, _ = searched(config_of(seed), [random_root(seed, b) for b in range(3)], seed)
-    tree = planner.tree
+    planner, wide = searched(config_of(seed), [random_root(seed, b) for b in range(3)], seed)
+    tree = wide.tree
     for b in range(3):
         assert tree.visits[b, 0] == 41
         for kind, own in ((DECISION, 0), (CHANCE, 1)):
-            for node in nodes(planner, b, kind):
-                passed = sum(int(tree.visits[b, child]) for child in children(planner, b, node).values())
+            for node in nodes(wide, b, kind):
+                passed = sum(int(tree.visits[b, child]) for child in children(wide, b, node).values())
                 assert tree.visits[b, node] == passed + (1 if node == 0 else own)
-                assert kind == DECISION or len(children(planner, b, node)) == C
+                assert kind == DECISION or len(children(wide, b, node)) == C
         assert np.isfinite(tree.value[b]).all()
         assert planner.policy[b].sum() == pytest.approx(1)
 
@@ -410,10 +424,10 @@ def test_a_batch_of_roots_is_its_single_searches_to_the_bit(seed: int, B: int) -
     for b, root in enumerate(roots):
         alone = searched(config_of(seed), [root], seed)
         for one, other in zip(
-            (*together[0].tree, *together[1][:3]), (*alone[0].tree, *alone[1][:3]), strict=True
+            (*together[1].tree, *together[1][1:4]), (*alone[1].tree, *alone[1][1:4]), strict=True
         ):
             assert one[b].tobytes() == other[0].tobytes()
-        assert together[0].action[b] == alone[0].action[0]
+        assert together[1].target[b] == alone[1].target[0]
 
 
 def test_sizes_are_keyed_by_seed_stream_and_step() -> None:
@@ -426,10 +440,13 @@ def test_sizes_are_keyed_by_seed_stream_and_step() -> None:
 
 def test_the_root_draws_from_the_policy() -> None:
     """The first of Gumbel-top-k has the kind and the size that the head of the root says, however many samples."""
-    config, root = new_search_config(simulations=1, considered=1), random_root(5, 1)
+    config, root = (
+        new_search_config(simulations=1, considered=1, rule=WIDENING, samples=3),
+        random_root(5, 1),
+    )
     roots = [Root(number, root.x, root.position, root.move, 0.3) for number in range(1500)]
-    planner, wide = searched(config, roots, 0)
-    taken = wide.size[np.arange(1500), 0, planner.action]
+    _, wide = searched(config, roots, 0)
+    taken = wide.target.astype(float)
     head = wide.head[0, 0].astype(float)
     policy = np.exp(head[:3]) / np.exp(head[:3]).sum()
     assert policy.min() > 0.02
@@ -476,16 +493,15 @@ def parabola(best: float) -> dict[str, Session]:
 @pytest.mark.parametrize("best", [0.6, -0.3, 0.0])
 def test_the_size_that_pays_most_wins(best: float) -> None:
     """All candidates considered, nothing beyond the next bar, Q far above the noise: the size nearest to the best."""
-    config = new_search_config(simulations=64, considered=17, discount=0.0, c_scale=1e4)
+    config = new_search_config(64, 17, discount=0.0, c_scale=1e4, rule=WIDENING, samples=8)
     root = random_root(0, 1)
     root.entry_cost = 0.0
-    planner, wide = searched(config, [root] * 8, 0, parabola(best), samples=8)
+    planner, wide = searched(config, [root] * 8, 0, parabola(best))
     for b in range(8):
         sizes = wide.size[b, 0, :17]
-        assert sizes[planner.action[b]] == sizes[np.abs(sizes - best).argmin()]
-        assert planner.value[b] == pytest.approx(
-            2 * best * sizes[planner.action[b]] - sizes[planner.action[b]] ** 2
-        )
+        size = float(wide.target[b])
+        assert size == sizes[np.abs(sizes - best).argmin()]
+        assert planner.value[b] == pytest.approx(2 * best * size - size**2)
 
 
 def test_limits_are_the_published_table() -> None:
@@ -502,19 +518,19 @@ def test_limits_are_the_published_table() -> None:
 
 def test_memory_is_bounded_by_what_a_search_is_told() -> None:
     config = new_search_config(simulations=16)
-    one, many = (new_wide(bound(SESSIONS[0], B), config, B, C) for B in (1, 5))
-    assert tree_bytes(*one) == tree_bytes(*many)
-    arrays = (*many[0].tree, many[1].head, many[1].size, many[1].drawn, many[1].key)
-    assert 5 * tree_bytes(*many) == sum(array.nbytes for array in arrays)
-    assert many[1].drawn.shape == (5, 1 + 16 * (1 + C), 9)
-    wider = new_wide(bound(SESSIONS[0], 1), config, 1, C, coefficient=4.0, exponent=0.5)
-    assert wider[1].drawn.shape[2] == widening_table(4.0, 0.5, 17)[-1] == 17
+    one, many = (new_wide(config, B, C, D) for B in (1, 5))
+    assert tree_bytes(one) == tree_bytes(many)
+    arrays = (*many.tree, *(array for array in many[1:] if array is not many.limit))
+    assert 5 * tree_bytes(many) == sum(array.nbytes for array in arrays)
+    assert many.drawn.shape == (5, 1 + 16 * (1 + C), 9)
+    wider = new_wide(config, 1, C, D, coefficient=4.0, exponent=0.5)
+    assert wider.drawn.shape[2] == widening_table(4.0, 0.5, 17)[-1] == 17
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"coefficient": 0.5}, {"exponent": 1.5}])
 def test_impossible_widening_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="full width"):
-        new_wide(bound(SESSIONS[0], 1), new_search_config(), 1, C, **wrong)
+        new_wide(new_search_config(samples=wrong.pop("samples", 4)), 1, C, D, **wrong)
 
 
 @pytest.mark.parametrize("name", ["root", "afterstate", "dynamics"])
@@ -522,6 +538,6 @@ def test_a_failing_network_call_is_an_error(name: str) -> None:
     model = bound(SESSIONS[0], 1)
     net = getattr(model, name)
     broken = Session(random_graphs(0)[name]).bind(net.x.shape[1] + 1, net.y.shape[1], row_buckets(len(net.x)))
-    planner, wide = new_wide(model._replace(**{name: broken}), new_search_config(), 1, C)
+    planner = new_planner(model._replace(**{name: broken}), new_search_config(rule=WIDENING), 1, 4, C, D)
     with pytest.raises(OrtError, match="invalid dimensions"):
-        check(plan_wide(planner, wide))
+        check(plan(planner))
