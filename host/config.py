@@ -89,9 +89,6 @@ class TrainConfig:
     search_share: float = 1.0  # of the search's value in the value target; the rest is the n-step return
     steps: int = 120  # learning steps in a cycle
     consistency: float = 0.0  # weight of EfficientZero's self-supervised loss; 0 = off
-    value_prefix: bool = (
-        False  # EfficientZero's: learn sums of rewards by an LSTM; not with search.rule=market
-    )
     codes: str = (
         "quantile"  # chance codes: bins of the next standardised move; or learned, by an encoder of its bar
     )
@@ -100,6 +97,9 @@ class TrainConfig:
     telling: float = 5.0  # weight of the loss by which learned codes tell the move of their bar
     priority: float = 0.0  # exponent of the Bellman error by which windows are drawn; 0 = uniformly
     correction: float = 1.0  # exponent of the importance weights that make up for it
+    value_prefix: bool = (
+        False  # EfficientZero's: learn sums of rewards by an LSTM; not with search.rule=market
+    )
     joint: float = 0.0  # weight of UniZero's joint training on the bars that came; 0 = off
     rate: float = 1e-3
     decay: float = 0.1  # weight decay, times the rate at every step: 2 hides what is sure, see README

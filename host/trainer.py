@@ -74,7 +74,9 @@ class Trainer:
         sizes = self.sizes.features, FEATURES, self.sizes.actions
         learned = t.codes == "learned"
         ahead = t.consistency + t.joint > 0 or learned
-        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead, context, learned, candidates)
+        self.batch = new_batch(
+            t.batch, t.unroll, *sizes, ahead, context, moves=learned, candidates=candidates
+        )
         held = t.replay if t.priority > 0 else 0
         self.error = np.zeros((held, config.market.session))
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
@@ -326,9 +328,9 @@ def new_shape(config: Config, features: int, actions: int) -> Shape:
         actions=actions,
         codes=n.codes,
         project=PROJECTION * n.latent if config.train.consistency > 0 else 0,
+        encode=n.hidden if config.train.codes == "learned" else 0,
         sizes=BETAS if config.search.rule == RULES[WIDENING] else 0,
         prefix=n.latent if config.train.value_prefix else 0,
-        encode=n.hidden if config.train.codes == "learned" else 0,
         **blocks,
     )
 

@@ -28,9 +28,9 @@ class Shape(NamedTuple):
     reward_limit: float = 10.0
     value_limit: float = 20.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
+    encode: int = 0  # hidden layer of the encoder of learned codes; 0 = without: then codes are quantiles
     sizes: int = 0  # Z, parameters of the sizes of entries; 0 = entries are actions
     prefix: int = 0  # width of the LSTM of the value prefix; 0 = without
-    encode: int = 0  # hidden layer of the encoder of learned codes; 0 = without: then codes are quantiles
     layers: int = 0  # L: blocks of a transformer, which takes the place of the dynamics; 0 = without
     heads: int = 4  # of its attention
     window: int = 4  # earlier tokens that an imagined one sees
@@ -83,16 +83,16 @@ class Params(NamedTuple):
     guess_b: Array
     guessed_w: Array  # [W, W]
     guessed_b: Array
-    size_w: Array  # [H, Z] of the policy head, beside its logits: models.beta
-    size_b: Array
-    prefix_w: Array  # [H + L, 4 L] of the value prefix, behind the layer `gain`: models.prefix
-    prefix_b: Array
     encode_w: Array  # [F, E] of the encoder of learned codes, as are the next five
     encode_b: Array
     encoding_w: Array  # [E, C]
     encoding_b: Array
     meaning_w: Array  # [C, 1] move that a code tells of
     meaning_b: Array
+    size_w: Array  # [H, Z] of the policy head, beside its logits: models.beta
+    size_b: Array
+    prefix_w: Array  # [H + L, 4 L] of the value prefix, behind the layer `gain`: models.prefix
+    prefix_b: Array
     embed_w: Array  # [C, D] of a transformer, as is the rest
     embed_b: Array
     qkv_w: Array  # [L, D, 3 D] queries, keys and values
@@ -106,7 +106,7 @@ class Params(NamedTuple):
 
 
 # start near zero: heads, and the encoder, whose random beginnings would else be all it ever says
-SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "size_w", "encoding_w")
+SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "encoding_w", "size_w")
 
 
 def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
@@ -129,11 +129,11 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "projection": (s.project, s.project),
         "guess": (s.project, s.project),
         "guessed": (s.project, s.project),
-        "size": (s.hidden, s.sizes),
-        "prefix": (s.hidden + s.prefix if s.prefix else 0, 4 * s.prefix),
         "encode": (s.features, s.encode),
         "encoding": (s.encode, s.codes if s.encode else 0),
         "meaning": (s.codes, 1) if s.encode else (0, 0),
+        "size": (s.hidden, s.sizes),
+        "prefix": (s.hidden + s.prefix if s.prefix else 0, 4 * s.prefix),
         "embed": (s.codes, s.latent) if s.layers else (0, 0),
     }
     blocks = {

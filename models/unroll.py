@@ -65,10 +65,10 @@ class LossWeights(NamedTuple):
     joint: float = (
         0.0  # of the bars that came: policy and value, and the latents unrolled to them; 0 = without
     )
-    size: float = 1.0  # of the Beta head, if there is one
     commitment: float = 0.0  # among the losses where codes are learned, as are the next two
     usage: float = 0.0
     telling: float = 0.0
+    size: float = 1.0  # of the Beta head, if there is one
 
 
 WEIGHTS = LossWeights()
@@ -251,7 +251,7 @@ def loss_and_gradient(
     came: Array | None = None,
     coding: tuple[Coder, Array, Array] | None = None,
 ) -> list[float]:
-    """The losses in the order of `learn`'s names; d becomes the gradient of their weighted sum.
+    """LOSSES, of sizes, consistency, joint training, codes; d becomes the gradient of their weighted sum.
 
     x [Z n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
     workspace, x filled in, and the soft target network; joint training the latents `came` [K, n, D] of that network;

@@ -34,8 +34,8 @@ def test_a_transformer_takes_the_place_of_the_dynamics() -> None:
     shape = SHAPE._replace(project=0, layers=2)
     p = net.views(np.zeros(net.count(shape)), shape)._asdict()
     assert {name for name, view in p.items() if name.endswith("_w") and view.size == 0} == {
-        "move_w", "next_w", "project_w", "projection_w", "guess_w", "guessed_w", "size_w", "prefix_w", "encode_w",
-        "encoding_w", "meaning_w",
+        "move_w", "next_w", "project_w", "projection_w", "guess_w", "guessed_w", "encode_w", "encoding_w",
+        "meaning_w", "size_w", "prefix_w",
     }  # fmt: skip
     assert [SHAPE.state, shape.state] == [6, 1 + 6 + 2 * 2 * 6]
 
