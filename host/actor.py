@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from host.agent import Agent, Setting
 from host.feed import Bar
 from host.model_file import ModelRefused
+from host.target import utc
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
@@ -44,15 +45,15 @@ def format_decision(
     time_ns: int, action: int, target: float, value: float, policy: Any, latency_us: int
 ) -> list[str]:
     """One row in the columns of `act`: `policy` [A] summed over sizes; the floats survive a round trip."""
-    stamp = np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s") + "Z"
-    k = len(policy) // 2 - 1
-    kinds = policy[:1], policy[1 : 1 + k], policy[1 + k : -1], policy[-1:]
+    shares = policy.tolist()
+    k = len(shares) // 2 - 1
+    kinds = shares[:1], shares[1 : 1 + k], shares[1 + k : -1], shares[-1:]
     return [
-        stamp,
-        ACTIONS[kind_of(int(action), len(policy))],
+        utc(int(time_ns)),
+        ACTIONS[kind_of(int(action), len(shares))],
         np.format_float_positional(target, trim="-"),
         repr(float(value)),
-        *(repr(float(np.sum(kind))) for kind in kinds),
+        *(repr(float(sum(kind))) for kind in kinds),
         str(latency_us),
     ]
 

@@ -52,6 +52,21 @@ ENHANCEMENTS = (
         "gumbel", "memory -5..-10 %, CPU of selection -30..-40 %, storage +2..5 %", on=(GUMBEL,), off=(PUCT,)
     ),
     Enhancement("market search", "none: ours, against gumbel", off=(GUMBEL,)),
+    Enhancement(
+        "unizero",
+        "memory +15..25 %, CPU +10..20 %, storage +10..20 %, 30-50 % fewer samples",
+        on=("train.joint=1.0",),
+    ),
+    Enhancement(
+        "transformer",
+        "memory +40..80 % (500-1200 MB), CPU +20..30 %, storage +15..25 %: defer",
+        on=("network.model=transformer",),
+    ),
+    Enhancement(
+        "transformer, unizero",
+        "both of the above",
+        on=("network.model=transformer", "train.joint=1.0"),
+    ),
     Enhancement("sizes", "memory +20..40 %, CPU +30..50 %, storage +5..10 % (of widening)", on=(SIZES,)),
     Enhancement(
         "progressive widening",
@@ -61,6 +76,8 @@ ENHANCEMENTS = (
     ),
     Enhancement("value prefix", "none", on=(GUMBEL, "train.value_prefix=true"), off=(GUMBEL,)),
     Enhancement("consistency", "none", on=("train.consistency=1.0",)),
+    Enhancement("learned codes", "none", on=("train.codes=learned",)),
+    Enhancement("bellman priority", "none", on=("train.priority=0.4",)),
     Enhancement("age cut", "none", on=("train.age_cut=0.3",)),
     Enhancement(
         "recommended",
