@@ -154,8 +154,13 @@ def save_agent(
         "configuration": configuration,
         "sizes": agent.sizes._asdict(),
     }
-    arrays = {**setting.normaliser._asdict(), **setting.codes._asdict()}
-    return write_model(path, manifest, agent.graphs, arrays)
+    return write_model(path, manifest, agent.graphs, setting_arrays(setting))
+
+
+def setting_arrays(setting: Setting) -> dict[str, NDArray[Any]]:
+    """The arrays of a model file: of the codes what acting needs, not which bars they were seen at."""
+    codes = {"edges": setting.codes.edges, "centres": setting.codes.centres}
+    return {**setting.normaliser._asdict(), **codes}
 
 
 def load_agent(path: Path) -> Loaded:
@@ -209,7 +214,7 @@ def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes]) -> S
         within(name, size, 1, 1 << 12)
     F, C = sizes.features, sizes.codes
     arrays = {"shift": (F,), "scale": (F,), "edges": (C - 1,), "centres": (C,)}
-    for name, array in {**setting.normaliser._asdict(), **setting.codes._asdict()}.items():
+    for name, array in setting_arrays(setting).items():
         kind = np.float32 if name in Normaliser._fields else np.float64
         if array.shape != arrays[name] or array.dtype != kind:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, not {arrays[name]}")

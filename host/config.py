@@ -46,7 +46,7 @@ class NetworkConfig:
     model: str = "mlp"  # or transformer: what leads from one bar of the tree to the next
     latent: int = 32
     hidden: int = 64
-    codes: int = 8  # chance codes: quantiles of the next standardised move
+    codes: int = 8  # chance codes: what they are says train.codes
     layers: int = 2  # of a transformer, as is the rest
     heads: int = 4
     window: int = 4  # earlier bars that an imagined one sees
@@ -88,6 +88,14 @@ class TrainConfig:
     search_share: float = 1.0  # of the search's value in the value target; the rest is the n-step return
     steps: int = 120  # learning steps in a cycle
     consistency: float = 0.0  # weight of EfficientZero's self-supervised loss; 0 = off
+    codes: str = (
+        "quantile"  # chance codes: bins of the next standardised move; or learned, by an encoder of its bar
+    )
+    commitment: float = 0.25  # weight of the loss that ties the encoder of learned codes to what it says
+    usage: float = 0.3  # weight of the loss that keeps learned codes in use, or one would say it all
+    telling: float = 5.0  # weight of the loss by which learned codes tell the move of their bar
+    priority: float = 0.0  # exponent of the Bellman error by which windows are drawn; 0 = uniformly
+    correction: float = 1.0  # exponent of the importance weights that make up for it
     joint: float = 0.0  # weight of UniZero's joint training on the bars that came; 0 = off
     rate: float = 1e-3
     decay: float = 0.1  # weight decay, times the rate at every step: 2 hides what is sure, see README

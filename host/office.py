@@ -65,6 +65,7 @@ class Office:
     def __init__(self, loaded: Loaded, publishing: Publishing, printer: Printer) -> None:
         self._publishing, self._printer, self._model = publishing, printer, loaded.sha256[:16]
         self._folder, self._live = publishing.folder, publishing.live
+        self._halt, self._position = self._folder / "HALT", self._folder / "position.csv"
         self._interval_ns = loaded.setting.market.interval_ns
         limits = Limits(**asdict(publishing.guard))
         self._desk = Desk(loaded, limits)
@@ -215,13 +216,13 @@ class Office:
 
     def _world(self, feed_ns: int) -> World:
         """What there is to know.  A dry run lives in the feed's time."""
-        halt = (self._folder / "HALT").exists()
-        return World(time.time_ns() if self._live else feed_ns, halt, self._position_fault())
+        now = time.time_ns() if self._live else feed_ns
+        return World(now, self._halt.exists(), self._position_fault())
 
     def _position_fault(self) -> str:
         """Why the bridge does not hold what it was told, or ""; without `position.csv` nobody asks."""
         try:
-            position = parse_position(read_small(self._folder / "position.csv"))
+            position = parse_position(read_small(self._position))
         except FileNotFoundError:
             return ""
         except (OSError, RowRefused):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from host.agent import MOST_CONTEXT, Agent, Sizes, slot_sides
+from host.codebook import KINDS, assess, name_sessions, new_codes
 from host.config import Config, ConfigError
 from host.dataset import Dataset, FeatureStore
 from host.progress import Report
@@ -22,8 +24,9 @@ from kernels.market import TRADE, Codes, Market, new_accounts
 from kernels.ort import check
 from kernels.planner import TALLY, Planner
 from kernels.position import FEATURES, HOLD, action_names
+from kernels.priority import bellman_errors, fill_table, sample_by_priority
 from kernels.reanalyze import search_again, value_again
-from kernels.replay import ValueTarget, new_batch, new_replay, sample
+from kernels.replay import EMPTY, ValueTarget, new_batch, new_replay, sample
 from kernels.rng import below
 from kernels.selfplay import play
 from kernels.tree import NOTHING, REUSES
@@ -35,6 +38,7 @@ STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
 VALUE_ROWS = 64  # positions the target network evaluates in one call
 UNIT_RATE = 0.2  # of the running scale of returns, per cycle
 SMALLEST_UNIT = 0.25  # R
+HIGH = 0.95  # quantile of the Bellman errors beyond which all count the same
 MODELS = "mlp", "transformer"
 PROJECTION = 2  # width of the consistency loss's layers in latents
 
@@ -44,14 +48,18 @@ class Trainer:
 
     def __init__(self, data: Dataset, config: Config, threads: int) -> None:
         check_sizes(config)
-        self.data, self.config = data, config
         t = config.train
+        if t.codes == "learned":
+            codes = new_codes(data.setting.codes, len(data.bars.time))
+            data = data._replace(setting=data.setting._replace(codes=codes))
+        self.data, self.config = data, config
         actions = len(action_names(data.setting.market.sizes))
         shape = new_shape(config, len(data.setting.normaliser.scale), actions)
         window = shape.window if shape.layers else 1
         context = shape.context
         self.sizes = Sizes(shape.features, FEATURES, shape.state, actions, shape.codes, window, context)
-        weights = LossWeights(consistency=t.consistency, joint=t.joint)
+        coding = {"commitment": t.commitment, "usage": t.usage, "telling": t.telling}
+        weights = LossWeights(consistency=t.consistency, joint=t.joint, **coding)
         self.learner = Learner(shape, t.batch, t.unroll, t.seed, t.rate, t.decay, t.horizon, threads, weights)
         self.target = (
             self.learner.params.copy()
@@ -61,7 +69,11 @@ class Trainer:
         rows = t.replay * (config.market.session + context)
         self.store = FeatureStore(data, rows, threads, before=context - 1)
         sizes = self.sizes.features, FEATURES, self.sizes.actions
-        self.batch = new_batch(t.batch, t.unroll, *sizes, t.consistency + t.joint > 0, context)
+        learned = t.codes == "learned"
+        ahead = t.consistency + t.joint > 0 or learned
+        self.batch = new_batch(t.batch, t.unroll, *sizes, ahead, context, moves=learned)
+        held = t.replay if t.priority > 0 else 0
+        self.error = np.zeros((held, config.market.session))
         age_cut = t.age_cut * t.horizon / t.steps  # cycles
         self.rule = ValueTarget(t.n_step, config.search.discount, t.search_share, age_cut)
         self.cycle, self.sessions, self.value_unit = 0, 0, 1.0
@@ -78,6 +90,8 @@ class Trainer:
             agent = Agent(self.graphs(), self.sizes)
             begin = time.perf_counter()
             slots = self.collect(agent)
+            codes = self.data.setting.codes
+            known = assess(agent, codes, self.store, self.data.bars, self.bars_of(self.replay.start[slots]))
             collected = time.perf_counter()
             sweep = self.reanalyse(agent)
             searched = time.perf_counter()
@@ -99,6 +113,7 @@ class Trainer:
             "reanalyse_s": searched - collected,
             "learn_s": learnt - searched,
             **sweep,
+            **known,
             **losses,
         }
 
@@ -135,11 +150,23 @@ class Trainer:
         draws = [below(len(self.data.starts), t.seed, STREAM_STARTS, self.sessions + i) for i in range(count)]
         self.replay.start[slots] = self.data.starts[draws]
         self.store.hold(self.replay.start[slots], L + 1)
+        self.name_codes()
         self.replay.searched[slots] = self.replay.played[slots] = self.cycle
         self._each_block(lambda planner, i, block: self._play(planner, i, block), agent, slots)
         self.sessions += count
         self._scale_values(slots)
         return slots
+
+    def bars_of(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The bars at whose close the sessions from these starts decide, each once."""
+        return np.unique(starts[:, None] + np.arange(self.config.market.session))
+
+    def name_codes(self) -> None:
+        """Find what learned codes mean to the target network, from the bars of all sessions held."""
+        starts = self.replay.start[self.replay.start != EMPTY]
+        if self.config.train.codes == "learned" and len(starts) > 0:
+            bars, codes = self.data.bars, self.data.setting.codes
+            name_sessions(codes, self._target_views, self.store, bars, self.bars_of(starts))
 
     def _play(self, planner: Planner, first: int, slots: NDArray[np.int64]) -> int:
         bars, _, codes, market = self._market()
@@ -187,10 +214,15 @@ class Trainer:
         t, totals = self.config.train, dict[str, float]()
         bars, _, codes, market = self._market()
         rule = self.rule._replace(cycle=self.cycle)
+        where = self.store.X, self.store.row_of_bar, bars, codes, market, rule
+        table, chance, seed = self.priorities(rule), np.zeros(t.batch), t.seed + STREAM_SAMPLES
         for _ in range(t.steps):
-            where = self.store.X, self.store.row_of_bar, bars, codes, market
-            seed = t.seed + STREAM_SAMPLES
-            sample(self.batch, self.replay, self.filled, *where, rule, seed, self.learner.step)
+            step = self.learner.step
+            if t.priority > 0:
+                draw = self.batch, chance, table, self.replay, *where, t.correction
+                sample_by_priority(*draw, seed, step)
+            else:
+                sample(self.batch, self.replay, self.filled, *where, seed, step)
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)
@@ -198,6 +230,18 @@ class Trainer:
             for k, error in enumerate(self.learner.reward_errors(self.batch), 1):
                 totals[f"reward_error_{k}"] = error
         return totals
+
+    def priorities(self, rule: ValueTarget) -> NDArray[np.float64]:
+        """[N] cumulative probabilities of the windows, from the values as they are now; N = 0 for uniform draws."""
+        error = self.error[: self.filled]
+        table = np.zeros(error.size)
+        if error.size > 0:
+            bellman_errors(error, self.replay, rule)
+            cap = float(np.quantile(error, HIGH))
+            if not math.isfinite(cap):
+                raise FloatingPointError(f"cycle {self.cycle}: a value is not finite")
+            fill_table(table, error.ravel(), cap, self.config.train.priority)
+        return table
 
     def acting_search(self) -> SearchConfig:
         """The search of the finished agent."""
@@ -228,7 +272,8 @@ class Trainer:
         self.store.hold(self.replay.start[: self.filled], self.config.market.session + 1)
 
     def agent(self) -> Agent:
-        """The target networks, ready to act."""
+        """The target networks, ready to act, and the meaning of their codes in `data`."""
+        self.name_codes()
         return Agent(self.graphs(), self.sizes)
 
     def _market(self) -> tuple[Bars, Normaliser, Codes, Market]:
@@ -275,12 +320,24 @@ def new_shape(config: Config, features: int, actions: int) -> Shape:
         actions=actions,
         codes=n.codes,
         project=PROJECTION * n.latent if config.train.consistency > 0 else 0,
+        encode=n.hidden if config.train.codes == "learned" else 0,
         **blocks,
     )
 
 
+def check_options(config: Config) -> None:
+    """Raise ConfigError for options of learning that do not exist or do not go together."""
+    t = config.train
+    if t.codes not in KINDS:
+        raise ConfigError(f"train.codes: {t.codes!r} is none of {', '.join(KINDS)}")
+    for name in ("commitment", "usage", "telling", "priority", "correction"):
+        if not getattr(t, name) >= 0:
+            raise ConfigError(f"train.{name}: {getattr(t, name)} is below 0")
+
+
 def check_sizes(config: Config) -> None:
     """Raise ConfigError for sizes that do not go together."""
+    check_options(config)
     t, n = config.train, config.network
     if n.model not in MODELS:
         raise ConfigError(f"network.model: {n.model!r} is none of {', '.join(MODELS)}")

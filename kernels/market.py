@@ -77,11 +77,17 @@ class Market(NamedTuple):
     sizes: tuple[float, ...]  # [MOST_SIZES] of an entry: fractions of a full position, ascending, then 0
 
 
+NEVER_NAMED = np.zeros(0, np.int16)
+
+
 class Codes(NamedTuple):
-    """C bins of the standardised next move, edges mirrored about 0."""
+    """C bins of the standardised next move, edges mirrored about 0; or C codes that an encoder learned."""
 
     edges: NDArray[np.float64]  # [C - 1] ascending
     centres: NDArray[np.float64]  # [C] mean standardised move of each bin
+    of_bar: NDArray[np.int16] = (
+        NEVER_NAMED  # [T] learned code by which each bar came; [0] where codes are bins
+    )
 
 
 def new_market(
@@ -439,6 +445,21 @@ def code_of(codes: Codes, z: float) -> int:
         if edge < z or (edge == z and z >= 0):
             c += 1
     return c
+
+
+@kernel
+def realised_code(codes: Codes, bars: Bars, t: int) -> int:
+    """Chance code of the move from the close of bar t to that of t + 1; of a learned code bar t + 1 must be named."""
+    if codes.of_bar.shape[0] > 0:
+        return int(codes.of_bar[t + 1])
+    return code_of(codes, standardised_move(bars, t))
+
+
+@kernel
+def realised_codes(out: NDArray[np.int64], codes: Codes, bars: Bars, ts: NDArray[np.int64]) -> None:
+    """out [n]: the chance code of the move after each bar of ts [n]."""
+    for i in range(ts.shape[0]):
+        out[i] = realised_code(codes, bars, ts[i])
 
 
 @kernel

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from kernels._jit import inlined, kernel
 from kernels.bars import Bars
-from kernels.market import Codes, Market, code_of, standardised_move
+from kernels.market import Codes, Market, realised_code
 from kernels.ort import Net, evaluate
 from kernels.planner import Planner, draw_noise, past_columns, plan, set_root
 from kernels.position import FEATURES, position_features
@@ -21,7 +21,7 @@ def set_known(planner: Planner, b: int, replay: Replay, slot: int, k: int, bars:
         known.action[b] = NONE
         return
     known.action[b] = replay.action[slot, k]
-    known.code[b] = code_of(codes, standardised_move(bars, replay.start[slot] + k))
+    known.code[b] = realised_code(codes, bars, replay.start[slot] + k)
     known.reward[b] = replay.reward[slot, k]
     known.value[b] = planner.value[b]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kernels._jit import kernel
 from kernels.bars import Bars
-from kernels.market import Codes, Market, code_of, entry_cost, standardised_move
+from kernels.market import Codes, Market, entry_cost, realised_code, standardised_move
 from kernels.position import RAW, SIDE, act_on, is_legal, position_features, target_side
 from kernels.rng import below
 
@@ -51,6 +51,7 @@ class Batch(NamedTuple):
     ahead: NDArray[
         np.float32
     ]  # [B, K, F] features of the bars of decisions 1 .. K; [B, 0, F] if no loss reads them
+    move: NDArray[np.float32]  # [B, K] standardised, of step k; [B, 0] if no loss reads it
 
 
 class ValueTarget(NamedTuple):
@@ -87,8 +88,9 @@ def new_batch(
     actions: int,
     ahead: bool = False,
     context: int = 1,
+    moves: bool = False,
 ) -> Batch:
-    """Room for `windows` windows of `steps` steps, with the features of the later bars or without."""
+    """Room for `windows` windows of `steps` steps, with features of the later bars, and with moves, or without."""
     B, K = windows, steps
     return Batch(
         x=np.zeros((B, context * features), np.float32),
@@ -103,6 +105,7 @@ def new_batch(
         weight=np.zeros((B, K + 1), np.float32),
         scratch=np.zeros(RAW, np.float32),
         ahead=np.zeros((B, K if ahead else 0, features), np.float32),
+        move=np.zeros((B, K if moves else 0), np.float32),
     )
 
 
@@ -179,7 +182,7 @@ def fill_step(
     act_on(afterstate, replay.position[slot, step], target, entry_cost(bars, t, market))
     position_features(batch.after[b, k], afterstate, market.excursion_weight == 0)
     batch.action[b, k] = action
-    batch.code[b, k] = code_of(codes, standardised_move(bars, t))
+    batch.code[b, k] = realised_code(codes, bars, t)
     batch.reward[b, k] = replay.reward[slot, step]
 
 
@@ -195,6 +198,43 @@ def fill_beyond(batch: Batch, b: int, k: int) -> None:
     batch.action[b, k - 1] = 0
     batch.code[b, k - 1] = 0
     batch.reward[b, k - 1] = 0.0
+
+
+@kernel
+def fill_window(
+    batch: Batch,
+    b: int,
+    replay: Replay,
+    slot: int,
+    first: int,
+    X: NDArray[np.float32],
+    row_of_bar: NDArray[np.int32],
+    bars: Bars,
+    codes: Codes,
+    market: Market,
+    rule: ValueTarget,
+) -> None:
+    """Window b: decisions first .. first + K of session `slot`."""
+    K, L, F = batch.code.shape[1], replay.reward.shape[1], X.shape[1]
+    for i in range(batch.x.shape[1] // F):
+        row = row_of_bar[replay.start[slot] + first - i]
+        x = batch.x[b, batch.x.shape[1] - (i + 1) * F :]
+        for f in range(F):
+            x[f] = X[row, f]
+    for k in range(K + 1):
+        if first + k < L:
+            fill_decision(batch, b, k, replay, slot, first + k, rule, market)
+        else:
+            fill_beyond(batch, b, k)
+    for k in range(min(K, L - 1 - first)):
+        fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)
+        if batch.move.shape[1] > 0:
+            batch.move[b, k] = standardised_move(bars, replay.start[slot] + first + k)
+    for k in range(batch.ahead.shape[1]):
+        # beyond the end, where nothing weighs, any bar will do
+        row = row_of_bar[replay.start[slot] + min(first + k + 1, L)]
+        for f in range(X.shape[1]):
+            batch.ahead[b, k, f] = X[row, f]
 
 
 @kernel
@@ -215,25 +255,7 @@ def sample(
 
     The draws are keyed by (seed, step): learning step `step` always sees the same windows.
     """
-    B, K = batch.code.shape
-    L, F = replay.reward.shape[1], X.shape[1]
-    for b in range(B):
+    L = replay.reward.shape[1]
+    for b in range(batch.code.shape[0]):
         draw = below(filled * L, seed, step, b)
-        slot, first = draw // L, draw % L
-        for i in range(batch.x.shape[1] // F):
-            row = row_of_bar[replay.start[slot] + first - i]
-            x = batch.x[b, batch.x.shape[1] - (i + 1) * F :]
-            for f in range(F):
-                x[f] = X[row, f]
-        for k in range(K + 1):
-            if first + k < L:
-                fill_decision(batch, b, k, replay, slot, first + k, rule, market)
-            else:
-                fill_beyond(batch, b, k)
-        for k in range(min(K, L - 1 - first)):
-            fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)
-        for k in range(batch.ahead.shape[1]):
-            # beyond the end, where nothing weighs, any bar will do
-            row = row_of_bar[replay.start[slot] + min(first + k + 1, L)]
-            for f in range(X.shape[1]):
-                batch.ahead[b, k, f] = X[row, f]
+        fill_window(batch, b, replay, draw // L, draw % L, X, row_of_bar, bars, codes, market, rule)

@@ -89,20 +89,30 @@ def _dynamics(p: Params, s: Shape) -> bytes:
     return g.serialise(sum(before.values()) + s.codes + 2 * s.position, s.state + 1 + s.actions + 1)
 
 
+def _positions(g: Graph, latent: str, p: Params, s: Shape, slots: int, sides: Array | None) -> str:
+    """The hidden rows [rows S, H] of the heads: every market with every position."""
+    D, P, H, S = s.latent, s.position, s.hidden, slots
+    if sides is not None:  # the positions are biases: one product serves them all
+        w, b = np.tile(p.predict_w[:D], S), p.predict_b + sides @ p.predict_w[D:]
+        hidden = g.hidden(latent, "predict", w, b.ravel())
+    else:
+        each = g.node("Reshape", ["positions", g.weight("each", [-1, P], np.int64)], "each_position")
+        told = g.node("MatMul", [each, g.weight("position_w", p.predict_w[D:])], "told_flat")
+        told = g.node("Reshape", [told, g.weight("apart", [-1, S, H], np.int64)], "told")
+        shared = g.linear(latent, "shared_flat", p.predict_w[:D], p.predict_b)
+        shared = g.node("Reshape", [shared, g.weight("once", [-1, 1, H], np.int64)], "shared")
+        hidden = g.node("Relu", [g.node("Add", [shared, told], "predict_z")], "predict")
+    return g.node("Reshape", [hidden, g.weight("rows", [-1, H], np.int64)], "predict_rows")
+
+
 def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:
     g = Graph()
-    D, P, H, S, states = s.latent, s.position, s.hidden, slots, s.window * s.state if s.layers else s.latent
+    D, P, S, states = s.latent, s.position, slots, s.window * s.state if s.layers else s.latent
     shown = {"positions": S * P} if sides is None else {}
     if s.layers:
         g.split("x", {"states": states, "code": s.codes} | shown)
     elif sides is None:
         g.split("x", {"market": D + s.codes} | shown)
-    if sides is None:
-        each = g.node("Reshape", ["positions", g.weight("each", [-1, P], np.int64)], "each_position")
-        told = g.node("MatMul", [each, g.weight("position_w", p.predict_w[D:])], "told_flat")
-        told = g.node("Reshape", [told, g.weight("apart", [-1, S, H], np.int64)], "told")
-    else:
-        told = g.weight("told", (sides @ p.predict_w[D:])[None])
     if s.layers:
         latent, state = "latent", code_token(g, "states", "code", p, s)
     else:
@@ -113,10 +123,7 @@ def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:
         latent = g.norm(latent, "next", D)
         state = [latent]
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
-    shared = g.linear(latent, "shared_flat", p.predict_w[:D], p.predict_b)
-    shared = g.node("Reshape", [shared, g.weight("once", [-1, 1, H], np.int64)], "shared")
-    hidden = g.node("Relu", [g.node("Add", [shared, told], "predict_z")], "predict")
-    hidden = g.node("Reshape", [hidden, g.weight("rows", [-1, H], np.int64)], "predict_rows")
+    hidden = _positions(g, latent, p, s, S, sides)
     bins = g.linear(hidden, "bins", p.value_w, p.value_b)
     values = g.decode(bins, "values_flat", s.value_limit, s.value_bins)
     values = g.node("Reshape", [values, g.weight("slots", [-1, S], np.int64)], "values")

@@ -2,7 +2,7 @@
 
 The market latent m comes from bar features alone; the position enters the heads only, so a chance prior or a next
 market latent cannot know it.  Letters: F features, P position, D latent, H hidden, A actions, C codes, V bins,
-W projection.
+W projection, E encoder.
 """
 
 import math
@@ -28,6 +28,7 @@ class Shape(NamedTuple):
     reward_limit: float = 10.0
     value_limit: float = 20.0
     project: int = 0  # width of the projector and predictor of the consistency loss; 0 = without
+    encode: int = 0  # hidden layer of the encoder of learned codes; 0 = without: then codes are quantiles
     layers: int = 0  # L: blocks of a transformer, which takes the place of the dynamics; 0 = without
     heads: int = 4  # of its attention
     window: int = 4  # earlier tokens that an imagined one sees
@@ -76,6 +77,12 @@ class Params(NamedTuple):
     guess_b: Array
     guessed_w: Array  # [W, W]
     guessed_b: Array
+    encode_w: Array  # [F, E] of the encoder of learned codes, as are the next five
+    encode_b: Array
+    encoding_w: Array  # [E, C]
+    encoding_b: Array
+    meaning_w: Array  # [C, 1] move that a code tells of
+    meaning_b: Array
     embed_w: Array  # [C, D] of a transformer, as is the rest
     embed_b: Array
     qkv_w: Array  # [L, D, 3 D] queries, keys and values
@@ -88,7 +95,8 @@ class Params(NamedTuple):
     down_b: Array
 
 
-SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w")  # start near zero
+# start near zero: heads, and the encoder, whose random beginnings would else be all it ever says
+SMALL = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "encoding_w")
 
 
 def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
@@ -111,6 +119,9 @@ def sizes(s: Shape) -> dict[str, tuple[int, ...]]:
         "projection": (s.project, s.project),
         "guess": (s.project, s.project),
         "guessed": (s.project, s.project),
+        "encode": (s.features, s.encode),
+        "encoding": (s.encode, s.codes if s.encode else 0),
+        "meaning": (s.codes, 1) if s.encode else (0, 0),
         "embed": (s.codes, s.latent) if s.layers else (0, 0),
     }
     blocks = {

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from kernels._jit import kernel
 from kernels.replay import Batch
 from models.adam import CLIP, Adam, add_up, new_adam, rate_at, update
+from models.codes import Coder, backward_codes, choose_codes, new_coder
 from models.consistency import Foresight, consistency, new_foresight
 from models.encoder import Encoded, encode, encode_backward, new_encoded
 from models.joint import LATENT_WEIGHT, Seen, latent_loss, new_seen, see
@@ -51,7 +52,7 @@ LOSSES = ("policy", "value", "after_value", "chance", "reward")
 
 
 class LossWeights(NamedTuple):
-    """Weights of the losses, in the order of LOSSES, and of one more."""
+    """Weights of the losses, in the order of LOSSES, and of those that may be off."""
 
     policy: float = 1.0
     value: float = 0.5
@@ -62,6 +63,9 @@ class LossWeights(NamedTuple):
     joint: float = (
         0.0  # of the bars that came: policy and value, and the latents unrolled to them; 0 = without
     )
+    commitment: float = 0.0  # among the losses where codes are learned, as are the next two
+    usage: float = 0.0
+    telling: float = 0.0
 
 
 WEIGHTS = LossWeights()
@@ -234,13 +238,17 @@ def loss_and_gradient(
     sight: tuple[Foresight, Params] | None = None,
     stream: Stream | None = None,
     came: Array | None = None,
+    coding: tuple[Coder, Array, Array] | None = None,
 ) -> list[float]:
-    """LOSSES, then those of consistency and of joint training; d becomes the gradient of their weighted sum.
+    """LOSSES, then those of consistency, joint training and codes; d becomes the gradient of their weighted sum.
 
     x [Z n, F]; the rest is what `fill_inputs` and `fill_targets` have written.  The consistency loss has `sight`: its
-    workspace, x filled in, and the soft target network; joint training the latents `came` [K, n, D] of that network.
+    workspace, x filled in, and the soft target network; joint training the latents `came` [K, n, D] of that network;
+    learned codes have `coding`: a workspace, the later bars [n, K, F] and the moves [n, K].
     """
     D, J = work.latent.shape[2], bars_that_came(work)
+    if coding is not None:
+        choose_codes(coding[0], work.gain_in, work.code.first, p, coding[1])
     forward_latents(work, p, x, stream)
     found = _heads(d, work, p, weights)
     later, part = (array.reshape(-1, D) for array in (work.latent[J + 1 :], work.d_part))
@@ -253,13 +261,30 @@ def loss_and_gradient(
         factor = weights.joint * LATENT_WEIGHT
         found.append(latent_loss(part, later, came.reshape(-1, D), work.step_weight, factor))
         work.d_latent[J + 1 :] += work.d_part
+    dynamics = _backward_dynamics(d, work, p, x, latent_gradient, stream)
+    if coding is not None:
+        reward = (
+            work.d_hidden[: len(work.step_weight)],
+            p.gain_w[D:],
+        )  # the reward head was the last to use d_hidden
+        told = work.gain_in, work.code.first, work.step_weight
+        factors = weights.commitment, weights.usage, weights.telling
+        found += backward_codes(d, coding[0], p, *coding[1:], (reward, dynamics), *told, factors)
+    return found
+
+
+def _backward_dynamics(
+    d: Params, work: Work, p: Params, x: Array, latent_gradient: float, stream: Stream | None
+) -> tuple[Array, Array]:
+    """From the latents to the bars; the gradient [M, O] behind the layer that reads the codes, and its weights."""
+    D = work.latent.shape[2]
     if stream is not None:
         backward_tokens(d, stream, p, x, _codes(work, p), work.latent, work.d_latent)
-        return found
+        return stream.dx[len(stream.encoded.z) :], p.embed_w
     _backward_latents(d, work, p, latent_gradient)
-    dz = work.d_latent[: J + 1].reshape(-1, D)
+    dz = work.d_latent[: bars_that_came(work) + 1].reshape(-1, D)
     encode_backward(d, dz, work.encoded, p, x)
-    return found
+    return work.d_move.reshape(len(work.step_weight), -1), p.move_w[D:]
 
 
 def _codes(work: Work, p: Params) -> Array:
@@ -357,6 +382,7 @@ class Room(NamedTuple):
     stream: Stream | None  # of a transformer
     bars: Array | None  # [Z, n, F] features of more bars than the present one
     seen: Seen | None  # of joint training
+    coder: Coder | None  # of learned codes
 
 
 def new_room(shape: Shape, n: int, K: int, weights: LossWeights, dtype: Any = np.float32) -> Room:
@@ -369,6 +395,7 @@ def new_room(shape: Shape, n: int, K: int, weights: LossWeights, dtype: Any = np
         new_stream(shape, n, K, J, dtype) if shape.layers else None,
         np.zeros((Z, n, shape.features), dtype) if Z > 1 else None,
         new_seen(shape, n, K, dtype) if joint else None,
+        new_coder(shape, n, K, dtype) if shape.encode else None,
     )
 
 
@@ -420,6 +447,9 @@ class Learner:
             raise ValueError("a loss that looks ahead needs the target network and a batch that does")
         rest += ["consistency"] if w.consistency > 0 else []
         rest += ["latent"] if w.joint > 0 else []
+        rest += ["commitment", "usage", "telling"] if self.shape.encode else []
+        if self.shape.encode and batch.ahead.shape[1] * batch.move.shape[1] == 0:
+            raise ValueError("learned codes need a batch that looks ahead, with moves")
         rows = list(self._each(lambda i: self._chunk(batch, target, i), range(CHUNKS)))
         found = dict(zip(rest, (sum(column) for column in zip(*rows, strict=True)), strict=True))
         found["gradient_norm"] = math.sqrt(sum(self._each(self._add_up, self._slices())))
@@ -466,7 +496,8 @@ class Learner:
                 sight = room.foresight, target
             if room.seen is not None and target is not None:
                 came = see(room.seen, target, x)
-            more = LATENT_GRADIENT, sight, room.stream, came
+            coding = (room.coder, batch.ahead[rows], batch.move[rows]) if room.coder is not None else None
+            more = LATENT_GRADIENT, sight, room.stream, came, coding
             return loss_and_gradient(self._d[i], work, self._views, x, self._weights, *more)
         finally:
             self._rooms.put(room)

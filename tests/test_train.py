@@ -271,12 +271,12 @@ def test_too_few_bars_are_refused_with_the_reason() -> None:
 @pytest.mark.parametrize(
     "setting",
     ["train.replay=3", "train.batch=30", "train.n_step=24", "network.model=rnn", "network.heads=3",
-     "network.context=65", "train.consistency=1"],
+     "network.context=65", "train.consistency=1", "train.codes=learned", "train.codes=vq", "train.priority=-1",
+     "train.usage=-0.1"],
 )  # fmt: skip
 def test_sizes_that_do_not_go_together_are_refused_by_name(setting: str) -> None:
-    others = (
-        WORLD if setting.split("=")[0] in ("network.heads", "network.context", "train.consistency") else []
-    )
+    world = ("network.heads", "network.context", "train.consistency", "train.codes=learned")
+    others = WORLD if setting.startswith(world) else []
     with pytest.raises(ConfigError, match=setting.split("=")[0]):
         Trainer(dataset(tiny()), tiny(*others, setting), 1)
 
