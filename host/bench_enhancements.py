@@ -80,6 +80,12 @@ ENHANCEMENTS = (
     Enhancement("bellman priority", "none", on=("train.priority=0.4",)),
     Enhancement("age cut", "none", on=("train.age_cut=0.3",)),
     Enhancement(
+        "transformer",
+        "memory +500..1200 MB, CPU +20..30 %, storage +15..25 %",
+        on=("network.model=transformer",),
+    ),
+    Enhancement("joint", "memory +15..25 %, CPU +10..20 %, storage +10..20 %", on=("train.joint=0.25",)),
+    Enhancement(
         "recommended",
         "memory -150..-550 MB, CPU -65..-85 %, CLOSE learnt in 5K instead of 13K episodes",
         off=(PUCT, NO_REUSE, NO_SWEEP),
