@@ -55,7 +55,7 @@ ENHANCEMENTS = (
     Enhancement(
         "unizero",
         "memory +15..25 %, CPU +10..20 %, storage +10..20 %, 30-50 % fewer samples",
-        on=("train.joint=1.0",),
+        on=("train.joint=0.25",),
     ),
     Enhancement(
         "transformer",
@@ -65,7 +65,7 @@ ENHANCEMENTS = (
     Enhancement(
         "transformer, unizero",
         "both of the above",
-        on=("network.model=transformer", "train.joint=1.0"),
+        on=("network.model=transformer", "train.joint=0.25"),
     ),
     Enhancement("sizes", "memory +20..40 %, CPU +30..50 %, storage +5..10 % (of widening)", on=(SIZES,)),
     Enhancement(
@@ -79,12 +79,6 @@ ENHANCEMENTS = (
     Enhancement("learned codes", "none", on=("train.codes=learned",)),
     Enhancement("bellman priority", "none", on=("train.priority=0.4",)),
     Enhancement("age cut", "none", on=("train.age_cut=0.3",)),
-    Enhancement(
-        "transformer",
-        "memory +500..1200 MB, CPU +20..30 %, storage +15..25 %",
-        on=("network.model=transformer",),
-    ),
-    Enhancement("joint", "memory +15..25 %, CPU +10..20 %, storage +10..20 %", on=("train.joint=0.25",)),
     Enhancement(
         "recommended",
         "memory -150..-550 MB, CPU -65..-85 %, CLOSE learnt in 5K instead of 13K episodes",
