@@ -41,6 +41,8 @@ UNIT_RATE = 0.2  # of the running scale of returns, per cycle
 SMALLEST_UNIT = 0.25  # R
 HIGH = 0.95  # quantile of the Bellman errors beyond which all count the same
 MODELS = "mlp", "transformer"
+VALUE_PER_BAR = 0.2  # R: no market pays more for long; a value sums such bars, discounted
+MOST_DISCOUNT = 0.999  # beyond it, values would need no end of bins
 PROJECTION = 2  # width of the consistency loss's layers in latents
 
 
@@ -327,6 +329,7 @@ def new_shape(config: Config, features: int, actions: int) -> Shape:
         hidden=n.hidden,
         actions=actions,
         codes=n.codes,
+        value_limit=VALUE_PER_BAR / (1.0 - min(config.search.discount, MOST_DISCOUNT)),
         project=PROJECTION * n.latent if config.train.consistency > 0 else 0,
         encode=n.hidden if config.train.codes == "learned" else 0,
         sizes=BETAS if config.search.rule == RULES[WIDENING] else 0,
