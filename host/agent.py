@@ -23,6 +23,7 @@ from kernels.ort import Net, Session, no_net
 from kernels.planner import HORIZON, Planner, new_planner
 from kernels.position import FULL, PREVIOUS, RAW, SIDE, action_names, position_features, target_side
 from kernels.search import Model
+from kernels.tree import REUSES
 from kernels.widening import HEAD, most_candidates
 
 MOST_CONTEXT = 64  # bars
@@ -197,15 +198,17 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
         checked_market(market, m, interval_s),
     )
     search = new_search_config(**m["search"])
-    if search.excursion_weight != market.excursion_weight or search.rule not in range(len(RULES)):
+    if search.excursion_weight != market.excursion_weight or not (search.stochastic and search.full_width):
         raise ValueError("a search that is not one of this market")
+    within("rule", search.rule, 0, len(RULES) - 1)
+    within("reuse", search.reuse, 0, len(REUSES) - 1)
     sizes = checked_sizes(Sizes(**m["sizes"]), setting, model.graphs, search.rule)
     within("simulations", search.simulations, 1, 4096)
     within("samples", search.samples, 1, 64)
     candidates = most_candidates(search.samples) if search.rule == WIDENING else sizes.actions
     within("considered", search.considered, 1, candidates)
-    weights = search.c_visit, search.c_scale, search.value_unit
-    if not (0 < search.discount <= 1 and search.value_unit > 0 and max(map(abs, weights)) < MOST_PX):
+    weights = [value for value in search if isinstance(value, float)]
+    if not (0 < search.discount <= 1 and search.value_unit > 0 and all(abs(w) < MOST_PX for w in weights)):
         raise ValueError(f"a search with {search}")
     check_reading(m["data"])
     trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
