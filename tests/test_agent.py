@@ -6,7 +6,6 @@
 import copy
 import hashlib
 import json
-import math
 import os
 import random
 import time
@@ -100,7 +99,7 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "do not  agree": change("instrument", "pip_px", value=0.01),
     "costs beyond": change("costs", "slippage_px", value=1e300),
     "a search with": change("search", "discount", value=1e300),
-    "a search  with": change("search", "c_scale", value=math.nan),
+    "a search  with": change("search", "noise_share", value=1e300),
     "a search that is not": change("search", "stochastic", value=False),
     "reuse is 1000": change("search", "reuse", value=10**22),
     "rule is 4": change("search", "rule", value=4),
