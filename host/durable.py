@@ -81,5 +81,17 @@ def locked(path: Path) -> Iterator[None]:
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise Locked(f"{path}: another process holds it; one `act` writes into a folder") from None
+            raise Locked(f"{path.parent} is in use by process {_holder(file)}") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        file.flush()
         yield
+
+
+def _holder(file: BinaryIO) -> str:
+    """Who wrote its number into a lock; Windows does not let others read it."""
+    file.seek(0)
+    try:
+        return file.read(32).decode().strip() or "unknown"
+    except OSError:
+        return "unknown"

@@ -6,20 +6,20 @@ appears under its name only after its bytes were synced and read back, so what h
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import sys
 import tomllib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.durable import replacing
+from host.durable import locked, replacing
 
 Arrays = dict[str, NDArray[Any]]
 FORMAT = 1
@@ -28,12 +28,6 @@ CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 HEX = 64  # characters of a sha256
 BLOCK = 1 << 20
-
-
-class RunLocked(RuntimeError):  # noqa: N818
-    """Another process trains in this run."""
-
-    exit_code = 8
 
 
 class RunRefused(RuntimeError):  # noqa: N818
@@ -53,7 +47,7 @@ class Checkpoint(NamedTuple):
 class Run:
     """An open, locked run directory; `open_run` makes one."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: ExitStack) -> None:
         self.path = path
         self._lock = lock
         self._checkpoints = path / "checkpoints"
@@ -72,7 +66,7 @@ class Run:
     def close(self) -> None:
         """Release the lock; the run can be opened again."""
         self._metrics.close()
-        os.close(self._lock)
+        self._lock.close()
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Store the resolved configuration: scalars and lists, and tables of them."""
@@ -117,28 +111,15 @@ class Run:
 def open_run(path: Path, resume: bool) -> Run:
     """Create or, with `resume`, reopen the run at `path` and lock it."""
     path.mkdir(parents=True, exist_ok=True)
-    lock = _take_lock(path / "lock")
+    lock = ExitStack()
+    lock.enter_context(locked(path / "lock"))
     try:
         if not resume and (path / "config.toml").exists():
             raise RunRefused(f"{path} holds a run: give --resume to continue it, or another --out")
         return Run(path, lock)
     except BaseException:
-        os.close(lock)
+        lock.close()
         raise
-
-
-def _take_lock(path: Path) -> int:
-    """Descriptor that holds the lock; the system drops it when the process dies, however it dies."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(lock, 32, 0).decode().strip() or "unknown"
-        os.close(lock)
-        raise RunLocked(f"{path.parent} is in use by process {holder}") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
 
 
 def _cut_torn_line(path: Path) -> None:

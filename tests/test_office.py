@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -455,7 +456,7 @@ def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> No
     publishing = new_publishing(str(feed), tmp_path, True, None, False, None, ["guard.max_target=0.5"])
     assert publishing
     assert (publishing.symbol, publishing.guard.max_target) == ("EURUSD", 0.5)
-    with locked(tmp_path / "lock"), pytest.raises(Locked, match="another process") as busy:
+    with locked(tmp_path / "lock"), pytest.raises(Locked, match=f"in use by process {os.getpid()}$") as busy:
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
     assert busy.value.exit_code == 8
 

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host import run
-from host.durable import replacing
-from host.run import Run, RunLocked, RunRefused, open_run, to_toml
+from host.durable import Locked, replacing
+from host.run import Run, RunRefused, open_run, to_toml
 
 ROOT = Path(__file__).parents[1]
 ARRAYS: dict[str, Any] = {
@@ -194,7 +194,7 @@ def test_the_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
-        with pytest.raises(RunLocked, match=f"process {holder.pid}$") as refusal:
+        with pytest.raises(Locked, match=f"process {holder.pid}$") as refusal:
             open_run(tmp_path, resume=True)
         assert refusal.value.exit_code == 8
     finally:
@@ -206,7 +206,7 @@ def test_the_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path
 def test_the_lock_holds_within_a_process_and_is_released_on_refusal(tmp_path: Path) -> None:
     with open_run(tmp_path, resume=False) as opened:
         opened.write_config({"seed": 1})
-        with pytest.raises(RunLocked, match=f"process {os.getpid()}$"):
+        with pytest.raises(Locked, match=f"process {os.getpid()}$"):
             open_run(tmp_path, resume=True)
     with pytest.raises(RunRefused, match="--resume"):
         open_run(tmp_path, resume=False)
