@@ -102,7 +102,7 @@ class TrainConfig:
     )
     joint: float = 0.0  # weight of UniZero's joint training on the bars that came; 0 = off
     rate: float = 1e-3
-    decay: float = 0.1  # weight decay, times the rate at every step: 2 hides what is sure, see README
+    decay: float = 0.3  # weight decay, times the rate at every step: 2 hides what is sure, see README
     horizon: int = 3000  # steps of the learning-rate schedule
     target_rate: float = 0.02  # of the soft target network, which also plays
 
