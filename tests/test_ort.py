@@ -63,3 +63,11 @@ def test_a_net_keeps_its_session_alive() -> None:
         net.x[:] = 1
         check(evaluate(net, 2))
         np.testing.assert_allclose(net.y[1], WEIGHT.sum(axis=0))
+
+
+def test_a_message_that_quotes_bytes_that_are_no_text_is_a_message() -> None:
+    broken = graph(3, 2, [("MatMul", ["x64", "weights"], "y64")], {"weights": WEIGHT}).replace(
+        b"weights", b"w\xfc\xff\x80hts", 1
+    )
+    with pytest.raises(OrtError, match="\N{REPLACEMENT CHARACTER}"):
+        Session(broken)
