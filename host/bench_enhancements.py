@@ -49,9 +49,18 @@ ENHANCEMENTS = (
     Enhancement("rezero, market search", "as above", off=(NO_REUSE,)),
     Enhancement("backward reanalyse", "memory +10..15 %, CPU -10..+5 %, storage +15..30 %", off=(NO_SWEEP,)),
     Enhancement(
-        "gumbel", "memory -5..-10 %, CPU of selection -30..-40 %, storage +2..5 %", on=(GUMBEL,), off=(PUCT,)
+        "gumbel",
+        "memory -5..-10 %, CPU of selection -30..-40 %, storage +2..5 %",
+        on=(GUMBEL,),
+        off=(PUCT,),
+        reason="`planted` 89 % instead of 82 in half a minute, `close` learnt in 512 sessions instead of not at all",
     ),
-    Enhancement("market search", "none: ours, against gumbel", off=(GUMBEL,)),
+    Enhancement(
+        "market search",
+        "none: ours, against gumbel",
+        off=(GUMBEL,),
+        reason="`close` in 320 sessions instead of 512, a decision in two thirds of the time, half the tree",
+    ),
     Enhancement(
         "unizero",
         "memory +15..25 %, CPU +10..20 %, storage +10..20 %, 30-50 % fewer samples",
