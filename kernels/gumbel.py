@@ -16,12 +16,7 @@ from kernels.tree import BEYOND, LEGAL, MASKED, NONE, NOTHING, ONE, ZERO, Tree, 
 
 LOWEST_SCORE = -1e9
 TINY = np.float32(1.1754943508222875e-38)
-GUMBEL, PUCT, MARKET, WIDENING = (
-    0,
-    1,
-    2,
-    3,
-)  # how a search chooses: see kernels.market_tree and kernels.widening
+GUMBEL, PUCT, MARKET, WIDENING = range(4)  # how a search chooses: see also market_tree and widening
 RULES = ("gumbel", "puct", "market", "widening")
 PUCT_INIT, PUCT_BASE = 1.25, 19652.0
 

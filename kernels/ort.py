@@ -67,9 +67,8 @@ def _function(index: int, result: Any, *argtypes: Any) -> Any:
 def check(status: int | None) -> None:
     """Raise what a failed call (a non-null OrtStatus) says, and release it."""
     if status:
-        message = _function(GET_ERROR_MESSAGE, STR, PTR)(status).decode(
-            errors="replace"
-        )  # it quotes the model
+        # it quotes the model, whose bytes need not be text
+        message = _function(GET_ERROR_MESSAGE, STR, PTR)(status).decode(errors="replace")
         _release(RELEASE_STATUS, status)
         raise OrtError(message)
 
