@@ -44,10 +44,9 @@ def sweep(trainer: Trainer, agent: Agent, rule: int, n: int, reuse: int) -> tupl
     """Search one block again; the planner, whose tally says what it took, and CPU seconds."""
     slots = np.arange(trainer.config.train.block)
     planner = agent.planner(len(slots), trainer.search_config(n)._replace(rule=rule, reuse=reuse))
-    setting, store = trainer.data.setting, trainer.store
-    where = store.X, store.row_of_bar, trainer.data.bars, setting.codes, setting.market
+    tape = trainer.store.tape()
     begin = time.thread_time()
-    check(search_again(trainer.replay, planner, slots, *where, trainer.config.train.seed))
+    check(search_again(trainer.replay, planner, slots, tape, trainer.config.train.seed))
     return planner, time.thread_time() - begin
 
 

@@ -64,7 +64,7 @@ class SearchSettings:
     simulations: int = 4  # nodes of a market tree that are expanded
     considered: int = 4  # root actions of Gumbel search
     samples: int = 4  # sizes of each side that a root of widening draws
-    discount: float = 0.99  # per bar
+    discount: float = 0.97  # per bar
     c_visit: float = 50.0
     c_scale: float = 1.0  # in units of the 5 to 95 % range of n-step rewards
 
@@ -85,9 +85,10 @@ class TrainConfig:
     batch: int = 256
     unroll: int = 5  # K
     n_step: int = 5
+    mirror: bool = True  # turn half of the windows upside down: a market and its mirror image are one lesson
     age_cut: float = 0.0  # share of the horizon after which n_step of a session is one less; 0 = off
     search_share: float = 1.0  # of the search's value in the value target; the rest is the n-step return
-    steps: int = 120  # learning steps in a cycle
+    steps: int = 80  # learning steps in a cycle
     consistency: float = 0.0  # weight of EfficientZero's self-supervised loss; 0 = off
     codes: str = (
         "quantile"  # chance codes: bins of the next standardised move; or learned, by an encoder of its bar
@@ -103,8 +104,8 @@ class TrainConfig:
     joint: float = 0.0  # weight of UniZero's joint training on the bars that came; 0 = off
     rate: float = 1e-3
     decay: float = 0.3  # weight decay, times the rate at every step: 2 hides what is sure, see README
-    horizon: int = 3000  # steps of the learning-rate schedule
-    target_rate: float = 0.02  # of the soft target network, which also plays
+    horizon: int = 6000  # steps of the learning-rate schedule
+    target_rate: float = 0.05  # of the soft target network, which also plays
 
 
 @dataclass(frozen=True)

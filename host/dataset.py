@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from host.agent import Setting
 from host.config import Config, ConfigError
 from kernels.bars import Bars
-from kernels.features import HISTORY, features_of, fit_normaliser, new_features, normalise_rows
-from kernels.market import check_scale, fit_codes, new_market, session_starts
+from kernels.features import HISTORY, features_of, fit_normaliser, new_features, normalise_rows, signs
+from kernels.market import Tape, check_scale, fit_codes, new_market, session_starts
 
 FIT_SAMPLE = (
     20_000  # bars that the normaliser and the codes are fitted to, evenly spaced over the training part
@@ -26,7 +26,7 @@ class Dataset(NamedTuple):
     """A market to train on."""
 
     bars: Bars
-    extra: NDArray[np.float32]  # [T, E] columns that only a self-test has
+    extra: NDArray[np.float32]  # [T, E] columns that only a self-test has; a mirrored price negates them
     train_stop: int  # bars [0, train_stop) are the training part
     test_first: int  # first decision of the test part, an embargo later
     setting: Setting
@@ -121,6 +121,12 @@ class FeatureStore:
         self._releases = 0
         self._users = np.zeros(T, np.int16)
         self._data, self._threads, self._before = data, threads, before
+
+    def tape(self) -> Tape:
+        """The rows and what they mean, for kernels; it goes on being up to date."""
+        data, setting = self._data, self._data.setting
+        sign = signs(setting.features, data.extra.shape[1])
+        return Tape(self.X, self.row_of_bar, sign, data.bars, setting.codes, setting.market)
 
     def hold(self, starts: NDArray[np.int64], bars: int) -> None:
         """Have the features of `bars` bars from each start, and of those `before`, at hand until `release`."""

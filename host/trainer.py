@@ -17,10 +17,8 @@ from host.codebook import KINDS, assess, name_sessions, new_codes
 from host.config import Config, ConfigError
 from host.dataset import Dataset, FeatureStore
 from host.progress import Report
-from kernels.bars import Bars
-from kernels.features import Normaliser
 from kernels.gumbel import MARKET, RULES, WIDENING, SearchConfig, new_search_config
-from kernels.market import TRADE, Codes, Market, new_accounts
+from kernels.market import TRADE, new_accounts
 from kernels.ort import check
 from kernels.planner import TALLY, Planner
 from kernels.position import FEATURES, HOLD, action_names
@@ -73,6 +71,7 @@ class Trainer:
         self.replay = new_replay(t.replay, config.market.session, self.sizes.actions, candidates)
         rows = t.replay * (config.market.session + context)
         self.store = FeatureStore(data, rows, threads, before=context - 1)
+        self._tape = self.store.tape()
         sizes = self.sizes.features, FEATURES, self.sizes.actions
         learned = t.codes == "learned"
         ahead = t.consistency + t.joint > 0 or learned
@@ -179,12 +178,10 @@ class Trainer:
             name_sessions(codes, self._target_views, self.store, bars, self.bars_of(starts))
 
     def _play(self, planner: Planner, first: int, slots: NDArray[np.int64]) -> int:
-        bars, _, codes, market = self._market()
         account, trade = new_accounts(len(slots)), np.zeros(TRADE)
         seed, session = self.config.train.seed + STREAM_NOISE, self.sessions + first
-        where = self.store.X, self.store.row_of_bar, bars, codes, market
         wanderers = self.config.train.wanderers
-        return play(self.replay, account, trade, planner, slots, *where, wanderers, seed, session)
+        return play(self.replay, account, trade, planner, slots, self._tape, wanderers, seed, session)
 
     def reanalyse(self, agent: Agent) -> dict[str, int]:
         """Search the sessions whose targets are not fresh again, and value every stored position anew; what it took."""
@@ -205,16 +202,14 @@ class Trainer:
         }
 
     def _search_again(self, planner: Planner, slots: NDArray[np.int64]) -> int:
-        bars, _, codes, market = self._market()
-        where = self.store.X, self.store.row_of_bar, bars, codes, market
         seed = self.config.train.seed + STREAM_REANALYSE + self.cycle
-        return search_again(self.replay, planner, slots, *where, seed)
+        return search_again(self.replay, planner, slots, self._tape, seed)
 
     def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
-        root, memoryless = agent.root(VALUE_ROWS), self.data.setting.market.excursion_weight == 0
-        features, column = (self.store.X, self.store.row_of_bar), root.y.shape[1] - 1 - self.sizes.codes
+        root = agent.root(VALUE_ROWS)
+        column = root.y.shape[1] - 1 - self.sizes.codes
         for slot in slots:
-            status = value_again(self.replay, root, slot, *features, column, memoryless)
+            status = value_again(self.replay, root, slot, self._tape, column)
             if status != 0:
                 return status
         return 0
@@ -222,17 +217,15 @@ class Trainer:
     def learn(self) -> dict[str, float]:
         """Draw and learn the steps of one cycle; the mean losses."""
         t, totals = self.config.train, dict[str, float]()
-        bars, _, codes, market = self._market()
         rule = self.rule._replace(cycle=self.cycle)
-        where = self.store.X, self.store.row_of_bar, bars, codes, market, rule
         table, chance, seed = self.priorities(rule), np.zeros(t.batch), t.seed + STREAM_SAMPLES
         for _ in range(t.steps):
             step = self.learner.step
             if t.priority > 0:
-                draw = self.batch, chance, table, self.replay, *where, t.correction
-                sample_by_priority(*draw, seed, step)
+                draw = self.batch, chance, table, self.replay, self._tape, rule, t.correction
+                sample_by_priority(*draw, t.mirror, seed, step)
             else:
-                sample(self.batch, self.replay, self.filled, *where, seed, step)
+                sample(self.batch, self.replay, self.filled, self._tape, rule, t.mirror, seed, step)
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)
@@ -285,10 +278,6 @@ class Trainer:
         """The target networks, ready to act, and the meaning of their codes in `data`."""
         self.name_codes()
         return Agent(self.graphs(), self.sizes)
-
-    def _market(self) -> tuple[Bars, Normaliser, Codes, Market]:
-        setting = self.data.setting
-        return self.data.bars, setting.normaliser, setting.codes, setting.market
 
     def _each_block(
         self, work: Callable[..., int], agent: Agent, slots: NDArray[np.int64], reuse: int = NOTHING

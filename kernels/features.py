@@ -87,6 +87,12 @@ def names(spec: Features) -> list[str]:
     return [*scattered, *moves, *levels, *costs, *calendar, "since_hole", "hole"]
 
 
+def signs(spec: Features, appended: int) -> NDArray[np.float32]:
+    """[F] -1 for the columns that a mirrored price negates, as it does what a self-test appends, else 1."""
+    own = [-1.0 if name.startswith("+-") else 1.0 for name in names(spec)]
+    return np.array(own + [-1.0] * appended, np.float32)
+
+
 def width(spec: Features) -> int:
     """F, without columns that a market appends."""
     return len(names(spec))

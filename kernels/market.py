@@ -90,6 +90,17 @@ class Codes(NamedTuple):
     )
 
 
+class Tape(NamedTuple):
+    """What happened and what is known of it: bars, the features of those in use, and what they mean."""
+
+    X: NDArray[np.float32]  # [rows, F] normalised features
+    row_of_bar: NDArray[np.int32]  # [T] row of X of each bar, or -1
+    sign: NDArray[np.float32]  # [F] -1 for what a mirrored price negates, else 1
+    bars: Bars
+    codes: Codes
+    market: Market
+
+
 def new_market(
     *,
     range_px: float,

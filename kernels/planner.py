@@ -19,7 +19,7 @@ from kernels.gumbel import (
     root_action,
     visit_policy,
 )
-from kernels.market import Codes, Market
+from kernels.market import Codes, Market, Tape
 from kernels.market_tree import MarketTree, grow_market, new_market_tree, plant_market
 from kernels.ort import evaluate
 from kernels.outlook import Outlook, look_ahead, new_outlook
@@ -120,16 +120,14 @@ def new_planner(
 
 
 @inlined
-def past_columns(
-    x: NDArray[np.float32], X: NDArray[np.float32], row_of_bar: NDArray[np.int32], t: int
-) -> int:
+def past_columns(x: NDArray[np.float32], tape: Tape, t: int) -> int:
     """Write the features of the bars before t that the row x of a root has; the column of those of t."""
-    F = X.shape[1]
+    F = tape.X.shape[1]
     column = 0
     for bar in range(t + 1 - (x.shape[0] - FEATURES) // F, t):
         past = x[column : column + F]
         for f in range(F):
-            past[f] = X[row_of_bar[bar], f]
+            past[f] = tape.X[tape.row_of_bar[bar], f]
         column += F
     return column
 

@@ -74,6 +74,15 @@ def kind_of(action: int, actions: int) -> int:
 
 
 @inlined
+def mirrored(action: int, actions: int) -> int:
+    """The action that does in a mirrored market what `action` does here: the same size on the other side."""
+    k = actions // 2 - 1
+    if action == HOLD or action > 2 * k:
+        return action
+    return action + k if action <= k else action - k
+
+
+@inlined
 def is_legal(side: float, action: int, actions: int, reverse: bool) -> bool:
     """Flat: HOLD, BUY, SELL.  In a position: HOLD, CLOSE, and with `reverse` the opposite side; no resizing."""
     kind = kind_of(action, actions)
@@ -175,3 +184,9 @@ def position_features(out: NDArray[np.float32], position: NDArray[np.float32], m
     out[5] = squash(position[WORST])
     out[6] = squash(position[BEST])
     out[7] = squash(position[BEST] - position[UNREALISED])
+
+
+@inlined
+def mirror_position(features: NDArray[np.float32]) -> None:
+    """Turn the features of a position [FEATURES] into those of the same one on the other side of a mirrored market."""
+    features[0], features[8] = -features[0], -features[8]

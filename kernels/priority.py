@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import kernel
-from kernels.bars import Bars
-from kernels.market import Codes, Market
-from kernels.replay import Batch, Replay, ValueTarget, fill_window, value_target
-from kernels.rng import uniform
+from kernels.market import Tape
+from kernels.replay import Batch, Replay, ValueTarget, fill_window, mirror_window, value_target
+from kernels.rng import below, uniform
 
 UNIFORM = 0.5  # share of the draws
 
@@ -68,23 +67,23 @@ def sample_by_priority(
     chance: NDArray[np.float64],
     table: NDArray[np.float64],
     replay: Replay,
-    X: NDArray[np.float32],
-    row_of_bar: NDArray[np.int32],
-    bars: Bars,
-    codes: Codes,
-    market: Market,
+    tape: Tape,
     rule: ValueTarget,
     correction: float,
+    mirror: bool,
     seed: int,
     step: int,
 ) -> None:
-    """Draw windows by the table [N] of the first N / L sessions; chance [B] becomes their probabilities.
+    """Draw windows as `sample` does, but by the table [N] of the first N / L sessions.
 
-    The draws are keyed by (seed, step), and weigh (N chance)^-correction over the largest of the batch.
+    Their probabilities become chance [B].  The draws are keyed by (seed, step), and
+    weigh (N chance)^-correction over the largest of the batch.
     """
-    L = replay.reward.shape[1]
-    for b in range(chance.shape[0]):
+    B, L = chance.shape[0], replay.reward.shape[1]
+    for b in range(B):
         i = pick(table, uniform(seed, step, b))
         chance[b] = table[i] - (table[i - 1] if i > 0 else 0.0)
-        fill_window(batch, b, replay, i // L, i % L, X, row_of_bar, bars, codes, market, rule)
+        fill_window(batch, b, replay, i // L, i % L, tape, rule)
+        if mirror and below(2, seed, step, B + b) == 1:
+            mirror_window(batch, b, tape)
     weigh(batch.weight, chance, correction)

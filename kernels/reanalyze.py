@@ -4,8 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import inlined, kernel
-from kernels.bars import Bars
-from kernels.market import Codes, Market, realised_code
+from kernels.market import Tape, realised_code
 from kernels.ort import Net, evaluate
 from kernels.planner import Planner, draw_noise, past_columns, plan, set_root, store
 from kernels.position import FEATURES, position_features
@@ -14,14 +13,14 @@ from kernels.tree import NONE, NOTHING
 
 
 @inlined
-def set_known(planner: Planner, b: int, replay: Replay, slot: int, k: int, bars: Bars, codes: Codes) -> None:
+def set_known(planner: Planner, b: int, replay: Replay, slot: int, k: int, tape: Tape) -> None:
     """Tell root b what followed decision k: the last search of this planner was of decision k + 1."""
     known = planner.known
     if planner.config.reuse == NOTHING or k + 1 == replay.reward.shape[1]:
         known.action[b] = NONE
         return
     known.action[b] = replay.action[slot, k]
-    known.code[b] = realised_code(codes, bars, replay.start[slot] + k)
+    known.code[b] = realised_code(tape.codes, tape.bars, replay.start[slot] + k)
     known.reward[b] = replay.reward[slot, k]
     known.value[b] = planner.value[b]
 
@@ -31,11 +30,7 @@ def search_again(
     replay: Replay,
     planner: Planner,
     slots: NDArray[np.int64],
-    X: NDArray[np.float32],
-    row_of_bar: NDArray[np.int32],
-    bars: Bars,
-    codes: Codes,
-    market: Market,
+    tape: Tape,
     seed: int,
 ) -> int:
     """Replace policy targets and search values of all decisions of the sessions `slots` [B], in lockstep.
@@ -46,10 +41,11 @@ def search_again(
     for k in range(replay.reward.shape[1] - 1, -1, -1):
         for b in range(slots.shape[0]):
             t = replay.start[slots[b]] + k
-            past_columns(planner.model.root.x[b], X, row_of_bar, t)
-            set_root(planner, b, X[row_of_bar[t]], replay.position[slots[b], k], bars, t, codes, market)
+            past_columns(planner.model.root.x[b], tape, t)
+            position = replay.position[slots[b], k]
+            set_root(planner, b, tape.X[tape.row_of_bar[t]], position, tape.bars, t, tape.codes, tape.market)
             draw_noise(planner, b, seed, replay.start[slots[b]], k)
-            set_known(planner, b, replay, slots[b], k, bars, codes)
+            set_known(planner, b, replay, slots[b], k, tape)
         status = plan(planner)
         if status != 0:
             return status
@@ -63,21 +59,20 @@ def value_again(
     replay: Replay,
     root: Net,
     slot: int,
-    X: NDArray[np.float32],
-    row_of_bar: NDArray[np.int32],
+    tape: Tape,
     column: int,
-    memoryless: bool,
 ) -> int:
     """Replace the values of session `slot` by `column` of the network `root`.  0 or a network status."""
-    states, F = replay.value.shape[1], X.shape[1]
+    states, F = replay.value.shape[1], tape.X.shape[1]
+    memoryless = tape.market.excursion_weight == 0
     first = 0
     while first < states:
         rows = min(root.x.shape[0], states - first)
         for row in range(rows):
             t = replay.start[slot] + first + row
-            x = root.x[row, past_columns(root.x[row], X, row_of_bar, t) :]
+            x = root.x[row, past_columns(root.x[row], tape, t) :]
             for f in range(F):
-                x[f] = X[row_of_bar[t], f]
+                x[f] = tape.X[tape.row_of_bar[t], f]
             position_features(x[F : F + FEATURES], replay.position[slot, first + row], memoryless)
         status = evaluate(root, rows)
         if status != 0:

@@ -10,9 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import kernel
-from kernels.bars import Bars
-from kernels.market import Codes, Market, entry_cost, realised_code, standardised_move
-from kernels.position import CLOSE, HOLD, RAW, SIDE, act_on, is_legal, position_features
+from kernels.market import Market, Tape, entry_cost, realised_code, standardised_move
+from kernels.position import (
+    CLOSE,
+    HOLD,
+    RAW,
+    SIDE,
+    act_on,
+    is_legal,
+    mirror_position,
+    mirrored,
+    position_features,
+)
 from kernels.rng import below
 
 EMPTY = -1
@@ -188,18 +197,16 @@ def fill_step(
     replay: Replay,
     slot: int,
     step: int,
-    bars: Bars,
-    codes: Codes,
-    market: Market,
+    tape: Tape,
 ) -> None:
     """What happened between decision `step` and the next."""
-    t = replay.start[slot] + step
+    bars, market, t = tape.bars, tape.market, replay.start[slot] + step
     afterstate = batch.scratch
     target = replay.position[slot, step + 1, SIDE]
     act_on(afterstate, replay.position[slot, step], target, entry_cost(bars, t, market))
     position_features(batch.after[b, k], afterstate, market.excursion_weight == 0)
     batch.action[b, k] = replay.action[slot, step]
-    batch.code[b, k] = realised_code(codes, bars, t)
+    batch.code[b, k] = realised_code(tape.codes, bars, t)
     batch.reward[b, k] = replay.reward[slot, step]
 
 
@@ -226,14 +233,11 @@ def fill_window(
     replay: Replay,
     slot: int,
     first: int,
-    X: NDArray[np.float32],
-    row_of_bar: NDArray[np.int32],
-    bars: Bars,
-    codes: Codes,
-    market: Market,
+    tape: Tape,
     rule: ValueTarget,
 ) -> None:
     """Window b: decisions first .. first + K of session `slot`."""
+    X, row_of_bar, bars = tape.X, tape.row_of_bar, tape.bars
     K, L, F = batch.code.shape[1], replay.reward.shape[1], X.shape[1]
     for i in range(batch.x.shape[1] // F):
         row = row_of_bar[replay.start[slot] + first - i]
@@ -242,11 +246,11 @@ def fill_window(
             x[f] = X[row, f]
     for k in range(K + 1):
         if first + k < L:
-            fill_decision(batch, b, k, replay, slot, first + k, rule, market)
+            fill_decision(batch, b, k, replay, slot, first + k, rule, tape.market)
         else:
             fill_beyond(batch, b, k)
     for k in range(min(K, L - 1 - first)):
-        fill_step(batch, b, k, replay, slot, first + k, bars, codes, market)
+        fill_step(batch, b, k, replay, slot, first + k, tape)
         if batch.move.shape[1] > 0:
             batch.move[b, k] = standardised_move(bars, replay.start[slot] + first + k)
     for k in range(batch.ahead.shape[1]):
@@ -257,24 +261,55 @@ def fill_window(
 
 
 @kernel
+def mirror_window(batch: Batch, b: int, tape: Tape) -> None:
+    """Turn window b into that of the mirrored market: rises are falls, and a long position is a short one.
+
+    Chart and trade look alike upside down, but for what only noise tells: so a network cannot believe that a
+    direction follows from anything without one, such as the volatility or the hour.  Only swaps tell the sides apart.
+    """
+    F, A, C = tape.X.shape[1], batch.policy.shape[2], tape.codes.centres.shape[0]
+    x, ahead, sign = batch.x[b], batch.ahead[b], tape.sign
+    for i in range(x.shape[0]):
+        x[i] *= sign[i % F]
+    for k in range(ahead.shape[0]):
+        for f in range(F):
+            ahead[k, f] *= sign[f]
+    for k in range(batch.move.shape[1]):
+        batch.move[b, k] = -batch.move[b, k]
+    for k in range(batch.code.shape[1]):
+        batch.action[b, k] = mirrored(batch.action[b, k], A)
+        batch.code[b, k] = C - 1 - batch.code[b, k]
+        mirror_position(batch.after[b, k])
+    for k in range(batch.weight.shape[1]):
+        mirror_position(batch.position[b, k])
+        policy, legal = batch.policy[b, k], batch.legal[b, k]
+        for a in range(A):
+            other = mirrored(a, A)
+            if a < other:
+                policy[a], policy[other] = policy[other], policy[a]
+                legal[a], legal[other] = legal[other], legal[a]
+        for e in range(batch.size.shape[2]):
+            batch.size[b, k, e] = -batch.size[b, k, e]
+
+
+@kernel
 def sample(
     batch: Batch,
     replay: Replay,
     filled: int,
-    X: NDArray[np.float32],
-    row_of_bar: NDArray[np.int32],
-    bars: Bars,
-    codes: Codes,
-    market: Market,
+    tape: Tape,
     rule: ValueTarget,
+    mirror: bool,
     seed: int,
     step: int,
 ) -> None:
-    """Draw windows uniformly from the first `filled` sessions; X[row_of_bar[t]] [F] are the features of bar t.
+    """Draw windows uniformly from the first `filled` sessions; with `mirror`, half of them are mirrored.
 
     The draws are keyed by (seed, step): learning step `step` always sees the same windows.
     """
-    L = replay.reward.shape[1]
-    for b in range(batch.code.shape[0]):
+    B, L = batch.code.shape[0], replay.reward.shape[1]
+    for b in range(B):
         draw = below(filled * L, seed, step, b)
-        fill_window(batch, b, replay, draw // L, draw % L, X, row_of_bar, bars, codes, market, rule)
+        fill_window(batch, b, replay, draw // L, draw % L, tape, rule)
+        if mirror and below(2, seed, step, B + b) == 1:
+            mirror_window(batch, b, tape)

@@ -4,8 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels._jit import inlined, kernel
-from kernels.bars import Bars
-from kernels.market import ACC_SIDE, Codes, Market, close_out, raw_position, step_to
+from kernels.market import ACC_SIDE, Tape, close_out, raw_position, step_to
 from kernels.planner import Planner, chosen_target, draw_noise, past_columns, plan, set_root, store
 from kernels.position import BUY, HOLD, is_legal
 from kernels.replay import Replay
@@ -41,11 +40,7 @@ def play(
     trade: NDArray[np.float64],
     planner: Planner,
     slots: NDArray[np.int64],
-    X: NDArray[np.float32],
-    row_of_bar: NDArray[np.int32],
-    bars: Bars,
-    codes: Codes,
-    market: Market,
+    tape: Tape,
     wanderers: int,
     seed: int,
     session: int,
@@ -58,13 +53,14 @@ def play(
     The noise of a root is keyed by (seed, session + b, step).  `trade` [TRADE] is scratch.  0 or a network status.
     """
     B, L = slots.shape[0], replay.reward.shape[1]
+    bars, market = tape.bars, tape.market
     for k in range(L):
         for b in range(B):
             t = replay.start[slots[b]] + k
             position = replay.position[slots[b], k]
             raw_position(position, account[b], market)
-            past_columns(planner.model.root.x[b], X, row_of_bar, t)
-            set_root(planner, b, X[row_of_bar[t]], position, bars, t, codes, market)
+            past_columns(planner.model.root.x[b], tape, t)
+            set_root(planner, b, tape.X[tape.row_of_bar[t]], position, bars, t, tape.codes, market)
             draw_noise(planner, b, seed, session + b, k)
         status = plan(planner)
         if status != 0:

@@ -22,16 +22,21 @@ from kernels.position import (
     ACTIONS,
     BUY,
     CLOSE,
+    FEATURES,
     FULL,
     HELD,
     HOLD,
+    PREVIOUS,
     RAW,
     SELL,
     SIDE,
     act_on,
     action_names,
     is_legal,
+    mirror_position,
+    mirrored,
     move_on,
+    position_features,
     target_side,
 )
 from tests.naive import MONDAY, NEW_YORK, Broker, moment, rolls, wandering_bars
@@ -164,14 +169,39 @@ def test_later_bars_change_nothing(case: Case, t: int) -> None:
 def test_mirrored_market_mirrors_the_profit(seed: int, reverse: bool) -> None:
     bars = wandering_bars(seed, N, 60, spread=0.0)
     prices = {name: 2.2 - getattr(bars, name) for name in ("open", "close", "ask_open", "ask_close")}
-    mirrored = bars._replace(high=2.2 - bars.low, low=2.2 - bars.high, **prices)
+    turned = bars._replace(high=2.2 - bars.low, low=2.2 - bars.high, **prices)
     options: dict[str, Any] = {"range_px": 5e-4, "pip_px": 1e-4, "interval_ns": HOUR, "reverse": reverse}
     market = new_market(excursion_weight=0.05, **options)
     one = play(Case(bars, market, seed))
-    other = play(Case(mirrored, market, seed), [(HOLD, SELL, BUY, CLOSE)[a] for a in one.actions])
+    other = play(Case(turned, market, seed), [(HOLD, SELL, BUY, CLOSE)[a] for a in one.actions])
     np.testing.assert_allclose(one.rewards, other.rewards, atol=1e-10)
     np.testing.assert_array_equal(one.trades[:, mk.TRADE_SIDE], -other.trades[:, mk.TRADE_SIDE])
     assert np.abs(one.rewards).sum() > 0
+
+
+@pytest.mark.parametrize("sizes", [FULL, (0.1, 0.25, 0.5, 1.0, 0.0)])
+@pytest.mark.parametrize("reverse", [True, False])
+def test_mirrored_actions_and_positions_are_those_of_the_other_side(
+    sizes: tuple[float, ...], reverse: bool
+) -> None:
+    """Whatever is held: the mirrored action is as legal, and brings about the mirrored position."""
+    A, draw = len(action_names(sizes)), np.random.default_rng(0)
+    for side in (-1.0, -0.25, 0.0, 0.5, 1.0):
+        for action in range(A):
+            other = mirrored(action, A)
+            assert mirrored(other, A) == action
+            assert is_legal(-side, other, A, reverse) == is_legal(side, action, A, reverse)
+            assert target_side(-side, other, sizes) == -target_side(side, action, sizes)
+        raw = draw.normal(size=RAW).astype(np.float32)
+        raw[SIDE] = side
+        turned = raw.copy()
+        turned[[SIDE, PREVIOUS]] *= -1
+        for memoryless in (True, False):
+            features = np.zeros((2, FEATURES), np.float32)
+            position_features(features[0], raw, memoryless)
+            position_features(features[1], turned, memoryless)
+            mirror_position(features[0])
+            np.testing.assert_array_equal(features[0], features[1])
 
 
 @few
@@ -453,8 +483,8 @@ def test_codes_of_moves_that_are_often_zero_promise_nothing() -> None:
     close = np.cumsum(np.where(still, 0.0, np.diff(bars.close, prepend=1.1))) + 1.1
     codes = mk.fit_codes(bars._replace(close=close), np.arange(100, 1999))
     z = [mk.standardised_move(bars._replace(close=close), t) for t in range(100, 1999)]
-    mirrored = [codes.centres[mk.code_of(codes, s * x)] for x in z for s in (1, -1)]
-    assert abs(np.mean(mirrored)) < 1e-12
+    means = [codes.centres[mk.code_of(codes, s * x)] for x in z for s in (1, -1)]
+    assert abs(np.mean(means)) < 1e-12
     assert np.isfinite(codes.centres).all()
     with pytest.raises(ValueError, match="a bar after every bar"):
         mk.fit_codes(bars, np.array([1999]))

@@ -12,9 +12,6 @@ from kernels.position import FEATURES
 from kernels.priority import UNIFORM, bellman_errors, fill_table, pick, sample_by_priority
 from kernels.replay import Batch, Replay, ValueTarget, new_batch
 from tests.test_replay import (
-    BARS,
-    CODES,
-    MARKET,
     A,
     F,
     L,
@@ -24,7 +21,7 @@ from tests.test_replay import (
     few,
     naive_value,
     random_replay,
-    rows_of,
+    tape_of,
 )
 from tests.test_train import same_state, trained
 
@@ -43,9 +40,7 @@ def draw(
 ) -> tuple[Batch, Any, np.ndarray]:
     """(batch, (slots, first decisions), probabilities)."""
     batch, chance = new_batch(B, 5, F, FEATURES, A), np.zeros(B)
-    X, row_of_bar = rows_of(0)
-    where = X, row_of_bar, BARS, CODES, MARKET, RULE
-    sample_by_priority(batch, chance, table, replay, *where, correction, seed, step)
+    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, correction, False, seed, step)
     exact = np.diff(table, prepend=0.0)
     i = np.abs(exact - chance[:, None]).argmin(axis=1)  # the errors of a random replay differ
     return batch, np.divmod(i, L), chance
@@ -125,9 +120,8 @@ def test_without_errors_the_draws_are_the_uniform_ones() -> None:
     replay, table = random_replay(2), np.zeros(R * L)
     fill_table(table, np.zeros(R * L), 0.0, 0.4)
     batch, chance = new_batch(64, 5, F, FEATURES, A), np.zeros(64)
-    X, row_of_bar = rows_of(0)
-    sample_by_priority(batch, chance, table, replay, X, row_of_bar, BARS, CODES, MARKET, RULE, 1.0, 4, 4)
-    plain = draw_batch(replay, R, RULE, 4, 4)
+    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, 1.0, True, 4, 4)
+    plain = draw_batch(replay, R, RULE, 4, 4, mirror=True)
     assert (batch.x == plain.x).all()
     np.testing.assert_allclose(batch.weight, plain.weight, rtol=1e-12)
 

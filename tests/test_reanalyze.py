@@ -8,7 +8,7 @@ import pytest
 from host import trainer
 from host.agent import Agent, Sizes, slot_sides
 from kernels.gumbel import GUMBEL, MARKET, RULES, SearchConfig, new_search_config
-from kernels.market import code_of, fit_codes, new_market, standardised_move
+from kernels.market import Tape, code_of, fit_codes, new_market, standardised_move
 from kernels.ort import check
 from kernels.planner import Planner, draw_noise, plan, set_root
 from kernels.position import FEATURES, RAW, SIDE
@@ -190,10 +190,11 @@ def random_replay() -> Replay:
 def test_a_sweep_goes_from_last_to_first_and_uses_the_value_just_found(rule: int, reuse: int) -> None:
     X = np.random.default_rng(5).normal(size=(len(BARS.time), SHAPE.features)).astype(np.float32)
     rows, slots = np.arange(len(BARS.time), dtype=np.int32), np.array([2, 0])
+    tape = Tape(X, rows, np.ones(X.shape[1], np.float32), BARS, CODES, WORLD)
     replay, untouched = random_replay(), random_replay()
     config = config_of(rule, reuse, 8)
     planner = AGENT.planner(2, config)
-    check(search_again(replay, planner, slots, X, rows, BARS, CODES, WORLD, 9))
+    check(search_again(replay, planner, slots, tape, 9))
     for slot in slots:
         value = np.float32(0)
         for k in reversed(range(L)):

@@ -11,7 +11,7 @@ from host.config import load_config
 from host.dataset import Dataset, FeatureStore, new_dataset
 from kernels.bars import NS, Bars
 from kernels.features import features_of
-from kernels.market import Codes, fit_codes, new_market
+from kernels.market import Codes, Tape, code_of, fit_codes, new_market
 from kernels.position import ACTIONS, COST, FEATURES, RAW, SIDE, UNREALISED, position_features
 from kernels.replay import Batch, Replay, ValueTarget, new_batch, new_replay, sample
 from kernels.rng import below
@@ -22,6 +22,7 @@ MARKET = new_market(
     range_px=5e-4, pip_px=1e-4, interval_ns=60 * NS, slippage_px=2e-5, commission_px=3e-5, reverse=True
 )
 BARS = wandering_bars(1, T, 1)
+SIGN = np.array([-1, 1, 1, -1, 1], np.float32)
 CODES = fit_codes(BARS, np.arange(80, 300))
 few = settings(deadline=None, max_examples=12)
 
@@ -43,10 +44,11 @@ def random_replay(seed: int) -> Replay:
     return replay
 
 
-def rows_of(seed: int) -> tuple[Any, Any]:
+def tape_of(seed: int) -> Tape:
     """Features of every bar, stored in an order of their own."""
     draw = np.random.default_rng(seed)
-    return draw.normal(size=(T, F)).astype(np.float32), draw.permutation(T).astype(np.int32)
+    X, row_of_bar = draw.normal(size=(T, F)).astype(np.float32), draw.permutation(T).astype(np.int32)
+    return Tape(X, row_of_bar, SIGN, BARS, CODES, MARKET)
 
 
 def draw_batch(
@@ -58,12 +60,12 @@ def draw_batch(
     B: int = 64,
     K: int = 5,
     ahead: bool = False,
+    mirror: bool = False,
 ) -> Batch:
     batch = new_batch(B, K, F, FEATURES, A, ahead)
     for array in batch:
         array[...] = 7 if array.dtype != np.bool_ else False  # what an earlier batch left behind
-    X, row_of_bar = rows_of(0)
-    sample(batch, replay, filled, X, row_of_bar, BARS, CODES, MARKET, rule, seed, step)
+    sample(batch, replay, filled, tape_of(0), rule, mirror, seed, step)
     return batch
 
 
@@ -119,9 +121,9 @@ def allowed(side: float) -> list[bool]:
 
 def check_window(batch: Batch, b: int, replay: Replay, slot: int, first: int, rule: ValueTarget) -> None:
     """Window b is decisions first .. first + K of session `slot`, and nothing of any other session."""
-    X, row_of_bar = rows_of(0)
+    tape = tape_of(0)
     start = int(replay.start[slot])
-    assert (batch.x[b] == X[row_of_bar[start + first]]).all()
+    assert (batch.x[b] == tape.X[tape.row_of_bar[start + first]]).all()
     for k in range(batch.weight.shape[1]):
         i = first + k
         if i >= L:
@@ -180,20 +182,50 @@ def test_a_batch_looks_ahead_only_where_it_is_asked_to() -> None:
     plain, batch = draw_batch(replay, R, rule, 2, 2), draw_batch(replay, R, rule, 2, 2, ahead=True)
     assert plain.ahead.size == 0
     assert all((a == b).all() for a, b in zip(plain[:-2], batch[:-2], strict=True))
-    X, row_of_bar = rows_of(0)
+    tape = tape_of(0)
     for b in range(64):
         slot, first = divmod(below(R * L, 2, 2, b), L)
         for k in range(min(5, L - first)):
             np.testing.assert_array_equal(
-                batch.ahead[b, k], X[row_of_bar[replay.start[slot] + first + k + 1]]
+                batch.ahead[b, k], tape.X[tape.row_of_bar[replay.start[slot] + first + k + 1]]
             )
+
+
+def test_half_of_the_windows_are_those_of_the_mirrored_market() -> None:
+    """Against a naive reading: what has a direction changes it, and nothing else changes."""
+    replay, rule, seen = random_replay(7), ValueTarget(5, 0.9, 0.5), [0, 0]
+    plain, batch = (draw_batch(replay, R, rule, 2, 5, ahead=True, mirror=mirror) for mirror in (False, True))
+    swap = [ACTIONS.index(name) for name in ("HOLD", "SELL", "BUY", "CLOSE")]
+    side = np.array([-1, 1, 1, 1, 1, 1, 1, 1, -1], np.float32)
+    turned = plain._replace(
+        x=plain.x * SIGN,
+        ahead=plain.ahead * SIGN,
+        position=plain.position * side,
+        after=plain.after * side,
+        action=np.take(swap, plain.action),
+        code=len(CODES.centres) - 1 - plain.code,
+        policy=plain.policy[..., swap],
+        legal=plain.legal[..., swap],
+    )
+    for b in range(64):
+        draw = below(2, 2, 5, 64 + b)
+        seen[draw] += 1
+        for name, found, expected in zip(Batch._fields, batch, (plain, turned)[draw], strict=True):
+            if name != "scratch":
+                np.testing.assert_array_equal(found[b], expected[b], err_msg=name)
+    assert min(seen) > 20
+
+
+@few
+@given(st.floats(1e-9, 6))
+def test_the_code_of_a_mirrored_move_is_the_mirrored_code(z: float) -> None:
+    assert code_of(CODES, -z) == len(CODES.centres) - 1 - code_of(CODES, z)
 
 
 def test_moves_are_in_the_batch_only_where_it_is_asked_for_them() -> None:
     replay, rule = random_replay(5), ValueTarget(5, 0.9, 0.0)
-    X, row_of_bar = rows_of(0)
     batch = new_batch(64, 5, F, FEATURES, A, moves=True)
-    sample(batch, replay, R, X, row_of_bar, BARS, CODES, MARKET, rule, 3, 3)
+    sample(batch, replay, R, tape_of(0), rule, False, 3, 3)
     for b in range(64):
         slot, first = divmod(below(R * L, 3, 3, b), L)
         for k in range(min(5, L - 1 - first)):
@@ -235,13 +267,13 @@ def test_draws_are_uniform_over_the_filled_sessions_and_their_decisions() -> Non
     """Chi-square over session x decision: 48 bins, far below the 1e-6 quantile of about 115."""
     replay, filled = random_replay(0), 4
     replay.start[:] = 70 + 20 * np.arange(R)
-    _, row_of_bar = rows_of(0)
-    X = np.zeros((T, 1), np.float32)
-    X[row_of_bar, 0] = np.arange(T)
+    X, tape = np.zeros((T, 1), np.float32), tape_of(0)
+    X[tape.row_of_bar, 0] = np.arange(T)
+    tape, rule = tape._replace(X=X), ValueTarget(1, 1.0, 0.0)
     seen = np.zeros(T, np.int64)
     for step in range(60):
         batch = new_batch(256, 1, 1, FEATURES, A)
-        sample(batch, replay, filled, X, row_of_bar, BARS, CODES, MARKET, ValueTarget(1, 1.0, 0.0), 5, step)
+        sample(batch, replay, filled, tape, rule, False, 5, step)
         seen += np.bincount(batch.x[:, 0].astype(int), minlength=T)
     bins = np.concatenate([seen[s : s + L] for s in replay.start[:filled]])
     assert bins.sum() == seen.sum() == 60 * 256
@@ -260,8 +292,7 @@ def test_entries_of_any_size_come_with_their_shares_and_explored_sizes_end_a_ret
     largest = np.take_along_axis(size, share.argmax(axis=2)[..., None], axis=2)[..., 0]
     replay.position[:, 1:, SIDE] = np.where(draw.random((R, L)) < 0.7, largest, 0.05)
     batch, rule = new_batch(64, 5, F, FEATURES, A, candidates=E), ValueTarget(5, 0.9, 0.0)
-    X, row_of_bar = rows_of(0)
-    sample(batch, replay, R, X, row_of_bar, BARS, CODES, MARKET, rule, 3, 3)
+    sample(batch, replay, R, tape_of(0), rule, False, 3, 3)
     greedy = np.isin(replay.action, (0, 3)) | (replay.position[:, 1:, SIDE] == largest)
     assert 0.5 < greedy.mean() < 0.95
     for b in range(64):
