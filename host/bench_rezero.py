@@ -44,9 +44,8 @@ def sweep(trainer: Trainer, agent: Agent, rule: int, n: int, reuse: int) -> tupl
     """Search one block again; the planner, whose tally says what it took, and CPU seconds."""
     slots = np.arange(trainer.config.train.block)
     planner = agent.planner(len(slots), trainer.search_config(n)._replace(rule=rule, reuse=reuse))
-    tape = trainer.store.tape()
     begin = time.thread_time()
-    check(search_again(trainer.replay, planner, slots, tape, trainer.config.train.seed))
+    check(search_again(trainer.replay, planner, slots, trainer.store.tape, trainer.config.train.seed))
     return planner, time.thread_time() - begin
 
 

@@ -121,12 +121,8 @@ class FeatureStore:
         self._releases = 0
         self._users = np.zeros(T, np.int16)
         self._data, self._threads, self._before = data, threads, before
-
-    def tape(self) -> Tape:
-        """The rows and what they mean, for kernels; it goes on being up to date."""
-        data, setting = self._data, self._data.setting
-        sign = signs(setting.features, data.extra.shape[1])
-        return Tape(self.X, self.row_of_bar, sign, data.bars, setting.codes, setting.market)
+        setting, sign = data.setting, signs(data.setting.features, data.extra.shape[1])
+        self.tape = Tape(self.X, self.row_of_bar, sign, data.bars, setting.codes, setting.market)
 
     def hold(self, starts: NDArray[np.int64], bars: int) -> None:
         """Have the features of `bars` bars from each start, and of those `before`, at hand until `release`."""

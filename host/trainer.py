@@ -71,7 +71,6 @@ class Trainer:
         self.replay = new_replay(t.replay, config.market.session, self.sizes.actions, candidates)
         rows = t.replay * (config.market.session + context)
         self.store = FeatureStore(data, rows, threads, before=context - 1)
-        self._tape = self.store.tape()
         sizes = self.sizes.features, FEATURES, self.sizes.actions
         learned = t.codes == "learned"
         ahead = t.consistency + t.joint > 0 or learned
@@ -181,7 +180,7 @@ class Trainer:
         account, trade = new_accounts(len(slots)), np.zeros(TRADE)
         seed, session = self.config.train.seed + STREAM_NOISE, self.sessions + first
         wanderers = self.config.train.wanderers
-        return play(self.replay, account, trade, planner, slots, self._tape, wanderers, seed, session)
+        return play(self.replay, account, trade, planner, slots, self.store.tape, wanderers, seed, session)
 
     def reanalyse(self, agent: Agent) -> dict[str, int]:
         """Search the sessions whose targets are not fresh again, and value every stored position anew; what it took."""
@@ -203,13 +202,13 @@ class Trainer:
 
     def _search_again(self, planner: Planner, slots: NDArray[np.int64]) -> int:
         seed = self.config.train.seed + STREAM_REANALYSE + self.cycle
-        return search_again(self.replay, planner, slots, self._tape, seed)
+        return search_again(self.replay, planner, slots, self.store.tape, seed)
 
     def _value_again(self, agent: Agent, slots: NDArray[np.int64]) -> int:
         root = agent.root(VALUE_ROWS)
         column = root.y.shape[1] - 1 - self.sizes.codes
         for slot in slots:
-            status = value_again(self.replay, root, slot, self._tape, column)
+            status = value_again(self.replay, root, slot, self.store.tape, column)
             if status != 0:
                 return status
         return 0
@@ -222,10 +221,10 @@ class Trainer:
         for _ in range(t.steps):
             step = self.learner.step
             if t.priority > 0:
-                draw = self.batch, chance, table, self.replay, self._tape, rule, t.correction
+                draw = self.batch, chance, table, self.replay, self.store.tape, rule, t.correction
                 sample_by_priority(*draw, t.mirror, seed, step)
             else:
-                sample(self.batch, self.replay, self.filled, self._tape, rule, t.mirror, seed, step)
+                sample(self.batch, self.replay, self.filled, self.store.tape, rule, t.mirror, seed, step)
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)

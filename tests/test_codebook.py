@@ -168,7 +168,7 @@ def test_a_sweep_takes_over_the_value_behind_the_learned_code() -> None:
     search = trainer.search_config(4)._replace(reuse=CHANCE_CHILD)
     planner, found = trainer.agent().planner(1, search), []
     for k in range(23):
-        set_known(planner, 0, trainer.replay, 2, k, BARS, codes)
+        set_known(planner, 0, trainer.replay, 2, k, trainer.store.tape)
         found.append(int(planner.known.code[0]))
     start = int(trainer.replay.start[2])
     assert found == codes.of_bar[start + 1 : start + 24].tolist()
