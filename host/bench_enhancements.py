@@ -37,7 +37,7 @@ class Enhancement(NamedTuple):
 
 
 GUMBEL, PUCT = "search.rule=gumbel", "search.rule=puct"
-NO_REUSE, NO_SWEEP = "search.reuse=off", "train.sweep=false"
+NO_REUSE, NO_SWEEP, NO_MIRROR = "search.reuse=off", "train.sweep=false", "train.mirror=false"
 SIZES = "market.sizes=[0.2,0.4,0.6,0.8,1.0]"
 ENHANCEMENTS = (
     Enhancement(
@@ -89,9 +89,14 @@ ENHANCEMENTS = (
     Enhancement("bellman priority", "none", on=("train.priority=0.4",)),
     Enhancement("age cut", "none", on=("train.age_cut=0.3",)),
     Enhancement(
+        "mirrored windows",
+        "none: ours",
+        off=(NO_MIRROR,),
+    ),
+    Enhancement(
         "recommended",
         "memory -150..-550 MB, CPU -65..-85 %, CLOSE learnt in 5K instead of 13K episodes",
-        off=(PUCT, NO_REUSE, NO_SWEEP),
+        off=(PUCT, NO_REUSE, NO_SWEEP, NO_MIRROR),
     ),
 )
 COSTS = (
