@@ -37,7 +37,8 @@ class Enhancement(NamedTuple):
 
 
 GUMBEL, PUCT = "search.rule=gumbel", "search.rule=puct"
-NO_REUSE, NO_SWEEP, NO_MIRROR = "search.reuse=off", "train.sweep=false", "train.mirror=false"
+NO_REUSE, NO_SWEEP = "search.reuse=off", "train.sweep=false"
+NO_MIRROR, ALONE = "train.mirror=false", "train.joint=0"
 SIZES = "market.sizes=[0.2,0.4,0.6,0.8,1.0]"
 ENHANCEMENTS = (
     Enhancement(
@@ -64,18 +65,15 @@ ENHANCEMENTS = (
     Enhancement(
         "unizero",
         "memory +15..25 %, CPU +10..20 %, storage +10..20 %, 30-50 % fewer samples",
-        on=("train.joint=0.25",),
+        off=(ALONE,),
     ),
     Enhancement(
         "transformer",
         "memory +40..80 % (500-1200 MB), CPU +20..30 %, storage +15..25 %: defer",
-        on=("network.model=transformer",),
+        on=("network.model=transformer", ALONE),
+        off=(ALONE,),
     ),
-    Enhancement(
-        "transformer, unizero",
-        "both of the above",
-        on=("network.model=transformer", "train.joint=0.25"),
-    ),
+    Enhancement("transformer, unizero", "both of the above", on=("network.model=transformer",), off=(ALONE,)),
     Enhancement("sizes", "memory +20..40 %, CPU +30..50 %, storage +5..10 % (of widening)", on=(SIZES,)),
     Enhancement(
         "progressive widening",
@@ -96,7 +94,7 @@ ENHANCEMENTS = (
     Enhancement(
         "recommended",
         "memory -150..-550 MB, CPU -65..-85 %, CLOSE learnt in 5K instead of 13K episodes",
-        off=(PUCT, NO_REUSE, NO_SWEEP, NO_MIRROR),
+        off=(PUCT, NO_REUSE, NO_SWEEP, NO_MIRROR, ALONE),
     ),
 )
 COSTS = (

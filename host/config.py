@@ -101,7 +101,7 @@ class TrainConfig:
     value_prefix: bool = (
         False  # EfficientZero's: learn sums of rewards by an LSTM; not with search.rule=market
     )
-    joint: float = 0.0  # weight of UniZero's joint training on the bars that came; 0 = off
+    joint: float = 0.25  # weight of UniZero's joint training on the bars that came; 0 = off
     rate: float = 1e-3
     decay: float = 0.3  # weight decay, times the rate at every step: 2 hides what is sure, see README
     horizon: int = 6000  # steps of the learning-rate schedule
