@@ -64,7 +64,7 @@ class SearchSettings:
     simulations: int = 4  # nodes of a market tree that are expanded
     considered: int = 4  # root actions of Gumbel search
     samples: int = 4  # sizes of each side that a root of widening draws
-    discount: float = 0.97  # per bar
+    discount: float = 0.985  # per bar
     c_visit: float = 50.0
     c_scale: float = 1.0  # in units of the 5 to 95 % range of n-step rewards
 
