@@ -29,7 +29,7 @@ from kernels.position import kind_of
 
 LENGTH = 164_000  # bars, of which the last quarter is the test
 DEFAULT = ("noise", "planted", "leak")  # the others are harder, and asked for by name
-MINUTES = {"noise": 1.0, "planted": 1.5, "leak": 1.5, "planted-hard": 4.0, "close": 1.5}
+MINUTES = {"noise": 1.0, "planted": 1.5, "leak": 1.0, "planted-hard": 2.5, "close": 1.0}
 MOST_SHARE = 0.02  # of the bars that `noise` may be held
 LEAST = {"planted": 0.80, "leak": 0.95, "planted-hard": 0.80, "close": 0.80}  # fraction of the optimum
 MOST = 1.02  # more is a fault of the measurement
