@@ -140,30 +140,36 @@ def softplus(z: float) -> float:
 
 
 @inlined
-def draw_target(wide: Wide, b: int, node: int, kind: int, side: float, draw: int) -> float:
-    """Signed size that draw number `draw` of a node brings about: of an entry, one from the Beta distribution."""
+def draw_target(wide: Wide, b: int, node: int, kind: int, side: float, draw: int, anywhere: bool) -> float:
+    """Signed size that draw number `draw` of a node brings about: of an entry, one from its Beta or from anywhere."""
     if kind == HOLD:
         return side
     if kind == CLOSE:
         return 0.0
-    first = KINDS + 2 * (kind - BUY)
-    p = 1.0 + softplus(np.float64(wide.head[b, node, first]))
-    q = 1.0 + softplus(np.float64(wide.head[b, node, first + 1]))
+    p = q = 1.0
+    if not anywhere:
+        first = KINDS + 2 * (kind - BUY)
+        p += softplus(np.float64(wide.head[b, node, first]))
+        q += softplus(np.float64(wide.head[b, node, first + 1]))
     size = max(beta(p, q, wide.key[b], 2 * node + 1, draw), LEAST_SIZE)
     return size if kind == BUY else -size
 
 
 @inlined
 def draw_root(wide: Wide, config: SearchConfig, b: int) -> None:
-    """Candidates of root b: HOLD or CLOSE as a whole, `samples` sizes of an entry, each with its part of the prior."""
+    """Candidates of root b: HOLD or CLOSE as a whole, `samples` sizes of an entry, each with its part of the prior.
+
+    The last size of a side comes from anywhere: a head that learns from its own draws alone contracts around them.
+    """
     tree, count = wide.tree, 0
     side = np.float64(tree.position[b, 0, SIDE])
     for kind in range(KINDS):
         if not is_legal(side, kind, KINDS, config.reverse):
             continue
         parts = config.samples if kind == BUY or kind == SELL else 1
-        for _ in range(parts):
-            wide.size[b, 0, count] = draw_target(wide, b, 0, kind, side, count)
+        for part in range(parts):
+            anywhere = 0 < part == parts - 1
+            wide.size[b, 0, count] = draw_target(wide, b, 0, kind, side, count, anywhere)
             wide.drawn[b, 0, count] = 1
             tree.prior[b, 0, count] = np.float64(wide.head[b, 0, kind]) - math.log(parts)
             count += 1
@@ -184,7 +190,7 @@ def widen(wide: Wide, config: SearchConfig, b: int, node: int) -> None:
     for draw in range(drawn, wide.limit[visits]):
         quantile = uniform(wide.key[b], 2 * node, draw)
         kind = draw_kind(wide.head[b, node], side, config.reverse, quantile)
-        target = np.float32(draw_target(wide, b, node, kind, side, draw))
+        target = np.float32(draw_target(wide, b, node, kind, side, draw, False))
         e = 0
         while wide.drawn[b, node, e] > 0 and wide.size[b, node, e] != target:
             e += 1

@@ -188,21 +188,23 @@ class Naive:
     def logit(self, spot: Spot, kind: str) -> Any:
         return spot.head[["HOLD", "BUY", "SELL", "CLOSE"].index(kind)]
 
-    def size(self, spot: Spot, kind: str, draw: int) -> float:
+    def size(self, spot: Spot, kind: str, draw: int, anywhere: bool = False) -> float:
         if kind in ("HOLD", "CLOSE"):
             return spot.side if kind == "HOLD" else 0.0
         a, b = (
             1.0 + max(z, 0.0) + math.log1p(math.exp(-abs(z)))
             for z in map(float, spot.head[4:6] if kind == "BUY" else spot.head[6:8])
         )
+        if anywhere:
+            a = b = 1.0
         size = max(beta(a, b, self.key, 2 * spot.number + 1, draw), LEAST_SIZE)
         return float(np.float32(size if kind == "BUY" else -size))
 
     def draw_top(self) -> None:
         for kind in self.legal(self.top.side):
             parts = 3 if kind in ("BUY", "SELL") else 1
-            for _ in range(parts):
-                size = self.size(self.top, kind, len(self.top.prior))
+            for part in range(parts):
+                size = self.size(self.top, kind, len(self.top.prior), part == 2)
                 self.top.prior[size] = np.float32(float(self.logit(self.top, kind)) - math.log(parts))
                 self.top.drawn[size] = 1
 
@@ -439,7 +441,7 @@ def test_sizes_are_keyed_by_seed_stream_and_step() -> None:
 
 
 def test_the_root_draws_from_the_policy() -> None:
-    """The first of Gumbel-top-k has the kind and the size that the head of the root says, however many samples."""
+    """The first of Gumbel-top-k has the kind and the size that the head says; one size in three is from anywhere."""
     config, root = (
         new_search_config(simulations=1, considered=1, rule=WIDENING, samples=3),
         random_root(5, 1),
@@ -455,8 +457,10 @@ def test_the_root_draws_from_the_policy() -> None:
         assert abs(chosen.mean() - policy[kind]) < 4 * np.sqrt(policy[kind] / 1500)
         if kind:
             total = a[kind - 1] + b[kind - 1]
-            mean = a[kind - 1] / total
-            error = np.sqrt(mean * (1 - mean) / (total + 1) / chosen.sum())
+            drawn = a[kind - 1] / total
+            square = drawn**2 + drawn * (1 - drawn) / (total + 1)
+            mean, square = (2 * drawn + 1 / 2) / 3, (2 * square + 1 / 3) / 3
+            error = np.sqrt((square - mean**2) / chosen.sum())
             assert abs(np.abs(taken[chosen]).mean() - mean) < 4 * error
 
 
