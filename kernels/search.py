@@ -37,6 +37,7 @@ from kernels.tree import (
     Known,
     Tree,
     add_node,
+    fill,
     index,
     note_edge,
     softmax,
@@ -188,8 +189,8 @@ def chance_code(tree: Tree, b: int, node: int) -> int:
 @inlined
 def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
     """Write a one-hot of `width` at x[first:]; the column behind it."""
-    for i in range(width):
-        x[first + i] = 1.0 if i == hot else 0.0
+    fill(x[first:], width, ZERO)
+    x[first + hot] = 1.0
     return first + width
 
 
@@ -271,8 +272,9 @@ def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes
     D = tree.state.shape[2]
     for d in range(D):
         tree.state[b, node, d] = y[d]
+    logits = y[D:]  # a sum as an index might be negative, and would be checked for that
     for c in range(codes):
-        tree.prior[b, node, c] = y[D + c]
+        tree.prior[b, node, c] = logits[c]
     for c in range(codes, tree.prior.shape[2]):
         tree.prior[b, node, c] = BEYOND
     softmax(tree.prior[b, node], tree.prior[b, node], tree.prior.shape[2])
