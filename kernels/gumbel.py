@@ -16,6 +16,7 @@ from kernels.tree import BEYOND, LEGAL, MASKED, NONE, NOTHING, ONE, ZERO, Tree, 
 
 LOWEST_SCORE = -1e9
 TINY = np.float32(1.1754943508222875e-38)
+LEAST_SPAN: Number = np.float32(1e-8)
 GUMBEL, PUCT, MARKET, WIDENING = range(4)  # how a search chooses: see also market_tree and widening
 RULES = ("gumbel", "puct", "market", "widening")
 PUCT_INIT, PUCT_BASE = 1.25, 19652.0
@@ -147,13 +148,13 @@ def scale_q(
     q: NDArray[np.float32], logits: NDArray[np.float32], config: SearchConfig, most_visits: Number
 ) -> None:
     """q <- (c_visit + max N) c_scale q / S, after a min-max rescaling where the configuration asks for it."""
-    unit = (config.c_visit + most_visits) * config.c_scale / config.value_unit
+    unit = np.float32((config.c_visit + most_visits) * config.c_scale / config.value_unit)
     low = ZERO
     if config.rescale:
         low, high = span(q, logits)
-        unit /= max(high - low, 1e-8)
+        unit /= max(high - low, LEAST_SPAN)
     for i in range(0, q.shape[0], FEW):
-        store(q, i, (load_few(q, i) - low) * np.float32(unit))
+        store(q, i, (load_few(q, i) - low) * unit)
 
 
 @inlined
@@ -226,15 +227,14 @@ def interior_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
     z, logits, count = tree.score[b], tree.prior[b, node], tree.edge_visits[b, node]
     highest, mass, visits = MASKED, ZERO, ZERO
     for i in range(0, z.shape[0], FEW):
-        store(z, i, load_few(z, i) + load_few(logits, i))
-        highest = max(highest, largest(load_few(z, i)))
+        highest = max(highest, largest(load_few(z, i) + load_few(logits, i)))
     for i in range(0, z.shape[0], FEW):
-        store(z, i, exponential(load_few(z, i) - highest))
-        mass += total(load_few(z, i))
+        weight = exponential(load_few(z, i) + load_few(logits, i) - highest)
+        store(z, i, weight)
+        mass += total(weight)
         visits += total(load_few(count, i))
-    share = mass / (ONE + visits)  # all scores times `mass`: the best stays the best
-    for i in range(0, z.shape[0], FEW):
-        store(z, i, load_few(z, i) - load_few(count, i) * share)
+    for i in range(0, z.shape[0], FEW):  # all scores times mass (1 + visits): the best stays the best
+        store(z, i, load_few(z, i) * (ONE + visits) - load_few(count, i) * mass)
     return best_legal(z, logits)
 
 

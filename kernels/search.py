@@ -22,13 +22,14 @@ from kernels.gumbel import (
 from kernels.ort import Net, evaluate
 from kernels.outlook import Outlook
 from kernels.position import FEATURES, HOLD, SIDE, act_on, is_legal, move_on, position_features
-from kernels.simd import FEW, first, largest, load_few, total
+from kernels.simd import FEW, fetch, first, largest, load_few, total
 from kernels.tree import (
     BEYOND,
     CHANCE,
     CHANCE_CHILD,
     DECISION,
     KNOWN_ARM,
+    LINE,
     MASKED,
     NONE,
     ONE,
@@ -36,6 +37,7 @@ from kernels.tree import (
     Known,
     Tree,
     add_node,
+    fill,
     index,
     note_edge,
     softmax,
@@ -69,13 +71,15 @@ class Work(NamedTuple):
     row_tree: NDArray[np.int32]  # [R] search of each row of the running network call
     row_node: NDArray[np.int32]  # [R] its parent node
     row_edge: NDArray[np.int32]  # [R] its edge
+    gain: NDArray[np.float64]  # [B] return of each search on its way up
     calls: NDArray[np.int32]  # [n, 2] rows of `dynamics` and of `afterstate` that each simulation evaluated
 
 
 def new_work(searches: int, codes: int, simulations: int) -> Work:
     """Scratch for `searches` trees."""
     row_tree, row_node, row_edge = np.zeros((3, searches * codes), np.int32)
-    return Work(row_tree, row_node, row_edge, np.zeros((simulations, 2), np.int32))
+    gain, calls = np.zeros(searches), np.zeros((simulations, 2), np.int32)
+    return Work(row_tree, row_node, row_edge, gain, calls)
 
 
 @inlined
@@ -145,8 +149,12 @@ def go_down(tree: Tree, work: Work, depth: int, count: int) -> int:
         child = tree.child[b, index(tree.leaf[b]), index(tree.leaf_edge[b])]
         tree.depth[b] = max(tree.depth[b], depth)
         if child == NONE:
+            for d in range(0, tree.state.shape[2], LINE):
+                fetch(tree.state[b, index(tree.leaf[b])], d)
             continue
         tree.leaf[b] = child
+        fetch(tree.edge_visits[b, index(child)], 0)
+        fetch(tree.edge_visits[b, index(child)], LINE)
         if child == tree.known[b]:
             tree.leaf_edge[b] = NONE
             tree.depth[b] = max(tree.depth[b], depth + 1)
@@ -181,8 +189,8 @@ def chance_code(tree: Tree, b: int, node: int) -> int:
 @inlined
 def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
     """Write a one-hot of `width` at x[first:]; the column behind it."""
-    for i in range(width):
-        x[first + i] = 1.0 if i == hot else 0.0
+    fill(x[first:], width, ZERO)
+    x[first + hot] = 1.0
     return first + width
 
 
@@ -264,8 +272,9 @@ def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes
     D = tree.state.shape[2]
     for d in range(D):
         tree.state[b, node, d] = y[d]
+    logits = y[D:]  # a sum as an index might be negative, and would be checked for that
     for c in range(codes):
-        tree.prior[b, node, c] = y[D + c]
+        tree.prior[b, node, c] = logits[c]
     for c in range(codes, tree.prior.shape[2]):
         tree.prior[b, node, c] = BEYOND
     softmax(tree.prior[b, node], tree.prior[b, node], tree.prior.shape[2])
@@ -285,8 +294,6 @@ def read_decision(tree: Tree, config: SearchConfig, y: NDArray[np.float32], b: i
     tree.raw_value[b, node] = y[D + 1 + A]
     tree.value[b, node] = y[D + 1 + A]
     mask(tree, b, node, config.reverse)
-    softmax(tree.policy[b, node], tree.prior[b, node], tree.score.shape[1])
-    note_edge(tree, b, node, config.discount)
 
 
 @inlined
@@ -363,6 +370,12 @@ def expand_decisions(
             read_decision(tree, config, net.y[i], b, node)
             tree.leaf[b] = node
             tree.rows[b] += 1
+        for i in range(
+            count
+        ):  # not at once: what was stored number by number is not yet there to load as a row
+            b, node = work.row_tree[first + i], work.row_node[first + i]
+            softmax(tree.policy[b, node], tree.prior[b, node], tree.score.shape[1])
+            note_edge(tree, b, node, config.discount)
         first += count
     return 0
 
@@ -425,22 +438,36 @@ def expand_all_codes(
 
 
 @inlined
-def back_up_mean(tree: Tree, config: SearchConfig, b: int) -> None:
-    """Running mean of the discounted returns, from the leaf to the root."""
-    node = index(tree.leaf[b])
-    count = tree.visits[b, node]
-    gain = np.float64(tree.value[b, node])
-    while True:
-        tree.value[b, node] = (np.float64(tree.value[b, node]) * count + gain) / (count + 1)
-        tree.visits[b, node] = count + 1
+def back_up_mean(tree: Tree, work: Work, config: SearchConfig, begin: int, stop: int) -> None:
+    """Running means of the discounted returns, from the leaves to the roots, level by level as in `descend`."""
+    count = stop - begin
+    for i in range(count):
+        b = begin + i
+        work.row_tree[i], work.gain[b] = b, tree.value[b, index(tree.leaf[b])]
+    while count > 0:
+        count = go_up(tree, work, config, count)
+
+
+@inlined
+def go_up(tree: Tree, work: Work, config: SearchConfig, count: int) -> int:
+    """Add the gain of each of the first `count` searches of work.row_tree to its node; keep those below the root."""
+    kept = 0
+    for i in range(count):
+        b = index(work.row_tree[i])
+        node, gain = index(tree.leaf[b]), work.gain[b]
+        visits = tree.visits[b, node]
+        tree.value[b, node] = (np.float64(tree.value[b, node]) * visits + gain) / (visits + 1)
+        tree.visits[b, node] = visits + 1
         parent = tree.parent[b, node]
         if parent == NONE:
-            break
+            continue
         note_edge(tree, b, node, config.discount)
         if tree.kind[b, node] == DECISION:
-            gain = np.float64(tree.reward[b, node]) + config.discount * gain
-        node = index(parent)
-        count = tree.visits[b, node]
+            work.gain[b] = np.float64(tree.reward[b, node]) + config.discount * gain
+        tree.leaf[b] = parent
+        work.row_tree[kept] = b
+        kept += 1
+    return kept
 
 
 @inlined
@@ -481,13 +508,13 @@ def back_up_expectation(tree: Tree, config: SearchConfig, b: int) -> None:
 
 
 @inlined
-def back_up(tree: Tree, config: SearchConfig, begin: int, stop: int) -> None:
+def back_up(tree: Tree, work: Work, config: SearchConfig, begin: int, stop: int) -> None:
     """Back up from the leaves of searches [begin, stop)."""
+    if not config.full_width:
+        back_up_mean(tree, work, config, begin, stop)
+        return
     for b in range(begin, stop):
-        if config.full_width:
-            back_up_expectation(tree, config, b)
-        else:
-            back_up_mean(tree, config, index(b))
+        back_up_expectation(tree, config, b)
 
 
 @kernel
@@ -510,14 +537,14 @@ def grow(
         for begin in range(0, B, GROUP):
             stop = min(begin + GROUP, B)
             if simulation > 0:
-                back_up(tree, config, begin, stop)
+                back_up(tree, work, config, begin, stop)
             descend(tree, work, config, table, simulation, begin, stop)
         status = simulate(tree, work, model, outlook, config, known, simulation)
         if status == 0 and config.full_width:
             status = expand_all_codes(tree, work, model.dynamics, outlook, config, known, simulation)
         if status != 0:
             return status
-    back_up(tree, config, 0, B)
+    back_up(tree, work, config, 0, B)
     return 0
 
 

@@ -4,8 +4,9 @@ root        [context features C F | position P]                     -> [state | 
 afterstate  [state | action A | position after P]                   -> [state | code logits C | value 1]
 dynamics    [window of states | code C | position after P | next P] -> [state | reward 1 | policy logits A Z | value 1]
 market      [window of states | code C | next positions S P]        -> [state | code logits C | values S]
-A state is the latent D; with a transformer (models/token_graph.py) or a value prefix it is more.  Z are the parameters
-of the Beta head, if there is one.  Where the positions of `market` are always the same, they are constants of the graph
+A state is the latent D; with a transformer (models/token_graph.py) or a value prefix it is more.  But for a
+transformer's, the latent is the trainer's and the bias `next_b` that the next step will add.  Z are the parameters of
+the Beta head, if there is one.  Where the positions of `market` are always the same, they are constants of the graph
 and not part of its input.
 """
 
@@ -21,9 +22,25 @@ from models.token_graph import bar_token, code_token, newest_latent, state_parts
 
 def export(flat: Array, shape: Shape, slots: int, sides: Array | None = None) -> dict[str, bytes]:
     """The graphs of the parameters `flat` [N] by name; `market` judges `slots` positions: `sides` [S, P], if given."""
-    p = views(flat, shape)
+    p = _shifted(views(flat, shape), shape)
     graphs = {"root": _root(p, shape), "afterstate": _afterstate(p, shape), "dynamics": _dynamics(p, shape)}
     return graphs | ({"market": _market(p, shape, slots, sides)} if slots else {})
+
+
+def _shifted(p: Params, s: Shape) -> Params:
+    """The parameters that read latents with the bias of a step in them: then latent and step are one product."""
+    if s.layers:
+        return p
+    readers = {
+        name: getattr(p, f"{name}_w")[: s.latent] for name in ("predict", "chance", "after", "move", "gain")
+    }
+    return p._replace(**{f"{name}_b": getattr(p, f"{name}_b") - p.next_b @ w for name, w in readers.items()})
+
+
+def _step(g: Graph, latent: str, moved: str, p: Params, s: Shape) -> str:
+    """The latent one bar after `latent`."""
+    before = g.node("Gemm", [moved, g.weight("next_w", p.next_w), latent], "before")
+    return g.norm(before, "next", s.latent, shift=p.next_b)
 
 
 def _predict(g: Graph, latent_and_position: str, p: Params, s: Shape) -> list[str]:
@@ -51,7 +68,8 @@ def _root(p: Params, s: Shape) -> bytes:
         latent = state[1]
     else:
         hidden = g.hidden("features", "represent", p.represent_w, p.represent_b)
-        latent = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "latent", s.latent)
+        before = g.linear(hidden, "before", p.latent_w, p.latent_b)
+        latent = g.norm(before, "latent", s.latent, shift=p.next_b)
         state = [latent]
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     heads = _predict(g, g.join([latent, *_told("position", s)], "predict_in"), p, s)
@@ -86,8 +104,7 @@ def _dynamics(p: Params, s: Shape) -> bytes:
         gain_in = g.join(["latent", *told], "gain_in") if s.prefix else "x"
         # [latent | code] are its first columns: zero rows below their weights spare a copy of them
         move_w = np.concatenate([p.move_w, np.zeros((2 * s.position, s.hidden), p.move_w.dtype)])
-        step = g.linear(g.hidden(gain_in, "move", move_w, p.move_b), "step", p.next_w, p.next_b)
-        latent = g.norm(g.node("Add", ["latent", step], "before"), "next", s.latent)
+        latent = _step(g, "latent", g.hidden(gain_in, "move", move_w, p.move_b), p, s)
         state = [latent]
     gain = g.hidden(gain_in, "gain", p.gain_w, p.gain_b)
     if s.prefix:
@@ -123,19 +140,17 @@ def _prefix(g: Graph, gain: str, p: Params, s: Shape) -> list[str]:
 
 
 def _positions(g: Graph, latent: str, p: Params, s: Shape, slots: int, sides: Array | None) -> str:
-    """The hidden rows [rows S, H] of the heads: every market with every position."""
-    D, P, H, S = s.latent, s.position, s.hidden, slots
-    if sides is not None:  # the positions are biases: one product serves them all
-        w, b = np.tile(p.predict_w[:D], S), p.predict_b + sides @ p.predict_w[D:]
-        hidden = g.hidden(latent, "predict", w, b.ravel())
+    """The hidden rows [rows S, H] of the heads: every market, of one product, with every position."""
+    D, P, H = s.latent, s.position, s.hidden
+    if sides is not None:
+        told = g.weight("told", sides @ p.predict_w[D:])
     else:
-        each = g.node("Reshape", ["positions", g.weight("each", [-1, P], np.int64)], "each_position")
-        told = g.node("MatMul", [each, g.weight("position_w", p.predict_w[D:])], "told_flat")
-        told = g.node("Reshape", [told, g.weight("apart", [-1, S, H], np.int64)], "told")
-        shared = g.linear(latent, "shared_flat", p.predict_w[:D], p.predict_b)
-        shared = g.node("Reshape", [shared, g.weight("once", [-1, 1, H], np.int64)], "shared")
-        hidden = g.node("Relu", [g.node("Add", [shared, told], "predict_z")], "predict")
-    return g.node("Reshape", [hidden, g.weight("rows", [-1, H], np.int64)], "predict_rows")
+        each = g.reshape("positions", "each_position", -1, P)
+        flat = g.node("MatMul", [each, g.weight("position_w", p.predict_w[D:])], "told_flat")
+        told = g.reshape(flat, "told", -1, slots, H)
+    shared = g.reshape(g.linear(latent, "shared_flat", p.predict_w[:D], p.predict_b), "shared", -1, 1, H)
+    hidden = g.node("Relu", [g.node("Add", [shared, told], "predict_z")], "predict")
+    return g.reshape(hidden, "predict_rows", -1, H)
 
 
 def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:
@@ -150,15 +165,12 @@ def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:
         latent, state = "latent", code_token(g, "states", "code", p, s)
     else:
         moved = g.hidden("x" if sides is not None else "market", "move", p.move_w, p.move_b)
-        step = g.linear(moved, "step", p.next_w, p.next_b)
         cut = [g.weight(name, [at], np.int64) for name, at in (("from", 0), ("to", D), ("axis", 1))]
-        latent = g.node("Add", [g.node("Slice", ["x", *cut], "latent_in"), step], "before")
-        latent = g.norm(latent, "next", D)
+        latent = _step(g, g.node("Slice", ["x", *cut], "latent_in"), moved, p, s)
         state = [latent]
     codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
     hidden = _positions(g, latent, p, s, S, sides)
     bins = g.linear(hidden, "bins", p.value_w, p.value_b)
     values = g.decode(bins, "values_flat", s.value_limit, s.value_bins)
-    values = g.node("Reshape", [values, g.weight("slots", [-1, S], np.int64)], "values")
-    g.join([*state, codes, values], "y")
+    g.join([*state, codes, g.reshape(values, "values", -1, S)], "y")
     return g.serialise(states + s.codes + (S * P if sides is None else 0), s.state + s.codes + S)

@@ -39,10 +39,12 @@ class Graph:
         """y = relu(x @ w + b)."""
         return self.node("Relu", [self.linear(x, f"{y}_z", w, b)], y)
 
-    def norm(self, x: str, y: str, width: int, scale: str = "ones") -> str:
-        """Layer norm without parameters of its own."""
-        ones = self.weight(scale, np.ones(width))
-        return self.node("LayerNormalization", [x, ones], y, axis=-1, epsilon=EPSILON)
+    def norm(self, x: str, y: str, width: int, scale: str = "ones", shift: Array | None = None) -> str:
+        """Layer norm without parameters of its own, and `shift` added to it."""
+        weights = [self.weight(scale, np.ones(width))]
+        if shift is not None:
+            weights.append(self.weight("shift", shift))
+        return self.node("LayerNormalization", [x, *weights], y, axis=-1, epsilon=EPSILON)
 
     def decode(self, z: str, y: str, limit: float, bins: int) -> str:
         """Expectation [rows, 1] of categorical logits."""
@@ -50,7 +52,8 @@ class Graph:
         return self.node("MatMul", [p, self.weight(f"{y}_support", support(limit, bins)[:, None])], y)
 
     def split(self, x: str, widths: dict[str, int]) -> None:
-        """Cut the last axis of x into parts of these names and widths."""
+        """Cut the last axis of x into parts of these names and widths; one of width 0 is not made."""
+        widths = {name: width for name, width in widths.items() if width}
         sizes = self.weight(f"{x}_widths", list(widths.values()), np.int64)
         self.node("Split", [x, sizes], list(widths), axis=-1)
 

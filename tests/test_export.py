@@ -30,7 +30,8 @@ def test_graphs_equal_the_networks_of_the_trainer() -> None:
         return decode(z, limits[name])[:, None] if name in limits else z
 
     sides = np.random.default_rng(0).normal(size=(2, SHAPE.position)).astype(np.float32)
-    graphs, latent = export(flat, SHAPE, 2, sides), rows(0, "latent")
+    graphs = export(flat, SHAPE, 2, sides)
+    latent, later = (rows(k, "latent") + p.next_b for k in (0, 1))
     action, code = np.eye(SHAPE.actions)[batch.action[:, 0]], np.eye(SHAPE.codes)[batch.code[:, 0]]
     told = {
         "root": (batch.x, batch.position[:, 0]),
@@ -48,8 +49,8 @@ def test_graphs_equal_the_networks_of_the_trainer() -> None:
     expected = {
         "root": [latent, rows(0, "policy"), rows(0, "value"), rows(0, "code")],
         "afterstate": [latent, rows(0, "code"), rows(0, "after_value")],
-        "dynamics": [rows(1, "latent"), rows(0, "reward"), rows(1, "policy"), rows(1, "value")],
-        "market": [rows(1, "latent"), rows(1, "code"), *map(judged, sides)],
+        "dynamics": [later, rows(0, "reward"), rows(1, "policy"), rows(1, "value")],
+        "market": [later, rows(1, "code"), *map(judged, sides)],
     }
     for name, graph in graphs.items():
         found = run(graph, np.concatenate(told[name], axis=1))

@@ -137,7 +137,7 @@ def test_the_graphs_of_a_search_give_the_differences_of_a_naive_unroll() -> None
         y = run(graphs["dynamics"], np.concatenate(told, axis=1))
         state = y[:, :S]
         latents = np.stack([latents[k + 1] for latents, _ in windows])
-        np.testing.assert_allclose(state[:, : SHAPE.latent], latents, atol=1e-4)
+        np.testing.assert_allclose(state[:, : SHAPE.latent], latents + p.next_b, atol=1e-4)
         sums = [decode(np.stack([z[i] for _, z in windows]), SHAPE.reward_limit) for i in range(k + 1)]
         before = 0.0 if k in (0, 5) else sums[k - 1]
         np.testing.assert_allclose(y[:, S], sums[k] - before, atol=1e-4)

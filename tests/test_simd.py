@@ -15,6 +15,7 @@ from kernels.simd import (
     LANES,
     choose,
     exponential,
+    fetch,
     first,
     largest,
     load,
@@ -31,6 +32,7 @@ SHIFTS = (0, 3, LANES)  # not only at the edge of a cache line
 @kernel
 def everything(out: Any, x: Any, i: int, number: Any) -> None:
     """All operations of the module on the vectors of x at i and i + 1."""
+    fetch(x, i)  # changes nothing
     a, b = load(x, i), load(x, i + 1)
     store(out, 0, a + b)
     store(out, LANES, a - b)
