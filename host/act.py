@@ -5,6 +5,7 @@ With a folder to write into (`host/office.py`) it also keeps a journal and publi
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import threading
@@ -71,6 +72,7 @@ def act_on_feed(
     bars = feed_bars(feed, reading_of(loaded, reading), follow)
     printer = Printer(out, as_json)
     decide_on_noise(loaded.agent, loaded.setting, loaded.search, 2)  # kernels are at hand when a bar comes
+    gc.freeze()  # what is here now stays: a decision does not wait for a walk through it
     if publishing is None:
         act(Actor(loaded.agent, loaded.setting, loaded.search), bars, printer)
         return

@@ -113,7 +113,8 @@ class Actor:
     @property
     def far(self) -> float:
         """Root mean square of the last decision's normalised features: 1 in training, NaN if one is not finite."""
-        return float(np.sqrt(np.mean(np.square(self._trader.x[-1], dtype=np.float64))))
+        x = self._trader.x[-1]
+        return math.sqrt(float(x @ x) / len(x))
 
     def on_bar(self, bar: Bar) -> bool:
         """Book the fill of the last decision and decide again; False during the warm-up."""
@@ -126,7 +127,7 @@ class Actor:
             return False
         extra = np.zeros((len(bars.time), 0), np.float32)
         check(decide(trader, self._account, bars, extra, t))
-        if not (math.isfinite(trader.planner.value[0]) and np.isfinite(trader.planner.policy[0]).all()):
+        if not math.isfinite(trader.planner.value[0] + sum(trader.planner.policy[0].tolist())):
             raise DecisionError(
                 f"the bar that closes at {bar.time} ns: value or policy is not a finite number"
             )
