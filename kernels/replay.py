@@ -264,8 +264,8 @@ def fill_window(
 def mirror_window(batch: Batch, b: int, tape: Tape) -> None:
     """Turn window b into that of the mirrored market: rises are falls, and a long position is a short one.
 
-    Chart and trade look alike upside down, but for what only noise tells: so a network cannot believe that a
-    direction follows from anything without one, such as the volatility or the hour.  Only swaps tell the sides apart.
+    The two are as likely, so a direction that seems to follow from something without one, such as the volatility or
+    the hour, is noise, and is contradicted in the same batch.  Only swaps tell the sides apart.
     """
     F, A, C = tape.X.shape[1], batch.policy.shape[2], tape.codes.centres.shape[0]
     x, ahead, sign = batch.x[b], batch.ahead[b], tape.sign
