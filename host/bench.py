@@ -376,21 +376,31 @@ def round_trips(arguments: list[str], lines: list[str]) -> Row:
     """Microseconds from writing a line to the stdin of `act` until its decision is read; the first one left out."""
     found = list[float]()
     pipe = subprocess.PIPE
-    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, text=True, bufsize=1) as child:
+    # bare pipes: what buffers and decoding on this side take is not the child's latency
+    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, bufsize=0) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.writelines(lines[:HISTORY])
-        child.stdout.readline()
-        for line in lines[HISTORY:]:
+        child.stdin.write("".join(lines[:HISTORY]).encode())
+        read_answer(child.stdout)
+        for line in [line.encode() for line in lines[HISTORY:]]:
             time.sleep(PAUSE_S)
             begin = time.perf_counter()
             child.stdin.write(line)
-            if not child.stdout.readline():
-                raise RuntimeError("act ended before its last decision")
+            read_answer(child.stdout)
             found.append((time.perf_counter() - begin) * 1e6)
         child.stdin.close()
     p50, p99, most = np.quantile(found[1:], (0.5, 0.99, 1.0)).round(1).tolist()
     return {"p50_us": p50, "p99_us": p99, "max_us": most}
+
+
+def read_answer(pipe: IO[bytes]) -> None:
+    """Wait for a line."""
+    answer = b""
+    while not answer.endswith(b"\n"):
+        part = pipe.read(4096)
+        if not part:
+            raise RuntimeError("act ended before its last decision")
+        answer += part
 
 
 def follow(arguments: list[str], idle_s: float) -> tuple[float, float, float]:
