@@ -217,14 +217,14 @@ class Office:
     def _world(self, feed_ns: int) -> World:
         """What there is to know.  A dry run lives in the feed's time."""
         now = time.time_ns() if self._live else feed_ns
-        return World(now, os.path.exists(self._halt), self._position_fault())
+        return World(now, self._halt.exists(), self._position_fault())
 
     def _position_fault(self) -> str:
         """Why the bridge does not hold what it was told, or ""; without `position.csv` nobody asks."""
-        if not os.path.exists(self._position):  # cheaper than an error at every bar
-            return ""
         try:
             position = parse_position(read_small(self._position))
+        except FileNotFoundError:
+            return ""
         except (OSError, RowRefused):
             return "position-unreadable"
         seq, target = self._known

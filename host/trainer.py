@@ -24,7 +24,7 @@ from kernels.planner import TALLY, Planner
 from kernels.position import FEATURES, HOLD, action_names
 from kernels.priority import bellman_errors, fill_table, sample_by_priority
 from kernels.reanalyze import search_again, value_again
-from kernels.replay import EMPTY, ValueTarget, new_batch, new_replay, sample
+from kernels.replay import EMPTY, ValueTarget, mirror_half, new_batch, new_replay, sample
 from kernels.rng import below
 from kernels.selfplay import play
 from kernels.tree import NOTHING, REUSES
@@ -222,9 +222,11 @@ class Trainer:
             step = self.learner.step
             if t.priority > 0:
                 draw = self.batch, chance, table, self.replay, self.store.tape, rule, t.correction
-                sample_by_priority(*draw, t.mirror, seed, step)
+                sample_by_priority(*draw, seed, step)
             else:
-                sample(self.batch, self.replay, self.filled, self.store.tape, rule, t.mirror, seed, step)
+                sample(self.batch, self.replay, self.filled, self.store.tape, rule, seed, step)
+            if t.mirror:
+                mirror_half(self.batch, self.store.tape, seed, step)
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.steps
             self.target += np.float32(t.target_rate) * (self.learner.params - self.target)

@@ -30,7 +30,7 @@ from kernels.position import (
     move_on,
     position_features,
 )
-from kernels.tree import CHANCE_CHILD, KNOWN_ARM, NONE, ZERO, Known, fill
+from kernels.tree import CHANCE_CHILD, KNOWN_ARM, NONE, Known, one_hot
 
 FLAT, CARRIED, OPENED = 0, 1, 2  # slots of `amddp`; OPENED is the first of those that the tree opens
 WAVE = 8  # nodes of a search that one call expands, after the root
@@ -227,8 +227,7 @@ def add_codes(
         tree.child[b, child], tree.parent[b, child], tree.depth[b, child] = NONE, node, depth
         tree.reach[b, child] = tree.reach[b, node] * config.discount * tree.prior[b, node, c]
         state_columns(x[c], tree, b, node, states)
-        fill(x[c, states:], C, ZERO)
-        x[c, states + c] = 1.0
+        one_hot(x[c], states, C, c)
         if tree.position.shape[2] > 0:
             move_slots(tree, outlook, b, node, child, c)
             for s in range(OPENED + depth * (A - 2)):

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from kernels._jit import kernel
 from kernels.market import Tape
-from kernels.replay import Batch, Replay, ValueTarget, fill_window, mirror_window, value_target
-from kernels.rng import below, uniform
+from kernels.replay import Batch, Replay, ValueTarget, fill_window, value_target
+from kernels.rng import uniform
 
 UNIFORM = 0.5  # share of the draws
 
@@ -70,7 +70,6 @@ def sample_by_priority(
     tape: Tape,
     rule: ValueTarget,
     correction: float,
-    mirror: bool,
     seed: int,
     step: int,
 ) -> None:
@@ -79,11 +78,9 @@ def sample_by_priority(
     Their probabilities become chance [B].  The draws are keyed by (seed, step), and
     weigh (N chance)^-correction over the largest of the batch.
     """
-    B, L = chance.shape[0], replay.reward.shape[1]
-    for b in range(B):
+    L = replay.reward.shape[1]
+    for b in range(chance.shape[0]):
         i = pick(table, uniform(seed, step, b))
         chance[b] = table[i] - (table[i - 1] if i > 0 else 0.0)
         fill_window(batch, b, replay, i // L, i % L, tape, rule)
-        if mirror and below(2, seed, step, B + b) == 1:
-            mirror_window(batch, b, tape)
     weigh(batch.weight, chance, correction)

@@ -293,23 +293,29 @@ def mirror_window(batch: Batch, b: int, tape: Tape) -> None:
 
 
 @kernel
+def mirror_half(batch: Batch, tape: Tape, seed: int, step: int) -> None:
+    """Mirror about half of the windows, drawn by (seed, step) behind the draws of the windows themselves."""
+    B = batch.code.shape[0]
+    for b in range(B):
+        if below(2, seed, step, B + b) == 1:
+            mirror_window(batch, b, tape)
+
+
+@kernel
 def sample(
     batch: Batch,
     replay: Replay,
     filled: int,
     tape: Tape,
     rule: ValueTarget,
-    mirror: bool,
     seed: int,
     step: int,
 ) -> None:
-    """Draw windows uniformly from the first `filled` sessions; with `mirror`, half of them are mirrored.
+    """Draw windows uniformly from the first `filled` sessions.
 
     The draws are keyed by (seed, step): learning step `step` always sees the same windows.
     """
-    B, L = batch.code.shape[0], replay.reward.shape[1]
-    for b in range(B):
+    L = replay.reward.shape[1]
+    for b in range(batch.code.shape[0]):
         draw = below(filled * L, seed, step, b)
         fill_window(batch, b, replay, draw // L, draw % L, tape, rule)
-        if mirror and below(2, seed, step, B + b) == 1:
-            mirror_window(batch, b, tape)

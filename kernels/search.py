@@ -37,9 +37,9 @@ from kernels.tree import (
     Known,
     Tree,
     add_node,
-    fill,
     index,
     note_edge,
+    one_hot,
     softmax,
 )
 
@@ -184,14 +184,6 @@ def chance_code(tree: Tree, b: int, node: int) -> int:
         if top > best_score:
             best, best_score = i + first(score == top), top
     return best
-
-
-@inlined
-def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
-    """Write a one-hot of `width` at x[first:]; the column behind it."""
-    fill(x[first:], width, ZERO)
-    x[first + hot] = 1.0
-    return first + width
 
 
 @inlined
@@ -370,9 +362,8 @@ def expand_decisions(
             read_decision(tree, config, net.y[i], b, node)
             tree.leaf[b] = node
             tree.rows[b] += 1
-        for i in range(
-            count
-        ):  # not at once: what was stored number by number is not yet there to load as a row
+        # not at once: what was stored number by number is not yet there to load as a row
+        for i in range(count):
             b, node = work.row_tree[first + i], work.row_node[first + i]
             softmax(tree.policy[b, node], tree.prior[b, node], tree.score.shape[1])
             note_edge(tree, b, node, config.discount)

@@ -126,6 +126,14 @@ def fill(row: NDArray[np.float32], lanes: int, number: Number) -> None:
 
 
 @inlined
+def one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
+    """Write a one-hot of `width` at x[first:]; the column behind it."""
+    fill(x[first:], width, ZERO)
+    x[first + hot] = 1.0
+    return first + width
+
+
+@inlined
 def softmax(out: NDArray[np.float32], logits: NDArray[np.float32], width: int) -> None:
     """The first `width` lanes: out = softmax of the logits above LEGAL, 0 elsewhere; `out` may be `logits`."""
     highest, mass = MASKED, ZERO

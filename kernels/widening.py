@@ -31,13 +31,12 @@ from kernels.search import (
     back_up_expectation,
     chance_code,
     nodes_needed,
-    one_hot,
     plant,
     position_columns,
     read_afterstate,
     state_columns,
 )
-from kernels.tree import CHANCE, MASKED, NONE, Tree, add_node, new_tree, note_edge, softmax
+from kernels.tree import CHANCE, MASKED, NONE, Tree, add_node, new_tree, note_edge, one_hot, softmax
 
 KINDS = len(ACTIONS)
 BETAS = 4  # alpha and beta of a BUY and of a SELL, as the softplus takes them

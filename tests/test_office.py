@@ -245,6 +245,16 @@ def test_a_bridge_that_holds_something_else_means_reducing(
     assert after.reason == (f"reducing {reason}" if reason else "active agent")
 
 
+def test_a_position_that_cannot_be_looked_at_is_not_one_that_nobody_holds(
+    acting: Any, bars: list[Bar]
+) -> None:
+    live = acting()
+    live.feed(bars[: HISTORY + 20])
+    (live.folder / "position.csv").symlink_to("position.csv")  # a loop
+    after = live.feed(bars[HISTORY + 20 : HISTORY + 21])[-1]
+    assert after.reason == "reducing position-unreadable"
+
+
 def test_a_fault_of_the_feed_goes_flat_first(trained: Trained, tmp_path: Path) -> None:
     feed = tmp_path / "EURUSD.csv"
     feed.write_text(HEADER + "".join(ROWS[: HISTORY + 5]) + "rubbish\n" + "".join(ROWS[HISTORY + 5 :]))

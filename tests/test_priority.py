@@ -40,7 +40,7 @@ def draw(
 ) -> tuple[Batch, Any, np.ndarray]:
     """(batch, (slots, first decisions), probabilities)."""
     batch, chance = new_batch(B, 5, F, FEATURES, A), np.zeros(B)
-    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, correction, False, seed, step)
+    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, correction, seed, step)
     exact = np.diff(table, prepend=0.0)
     i = np.abs(exact - chance[:, None]).argmin(axis=1)  # the errors of a random replay differ
     return batch, np.divmod(i, L), chance
@@ -120,8 +120,8 @@ def test_without_errors_the_draws_are_the_uniform_ones() -> None:
     replay, table = random_replay(2), np.zeros(R * L)
     fill_table(table, np.zeros(R * L), 0.0, 0.4)
     batch, chance = new_batch(64, 5, F, FEATURES, A), np.zeros(64)
-    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, 1.0, True, 4, 4)
-    plain = draw_batch(replay, R, RULE, 4, 4, mirror=True)
+    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, 1.0, 4, 4)
+    plain = draw_batch(replay, R, RULE, 4, 4)
     assert (batch.x == plain.x).all()
     np.testing.assert_allclose(batch.weight, plain.weight, rtol=1e-12)
 

@@ -13,7 +13,7 @@ from kernels.bars import NS, Bars
 from kernels.features import features_of
 from kernels.market import Codes, Tape, code_of, fit_codes, new_market
 from kernels.position import ACTIONS, COST, FEATURES, RAW, SIDE, UNREALISED, position_features
-from kernels.replay import Batch, Replay, ValueTarget, new_batch, new_replay, sample
+from kernels.replay import Batch, Replay, ValueTarget, mirror_half, new_batch, new_replay, sample
 from kernels.rng import below
 from tests.naive import wandering_bars
 
@@ -65,7 +65,9 @@ def draw_batch(
     batch = new_batch(B, K, F, FEATURES, A, ahead)
     for array in batch:
         array[...] = 7 if array.dtype != np.bool_ else False  # what an earlier batch left behind
-    sample(batch, replay, filled, tape_of(0), rule, mirror, seed, step)
+    sample(batch, replay, filled, tape_of(0), rule, seed, step)
+    if mirror:
+        mirror_half(batch, tape_of(0), seed, step)
     return batch
 
 
@@ -225,7 +227,7 @@ def test_the_code_of_a_mirrored_move_is_the_mirrored_code(z: float) -> None:
 def test_moves_are_in_the_batch_only_where_it_is_asked_for_them() -> None:
     replay, rule = random_replay(5), ValueTarget(5, 0.9, 0.0)
     batch = new_batch(64, 5, F, FEATURES, A, moves=True)
-    sample(batch, replay, R, tape_of(0), rule, False, 3, 3)
+    sample(batch, replay, R, tape_of(0), rule, 3, 3)
     for b in range(64):
         slot, first = divmod(below(R * L, 3, 3, b), L)
         for k in range(min(5, L - 1 - first)):
@@ -273,7 +275,7 @@ def test_draws_are_uniform_over_the_filled_sessions_and_their_decisions() -> Non
     seen = np.zeros(T, np.int64)
     for step in range(60):
         batch = new_batch(256, 1, 1, FEATURES, A)
-        sample(batch, replay, filled, tape, rule, False, 5, step)
+        sample(batch, replay, filled, tape, rule, 5, step)
         seen += np.bincount(batch.x[:, 0].astype(int), minlength=T)
     bins = np.concatenate([seen[s : s + L] for s in replay.start[:filled]])
     assert bins.sum() == seen.sum() == 60 * 256
@@ -292,7 +294,7 @@ def test_entries_of_any_size_come_with_their_shares_and_explored_sizes_end_a_ret
     largest = np.take_along_axis(size, share.argmax(axis=2)[..., None], axis=2)[..., 0]
     replay.position[:, 1:, SIDE] = np.where(draw.random((R, L)) < 0.7, largest, 0.05)
     batch, rule = new_batch(64, 5, F, FEATURES, A, candidates=E), ValueTarget(5, 0.9, 0.0)
-    sample(batch, replay, R, tape_of(0), rule, False, 3, 3)
+    sample(batch, replay, R, tape_of(0), rule, 3, 3)
     greedy = np.isin(replay.action, (0, 3)) | (replay.position[:, 1:, SIDE] == largest)
     assert 0.5 < greedy.mean() < 0.95
     for b in range(64):
