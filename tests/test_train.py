@@ -320,9 +320,10 @@ def test_sizes_that_do_not_go_together_are_refused_by_name(setting: str) -> None
         Trainer(dataset(tiny()), tiny(*others, setting), 1)
 
 
-def test_a_transformer_learns_from_bars_before_the_first_of_a_window() -> None:
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_transformer_learns_from_bars_before_the_first_of_a_window(mirror: bool) -> None:
     """And nothing but its own layers: a root of three bars, sessions that have them, and errors by depth logged."""
-    config = tiny(*WORLD, "train.mirror=false")
+    config = tiny(*WORLD, f"train.mirror={str(mirror).lower()}")
     trainer = Trainer(dataset(config), config, 1)
     row = trainer.run_cycle()
     assert [name for name in row if name.startswith("reward_error")] == [
@@ -335,7 +336,10 @@ def test_a_transformer_learns_from_bars_before_the_first_of_a_window() -> None:
     for b in range(32):
         draw = below(trainer.filled * 24, trainer.config.train.seed + STREAM_SAMPLES, step, b)
         bars = int(trainer.replay.start[draw // 24]) + draw % 24 - np.arange(3)[::-1]
-        expected = trainer.store.X[trainer.store.row_of_bar[bars]]
+        turned = mirror and below(2, trainer.config.train.seed + STREAM_SAMPLES, step, 32 + b) == 1
+        expected = trainer.store.X[trainer.store.row_of_bar[bars]] * (
+            trainer.store.tape.sign if turned else 1
+        )
         np.testing.assert_array_equal(trainer.batch.x[b].reshape(3, F), expected)
     for start in trainer.replay.start[:4]:
         trainer.store.release(int(start), 25)
