@@ -15,6 +15,7 @@ from host.agent import Agent, Setting
 from host.feed import Bar
 from host.model_file import ModelRefused
 from host.target import utc
+from kernels._jit import entry
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
@@ -71,6 +72,7 @@ class History:
         kinds = (np.int64 if name == "time" else np.float64 for name in Bars._fields)
         self._all = Bars._make(np.zeros(capacity, kind) for kind in kinds)
         self._count, self._keep = 0, keep
+        self.bars = take(self._all, 0, 0)  # views of the bars at hand; the newest is the last
 
     def append(self, bar: Bar) -> None:
         """Take in the next closed bar; the oldest are forgotten when the room is full."""
@@ -82,11 +84,7 @@ class History:
         for column, value in zip(columns, bar, strict=True):
             column[self._count] = value
         self._count += 1
-
-    @property
-    def bars(self) -> Bars:
-        """Views of the bars at hand; the newest is the last."""
-        return take(self._all, 0, self._count)
+        self.bars = take(self._all, 0, self._count)
 
 
 class Actor:
@@ -98,6 +96,10 @@ class Actor:
         self._history = History(keep=self.history)
         self._account = new_accounts(1)[0]
         self._trade = np.zeros(TRADE)
+        self._extra = np.zeros((0, 0), np.float32)  # features of a self-test, none here
+        bars = self._history.bars
+        self._decide = entry(decide, self._trader, self._account, bars, self._extra, 0)
+        self._step_to = entry(step_to, self._account, self._trade, bars, 0, 0.0, self._trader.market)
         self._pending: float | None = None  # target decided at the last bar, filled by the next one
 
     @property
@@ -122,11 +124,10 @@ class Actor:
         bars = self._history.bars
         t, trader = len(bars.time) - 1, self._trader
         if self._pending is not None:
-            step_to(self._account, self._trade, bars, t - 1, self._pending, trader.market)
+            self._step_to(self._account, self._trade, bars, t - 1, self._pending, trader.market)
         if t < self.history - 1:
             return False
-        extra = np.zeros((len(bars.time), 0), np.float32)
-        check(decide(trader, self._account, bars, extra, t))
+        check(self._decide(trader, self._account, bars, self._extra, t))
         if not math.isfinite(trader.planner.value[0] + sum(trader.planner.policy[0].tolist())):
             raise DecisionError(
                 f"the bar that closes at {bar.time} ns: value or policy is not a finite number"

@@ -128,8 +128,8 @@ class UnknownEnhancement(ValueError):  # noqa: N818
 
 
 def units_of(settings: tuple[str, ...], seed: int, effort: Effort) -> list[Unit]:
-    """What one variant and seed takes: its cost on the first market, its learning on all."""
-    kinds = [(COST, MARKETS[0]), *((LEARN, market) for market in MARKETS)]
+    """What one variant and seed takes: its learning on all markets; its cost once, on the first market and seed."""
+    kinds = [*([(COST, MARKETS[0])] if seed == 0 else []), *((LEARN, market) for market in MARKETS)]
     return [Unit(kind, market, seed, settings, effort) for kind, market in kinds]
 
 

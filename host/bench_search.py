@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from host.agent import Agent, Sizes, slot_sides
 from host.progress import progress
+from kernels._jit import entry
 from kernels.gumbel import GUMBEL, MARKET, SearchConfig, new_search_config
 from kernels.market_tree import CALL_ROWS, WAVE
 from kernels.ort import Net, check, evaluate
@@ -139,7 +140,7 @@ def new_searches(case: Case) -> list[Callable[[], int]]:
     agent = Agent(export(new_params(s, seed=0), s, *slot_sides(sizes, config)), sizes)
     planners = [new_planner_of(case, agent, thread) for thread in range(case.threads)]
     if case.impl == "swt":
-        return [partial(plan, planner) for planner in planners]
+        return [ready(plan, planner) for planner in planners]
     return [networks_of(planner) for planner in planners]
 
 
@@ -148,9 +149,14 @@ def networks_of(planner: Planner) -> Callable[[], int]:
     model, B = planner.model, len(planner.action)
     if planner.market is not None:
         calls = market_calls(B, planner.config.simulations, planner.outlook.move.shape[1])
-        return partial(run_market, model.root, model.market, B, calls)
+        return ready(run_market, model.root, model.market, B, calls)
     check(plan(planner))
-    return partial(run_networks, model, B, planner.work.calls)
+    return ready(run_networks, model, B, planner.work.calls)
+
+
+def ready(fn: Callable[..., int], *arguments: Any) -> Callable[[], int]:
+    """A call of a kernel as `act` makes them."""
+    return partial(entry(fn, *arguments), *arguments)
 
 
 _works: list[Callable[[], Any]] = []  # of a measuring process, one a thread

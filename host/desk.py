@@ -16,6 +16,7 @@ from host.agent import Loaded
 from host.feed import Bar
 from host.journal import JournalError
 from host.model_file import ModelRefused
+from kernels._jit import entry
 from kernels.guard import HALTED, Guard, Limits, Seen, Verdict, bound, judge, lift, reason_of
 from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, PROFIT_PX, TRADE, new_accounts, step
 from kernels.position import BUY, CLOSE, FULL, HOLD, SELL
@@ -61,6 +62,7 @@ class Desk:
         self._market = loaded.setting.market._replace(sizes=FULL)  # limits are pips of a position of 1
         self._held = new_accounts(1)[0]  # the ledger of the published targets
         self._trade = np.zeros(TRADE)
+        self._step = entry(step, self._held, self._trade, self.actor.bars, 0, HOLD, self._market)
 
     def on_bar(self, bar: Bar, world: World) -> Outcome | None:
         """Take a bar in and decide; None during the warm-up."""
@@ -118,11 +120,11 @@ class Desk:
     def _fill(self) -> None:
         """Book the published target at the open of the newest bar."""
         bars, side = self.actor.bars, self._held[ACC_SIDE]
-        wanted = float(np.sign(self.guard.target))
+        wanted = (self.guard.target > 0) - (self.guard.target < 0)
         action = HOLD if wanted == side else CLOSE if wanted == 0 else BUY if wanted > 0 else SELL
         self._trade[EXIT_BAR] = -1
         if len(bars.time) > 1:
-            step(self._held, self._trade, bars, len(bars.time) - 2, action, self._market)
+            self._step(self._held, self._trade, bars, len(bars.time) - 2, action, self._market)
 
     def _seen(self, world: World) -> Seen:
         return Seen(

@@ -11,7 +11,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from host.actor import new_trader
 from host.agent import save_agent
 from host.backtest import trade_bars
-from host.bench_search import Row, Work, clock, fill, medians, memory_mb, networks_of
+from host.bench_search import Row, Work, clock, fill, medians, memory_mb, networks_of, ready
 from host.config import Config
 from host.dataset import new_dataset
 from host.run import KEEP, open_run
@@ -140,7 +139,7 @@ def decision(trainer: Trainer, effort: Effort) -> Row:
 
 def search_us(planner: Planner, rounds: int) -> tuple[float, float]:
     """Microseconds of CPU time a root: the search, and what of it is not the networks."""
-    works: list[Work] = [partial(plan, planner), networks_of(planner)]
+    works: list[Work] = [ready(plan, planner), networks_of(planner)]
     whole, networks = medians(works, rounds, time.thread_time)
     us = 1e6 / len(planner.action)
     return whole * us, (whole - networks) * us

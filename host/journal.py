@@ -17,6 +17,7 @@ from host.durable import publish, swap
 
 ROTATE, KEEP = 1 << 23, 64
 Record = dict[str, Any]
+to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 class JournalError(ValueError):
@@ -63,7 +64,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Add a record, in one write."""
-        line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        line = to_json(record).encode() + b"\n"
         self._file.write(line)
         self.size += len(line)
         self.crc = zlib.crc32(line, self.crc)
@@ -81,7 +82,7 @@ class Journal:
         """Go on in a new file that begins with `first`."""
         numbers = [int(path.stem.rpartition("-")[2]) for path in self.path.parent.glob("journal-*.jsonl")]
         with self._next.open("wb") as file:
-            file.write(json.dumps(first, allow_nan=False).encode() + b"\n")
+            file.write(to_json(first).encode() + b"\n")
             os.fsync(file.fileno())
         self._file.close()
         swap(self.path, self.path.with_name(f"journal-{max(numbers, default=0) + 1:06}.jsonl"))
@@ -99,7 +100,7 @@ class Journal:
 
 def write_cache(path: Path, journal: Journal, state: Record) -> None:
     """Keep the state as it is after the journal's last record."""
-    text = json.dumps({"size": journal.size, "crc": journal.crc, "state": state}, allow_nan=False)
+    text = to_json({"size": journal.size, "crc": journal.crc, "state": state})
     publish(path, f"{zlib.crc32(text.encode()):08x} {text}\n")
 
 

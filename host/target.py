@@ -50,7 +50,7 @@ class Position(NamedTuple):
 
 def utc(time_ns: int) -> str:
     """ISO stamp, whole seconds."""
-    return f"{datetime.fromtimestamp(time_ns // NS, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"{datetime.fromtimestamp(time_ns // NS, UTC).isoformat()[:19]}Z"
 
 
 def nanoseconds(text: str) -> int:

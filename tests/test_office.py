@@ -426,7 +426,7 @@ def test_a_kill_between_the_renames_of_a_rotation_loses_nothing(tmp_path: Path) 
             (tmp_path / "journal.next.jsonl").write_bytes(half)
         journal = Journal(tmp_path)
         journal.close()
-        assert journal.found == b'{"b": 2}\n'
+        assert journal.found == b'{"b":2}\n'
     assert not (tmp_path / "journal.next.jsonl").exists()
 
 
