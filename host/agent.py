@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from host.formats import ReadOptions
 from host.model_file import ModelFile, ModelRefused, check_selftest, read_model, write_model
-from host.onnx_check import widths
+from host.onnx_check import layout_of
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features
 from kernels.features import names as feature_names
@@ -80,10 +80,10 @@ class Agent:
         return new_planner(Model(self.root(roots), after, dynamics, market), config, roots, A, C, D, P > 0)
 
     def _bind(self, name: str, rows: list[int]) -> Net:
-        """A network of the widths that its graph says it has."""
+        """A network laid out as its graph says."""
         if name not in self._sessions:
             self._sessions[name] = Session(self.graphs[name])
-        return self._sessions[name].bind(*widths(self.graphs[name]), rows)
+        return self._sessions[name].bind(layout_of(self.graphs[name]), rows)
 
 
 def graph_widths(sizes: Sizes, memoryless: bool, rule: int = MARKET) -> dict[str, tuple[int, int]]:
@@ -229,7 +229,7 @@ def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes], rule
         raise ValueError("the normaliser is not one of these features")
     if not (np.diff(setting.codes.edges) > 0).all():
         raise ValueError("the edges of the chance codes do not ascend")
-    found = {name: widths(graph) for name, graph in graphs.items()}
+    found = {name: layout_of(graph)[:2] for name, graph in graphs.items()}
     wanted = graph_widths(sizes, setting.market.excursion_weight == 0, rule)
     if rule != MARKET and "market" not in graphs:
         del wanted["market"]

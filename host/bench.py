@@ -49,6 +49,7 @@ from host.bench_search import (
 )
 from host.bench_widening import bench_widening
 from host.enhancement_run import Effort
+from host.onnx_check import layout_of
 from host.progress import say
 from kernels.bars import Bars
 from kernels.features import HISTORY, WINDOW, features_of, fill_features, new_features, new_work, width
@@ -132,14 +133,13 @@ def bench_ort(size: Size) -> list[Row]:
 
     graph = export(new_params(NETS["64/256"], seed=0), NETS["64/256"], 1)["dynamics"]
     cases = product((1, 2), (True, False), (True, False))
-    return [row for case in cases for row in ort_rows(graph, NETS["64/256"], size, *case)]
+    return [row for case in cases for row in ort_rows(graph, size, *case)]
 
 
-def ort_rows(graph: bytes, s: Shape, size: Size, threads: int, arena: bool, shared: bool) -> list[Row]:
+def ort_rows(graph: bytes, size: Size, threads: int, arena: bool, shared: bool) -> list[Row]:
     """One arrangement of sessions at every number of rows."""
     sessions = [Session(graph, arena) for _ in range(1 if shared else threads)]
-    widths = s.latent + s.codes + 2 * s.position, s.latent + 2 + s.actions
-    nets = [sessions[i % len(sessions)].bind(*widths, ROWS) for i in range(threads)]
+    nets = [sessions[i % len(sessions)].bind(layout_of(graph), ROWS) for i in range(threads)]
     fill((net.x for net in nets), seed=0)
     case = {"threads": threads, "arena": arena, "session": "shared" if shared else "own"}
     found: list[Row] = []

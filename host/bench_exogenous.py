@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from host.agent import Agent, Sizes
 from host.bench_search import Row
 from kernels.gumbel import GUMBEL, MARKET, RULES, new_search_config
-from kernels.ort import check
+from kernels.ort import Output, check
 from kernels.planner import Planner, plan
 from kernels.position import (
     BUY,
@@ -79,7 +79,7 @@ def graph(inputs: int, units: list[tuple[dict[int, float], float, dict[int, floa
             out[u, column] = effect
     g = Graph()
     g.linear(g.hidden("x", "units", into, bias), "y", out, np.zeros(outputs, np.float32))
-    return g.serialise(inputs, outputs)
+    return g.serialise(inputs, [Output("y", outputs)])
 
 
 def graphs(chain: Chain) -> dict[str, bytes]:

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.durable import replacing
-from host.onnx_check import GraphRefused, widths
+from host.onnx_check import GraphRefused, layout_of
 from kernels._jit import program_digest
-from kernels.ort import OrtError, Session, check, evaluate
+from kernels.ort import Layout, OrtError, Session, check, evaluate
 
 Arrays = dict[str, NDArray[Any]]
 FORMAT = 1
@@ -116,7 +116,7 @@ def parse_model(data: bytes) -> ModelFile:
         raise ModelRefused(f"{MANIFEST}: a self-test vector for each graph, no more and no less")
     for name, graph in graphs.items():
         vector = _vector(name, manifest["selftest"][name])
-        if _widths(name, graph) != tuple(rows.shape[1] for rows in vector):
+        if _layout(name, graph)[:2] != tuple(rows.shape[1] for rows in vector):
             raise ModelRefused(f"graph {name}: its shape is not that of its self-test vector")
     return ModelFile(manifest, graphs, arrays, hashlib.sha256(data).hexdigest())
 
@@ -126,7 +126,7 @@ def check_selftest(model: ModelFile) -> None:
     for name, graph in model.graphs.items():
         x, expected = _vector(name, model.manifest["selftest"][name])
         with _modest(MAX_MORE):
-            y = _evaluate(name, graph, x, expected.shape[1])
+            y = _evaluate(name, graph, x)
         scale = np.abs(expected) + np.abs(expected).max()
         if not (np.abs(y - expected) <= TOLERANCE * scale).all():  # a NaN is not within anything
             raise ModelRefused(f"graph {name}: its self-test gives other numbers on this machine")
@@ -258,19 +258,19 @@ def _check_keys(manifest: Any) -> None:
         raise ModelRefused(f"{MANIFEST}: missing or of a wrong type: {', '.join(missing)}")
 
 
-def _widths(name: str, graph: bytes) -> tuple[int, int]:
+def _layout(name: str, graph: bytes) -> Layout:
     try:
-        return widths(graph)
+        return layout_of(graph)
     except GraphRefused as error:
         raise ModelRefused(f"graph {name}: {error}") from None
 
 
 def _selftest(name: str, graph: bytes) -> dict[str, list[list[float]]]:
     """Seeded input rows of a graph and its output."""
-    width_in, width_out = _widths(name, graph)
+    width_in = _layout(name, graph).width_in
     generator = np.random.Generator(np.random.Philox(key=SELFTEST_SEED))
     x = generator.standard_normal((SELFTEST_ROWS, width_in)).astype(np.float32)
-    return {"x": x.tolist(), "y": _evaluate(name, graph, x, width_out).tolist()}
+    return {"x": x.tolist(), "y": _evaluate(name, graph, x).tolist()}
 
 
 def _vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -286,10 +286,10 @@ def _vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.flo
     return x, y
 
 
-def _evaluate(name: str, graph: bytes, x: NDArray[np.float32], width_out: int) -> NDArray[np.float32]:
-    """graph(x) [rows, width_out] by the runtime that trades."""
+def _evaluate(name: str, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """graph(x) [rows, O] by the runtime that trades."""
     try:
-        net = Session(graph).bind(x.shape[1], width_out, [len(x)])
+        net = Session(graph).bind(_layout(name, graph), [len(x)])
         net.x[:] = x
         check(evaluate(net, len(x)))
     except OrtError as error:

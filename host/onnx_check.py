@@ -6,16 +6,30 @@ does not matter which of them a parser would keep.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from kernels.ort import CUTS, PARTS, Cut, Layout, Output
+
 VARINT, BYTES = 0, 2
 FIXED = {1: 8, 5: 4}  # bytes of a value of wire type 1 or 5
-MODEL_IR, MODEL_GRAPH, MODEL_OPSET = 1, 7, 8
-MODEL_FIELDS = {MODEL_IR, 2, 3, 4, 5, 6, MODEL_GRAPH, MODEL_OPSET, 14}  # others: training graphs, functions
+MODEL_IR, MODEL_GRAPH, MODEL_OPSET, MODEL_METADATA = 1, 7, 8, 14
+MODEL_FIELDS = {
+    MODEL_IR,
+    2,
+    3,
+    4,
+    5,
+    6,
+    MODEL_GRAPH,
+    MODEL_OPSET,
+    MODEL_METADATA,
+}  # others: training graphs, functions
+ENTRY_KEY, ENTRY_VALUE = 1, 2
 OPSET_DOMAIN = 1
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12
 GRAPH_FIELDS = {
@@ -50,6 +64,7 @@ FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), DOUBLE: np.dtype("<f
 BYTES_OF = {FLOAT: 4, INT32: 4, INT64: 8, BOOL: 1, DOUBLE: 8}
 TYPES = BYTES_OF.keys()
 MAX_WEIGHTS, MAX_NODES, MAX_FIELDS = 1 << 24, 1024, 1 << 16  # of a tensor, of a graph, of a message
+MAX_WIDTH, MAX_LIMIT = 1 << 20, 1e6  # of a matrix, of a value
 DOMAINS = (b"", b"ai.onnx")
 OPERATORS = frozenset(
     b"Abs Add Cast Clip Concat Constant Div Erf Exp Flatten Gather Gemm Identity LayerNormalization Log LogSoftmax"
@@ -62,19 +77,53 @@ class GraphRefused(ValueError):  # noqa: N818
     """The graph holds what a model may not; the message says what."""
 
 
-def widths(model: bytes) -> tuple[int, int]:
-    """(I, O) of a graph with one input `x` [rows, I] and one output `y` [rows, O] that may be run."""
+def layout_of(model: bytes) -> Layout:
+    """How a graph that may be run is laid out: its metadata say so, or it has one input `x` and one output `y`."""
     values: dict[int, list[bytes]] = {GRAPH_INPUT: [], GRAPH_OUTPUT: []}
-    seen = 0
+    said: list[bytes] = []
+    graphs = 0
     for field, value in _fields(model, MODEL_FIELDS, "model"):
         if field == MODEL_OPSET:
             _check_domain(_last(value, OPSET_DOMAIN, b""))
+        elif field == MODEL_METADATA and _last(value, ENTRY_KEY, b"") == b"layout":
+            said.append(_last(value, ENTRY_VALUE, b""))
         elif field == MODEL_GRAPH:
-            seen += 1
+            graphs += 1
             _check_graph(value, values)
-    if seen != 1 or len(values[GRAPH_INPUT]) != 1 or len(values[GRAPH_OUTPUT]) != 1:
-        raise GraphRefused("not one graph with one input and one output")
-    return _width(values[GRAPH_INPUT][0], b"x"), _width(values[GRAPH_OUTPUT][0], b"y")
+    if graphs != 1 or len(said) > 1:
+        raise GraphRefused("not one graph of one layout")
+    inputs, outputs = (_matrices(values[field]) for field in (GRAPH_INPUT, GRAPH_OUTPUT))
+    layout = _layout(inputs.get("x", 0), said[0]) if said else Layout(inputs.get("x", 0), outputs.get("y", 0))
+    reads = {"x": layout.width_in} | {cut.name: cut.width for cut in layout.cuts}
+    writes = {o.name: o.plain + o.means * o.bins if o.plain else o.bins for o in layout.outputs}
+    if inputs != reads or outputs != (writes or {"y": layout.width_out}):
+        raise GraphRefused(f"inputs {inputs} and outputs {outputs}, not {reads} and {writes or 'y'}")
+    return layout
+
+
+def _layout(width_in: int, text: Any) -> Layout:
+    """What the metadata of a graph say, if that is a layout."""
+    try:
+        carried, cut_rows, output_rows = json.loads(text)
+        cuts, outputs = tuple(Cut(*row) for row in cut_rows), tuple(Output(*row) for row in output_rows)
+        numbers = [carried, *(n for row in (*cuts, *outputs) for n in row[1:4])]
+        sound = [
+            all(type(n) is int and 0 <= n < MAX_WIDTH for n in numbers),
+            carried <= width_in,
+            len(cuts) <= CUTS,
+            0 < len(outputs) <= PARTS,
+            len({"x", *(row.name for row in cuts)}) == 1 + len(cuts),
+            len({row.name for row in outputs}) == len(outputs),
+            all(cut.first + cut.width <= width_in for cut in cuts),
+            all((o.means > 0) == (o.bins > 0) and o.plain + o.means * o.bins < MAX_WIDTH for o in outputs),
+            all(type(o.limit) in (int, float) and 0 <= o.limit < MAX_LIMIT for o in outputs),
+        ]
+        if not all(sound):
+            raise ValueError("numbers beyond reason")
+        width_out = carried + sum(o.plain + o.means for o in outputs)
+        return Layout(width_in, width_out, carried, cuts, outputs)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise GraphRefused(f"metadata that are no layout: {error}") from None
 
 
 def _check_graph(graph: bytes, values: dict[int, list[bytes]]) -> None:
@@ -156,17 +205,24 @@ def _check_finite(data: Any, dtype: np.dtype[Any]) -> None:
         raise GraphRefused("NaN or infinite weights")
 
 
-def _width(value: bytes, name: bytes) -> int:
-    """Columns of a float32 matrix called `name`."""
-    if _last(value, VALUE_NAME, b"") != name:
-        raise GraphRefused(f"no input or output called {name.decode()}")
+def _matrices(values: list[bytes]) -> dict[str, int]:
+    """Columns by the names of inputs or outputs."""
+    found = dict(map(_matrix, values))
+    if len(found) != len(values):
+        raise GraphRefused(f"{len(values)} inputs or outputs called {', '.join(found)}")
+    return found
+
+
+def _matrix(value: bytes) -> tuple[str, int]:
+    """Name and columns of a float32 matrix."""
+    name = _last(value, VALUE_NAME, b"")
     tensor = _last(_last(value, VALUE_TYPE, b""), TYPE_TENSOR, b"")
     shape = _last(tensor, TENSOR_SHAPE, b"")
     dims = [dim for field, dim in _fields(shape, {SHAPE_DIM}, "shape") if field == SHAPE_DIM]
     width = _last(dims[1], DIM_VALUE, 0) if len(dims) == 2 else 0
-    if _last(tensor, 1, 0) != FLOAT or not 0 < width < 1 << 20:
-        raise GraphRefused(f"{name.decode()} is not a float32 matrix of fixed width")
-    return int(width)
+    if not isinstance(name, bytes) or _last(tensor, 1, 0) != FLOAT or not 0 < width < MAX_WIDTH:
+        raise GraphRefused(f"{name!r} is not a float32 matrix of fixed width")
+    return name.decode(errors="replace"), int(width)
 
 
 def _last(message: Any, field: int, default: Any) -> Any:

@@ -8,6 +8,7 @@ but in `total`, `largest`, `smallest` and `first`, and those add and compare in 
 import math
 import operator
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,11 @@ def fetch(a: NDArray[np.float32], i: int) -> None:
 def root(x: Vector) -> Vector:
     """Square roots."""
     return np.sqrt(x)
+
+
+def fused(x: Vector, y: Vector | Number, z: Vector | Number) -> Vector:
+    """x y + z, rounded once where it is compiled."""
+    return x * y + z
 
 
 def nearest(x: Vector) -> Vector:
@@ -164,12 +170,13 @@ def words(lanes: int) -> Any:
     return ir.VectorType(ir.IntType(32), lanes)
 
 
-def call(builder: Any, name: str, x: Any) -> Any:
-    """LLVM's own function of one vector."""
-    name = f"llvm.{name}.v{x.type.count}f32"
+def call(builder: Any, name: str, *vectors: Any) -> Any:
+    """LLVM's own function of vectors of one type."""
+    kind = vectors[0].type
+    name = f"llvm.{name}.v{kind.count}f32"
     known = builder.module.globals.get(name)
-    kind = ir.FunctionType(x.type, [x.type])
-    return builder.call(known or ir.Function(builder.module, kind, name), [x])
+    function = known or ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(vectors)), name)
+    return builder.call(function, vectors)
 
 
 def more(builder: Any, x: Any, y: Any) -> Any:
@@ -241,6 +248,16 @@ def compile_arithmetic(vector: VectorType, mask: MaskType) -> None:
     for operation, instruction in (("add", "fadd"), ("sub", "fsub"), ("mul", "fmul"), ("truediv", "fdiv")):
         emit = getattr(ir.IRBuilder, instruction)
         compile_binary(getattr(operator, operation), vector, vector, emit)
+    for kinds in product((vector, NUMBER), repeat=2):
+
+        @compiled(fused, vector, vector, *kinds)
+        def _fused(context: Any, builder: Any, x: Any, *others: Any, kinds: Any = kinds) -> Any:
+            spreads = [
+                y if kind is vector else spread(builder, y, vector)
+                for y, kind in zip(others, kinds, strict=True)
+            ]
+            return call(builder, "fma", x, *spreads)
+
     compile_binary(operator.gt, vector, mask, more)
     compile_binary(operator.eq, vector, mask, lambda builder, x, y: builder.fcmp_ordered("==", x, y))
     for function, name in ((root, "sqrt"), (nearest, "rint")):
@@ -297,9 +314,10 @@ def exponential(x: Vector) -> Vector:
     """e^x of numbers that are not positive, within two units in the last place; below -87 it stops falling."""
     x = choose(x > LEAST_POWER, x, LEAST_POWER)
     n = nearest(x * LOG2_E)
-    r = x - n * LN2_HIGH - n * LN2_LOW  # |r| <= ln 2 / 2: eight terms of the series are enough
+    r = fused(n, -LN2_LOW, fused(n, -LN2_HIGH, x))  # |r| <= ln 2 / 2: eight terms of the series are enough
     r2 = r * r  # pairs of terms side by side: a chain of eight would be twice as long
-    y = (r * FACTORS[7] + FACTORS[6]) * r2 + (r * FACTORS[5] + FACTORS[4])
-    y = y * (r2 * r2) + ((r * FACTORS[3] + FACTORS[2]) * r2 + (r + FACTORS[0]))
+    high = fused(fused(r, FACTORS[7], FACTORS[6]), r2, fused(r, FACTORS[5], FACTORS[4]))
+    low = fused(fused(r, FACTORS[3], FACTORS[2]), r2, r + FACTORS[0])
+    y = fused(high, r2 * r2, low)
     scaled: Vector = y * power_of_two(n)
     return scaled

@@ -1,4 +1,4 @@
-"""The networks as ONNX graphs, each from one input `x` to one output `y`.
+"""The networks as ONNX graphs, each from rows `x` to rows `y`.
 
 root        [context features C F | position P]                     -> [state | logits A Z | value 1 | code logits C]
 afterstate  [state | action A | position after P]                   -> [state | code logits C | value 1]
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.ort import Output
 from models.graph import Graph
 from models.net import Array, Params, Shape, views
 from models.prefix import RESET
@@ -43,80 +44,88 @@ def _step(g: Graph, latent: str, moved: str, p: Params, s: Shape) -> str:
     return g.norm(before, "next", s.latent, shift=p.next_b)
 
 
-def _predict(g: Graph, latent_and_position: str, p: Params, s: Shape) -> list[str]:
-    """Names of policy logits, with what the sizes are drawn from, and value."""
+def _predict(g: Graph, latent_and_position: str, p: Params, s: Shape) -> Output:
+    """Policy logits, with what the sizes are drawn from, and value."""
     hidden = g.hidden(latent_and_position, "predict", p.predict_w, p.predict_b)
     # in one product: a narrow one alone costs as much as sixteen columns
     w = np.concatenate([p.policy_w, p.size_w, p.value_w], axis=1)
     b = np.concatenate([p.policy_b, p.size_b, p.value_b])
     g.linear(hidden, "heads", w, b)
-    g.split("heads", {"policy": s.actions + s.sizes, "bins": s.value_bins})
-    return ["policy", g.decode("bins", "value", s.value_limit, s.value_bins)]
+    return Output("heads", s.actions + s.sizes, 1, s.value_bins, s.value_limit)
 
 
-def _told(name: str, s: Shape) -> list[str]:
-    """The part of a row that tells a position, where there are any."""
-    return [name] if s.position else []
+def _codes(g: Graph, latent: str, p: Params, s: Shape) -> Output:
+    """Logits of the next chance code."""
+    codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
+    return Output(codes, s.codes)
 
 
 def _root(p: Params, s: Shape) -> bytes:
     g = Graph()
     F = s.context * s.features
-    g.split("x", {"features": F, "position": s.position})
+    position = [g.cut("position", F, s.position)] if s.position else []
     if s.layers:
+        g.split("x", {"features": F, "told": s.position})
         state = bar_token(g, "features", p, s)
         latent = state[1]
     else:
-        hidden = g.hidden("features", "represent", p.represent_w, p.represent_b)
+        # the features are the first columns: zero rows below their weights spare a copy of them
+        hidden = g.hidden("x", "represent", _below(p.represent_w, s.position), p.represent_b)
         before = g.linear(hidden, "before", p.latent_w, p.latent_b)
         latent = g.norm(before, "latent", s.latent, shift=p.next_b)
         state = [latent]
-    codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
-    heads = _predict(g, g.join([latent, *_told("position", s)], "predict_in"), p, s)
+    codes = _codes(g, latent, p, s)
+    heads = _predict(g, g.join([latent, *position], "predict_in"), p, s)
     if s.prefix:
         state = [g.node("MatMul", [latent, g.weight("nothing_yet", np.eye(s.latent, s.state))], "state")]
-    g.join([*state, *heads, codes], "y")
-    return g.serialise(F + s.position, s.state + s.codes + s.actions + s.sizes + 1)
+    return g.serialise(F + s.position, [Output(g.join(state, "state"), s.state), heads, codes])
+
+
+def _below(w: Array, rows: int) -> Array:
+    """Weights that take no notice of `rows` more columns."""
+    return np.concatenate([w, np.zeros((rows, w.shape[1]), w.dtype)])
 
 
 def _afterstate(p: Params, s: Shape) -> bytes:
     g = Graph()
-    state = list(state_parts(s))
-    g.split("x", state_parts(s) | {"rest": s.actions + s.position})
-    after_in = g.join(["latent", "rest"], "after_in") if len(state) > 1 else "x"
-    codes = g.linear(g.hidden("latent", "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
-    bins = g.linear(
-        g.hidden(after_in, "after", p.after_w, p.after_b), "bins", p.after_value_w, p.after_value_b
-    )
-    g.join([*state, codes, g.decode(bins, "value", s.value_limit, s.value_bins)], "y")
-    return g.serialise(s.state + s.actions + s.position, s.state + s.codes + 1)
+    latent = g.cut("latent", 1 if s.layers else 0, s.latent)
+    after_in = "x"
+    if s.state > s.latent:
+        g.split("x", {"state": s.state, "rest": s.actions + s.position})
+        after_in = g.join([latent, "rest"], "after_in")
+    hidden = g.hidden(after_in, "after", p.after_w, p.after_b)
+    bins = g.linear(hidden, "bins", p.after_value_w, p.after_value_b)
+    value = Output(bins, 0, 1, s.value_bins, s.value_limit)
+    width = s.state + s.actions + s.position
+    return g.serialise(width, [_codes(g, latent, p, s), value], carried=s.state)
 
 
 def _dynamics(p: Params, s: Shape) -> bytes:
     g = Graph()
     before = {"states": s.window * s.state} if s.layers else state_parts(s)
-    g.split("x", before | {"code": s.codes, "after": s.position, "next_position": s.position})
-    told = ["code", *_told("after", s), *_told("next_position", s)]
+    width = sum(before.values()) + s.codes + 2 * s.position
+    position = [g.cut("next_position", width - s.position, s.position)] if s.position else []
+    if s.layers or s.prefix:
+        g.split("x", before | {"code": s.codes, "after": s.position, "then": s.position})
+    told = ["code", *(["after", "then"] if s.position else [])]
     if s.layers:
         gain_in = g.join([newest_latent(g, "states", s), *told], "gain_in")
         latent, state = "latent", code_token(g, "states", "code", p, s)
     else:
         gain_in = g.join(["latent", *told], "gain_in") if s.prefix else "x"
-        # [latent | code] are its first columns: zero rows below their weights spare a copy of them
-        move_w = np.concatenate([p.move_w, np.zeros((2 * s.position, s.hidden), p.move_w.dtype)])
-        latent = _step(g, "latent", g.hidden(gain_in, "move", move_w, p.move_b), p, s)
+        moved = g.hidden(gain_in, "move", _below(p.move_w, 2 * s.position), p.move_b)
+        latent = _step(g, "latent" if s.prefix else g.cut("latent", 0, s.latent), moved, p, s)
         state = [latent]
     gain = g.hidden(gain_in, "gain", p.gain_w, p.gain_b)
     if s.prefix:
-        reward, *memory = _prefix(g, gain, p, s)
+        paid, *memory = _prefix(g, gain, p, s)
+        reward = Output(paid, 1)
         state += memory
     else:
         bins = g.linear(gain, "reward_bins", p.reward_w, p.reward_b)
-        reward = g.decode(bins, "reward", s.reward_limit, s.reward_bins)
-    heads = _predict(g, g.join([latent, *_told("next_position", s)], "predict_in"), p, s)
-    g.join([*state, reward, *heads], "y")
-    width = s.state + 1 + s.actions + s.sizes + 1
-    return g.serialise(sum(before.values()) + s.codes + 2 * s.position, width)
+        reward = Output(bins, 0, 1, s.reward_bins, s.reward_limit)
+    heads = _predict(g, g.join([latent, *position], "predict_in"), p, s)
+    return g.serialise(width, [Output(g.join(state, "state"), s.state), reward, heads])
 
 
 def _prefix(g: Graph, gain: str, p: Params, s: Shape) -> list[str]:
@@ -159,18 +168,18 @@ def _market(p: Params, s: Shape, slots: int, sides: Array | None) -> bytes:
     shown = {"positions": S * P} if sides is None else {}
     if s.layers:
         g.split("x", {"states": states, "code": s.codes} | shown)
-    elif sides is None:
-        g.split("x", {"market": D + s.codes} | shown)
-    if s.layers:
         latent, state = "latent", code_token(g, "states", "code", p, s)
     else:
-        moved = g.hidden("x" if sides is not None else "market", "move", p.move_w, p.move_b)
-        cut = [g.weight(name, [at], np.int64) for name, at in (("from", 0), ("to", D), ("axis", 1))]
-        latent = _step(g, g.node("Slice", ["x", *cut], "latent_in"), moved, p, s)
+        if shown:
+            g.split("x", {"market": D + s.codes} | shown)
+        moved = g.hidden("market" if shown else "x", "move", p.move_w, p.move_b)
+        latent = _step(g, g.cut("latent", 0, D), moved, p, s)
         state = [latent]
-    codes = g.linear(g.hidden(latent, "chance", p.chance_w, p.chance_b), "codes", p.code_w, p.code_b)
-    hidden = _positions(g, latent, p, s, S, sides)
-    bins = g.linear(hidden, "bins", p.value_w, p.value_b)
-    values = g.decode(bins, "values_flat", s.value_limit, s.value_bins)
-    g.join([*state, codes, g.reshape(values, "values", -1, S)], "y")
-    return g.serialise(states + s.codes + (S * P if sides is None else 0), s.state + s.codes + S)
+    codes = _codes(g, latent, p, s)
+    values = g.linear(_positions(g, latent, p, s, S, sides), "values", p.value_w, p.value_b)
+    outputs = [
+        Output(g.join(state, "state"), s.state),
+        codes,
+        Output(values, 0, S, s.value_bins, s.value_limit),
+    ]
+    return g.serialise(states + s.codes + sum(shown.values()), outputs)

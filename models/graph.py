@@ -1,13 +1,18 @@
-"""An ONNX graph in the making, from one input `x` to one output `y`; equal weights give equal bytes."""
+"""An ONNX graph in the making, from rows `x` to rows `y`; equal weights give equal bytes.
+
+Nodes are dear, so a graph leaves to its caller what is no product: its metadata say how (`kernels.ort.Layout`).
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from kernels.ort import Cut, Layout, Output
 from models.layers import EPSILON, Array, support
 
 OPSET, IR_VERSION = 17, 8
@@ -19,6 +24,7 @@ class Graph:
     def __init__(self) -> None:
         self._nodes: list[NodeProto] = []
         self._weights: dict[str, NDArray[Any]] = {}
+        self._cuts: list[Cut] = []
 
     def node(self, op: str, inputs: list[str], outputs: str | list[str], **attributes: Any) -> str:
         """Add a node; the name of its first output."""
@@ -67,17 +73,30 @@ class Graph:
             return parts[0]
         return self.node("Concat", parts, y, axis=axis)
 
-    def serialise(self, width_in: int, width_out: int) -> bytes:
-        """The bytes of the model."""
-        info = helper.make_tensor_value_info
-        constants = [numpy_helper.from_array(array, name) for name, array in self._weights.items()]
-        graph = helper.make_graph(
-            self._nodes,
-            "swt",
-            [info("x", TensorProto.FLOAT, ["rows", width_in])],
-            [info("y", TensorProto.FLOAT, ["rows", width_out])],
-            constants,
+    def cut(self, name: str, first: int, width: int) -> str:
+        """Columns of `x` as an input of their own; its name."""
+        self._cuts.append(Cut(name, first, width))
+        return name
+
+    def serialise(self, width_in: int, outputs: list[Output], carried: int = 0) -> bytes:
+        """The bytes of the model whose `y` are the first `carried` columns of `x` and then the outputs."""
+        width_out = carried + sum(output.plain + output.means for output in outputs)
+        layout = Layout(width_in, width_out, carried, tuple(self._cuts), tuple(outputs))
+        inputs = [("x", "rows", width_in), *((cut.name, "rows", cut.width) for cut in self._cuts)]
+        outcomes = [
+            (name, "rows", plain + means * bins) if plain else (name, f"rows_{name}", bins)
+            for name, plain, means, bins, _ in outputs
+        ]
+        read, written = (
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, width])
+                for name, rows, width in ends
+            ]
+            for ends in (inputs, outcomes)
         )
+        constants = [numpy_helper.from_array(array, name) for name, array in self._weights.items()]
+        graph = helper.make_graph(self._nodes, "swt", read, written, constants)
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="swt")
+        helper.set_model_props(model, {"layout": json.dumps(layout[2:])})
         return bytes(model.SerializeToString(deterministic=True))

@@ -19,6 +19,7 @@ from host.config import load_config
 from host.feed import Bar, feed_bars
 from host.formats import ReadOptions
 from host.model_file import WRITTEN, ModelRefused, read_model, write_model
+from host.onnx_check import layout_of
 from host.train import train_csv
 from host.trainer import Trainer
 from kernels.features import HISTORY, features_of, normalise_rows
@@ -235,7 +236,8 @@ def test_a_failing_network_ends_acting_with_an_error(trained: Trained, tmp_path:
     planner = actor._trader.planner
     net = planner.model.market
     graph = loaded.agent.graphs["market"]
-    broken = Session(graph).bind(net.x.shape[1] + 1, net.y.shape[1], [1, len(net.x)])
+    layout = layout_of(graph)
+    broken = Session(graph).bind(layout._replace(width_in=layout.width_in + 1), [1, len(net.x)])
     model = planner.model._replace(market=broken)
     actor._trader = actor._trader._replace(planner=planner._replace(model=model))
     feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_of(loaded, ReadOptions()))

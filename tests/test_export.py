@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from host.onnx_check import widths
+from host.onnx_check import layout_of
 from kernels.ort import Session, check, evaluate
 from models import net
 from models.export import export
@@ -11,8 +11,7 @@ from tests.test_unroll import SHAPE, K, lively, naive_outputs, random_batch
 
 
 def run(graph: bytes, x: np.ndarray) -> np.ndarray:
-    width_in, width_out = widths(graph)
-    net = Session(graph).bind(width_in, width_out, [len(x)])
+    net = Session(graph).bind(layout_of(graph), [len(x)])
     net.x[:] = x
     check(evaluate(net, len(x)))
     return net.y.copy()
@@ -64,7 +63,7 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     shape = net.Shape(features=300)
     rng = np.random.default_rng(0)
     for name, graph in export(net.new_params(shape, 3), shape, 6).items():
-        x = rng.normal(size=(512, widths(graph)[0])).astype(np.float32)
+        x = rng.normal(size=(512, layout_of(graph).width_in)).astype(np.float32)
         together = run(graph, x)
         for rows in (1, 7, 8, 64):
             np.testing.assert_array_equal(run(graph, x[:rows]), together[:rows], err_msg=name)

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # a module imports lower floors only
     ["kernels._jit"],
-    ["kernels.bars", "kernels.position", "kernels.rng", "kernels.ort", "kernels.simd"],
-    ["kernels.tree", "kernels.scatter", "kernels.market"],
+    ["kernels.bars", "kernels.position", "kernels.rng", "kernels.simd"],
+    ["kernels.ort", "kernels.tree", "kernels.scatter", "kernels.market"],
     [
         "kernels.features",
         "kernels.stats",

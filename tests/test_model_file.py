@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from host import model_file
 from host.model_file import ModelRefused, check_selftest, parse_model, read_model, write_model
-from host.onnx_check import GraphRefused, widths
+from host.onnx_check import GraphRefused, layout_of
+from kernels.ort import Layout, Output
 
 ARRAYS: dict[str, Any] = {
     "shift": np.arange(5, dtype=np.float32),
@@ -131,7 +132,7 @@ def test_damage_is_refused_and_nothing_else_is_raised(good: bytes, data: st.Data
 def test_a_graph_cut_short_is_refused() -> None:
     for end in range(len(GRAPHS["root"]) - 4, len(GRAPHS["root"])):
         with pytest.raises(GraphRefused):
-            widths(GRAPHS["root"][:end])
+            layout_of(GRAPHS["root"][:end])
 
 
 @settings(deadline=None, max_examples=200)
@@ -141,7 +142,7 @@ def test_damaged_graphs_are_refused_or_sound(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(graph) - 1))
     damaged = graph[:at] + data.draw(st.binary(max_size=8)) + graph[at + data.draw(st.integers(0, 8)) :]
     with suppress(GraphRefused):
-        assert min(widths(damaged)) > 0
+        assert min(layout_of(damaged)[:2]) > 0
 
 
 def rezipped(
@@ -261,7 +262,10 @@ def doctored_graphs() -> dict[str, Any]:
     sparse = onnx_model(square)
     sparse.graph.sparse_initializer.add()
     two = onnx_model(square)
-    two.graph.output.add(name="z")
+    two.graph.output.add().CopyFrom(two.graph.output[0])
+    two.graph.output[1].name = "z"
+    twice = onnx_model(square)
+    twice.graph.output.add().CopyFrom(twice.graph.output[0])
     free = onnx_model(square)
     free.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "free"
     return {
@@ -277,12 +281,55 @@ def doctored_graphs() -> dict[str, Any]:
         "attribute field 6": subgraph,
         "model field 25": function,
         "graph field 15": sparse,
-        "one input and one output": two,
+        r"outputs \{'y': 4, 'z': 4\}": two,
+        "2 inputs or outputs": twice,
         "fixed width": free,
         "operator b'Loop'": onnx_model(square, "Loop"),
         "another domain": onnx_model(square, domain="com.microsoft"),
-        "called x": onnx_model(square, x="input"),
+        r"inputs \{'input': 4\}": onnx_model(square, x="input"),
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[0, [], [",
+        "[" * 100_000,
+        "{}",
+        "[0, []]",
+        '[-1, [], [["y", 4]]]',
+        '[5, [], [["y", 4]]]',
+        '[0, [["x", 0, 4]], [["y", 4]]]',
+        '[0, [["y", 1, 4]], [["y", 4]]]',
+        '[0, [["y", "1", 4]], [["y", 4]]]',
+        "[0, [], []]",
+        '[0, [], [["y", 3]]]',
+        '[0, [], [["z", 4]]]',
+        '[0, [], [["y", 4, 1]]]',
+        '[0, [], [["y", 4, 1, 1, 1.0]]]',
+        '[0, [], [["y", 3, 1, 1, NaN]]]',
+        '[0, [], [["y", 3, 1, 1, 1e7]]]',
+        '[0, [], [["y", 3, 1.0, 1, 1.0]]]',
+        '[0, [], [["y", 0, 1000000, 1000000, 1.0]]]',
+        '[0, [], [["y", 4], ["y", 4]]]',
+        '[0, [], [["y", 1], ["z", 1], ["u", 1], ["v", 1]]]',
+    ],
+)
+def test_metadata_that_do_not_fit_the_graph_are_refused(text: str) -> None:
+    model = onnx_model(np.eye(4))
+    model.metadata_props.add(key="layout", value=text)
+    with pytest.raises(GraphRefused):
+        layout_of(model.SerializeToString())
+
+
+def test_metadata_say_how_outputs_make_y() -> None:
+    model = onnx_model(np.eye(4))
+    model.metadata_props.add(key="layout", value='[2, [], [["y", 1, 1, 3, 1.5]]]')
+    layout = layout_of(model.SerializeToString())
+    assert layout == Layout(4, 4, 2, (), (Output("y", 1, 1, 3, 1.5),))
+    model.metadata_props.add(key="layout", value="[0, [], []]")
+    with pytest.raises(GraphRefused, match="one layout"):
+        layout_of(model.SerializeToString())
 
 
 @pytest.mark.parametrize("reason", doctored_graphs())

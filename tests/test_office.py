@@ -32,6 +32,7 @@ from host.formats import DataError, ReadOptions
 from host.journal import Journal, JournalError, read_cache, read_journal, write_cache
 from host.model_file import ModelRefused
 from host.office import FeedStale, Halted, Office, Publishing
+from host.onnx_check import layout_of
 from host.target import Position, Row, format_position, parse_target
 from kernels.bars import NS
 from kernels.features import HISTORY
@@ -274,7 +275,8 @@ def test_a_decision_that_fails_goes_flat_and_can_be_made_after_a_restart(
     trader = office._desk.actor._trader
     net = trader.planner.model.market
     graph = trained.loaded.agent.graphs["market"]
-    broken = Session(graph).bind(net.x.shape[1] + 1, net.y.shape[1], [1, len(net.x)])
+    layout = layout_of(graph)
+    broken = Session(graph).bind(layout._replace(width_in=layout.width_in + 1), [1, len(net.x)])
     model = trader.planner.model._replace(market=broken)
     office._desk.actor._trader = trader._replace(planner=trader.planner._replace(model=model))
     with pytest.raises(OrtError):

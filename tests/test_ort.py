@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from kernels.ort import OrtError, Session, check, evaluate
+from kernels.ort import Layout, OrtError, Session, check, evaluate
 from tests.graphs import graph
 
 WEIGHT = np.arange(6.0).reshape(3, 2)
@@ -17,7 +17,7 @@ def linear() -> bytes:
 
 
 def test_a_kernel_evaluates_the_next_larger_bucket() -> None:
-    net = Session(linear()).bind(3, 2, [1, 4, 8])
+    net = Session(linear()).bind(Layout(3, 2), [1, 4, 8])
     net.x[:] = np.random.default_rng(0).normal(size=net.x.shape)
     for rows in (1, 3, 8):
         net.y[:] = np.nan
@@ -29,10 +29,10 @@ def test_a_kernel_evaluates_the_next_larger_bucket() -> None:
 @pytest.mark.parametrize("arena", [True, False])
 def test_a_failing_call_is_an_exception_with_the_message_of_onnx_runtime(arena: bool) -> None:
     session = Session(linear(), arena)
-    net = session.bind(5, 2, [1])  # five columns where the graph wants three
+    net = session.bind(Layout(5, 2), [1])  # five columns where the graph wants three
     with pytest.raises(OrtError, match="dimension"):
         check(evaluate(net, 1))
-    good = session.bind(3, 2, [1])
+    good = session.bind(Layout(3, 2), [1])
     check(evaluate(good, 1))  # and the session lives on
 
 
@@ -45,9 +45,9 @@ def test_threads_share_a_session_without_the_gil() -> None:
     """While one thread is inside ONNX Runtime, Python goes on in another."""
     size = 1500
     big = graph(size, size, [("MatMul", ["x64", "w"], "y64")], {"w": np.zeros((size, size))})
-    net = Session(big).bind(size, size, [1024])
+    net = Session(big).bind(Layout(size, size), [1024])
     thread = threading.Thread(target=lambda: check(evaluate(net, 1024)))
-    small = Session(linear()).bind(3, 2, [1])
+    small = Session(linear()).bind(Layout(3, 2), [1])
     check(evaluate(small, 1))  # compiled before the race
     thread.start()
     ticks = 0
@@ -58,7 +58,7 @@ def test_threads_share_a_session_without_the_gil() -> None:
 
 
 def test_a_net_keeps_its_session_alive() -> None:
-    nets = [Session(linear()).bind(3, 2, [1, 2]) for _ in range(50)]
+    nets = [Session(linear()).bind(Layout(3, 2), [1, 2]) for _ in range(50)]
     for net in nets:
         net.x[:] = 1
         check(evaluate(net, 2))

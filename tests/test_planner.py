@@ -3,12 +3,12 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.agent import Agent, Sizes, graph_widths, row_buckets, slot_sides
+from host.onnx_check import layout_of
 from kernels.bars import NS, Bars
 from kernels.gumbel import PUCT, SearchConfig, new_search_config
 from kernels.market import fit_codes, move_scale_px, new_market
@@ -29,7 +29,7 @@ from kernels.rng import gamma, gumbel
 from kernels.tree import CHANCE, DECISION, LEGAL, NONE, Tree
 from models.export import export
 from models.net import Shape, new_params
-from tests.graphs import graph
+from tests.graphs import Naive, graph
 from tests.naive import naive_move, wandering_bars
 
 SHAPE = Shape(features=12, latent=8, hidden=8, codes=5)
@@ -287,7 +287,7 @@ def test_every_node_is_what_the_networks_say_of_its_path() -> None:
     for kind, name in ((CHANCE, "afterstate"), (DECISION, "dynamics")):
         at = [(b, n) for b in range(6) for n in nodes(tree, b, kind) if n > 0]
         x = np.stack([network_row(tree, b, n) for b, n in at])
-        y = onnxruntime.InferenceSession(graphs[name]).run(None, {"x": x})[0]
+        y = Naive(graphs[name])(x)
         b, n = np.array(at).T
         close = {"rtol": 1e-4, "atol": 1e-5}
         np.testing.assert_allclose(tree.state[b, n], y[:, :D], **close)
@@ -369,7 +369,9 @@ def test_a_failing_network_call_is_an_error_and_no_decision(name: str) -> None:
     planner = AGENTS[0].planner(2, new_search_config(simulations=4))
     net = getattr(planner.model, name)
     rows = row_buckets(len(net.x))
-    broken = Session(random_graphs(0)[name]).bind(net.x.shape[1] + 1, net.y.shape[1], rows)
+    graph = random_graphs(0)[name]
+    layout = layout_of(graph)
+    broken = Session(graph).bind(layout._replace(width_in=layout.width_in + 1), rows)
     planner = planner._replace(model=planner.model._replace(**{name: broken}))
     for b in range(2):
         root = random_root(0, b, False)

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from kernels import gumbel, search, tree
-from kernels.ort import Session, check, no_net
+from kernels.ort import Layout, Session, check, no_net
 from kernels.outlook import new_outlook
 from tests.graphs import graph
 
@@ -108,8 +108,8 @@ class Searcher:
         after, dynamics = golden_graphs(case)
         A, C = c["A"], c["C"]
         counts = range(1, batch + 1)
-        dyn = Session(dynamics).bind(3 + (C if c["stochastic"] else A), 3 + 1 + A + 1, counts)
-        aft = Session(after).bind(3 + A, 3 + C + 1, counts) if after else dyn
+        dyn = Session(dynamics).bind(Layout(3 + (C if c["stochastic"] else A), 3 + 1 + A + 1), counts)
+        aft = Session(after).bind(Layout(3 + A, 3 + C + 1), counts) if after else dyn
         self.model = search.Model(aft, aft, dyn, no_net())
         self.tree = tree.new_tree(batch, search.nodes_needed(self.config, C), A, C, 3, 0)
         self.work = search.new_work(batch, C, self.config.simulations)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from host.agent import Agent, Sizes, graph_widths, slot_sides
-from host.onnx_check import widths
+from host.onnx_check import layout_of
 from kernels.gumbel import MARKET, SearchConfig, new_search_config
 from kernels.market_tree import MarketTree
 from kernels.ort import check
@@ -43,7 +43,7 @@ def test_rows_of_a_window_equal_the_whole_pass(s: net.Shape) -> None:
     p, work = net.views(flat.astype(float), s), evaluate(flat.astype(float), s, batch)[2].work
     config = new_search_config()
     graphs = graphs_of(flat, s, config)
-    assert {name: widths(graph) for name, graph in graphs.items()} == graph_widths(sizes_of(s), True)
+    assert {name: layout_of(graph)[:2] for name, graph in graphs.items()} == graph_widths(sizes_of(s), True)
     D, S, A, C = s.latent, s.state, s.actions, s.codes
 
     def head(hidden: str, out: str, *inputs: Any) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_rows_of_a_window_equal_the_whole_pass(s: net.Shape) -> None:
 def test_a_row_does_not_depend_on_its_batch(s: net.Shape) -> None:
     rng = np.random.default_rng(0)
     for name, graph in export(net.new_params(s, 3), s, 6).items():
-        x = rng.normal(size=(512, widths(graph)[0])).astype(np.float32)
+        x = rng.normal(size=(512, layout_of(graph).width_in)).astype(np.float32)
         together = run(graph, x)
         for rows in (1, 2, 4, 8, 16, 64):
             np.testing.assert_array_equal(run(graph, x[:rows]), together[:rows], err_msg=f"{name} {rows}")

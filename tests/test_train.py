@@ -17,6 +17,7 @@ from kernels.features import HISTORY
 from kernels.market import TRADE, new_accounts, raw_position, step, step_to
 from kernels.position import ACTIONS, BUY, RAW, SELL, SIDE, action_names, kind_to
 from kernels.rng import below
+from tests.graphs import Naive
 from tests.naive import Broker
 
 TINY = [
@@ -216,13 +217,11 @@ def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
 @pytest.mark.parametrize("settings", [[], WORLD], ids=["mlp", "transformer"])
 def test_stored_values_are_those_of_the_network_that_played(settings: list[str]) -> None:
     """After a cycle every value of the replay is the target network's of the cycle's begin."""
-    import onnxruntime
-
     from kernels.position import position_features
 
     trainer = Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
     trainer.run_cycle()
-    root = onnxruntime.InferenceSession(trainer.graphs()["root"])
+    root = Naive(trainer.graphs()["root"])
     trainer.run_cycle()
     for slot in range(trainer.filled):
         context = trainer.sizes.context
@@ -231,7 +230,7 @@ def test_stored_values_are_those_of_the_network_that_played(settings: list[str])
         rows[:, :-9] = trainer.store.X[trainer.store.row_of_bar[bars]].reshape(25, -1)
         for k in range(25):
             position_features(rows[k, -9:], trainer.replay.position[slot, k], True)
-        y = root.run(None, {"x": rows})[0]
+        y = root(rows)
         value = y[:, trainer.sizes.state + trainer.sizes.actions]
         np.testing.assert_allclose(trainer.replay.value[slot], value, rtol=1e-4, atol=1e-5)
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numba import njit
 
 from host.agent import row_buckets
+from host.onnx_check import layout_of
 from kernels.gumbel import WIDENING, SearchConfig, halving_table, new_search_config
-from kernels.ort import OrtError, Session, check, evaluate, no_net
+from kernels.ort import Layout, OrtError, Session, check, evaluate, no_net
 from kernels.planner import Planner, new_planner, plan
 from kernels.position import ACTIONS, FEATURES, RAW, SIDE, act_on, move_on, position_features
 from kernels.rng import beta, gumbel, uniform
@@ -43,18 +44,22 @@ def random_graphs(seed: int) -> dict[str, bytes]:
     return export(flat + np.random.default_rng(seed).normal(0, 0.3, flat.shape), shape, 0)
 
 
-def bound(sessions: dict[str, Session], B: int) -> Model:
-    widths = {
-        "root": (F + P, D + 9 + C),
-        "afterstate": (D + 4 + P, D + C + 1),
-        "dynamics": (D + C + 2 * P, D + 10),
-    }
+Opened = dict[str, tuple[Session, Layout]]
+
+
+def opened(graphs: dict[str, bytes]) -> Opened:
+    return {name: (Session(graph), layout_of(graph)) for name, graph in graphs.items()}
+
+
+def bound(sessions: Opened, B: int) -> Model:
     rows = {"root": B, "afterstate": B, "dynamics": B * C}
-    nets = {name: sessions[name].bind(*widths[name], row_buckets(rows[name])) for name in widths}
+    nets = {
+        name: session.bind(layout, row_buckets(rows[name])) for name, (session, layout) in sessions.items()
+    }
     return Model(**nets, market=no_net())
 
 
-SESSIONS = [{name: Session(g) for name, g in random_graphs(seed).items()} for seed in range(2)]
+SESSIONS = [opened(random_graphs(seed)) for seed in range(2)]
 
 
 @dataclass
@@ -464,7 +469,7 @@ def test_the_root_draws_from_the_policy() -> None:
             assert abs(np.abs(taken[chosen]).mean() - mean) < 4 * error
 
 
-def parabola(best: float) -> dict[str, Session]:
+def parabola(best: float) -> Opened:
     """A market that pays 2 best s - s^2 for a bar with the signed size s, and nothing is known beyond."""
     after = graph(
         D + 4 + P,
@@ -491,7 +496,7 @@ def parabola(best: float) -> dict[str, Session]:
     }
     root = graph(F + P, D + 9 + C, [("MatMul", ["x64", "w"], "y64")], {"w": np.zeros((F + P, D + 9 + C))})
     dynamics = graph(D + C + 2 * P, D + 10, steps, weights)
-    return {"root": Session(root), "afterstate": Session(after), "dynamics": Session(dynamics)}
+    return opened({"root": root, "afterstate": after, "dynamics": dynamics})
 
 
 @pytest.mark.parametrize("best", [0.6, -0.3, 0.0])
@@ -541,7 +546,8 @@ def test_impossible_widening_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_failing_network_call_is_an_error(name: str) -> None:
     model = bound(SESSIONS[0], 1)
     net = getattr(model, name)
-    broken = Session(random_graphs(0)[name]).bind(net.x.shape[1] + 1, net.y.shape[1], row_buckets(len(net.x)))
+    session, layout = SESSIONS[0][name]
+    broken = session.bind(layout._replace(width_in=layout.width_in + 1), row_buckets(len(net.x)))
     planner = new_planner(model._replace(**{name: broken}), new_search_config(rule=WIDENING), 1, 4, C, D)
     with pytest.raises(OrtError, match="invalid dimensions"):
         check(plan(planner))
