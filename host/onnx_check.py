@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.ort import CUTS, PARTS, Cut, Layout, Output
+from kernels.ort import Cut, Layout, Output
 
 VARINT, BYTES = 0, 2
 FIXED = {1: 8, 5: 4}  # bytes of a value of wire type 1 or 5
@@ -64,7 +64,7 @@ FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), DOUBLE: np.dtype("<f
 BYTES_OF = {FLOAT: 4, INT32: 4, INT64: 8, BOOL: 1, DOUBLE: 8}
 TYPES = BYTES_OF.keys()
 MAX_WEIGHTS, MAX_NODES, MAX_FIELDS = 1 << 24, 1024, 1 << 16  # of a tensor, of a graph, of a message
-MAX_WIDTH, MAX_LIMIT = 1 << 20, 1e6  # of a matrix, of a value
+MAX_WIDTH, MAX_LIMIT, MAX_PARTS = 1 << 20, 1e6, 8  # of a matrix, of a value, of inputs or outputs
 DOMAINS = (b"", b"ai.onnx")
 OPERATORS = frozenset(
     b"Abs Add Cast Clip Concat Constant Div Erf Exp Flatten Gather Gemm Identity LayerNormalization Log LogSoftmax"
@@ -110,8 +110,8 @@ def _layout(width_in: int, text: Any) -> Layout:
         sound = [
             all(type(n) is int and 0 <= n < MAX_WIDTH for n in numbers),
             carried <= width_in,
-            len(cuts) <= CUTS,
-            0 < len(outputs) <= PARTS,
+            len(cuts) <= MAX_PARTS,
+            0 < len(outputs) <= MAX_PARTS,
             len({"x", *(row.name for row in cuts)}) == 1 + len(cuts),
             len({row.name for row in outputs}) == len(outputs),
             all(cut.first + cut.width <= width_in for cut in cuts),

@@ -14,8 +14,9 @@ import ctypes
 import importlib.util
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from kernels._jit import inlined, kernel
-from kernels.simd import LANES, Vector, choose, exponential, fused, largest, load, total
+from kernels.simd import LANES, Vector, choose, exponential, fused, largest, load, store, total
 
 # Position of each function in OrtApi, API version 5 and later (onnxruntime_c_api.h; the order is frozen upstream).
 API_VERSION = 17
@@ -51,7 +52,7 @@ class _ApiBase(ctypes.Structure):
 
 
 @cache
-def _table() -> ctypes.Array[ctypes.c_void_p]:
+def _functions() -> ctypes.Array[ctypes.c_void_p]:
     """The function pointers of OrtApi."""
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or spec.origin is None:
@@ -65,7 +66,7 @@ def _table() -> ctypes.Array[ctypes.c_void_p]:
 
 @cache
 def _function(index: int, result: Any, *argtypes: Any) -> Any:
-    return ctypes.CFUNCTYPE(result, *argtypes)(_table()[index] or 0)
+    return ctypes.CFUNCTYPE(result, *argtypes)(_functions()[index] or 0)
 
 
 def check(status: int | None) -> None:
@@ -126,36 +127,20 @@ class Layout(NamedTuple):
     width_in: int
     width_out: int
     carried: int = 0  # first columns of x that are the first of y
-    cuts: tuple[Cut, ...] = ()  # at most CUTS
-    outputs: tuple[Output, ...] = ()  # at most PARTS
+    cuts: tuple[Cut, ...] = ()
+    outputs: tuple[Output, ...] = ()
 
 
-class CutColumns(NamedTuple):
-    """A `Cut` as a kernel sees it."""
-
-    x: NDArray[np.float32]  # [R, W]
-    first: int
-
-
-class Part(NamedTuple):
-    """An `Output` as a kernel sees it."""
-
-    z: NDArray[np.float32]  # [R (plain + means bins) + LANES] its rows, and room to load the last ones
-    plain: int
-    means: int
-    bins: int
-    support: NDArray[np.float32]  # [V] values of the bins, and zeros up to a multiple of LANES
-    inside: NDArray[np.float32]  # [V] 1 where there is a bin
-
-
-CUTS, PARTS = 2, 3
+BEGIN, FIRST, WIDTH = range(3)  # columns of Net.cuts
+PLAIN, MEANS, BINS, SUPPORT = range(1, 5)  # columns of Net.parts, after BEGIN
 LEAST, ZERO = np.float32(-1e30), np.float32(0.0)  # a logit of probability 0
 
 
 class Net(NamedTuple):
     """One graph as a kernel sees it: write rows of `x`, call `evaluate`, read rows of `y`.
 
-    Its bindings and its session live as long as `x` or `y`.
+    Its bindings and its session live as long as `x` or `y`.  What is flat has matrices one after the other, each with
+    room behind it for LANES numbers: a vector may begin in its last row.
     """
 
     run: int  # address of RunWithBinding
@@ -163,39 +148,79 @@ class Net(NamedTuple):
     bindings: NDArray[np.int64]  # [R + 1] binding that evaluates the first r rows, 0 where none was made
     x: NDArray[np.float32]  # [R, I]
     y: NDArray[np.float32]  # [R, O]
+    x_flat: NDArray[np.float32]
+    y_flat: NDArray[np.float32]
     carried: int
-    cuts: tuple[CutColumns, CutColumns]
-    parts: tuple[Part, Part, Part]
+    cuts: NDArray[np.int64]  # [.., 3] where in `cut_flat` an input begins, and its `Cut`
+    cut_flat: NDArray[np.float32]
+    parts: NDArray[
+        np.int64
+    ]  # [.., 5] where in `part_flat` an output begins, its `Output`, where its bins begin
+    part_flat: NDArray[np.float32]
+    support: NDArray[np.float32]  # values of bins, and zeros up to a multiple of LANES
+    inside: NDArray[np.float32]  # 1 where there is a bin
 
 
-def _matrix(rows: int, width: int) -> NDArray[np.float32]:
-    return np.zeros((rows, width), np.float32)
+def _room(sizes: Iterable[int]) -> tuple[NDArray[np.float32], list[int]]:
+    """A flat array for matrices of so many numbers, and where each begins."""
+    *begins, end = accumulate((size + LANES for size in sizes), initial=0)
+    return np.zeros(end, np.float32), begins
 
 
-def _cut_columns(rows: int, cuts: tuple[Cut, ...]) -> tuple[CutColumns, CutColumns]:
-    """Arrays for `cuts`; those that are not there have no columns."""
-    one, two = (*cuts, *[Cut("", 0, 0)] * CUTS)[:CUTS]
-    return CutColumns(_matrix(rows, one.width), one.first), CutColumns(_matrix(rows, two.width), two.first)
+def _table(rows: Sequence[tuple[int, ...]], columns: int) -> NDArray[np.int64]:
+    return np.array(rows, np.int64).reshape(-1, columns)
 
 
-def _part(rows: int, output: Output) -> Part:
-    _, plain, means, bins, limit = output
-    support, inside = np.zeros((2, -(-bins // LANES) * LANES), np.float32)
-    support[:bins], inside[:bins] = np.linspace(-limit, limit, bins), 1
-    z = np.zeros(rows * (plain + means * bins) + LANES, np.float32)
-    return Part(z, plain, means, bins, support, inside)
-
-
-def _parts(rows: int, outputs: tuple[Output, ...]) -> tuple[Part, Part, Part]:
-    """Arrays for `outputs`; those that are not there have no columns."""
-    one, two, three = (*outputs, *[Output("", 0)] * PARTS)[:PARTS]
-    return _part(rows, one), _part(rows, two), _part(rows, three)
+def _new_net(layout: Layout, rows: int) -> Net:
+    """Arrays for up to `rows` rows, and nothing to evaluate them with."""
+    (x, _), (y, _) = (_room([rows * width]) for width in layout[:2])
+    cut_flat, begins = _room(rows * cut.width for cut in layout.cuts)
+    cuts = [(begin, *cut[1:]) for begin, cut in zip(begins, layout.cuts, strict=True)]
+    part_flat, begins = _room(rows * (o.plain + o.means * o.bins) for o in layout.outputs)
+    support, inside, parts = list[float](), list[float](), list[tuple[int, ...]]()
+    for begin, (_, *part, limit) in zip(begins, layout.outputs, strict=True):
+        bins, beyond = part[-1], [0.0] * (-part[-1] % LANES)
+        parts.append((begin, *part, len(support)))
+        support += [*np.linspace(-limit, limit, bins), *beyond]
+        inside += [*np.ones(bins), *beyond]
+    return Net(
+        run=0,
+        session=0,
+        bindings=np.zeros(rows + 1, np.int64),
+        x=x[:-LANES].reshape(rows, layout.width_in),
+        y=y[:-LANES].reshape(rows, layout.width_out),
+        x_flat=x,
+        y_flat=y,
+        carried=layout.carried,
+        cuts=_table(cuts, 3),
+        cut_flat=cut_flat,
+        parts=_table(parts, 5),
+        part_flat=part_flat,
+        support=np.array(support, np.float32),
+        inside=np.array(inside, np.float32),
+    )
 
 
 def no_net() -> Net:
     """Stands for a network that a search does not call."""
-    nothing = _matrix(0, 0), _matrix(0, 0), 0, _cut_columns(0, ()), _parts(0, ())
-    return Net(0, 0, np.zeros(1, np.int64), *nothing)
+    return _new_net(Layout(0, 0), 0)
+
+
+def _inputs(net: Net, layout: Layout, rows: int) -> dict[str, NDArray[np.float32]]:
+    """What the graph reads of the first `rows` rows."""
+    found = {"x": net.x[:rows]}
+    for cut, begin in zip(layout.cuts, net.cuts[:, BEGIN], strict=True):
+        found[cut.name] = net.cut_flat[begin : begin + rows * cut.width].reshape(rows, cut.width)
+    return found
+
+
+def _outputs(net: Net, layout: Layout, rows: int) -> dict[str, NDArray[np.float32]]:
+    """What the graph writes of the first `rows` rows."""
+    found = dict[str, NDArray[np.float32]]()
+    for (name, plain, means, bins, _), begin in zip(layout.outputs, net.parts[:, BEGIN], strict=True):
+        part = net.part_flat[begin : begin + rows * (plain + means * bins)]
+        found[name] = part.reshape(rows if plain else rows * means, -1)
+    return found or {"y": net.y[:rows]}
 
 
 class Session:
@@ -222,24 +247,12 @@ class Session:
     def bind(self, layout: Layout, rows: Iterable[int]) -> Net:
         """Fresh arrays for up to max(rows) rows; a call evaluates the next larger of `rows`."""
         counts = sorted(set(rows))
-        R = counts[-1]
-        x, y = _matrix(R, layout.width_in), _matrix(R, layout.width_out)
-        cuts, parts = _cut_columns(R, layout.cuts), _parts(R, layout.outputs)
-        inputs = {"x": x} | {cut.name: columns.x for cut, columns in zip(layout.cuts, cuts, strict=False)}
-        outputs = {
-            output.name: part.z[:-LANES].reshape(R if output.plain else R * output.means, -1)
-            for output, part in zip(layout.outputs, parts, strict=False)
-        } or {"y": y}
-        bindings = np.zeros(R + 1, np.int64)
+        net = _new_net(layout, counts[-1])
         for count in counts:
-            bindings[count] = self._binding(
-                {name: array[: len(array) // R * count] for name, array in inputs.items()},
-                {name: array[: len(array) // R * count] for name, array in outputs.items()},
-            )
-        owner = _Owner(self, [int(handle) for handle in bindings if handle])
-        x, y = (np.asarray(_Kept(array, owner)) for array in (x, y))
-        run = int(_table()[RUN_WITH_BINDING] or 0)
-        return Net(run, self.handle, bindings, x, y, layout.carried, cuts, parts)
+            net.bindings[count] = self._binding(_inputs(net, layout, count), _outputs(net, layout, count))
+        owner = _Owner(self, [int(handle) for handle in net.bindings if handle])
+        x, y = (np.asarray(_Kept(array, owner)) for array in (net.x, net.y))
+        return net._replace(run=int(_functions()[RUN_WITH_BINDING] or 0), session=self.handle, x=x, y=y)
 
     def _binding(
         self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.float32]]
@@ -310,48 +323,55 @@ def evaluate(net: Net, rows: int) -> int:
 @inlined
 def cut(net: Net, rows: int) -> None:
     """Write what the graph reads besides `x`."""
-    for columns in net.cuts:
+    for i in range(net.cuts.shape[0]):
+        begin, first, width = net.cuts[i, BEGIN], net.cuts[i, FIRST], net.cuts[i, WIDTH]
         for row in range(rows):
-            for i in range(columns.x.shape[1]):
-                columns.x[row, i] = net.x[row, columns.first + i]
+            copy(net.cut_flat, begin + row * width, net.x_flat, row * net.x.shape[1] + first, width)
 
 
 @inlined
 def join(net: Net, rows: int) -> None:
-    """Write the columns of `y` that are not an output of the graph as they stand."""
+    """Write the columns of `y` that are not an output of the graph as they stand, row by row: copies run over."""
     for row in range(rows):
-        for i in range(net.carried):
-            net.y[row, i] = net.x[row, i]
-    column = net.carried
-    for part in net.parts:
-        means = column + part.plain
-        for row in range(rows):
-            at = row * (part.plain + part.means * part.bins)
-            for i in range(part.plain):
-                net.y[row, column + i] = part.z[at + i]
-            for i in range(part.means):
-                net.y[row, means + i] = mean(part, at + part.plain + i * part.bins)
-        column = means + part.means
+        to = row * net.y.shape[1]
+        copy(net.y_flat, to, net.x_flat, row * net.x.shape[1], net.carried)
+        to += net.carried
+        for i in range(net.parts.shape[0]):
+            plain, means, bins = net.parts[i, PLAIN], net.parts[i, MEANS], net.parts[i, BINS]
+            at = net.parts[i, BEGIN] + row * (plain + means * bins)
+            copy(net.y_flat, to, net.part_flat, at, plain)
+            to += plain
+            for k in range(means):
+                net.y_flat[to + k] = mean(net, at + plain + k * bins, net.parts[i, SUPPORT], bins)
+            to += means
 
 
 @inlined
-def mean(part: Part, at: int) -> float:
-    """Expectation of the distribution whose logits begin at z[at]; NaN if one of them is no finite number."""
-    top = logits(part, at, 0)
-    for i in range(LANES, part.support.shape[0], LANES):
-        z = logits(part, at, i)
+def copy(to: NDArray[np.float32], i: int, of: NDArray[np.float32], k: int, count: int) -> None:
+    """to[i : i + count] = of[k : k + count], and what follows, up to a multiple of LANES."""
+    for j in range(0, count, LANES):
+        store(to, i + j, load(of, k + j))
+
+
+@inlined
+def mean(net: Net, at: int, support: int, bins: int) -> float:
+    """Expectation of the distribution whose logits begin at part_flat[at]; NaN if one of them is no finite number."""
+    z = logits(net, at, support)
+    top = z
+    for i in range(LANES, bins, LANES):
+        z = logits(net, at + i, support + i)
         top = choose(z > top, z, top)
-    highest, z = largest(top), logits(part, at, 0)
+    highest, z = largest(top), logits(net, at, support)
     mass = exponential(z - highest)
-    worth = fused(mass, load(part.support, 0), z * ZERO)
-    for i in range(LANES, part.support.shape[0], LANES):
-        z = logits(part, at, i)
+    worth = fused(mass, load(net.support, support), z * ZERO)
+    for i in range(LANES, bins, LANES):
+        z = logits(net, at + i, support + i)
         weight = exponential(z - highest)
-        mass, worth = mass + weight, fused(weight, load(part.support, i), fused(z, ZERO, worth))
+        mass, worth = mass + weight, fused(weight, load(net.support, support + i), fused(z, ZERO, worth))
     return float(total(worth) / total(mass))
 
 
 @inlined
-def logits(part: Part, at: int, i: int) -> Vector:
-    """Lanes i and after of the logits that begin at z[at]."""
-    return choose(load(part.inside, i) > ZERO, load(part.z, at + i), LEAST)
+def logits(net: Net, at: int, support: int) -> Vector:
+    """The next logits of a distribution, and LEAST where there are no more."""
+    return choose(load(net.inside, support) > ZERO, load(net.part_flat, at), LEAST)

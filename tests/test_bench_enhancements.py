@@ -262,7 +262,9 @@ def test_units_measure_in_processes_of_their_own() -> None:
     unit, shares = Unit(run.COST, "planted", 0, ("train.age_cut=0.5",), TINY), list[float]()
     costs = run.measured(unit, shares.append)
     assert set(costs) == {*module.COSTS, "weights_sha256", "rss_anon_mb", "rss_mb"}
-    timed = [name for name in module.COSTS if not name.startswith("selection")]  # which is a difference of two
+    timed = [
+        name for name in module.COSTS if not name.startswith("selection")
+    ]  # which is a difference of two
     assert all(costs[name] > 0 for name in timed)
     assert costs["selection_us"] < costs["us_per_decision"]
     other = run.cost(unit._replace(settings=()), lambda share: None)

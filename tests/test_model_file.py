@@ -312,7 +312,7 @@ def doctored_graphs() -> dict[str, Any]:
         '[0, [], [["y", 3, 1.0, 1, 1.0]]]',
         '[0, [], [["y", 0, 1000000, 1000000, 1.0]]]',
         '[0, [], [["y", 4], ["y", 4]]]',
-        '[0, [], [["y", 1], ["z", 1], ["u", 1], ["v", 1]]]',
+        '[0, [["y", 0, 1], ["y", 1, 1]], [["y", 4]]]',
     ],
 )
 def test_metadata_that_do_not_fit_the_graph_are_refused(text: str) -> None:
