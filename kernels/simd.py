@@ -61,8 +61,8 @@ def root(x: Vector) -> Vector:
 
 
 def fused(x: Vector, y: Vector | Number, z: Vector | Number) -> Vector:
-    """x y + z, rounded once where it is compiled."""
-    return x * y + z
+    """x y + z, rounded once."""
+    return (x.astype(np.float64) * y + z).astype(np.float32)
 
 
 def nearest(x: Vector) -> Vector:

@@ -2,11 +2,15 @@
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kernels.ort import Layout, OrtError, Session, check, evaluate
+from kernels.ort import Cut, Layout, OrtError, Output, Session, check, evaluate
+from models.graph import Graph
 from tests.graphs import graph
 
 WEIGHT = np.arange(6.0).reshape(3, 2)
@@ -34,6 +38,87 @@ def test_a_failing_call_is_an_exception_with_the_message_of_onnx_runtime(arena: 
         check(evaluate(net, 1))
     good = session.bind(Layout(3, 2), [1])
     check(evaluate(good, 1))  # and the session lives on
+
+
+def naive_y(x: Any, layout: Layout, z: list[Any]) -> Any:
+    """The columns of y, from float64."""
+    columns = [x[:, : layout.carried]]
+    for (_, plain, means, bins, limit), part in zip(layout.outputs, z, strict=True):
+        columns.append(part[:, :plain])
+        for i in range(means):
+            logits = part[:, plain + i * bins : plain + (i + 1) * bins].astype(np.float64)
+            p = np.exp(logits - logits.max(axis=1, keepdims=True))
+            columns.append((p @ np.linspace(-limit, limit, bins) / p.sum(axis=1))[:, None])
+    return np.concatenate(columns, axis=1)
+
+
+def laid_out(layout: Layout, scale: float = 1.0) -> tuple[Session, list[Any]]:
+    """A graph of this layout: each output is a product of all that is read; their weights."""
+    rng = np.random.default_rng(0)
+    g = Graph()
+    names = ["x", *(g.cut(*cut) for cut in layout.cuts)]
+    width = layout.width_in + sum(cut.width for cut in layout.cuts)
+    weights = [rng.normal(0, scale, (width, o.plain + o.means * o.bins)) for o in layout.outputs]
+    read = g.join(names, "read")
+    for o, w in zip(layout.outputs, weights, strict=True):
+        flat = g.node("MatMul", [read, g.weight(f"{o.name}_w", w)], o.name if o.plain else f"{o.name}_flat")
+        if not o.plain:
+            g.reshape(flat, o.name, -1, o.bins)
+    return Session(g.serialise(layout.width_in, list(layout.outputs), layout.carried)), weights
+
+
+parts = st.builds(
+    Output,
+    st.just(""),
+    st.integers(0, 40),
+    st.integers(1, 3),
+    st.integers(1, 50),
+    st.sampled_from([0.5, 20.0]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 20),
+    st.lists(st.tuples(st.integers(0, 10), st.integers(1, 10)), max_size=3),
+    st.lists(parts, min_size=1, max_size=4),
+    st.integers(1, 7),
+    st.sampled_from([0.1, 1.0, 40.0]),
+)
+def test_rows_are_what_the_layout_says(
+    carried: int, cuts: Any, outputs: Any, rows: int, scale: float
+) -> None:
+    named = tuple(output._replace(name=f"o{i}") for i, output in enumerate(outputs))
+    width_out = carried + sum(output.plain + output.means for output in named)
+    layout = Layout(20, width_out, carried, tuple(Cut(f"c{i}", *cut) for i, cut in enumerate(cuts)), named)
+    session, weights = laid_out(layout, scale)
+    net = session.bind(layout, [1, 4, 8])
+    net.x[:] = np.random.default_rng(rows).normal(size=net.x.shape)
+    net.y[:] = np.nan
+    check(evaluate(net, rows))
+    x = net.x[:rows].astype(np.float64)
+    read = np.concatenate([x, *(x[:, first : first + width] for _, first, width in layout.cuts)], axis=1)
+    expected = naive_y(x, layout, [read @ w.astype(np.float32) for w in weights])
+    np.testing.assert_allclose(net.y[:rows], expected, rtol=1e-4, atol=1e-3 * scale)
+    alone = session.bind(layout, [1, 4, 8])
+    for row in range(rows):  # whatever stands beside it
+        alone.x[0] = net.x[row]
+        check(evaluate(alone, 1))
+        np.testing.assert_allclose(alone.y[0], net.y[row], rtol=1e-5, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("bins", [1, 16, 41])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_distribution_of_no_numbers_has_no_mean(bins: int, wrong: float) -> None:
+    layout = Layout(bins, 1, outputs=(Output("o", 0, 1, bins, 2.0),))
+    g = Graph()
+    g.node("Identity", ["x"], "o")
+    net = Session(g.serialise(bins, list(layout.outputs))).bind(layout, [3])
+    for lane in range(bins):
+        net.x[:], net.x[1, lane] = 1.0, wrong
+        check(evaluate(net, 3))
+        assert np.isnan(net.y[1, 0])
+        assert abs(net.y[[0, 2], 0]).max() <= (2.0 if bins == 1 else 1e-6)
 
 
 def test_garbage_is_refused() -> None:

@@ -17,6 +17,7 @@ from kernels.simd import (
     exponential,
     fetch,
     first,
+    fused,
     largest,
     load,
     load_few,
@@ -53,6 +54,26 @@ def test_compiled_is_interpreted(x: Any, i: int, number: float) -> None:
     getattr(everything, "py_func", everything)(expected, x, i, np.float32(number))
     assert out.tobytes() == expected.tobytes()
     assert (out[5 * LANES :] == 7).all()
+
+
+@kernel
+def once(out: Any, x: Any, y: Any, z: Any, number: Any) -> None:
+    """`fused` of vectors and of numbers."""
+    store(out, 0, fused(load(x, 0), load(y, 0), load(z, 0)))
+    store(out, LANES, fused(load(x, 0), number, load(z, 0)))
+    store(out, 2 * LANES, fused(load(x, 0), load(y, 0), number))
+    store(out, 3 * LANES, fused(load(x, 0), number, number))
+
+
+def test_a_fused_product_is_rounded_once() -> None:
+    x, y, z = np.full((3, LANES), np.float32(1))
+    x += np.float32(2**-12) * np.arange(LANES, dtype=np.float32)
+    y -= np.float32(2**-12) * np.arange(LANES, dtype=np.float32)
+    out, expected = np.zeros((2, 4 * LANES), np.float32)
+    once(out, x, y, -z, np.float32(-1))
+    getattr(once, "py_func", once)(expected, x, y, -z, np.float32(-1))
+    assert out.tobytes() == expected.tobytes()
+    assert out[1] == -(2.0**-24)  # in two steps it would be 0
 
 
 @pytest.mark.parametrize("lane", range(LANES))
