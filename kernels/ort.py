@@ -151,11 +151,9 @@ class Net(NamedTuple):
     x_flat: NDArray[np.float32]
     y_flat: NDArray[np.float32]
     carried: int
-    cuts: NDArray[np.int64]  # [.., 3] where in `cut_flat` an input begins, and its `Cut`
+    cuts: NDArray[np.int64]  # [.., 3] begin in `cut_flat`, `Cut`
     cut_flat: NDArray[np.float32]
-    parts: NDArray[
-        np.int64
-    ]  # [.., 5] where in `part_flat` an output begins, its `Output`, where its bins begin
+    parts: NDArray[np.int64]  # [.., 5] begin in `part_flat`, `Output`, begin in `support`
     part_flat: NDArray[np.float32]
     support: NDArray[np.float32]  # values of bins, and zeros up to a multiple of LANES
     inside: NDArray[np.float32]  # 1 where there is a bin
@@ -356,15 +354,13 @@ def copy(to: NDArray[np.float32], i: int, of: NDArray[np.float32], k: int, count
 @inlined
 def mean(net: Net, at: int, support: int, bins: int) -> float:
     """Expectation of the distribution whose logits begin at part_flat[at]; NaN if one of them is no finite number."""
-    z = logits(net, at, support)
-    top = z
+    top = logits(net, at, support)
     for i in range(LANES, bins, LANES):
         z = logits(net, at + i, support + i)
         top = choose(z > top, z, top)
-    highest, z = largest(top), logits(net, at, support)
-    mass = exponential(z - highest)
-    worth = fused(mass, load(net.support, support), z * ZERO)
-    for i in range(LANES, bins, LANES):
+    highest, mass = largest(top), load(net.support, support) * ZERO
+    worth = mass
+    for i in range(0, bins, LANES):
         z = logits(net, at + i, support + i)
         weight = exponential(z - highest)
         mass, worth = mass + weight, fused(weight, load(net.support, support + i), fused(z, ZERO, worth))
