@@ -66,7 +66,7 @@ def signed(text: str) -> str:
 def format_target(row: Row) -> str:
     """The file: header and row."""
     stamps = (utc(ns) for ns in (row.decided_ns, row.bar_close_ns, row.valid_until_ns))
-    fields = (str(row.seq), *stamps, row.symbol, f"{row.target:.4f}", row.reason, row.model)
+    fields = (str(row.seq), *stamps, row.symbol, f"{row.target:z.4f}", row.reason, row.model)
     return f"{HEADER}\n{signed(','.join(fields))}\n"
 
 
