@@ -1,7 +1,7 @@
 //+------------------------------------------------------------------+
 //| Sample bridge: holds in MetaTrader 5 what swt's target.csv says. |
 //| `act --out` writes into MQL5/Files/swt or Common/Files/swt; the  |
-//| same reader in Python, with its tests, is host/bridge.py.        |
+//| same reader in Python is host/bridge.py, and the tests run both. |
 //+------------------------------------------------------------------+
 #include <Trade/Trade.mqh>
 
