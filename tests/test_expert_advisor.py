@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from host.bridge import Bridge
@@ -188,11 +188,12 @@ def test_a_target_is_a_level(terminal: Terminal) -> None:
         (2, 1.0, [{"EURUSD": 0.1}] * 2),  # the same again changes nothing
         (3, 0.5, [{}, {"EURUSD": 0.05}]),
         (4, 0.8, [{"EURUSD": 0.08}] * 2),
-        (5, -0.3, [{}, {"EURUSD": -0.03}]),
-        (6, -0.35, [{"EURUSD": -0.03}] * 2),  # 0.035 lots are 3 whole steps
-        (7, 0.0, [{}] * 2),
-        (8, 0.09, [{}] * 2),  # 0.009 lots are none
-        (9, 0.29, [{"EURUSD": 0.02}] * 2),
+        (5, -0.9, [{}, {"EURUSD": -0.09}]),
+        (6, -0.3, [{}, {"EURUSD": -0.03}]),
+        (7, -0.35, [{"EURUSD": -0.03}] * 2),  # 0.035 lots are 3 whole steps
+        (8, 0.0, [{}] * 2),
+        (9, 0.09, [{}] * 2),  # 0.009 lots are none
+        (10, 0.29, [{"EURUSD": 0.02}] * 2),
     ):
         terminal.publish(ROW._replace(seq=seq, target=target))
         assert [terminal.wait(), terminal.wait()] == held
@@ -200,7 +201,7 @@ def test_a_target_is_a_level(terminal: Terminal) -> None:
         assert terminal.position() == Position(seq, terminal.now * NS, "EURUSD", target)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40)
 @given(
     rules=st.sampled_from([(0.01, 0.01, 100.0), (0.1, 0.1, 0.5), (0.01, 0.06, 0.25), (0.001, 0.003, 50.0)]),
     hedging=st.booleans(),
@@ -314,7 +315,7 @@ def damaged() -> st.SearchStrategy[bytes]:
     return bytes_changed | fields_changed | rows.map(lambda row: format_target(row).encode())
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=300)
 @given(data=damaged())
 @example(GOOD.replace(b"\n", b"\r\n"))
 @example(GOOD + GOOD.split(b"\n")[1] + b"\n")

@@ -11,7 +11,7 @@ struct Expert {  // inside of a class functions know the ones below them, as in 
 
 int main() {
   std::unique_ptr<Expert> expert;
-  std::string line, command, name, value;
+  std::string line, command, name;
   while (std::getline(std::cin, line)) {
     std::istringstream words(line);
     words >> command;

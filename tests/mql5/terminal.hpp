@@ -37,6 +37,11 @@ struct Position {
   double lots;  // signed
 };
 
+struct File {
+  std::fstream stream;
+  bool ansi;  // one byte a character, not two
+};
+
 struct Terminal {
   std::filesystem::path data;  // holds Files and Common
   datetime gmt = 0, quote = 0;
@@ -46,8 +51,7 @@ struct Terminal {
   Position selected{};
   std::map<std::string, std::string> inputs;
   std::string journal;  // what the expert and the broker said
-  std::map<int, std::fstream> files;
-  std::map<int, int> flags;
+  std::map<int, File> files;  // the open ones, by handle
   int last_file = 0;
   ulong last_ticket = 0;
 };
@@ -86,12 +90,12 @@ inline string widen(const std::string& bytes) {  // a byte that is no UTF-8 beco
 
 inline int StringLen(const string& text) { return int(text.size()); }
 
-inline int StringFind(const string& text, const string& part, int start = 0) {
-  size_t at = text.find(part, start);
+inline int StringFind(const string& text, const string& part) {
+  size_t at = text.find(part);
   return at == string::npos ? -1 : int(at);
 }
 
-inline string StringSubstr(const string& text, int start, int length = -1) {
+inline string StringSubstr(const string& text, int start, int length) {  // a negative length: to the end
   return text.substr(start, length < 0 ? string::npos : size_t(length));
 }
 
@@ -154,10 +158,10 @@ constexpr int TIME_DATE = 1, TIME_SECONDS = 4;
 inline string TimeToString(datetime moment, int flags) {
   tm time{};
   gmtime_r(&moment, &time);
-  char text[64];
-  bool all = flags == (TIME_DATE | TIME_SECONDS);
-  std::strftime(text, sizeof text, all ? "%Y.%m.%d %H:%M:%S" : flags == TIME_DATE ? "%Y.%m.%d" : "%H:%M:%S", &time);
-  return widen(text);
+  char date[32], seconds[32];
+  std::strftime(date, sizeof date, (flags & TIME_DATE) != 0 ? "%Y.%m.%d " : "", &time);
+  std::strftime(seconds, sizeof seconds, (flags & TIME_SECONDS) != 0 ? "%H:%M:%S" : "", &time);
+  return widen(date + std::string(seconds));
 }
 
 inline void formatted(std::string& out, const std::string& rest) { out += rest; }
@@ -233,10 +237,9 @@ inline int FileOpen(const string& name, int flags) {  // for writing: empties th
   auto path = located(name, flags);
   bool writes = (flags & FILE_WRITE) != 0;
   if (writes) std::filesystem::create_directories(path.parent_path());
-  std::fstream file(path, std::ios::binary | (writes ? std::ios::out | std::ios::trunc : std::ios::in));
-  if (!file.is_open()) return INVALID_HANDLE;
-  terminal.files[++terminal.last_file] = std::move(file);
-  terminal.flags[terminal.last_file] = flags;
+  std::fstream stream(path, std::ios::binary | (writes ? std::ios::out | std::ios::trunc : std::ios::in));
+  if (!stream.is_open()) return INVALID_HANDLE;
+  terminal.files[++terminal.last_file] = {std::move(stream), (flags & FILE_ANSI) != 0};
   return terminal.last_file;
 }
 
@@ -244,17 +247,17 @@ inline void FileClose(int file) { terminal.files.erase(file); }
 
 inline uint FileReadArray(int file, Array<uchar>& bytes, int start, int count) {
   std::string part(count, '\0');
-  terminal.files.at(file).read(part.data(), count);
-  part.resize(terminal.files.at(file).gcount());
+  auto& stream = terminal.files.at(file).stream;
+  part.resize(stream.read(part.data(), count).gcount());
   bytes.resize(std::max(bytes.size(), start + part.size()));
   std::copy(part.begin(), part.end(), bytes.begin() + start);
   return uint(part.size());
 }
 
-inline uint FileWriteString(int file, const string& text) {  // one byte a character, or two
-  bool ansi = (terminal.flags.at(file) & FILE_ANSI) != 0;
+inline uint FileWriteString(int file, const string& text) {
+  auto& [stream, ansi] = terminal.files.at(file);
   std::string bytes = ansi ? narrow(text) : std::string(reinterpret_cast<const char*>(text.data()), 2 * text.size());
-  terminal.files.at(file) << bytes;
+  stream << bytes;
   return uint(bytes.size());
 }
 
