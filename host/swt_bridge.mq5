@@ -1,7 +1,7 @@
 //+------------------------------------------------------------------+
 //| Sample bridge: holds in MetaTrader 5 what swt's target.csv says. |
 //| `act --out` writes into MQL5/Files/swt or Common/Files/swt; the  |
-//| same reader in Python, with its tests, is host/bridge.py.        |
+//| same reader in Python is host/bridge.py, and the tests run both. |
 //+------------------------------------------------------------------+
 #include <Trade/Trade.mqh>
 
@@ -24,14 +24,9 @@ double   g_target = 0;                   // its level
 datetime g_until = 0, g_quote = 0;       // end of its validity; the last quote
 int      g_silent = 0;                   // seconds that brought quotes but no valid row
 bool     g_done = true;                  // the level has been reached
-string   g_said = "";
+string   g_said = "nothing";
 
-int OnInit()
-  {
-   trade.SetExpertMagicNumber(InpMagic);
-   return EventSetTimer(1) ? INIT_SUCCEEDED : INIT_FAILED;
-  }
-
+int OnInit() { trade.SetExpertMagicNumber(InpMagic); return EventSetTimer(1) ? INIT_SUCCEEDED : INIT_FAILED; }
 void OnDeinit(const int reason) { EventKillTimer(); }
 void OnTimer()
   {
@@ -52,14 +47,20 @@ string ReadTarget()
    if(file == INVALID_HANDLE) return "unreadable";
    uint size = FileReadArray(file, bytes, 0, 4097);
    FileClose(file);
-   if(size == 0 || size > 4096 || bytes[size - 1] != '\n') return "torn";
+   string text = CharArrayToString(bytes, 0, (int)size, CP_UTF8);
    string lines[], f[];
-   if(StringSplit(CharArrayToString(bytes, 0, (int)size, CP_UTF8), '\n', lines) < 2) return "torn";
-   if(lines[0] != HEADER || StringSplit(lines[1], ',', f) != 9) return "torn";
-   if(Crc(StringSubstr(lines[1], 0, StringLen(lines[1]) - StringLen(f[8]) - 1)) != f[8]) return "bad crc";
+   if(size > 4096 || (uint)StringLen(text) != size) return "torn";      // too long, or not all of it ASCII
+   StringReplace(text, "\r\n", "\n");
+   if(StringSplit(text, '\n', lines) < 2 || StringSplit(lines[1], ',', f) != 9) return "torn";
+   if(text != HEADER + "\n" + lines[1] + "\n") return "torn";
+   string row = StringSubstr(lines[1], 0, StringLen(lines[1]) - StringLen(f[8]) - 1);
+   if(Crc(row) != f[8]) return "bad crc";
    long seq = StringToInteger(f[0]);
    double target = StringToDouble(f[5]);
    datetime decided = Stamp(f[1]), closed = Stamp(f[2]), until = Stamp(f[3]), now = TimeGMT();
+   string stamps = Utc(decided) + "," + Utc(closed) + "," + Utc(until);
+   string read = StringFormat("%I64d,%s,%s,%.4f,%s,%s", seq, stamps, f[4], target, f[6], f[7]);
+   if(read != row) return "torn";                                       // "nan" may read as 0, and 0 means flat
    if(StringFind(f[6], "dry-run") == 0) return "dry-run";
    if(f[4] != InpSwtSymbol) return "symbol " + f[4];
    if(InpModel != "" && f[7] != InpModel) return "model " + f[7];
@@ -77,6 +78,13 @@ datetime Stamp(string text)              // 2024-05-15T12:00:00Z
    return StringToTime(text);
   }
 
+string Utc(const datetime time)          // and back
+  {
+   string text = TimeToString(time, TIME_DATE | TIME_SECONDS);
+   StringReplace(text, ".", "-"); StringReplace(text, " ", "T");
+   return text + "Z";
+  }
+
 string Crc(const string text)
   {
    uchar b[];
@@ -90,57 +98,49 @@ string Crc(const string text)
    return StringFormat("%08x", ~crc);
   }
 
+// Select a position; is it this bridge's?
+bool Own(const int i)
+  {
+   if(PositionGetTicket(i) == 0 || PositionGetString(POSITION_SYMBOL) != _Symbol) return false;
+   return PositionGetInteger(POSITION_MAGIC) == InpMagic;
+  }
+
 // Signed lots of this bridge's positions.
 double Held()
   {
    double lots = 0;
-   for(int i = PositionsTotal() - 1; i >= 0; i--)
-     {
-      if(PositionGetTicket(i) == 0 || PositionGetString(POSITION_SYMBOL) != _Symbol) continue;
-      if(PositionGetInteger(POSITION_MAGIC) != InpMagic) continue;
-      bool is_buy = PositionGetInteger(POSITION_TYPE) == POSITION_TYPE_BUY;
-      lots += is_buy ? PositionGetDouble(POSITION_VOLUME) : -PositionGetDouble(POSITION_VOLUME);
-     }
+   for(int i = PositionsTotal() - 1; i >= 0; i--) if(Own(i))
+      lots += PositionGetDouble(POSITION_VOLUME) * (PositionGetInteger(POSITION_TYPE) == POSITION_TYPE_BUY ? 1 : -1);
    return NormalizeDouble(lots, 8);
   }
 
 // Signed lots of the level, in whole steps, nothing below the least volume.
 double Wanted()
   {
-   double step = SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_STEP);
-   double lots = MathFloor(MathAbs(g_target) * InpLots / step + 1e-9) * step;
-   if(lots < SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_MIN)) lots = 0;
-   lots = MathMin(lots, SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_MAX));
+   double step = SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_STEP), most = SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_MAX);
+   double lots = MathFloor(MathMin(MathAbs(g_target) * InpLots, most) / step + 1e-9) * step;
+   if(lots < SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_MIN) - 1e-8) lots = 0;
    return NormalizeDouble(g_target < 0 ? -lots : lots, 8);
   }
 
-// One step towards a level; true once it is held.  A smaller or opposite level begins by closing.
+// One step towards a level; true once it is held.  What no order makes of the position begins by closing it.
 bool Reach(const double wanted)
   {
-   double held = Held();
-   if(MathAbs(held - wanted) < 1e-8) return true;
-   if(held * wanted < 0 || MathAbs(wanted) < MathAbs(held))
-     {
-      for(int i = PositionsTotal() - 1; i >= 0; i--)
-        {
-         ulong ticket = PositionGetTicket(i);
-         if(ticket == 0 || PositionGetString(POSITION_SYMBOL) != _Symbol) continue;
-         if(PositionGetInteger(POSITION_MAGIC) == InpMagic) trade.PositionClose(ticket);
-        }
-      return false;                      // the rest a second later, when the closing is booked
-     }
-   double more = NormalizeDouble(MathAbs(wanted - held), 8);
-   if(wanted > held) trade.Buy(more, _Symbol); else trade.Sell(more, _Symbol);
-   return false;
+   double held = Held(), more = NormalizeDouble(MathAbs(wanted - held), 8);
+   if(more < 1e-8) return true;
+   bool too_little = more < SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_MIN) - 1e-8;
+   if(held * wanted < 0 || MathAbs(wanted) < MathAbs(held) || too_little)
+      for(int i = PositionsTotal() - 1; i >= 0; i--) { if(Own(i)) trade.PositionClose(PositionGetTicket(i)); }
+   else if(wanted > held) trade.Buy(more, _Symbol);
+   else trade.Sell(more, _Symbol);
+   return false;                         // the rest a second later, when this deal is booked
   }
 
 // Tell swt what is held, in units of the target.
 void Report()
   {
    double held = Held(), position = MathAbs(held - Wanted()) < 1e-8 ? g_target : held / InpLots;
-   string now = TimeToString(TimeGMT(), TIME_DATE | TIME_SECONDS);
-   StringReplace(now, ".", "-"); StringReplace(now, " ", "T");
-   string row = StringFormat("%I64d,%sZ,%s,%.4f", g_seq, now, InpSwtSymbol, position);
+   string row = StringFormat("%I64d,%s,%s,%.4f", g_seq, Utc(TimeGMT()), InpSwtSymbol, position);
    string path = InpFolder + "\\position.csv", temporary = path + ".tmp";
    int common = InpCommon ? FILE_COMMON : 0, file = FileOpen(temporary, FILE_WRITE | FILE_BIN | FILE_ANSI | common);
    if(file == INVALID_HANDLE) return;

@@ -64,9 +64,9 @@ def signed(text: str) -> str:
 
 
 def format_target(row: Row) -> str:
-    """The file: header and row."""
+    """The file: header and row; a level that rounds to nothing has no sign."""
     stamps = (utc(ns) for ns in (row.decided_ns, row.bar_close_ns, row.valid_until_ns))
-    fields = (str(row.seq), *stamps, row.symbol, f"{row.target:.4f}", row.reason, row.model)
+    fields = (str(row.seq), *stamps, row.symbol, f"{row.target:z.4f}", row.reason, row.model)
     return f"{HEADER}\n{signed(','.join(fields))}\n"
 
 

@@ -109,6 +109,7 @@ def test_the_row_is_the_documented_one() -> None:
     text = f"7,{stamps},EURUSD,-0.5000,active agent,0123456789abcdef"
     assert row == f"{text},{zlib.crc32(text.encode()):08x}"
     assert end == ""
+    assert ",0.0000," in format_target(ROW._replace(target=-1e-9))
 
 
 def test_the_bridge_reports_what_it_holds(tmp_path: Path) -> None:
