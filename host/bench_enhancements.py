@@ -59,7 +59,7 @@ ENHANCEMENTS = (
         "memory -5..-10 %, CPU of selection -30..-40 %, storage +2..5 %",
         on=(GUMBEL,),
         off=(PUCT,),
-        reason="`planted` in 640 sessions instead of 1280, `close` in 384 instead of 704, `planted-hard` at all",
+        reason="`planted` in 576 sessions instead of 1024, `close` in 448 instead of 896, `planted-hard` at all",
     ),
     Enhancement(
         "market search",
