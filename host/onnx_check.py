@@ -65,6 +65,7 @@ BYTES_OF = {FLOAT: 4, INT32: 4, INT64: 8, BOOL: 1, DOUBLE: 8}
 TYPES = BYTES_OF.keys()
 MAX_WEIGHTS, MAX_NODES, MAX_FIELDS = 1 << 24, 1024, 1 << 16  # of a tensor, of a graph, of a message
 MAX_WIDTH, MAX_LIMIT, MAX_PARTS = 1 << 20, 1e6, 8  # of a matrix, of a value, of inputs or outputs
+MAX_OUTPUT = 1 << 16  # numbers in a row of one output, which `y` may not show
 DOMAINS = (b"", b"ai.onnx")
 OPERATORS = frozenset(
     b"Abs Add Cast Clip Concat Constant Div Erf Exp Flatten Gather Gemm Identity LayerNormalization Log LogSoftmax"
@@ -115,7 +116,7 @@ def _layout(width_in: int, text: Any) -> Layout:
             len({"x", *(row.name for row in cuts)}) == 1 + len(cuts),
             len({row.name for row in outputs}) == len(outputs),
             all(cut.first + cut.width <= width_in for cut in cuts),
-            all((o.means > 0) == (o.bins > 0) and o.plain + o.means * o.bins < MAX_WIDTH for o in outputs),
+            all((o.means > 0) == (o.bins > 0) and o.plain + o.means * o.bins < MAX_OUTPUT for o in outputs),
             all(type(o.limit) in (int, float) and 0 <= o.limit < MAX_LIMIT for o in outputs),
         ]
         if not all(sound):

@@ -322,6 +322,13 @@ def test_metadata_that_do_not_fit_the_graph_are_refused(text: str) -> None:
         layout_of(model.SerializeToString())
 
 
+def test_an_output_is_no_wider_than_a_search_can_hold() -> None:
+    model = onnx_model(np.zeros((4, 1 << 16)))
+    model.metadata_props.add(key="layout", value='[0, [], [["y", 0, 1, 65536, 1.0]]]')
+    with pytest.raises(GraphRefused, match="beyond reason"):
+        layout_of(model.SerializeToString())
+
+
 def test_metadata_say_how_outputs_make_y() -> None:
     model = onnx_model(np.eye(4))
     model.metadata_props.add(key="layout", value='[2, [], [["y", 1, 1, 3, 1.5]]]')

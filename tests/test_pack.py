@@ -32,8 +32,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [*pip, "install", "--quiet", "--no-compile", *wanted]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode:
-        assert "Invalid requirement" not in done.stderr
-        pytest.skip(f"pip cannot install {', '.join(NEEDS)}: {done.stderr.strip()[-300:]}")
+        assert "No matching distribution" in done.stderr, done.stderr  # what pip says without a network
+        pytest.skip(f"no index to install {', '.join(NEEDS)} from")
     return python
 
 
