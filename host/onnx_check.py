@@ -107,7 +107,7 @@ def _layout(width_in: int, text: Any) -> Layout:
     try:
         carried, cut_rows, output_rows = json.loads(text)
         cuts, outputs = tuple(Cut(*row) for row in cut_rows), tuple(Output(*row) for row in output_rows)
-        numbers = [carried, *(n for row in (*cuts, *outputs) for n in row[1:4])]
+        numbers = [carried, *(n for cut in cuts for n in cut[1:3]), *(n for o in outputs for n in o[1:4])]
         sound = [
             all(type(n) is int and 0 <= n < MAX_WIDTH for n in numbers),
             carried <= width_in,
@@ -115,7 +115,7 @@ def _layout(width_in: int, text: Any) -> Layout:
             0 < len(outputs) <= MAX_PARTS,
             len({"x", *(row.name for row in cuts)}) == 1 + len(cuts),
             len({row.name for row in outputs}) == len(outputs),
-            all(cut.first + cut.width <= width_in for cut in cuts),
+            all(cut.first + cut.width <= width_in and type(cut.rectified) is bool for cut in cuts),
             all((o.means > 0) == (o.bins > 0) and o.plain + o.means * o.bins < MAX_OUTPUT for o in outputs),
             all(type(o.limit) in (int, float) and 0 <= o.limit < MAX_LIMIT for o in outputs),
         ]

@@ -101,11 +101,12 @@ def _environment() -> tuple[int, int]:
 
 
 class Cut(NamedTuple):
-    """An input of a graph besides `x`: columns of it once more, on their own."""
+    """An input of a graph besides `x`: columns of it once more, on their own, perhaps rectified."""
 
     name: str
     first: int
     width: int
+    rectified: bool = False
 
 
 class Output(NamedTuple):
@@ -131,7 +132,7 @@ class Layout(NamedTuple):
     outputs: tuple[Output, ...] = ()
 
 
-BEGIN, FIRST, WIDTH = range(3)  # columns of Net.cuts
+BEGIN, FIRST, WIDTH, RECTIFIED = range(4)  # columns of Net.cuts
 PLAIN, MEANS, BINS, SUPPORT = range(1, 5)  # columns of Net.parts, after BEGIN
 LEAST, ZERO = np.float32(-1e30), np.float32(0.0)  # a logit of probability 0
 
@@ -151,7 +152,7 @@ class Net(NamedTuple):
     x_flat: NDArray[np.float32]
     y_flat: NDArray[np.float32]
     carried: int
-    cuts: NDArray[np.int64]  # [.., 3] begin in `cut_flat`, `Cut`
+    cuts: NDArray[np.int64]  # [.., 4] begin in `cut_flat`, `Cut`
     cut_flat: NDArray[np.float32]
     parts: NDArray[np.int64]  # [.., 5] begin in `part_flat`, `Output`, begin in `support`
     part_flat: NDArray[np.float32]
@@ -190,7 +191,7 @@ def _new_net(layout: Layout, rows: int) -> Net:
         x_flat=x,
         y_flat=y,
         carried=layout.carried,
-        cuts=_table(cuts, 3),
+        cuts=_table(cuts, 4),
         cut_flat=cut_flat,
         parts=_table(parts, 5),
         part_flat=part_flat,
@@ -308,10 +309,16 @@ _run: Any = _run_interpreted if config.DISABLE_JIT else _run_compiled  # type: i
 @kernel
 def evaluate(net: Net, rows: int) -> int:
     """y[:rows] = graph(x[:rows]); 0, or the OrtStatus that `check` turns into an exception."""
+    return evaluate_told(net, rows, 0)
+
+
+@kernel
+def evaluate_told(net: Net, rows: int, width: int) -> int:
+    """`evaluate` after `tell` has written so many columns of every row."""
     bound = rows
     while net.bindings[bound] == 0:
         bound += 1
-    cut(net, rows)
+    cut(net, rows, width)
     status = int(_run(net.run, net.session, 0, net.bindings[bound]))
     if status == 0:
         join(net, rows)
@@ -319,12 +326,35 @@ def evaluate(net: Net, rows: int) -> int:
 
 
 @inlined
-def cut(net: Net, rows: int) -> None:
-    """Write what the graph reads besides `x`."""
+def tell(net: Net, row: int, a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
+    """Have a + b stand for the columns of the first cuts in a row; both have room behind them for LANES numbers."""
+    i = at = 0
+    while at < a.shape[0]:
+        width = net.cuts[i, WIDTH]
+        to = net.cuts[i, BEGIN] + row * width
+        for j in range(0, width, LANES):
+            z = load(a, at + j) + load(b, at + j)
+            if net.cuts[i, RECTIFIED] > 0:
+                z = rectified(z)
+            store(net.cut_flat, to + j, z)
+        at += width
+        i += 1
+
+
+@inlined
+def cut(net: Net, rows: int, told: int) -> None:
+    """Write what the graph reads besides `x` and has not been told."""
     for i in range(net.cuts.shape[0]):
+        told -= net.cuts[i, WIDTH]
+        if told >= 0:
+            continue
         begin, first, width = net.cuts[i, BEGIN], net.cuts[i, FIRST], net.cuts[i, WIDTH]
         for row in range(rows):
-            copy(net.cut_flat, begin + row * width, net.x_flat, row * net.x.shape[1] + first, width)
+            to, at = begin + row * width, row * net.x.shape[1] + first
+            copy(net.cut_flat, to, net.x_flat, at, width)
+            if net.cuts[i, RECTIFIED] > 0:
+                for j in range(0, width, LANES):
+                    store(net.cut_flat, to + j, rectified(load(net.cut_flat, to + j)))
 
 
 @inlined
@@ -349,6 +379,12 @@ def copy(to: NDArray[np.float32], i: int, of: NDArray[np.float32], k: int, count
     """to[i : i + count] = of[k : k + count], and what follows, up to a multiple of LANES."""
     for j in range(0, count, LANES):
         store(to, i + j, load(of, k + j))
+
+
+@inlined
+def rectified(z: Vector) -> Vector:
+    """z, or 0 where it is less; of what is no finite number comes one that is none."""
+    return choose(z > ZERO, z, z * ZERO)
 
 
 @inlined

@@ -73,9 +73,9 @@ class Graph:
             return parts[0]
         return self.node("Concat", parts, y, axis=axis)
 
-    def cut(self, name: str, first: int, width: int) -> str:
-        """Columns of `x` as an input of their own; its name."""
-        self._cuts.append(Cut(name, first, width))
+    def cut(self, name: str, first: int, width: int, rectified: bool = False) -> str:
+        """Columns of `x`, or relu of them, as an input of their own; its name."""
+        self._cuts.append(Cut(name, first, width, rectified))
         return name
 
     def serialise(self, width_in: int, outputs: list[Output], carried: int = 0) -> bytes:

@@ -19,7 +19,10 @@ class Naive:
 
     def __call__(self, x: Any) -> Any:
         x = np.asarray(x, np.float32)
-        cuts = {name: x[:, first : first + width] for name, first, width in self.cuts}
+        cuts = {
+            name: np.maximum(x[:, first : first + width], 0 if rectified else -np.inf)
+            for name, first, width, rectified in self.cuts
+        }
         found = self.session.run([name for name, *_ in self.outputs] or None, {"x": x, **cuts})
         if not self.outputs:
             return found[0]

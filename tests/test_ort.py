@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.ort import Cut, Layout, OrtError, Output, Session, check, evaluate
+from kernels.ort import Cut, Layout, OrtError, Output, Session, check, evaluate, evaluate_told, tell
+from kernels.simd import LANES
 from models.graph import Graph
 from tests.graphs import graph
 
@@ -52,12 +53,18 @@ def naive_y(x: Any, layout: Layout, z: list[Any]) -> Any:
     return np.concatenate(columns, axis=1)
 
 
-def laid_out(layout: Layout, scale: float = 1.0) -> tuple[Session, list[Any]]:
-    """A graph of this layout: each output is a product of all that is read; their weights."""
+def cut_of(x: Any, cut: Cut) -> Any:
+    """What a cut is of rows x."""
+    columns = x[:, cut.first : cut.first + cut.width]
+    return np.maximum(columns, 0) if cut.rectified else columns
+
+
+def laid_out(layout: Layout, scale: float = 1.0, whole: bool = True) -> tuple[Session, list[Any]]:
+    """A graph of this layout: each output is a product of `x`, if that is read whole, and all cuts; their weights."""
     rng = np.random.default_rng(0)
     g = Graph()
-    names = ["x", *(g.cut(*cut) for cut in layout.cuts)]
-    width = layout.width_in + sum(cut.width for cut in layout.cuts)
+    names = [*(["x"] if whole else []), *(g.cut(*cut) for cut in layout.cuts)]
+    width = (layout.width_in if whole else 0) + sum(cut.width for cut in layout.cuts)
     weights = [rng.normal(0, scale, (width, o.plain + o.means * o.bins)) for o in layout.outputs]
     read = g.join(names, "read")
     for o, w in zip(layout.outputs, weights, strict=True):
@@ -80,7 +87,7 @@ parts = st.builds(
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 20),
-    st.lists(st.tuples(st.integers(0, 10), st.integers(1, 10)), max_size=3),
+    st.lists(st.tuples(st.integers(0, 10), st.integers(1, 10), st.booleans()), max_size=3),
     st.lists(parts, min_size=1, max_size=4),
     st.integers(1, 7),
     st.sampled_from([0.1, 1.0, 40.0]),
@@ -97,7 +104,8 @@ def test_rows_are_what_the_layout_says(
     net.y[:] = np.nan
     check(evaluate(net, rows))
     x = net.x[:rows].astype(np.float64)
-    read = np.concatenate([x, *(x[:, first : first + width] for _, first, width in layout.cuts)], axis=1)
+    parts = [x, *(cut_of(x, cut) for cut in layout.cuts)]
+    read = np.concatenate(parts, axis=1)
     expected = naive_y(x, layout, [read @ w.astype(np.float32) for w in weights])
     np.testing.assert_allclose(net.y[:rows], expected, rtol=1e-4, atol=1e-3 * scale)
     alone = session.bind(layout, [1, 4, 8])
@@ -105,6 +113,28 @@ def test_rows_are_what_the_layout_says(
         alone.x[0] = net.x[row]
         check(evaluate(alone, 1))
         np.testing.assert_allclose(alone.y[0], net.y[row], rtol=1e-5, atol=1e-4 * scale)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=3), st.integers(1, 7))
+def test_what_is_told_stands_for_the_first_cuts(widths: Any, rows: int) -> None:
+    """As if x held the sums; the other cuts are still of x."""
+    first = np.cumsum([0, *(width for width, _ in widths)])
+    T = int(first[-1])
+    cuts = [Cut(f"c{i}", int(first[i]), *widths[i]) for i in range(len(widths))]
+    layout = Layout(T + 3, 2, 0, (*cuts, Cut("rest", T, 3)), (Output("o", 2),))
+    session, _ = laid_out(layout, whole=False)
+    draw, room = np.random.default_rng(rows), np.zeros((2, rows * T + LANES), np.float32)
+    a, b = (row[: rows * T].reshape(rows, T) for row in room)
+    room[:] = draw.normal(size=room.shape)
+    told, plain = (session.bind(layout, [1, 8]) for _ in range(2))
+    plain.x[:rows, :T], plain.x[:rows, T:] = a + b, draw.normal(size=(rows, 3))
+    told.x[:rows, :T], told.x[:rows, T:] = np.nan, plain.x[:rows, T:]
+    for row in range(rows):
+        tell(told, row, a[row], b[row])
+    check(evaluate(plain, rows))
+    check(evaluate_told(told, rows, T))
+    np.testing.assert_array_equal(told.y[:rows], plain.y[:rows])
 
 
 @pytest.mark.parametrize("bins", [1, 16, 41])
