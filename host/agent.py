@@ -19,10 +19,10 @@ from kernels.features import names as feature_names
 from kernels.gumbel import MARKET, RULES, WIDENING, SearchConfig, new_search_config
 from kernels.market import Codes, Market, new_market
 from kernels.market_tree import CALL_ROWS, WAVE, slot_count
-from kernels.ort import Net, Session, no_net
+from kernels.ort import Layout, Net, Session, check, evaluate
 from kernels.planner import HORIZON, Planner, new_planner
 from kernels.position import FULL, PREVIOUS, RAW, SIDE, action_names, position_features, target_side
-from kernels.search import Model
+from kernels.search import no_model
 from kernels.tree import REUSES
 from kernels.widening import HEAD, most_candidates
 
@@ -70,14 +70,28 @@ class Agent:
     def planner(self, roots: int, config: SearchConfig) -> Planner:
         """A planner over `roots` roots, with the networks that its rule calls."""
         _, P, D, A, C, *_ = self.sizes
-        after, dynamics, market = no_net(), no_net(), no_net()
+        model = no_model()._replace(root=self.root(roots))
         if config.rule == MARKET:
             nodes = min(roots * WAVE, max(1, CALL_ROWS // C))
-            market = self._bind("market", [C * (i + 1) for i in range(nodes)])
+            model = model._replace(market=self._bind("market", [C * (i + 1) for i in range(nodes)]))
         else:
-            dynamics = self._bind("dynamics", row_buckets(min(roots * C, max(CALL_ROWS, C))))
-            after = self._bind("afterstate", row_buckets(roots))
-        return new_planner(Model(self.root(roots), after, dynamics, market), config, roots, A, C, D, P > 0)
+            bound = {"dynamics": row_buckets(min(roots * C, max(CALL_ROWS, C)))}
+            if config.stochastic:
+                bound["afterstate"] = row_buckets(roots)
+            if "sibling" in self.graphs and config.rule != WIDENING:
+                bound["sibling"] = row_buckets(roots)
+            nets = {name: self._bind(name, rows) for name, rows in bound.items()}
+            model = model._replace(**nets, code=self._codes())
+        return new_planner(model, config, roots, A, C, D, P > 0)
+
+    def _codes(self) -> NDArray[np.float32]:
+        """[C, T] what each code adds to what afterstates share; T = 0 where they share nothing."""
+        if "code" not in self.graphs:
+            return no_model().code
+        net = self._bind("code", [self.sizes.codes])
+        np.fill_diagonal(net.x, 1.0)
+        check(evaluate(net, self.sizes.codes))
+        return net.y  # it has room behind it, as `tell` wants
 
     def _bind(self, name: str, rows: list[int]) -> Net:
         """A network laid out as its graph says."""
@@ -86,17 +100,21 @@ class Agent:
         return self._sessions[name].bind(layout_of(self.graphs[name]), rows)
 
 
-def graph_widths(sizes: Sizes, memoryless: bool, rule: int = MARKET) -> dict[str, tuple[int, int]]:
-    """Columns that each graph reads and writes."""
+def graph_widths(
+    sizes: Sizes, memoryless: bool, rule: int = MARKET, shared: int = 0
+) -> dict[str, tuple[int, int]]:
+    """Columns that each graph reads and writes, where afterstates share so many."""
     F, P, D, A, C, window, context = sizes
     H = HEAD if rule == WIDENING else A
     slots = slot_count(A, HORIZON, memoryless)
-    return {
+    widths = {
         "root": (context * F + P, D + H + 1 + C),
-        "afterstate": (D + A + P, D + C + 1),
-        "dynamics": (window * D + C + 2 * P, D + H + 2),
+        "afterstate": (D + A + P, D + shared + C + 1),
+        "sibling": (D + A + P, D + 1),
+        "dynamics": (window * D + (shared or C) + 2 * P, D + H + 2),
         "market": (window * D + C + (0 if memoryless else slots * P), D + C + slots),
     }
+    return widths | ({"code": (C, shared)} if shared else {})
 
 
 def row_buckets(rows: int) -> list[int]:
@@ -229,13 +247,26 @@ def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes], rule
         raise ValueError("the normaliser is not one of these features")
     if not (np.diff(setting.codes.edges) > 0).all():
         raise ValueError("the edges of the chance codes do not ascend")
-    found = {name: layout_of(graph)[:2] for name, graph in graphs.items()}
-    wanted = graph_widths(sizes, setting.market.excursion_weight == 0, rule)
-    if rule != MARKET and "market" not in graphs:
-        del wanted["market"]
+    layouts = {name: layout_of(graph) for name, graph in graphs.items()}
+    found = {name: layout[:2] for name, layout in layouts.items()}
+    shared = within("what afterstates share", found.get("code", (0, 0))[1], 0, 1 << 12)
+    wanted = graph_widths(sizes, setting.market.excursion_weight == 0, rule, shared)
+    for name in {"sibling", *(() if rule == MARKET else ("market",))} - graphs.keys():
+        del wanted[name]
     if found != wanted:
         raise ValueError(f"the graphs have widths {found}, not {wanted}")
+    if not first_cuts_are(layouts["dynamics"], sizes.state, shared):
+        raise ValueError("dynamics does not read what afterstates share on its own")
     return sizes
+
+
+def first_cuts_are(layout: Layout, first: int, width: int) -> bool:
+    """Whether the first cuts of a graph are these columns, as `kernels.ort.tell` takes them to be."""
+    stop = first + width
+    for cut in layout.cuts:
+        if first < stop and cut.first == first:
+            first += cut.width
+    return first == stop
 
 
 def checked_market(market: Market, manifest: dict[str, Any], interval_s: int) -> Market:

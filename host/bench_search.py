@@ -29,7 +29,7 @@ from host.progress import progress
 from kernels._jit import entry
 from kernels.gumbel import GUMBEL, MARKET, SearchConfig, new_search_config
 from kernels.market_tree import CALL_ROWS, WAVE
-from kernels.ort import Net, check, evaluate
+from kernels.ort import Net, check, evaluate, evaluate_told, tell
 from kernels.planner import Planner, plan
 from kernels.search import Model
 from models.net import Shape, new_params
@@ -89,14 +89,19 @@ def medians(works: list[Work], rounds: int, now: Callable[[], float]) -> list[fl
 
 # Not cached: numba's own cache would not see an edit of `evaluate`, and kernels of the program live in kernels/.
 @njit(nogil=True)
-def run_networks(model: Model, roots: int, calls: NDArray[np.int32]) -> int:
-    """The network calls of a tree search, calls [n, 2] as in `Work`, without a tree."""
+def run_networks(model: Model, shared: NDArray[np.float32], roots: int, calls: NDArray[np.int32]) -> int:
+    """The network calls of a tree search, calls [n, 3] as in `Work`, without a tree; shared [B, n, T] as in `Tree`."""
+    codes, T = model.code.shape
     status = evaluate(model.root, roots)
     for i in range(calls.shape[0]):
         if calls[i, 0] > 0:
-            status |= evaluate(model.dynamics, calls[i, 0])
+            for row in range(calls[i, 0] if T > 0 else 0):
+                tell(model.dynamics, row, shared[row % roots, 0], model.code[row % codes])
+            status |= evaluate_told(model.dynamics, calls[i, 0], T)
         if calls[i, 1] > 0:
             status |= evaluate(model.afterstate, calls[i, 1])
+        if calls[i, 2] > 0:
+            status |= evaluate(model.sibling, calls[i, 2])
     return status
 
 
@@ -137,7 +142,8 @@ def new_searches(case: Case) -> list[Callable[[], int]]:
 
     s, config = shape_of(case), config_of(case)
     sizes = Sizes(s.features, s.position, s.latent, s.actions, s.codes)
-    agent = Agent(export(new_params(s, seed=0), s, *slot_sides(sizes, config)), sizes)
+    graphs = export(new_params(s, seed=0), s, *slot_sides(sizes, config), config.stochastic)
+    agent = Agent(graphs, sizes)
     planners = [new_planner_of(case, agent, thread) for thread in range(case.threads)]
     if case.impl == "swt":
         return [ready(plan, planner) for planner in planners]
@@ -147,11 +153,11 @@ def new_searches(case: Case) -> list[Callable[[], int]]:
 def networks_of(planner: Planner) -> Callable[[], int]:
     """The network calls of a search alone."""
     model, B = planner.model, len(planner.action)
-    if planner.market is not None:
+    if planner.tree is None:
         calls = market_calls(B, planner.config.simulations, planner.outlook.move.shape[1])
         return ready(run_market, model.root, model.market, B, calls)
     check(plan(planner))
-    return ready(run_networks, model, B, planner.work.calls)
+    return ready(run_networks, model, planner.tree.shared, B, planner.work.calls)
 
 
 def ready(fn: Callable[..., int], *arguments: Any) -> Callable[[], int]:

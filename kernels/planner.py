@@ -91,10 +91,11 @@ def new_planner(
         memoryless = config.excursion_weight == 0
         market = new_market_tree(roots, config.simulations, actions, codes, state, HORIZON, memoryless)
     elif config.rule == WIDENING:
-        wide = new_wide(config, roots, codes, state)
+        wide = new_wide(config, roots, codes, state, model.code.shape[1])
         noise = wide.tree.noise
     else:
-        tree = new_tree(roots, nodes_needed(config, codes), actions, codes, state, RAW if positions else 0)
+        nodes, shared = nodes_needed(config, codes), (config.simulations, model.code.shape[1])
+        tree = new_tree(roots, nodes, actions, codes, state, RAW if positions else 0, shared)
         noise = tree.noise
     return Planner(
         tree=tree,

@@ -19,7 +19,7 @@ from kernels.gumbel import (
     puct_action,
     root_candidate,
 )
-from kernels.ort import Net, evaluate
+from kernels.ort import Net, evaluate, evaluate_told, no_net, tell
 from kernels.outlook import Outlook
 from kernels.position import FEATURES, HOLD, SIDE, act_on, is_legal, move_on, position_features
 from kernels.simd import FEW, fetch, first, largest, load_few, total
@@ -50,19 +50,31 @@ class Model(NamedTuple):
     """The networks of a search, all rows of one batch; a search binds those it calls.
 
     root:       [features F | position P]                   -> [state D | logits A | value | code logits C]
-    afterstate: [state D | action A | position P]           -> [state D | code logits C | value]
+    afterstate: [state D | action A | position P]           -> [state D | shared T | code logits C | value]
+    sibling:    the same                                    -> [state D | value]
     dynamics:   [states | code C | position P | next one P] -> [state D | reward | logits A | value]
     market:     [states | code C | S next positions P]      -> [state D | code logits C | S values]
     `states` are those of a node and of the decision nodes before it, newest first, as many as the graph is wide for;
     what lies before the root is all zero.  A network that remembers no more than its latent wants one.
     Outside forex P = 0; a deterministic search has no afterstates and gives `dynamics` the action one-hot.  Under the
     `pnl` reward the positions of `market` are constants of the graph.
+    Where afterstates share something (T > 0), `dynamics` has the sum of that and of the row of the code in `code`
+    instead of a one-hot of it.  Where there is a network `sibling`, an afterstate that is not the first of its decision
+    takes what is shared and the prior of the codes from that one.
     """
 
     root: Net
     afterstate: Net
+    sibling: Net
     dynamics: Net
     market: Net
+    code: NDArray[np.float32]  # [C, T] what each code adds to what is shared
+
+
+def no_model() -> Model:
+    """Networks that a search does not call, and codes that add to nothing."""
+    none = no_net()
+    return Model(none, none, none, none, none, np.zeros((0, 0), np.float32))
 
 
 class Work(NamedTuple):
@@ -72,20 +84,22 @@ class Work(NamedTuple):
     row_node: NDArray[np.int32]  # [R] its parent node
     row_edge: NDArray[np.int32]  # [R] its edge
     gain: NDArray[np.float64]  # [B] return of each search on its way up
-    calls: NDArray[np.int32]  # [n, 2] rows of `dynamics` and of `afterstate` that each simulation evaluated
+    calls: NDArray[
+        np.int32
+    ]  # [n, 3] rows of `dynamics`, `afterstate` and `sibling` that each simulation evaluated
 
 
 def new_work(searches: int, codes: int, simulations: int) -> Work:
     """Scratch for `searches` trees."""
     row_tree, row_node, row_edge = np.zeros((3, searches * codes), np.int32)
-    gain, calls = np.zeros(searches), np.zeros((simulations, 2), np.int32)
+    gain, calls = np.zeros(searches), np.zeros((simulations, 3), np.int32)
     return Work(row_tree, row_node, row_edge, gain, calls)
 
 
 @inlined
 def plant(tree: Tree, b: int, state: NDArray[np.float32], logits: NDArray[np.float32], value: float) -> None:
     """Start tree b at a root with this state, policy and value; its position and what is illegal are the caller's."""
-    tree.used[b], tree.known[b], tree.rows[b], tree.depth[b] = 0, NONE, 1, 0
+    tree.used[b], tree.shares[b], tree.known[b], tree.rows[b], tree.depth[b] = 0, 0, NONE, 1, 0
     root = add_node(tree, b, DECISION, NONE, NONE)
     for d in range(
         state.shape[0]
@@ -243,14 +257,26 @@ def add_afterstate(
 
 @inlined
 def add_decision(
-    x: NDArray[np.float32], tree: Tree, outlook: Outlook, config: SearchConfig, b: int, parent: int, edge: int
+    model: Model,
+    row: int,
+    tree: Tree,
+    outlook: Outlook,
+    config: SearchConfig,
+    b: int,
+    parent: int,
+    edge: int,
 ) -> int:
-    """Add the decision node behind a chance code (or, deterministic, an action) and write its network row x."""
+    """Add the decision node behind a chance code (or, deterministic, an action) and write its network row."""
+    x = model.dynamics.x[row]
     node = add_node(tree, b, DECISION, parent, edge)
-    has_position = tree.position.shape[2] > 0
-    edges = outlook.move.shape[1] if tree.kind[b, parent] == CHANCE else tree.noise.shape[1]
-    states = x.shape[0] - edges - (2 * FEATURES if has_position else 0)
-    column = one_hot(x, state_columns(x, tree, b, parent, states), edges, edge)
+    has_position, T = tree.position.shape[2] > 0, model.code.shape[1]
+    if T > 0:
+        column = state_columns(x, tree, b, parent, tree.state.shape[2]) + T
+        tell(model.dynamics, row, tree.shared[b, index(tree.share[b, parent])], model.code[index(edge)])
+    else:
+        edges = outlook.move.shape[1] if tree.kind[b, parent] == CHANCE else tree.noise.shape[1]
+        states = x.shape[0] - edges - (2 * FEATURES if has_position else 0)
+        column = one_hot(x, state_columns(x, tree, b, parent, states), edges, edge)
     if has_position:
         column = position_columns(x, tree, config, column, b, parent)
         move_on(tree.position[b, node], tree.position[b, parent], outlook.move[b, edge])
@@ -260,18 +286,39 @@ def add_decision(
 
 @inlined
 def read_afterstate(tree: Tree, y: NDArray[np.float32], b: int, node: int, codes: int) -> None:
-    """Take state, chance prior and value of an afterstate from its network row y."""
-    D = tree.state.shape[2]
+    """Take state and value of an afterstate from its network row y; what is shared and its prior too if y has them."""
+    D, T = tree.state.shape[2], tree.shared.shape[2]
     for d in range(D):
         tree.state[b, node, d] = y[d]
-    logits = y[D:]  # a sum as an index might be negative, and would be checked for that
+    value = y[y.shape[0] - 1]
+    tree.raw_value[b, node] = value
+    tree.value[b, node] = value
+    if y.shape[0] == D + 1:
+        first = first_afterstate(tree, b, index(tree.parent[b, node]))
+        tree.share[b, node] = tree.share[b, first]
+        for c in range(tree.prior.shape[2]):
+            tree.prior[b, node, c] = tree.prior[b, first, c]
+        return
+    shared, logits = y[D:], y[D + T :]  # a sum as an index might be negative, and would be checked for that
+    tree.share[b, node] = tree.shares[b]
+    tree.shares[b] += 1
+    for i in range(T):
+        tree.shared[b, tree.share[b, node], i] = shared[i]
     for c in range(codes):
         tree.prior[b, node, c] = logits[c]
     for c in range(codes, tree.prior.shape[2]):
         tree.prior[b, node, c] = BEYOND
     softmax(tree.prior[b, node], tree.prior[b, node], tree.prior.shape[2])
-    tree.raw_value[b, node] = y[D + codes]
-    tree.value[b, node] = y[D + codes]
+
+
+@inlined
+def first_afterstate(tree: Tree, b: int, node: int) -> int:
+    """An evaluated afterstate of a decision node, or NONE."""
+    for a in range(tree.noise.shape[1]):
+        child = tree.child[b, node, a]
+        if child != NONE and tree.share[b, index(child)] != NONE:
+            return int(child)
+    return NONE
 
 
 @inlined
@@ -345,16 +392,18 @@ def expand_afterstates(
 
 @inlined
 def expand_decisions(
-    tree: Tree, work: Work, net: Net, outlook: Outlook, config: SearchConfig, first: int, stop: int
+    tree: Tree, work: Work, model: Model, outlook: Outlook, config: SearchConfig, first: int, stop: int
 ) -> int:
     """Evaluate and add the decision node behind each of the queued edges [first, stop)."""
+    net = model.dynamics
     while first < stop:
         count = min(stop - first, net.x.shape[0])
         for i in range(count):
             b, row = work.row_tree[first + i], first + i
-            node = add_decision(net.x[i], tree, outlook, config, b, work.row_node[row], work.row_edge[row])
+            parent, edge = work.row_node[row], work.row_edge[row]
+            node = add_decision(model, i, tree, outlook, config, b, parent, edge)
             work.row_node[row] = node
-        status = evaluate(net, count)
+        status = evaluate_told(net, count, model.code.shape[1])
         if status != 0:
             return status
         for i in range(count):
@@ -389,22 +438,37 @@ def simulate(
             tree.leaf[b], tree.leaf_edge[b] = add_known(tree, config, known, b, node, edge), NONE
         elif edge != NONE and (not config.stochastic or tree.kind[b, node] == CHANCE):
             decisions = queue(work, decisions, b, node, edge)
-    rows = decisions
-    for b in range(B):
-        if config.stochastic and tree.leaf_edge[b] != NONE and tree.kind[b, tree.leaf[b]] == DECISION:
-            rows = queue(work, rows, b, tree.leaf[b], tree.leaf_edge[b])
-    work.calls[simulation, 0], work.calls[simulation, 1] = decisions, rows - decisions
-    status = expand_decisions(tree, work, model.dynamics, outlook, config, 0, decisions)
-    if status != 0 or rows == decisions:
-        return status
-    return expand_afterstates(tree, work, model.afterstate, outlook, config, decisions, rows)
+    firsts = queue_afterstates(tree, work, model, config, decisions, False)
+    rows = queue_afterstates(tree, work, model, config, firsts, True)
+    calls = work.calls[simulation]
+    calls[0], calls[1], calls[2] = decisions, firsts - decisions, rows - firsts
+    status = expand_decisions(tree, work, model, outlook, config, 0, decisions)
+    if status == 0:
+        status = expand_afterstates(tree, work, model.afterstate, outlook, config, decisions, firsts)
+    if status == 0:
+        status = expand_afterstates(tree, work, model.sibling, outlook, config, firsts, rows)
+    return status
+
+
+@inlined
+def queue_afterstates(
+    tree: Tree, work: Work, model: Model, config: SearchConfig, rows: int, siblings: bool
+) -> int:
+    """Queue the edges to afterstates for which `sibling` suffices, or the others; the new number of rows."""
+    for b in range(tree.used.shape[0]):
+        node, edge = tree.leaf[b], tree.leaf_edge[b]
+        if config.stochastic and edge != NONE and tree.kind[b, node] == DECISION:
+            has_elder = model.sibling.x.shape[0] > 0 and first_afterstate(tree, b, node) != NONE
+            if has_elder == siblings:
+                rows = queue(work, rows, b, node, edge)
+    return rows
 
 
 @inlined
 def expand_all_codes(
     tree: Tree,
     work: Work,
-    net: Net,
+    model: Model,
     outlook: Outlook,
     config: SearchConfig,
     known: Known,
@@ -421,7 +485,7 @@ def expand_all_codes(
             else:
                 rows = queue(work, rows, b, tree.leaf[b], c)
     work.calls[simulation, 0] += rows
-    status = expand_decisions(tree, work, net, outlook, config, 0, rows)
+    status = expand_decisions(tree, work, model, outlook, config, 0, rows)
     for row in range(rows):
         b = work.row_tree[row]
         tree.leaf[b] = tree.parent[b, work.row_node[row]]
@@ -532,7 +596,7 @@ def grow(
             descend(tree, work, config, table, simulation, begin, stop)
         status = simulate(tree, work, model, outlook, config, known, simulation)
         if status == 0 and config.full_width:
-            status = expand_all_codes(tree, work, model.dynamics, outlook, config, known, simulation)
+            status = expand_all_codes(tree, work, model, outlook, config, known, simulation)
         if status != 0:
             return status
     back_up(tree, work, config, 0, B)

@@ -45,6 +45,9 @@ class Tree(NamedTuple):
     value: NDArray[np.float32]  # [B, N]    backed-up value
     reward: NDArray[np.float32]  # [B, N]    reward of the edge that leads here
     state: NDArray[np.float32]  # [B, N, D] what the networks remember of a node
+    share: NDArray[np.int32]  # [B, N]    row of `shared` of an afterstate, NONE elsewhere
+    shares: NDArray[np.int32]  # [B]       rows of `shared` in use
+    shared: NDArray[np.float32]  # [B, n, T] what `dynamics` is told of the afterstates of one decision
     position: NDArray[np.float32]  # [B, N, RAW] exact position, or RAW = 0 outside forex
     leaf: NDArray[np.int32]  # [B]       node the running simulation expands, then the node it added
     leaf_edge: NDArray[np.int32]  # [B]       edge it expands, NONE where nothing is to be evaluated
@@ -74,12 +77,20 @@ def new_known(roots: int) -> Known:
     return Known(none, none.copy(), np.zeros(roots, np.float32), np.zeros(roots, np.float32))
 
 
-def new_tree(searches: int, nodes: int, actions: int, codes: int, state: int, raw_position: int) -> Tree:
-    """Room for `searches` trees of `nodes` nodes each."""
+def new_tree(
+    searches: int,
+    nodes: int,
+    actions: int,
+    codes: int,
+    state: int,
+    raw_position: int,
+    shared: tuple[int, int] = (0, 0),
+) -> Tree:
+    """Room for `searches` trees of `nodes` nodes each, and [n, T] `shared` by afterstates."""
     B, N, E = searches, nodes, max(actions, codes)
     W = padded(E)
     rows = ("edge_visits", "edge_value", "policy", "prior")
-    floats, numbers = ("raw_value", "value", "reward"), ("visits", "kind", "parent", "edge")
+    floats, numbers = ("raw_value", "value", "reward"), ("visits", "kind", "parent", "edge", "share")
     width = len(rows) * W + E + len(floats) + len(numbers)
     record = aligned(B, N, -(-width // LINE) * LINE)  # a node's data lie together: a descent waits for memory
     columns = record.view(np.int32)
@@ -94,6 +105,9 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, state: int, ra
         child=columns[..., at : at + E],
         **fields,
         state=np.zeros((B, N, state), np.float32),
+        shares=np.zeros(B, np.int32),
+        # the first rows of all trees lie together: most searches use no more
+        shared=aligned(shared[0], B, shared[1]).transpose(1, 0, 2),
         position=np.zeros((B, N, raw_position), np.float32),
         leaf=np.zeros(B, np.int32),
         leaf_edge=np.zeros(B, np.int32),
@@ -106,8 +120,8 @@ def new_tree(searches: int, nodes: int, actions: int, codes: int, state: int, ra
 
 
 def aligned(*shape: int) -> NDArray[np.float32]:
-    """Zeros that begin at a line of the cache."""
-    flat = np.zeros(math.prod(shape) + LINE, np.float32)
+    """Zeros that begin at a line of the cache, with room for another behind them."""
+    flat = np.zeros(math.prod(shape) + 2 * LINE, np.float32)
     first = -flat.ctypes.data // flat.itemsize % LINE
     return flat[first : first + math.prod(shape)].reshape(shape)
 
@@ -156,6 +170,7 @@ def add_node(tree: Tree, b: int, kind: int, parent: int, edge: int) -> int:
     tree.kind[b, node] = kind
     tree.parent[b, node] = parent
     tree.edge[b, node] = edge
+    tree.share[b, node] = NONE
     tree.visits[b, node] = 0
     tree.reward[b, node] = 0.0
     for e in range(tree.child.shape[2]):

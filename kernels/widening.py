@@ -20,7 +20,7 @@ from kernels.gumbel import (
     root_action,
     root_candidate,
 )
-from kernels.ort import evaluate
+from kernels.ort import evaluate, evaluate_told
 from kernels.outlook import Outlook
 from kernels.position import ACTIONS, BUY, CLOSE, HOLD, RAW, SELL, SIDE, act_on, is_legal, kind_to
 from kernels.replay import Replay
@@ -70,6 +70,7 @@ def new_wide(
     roots: int,
     codes: int,
     state: int,
+    shared: int,
     coefficient: float = 2.0,
     exponent: float = 0.35,
 ) -> Wide:
@@ -85,7 +86,7 @@ def new_wide(
     limit = widening_table(coefficient, exponent, config.simulations + 1)
     nodes, edges = nodes_needed(config, codes), max(most_candidates(config.samples), int(limit[-1]))
     return Wide(
-        tree=new_tree(roots, nodes, edges, codes, state, RAW),
+        tree=new_tree(roots, nodes, edges, codes, state, RAW, (config.simulations, shared)),
         head=np.zeros((roots, nodes, HEAD), np.float32),
         size=np.zeros((roots, nodes, edges), np.float32),
         drawn=np.zeros((roots, nodes, edges), np.int16),
@@ -271,8 +272,8 @@ def expand_wide(wide: Wide, model: Model, outlook: Outlook, config: SearchConfig
         count = min(B * C - first, net.x.shape[0])
         for i in range(count):
             b = (first + i) // C
-            add_decision(net.x[i], tree, outlook, config, b, tree.leaf[b], (first + i) % C)
-        status = evaluate(net, count)
+            add_decision(model, i, tree, outlook, config, b, tree.leaf[b], (first + i) % C)
+        status = evaluate_told(net, count, model.code.shape[1])
         for i in range(count):
             b = (first + i) // C
             node = tree.child[b, tree.leaf[b], (first + i) % C]

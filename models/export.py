@@ -1,13 +1,20 @@
 """The networks as ONNX graphs, each from rows `x` to rows `y`.
 
 root        [context features C F | position P]                     -> [state | logits A Z | value 1 | code logits C]
-afterstate  [state | action A | position after P]                   -> [state | code logits C | value 1]
-dynamics    [window of states | code C | position after P | next P] -> [state | reward 1 | policy logits A Z | value 1]
+afterstate  [state | action A | position after P]                   -> [state | shared T | code logits C | value 1]
+sibling     the same                                                -> [state | value 1]
+code        [code C]                                                -> [T]
+dynamics    [window of states | T | position after P | next P]      -> [state | reward 1 | policy logits A Z | value 1]
 market      [window of states | code C | next positions S P]        -> [state | code logits C | values S]
 A state is the latent D; with a transformer (models/token_graph.py) or a value prefix it is more.  But for a
 transformer's, the latent is the trainer's and the bias `next_b` that the next step will add.  Z are the parameters of
 the Beta head, if there is one.  Where the positions of `market` are always the same, they are constants of the graph
 and not part of its input.
+
+The first layers of `dynamics` are linear in the latent and in the code, so what the latent gives them is found once for
+all the codes behind it: T columns, to which `code` says what to add.  Afterstates of one decision have the latent in
+common and differ in their value only: of all but one `sibling` suffices.  Of a transformer or a value prefix nothing
+is shared, T is the code itself and there is no graph `code`.
 """
 
 from __future__ import annotations
@@ -21,10 +28,20 @@ from models.prefix import RESET
 from models.token_graph import bar_token, code_token, newest_latent, state_parts
 
 
-def export(flat: Array, shape: Shape, slots: int, sides: Array | None = None) -> dict[str, bytes]:
-    """The graphs of the parameters `flat` [N] by name; `market` judges `slots` positions: `sides` [S, P], if given."""
+def export(
+    flat: Array, shape: Shape, slots: int, sides: Array | None = None, afterstates: bool = True
+) -> dict[str, bytes]:
+    """The graphs of the parameters `flat` [N] by name; `market` judges `slots` positions: `sides` [S, P], if given.
+
+    Without `afterstates`, for a deterministic search, there is nothing to share: `dynamics` is told of an action.
+    """
     p = _shifted(views(flat, shape), shape)
-    graphs = {"root": _root(p, shape), "afterstate": _afterstate(p, shape), "dynamics": _dynamics(p, shape)}
+    share = afterstates and not (shape.layers or shape.prefix)
+    graphs = {"root": _root(p, shape), "dynamics": (_dynamics_behind if share else _dynamics)(p, shape)}
+    if afterstates:
+        graphs |= {"afterstate": _afterstate(p, shape, share), "sibling": _sibling(p, shape)}
+    if share:
+        graphs["code"] = _code(p, shape)
     return graphs | ({"market": _market(p, shape, slots, sides)} if slots else {})
 
 
@@ -86,18 +103,69 @@ def _below(w: Array, rows: int) -> Array:
     return np.concatenate([w, np.zeros((rows, w.shape[1]), w.dtype)])
 
 
-def _afterstate(p: Params, s: Shape) -> bytes:
+def _afterstate(p: Params, s: Shape, share: bool) -> bytes:
     g = Graph()
-    latent = g.cut("latent", 1 if s.layers else 0, s.latent)
+    latent = _latent_of(g, s)
+    outputs = [_codes(g, latent, p, s), _after_value(g, latent, p, s)]
+    if share:
+        D = s.latent
+        w, b = np.concatenate([p.move_w[:D], p.gain_w[:D]], axis=1), np.concatenate([p.move_b, p.gain_b])
+        outputs.insert(0, Output(g.linear(latent, "shared", w, b), 2 * s.hidden))
+    return g.serialise(s.state + s.actions + s.position, outputs, carried=s.state)
+
+
+def _sibling(p: Params, s: Shape) -> bytes:
+    g = Graph()
+    latent = _latent_of(g, s) if s.state > s.latent else "x"
+    value = _after_value(g, latent, p, s)
+    return g.serialise(s.state + s.actions + s.position, [value], carried=s.state)
+
+
+def _latent_of(g: Graph, s: Shape) -> str:
+    """The latent of the state of a row."""
+    return g.cut("latent", 1 if s.layers else 0, s.latent)
+
+
+def _after_value(g: Graph, latent: str, p: Params, s: Shape) -> Output:
+    """Value of an afterstate."""
     after_in = "x"
     if s.state > s.latent:
         g.split("x", {"state": s.state, "rest": s.actions + s.position})
         after_in = g.join([latent, "rest"], "after_in")
     hidden = g.hidden(after_in, "after", p.after_w, p.after_b)
     bins = g.linear(hidden, "bins", p.after_value_w, p.after_value_b)
-    value = Output(bins, 0, 1, s.value_bins, s.value_limit)
-    width = s.state + s.actions + s.position
-    return g.serialise(width, [_codes(g, latent, p, s), value], carried=s.state)
+    return Output(bins, 0, 1, s.value_bins, s.value_limit)
+
+
+def _code(p: Params, s: Shape) -> bytes:
+    g = Graph()
+    D, C = s.latent, s.codes
+    w = np.concatenate([p.move_w[D:], p.gain_w[D : D + C]], axis=1)
+    g.node("MatMul", ["x", g.weight("codes", w)], "told")
+    return g.serialise(C, [Output("told", 2 * s.hidden)])
+
+
+def _dynamics_behind(p: Params, s: Shape) -> bytes:
+    """`dynamics` behind an afterstate, of which it gets its first layers before they are rectified."""
+    g = Graph()
+    D, H, P = s.latent, s.hidden, s.position
+    # what is shared comes first: `kernels.ort.tell`
+    moved, gain = g.cut("moved", D, H, rectified=True), g.cut("gain", D + H, H, rectified=P == 0)
+    latent, position = g.cut("latent", 0, D), list[str]()
+    if P:
+        positions = g.cut("positions", D + 2 * H, 2 * P)
+        seen = g.node("Gemm", [positions, g.weight("gain_w", p.gain_w[D + s.codes :]), gain], "gain_z")
+        gain, position = g.node("Relu", [seen], "gain_h"), [g.cut("next_position", D + 2 * H + P, P)]
+    latent = _step(g, latent, moved, p, s)
+    heads = _predict(g, g.join([latent, *position], "predict_in"), p, s)
+    outputs = [Output(latent, s.state), _reward(g, gain, p, s), heads]
+    return g.serialise(D + 2 * H + 2 * P, outputs)
+
+
+def _reward(g: Graph, gain: str, p: Params, s: Shape) -> Output:
+    """Reward, from the hidden layer `gain`."""
+    bins = g.linear(gain, "reward_bins", p.reward_w, p.reward_b)
+    return Output(bins, 0, 1, s.reward_bins, s.reward_limit)
 
 
 def _dynamics(p: Params, s: Shape) -> bytes:
@@ -122,8 +190,7 @@ def _dynamics(p: Params, s: Shape) -> bytes:
         reward = Output(paid, 1)
         state += memory
     else:
-        bins = g.linear(gain, "reward_bins", p.reward_w, p.reward_b)
-        reward = Output(bins, 0, 1, s.reward_bins, s.reward_limit)
+        reward = _reward(g, gain, p, s)
     heads = _predict(g, g.join([latent, *position], "predict_in"), p, s)
     return g.serialise(width, [Output(g.join(state, "state"), s.state), reward, heads])
 

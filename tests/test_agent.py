@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +90,14 @@ def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return apply
 
 
+def told_last(members: dict[str, Any]) -> None:
+    """What afterstates share is no longer the first that `dynamics` reads."""
+    model = onnx.load_from_string(members["graphs/dynamics.onnx"])
+    carried, cuts, outputs = json.loads(model.metadata_props[0].value)
+    model.metadata_props[0].value = json.dumps([carried, cuts[::-1], outputs])
+    members["graphs/dynamics.onnx"] = model.SerializeToString()
+
+
 LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "J is 60": change("configuration", "features", "J", value=60),
     "interval_s is 0": change("interval_s", value=0),
@@ -122,6 +131,7 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
         {"arrays/scale.npy": array(0 * np.frombuffer(members["arrays/scale.npy"][128:], np.float32))}
     ),
     "edges is float32": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7, np.float32))}),
+    "on its own": told_last,
     "do not ascend": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7))}),
 }
 
@@ -147,7 +157,7 @@ def test_a_model_that_cannot_decide_is_refused(trained: Trained, tmp_path: Path)
 def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
     agent = trained.loaded.agent
     assert {name: layout_of(graph)[:2] for name, graph in agent.graphs.items()} == graph_widths(
-        agent.sizes, True
+        agent.sizes, True, shared=2 * 8
     )
     assert loaded(signed(members_of(trained.path.read_bytes())), tmp_path)
     for missing in (tmp_path / "no.swt", tmp_path, tmp_path / "model.swt" / "model.swt"):

@@ -32,10 +32,16 @@ def test_graphs_equal_the_networks_of_the_trainer() -> None:
     graphs = export(flat, SHAPE, 2, sides)
     latent, later = (rows(k, "latent") + p.next_b for k in (0, 1))
     action, code = np.eye(SHAPE.actions)[batch.action[:, 0]], np.eye(SHAPE.codes)[batch.code[:, 0]]
+    D = SHAPE.latent
+    first_layers = np.hstack([p.move_w, p.gain_w[: D + SHAPE.codes]])
+    shared = rows(0, "latent") @ first_layers[:D] + np.hstack([p.move_b, p.gain_b])
+    told_code = code @ first_layers[D:]
     told = {
         "root": (batch.x, batch.position[:, 0]),
         "afterstate": (latent, action, batch.after[:, 0]),
-        "dynamics": (latent, code, batch.after[:, 0], batch.position[:, 1]),
+        "sibling": (latent, action, batch.after[:, 0]),
+        "code": (code,),
+        "dynamics": (latent, shared + told_code, batch.after[:, 0], batch.position[:, 1]),
         "market": (latent, code),
     }
 
@@ -47,13 +53,21 @@ def test_graphs_equal_the_networks_of_the_trainer() -> None:
 
     expected = {
         "root": [latent, rows(0, "policy"), rows(0, "value"), rows(0, "code")],
-        "afterstate": [latent, rows(0, "code"), rows(0, "after_value")],
+        "afterstate": [latent, shared, rows(0, "code"), rows(0, "after_value")],
+        "sibling": [latent, rows(0, "after_value")],
+        "code": [told_code],
         "dynamics": [later, rows(0, "reward"), rows(1, "policy"), rows(1, "value")],
         "market": [later, rows(1, "code"), *map(judged, sides)],
     }
     for name, graph in graphs.items():
         found = run(graph, np.concatenate(told[name], axis=1))
         np.testing.assert_allclose(found, np.concatenate(expected[name], axis=1), atol=1e-4, err_msg=name)
+    whole = export(flat, SHAPE, 0, afterstates=False)
+    assert whole.keys() == {"root", "dynamics"}
+    x = np.concatenate([latent, code, batch.after[:, 0], batch.position[:, 1]], axis=1)
+    np.testing.assert_allclose(
+        run(whole["dynamics"], x), np.concatenate(expected["dynamics"], axis=1), atol=1e-4
+    )
     x = np.concatenate([latent, code, np.tile(sides.ravel(), (n, 1))], axis=1).astype(np.float32)
     given = run(export(flat, SHAPE, 2)["market"], x)  # positions in the input instead of the graph
     np.testing.assert_allclose(given, np.concatenate(expected["market"], axis=1), atol=1e-4)

@@ -47,11 +47,11 @@ FIRST_BAR = 100  # of root 0; root b is at bar FIRST_BAR + b
 few = settings(deadline=None, max_examples=8)
 
 
-def random_graphs(seed: int) -> dict[str, bytes]:
+def random_graphs(seed: int, afterstates: bool = True) -> dict[str, bytes]:
     """Networks whose heads have an opinion: freshly initialised ones hardly do."""
     draw = np.random.default_rng(seed)
     flat = new_params(SHAPE, seed) + draw.normal(0, 0.3, new_params(SHAPE, 0).shape)
-    return export(flat, SHAPE, *slot_sides(SIZES, new_search_config()))
+    return export(flat, SHAPE, *slot_sides(SIZES, new_search_config()), afterstates)
 
 
 AGENTS = [Agent(random_graphs(seed), SIZES) for seed in range(2)]
@@ -281,7 +281,8 @@ def softmax(z: Any) -> Any:
 
 
 def test_every_node_is_what_the_networks_say_of_its_path() -> None:
-    graphs = random_graphs(1)
+    # `dynamics` as a deterministic search has it: it is told of a code, and nothing has been prepared for it
+    graphs = {"afterstate": random_graphs(1)["afterstate"], "dynamics": random_graphs(1, False)["dynamics"]}
     planner = random_planner(1)
     tree = planner.tree
     for kind, name in ((CHANCE, "afterstate"), (DECISION, "dynamics")):
@@ -293,7 +294,10 @@ def test_every_node_is_what_the_networks_say_of_its_path() -> None:
         np.testing.assert_allclose(tree.state[b, n], y[:, :D], **close)
         np.testing.assert_allclose(tree.raw_value[b, n], y[:, -1], **close)
         if kind == CHANCE:
-            np.testing.assert_allclose(tree.prior[b, n, :C], softmax(y[:, D : D + C]), **close)
+            np.testing.assert_allclose(tree.prior[b, n, :C], softmax(y[:, -1 - C : -1]), **close)
+            rows = [tree.shared[b, tree.share[b, n]] for b, n in at]
+            np.testing.assert_allclose(rows, y[:, D : -1 - C], **close)
+            assert (tree.shares < tree.kind.sum(axis=1)).all()  # siblings that took it over
         else:
             np.testing.assert_allclose(tree.reward[b, n], y[:, D], **close)
             legal = tree.prior[b, n, :A] > LEGAL
@@ -385,7 +389,9 @@ def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_ro
     window, config = 3, new_search_config(simulations=40, considered=2, discount=0.9, c_scale=0.01)
     sizes, rng = SIZES._replace(window=window), np.random.default_rng(0)
     w = {
-        name: rng.normal(0, 0.5, size) for name, size in graph_widths(sizes, True).items() if name != "market"
+        name: rng.normal(0, 0.5, size)
+        for name, size in graph_widths(sizes, True).items()
+        if name not in ("market", "sibling")
     }
     w["afterstate"][:, :D] = np.eye(len(w["afterstate"]), D)  # it hands the state on
     w["dynamics"][window * D + C :] = 0  # no position matters

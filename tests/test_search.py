@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from kernels import gumbel, search, tree
-from kernels.ort import Layout, Session, check, no_net
+from kernels.ort import Layout, Session, check
 from kernels.outlook import new_outlook
 from tests.graphs import graph
 
@@ -110,7 +110,7 @@ class Searcher:
         counts = range(1, batch + 1)
         dyn = Session(dynamics).bind(Layout(3 + (C if c["stochastic"] else A), 3 + 1 + A + 1), counts)
         aft = Session(after).bind(Layout(3 + A, 3 + C + 1), counts) if after else dyn
-        self.model = search.Model(aft, aft, dyn, no_net())
+        self.model = search.no_model()._replace(afterstate=aft, dynamics=dyn)
         self.tree = tree.new_tree(batch, search.nodes_needed(self.config, C), A, C, 3, 0)
         self.work = search.new_work(batch, C, self.config.simulations)
         self.outlook, self.known = new_outlook(batch, A, C, 1), tree.new_known(batch)

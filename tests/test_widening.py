@@ -14,11 +14,11 @@ from numba import njit
 from host.agent import row_buckets
 from host.onnx_check import layout_of
 from kernels.gumbel import WIDENING, SearchConfig, halving_table, new_search_config
-from kernels.ort import Layout, OrtError, Session, check, evaluate, no_net
+from kernels.ort import Layout, OrtError, Session, check, evaluate
 from kernels.planner import Planner, new_planner, plan
 from kernels.position import ACTIONS, FEATURES, RAW, SIDE, act_on, move_on, position_features
 from kernels.rng import beta, gumbel, uniform
-from kernels.search import Model
+from kernels.search import Model, no_model
 from kernels.tree import CHANCE, DECISION, NONE
 from kernels.widening import (
     BETAS,
@@ -53,10 +53,16 @@ def opened(graphs: dict[str, bytes]) -> Opened:
 
 def bound(sessions: Opened, B: int) -> Model:
     rows = {"root": B, "afterstate": B, "dynamics": B * C}
-    nets = {
-        name: session.bind(layout, row_buckets(rows[name])) for name, (session, layout) in sessions.items()
-    }
-    return Model(**nets, market=no_net())
+    model = no_model()._replace(
+        **{name: sessions[name][0].bind(sessions[name][1], row_buckets(rows[name])) for name in rows}
+    )
+    if "code" in sessions:
+        session, layout = sessions["code"]
+        code = session.bind(layout, [C])
+        code.x[:] = np.eye(C)
+        check(evaluate(code, C))
+        model = model._replace(code=code.y)
+    return model
 
 
 SESSIONS = [opened(random_graphs(seed)) for seed in range(2)]
@@ -93,7 +99,7 @@ def searched(
     """Roots searched in lockstep."""
     B = len(roots)
     model = bound(sessions or SESSIONS[seed % 2], B)
-    wide = new_wide(config, B, C, D, coefficient=2.0, exponent=0.5)
+    wide = new_wide(config, B, C, D, model.code.shape[1], coefficient=2.0, exponent=0.5)
     planner = new_planner(model, config, B, 4, C, D)._replace(wide=wide, noise=wide.tree.noise)
     for b, root in enumerate(roots):
         model.root.x[b, :F] = root.x
@@ -289,15 +295,16 @@ class Naive:
         act_on(position, spot.position, np.float32(size), np.float32(self.root.entry_cost))
         kind = 0 if size == spot.side else 1 if size > 0 else 2 if size < 0 else 3
         self.model.afterstate.x[0] = np.concatenate([spot.state, np.eye(4)[kind], self.told(position)])
-        y = self.ask(self.model.afterstate)
-        weights = [exp32(z - max(y[D : D + C])) for z in y[D : D + C]]
+        y, T = self.ask(self.model.afterstate), self.model.code.shape[1]
+        shared, logits = y[D : D + T], y[D + T : D + T + C]
+        weights = [exp32(z - max(logits)) for z in logits]
         total = sum(float(weight) for weight in weights)
-        after = After(self.used, y[:D], position, [np.float32(float(w) / total) for w in weights], y[D + C])
+        after = After(self.used, y[:D], position, [np.float32(float(w) / total) for w in weights], y[-1])
         for c in range(C):
             moved = np.zeros(RAW, np.float32)
             move_on(moved, position, self.root.move[c])
             told = self.told(position), self.told(moved)
-            self.model.dynamics.x[0] = np.concatenate([after.state, np.eye(C)[c], *told])
+            self.model.dynamics.x[0] = np.concatenate([after.state, shared + self.model.code[c], *told])
             y = self.ask(self.model.dynamics)
             number = after.number + 1 + c
             after.next.append(Spot(number, y[:D], moved, y[D], y[D + 1 : D + 9], y[D + 9]))
@@ -527,19 +534,19 @@ def test_limits_are_the_published_table() -> None:
 
 def test_memory_is_bounded_by_what_a_search_is_told() -> None:
     config = new_search_config(simulations=16)
-    one, many = (new_wide(config, B, C, D) for B in (1, 5))
+    one, many = (new_wide(config, B, C, D, 48) for B in (1, 5))
     assert tree_bytes(one) == tree_bytes(many)
     arrays = (*many.tree, *(array for array in many[1:] if array is not many.limit))
     assert 5 * tree_bytes(many) == sum(array.nbytes for array in arrays)
     assert many.drawn.shape == (5, 1 + 16 * (1 + C), 9)
-    wider = new_wide(config, 1, C, D, coefficient=4.0, exponent=0.5)
+    wider = new_wide(config, 1, C, D, 48, coefficient=4.0, exponent=0.5)
     assert wider.drawn.shape[2] == widening_table(4.0, 0.5, 17)[-1] == 17
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"coefficient": 0.5}, {"exponent": 1.5}])
 def test_impossible_widening_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="full width"):
-        new_wide(new_search_config(samples=wrong.pop("samples", 4)), 1, C, D, **wrong)
+        new_wide(new_search_config(samples=wrong.pop("samples", 4)), 1, C, D, 0, **wrong)
 
 
 @pytest.mark.parametrize("name", ["root", "afterstate", "dynamics"])
