@@ -24,6 +24,9 @@ from host.actor import decide_on_noise
 from host.agent import Loaded, graph_widths, load_agent
 from host.model_file import ModelRefused
 from host.onnx_check import layout_of
+from kernels.gumbel import GUMBEL, PUCT
+from kernels.ort import check
+from kernels.planner import plan
 from tests.trained import Trained
 
 SECONDS = int(os.environ.get("SWT_FUZZ_SECONDS", "0"))
@@ -163,6 +166,32 @@ def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> N
     for missing in (tmp_path / "no.swt", tmp_path, tmp_path / "model.swt" / "model.swt"):
         with pytest.raises(ModelRefused, match="cannot be read"):
             load_agent(missing)
+
+
+def test_a_model_without_a_graph_for_siblings_asks_for_all_of_an_afterstate(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """As those of versions before; the tree is the same."""
+    members, choices = members_of(trained.path.read_bytes()), list[Any]()
+    for rule in (GUMBEL, PUCT):
+        members[model_file.MANIFEST]["search"]["rule"] = rule
+        choices.append(decisions(signed(members), tmp_path))
+    del members["graphs/sibling.onnx"], members[model_file.MANIFEST]["selftest"]["sibling"]
+    for rule, expected in zip((GUMBEL, PUCT), choices, strict=True):
+        members[model_file.MANIFEST]["search"]["rule"] = rule
+        np.testing.assert_allclose(decisions(signed(members), tmp_path), expected, rtol=1e-5, atol=1e-7)
+
+
+def decisions(data: bytes, folder: Path) -> Any:
+    """Policies of eight roots of noise."""
+    model = loaded(data, folder)
+    assert model is not None
+    planner = model.agent.planner(8, model.search)
+    draw = np.random.default_rng(0)
+    for array in (planner.model.root.x, planner.noise, planner.outlook.move):
+        array[...] = draw.normal(size=array.shape)
+    check(plan(planner))
+    return planner.policy
 
 
 def doctor(members: dict[str, Any], draw: random.Random) -> None:
