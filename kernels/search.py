@@ -272,7 +272,6 @@ def add_decision(
     has_position, T = tree.position.shape[2] > 0, model.code.shape[1]
     if T > 0:
         column = state_columns(x, tree, b, parent, tree.state.shape[2]) + T
-        tell(model.dynamics, row, tree.shared[b, index(tree.share[b, parent])], model.code[index(edge)])
     else:
         edges = outlook.move.shape[1] if tree.kind[b, parent] == CHANCE else tree.noise.shape[1]
         states = x.shape[0] - edges - (2 * FEATURES if has_position else 0)
@@ -282,6 +281,14 @@ def add_decision(
         move_on(tree.position[b, node], tree.position[b, parent], outlook.move[b, edge])
         position_columns(x, tree, config, column, b, node)
     return node
+
+
+@inlined
+def tell_code(tree: Tree, model: Model, row: int, b: int, node: int) -> None:
+    """Tell `dynamics` in a row, of which it has the rest, what its first layers have of the latent and of the code."""
+    if model.code.shape[1] > 0:
+        parent, edge = index(tree.parent[b, node]), index(tree.edge[b, node])
+        tell(model.dynamics, row, tree.shared[b, index(tree.share[b, parent])], model.code[edge])
 
 
 @inlined
@@ -403,6 +410,9 @@ def expand_decisions(
             parent, edge = work.row_node[row], work.row_edge[row]
             node = add_decision(model, i, tree, outlook, config, b, parent, edge)
             work.row_node[row] = node
+        # apart from the walk through the trees: the memory sees long rows in their order
+        for i in range(count):
+            tell_code(tree, model, i, work.row_tree[first + i], work.row_node[first + i])
         status = evaluate_told(net, count, model.code.shape[1])
         if status != 0:
             return status

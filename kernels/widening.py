@@ -35,6 +35,7 @@ from kernels.search import (
     position_columns,
     read_afterstate,
     state_columns,
+    tell_code,
 )
 from kernels.tree import CHANCE, MASKED, NONE, Tree, add_node, new_tree, note_edge, one_hot, softmax
 
@@ -272,7 +273,8 @@ def expand_wide(wide: Wide, model: Model, outlook: Outlook, config: SearchConfig
         count = min(B * C - first, net.x.shape[0])
         for i in range(count):
             b = (first + i) // C
-            add_decision(model, i, tree, outlook, config, b, tree.leaf[b], (first + i) % C)
+            node = add_decision(model, i, tree, outlook, config, b, tree.leaf[b], (first + i) % C)
+            tell_code(tree, model, i, b, node)
         status = evaluate_told(net, count, model.code.shape[1])
         for i in range(count):
             b = (first + i) // C
