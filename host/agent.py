@@ -264,8 +264,9 @@ def first_cuts_are(layout: Layout, first: int, width: int) -> bool:
     """Whether the first cuts of a graph are these columns, as `kernels.ort.tell` takes them to be."""
     stop = first + width
     for cut in layout.cuts:
-        if first < stop and cut.first == first:
-            first += cut.width
+        if first >= stop or cut.first != first:
+            break
+        first += cut.width
     return first == stop
 
 

@@ -84,9 +84,7 @@ class Work(NamedTuple):
     row_node: NDArray[np.int32]  # [R] its parent node
     row_edge: NDArray[np.int32]  # [R] its edge
     gain: NDArray[np.float64]  # [B] return of each search on its way up
-    calls: NDArray[
-        np.int32
-    ]  # [n, 3] rows of `dynamics`, `afterstate` and `sibling` that each simulation evaluated
+    calls: NDArray[np.int32]  # [n, 3] rows of `dynamics`, `afterstate` and `sibling` of each simulation
 
 
 def new_work(searches: int, codes: int, simulations: int) -> Work:

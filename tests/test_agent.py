@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,11 @@ def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return apply
 
 
-def told_last(members: dict[str, Any]) -> None:
-    """What afterstates share is no longer the first that `dynamics` reads."""
+def reordered(order: Callable[[list[Any]], list[Any]], members: dict[str, Any]) -> None:
+    """What afterstates share is not all that `dynamics` reads first."""
     model = onnx.load_from_string(members["graphs/dynamics.onnx"])
     carried, cuts, outputs = json.loads(model.metadata_props[0].value)
-    model.metadata_props[0].value = json.dumps([carried, cuts[::-1], outputs])
+    model.metadata_props[0].value = json.dumps([carried, order(cuts), outputs])
     members["graphs/dynamics.onnx"] = model.SerializeToString()
 
 
@@ -134,7 +135,8 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
         {"arrays/scale.npy": array(0 * np.frombuffer(members["arrays/scale.npy"][128:], np.float32))}
     ),
     "edges is float32": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7, np.float32))}),
-    "on its own": told_last,
+    "on its own": partial(reordered, lambda cuts: cuts[::-1]),
+    "on its  own": partial(reordered, lambda cuts: sorted(cuts, key=lambda cut: cut[1])),
     "do not ascend": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7))}),
 }
 
