@@ -78,7 +78,7 @@ class Agent:
             bound = {"dynamics": row_buckets(min(roots * C, max(CALL_ROWS, C)))}
             if config.stochastic:
                 bound["afterstate"] = row_buckets(roots)
-            if "sibling" in self.graphs and config.rule != WIDENING:
+            if "sibling" in self.graphs:
                 bound["sibling"] = row_buckets(roots)
             nets = {name: self._bind(name, rows) for name, rows in bound.items()}
             model = model._replace(**nets, code=self._codes())

@@ -39,7 +39,9 @@ def export(
     share = afterstates and not (shape.layers or shape.prefix)
     graphs = {"root": _root(p, shape), "dynamics": (_dynamics_behind if share else _dynamics)(p, shape)}
     if afterstates:
-        graphs |= {"afterstate": _afterstate(p, shape, share), "sibling": _sibling(p, shape)}
+        graphs["afterstate"] = _afterstate(p, shape, share)
+    if afterstates and not shape.sizes:  # progressive widening asks for all of an afterstate
+        graphs["sibling"] = _sibling(p, shape)
     if share:
         graphs["code"] = _code(p, shape)
     return graphs | ({"market": _market(p, shape, slots, sides)} if slots else {})
