@@ -75,12 +75,11 @@ class Agent:
             nodes = min(roots * WAVE, max(1, CALL_ROWS // C))
             model = model._replace(market=self._bind("market", [C * (i + 1) for i in range(nodes)]))
         else:
-            bound = {"dynamics": row_buckets(min(roots * C, max(CALL_ROWS, C)))}
-            if config.stochastic:
-                bound["afterstate"] = row_buckets(roots)
-            if "sibling" in self.graphs:
-                bound["sibling"] = row_buckets(roots)
-            nets = {name: self._bind(name, rows) for name, rows in bound.items()}
+            if config.stochastic != ("afterstate" in self.graphs):
+                raise ValueError("a search with afterstates wants networks for them, one without wants none")
+            after = dict.fromkeys({"afterstate", "sibling"} & self.graphs.keys(), roots)
+            most = after | {"dynamics": min(roots * C, max(CALL_ROWS, C))}
+            nets = {name: self._bind(name, row_buckets(rows)) for name, rows in most.items()}
             model = model._replace(**nets, code=self._codes())
         return new_planner(model, config, roots, A, C, D, P > 0)
 

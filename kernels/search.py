@@ -255,14 +255,7 @@ def add_afterstate(
 
 @inlined
 def add_decision(
-    model: Model,
-    row: int,
-    tree: Tree,
-    outlook: Outlook,
-    config: SearchConfig,
-    b: int,
-    parent: int,
-    edge: int,
+    model: Model, row: int, tree: Tree, outlook: Outlook, config: SearchConfig, b: int, parent: int, edge: int
 ) -> int:
     """Add the decision node behind a chance code (or, deterministic, an action) and write its network row."""
     x = model.dynamics.x[row]

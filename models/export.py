@@ -110,9 +110,8 @@ def _afterstate(p: Params, s: Shape, share: bool) -> bytes:
     latent = _latent_of(g, s)
     outputs = [_codes(g, latent, p, s), _after_value(g, latent, p, s)]
     if share:
-        D = s.latent
-        w, b = np.concatenate([p.move_w[:D], p.gain_w[:D]], axis=1), np.concatenate([p.move_b, p.gain_b])
-        outputs.insert(0, Output(g.linear(latent, "shared", w, b), 2 * s.hidden))
+        w, b = _first_layers(p, s)
+        outputs.insert(0, Output(g.linear(latent, "shared", w[: s.latent], b), len(b)))
     return g.serialise(s.state + s.actions + s.position, outputs, carried=s.state)
 
 
@@ -141,10 +140,15 @@ def _after_value(g: Graph, latent: str, p: Params, s: Shape) -> Output:
 
 def _code(p: Params, s: Shape) -> bytes:
     g = Graph()
-    D, C = s.latent, s.codes
-    w = np.concatenate([p.move_w[D:], p.gain_w[D : D + C]], axis=1)
-    g.node("MatMul", ["x", g.weight("codes", w)], "told")
-    return g.serialise(C, [Output("told", 2 * s.hidden)])
+    w, b = _first_layers(p, s)
+    told = g.node("MatMul", ["x", g.weight("codes", w[s.latent :])], "told")
+    return g.serialise(s.codes, [Output(told, len(b))])
+
+
+def _first_layers(p: Params, s: Shape) -> tuple[Array, Array]:
+    """Weights [D + C, T] and biases [T] of what `dynamics` makes of latent and code before it knows the positions."""
+    w = np.concatenate([p.move_w, p.gain_w[: s.latent + s.codes]], axis=1)
+    return w, np.concatenate([p.move_b, p.gain_b])
 
 
 def _dynamics_behind(p: Params, s: Shape) -> bytes:

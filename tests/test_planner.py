@@ -367,7 +367,17 @@ def test_bars_after_t_change_no_decision_at_t() -> None:
     assert any(outcome(here, b) != outcome(moved, b) for b in range(6))
 
 
-@pytest.mark.parametrize("name", ["root", "afterstate", "dynamics"])
+def test_a_search_without_afterstates_wants_networks_without() -> None:
+    config = new_search_config(stochastic=False)
+    with pytest.raises(ValueError, match="one without wants none"):
+        AGENTS[0].planner(1, config)
+    without = Agent(random_graphs(0, afterstates=False), SIZES)
+    assert without.planner(1, config).model.code.shape[1] == 0
+    with pytest.raises(ValueError, match="wants networks for them"):
+        without.planner(1, new_search_config())
+
+
+@pytest.mark.parametrize("name", ["root", "afterstate", "sibling", "dynamics"])
 def test_a_failing_network_call_is_an_error_and_no_decision(name: str) -> None:
     """A row that is one column too wide is refused by ONNX Runtime when the search calls it."""
     planner = AGENTS[0].planner(2, new_search_config(simulations=4))
