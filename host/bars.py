@@ -18,24 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.formats import (
+from host.formats import KINDS, MAX_LINE, DataError, Layout, Problem, ReadOptions, Source, head_of, recognise
+from host.parsing import (
     DAY,
     FLAGS,
     HOUR,
-    KINDS,
-    MAX_LINE,
     NUMBERS,
     SATURDAY,
     SPREAD_PIPS,
     WEEK,
-    DataError,
     Ints,
-    Layout,
-    Problem,
-    ReadOptions,
     Rules,
-    Source,
-    head_of,
     interval_of,
     is_damaged,
     iso,
@@ -44,7 +37,6 @@ from host.formats import (
     parse_line,
     parse_stamp,
     quotes,
-    recognise,
     row_faults,
     rules_for,
     to_utc,

@@ -19,22 +19,15 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from host.formats import (
-    KINDS,
+from host.formats import KINDS, MAX_LINE, DataError, Layout, ReadOptions, is_head, recognise, refusal
+from host.parsing import (
     LONGEST,
-    MAX_LINE,
-    DataError,
-    Layout,
-    ReadOptions,
     Rules,
     interval_of,
     is_damaged,
-    is_head,
     order_fault,
     parse_line,
     quotes,
-    recognise,
-    refusal,
     row_faults,
     rules_for,
     stamp_utc,

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from host.formats import EPOCH_UTC, HOUR, MICROSECOND, QUARTER_S, Ints, parse_clock, to_utc
+from host.parsing import EPOCH_UTC, HOUR, MICROSECOND, QUARTER_S, Ints, parse_clock, to_utc
 from kernels.bars import NS, Bars, take
 
 

@@ -30,7 +30,9 @@ FLOORS = [  # a module imports lower floors only
     ["models.consistency", "models.transformer", "models.codes", "models.beta", "models.prefix"],
     ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
-    ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
+    ["host.config", "host.progress", "host.durable", "host.instruments", "host.onnx_check"],
+    ["host.formats"],
+    ["host.parsing"],
     ["host.resample"],
     ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
     ["host.agent"],
@@ -130,7 +132,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert total <= 16_150
+    assert total <= 16_400
     assert len((ROOT / "README.md").read_text().splitlines()) <= 160
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.bars import read_bars
-from host.formats import DataError, ReadOptions, offset_ns, parse_stamp
+from host.formats import DataError, ReadOptions
+from host.parsing import offset_ns, parse_stamp
 from kernels.bars import NS
 from tests.test_bars import DATA, REAL, check_both_ways, real, rows, write
 
@@ -55,7 +56,8 @@ def test_a_machine_without_time_zones_knows_utc() -> None:
     """Windows has none, unless the package tzdata is installed."""
     program = (
         "import sys, zoneinfo\nzoneinfo.reset_tzpath(())\nsys.modules['tzdata'] = None\n"
-        "from host.formats import DataError, offset_ns\nprint(offset_ns('UTC', 0), offset_ns('UTC+2h', 0))\n"
+        "from host.formats import DataError\nfrom host.parsing import offset_ns\n"
+        "print(offset_ns('UTC', 0), offset_ns('UTC+2h', 0))\n"
         "try:\n    offset_ns('Europe/Athens', 0)\nexcept DataError as error:\n    print(error)"
     )
     said = subprocess.check_output([sys.executable, "-c", program], cwd=DATA.parents[1], text=True)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from host.bars import read_bars
 from host.feed import Bar, feed_bars, longer_bars
-from host.formats import DataError, ReadOptions, parse_clock
+from host.formats import DataError, ReadOptions
+from host.parsing import parse_clock
 from host.resample import merge_bars, periods
 from kernels.bars import NS, Bars
 from tests.test_bars import HEADER, REAL, real

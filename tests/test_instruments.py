@@ -1,0 +1,63 @@
+"""Which instrument a symbol or the name of a file speaks of, and what a pip of it is."""
+
+import pytest
+
+from host.instruments import ALIASES, PAIRS, QUOTED, find_instrument, instrument_of_prices, known
+
+NAMES = [  # name, symbol, pip, point
+    ("EURUSD_H1.csv", "EURUSD", 0.0001, 0.00001),
+    ("eurusd60.csv", "EURUSD", 0.0001, 0.00001),
+    ("EURUSDpro", "EURUSD", 0.0001, 0.00001),
+    ("DAT_ASCII_GBPJPY_M1_202101.csv", "GBPJPY", 0.01, 0.001),
+    ("EUR/USD", "EURUSD", 0.0001, 0.00001),
+    ("USD_SEK.csv", "USDSEK", 0.0001, 0.00001),
+    ("EURHUF.a", "EURHUF", 0.01, 0.001),
+    ("XAUUSD.m", "XAUUSD", 0.1, 0.01),
+    ("GOLDmicro-M5.csv", "GOLD", 0.1, 0.01),
+    ("US30.cash", "US30", 1.0, 0.1),
+    ("#DE40", "DE40", 1.0, 0.1),
+    ("BTCUSDT-1h-2023-01.csv", "BTCUSDT", 1.0, 0.01),
+    ("XXBTZUSD_60.csv", "XXBTZUSD", 1.0, 0.01),
+]
+
+
+@pytest.mark.parametrize(("name", "symbol", "pip", "point"), NAMES)
+def test_names_that_brokers_give(name: str, symbol: str, pip: float, point: float) -> None:
+    found = find_instrument(name)
+    assert found is not None
+    assert (found.symbol, found.pip, found.point) == (symbol, pip, point)
+
+
+@pytest.mark.parametrize(
+    "name", ["bars.csv", "EURUSD_and_GBPUSD.csv", "EURUSDT.csv", "AAPL", "USDUSD", "MYEURUSDX"]
+)
+def test_names_that_say_nothing(name: str) -> None:
+    assert find_instrument(name) is None
+
+
+def test_every_instrument_finds_itself() -> None:
+    crosses = {a + b for a in QUOTED for b in QUOTED if a != b}
+    assert crosses >= PAIRS.keys()
+    for symbol in [*ALIASES, *crosses]:
+        found = known(symbol)
+        assert found is not None
+        assert find_instrument(f"{symbol}.x_M5.csv") == found
+        assert found.pip / found.point > 1
+        assert found.spread_pips > 0
+
+
+@pytest.mark.parametrize(
+    ("price", "digits", "pip"),
+    [
+        (1.08, 5, 0.0001),
+        (1.08, 4, 0.0001),
+        (165.0, 3, 0.01),
+        (165.0, 2, 0.01),
+        (39e3, 1, 1.0),
+        (39e3, 0, 1.0),
+        (1.1, 15, 0.0001),
+        (150.0, 13, 0.01),
+    ],
+)
+def test_pips_from_digits(price: float, digits: int, pip: float) -> None:
+    assert instrument_of_prices("-", price, digits).pip == pip
