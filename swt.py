@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,23 +21,50 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Csv = Annotated[Path | None, typer.Argument(help="A CSV of bars; the bundled EURUSD H1 2017 without it.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  They never change the result.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-SideOption = Annotated[str | None, typer.Option(help="Side of the prices: bid, ask or mid.")]
-ZoneOption = Annotated[
-    str | None, typer.Option(help="Time zone of the stamps, for example UTC or Europe/Athens.")
-]
-LabelOption = Annotated[str | None, typer.Option(help="What a stamp marks: open or close of its bar.")]
-SpreadOption = Annotated[float | None, typer.Option(help="Spread in pips where the file has none.")]
-PipOption = Annotated[float | None, typer.Option(help="Size of a pip.")]
-PointOption = Annotated[float | None, typer.Option(help="Price of a unit where the file counts in points.")]
-DatesOption = Annotated[str | None, typer.Option(help="Order of dates that could be either: dmy or mdy.")]
-DropOption = Annotated[bool, typer.Option("--drop-bad", help="Drop the rows that would be refused.")]
 ModelOption = Annotated[Path, typer.Option(help="A model.swt.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed.")]
+READING = {  # flags that say how a file is read: one for each field of ReadOptions that a person sets
+    "symbol": typer.Option(help="What is traded, for example EURUSD; the name of the file without it."),
+    "side": typer.Option(help="Side of the prices: bid, ask or mid."),
+    "timezone": typer.Option(help="Time zone of the stamps, for example UTC or Europe/Athens."),
+    "label": typer.Option(help="What a stamp marks: open or close of its bar."),
+    "spread_pips": typer.Option("--spread", help="Spread in pips where the file has none."),
+    "spread_unit": typer.Option(help="Unit of the file's spread column: price, pips or points."),
+    "pip": typer.Option(help="Size of a pip."),
+    "point": typer.Option(help="Price of a unit where the file counts in points."),
+    "dates": typer.Option(help="Order of dates that could be either: dmy or mdy."),
+    "drop_bad": typer.Option("--drop-bad", help="Drop the rows that would be refused."),
+}
+
+
+def reads(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the flags of READING; what they say arrives as its argument `reading`."""
+
+    def run(**given: Any) -> None:
+        from host.formats import ReadOptions
+
+        command(reading=ReadOptions(**{name: given.pop(name) for name in READING}), **given)
+
+    kinds: dict[str, Any] = {"drop_bad": bool, **dict.fromkeys(("spread_pips", "pip", "point"), float | None)}
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "reading"]
+    flags = []
+    for name, option in READING.items():
+        hint: Any = Annotated[kinds.get(name, str | None), option]
+        default = False if name == "drop_bad" else None
+        flags.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        )
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
+    return run
 
 
 @app.command()
+@reads
 def train(
+    reading: Any,
     csv: Csv = None,
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/latest"),
     minutes: Annotated[
@@ -49,14 +78,6 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
-    side: SideOption = None,
-    timezone: ZoneOption = None,
-    label: LabelOption = None,
-    spread: SpreadOption = None,
-    pip: PipOption = None,
-    point: PointOption = None,
-    dates: DatesOption = None,
-    drop_bad: DropOption = False,
     as_json: Json = False,
 ) -> None:
     """Train an agent on a CSV of bars and show what it earns on bars it has not seen."""
@@ -64,7 +85,6 @@ def train(
     from host.train import train_csv
 
     chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
-    reading = read_options(side, timezone, label, spread, pip, point, dates, drop_bad)
     budget = minutes, sessions
     document = train_csv(
         csv, reading, load_config(config, chosen), out, *budget, resume, thread_count(threads)
@@ -74,33 +94,29 @@ def train(
 
 
 @app.command()
+@reads
 def backtest(
+    reading: Any,
     csv: Csv = None,
     model: ModelOption = MODEL,
     start: Annotated[
         str | None, typer.Option("--from", help="Close of the first bar to decide at, UTC.")
     ] = None,
     decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV.")] = None,
-    side: SideOption = None,
-    timezone: ZoneOption = None,
-    label: LabelOption = None,
-    spread: SpreadOption = None,
-    point: PointOption = None,
-    dates: DatesOption = None,
-    drop_bad: DropOption = False,
     as_json: Json = False,
 ) -> None:
     """Run a model over a CSV, decision by decision, beside its baselines."""
     from host.backtest import backtest_csv
 
-    reading = read_options(side, timezone, label, spread, None, point, dates, drop_bad)
     document = backtest_csv(csv, model, reading, start, decisions, quiet=as_json)
     if as_json:
         print(json.dumps(document))
 
 
 @app.command()
+@reads
 def act(
+    reading: Any,
     feed: Annotated[str, typer.Argument(help="A CSV that holds closed bars, or - for stdin.")],
     model: ModelOption = MODEL,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for more when the file ends.")] = False,
@@ -108,26 +124,15 @@ def act(
         Path | None, typer.Option(help="Folder of target.csv, heartbeat.json and the journal.")
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="The target in --out may be traded.")] = False,
-    symbol: Annotated[
-        str | None, typer.Option(help="In target.csv; the pair that FEED is named for.")
-    ] = None,
     lift_halt: Annotated[bool, typer.Option("--lift-halt", help="Forget the losses that halted it.")] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
-    side: SideOption = None,
-    timezone: ZoneOption = None,
-    label: LabelOption = None,
-    spread: SpreadOption = None,
-    point: PointOption = None,
-    dates: DatesOption = None,
-    drop_bad: DropOption = False,
     as_json: Json = False,
 ) -> None:
     """Print one decision per closed bar of a feed, the same one a backtest makes."""
     from host.act import act_on_feed, new_publishing
 
-    reading = read_options(side, timezone, label, spread, None, point, dates, drop_bad)
-    publishing = new_publishing(feed, out, live, symbol, lift_halt, config, settings)
+    publishing = new_publishing(feed, out, live, reading.symbol, lift_halt, config, settings)
     act_on_feed(feed, model, reading, follow, sys.stdout, as_json, publishing)
 
 
@@ -167,21 +172,16 @@ def doctor(model: ModelOption = MODEL, as_json: Json = False) -> None:
 
 
 @app.command("data-check")
+@reads
 def data_check(
+    reading: Any,
     csv: Annotated[str, typer.Argument(help="A CSV of bars.")],
-    side: SideOption = None,
-    timezone: ZoneOption = None,
-    label: LabelOption = None,
-    spread: SpreadOption = None,
-    pip: PipOption = None,
-    point: PointOption = None,
-    dates: DatesOption = None,
     as_json: Json = False,
 ) -> None:
     """Say what a file of bars is, what is wrong with it, and which flags settle what it leaves open."""
     from host.data_check import check_data, print_check
 
-    document = check_data(csv, read_options(side, timezone, label, spread, pip, point, dates, False))
+    document = check_data(csv, reading)
     print(json.dumps(document)) if as_json else print_check(document, sys.stdout)
     if document["refused"]:
         raise typer.Exit(4)
@@ -255,31 +255,6 @@ def bench(
 def thread_count(threads: int) -> int:
     """The number asked for, or every core this process may use."""
     return threads or len(os.sched_getaffinity(0))
-
-
-def read_options(
-    side: str | None,
-    timezone: str | None,
-    label: str | None,
-    spread: float | None,
-    pip: float | None,
-    point: float | None,
-    dates: str | None,
-    drop_bad: bool,
-) -> Any:
-    """How to read a CSV, from the flags that were given."""
-    from host.formats import ReadOptions
-
-    return ReadOptions(
-        side=side,
-        timezone=timezone,
-        label=label,
-        spread_pips=spread,
-        pip=pip,
-        point=point,
-        dates=dates,
-        drop_bad=drop_bad,
-    )
 
 
 def main() -> None:

@@ -39,12 +39,14 @@ class Problem(NamedTuple):
 class ReadOptions:
     """What the user says about a file; None leaves it to the file, its name, or the default of its format."""
 
+    symbol: str | None = None  # what is traded
     side: str | None = None  # bid, ask, mid, or both where the file has both
     timezone: str | None = (
         None  # an IANA name, or one with a shift as in UTC+2h; not for stamps with their own offset
     )
     label: str | None = None  # open or close: what a stamp marks
     spread_pips: float | None = None  # where the file has no spread
+    spread_unit: str | None = None  # price, pips or points: of the spread column of the file
     pip: float | None = None  # price of a pip
     point: float | None = None  # price of a unit, where the file counts in points
     dates: str | None = None  # dmy or mdy, where a date could be either

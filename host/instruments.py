@@ -103,7 +103,7 @@ SYMBOL = re.compile(
 
 
 def find_instrument(text: str) -> Instrument | None:
-    """The one instrument that a symbol, or the name of a file, speaks of; None where there is none, or more than one."""
+    """The one instrument that a symbol, or the name of a file, speaks of; None without one, or with several."""
     found = {known(re.sub("[/_-]", "", match[1])) for match in SYMBOL.finditer(text.upper())} - {None}
     return found.pop() if len(found) == 1 else None
 

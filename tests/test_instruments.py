@@ -46,18 +46,17 @@ def test_every_instrument_finds_itself() -> None:
         assert found.spread_pips > 0
 
 
-@pytest.mark.parametrize(
-    ("price", "digits", "pip"),
-    [
-        (1.08, 5, 0.0001),
-        (1.08, 4, 0.0001),
-        (165.0, 3, 0.01),
-        (165.0, 2, 0.01),
-        (39e3, 1, 1.0),
-        (39e3, 0, 1.0),
-        (1.1, 15, 0.0001),
-        (150.0, 13, 0.01),
-    ],
-)
+DIGITS = [
+    (1.08, 5, 0.0001),
+    (1.08, 4, 0.0001),
+    (165.0, 3, 0.01),
+    (165.0, 2, 0.01),
+    (39e3, 1, 1.0),
+    (39e3, 0, 1.0),
+]
+NOISE = [(1.1, 15, 0.0001), (150.0, 13, 0.01)]
+
+
+@pytest.mark.parametrize(("price", "digits", "pip"), [*DIGITS, *NOISE])
 def test_pips_from_digits(price: float, digits: int, pip: float) -> None:
     assert instrument_of_prices("-", price, digits).pip == pip
