@@ -25,7 +25,6 @@ from host.parsing import (
     HOUR,
     NUMBERS,
     SATURDAY,
-    SPREAD_PIPS,
     WEEK,
     Ints,
     Rules,
@@ -398,14 +397,14 @@ def describe_source(
         "tenths": "column of the file, in tenths of a pip",
     }
     spread = next((text for role, text in in_file.items() if role in layout.columns), None)
-    spread_pips = None if spread else rules.spread_px / rules.pip
+    spread_pips = None if spread else rules.instrument.spread_pips
     given = "assumed" if options.spread_pips is None else "given"
     choices = {
         f"--side {rules.side}": options.side is None and rules.side != "both",
         f"--timezone {rules.timezone}": options.timezone is None and local,
         f"--label {rules.label}": options.label is None,
-        f"--spread {SPREAD_PIPS:g}": options.spread_pips is None and spread is None,
-        f"--pip {rules.pip:g}": options.pip is None,
+        f"--spread {rules.instrument.spread_pips:g}": options.spread_pips is None and spread is None,
+        f"--pip {rules.instrument.pip:g}": options.pip is None,
     }
     understates = "the spread column of MetaTrader understates the cost of a fill"
     return Source(
@@ -420,7 +419,7 @@ def describe_source(
         side=rules.side,
         spread=spread or f"{spread_pips:g} pips, {given}",
         spread_pips=spread_pips,
-        pip=rules.pip,
+        instrument=rules.instrument,
         sha256=hashlib.sha256(raw).hexdigest(),
         assumed=[flag for flag, open_question in choices.items() if open_question],
         notes=[understates] if {"points", "tenths"} & set(layout.columns) else [],

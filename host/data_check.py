@@ -36,7 +36,8 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
         "label": source.label,
         "side": source.side,
         "spread": source.spread,
-        "pip": source.pip,
+        "symbol": source.instrument.symbol,
+        "pip": source.instrument.pip,
         "sha256": source.sha256,
         "problems": [problem._asdict() for problem in problems],
         "assumed": source.assumed,
@@ -47,7 +48,7 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
 
 def unread(reason: str) -> dict[str, Any]:
     """The document of a file that is in no known format, or leaves open what would change its prices."""
-    names = ("first", "last", "interval_s", "timezone", "label", "side", "spread", "pip", "sha256")
+    names = ("first", "last", "interval_s", "timezone", "label", "side", "spread", "symbol", "pip", "sha256")
     return {
         "format": None,
         "rows": 0,

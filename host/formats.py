@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from host.instruments import Instrument
+
 MAX_LINE = 4096  # bytes
 MAX_HEADER = 3  # lines
 BEGINS_BAR = re.compile(r'"?(\d|[A-Z][a-z]{2} \d\d, \d{4})', re.ASCII | re.IGNORECASE)
@@ -69,7 +71,7 @@ class Source:
     side: str
     spread: str  # where it comes from, in words
     spread_pips: float | None  # None: the file has it
-    pip: float
+    instrument: Instrument  # with the pip and the spread that were given
     sha256: str  # of the bytes of the file
     problems: list[Problem] = field(default_factory=list)  # at most MAX_LISTED of a kind
     holes: list[Problem] = field(default_factory=list)  # gaps that are no weekend, at most MAX_LISTED

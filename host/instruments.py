@@ -92,6 +92,8 @@ OTHERS = {  # pip, point, spread in pips, hours, other names
     "ETHUSD": (0.1, 0.01, 12.0, ALWAYS, "ETHUSDT ETHUSDC ETHEUR XETHZUSD XETHZEUR ETHEREUM"),
 }
 ALIASES = {alias: symbol for symbol, row in OTHERS.items() for alias in (symbol, *row[4].split())}
+SPREAD_PIPS = 0.8  # of an instrument that is not here
+LEAST_PIPS = 300.0  # in a price
 CURRENCY = "|".join(QUOTED)
 # What brokers put behind a symbol, glued to it; behind a mark (XAUUSD.m, US30-cash) anything may stand.
 SUFFIX = "PRO|ECN|RAW|STP|STD|VIP|PRM|ZERO|CASH|SPOT|MINI|MICRO|[MCIRBZ]"
@@ -123,12 +125,12 @@ def known(symbol: str) -> Instrument | None:
 def instrument_of_prices(symbol: str, price: float, digits: int) -> Instrument:
     """An instrument that is not in the table, from about what price it has and how many digits it is quoted with.
 
-    Brokers quote the last digit as a tenth of a pip where there are three or five of them.  More than five are no
-    quotes but averages or the noise of floats: then a pip is 0.01 of prices above 20, 0.0001 of others.
+    Brokers quote a tenth of a pip as the last digit where there are one, three or five of them.  Digits tell nothing
+    where there are more, as in averages and the noise of floats, or too few for the price, as in rounded numbers:
+    then a pip is 0.01 of prices above 20 and 0.0001 of others.
     """
-    if digits > 5:
+    pip = round(10.0 ** (digits % 2 - digits), 4)
+    if digits > 5 or pip * LEAST_PIPS > price:
         pip = 0.01 if price > 20 else 0.0001
-        return Instrument(symbol, pip, pip / 10, 1.0)
-    point = 10.0**-digits
-    pip = round(10 * point, 4) if digits % 2 else point
-    return Instrument(symbol, pip, point, 1.0)
+        return Instrument(symbol, pip, pip / 10, SPREAD_PIPS)
+    return Instrument(symbol, pip, 10.0**-digits, SPREAD_PIPS)

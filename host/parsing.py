@@ -6,6 +6,7 @@ here: those that say "alike" take a number or an array of numbers.
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
@@ -18,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.formats import OHLC, DataError, Layout, ReadOptions
+from host.instruments import Instrument, find_instrument, instrument_of_prices
 from kernels.bars import NS
 
 Ints = NDArray[np.int64]
 HOUR, DAY, WEEK = 3600 * NS, 86_400 * NS, 604_800 * NS
-SPREAD_PIPS = 0.8  # where neither the file nor the user says
 
 
 LABEL = "open"
@@ -101,7 +102,7 @@ class Rules(NamedTuple):
     timezone: str
     label: str
     spread_px: float
-    pip: float
+    instrument: Instrument
     scale: float  # price of a unit of the file
     interval_ns: int
 
@@ -129,20 +130,29 @@ def rules_for(
     parse_clock(timezone)
     scale = 1.0 if options.point is None else options.point
     price *= scale
-    usual_pip = 0.01 if price > 20 else 0.0001
-    pip = usual_pip if options.pip is None else options.pip
+    instrument = instrument_for(layout, options, name, price)
+    pip = instrument.pip
     if options.point is None and price > (SCALED if options.pip is None else SCALED_PIPS * pip):
         raise DataError(
             f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
             "prices; if they are prices, say --pip"
         )
-    spread_pips = SPREAD_PIPS if options.spread_pips is None else options.spread_pips
+    spread_pips = instrument.spread_pips
     if not all(0 < size < np.inf for size in (pip, scale)) or not 0 <= spread_pips < np.inf:
         raise DataError(
             f"{name}: --pip {pip:g}, --point {scale:g}, --spread {spread_pips:g}: neither may be negative, "
             "nor a size zero"
         )
-    return Rules(side, timezone, label, spread_pips * pip, pip, scale, interval_ns), notes
+    return Rules(side, timezone, label, spread_pips * pip, instrument, scale, interval_ns), notes
+
+
+def instrument_for(layout: Layout, options: ReadOptions, name: str, price: float) -> Instrument:
+    """What a file called `name` with prices of about `price` is of, with the pip and the spread that the user gives."""
+    symbol = options.symbol or Path(name).name
+    digits = max(0, round(-math.log10(layout.point)))
+    instrument = find_instrument(symbol) or instrument_of_prices(options.symbol or "-", price, digits)
+    given: dict[str, Any] = {"pip": options.pip, "spread_pips": options.spread_pips}
+    return instrument._replace(**{field: value for field, value in given.items() if value is not None})
 
 
 @lru_cache
@@ -242,7 +252,7 @@ def parse_line(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]] 
 
 def quotes(columns: Any, rules: Rules, point: float) -> dict[str, Any]:
     """The columns of `Bars` without the time, from those of a file: bid, ask and volume; alike."""
-    unit = {"spread": rules.scale, "points": point, "tenths": rules.pip / 10}
+    unit = {"spread": rules.scale, "points": point, "tenths": rules.instrument.pip / 10}
     spread = next((columns[role] * unit[role] for role in unit if role in columns), rules.spread_px)
     below = SHARE_BELOW.get(rules.side, 0.0) * spread
     price = {name: columns[name] * rules.scale for name in PRICES if name in columns}

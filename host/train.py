@@ -22,7 +22,7 @@ from host.trainer import Trainer, train_for
 from kernels.bars import NS, Bars
 
 MINUTES = 2.5
-REMEMBERED = ("side", "timezone", "label", "pip")  # reading options that a model carries to its feed
+REMEMBERED = ("side", "timezone", "label")  # reading options that a model carries to its feed
 
 
 def train_csv(
@@ -38,7 +38,9 @@ def train_csv(
     """Train on a CSV into the run directory `out`; the out-of-sample report, with the path of the model."""
     path = csv or SAMPLE
     if csv is None:
-        reading = replace(reading, side="ask")  # the bundled file holds ask prices; its columns do not say so
+        reading = replace(
+            reading, side="ask", symbol="EURUSD"
+        )  # what the bundled file does not say of itself
     if minutes is None and sessions is None:
         minutes = MINUTES
     with open_run(out, resume) as run:
@@ -48,7 +50,7 @@ def train_csv(
         describe(source)
         run.write_config(config.as_dict())
         extra = np.zeros((len(bars.time), 0), np.float32)
-        data = new_dataset(bars, extra, config, source.pip, source.interval_s * NS, threads)
+        data = new_dataset(bars, extra, config, source.instrument.pip, source.interval_s * NS, threads)
         describe_split(data)
         say("compiling kernels: once, well under two minutes; later starts find them in the cache")
         trainer = Trainer(data, config, threads)
@@ -110,7 +112,7 @@ def save_trained(path: Path, trainer: Trainer, source: Source) -> None:
     data = {
         "span": [source.first, source.last],
         "sha256": source.sha256,
-        "reading": {name: getattr(source, name) for name in REMEMBERED},
+        "reading": {**{name: getattr(source, name) for name in REMEMBERED}, "pip": source.instrument.pip},
         "spread_pips": source.spread_pips,
     }
     configuration = trainer.config.as_dict()

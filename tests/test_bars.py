@@ -135,7 +135,12 @@ def test_canonical_file_by_hand() -> None:
     first = [column[0] for column in bars[1:]]
     assert first == [1.18, 1.1801, 1.17943, 1.18004, 1.18 + 0.00008, 1.18004 + 0.00008, 88.0]
     assert (source.first, source.last) == ("2021-03-26T04:00:00Z", "2021-03-29T19:00:00Z")
-    assert (source.side, source.label, source.timezone, source.pip) == ("bid", "open", "UTC", 0.0001)
+    assert (source.side, source.label, source.timezone, source.instrument.pip) == (
+        "bid",
+        "open",
+        "UTC",
+        0.0001,
+    )
     assert source.spread_pips is None
     assert source.sha256 == hashlib.sha256((DATA / "canonical_spread.csv").read_bytes()).hexdigest()
     assert source.notes == ["side bid: assumed (--side)", "1 weekends and 0 other gaps between bars"]
@@ -177,7 +182,7 @@ def test_points_are_of_the_last_digit_of_the_file(tmp_path: Path) -> None:
     path.write_text("\n".join(["\t".join(f"<{name}>" for name in names), *lines]))
     bars, source = read_bars(path)
     assert np.allclose(bars.ask_open - bars.open, 0.008, atol=1e-12)
-    assert (source.pip, source.spread_pips) == (0.01, None)
+    assert (source.instrument.pip, source.spread_pips) == (0.01, None)
 
 
 def test_label_and_interval(tmp_path: Path) -> None:
@@ -464,8 +469,8 @@ def test_flags_settle_what_was_refused(tmp_path: Path) -> None:
     bars, source = read_bars(path, ReadOptions(point=0.001))
     np.testing.assert_allclose(bars.close, 128.692, rtol=1e-12)
     np.testing.assert_allclose(bars.ask_open - bars.open, 0.008, rtol=1e-9)
-    assert source.pip == 0.01
-    assert read_bars(path, ReadOptions(pip=10.0))[1].pip == 10.0
+    assert source.instrument.pip == 0.01
+    assert read_bars(path, ReadOptions(pip=10.0))[1].instrument.pip == 10.0
     with pytest.raises(DataError, match="look like points"):
         read_bars(path, ReadOptions(pip=0.01))  # what a model remembers of its pip says so too
 

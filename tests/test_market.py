@@ -415,7 +415,7 @@ def test_sessions_of_real_hours_span_weekends() -> None:
 @pytest.mark.skipif(not (DATA / MINUTES_FILE).exists(), reason="no real minutes here")
 def test_sessions_of_real_minutes_do_not() -> None:
     bars, source = read_bars(DATA / MINUTES_FILE)
-    mk.check_scale(bars, source.pip)
+    mk.check_scale(bars, source.instrument.pip)
     starts, rejects = session_starts(bars, 0, len(bars.time), 60, 256, MINUTE)
     assert len(starts) + sum(rejects.values()) == len(bars.time)
     assert rejects["across the weekly close"] > 0
