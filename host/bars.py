@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib.util
 import io
-import json
 import warnings
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from host.containers import read_text
 from host.formats import KINDS, MAX_LINE, DataError, Layout, Problem, ReadOptions, Source, head_of, recognise
 from host.parsing import (
     DAY,
@@ -53,8 +51,6 @@ MAX_HOLES = 10  # notes
 HAS_PANDAS = importlib.util.find_spec("pandas") is not None
 HOLE = 12 * HOUR  # a gap this long gets a note of its own
 HOLE_BARS = 10  # a longer gap is a hole: no session spans it
-MAX_BYTES = 1 << 30  # of a file: 15 years of minutes
-MAX_JSON = 1 << 26  # 5000 candles, the most that OANDA sends at a time, take 1 MB
 MINUTE = 60 * NS
 
 
@@ -85,7 +81,7 @@ def split_lines(data: bytes, name: str) -> Lines:
     if not data.strip():
         raise DataError(f"{name}: empty")
     if b"\0" in data:
-        raise DataError(f"{name}: not a text file, or one in UTF-16: save it as UTF-8")
+        raise DataError(f"{name}: not a text file: byte {data.index(0) + 1} is 0")
     newline = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")).astype(np.int64)
     start, stop = np.append(0, newline + 1), np.append(newline, len(data))
     longest = int(np.argmax(stop - start))
@@ -240,50 +236,6 @@ def hole_text(missing_ns: int, begin_ns: int) -> str:
     return f"no bars for {length}, from {iso(begin_ns)}"
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of the file, of no more of it than a file of bars can have."""
-    try:
-        with path.open("rb") as file:
-            begin = file.read(MAX_LINE + 3)
-            if begin[:2] in (b"PK", b"\x1f\x8b"):
-                raise DataError(f"{path}: compressed: unpack it first")
-            limit = MAX_JSON if is_json(begin) else MAX_BYTES
-            if limit == MAX_BYTES and len(begin) > MAX_LINE + 2 and b"\n" not in begin:
-                raise DataError(f"{path}: line 1: longer than {MAX_LINE} bytes, this is no file of bars")
-            data = begin + file.read(limit)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > limit:
-        raise DataError(f"{path}: more than {limit >> 20} MB: bring it in parts")
-    return data
-
-
-def is_json(data: bytes) -> bool:
-    """Whether a file that begins like this is no table."""
-    return data.lstrip()[:1] == b"{"
-
-
-def oanda_lines(raw: bytes, name: str) -> bytes:
-    """The answer of OANDA's candle service as a file with a line for each candle."""
-    try:
-        return "\n".join(map(oanda_line, json.loads(raw)["candles"])).encode()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(
-            f"{name}: JSON, but no candles of OANDA with mid, or bid and ask, prices (price=M or price=BA)"
-        ) from None
-
-
-def oanda_line(candle: dict[str, Any]) -> str:
-    """Time, complete, open, high, low, close, volume, and the four of the ask where they are."""
-    time = candle["time"] if "T" in candle["time"] else candle["time"].partition(".")[0]  # RFC 3339 or UNIX
-    first, *ask = [
-        [candle[side][k] for k in "ohlc"] for side in (("bid", "ask") if "bid" in candle else ("mid",))
-    ]
-    return ",".join(map(str, (time, candle["complete"], *first, candle["volume"], *chain(*ask))))
-
-
 def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
     """Problems by line, at most MAX_LISTED of a kind, from the kinds by line."""
     listed: dict[str, int] = {}
@@ -322,8 +274,8 @@ def count_kinds(kinds: dict[int, str]) -> str:
 def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bars, Source]:
     """The closed bars of a CSV and what was assumed; raises DataError, and never drops a row unasked."""
     options, path = options or ReadOptions(), Path(path)
-    raw, name = read_bytes(path), str(path)
-    lines = split_lines(oanda_lines(raw, name) if is_json(raw) else raw, name)
+    name, data, sha256 = read_text(path)
+    lines = split_lines(data, name)
     layout = recognise(head_of(map(lines.text, range(1, len(lines.start) + 1))), options, name)
     rows, unparsable, notes = read_rows(lines, layout, options, name)
     step_ns = interval_of(rows.utc, options, name)
@@ -343,7 +295,7 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
         line = line[first]
         notes.append(f"bars of {step_ns // NS} s are put together into bars of {interval_ns // NS} s")
     holes, gaps = find_holes(bars.time, interval_ns, line)
-    source = describe_source(name, layout, rules, options, rows.local, bars.time, interval_ns, raw)
+    source = describe_source(name, layout, rules, options, rows.local, bars.time, interval_ns, sha256)
     source.notes.extend(said + notes)
     source.problems.extend(list_problems(lines, kinds))
     source.holes.extend(holes)
@@ -387,7 +339,7 @@ def describe_source(
     local: bool,
     time: Ints,
     interval_ns: int,
-    raw: bytes,
+    sha256: str,
 ) -> Source:
     """The record of a reading that ended in bars closing at `time`; `local`: the stamps follow a clock."""
     in_file = {
@@ -420,7 +372,7 @@ def describe_source(
         spread=spread or f"{spread_pips:g} pips, {given}",
         spread_pips=spread_pips,
         instrument=rules.instrument,
-        sha256=hashlib.sha256(raw).hexdigest(),
+        sha256=sha256,
         assumed=[flag for flag, open_question in choices.items() if open_question],
         notes=[understates] if {"points", "tenths"} & set(layout.columns) else [],
     )

@@ -7,6 +7,7 @@ Formats that list the newest bar first are no feeds.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import sys
@@ -19,6 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from host.containers import MARK, is_plain, read_text, utf16_line, utf16_of
 from host.formats import KINDS, MAX_LINE, DataError, Layout, ReadOptions, is_head, recognise, refusal
 from host.parsing import (
     LONGEST,
@@ -147,7 +149,7 @@ def feed_bars(
     if source == "-":
         source = sys.stdin.buffer
     if isinstance(source, str | Path):
-        name, lines = str(source), path_lines(Path(source), follow, wait)
+        name, lines = open_lines(Path(source), follow, wait)
     else:
         name, lines = str(getattr(source, "name", "feed")), stream_lines(source, follow, wait)
     read, layout, step_ns = learn_step(lines, options, name)
@@ -243,7 +245,7 @@ def read_lines(
     file: BinaryIO, name: str, at_end: Callable[[bytes], bool], keep_half: bool
 ) -> Iterator[tuple[int, str]]:
     """Number and text of each complete line.  `at_end`, given the last bytes read, says whether to go on reading."""
-    line, last, half = 0, b"", b""
+    line, encoding, last, half = 0, "", b"", b""
     while True:
         half += file.readline(MAX_LINE + 3 - len(half))
         if len(half.rstrip(b"\r\n")) > MAX_LINE or len(half) > MAX_LINE + 2:
@@ -253,8 +255,9 @@ def read_lines(
             continue
         if complete or (keep_half and half):
             line += 1
-            text = half.removeprefix(b"\xef\xbb\xbf") if line == 1 else half
-            yield line, text.rstrip(b"\r\n").decode("latin-1")
+            encoding = utf16_of(half) if line == 1 else encoding
+            text = utf16_line(half, encoding, f"{name}: line {line}") if encoding else half.decode("latin-1")
+            yield line, (text.removeprefix(MARK) if line == 1 else text).rstrip("\r\n")
             last, half = half, b""
         if not complete:
             return
@@ -278,6 +281,14 @@ def is_file(file: BinaryIO) -> bool:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except OSError:
         return False
+
+
+def open_lines(path: Path, follow: bool, wait: Callable[[], None]) -> tuple[str, Iterator[tuple[int, str]]]:
+    """Name and lines of a path: of text as they come, of anything else once it is unpacked."""
+    if is_plain(path, follow):
+        return str(path), path_lines(path, follow, wait)
+    name, data, _ = read_text(path)
+    return name, read_lines(io.BytesIO(data), name, lambda _: False, keep_half=True)
 
 
 def path_lines(path: Path, follow: bool, wait: Callable[[], None]) -> Iterator[tuple[int, str]]:

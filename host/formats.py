@@ -263,7 +263,7 @@ REFUSED = (  # what the head of an unknown file shows, and what to do
     (rf"\d{{8}} \d{{9}}(,{PRICE}){{2,3}}", TICKS),
     (rf"\d{{1,8}}(,{PRICE}){{2,4}}|[^,\n]*time[^,\n]*,bid,ask\n.*|[a-z]{{3}}/?[a-z]{{3}},\d{{8}} .*", TICKS),
     (r"(date|time),([a-z]{3},)+([a-z]{3})?\n.*", "one rate of many currencies: no open, high and low"),
-    (r"[{\[].*(\n.*)*", "JSON: a feed has one bar a line, and a file is read if it holds OANDA's candles"),
+    (r"[{\[].*(\n.*)*", "JSON: a stream has one bar a line; bring the JSON as a file"),
     (r"[a-z]{6}(,+[a-z]{6})+,*(\n.*)+", "many pairs side by side: make one file for each"),
     (r"local[ _]time,.*\n.*", "local time, but of where? write UTC, as in 2017-12-31T22:00:00Z"),
     (r"(.*\n)?\d{1,2}[/.-]\d{1,2}[/.-]\d{4}.*", "write the dates as 2017-12-31"),
@@ -300,6 +300,12 @@ def is_head(head: list[str]) -> bool:
     return len(head) > MAX_HEADER or bool(head and BEGINS_BAR.match(head[-1]))
 
 
+def file_name(name: str) -> str:
+    """The name of a file without its folder; of `bars.zip (EURUSD.csv)` what names the member comes first."""
+    packed, _, member = Path(name).name.rpartition(" (")
+    return f"{member} {packed}"
+
+
 def recognise(head: list[str], options: ReadOptions, name: str) -> Layout:
     """The layout of a file called `name` from its `head_of`."""
     if options.dates not in (None, "dmy", "mdy"):
@@ -325,7 +331,7 @@ def recognise(head: list[str], options: ReadOptions, name: str) -> Layout:
         columns = (*columns, "")  # lines that end with a separator
     if missing := {*OHLC} - {*columns}:
         raise DataError(f"{name}: no column for {', '.join(sorted(missing))}")
-    day = re.search(r"(?<!\d)\d{8}(?!\d)", Path(name).name)
+    day = re.search(r"(?<!\d)\d{8}(?!\d)", file_name(name))
     if fmt.stamp == "midnight" and not day:
         raise DataError(
             f"{name}: stamps count from midnight: put the date into the file name, as in 20140505_quote.csv"

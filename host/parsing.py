@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from host.formats import OHLC, DataError, Layout, ReadOptions
+from host.formats import OHLC, DataError, Layout, ReadOptions, file_name
 from host.instruments import Instrument, find_instrument, instrument_of_prices
 from kernels.bars import NS
 
@@ -118,7 +118,7 @@ def rules_for(
             raise DataError(f"{name}: --side {side}: the file has bid and ask")
         side = "both"
     elif side is None:
-        found = re.search(r"(?<![a-z])(ask|bid)(?![a-z])", Path(name).name.lower())
+        found = re.search(r"(?<![a-z])(ask|bid)(?![a-z])", file_name(name).lower())
         side = found[1] if found else layout.format.side
         notes.append(f"side {side}: {'from the file name' if found else 'assumed'} (--side)")
     elif side not in SHARE_BELOW:

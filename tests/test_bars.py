@@ -400,7 +400,7 @@ NOT_BARS = [
     (HEADER.encode(), "no bars"),
     (HEADER.encode() + b"2021-03-24,x,y,z,w,v\n", "no bars"),
     (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not a text file"),
-    ("time,open".encode("utf-16"), "UTF-16"),
+    ("time,open".encode("utf-16"), "no bars"),
     (b"1.05," * 2000, "longer than 4096"),
     (b"time;open;high;low;close\n2021-03-24;1,05;1,06;1,04;1,05\n", "decimal comma"),
     (b"Date,Open,High,Low,Close\n03/01/2022,1.1,1.2,1.0,1.1\n", "day or month first.*--dates"),
@@ -422,12 +422,12 @@ NOT_BARS = [
         "not a format I know",
     ),  # commas among other separators
     (b"Price,Close,High,Open\nTicker,X,X,X\nDate,,,\n2021-03-24,1.1,1.2,1.0\n", "no column for low"),
-    (b"PK\3\4" + bytes(30), "compressed"),
+    (b"PK\3\4" + bytes(30), "zip, damaged"),
     (b"title\n" * 9, "not a format I know"),
-    (b'{"candles": [{"time": "2021-03-24T00:00:00Z"}]}', "JSON, but no candles"),
-    (b'{"candles": ' + b"[" * 100_000, "JSON, but no candles|longer than"),
-    (b"{" + b"\n[" * 100_000, "JSON, but no candles"),
-    (b'[{"time": 1}]', "JSON: a feed has"),
+    (b'{"candles": [{"time": "2021-03-24T00:00:00Z"}]}', "JSON, but no bars.*the keys candles;"),
+    (b'{"candles": ' + b"[" * 100_000, "JSON, nested too deeply"),
+    (b"{" + b"\n[" * 100_000, "broken JSON: .*line 2 column 1"),
+    (b'[{"time": 1}]', "JSON, but no bars.*a list of the keys time;"),
     (b",bidhigh,bidlow,bidclose,bidopen\n0,1.2,1.0,1.1,1.1\n", "no time stamps"),
     (b"Date,USD,JPY\n2021-03-24,1.1,120\n", "many currencies"),
     (
@@ -487,7 +487,7 @@ def test_infinite_prices_warn_nobody(tmp_path: Path) -> None:
 
 
 def test_endless_files_are_refused_unread() -> None:
-    with pytest.raises(DataError, match="longer than 4096"):
+    with pytest.raises(DataError, match="a device"):
         read_bars("/dev/zero")
 
 

@@ -32,7 +32,7 @@ FLOORS = [  # a module imports lower floors only
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.instruments", "host.onnx_check"],
     ["host.formats"],
-    ["host.parsing"],
+    ["host.parsing", "host.containers"],
     ["host.resample"],
     ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
     ["host.agent"],
