@@ -57,6 +57,7 @@ STRANGE = (  # what is never read, by how it begins, and what to do
     (rb"7z\xbc\xaf\x27\x1c", "packed by 7-Zip: `7z x` unpacks it"),
     (rb"Rar!\x1a\x07", "packed by RAR: `unrar x` unpacks it"),
     (rb"\x1f\x9d", "packed by compress: `gzip -d` unpacks it"),
+    (rb"\]\0\0", "packed by LZMA, as ticks of Dukascopy (.bi5) are: bring bars as CSV"),
     (rb"(?s).{257}ustar", "a tar archive: `tar -xf` unpacks it"),
     (rb"PK\x07\x08", "a part of a zip: put the parts together and unpack them"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook: save it as CSV"),
@@ -239,7 +240,12 @@ def data_members(names: list[str]) -> list[str]:
 
 def shown(member: str) -> str:
     """The name of a member of an archive without folders, as it may be printed."""
-    return "".join(c if c.isprintable() else "?" for c in re.split(r"[/\\]", member)[-1])
+    return printable(re.split(r"[/\\]", member)[-1])
+
+
+def printable(text: str) -> str:
+    """A text from a file on one line."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def unzip(name: str) -> str:
@@ -254,7 +260,7 @@ def utf16_of(begin: bytes) -> str:
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16-le" if begin[:1] == b"\xff" else "utf-16-be"
     first, second = begin[::2].count(0), begin[1::2].count(0)
-    if 4 * max(first, second) <= len(begin) or min(first, second):
+    if 16 * max(first, second) <= len(begin) or min(first, second):
         return ""
     return "utf-16-le" if second else "utf-16-be"
 
@@ -323,9 +329,9 @@ def json_lines(data: bytes, name: str) -> bytes:
         document = parse_json(data.decode("utf-8-sig"))
         return "\n".join(bar_lines(find_rows(document))).encode(errors="replace")
     except (UnicodeError, json.JSONDecodeError) as error:
-        reason = f"broken JSON: {error}"
+        reason = f"broken JSON ({error}): bring it again, or the bars as CSV"
     except RecursionError:
-        reason = "JSON, nested too deeply for bars"
+        reason = "JSON, nested too deeply: bring the bars as CSV"
     except (LookupError, TypeError, AttributeError):
         reason = f"JSON, but no bars that I know: found {keys_of(document)}; {JSON_KNOWN}"
     raise DataError(f"{name}: {reason}")
@@ -399,7 +405,7 @@ def oanda_line(candle: dict[str, Any]) -> str:
 def keys_of(document: Any) -> str:
     """What a document of JSON consists of, in words."""
     if isinstance(document, dict) and document:
-        return f"the keys {', '.join(shown(key)[:40] for key in list(document)[:12])}"
+        return f"the keys {', '.join(printable(key)[:40] for key in list(document)[:12])}"
     if isinstance(document, list) and document:
         first = document[0]
         return f"lists of {len(first)}" if isinstance(first, list) else f"a list of {keys_of(first)}"

@@ -426,7 +426,7 @@ NOT_BARS = [
     (b"title\n" * 9, "not a format I know"),
     (b'{"candles": [{"time": "2021-03-24T00:00:00Z"}]}', "JSON, but no bars.*the keys candles;"),
     (b'{"candles": ' + b"[" * 100_000, "JSON, nested too deeply"),
-    (b"{" + b"\n[" * 100_000, "broken JSON: .*line 2 column 1"),
+    (b"{" + b"\n[" * 100_000, "broken JSON .*line 2 column 1"),
     (b'[{"time": 1}]', "JSON, but no bars.*a list of the keys time;"),
     (b",bidhigh,bidlow,bidclose,bidopen\n0,1.2,1.0,1.1,1.1\n", "no time stamps"),
     (b"Date,USD,JPY\n2021-03-24,1.1,120\n", "many currencies"),
