@@ -149,8 +149,11 @@ def read_file(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-            raise DataError(f"{path}: {what}: only `act` reads what is no file, write the bars into one")
+            folder = stat.S_ISDIR(status.st_mode)
+            what = (
+                "a folder: name a file in it" if folder else "a pipe or a device: write its bars into a file"
+            )
+            raise DataError(f"{path}: {what}")
         if status.st_size > MAX_BYTES:
             raise DataError(f"{path}: more than {MAX_BYTES >> 20} MB: bring it in parts")
         with path.open("rb") as file:

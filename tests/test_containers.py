@@ -69,7 +69,13 @@ WAYS = {
     "xz, two streams": lambda data: lzma.compress(data[:70]) + bytes(4) + lzma.compress(data[70:]),
     "zip, stored": lambda data: zipped({"EURUSD.csv": data}, zipfile.ZIP_STORED),
     "zip of a Mac": lambda data: zipped(
-        {"a/": b"", "a/EURUSD.csv": data, "__MACOSX/a/._EURUSD.csv": b"\0\1", "a/.DS_Store": b"\0\2"}
+        {
+            "a/": b"",
+            "a/EURUSD.csv": data,
+            "__MACOSX/a/._EURUSD.csv": b"\0\1",
+            "__MACOSX/EURUSD.csv": b"",
+            "a/.DS_Store": b"\0\2",
+        }
     ),
     "zip of HistData": lambda data: zipped({"DAT_M1.csv": data, "DAT_M1.txt": b"Status Report\n"}),
     "zip of UTF-16": lambda data: zipped({"EURUSD.csv": data.decode().encode("utf-16")}),
