@@ -277,15 +277,16 @@ def utf16_text(data: bytes, name: str) -> bytes:
 
 
 def utf16_line(raw: bytes, encoding: str, where: str) -> str:
-    """A line of a text in UTF-16 that was split after the byte 10; letters stand for the bytes of UTF-8."""
-    little = encoding == "utf-16-le"  # there the byte 0 of a line feed comes with the next line
-    whole = raw.removeprefix(b"\0") + b"\0" * raw.endswith(b"\n") if little else raw
+    """What stands between two bytes 10 of a text in UTF-16; letters stand for the bytes of UTF-8.
+
+    The other byte of a line feed, a zero, comes with the line after it, or before it (utf-16-be).
+    """
     try:
-        text = whole.decode(encoding)
-    except UnicodeError:
-        raise DataError(f"{where}: damaged UTF-16: save it as UTF-8") from None
-    if raw.endswith(b"\n") and not text.endswith("\n"):  # the byte 10 was half of a letter
-        raise DataError(f"{where}: letters that cannot be followed in UTF-16: save it as UTF-8")
+        text = (raw.removeprefix(b"\0") if encoding == "utf-16-le" else raw.removesuffix(b"\0")).decode(
+            encoding
+        )
+    except UnicodeError:  # also where the byte 10 is half of another letter
+        raise DataError(f"{where}: no line of UTF-16: save it as UTF-8") from None
     return text.encode().decode("latin-1")
 
 

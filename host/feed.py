@@ -256,8 +256,9 @@ def read_lines(
         if complete or (keep_half and half):
             line += 1
             encoding = utf16_of(half) if line == 1 else encoding
-            text = utf16_line(half, encoding, f"{name}: line {line}") if encoding else half.decode("latin-1")
-            yield line, (text.removeprefix(MARK) if line == 1 else text).rstrip("\r\n")
+            raw = half.removesuffix(b"\n")
+            text = utf16_line(raw, encoding, f"{name}: line {line}") if encoding else raw.decode("latin-1")
+            yield line, (text.removeprefix(MARK) if line == 1 else text).rstrip("\r")
             last, half = half, b""
         if not complete:
             return
