@@ -20,7 +20,7 @@ from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
 from kernels.market import PIPS_OF_PRICE, TRADE, Market, new_accounts, step_to
-from kernels.ort import check
+from kernels.ort import OrtError, check
 from kernels.position import ACTIONS, RAW, kind_of
 from kernels.trader import Trader, decide
 
@@ -161,7 +161,7 @@ def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisi
         begin = time.perf_counter()
         try:
             decided = actor.on_bar(bar)
-        except DecisionError as error:
+        except (DecisionError, OrtError) as error:
             raise ModelRefused(f"it cannot even decide on noise: {error}") from None
         if decided:
             found.append(microseconds_since(begin))

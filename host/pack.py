@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from host.durable import replacing
-from host.model_file import check_selftest, read_model, stored_zip
+from host.model_file import check_selftest, model_bytes, parse_model, stored_zip
 from host.progress import say
 
 ROOT = Path(__file__).parents[1]
@@ -20,9 +20,10 @@ MAIN = b"from swt import main\n\nmain()\n"
 
 def pack(model: Path, out: Path) -> None:
     """Write the packed program to `out`; a model that would be refused is not packed."""
-    checked = read_model(model)
+    packed = model_bytes(model)
+    checked = parse_model(packed)
     check_selftest(checked)
-    data = stored_zip({**sources(), "__main__.py": MAIN, "model.swt": model.read_bytes()})
+    data = stored_zip({**sources(), "__main__.py": MAIN, "model.swt": packed})
     with replacing(out) as file:
         file.write(data)
     say(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: python {out} doctor")

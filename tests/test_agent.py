@@ -165,9 +165,13 @@ def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> N
         agent.sizes, True, shared=2 * 8
     )
     assert loaded(signed(members_of(trained.path.read_bytes())), tmp_path)
-    for missing in (tmp_path / "no.swt", tmp_path, tmp_path / "model.swt" / "model.swt"):
+    for missing in (tmp_path, tmp_path / "model.swt" / "model.swt"):
         with pytest.raises(ModelRefused, match="cannot be read"):
             load_agent(missing)
+    with pytest.raises(
+        ModelRefused, match=r"no model at .*no\.swt: train one first: python swt\.py train CSV"
+    ):
+        load_agent(tmp_path / "no.swt")
 
 
 def test_a_model_without_a_graph_for_siblings_asks_for_all_of_an_afterstate(
