@@ -292,8 +292,9 @@ def _vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.flo
 
 def _evaluate(name: str, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """graph(x) [rows, O] by the runtime that trades."""
+    layout = _layout(name, graph)
     try:
-        net = Session(graph).bind(_layout(name, graph), [len(x)])
+        net = Session(graph).bind(layout, [len(x)])
         net.x[:] = x
         check(evaluate(net, len(x)))
     except OrtError as error:
