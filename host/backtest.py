@@ -72,7 +72,7 @@ def write_decisions(path: Path, result: Result, bars: Bars, first: int) -> None:
     """The decisions in the columns of `act`; latency_us is the mean of the run."""
     n = len(result.log.action)
     latency = round(result.seconds / n * 1e6)
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="ascii", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for i in range(n):

@@ -336,7 +336,7 @@ def bench_act(size: Size) -> Row:
         settings = (*QUICK, "search.simulations=32")
         subprocess.run(command("train", "--out", run, "--sessions", "1", settings=settings), check=True)
         lines = noise_lines(run / "model.swt", HISTORY + max(FOLLOWED, size.decisions))
-        feed.write_text("".join(lines[: HISTORY + FOLLOWED]))
+        feed.write_text("".join(lines[: HISTORY + FOLLOWED]), encoding="ascii")
         acting = "--model", run / "model.swt", "--out", out
         following = command("act", feed, *acting, "--follow")
         runs = list[tuple[float, float, float]]()
