@@ -18,12 +18,13 @@ from typing import Any
 NO_MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix")
 LIBRARIES = """
     numpy numba onnx onnxruntime pandas threadpoolctl typer typer.rich_utils rich.progress concurrent.futures.thread csv
-    tempfile zoneinfo importlib.metadata
+    asyncio tempfile zoneinfo importlib.metadata urllib.request concurrent.futures.process
+    multiprocessing.popen_spawn_posix
 """.split()
 NOT_ON_MAC = "sched_getaffinity sched_setaffinity posix_fallocate posix_fadvise pipe2 getrandom".split()
 NOT_ON_WINDOWS = f"""
-    {" ".join(NOT_ON_MAC)} getloadavg getuid geteuid fork forkpty pread pwrite sysconf uname mkfifo killpg setsid statvfs
-    nice fchmod chown sync fdatasync O_DIRECTORY O_NOFOLLOW O_CLOEXEC O_SYNC O_DSYNC
+    {" ".join(NOT_ON_MAC)} getloadavg getuid geteuid fork forkpty pread pwrite sysconf uname mkfifo killpg
+    setsid statvfs nice fchmod chown sync fdatasync O_DIRECTORY O_NOFOLLOW O_CLOEXEC O_SYNC O_DSYNC
 """.split()
 SIGNALS = ("SIGINT", "SIGTERM", "SIGABRT", "SIGFPE", "SIGILL", "SIGSEGV", "SIG_DFL", "SIG_IGN")
 
