@@ -300,7 +300,7 @@ def main() -> None:
     except BrokenPipeError:
         pass
     except KeyboardInterrupt as stop:
-        say(f"swt: {stop or 'interrupted; what was written so far is kept'}")
+        say(f"swt: {str(stop) or 'interrupted; what was written so far is kept'}")
         sys.exit(130)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
