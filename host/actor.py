@@ -6,12 +6,13 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.agent import Agent, Setting
+from host.agent import Agent, Loaded, Setting, load_agent
 from host.feed import Bar
 from host.model_file import ModelRefused
 from host.target import utc
@@ -152,6 +153,13 @@ class Actor:
             self._history.append(bar)
         self._account[:] = state["account"]
         self._pending = state["pending"]
+
+
+def load_acting(path: Path) -> Loaded:
+    """`load_agent`, with two decisions made: ModelRefused if it cannot, and kernels are at hand when a bar comes."""
+    loaded = load_agent(path)
+    decide_on_noise(loaded.agent, loaded.setting, loaded.search, 2)
+    return loaded
 
 
 def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisions: int) -> list[int]:

@@ -266,13 +266,20 @@ def check_room(sizes: Sizes, search: SearchConfig, graphs: dict[str, bytes]) -> 
     C, nodes = sizes.codes, nodes_needed(search, sizes.codes)
     costs = {name: judge(graph)[1] for name, graph in graphs.items()}
     rows = {"root": 1, "afterstate": 1, "sibling": 1, "code": C}  # of a call
-    edges = max(sizes.actions, C, most_candidates(search.samples))
-    slots = slot_count(sizes.actions, HORIZON, search.excursion_weight == 0)
-    numbers = nodes * (sizes.state + 6 * (edges + 16) + slots * (1 + RAW))  # no tree has more
-    numbers += sum(rows.get(name, max(C, CALL_ROWS)) * cost.floats for name, cost in costs.items())
+    taken = tree_room(sizes, search)
+    taken += 4 * sum(rows.get(name, max(C, CALL_ROWS)) * cost.floats for name, cost in costs.items())
     work = sum((1 if name == "root" else nodes) * cost.work for name, cost in costs.items())
-    if 4 * numbers > MOST_BYTES or work > MOST_WORK:
-        raise ValueError(f"a decision of {4 * numbers} bytes and {work} multiplications")
+    if taken > MOST_BYTES or work > MOST_WORK:
+        raise ValueError(f"a decision of {taken} bytes and {work} multiplications")
+
+
+def tree_room(sizes: Sizes, search: SearchConfig) -> int:
+    """Bytes that the tree of one root does not exceed."""
+    memoryless = search.excursion_weight == 0
+    slots = slot_count(sizes.actions, HORIZON, memoryless) * (1 if memoryless else 1 + RAW)
+    edges = max(sizes.actions, sizes.codes, most_candidates(search.samples), 40)  # of 4096 visits in widening
+    node = 8 + sizes.codes + slots if search.rule == MARKET else RAW + HEAD + 6 * (edges + 16)
+    return 4 * nodes_needed(search, sizes.codes) * (sizes.state + node)
 
 
 def first_cuts_are(layout: Layout, first: int, width: int) -> bool:
