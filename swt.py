@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 HERE = Path(__file__).parent  # a folder, or the packed program
-MODEL = HERE / "model.swt" if HERE.is_file() else Path("runs/latest/model.swt")
+PACKED = HERE.is_file()
+MODEL = HERE / "model.swt" if PACKED else Path("runs/latest/model.swt")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Csv = Annotated[Path | None, typer.Argument(help="A CSV of bars; the bundled EURUSD H1 2017 without it.")]
@@ -61,7 +61,7 @@ def reads(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-@app.command()
+@app.command(hidden=PACKED)
 @reads
 def train(
     reading: Any,
@@ -93,7 +93,7 @@ def train(
         print(json.dumps(document))
 
 
-@app.command()
+@app.command(hidden=PACKED)
 @reads
 def backtest(
     reading: Any,
@@ -148,7 +148,7 @@ def replay(
     run(journal, model, sys.stdout, as_json)
 
 
-@app.command()
+@app.command(hidden=PACKED)
 def pack(
     model: ModelOption = MODEL,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("swt.pyz"),
@@ -171,7 +171,7 @@ def doctor(model: ModelOption = MODEL, as_json: Json = False) -> None:
         raise typer.Exit(9)
 
 
-@app.command("data-check")
+@app.command("data-check", hidden=PACKED)
 @reads
 def data_check(
     reading: Any,
@@ -187,7 +187,7 @@ def data_check(
         raise typer.Exit(4)
 
 
-@app.command()
+@app.command(hidden=PACKED)
 def selftest(
     market: Annotated[
         list[str] | None, typer.Argument(help="noise, planted, leak (the default), planted-hard, close.")
@@ -214,7 +214,7 @@ def selftest(
         raise typer.Exit(9)
 
 
-@app.command()
+@app.command(hidden=PACKED)
 def bench(
     what: Annotated[
         str,
@@ -254,37 +254,54 @@ def bench(
 
 def thread_count(threads: int) -> int:
     """The number asked for, or every core this process may use."""
-    return threads or len(os.sched_getaffinity(0))
+    from host.machine import cores
+
+    return threads or cores()
 
 
 def main() -> None:
     """Run a command; every foreseen error becomes one line on stderr and its exit code."""
+    from host.progress import open_streams, say
+
+    open_streams()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         command = typer.main.get_command(app)  # its own `main` would take broken pipes and Ctrl-C for itself
-        with command.make_context("swt.py", sys.argv[1:]) as context:
-            command.invoke(context)
+        try:
+            with command.make_context(HERE.name if PACKED else "swt.py", sys.argv[1:]) as context:
+                command.invoke(context)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
+        pass
+    except KeyboardInterrupt as stop:
+        say(f"swt: {str(stop) or 'interrupted; what was written so far is kept'}")
         sys.exit(130)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except ModuleNotFoundError as error:
-        if not (HERE.is_file() and str(error.name).startswith(("host", "models"))):
+        if not (PACKED and str(error.name).startswith(("host", "models"))):
             raise
-        print(
-            f"swt: {HERE} holds what acting needs; {sys.argv[1]} is a command of the checkout",
-            file=sys.stderr,
-        )
+        say(f"swt: {HERE} holds what acting needs; {sys.argv[1]} is a command of the checkout")
         sys.exit(2)
     except Exception as error:
-        code = getattr(error, "exit_code", None)
+        code, text = explain(error)
         if code is None:
             raise
-        said = getattr(error, "format_message", error.__str__)  # a usage error names its option only there
-        print(f"swt: {said() or 'no command'}", file=sys.stderr)
+        say(f"swt: {text}")
         sys.exit(code)
+
+
+def explain(error: Exception) -> tuple[int | None, str]:
+    """(exit code, one line) of a foreseen error; (None, ..) of any other."""
+    code = getattr(error, "exit_code", None)
+    if code is None and isinstance(error, OSError):
+        where = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return 1, f"{where}: {error.strerror}" if where and error.strerror else str(error)
+    if code is None and isinstance(error, MemoryError):
+        return 1, f"out of memory: {error}"
+    said = getattr(error, "format_message", error.__str__)  # a usage error names its option only there
+    return code, said() or "no command"
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from host.actor import Actor, Printer, decide_on_noise, microseconds_since
-from host.agent import load_agent, reading_of
+from host.actor import Actor, Printer, load_acting, microseconds_since
+from host.agent import reading_of
 from host.config import ActConfig, ConfigError, GuardConfig, load_into
 from host.desk import Desk, play
 from host.durable import locked
@@ -66,12 +66,11 @@ def act_on_feed(
     publishing: Publishing | None = None,
 ) -> None:
     """`act`: load and check the model, then decide for every bar of the feed."""
-    loaded = load_agent(model)
+    loaded = load_acting(model)
     digest = module_digest("kernels.trader")  # all that a decision's machine code is made from
     say(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {loaded.agent.sizes.history} closed bars")
     bars = feed_bars(feed, reading_of(loaded, reading), follow)
     printer = Printer(out, as_json)
-    decide_on_noise(loaded.agent, loaded.setting, loaded.search, 2)  # kernels are at hand when a bar comes
     gc.freeze()  # what is here now stays: a decision does not wait for a walk through it
     if publishing is None:
         act(Actor(loaded.agent, loaded.setting, loaded.search), bars, printer)
@@ -130,7 +129,7 @@ def symbol_of(feed: str) -> str:
 
 def replay(journal: Path, model: Path, out: IO[str], as_json: bool) -> None:
     """Decide again for every bar of a journal and print what was printed; ReplayError where it differs."""
-    loaded = load_agent(model)
+    loaded = load_acting(model)
     desk, printer = Desk(loaded, Limits(**asdict(GuardConfig()))), Printer(out, as_json)
     outcome, recorded = None, True
     for outcome, recorded in play(desk, read_journal(journal)):

@@ -6,12 +6,13 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.agent import Agent, Setting
+from host.agent import Agent, Loaded, Setting, load_agent
 from host.feed import Bar
 from host.model_file import ModelRefused
 from host.target import utc
@@ -20,7 +21,7 @@ from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
 from kernels.market import PIPS_OF_PRICE, TRADE, Market, new_accounts, step_to
-from kernels.ort import check
+from kernels.ort import OrtError, check
 from kernels.position import ACTIONS, RAW, kind_of
 from kernels.trader import Trader, decide
 
@@ -154,6 +155,13 @@ class Actor:
         self._pending = state["pending"]
 
 
+def load_acting(path: Path) -> Loaded:
+    """`load_agent`, with two decisions made: ModelRefused if it cannot, and kernels are at hand when a bar comes."""
+    loaded = load_agent(path)
+    decide_on_noise(loaded.agent, loaded.setting, loaded.search, 2)
+    return loaded
+
+
 def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisions: int) -> list[int]:
     """Microseconds of decisions on a random walk at the scale of the market; the first two compile or load kernels."""
     actor, found = Actor(agent, setting, search), list[int]()
@@ -161,7 +169,7 @@ def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisi
         begin = time.perf_counter()
         try:
             decided = actor.on_bar(bar)
-        except DecisionError as error:
+        except (DecisionError, OrtError) as error:
             raise ModelRefused(f"it cannot even decide on noise: {error}") from None
         if decided:
             found.append(microseconds_since(begin))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from host.formats import ReadOptions
 from host.model_file import ModelFile, ModelRefused, check_selftest, read_model, write_model
-from host.onnx_check import layout_of
+from host.onnx_check import judge, layout_of
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features
 from kernels.features import names as feature_names
@@ -22,12 +22,13 @@ from kernels.market_tree import CALL_ROWS, WAVE, slot_count
 from kernels.ort import Layout, Net, Session, check, evaluate
 from kernels.planner import HORIZON, Planner, new_planner
 from kernels.position import FULL, PREVIOUS, RAW, SIDE, action_names, position_features, target_side
-from kernels.search import no_model
+from kernels.search import no_model, nodes_needed
 from kernels.tree import REUSES
 from kernels.widening import HEAD, most_candidates
 
 MOST_CONTEXT = 64  # bars
 MOST_PX = 1e6  # that a price, a cost or a weight may be
+MOST_BYTES, MOST_WORK = 1 << 30, 1 << 40  # that a decision may take, and multiplications: a minute
 
 
 class Sizes(NamedTuple):
@@ -227,6 +228,7 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     weights = [value for value in search if isinstance(value, float)]
     if not (0 < search.discount <= 1 and search.value_unit > 0 and all(abs(w) < MOST_PX for w in weights)):
         raise ValueError(f"a search with {search}")
+    check_room(sizes, search, model.graphs)
     check_reading(m["data"])
     trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
     return sizes, setting, search, trained_ns
@@ -257,6 +259,27 @@ def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes], rule
     if not first_cuts_are(layouts["dynamics"], sizes.state, shared):
         raise ValueError("dynamics does not read what afterstates share on its own")
     return sizes
+
+
+def check_room(sizes: Sizes, search: SearchConfig, graphs: dict[str, bytes]) -> None:
+    """ValueError where a decision takes beyond reason: a manifest of a few bytes can ask for all memory."""
+    C, nodes = sizes.codes, nodes_needed(search, sizes.codes)
+    costs = {name: judge(graph)[1] for name, graph in graphs.items()}
+    rows = {"root": 1, "afterstate": 1, "sibling": 1, "code": C}  # of a call
+    taken = tree_room(sizes, search)
+    taken += 4 * sum(rows.get(name, max(C, CALL_ROWS)) * cost.floats for name, cost in costs.items())
+    work = sum((1 if name == "root" else nodes) * cost.work for name, cost in costs.items())
+    if taken > MOST_BYTES or work > MOST_WORK:
+        raise ValueError(f"a decision of {taken} bytes and {work} multiplications")
+
+
+def tree_room(sizes: Sizes, search: SearchConfig) -> int:
+    """Bytes that the tree of one root does not exceed."""
+    memoryless = search.excursion_weight == 0
+    slots = slot_count(sizes.actions, HORIZON, memoryless) * (1 if memoryless else 1 + RAW)
+    edges = max(sizes.actions, sizes.codes, most_candidates(search.samples), 40)  # of 4096 visits in widening
+    node = 8 + sizes.codes + slots if search.rule == MARKET else RAW + HEAD + 6 * (edges + 16)
+    return 4 * nodes_needed(search, sizes.codes) * (sizes.state + node)
 
 
 def first_cuts_are(layout: Layout, first: int, width: int) -> bool:

@@ -11,8 +11,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.actor import COLUMNS, format_decision, new_trader
-from host.agent import Setting, load_agent, reading_of
+from host.actor import COLUMNS, format_decision, load_acting, new_trader
+from host.agent import Setting, reading_of
 from host.bars import read_bars
 from host.formats import DataError, ReadOptions, Source
 from host.progress import say
@@ -72,7 +72,7 @@ def write_decisions(path: Path, result: Result, bars: Bars, first: int) -> None:
     """The decisions in the columns of `act`; latency_us is the mean of the run."""
     n = len(result.log.action)
     latency = round(result.seconds / n * 1e6)
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="ascii", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for i in range(n):
@@ -106,7 +106,7 @@ def backtest_csv(
     quiet: bool,
 ) -> dict[str, Any]:
     """Trade a CSV with a model, from the bar that closes at or after `start`; the report."""
-    loaded = load_agent(model)
+    loaded = load_acting(model)
     bars, source = read_bars(csv or SAMPLE, reading_of(loaded, reading))
     describe(source)
     first = first_bar(bars, start, source, loaded.agent.sizes.history)

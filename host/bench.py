@@ -6,7 +6,6 @@ compared is measured in turns within one run, and given as the median of the rou
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import subprocess
@@ -44,11 +43,11 @@ from host.bench_search import (
     clock,
     fill,
     medians,
-    memory_mb,
     print_search,
 )
 from host.bench_widening import bench_widening
 from host.enhancement_run import Effort
+from host.machine import cores, cpu_s, load_average, memory_mb
 from host.onnx_check import layout_of
 from host.progress import say
 from kernels.bars import Bars
@@ -337,7 +336,7 @@ def bench_act(size: Size) -> Row:
         settings = (*QUICK, "search.simulations=32")
         subprocess.run(command("train", "--out", run, "--sessions", "1", settings=settings), check=True)
         lines = noise_lines(run / "model.swt", HISTORY + max(FOLLOWED, size.decisions))
-        feed.write_text("".join(lines[: HISTORY + FOLLOWED]))
+        feed.write_text("".join(lines[: HISTORY + FOLLOWED]), encoding="ascii")
         acting = "--model", run / "model.swt", "--out", out
         following = command("act", feed, *acting, "--follow")
         runs = list[tuple[float, float, float]]()
@@ -420,12 +419,6 @@ def follow(arguments: list[str], idle_s: float) -> tuple[float, float, float]:
         return first_s, memory_mb("VmHWM", child.pid), idle
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds a process has used."""
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
 def bench_memory(size: Size) -> Row:
     """The document of `bench memory`: the peak of `train` on a long file of one-minute bars."""
     say(f"{size.bars} M1 bars drawn from the bundled hours, their moves over sqrt(60): not a real market")
@@ -470,9 +463,9 @@ def bench(what: str, size: Size) -> Any:
     """The document of `bench WHAT --json`; raises BenchError on an unknown name."""
     if what not in BENCHES:
         raise BenchError(f"bench {what}: there is {', '.join(BENCHES)}")
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    busy = ": too busy to trust, more than half of the cores" if load > cores / 2 else ""
-    say(f"load average {load:.2f} on {cores} cores{busy}")
+    load, count = load_average(), cores()
+    busy = ": too busy to trust, more than half of the cores" if load > count / 2 else ""
+    say(f"load average {load:.2f} on {count} cores{busy}")
     return BENCHES[what](size)
 
 

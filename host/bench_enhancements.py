@@ -163,7 +163,7 @@ def measure_all(units: dict[str, Unit], out: Path, report: Report, measure: Meas
         row = measure(unit, partial(tell, report, i, len(missing), text))
         with replacing(files[key]) as file:
             file.write(json.dumps({**unit._asdict(), "result": row}, allow_nan=False).encode())
-    return {key: json.loads(file.read_text())["result"] for key, file in files.items()}
+    return {key: json.loads(file.read_text(encoding="utf-8"))["result"] for key, file in files.items()}
 
 
 def tell(report: Report, done: int, units: int, text: str, share: float) -> None:

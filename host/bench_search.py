@@ -6,7 +6,6 @@ time; of two, each thread has a search of its own and the slower one's CPU time 
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
-from pathlib import Path
 from timeit import Timer
 from typing import IO, Any, NamedTuple
 
@@ -25,6 +23,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from host.agent import Agent, Sizes, slot_sides
+from host.machine import keep_to, memory_mb
 from host.progress import progress
 from kernels._jit import entry
 from kernels.gumbel import GUMBEL, MARKET, SearchConfig, new_search_config
@@ -178,7 +177,7 @@ def run_for(case: Case, works: list[Callable[[], Any]]) -> None:
 def start(case: Case) -> None:
     """Begin of a measuring process."""
     if case.impl == "mctx":
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
+        keep_to(case.threads)
         from host.bench_mctx import new_search
 
         run_for(case, [new_search(shape_of(case), case.search, case.B, case.n)])
@@ -207,14 +206,6 @@ def seconds_of(count: int) -> float:
         return repeat(_works[0], count)
     with ThreadPoolExecutor(case.threads) as pool:
         return max(pool.map(lambda work: repeat(work, count), _works))
-
-
-def memory_mb(field: str, pid: int | str = "self") -> float:
-    """A field of /proc/<pid>/status: RssAnon now, VmHWM the peak of resident memory."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    return 0.0  # a process that has ended but was not waited for
 
 
 def peak_mb() -> float:

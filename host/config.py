@@ -156,7 +156,7 @@ def load_into(config: C, path: Path | None, settings: list[str] | None) -> C:
     """`config`, then the TOML file, then each `a.b=c`."""
     if path is not None:
         try:
-            config = merge(config, tomllib.loads(path.read_text()), str(path))
+            config = merge(config, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from None
     for setting in settings or []:

@@ -15,6 +15,7 @@ import numpy as np
 
 from host.actor import decide_on_noise
 from host.agent import Loaded, load_agent
+from host.machine import cores, load_average
 from host.target import utc
 from kernels._jit import cache_root, module_digest
 from kernels.bars import NS
@@ -94,8 +95,8 @@ def cache() -> Check:
 def clock(loaded: Loaded, expected: float) -> Check:
     """Whether the clock ran evenly, agrees with the file system and is past the model's training."""
     now = time.time()
-    with tempfile.NamedTemporaryFile() as file:
-        stamp = os.stat(file.name).st_mtime
+    with tempfile.TemporaryFile() as file:
+        stamp = os.fstat(file.fileno()).st_mtime
     faults = [
         text
         for text, is_fault in (
@@ -119,10 +120,9 @@ def zones() -> Check:
 
 def threads() -> Check:
     """Cores and how busy they are."""
-    cores = os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    busy = ": busy, decisions may come late" if load > cores else ""
-    return Check("threads", True, f"act uses 1 of {cores} cores, load average {load:.1f}{busy}")
+    count, load = cores(), load_average()
+    busy = ": busy, decisions may come late" if load > count else ""
+    return Check("threads", True, f"act uses 1 of {count} cores, load average {load:.1f}{busy}")
 
 
 def describe(loaded: Loaded) -> str:

@@ -20,7 +20,7 @@ RETRY_S, PATIENCE_S = 0.01, 5.0  # while a reader holds a file that is to be rep
 
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` outlast a power cut; Windows has no way to ask for it."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

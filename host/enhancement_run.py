@@ -22,9 +22,10 @@ from threadpoolctl import threadpool_limits
 from host.actor import new_trader
 from host.agent import save_agent
 from host.backtest import trade_bars
-from host.bench_search import Row, Work, clock, fill, medians, memory_mb, networks_of, ready
+from host.bench_search import Row, Work, clock, fill, medians, networks_of, ready
 from host.config import Config
 from host.dataset import new_dataset
+from host.machine import memory_mb
 from host.run import KEEP, open_run
 from host.selftest import LENGTH, measure, new_exam, selftest_config
 from host.synthetic import INTERVAL_NS, PIP, Options, Synthetic, make_market

@@ -12,10 +12,8 @@ import json
 import math
 import re
 import struct
-import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.durable import replacing
-from host.onnx_check import GraphRefused, layout_of
+from host.onnx_check import layout_of
+from host.onnx_shapes import GraphRefused
 from kernels._jit import program_digest
 from kernels.ort import Layout, OrtError, Session, check, evaluate
 
@@ -49,7 +48,6 @@ NPY = re.compile(  # the header of an array: dtype and shape
     re.DOTALL,
 )
 MAX_FILE, MAX_MANIFEST, MAX_MEMBERS = 1 << 26, 1 << 23, 64
-MAX_MORE = 1 << 30  # bytes that a self-test may take: a graph of a few hundred bytes can ask for all there is
 MAX_ROWS = 16  # of a self-test
 SELFTEST_ROWS, SELFTEST_SEED = 3, 20_240_229
 TOLERANCE = 1e-4  # of the self-test, relative to the output and to the largest output of the graph
@@ -94,14 +92,39 @@ def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], 
 
 def read_model(path: Path) -> ModelFile:
     """The model at `path`, or `ModelRefused` before anything of it is run."""
+    return parse_model(model_bytes(path))
+
+
+def model_bytes(path: Path) -> bytes:
+    """The bytes of a model's file, perhaps inside a packed program; what is too large or no file is not opened."""
     try:
         if path.parent.is_file():  # a packed program, which is a zip
-            with zipfile.ZipFile(path.parent) as archive, archive.open(path.name) as member:
-                return parse_model(member.read(MAX_FILE + 1))
+            with zipfile.ZipFile(path.parent) as archive:
+                _check_size(path, archive.getinfo(path.name).file_size)
+                with archive.open(path.name) as member:
+                    return member.read(MAX_FILE + 1)
+        if not path.exists():
+            raise ModelRefused(f"no model at {path}: train one first: python swt.py train CSV")
+        if not path.is_file():
+            raise ModelRefused(f"{path}: cannot be read: not a file")
+        _check_size(path, path.stat().st_size)
         with path.open("rb") as file:
-            return parse_model(file.read(MAX_FILE + 1))
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+            return file.read(MAX_FILE + 1)
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise ModelRefused(f"{path}: cannot be read: {error}") from None
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > MAX_FILE:
+        raise ModelRefused(f"{path}: {size} bytes, larger than the {MAX_FILE} that a model may have")
 
 
 def parse_model(data: bytes) -> ModelFile:
@@ -125,29 +148,10 @@ def check_selftest(model: ModelFile) -> None:
     """Refuse a model whose graphs do not return here what they returned where it was written."""
     for name, graph in model.graphs.items():
         x, expected = _vector(name, model.manifest["selftest"][name])
-        with _modest(MAX_MORE):
-            y = _evaluate(name, graph, x)
+        y = _evaluate(name, graph, x)
         scale = np.abs(expected) + np.abs(expected).max()
         if not (np.abs(y - expected) <= TOLERANCE * scale).all():  # a NaN is not within anything
             raise ModelRefused(f"graph {name}: its self-test gives other numbers on this machine")
-
-
-@contextmanager
-def _modest(more: int) -> Iterator[None]:
-    """Let the process take no more than `more` bytes, where the system can see to it."""
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
-
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limits = [used + more, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _stem(name: str) -> str:
@@ -288,8 +292,9 @@ def _vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.flo
 
 def _evaluate(name: str, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """graph(x) [rows, O] by the runtime that trades."""
+    layout = _layout(name, graph)
     try:
-        net = Session(graph).bind(_layout(name, graph), [len(x)])
+        net = Session(graph).bind(layout, [len(x)])
         net.x[:] = x
         check(evaluate(net, len(x)))
     except OrtError as error:

@@ -6,11 +6,16 @@ A stored zip with sorted names and fixed dates: equal sources and model give equ
 from __future__ import annotations
 
 import ast
+import errno
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from host.durable import replacing
-from host.model_file import check_selftest, read_model, stored_zip
+from host.model_file import check_selftest, model_bytes, parse_model, stored_zip
 from host.progress import say
 
 ROOT = Path(__file__).parents[1]
@@ -19,13 +24,21 @@ MAIN = b"from swt import main\n\nmain()\n"
 
 
 def pack(model: Path, out: Path) -> None:
-    """Write the packed program to `out`; a model that would be refused is not packed."""
-    checked = read_model(model)
+    """Write the packed program to `out`, or OSError that names it; a model that would be refused is not packed."""
+    if out.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
+    packed = model_bytes(model)
+    checked = parse_model(packed)
     check_selftest(checked)
-    data = stored_zip({**sources(), "__main__.py": MAIN, "model.swt": model.read_bytes()})
-    with replacing(out) as file:
-        file.write(data)
-    say(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: python {out} doctor")
+    data = stored_zip({**sources(), "__main__.py": MAIN, "model.swt": packed})
+    try:
+        with replacing(out) as file:
+            file.write(data)
+    except OSError as error:  # of a file under a temporary name
+        raise OSError(error.errno, error.strerror, str(out)) from None
+    words = ["python", str(out), "doctor"]
+    typed = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+    say(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: {typed}")
 
 
 def sources() -> dict[str, bytes]:

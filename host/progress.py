@@ -1,14 +1,72 @@
-"""Progress for people on stderr: a bar with an ETA on a terminal, a plain line now and then when piped."""
+"""The standard streams, and progress for people: a bar with an ETA on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO
 
 PLAIN_EVERY_S = 15.0
 Report = Callable[[float, str], None]  # share done in [0, 1], what is happening
+
+
+class Stream(io.RawIOBase):
+    """A standard stream: its first failed write is an error that names it, if it has a name; what follows is lost.
+
+    So the interpreter, which writes out what is left when it ends, finds nothing to complain of.
+    """
+
+    def __init__(self, raw: io.RawIOBase, name: str) -> None:
+        self._raw, self._name, self._failed = raw, name, False
+
+    def writable(self) -> bool:
+        """For the buffer."""
+        return True
+
+    def isatty(self) -> bool:
+        """Whether a person watches."""
+        return self._raw.isatty()
+
+    def fileno(self) -> int:
+        """Of the system."""
+        return self._raw.fileno()
+
+    def write(self, data: Any) -> int | None:
+        """Bytes written: all of them, when nobody is to know."""
+        try:
+            return len(data) if self._failed else self._raw.write(data)
+        except OSError as error:
+            self._failed = bool(self._name)
+            if self._name:
+                raise OSError(error.errno, error.strerror, self._name) from None
+            return len(data)
+
+
+def open_streams() -> None:
+    """Make stdout and stderr such that no text is one they cannot show, and that stderr never fails.
+
+    A stream that the process came without leads nowhere: a file opened later must not take its number.
+    """
+    while os.open(os.devnull, os.O_RDWR) < 3:
+        pass
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)
+    sys.stdout, sys.stderr = _stream(sys.stdout, 1, "stdout"), _stream(sys.stderr, 2, "")
+
+
+def _stream(text: Any, number: int, name: str) -> TextIO:
+    """The stream in the encoding that it has; lines end in one byte everywhere."""
+    raw = io.FileIO(number, "w", closefd=False) if text is None else getattr(text.buffer, "raw", text.buffer)
+    return io.TextIOWrapper(
+        io.BufferedWriter(Stream(raw, name)),
+        encoding=getattr(text, "encoding", "utf-8"),
+        errors="backslashreplace",
+        newline="\n",
+        line_buffering=not name or raw.isatty(),
+    )
 
 
 def say(text: str) -> None:

@@ -98,7 +98,7 @@ def cache_root() -> Path:
 
 def _private_temporary() -> Path:
     """A folder for temporary files into which nobody else can put machine code."""
-    if os.name == "nt":  # where each user has a temporary directory
+    if sys.platform == "win32":  # where each user has a temporary directory
         return Path(tempfile.gettempdir()) / "swt"
     path = Path(tempfile.gettempdir()) / f"swt-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import sys
 import weakref
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -42,6 +41,9 @@ BIND_INPUT, BIND_OUTPUT = 136, 137
 PTR, INT, STR, SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t
 WARNINGS_AND_ABOVE, FLOAT32, ALL_OPTIMISATIONS = 3, 1, 99
 
+# what the wheels call it on Linux, macOS and Windows
+LIBRARIES = ("libonnxruntime.so*", "libonnxruntime.*dylib", "onnxruntime.dll")
+
 
 class OrtError(RuntimeError):
     """ONNX Runtime refused a call; the message is its own."""
@@ -57,9 +59,13 @@ def _functions() -> ctypes.Array[ctypes.c_void_p]:
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or spec.origin is None:
         raise OrtError("the package onnxruntime is not installed: pip install onnxruntime")
-    pattern = {"win32": "onnxruntime.dll", "darwin": "libonnxruntime*.dylib"}
     folder = Path(spec.origin).parent / "capi"
-    library = ctypes.CDLL(str(next(folder.glob(pattern.get(sys.platform, "libonnxruntime.so*")))))
+    found = [path for name in LIBRARIES for path in folder.glob(name)]
+    if not found:
+        raise OrtError(
+            f"{folder} has none of {', '.join(LIBRARIES)}: pip install --force-reinstall onnxruntime"
+        )
+    library = ctypes.CDLL(str(found[0]))
     library.OrtGetApiBase.restype = ctypes.POINTER(_ApiBase)
     return (PTR * (BIND_OUTPUT + 1)).from_address(library.OrtGetApiBase().contents.get_api(API_VERSION))
 

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import random
+import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,14 +23,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host import model_file
+from host.act import act_on_feed
 from host.actor import decide_on_noise
-from host.agent import Loaded, graph_widths, load_agent
+from host.agent import Loaded, Sizes, check_room, graph_widths, load_agent, tree_room
+from host.backtest import backtest_csv
+from host.formats import ReadOptions
 from host.model_file import ModelRefused
 from host.onnx_check import layout_of
-from kernels.gumbel import GUMBEL, PUCT
-from kernels.ort import check
-from kernels.planner import plan
-from tests.trained import Trained
+from kernels.gumbel import GUMBEL, PUCT, RULES, WIDENING, new_search_config
+from kernels.ort import Output, check
+from kernels.planner import new_planner, plan
+from kernels.search import no_model
+from kernels.widening import HEAD
+from models.graph import Graph
+from tests.trained import ROWS, Trained, feed_of
 
 SECONDS = int(os.environ.get("SWT_FUZZ_SECONDS", "0"))
 ODD: list[Any] = [
@@ -157,6 +165,47 @@ def test_a_model_that_cannot_decide_is_refused(trained: Trained, tmp_path: Path)
     members = members_of(trained.path.read_bytes())
     members["arrays/centres.npy"] = array(np.full_like(trained.loaded.setting.codes.centres, 1e300))
     assert loaded(signed(members), tmp_path) is None
+    feed = feed_of(ROWS, tmp_path / "feed.csv")
+    with pytest.raises(ModelRefused, match="cannot even decide on noise"):
+        act_on_feed(str(feed), tmp_path / "model.swt", ReadOptions(), False, sys.stdout, False)
+    with pytest.raises(ModelRefused, match="cannot even decide on noise"):
+        backtest_csv(feed, tmp_path / "model.swt", ReadOptions(), None, None, True)
+
+
+def test_a_decision_has_its_share_of_memory_and_time(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, search = trained.loaded.agent, trained.loaded.search
+    check_room(agent.sizes, search, agent.graphs)
+    for sizes in (agent.sizes._replace(codes=4096), agent.sizes._replace(state=4096, codes=512)):
+        with pytest.raises(ValueError, match="bytes and"):
+            check_room(sizes, search._replace(simulations=4096), agent.graphs)
+    wide = Graph()  # its 512 rows would be two gigabytes
+    wide.node("MatMul", ["x", wide.weight("w", np.ones((1, 1 << 15)))], "h")
+    for i in range(31):
+        wide.node("Relu", ["h"], f"h{i}")
+    wide.node("MatMul", ["h", wide.weight("v", np.ones((1 << 15, 1)))], "y")
+    with pytest.raises(ValueError, match="bytes and"):
+        check_room(agent.sizes, search, {**agent.graphs, "market": wide.serialise(1, [Output("y", 1)])})
+    monkeypatch.setattr("host.agent.MOST_WORK", 1000)
+    with pytest.raises(ModelRefused, match="multiplications"):
+        load_agent(trained.path)
+
+
+@pytest.mark.parametrize("rule", range(len(RULES)))
+@pytest.mark.parametrize("weight", [0.0, 0.01])
+def test_no_tree_needs_more_room_than_is_counted(rule: int, weight: float) -> None:
+    for n, codes, state, samples in ((40, 3, 100, 64), (300, 16, 8, 4), (4096, 2, 2, 1)):
+        sizes = Sizes(
+            features=1, position=9, state=state, actions=HEAD if rule == WIDENING else 12, codes=codes
+        )
+        search = new_search_config(rule=rule, simulations=n, samples=samples, excursion_weight=weight)
+        tracemalloc.start()
+        planner = new_planner(no_model(), search, 1, sizes.actions, codes, state)
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert planner.config.rule == rule
+        assert taken <= tree_room(sizes, search) + 50_000
 
 
 def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
@@ -165,9 +214,13 @@ def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> N
         agent.sizes, True, shared=2 * 8
     )
     assert loaded(signed(members_of(trained.path.read_bytes())), tmp_path)
-    for missing in (tmp_path / "no.swt", tmp_path, tmp_path / "model.swt" / "model.swt"):
+    for missing in (tmp_path, tmp_path / "model.swt" / "model.swt"):
         with pytest.raises(ModelRefused, match="cannot be read"):
             load_agent(missing)
+    with pytest.raises(
+        ModelRefused, match=r"no model at .*no\.swt: train one first: python swt\.py train CSV"
+    ):
+        load_agent(tmp_path / "no.swt")
 
 
 def test_a_model_without_a_graph_for_siblings_asks_for_all_of_an_afterstate(

@@ -19,7 +19,6 @@ from host.bench import (
     Size,
     bench,
     medians,
-    memory_mb,
     multiply,
     print_bench,
     products_of,
@@ -29,6 +28,7 @@ from host.bench import (
 )
 from host.bench_search import SEARCHES, Case, market_calls, new_searches, shape_of
 from host.formats import ReadOptions
+from host.machine import memory_mb
 from kernels.ort import check
 from models.net import Shape
 from models.unroll import CHUNKS, Learner

@@ -1,6 +1,8 @@
 """The command line as a user's script sees it: exit codes, documents, and runs that survive being killed."""
 
 import json
+import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 
 from host.run import open_run
 from host.synthetic import MARKETS
+from tests.trained import by_time
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "host" / "sample.csv"
@@ -205,3 +208,89 @@ def test_signals_have_their_exit_codes(setup: Setup, tmp_path: Path, number: int
     with started(train_args(setup.bars, setup.config, out), out, 2) as process:
         process.send_signal(number)
         assert process.wait(30) == code
+
+
+def test_ctrl_c_while_acting_says_that_what_was_written_is_kept(setup: Setup) -> None:
+    command = [sys.executable, str(ROOT / "swt.py"), "act", "-", "--model", str(setup.model)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("time,")
+        time.sleep(1)  # until it reads
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "swt: interrupted; what was written so far is kept"
+    assert "Traceback" not in said
+
+
+def redirected(how: str, *args: Any) -> subprocess.CompletedProcess[str]:
+    """A command whose streams lead where `how` says, as a shell understands it."""
+    words = shlex.join([sys.executable, str(ROOT / "swt.py"), *map(str, args)])
+    done = subprocess.run(
+        ["sh", "-c", f"{words} {how}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    return done
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_stdout_that_cannot_be_written_is_one_line_and_1(setup: Setup) -> None:
+    model = ("--model", setup.model)
+    for args in (
+        ("--help",),
+        ("data-check", setup.bars),
+        ("backtest", setup.bars, *model),
+        ("backtest", setup.bars, *model, "--json"),
+        ("act", setup.bars, *model),
+        ("doctor", *model),
+    ):
+        done = redirected(">/dev/full", *args)
+        assert done.returncode == 1, args
+        assert done.stderr.splitlines()[-1] == "swt: stdout: No space left on device"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of its own")
+def test_nothing_depends_on_stderr_and_a_closed_stdout_is_no_file(setup: Setup, tmp_path: Path) -> None:
+    act, whole = ("act", setup.bars, "--model", setup.model), swt("act", setup.bars, "--model", setup.model)
+    for how in (
+        "2>&-",
+        "2>/dev/full" if Path("/dev/full").exists() else "2>/dev/null",
+        "2>&1 >/dev/null | head -n 0",
+    ):
+        done = redirected(how, *act)
+        assert done.returncode == 0, how
+        assert done.stderr == ""
+        assert "head" in how or by_time(done.stdout) == by_time(whole.stdout)
+    assert redirected("2>&-", "frobnicate").returncode == 2
+    out = tmp_path / "out"
+    for how in (">&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        assert redirected(how, *act, "--out", out).returncode == 0
+        rows = (out / "target.csv").read_text().splitlines()
+        assert len(rows) == 2, rows  # what goes to a closed stream goes into no file that got its number
+    assert redirected("| head -n 1", *act).stdout.startswith("time,")
+
+
+def test_a_file_that_cannot_be_written_is_named_with_the_reason(setup: Setup, tmp_path: Path) -> None:
+    pack, file = ("pack", "--model", setup.model, "--out"), tmp_path / "file"
+    file.write_text("")
+    for out, reason in (
+        (tmp_path / "nodir" / "x.pyz", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (Path("."), "Is a directory"),
+        (file / "x.pyz", "Not a directory"),
+    ):
+        assert f"swt: {out}: {reason}" in refused(1, *pack, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_without_a_model_it_says_how_to_make_one(setup: Setup, tmp_path: Path) -> None:
+    says = f"swt: no model at {tmp_path / 'm.swt'}: train one first: python swt.py train CSV\n"
+    for args in (
+        ("act", setup.bars),
+        ("backtest", setup.bars),
+        ("doctor",),
+        ("pack", "--out", tmp_path / "x"),
+    ):
+        assert refused(5, *args, "--model", tmp_path / "m.swt") == says

@@ -30,8 +30,8 @@ FLOORS = [  # a module imports lower floors only
     ["models.consistency", "models.transformer", "models.codes", "models.beta", "models.prefix"],
     ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
-    ["host.config", "host.progress", "host.durable", "host.instruments", "host.onnx_check"],
-    ["host.formats"],
+    ["host.instruments", "host.onnx_shapes"],
+    ["host.config", "host.progress", "host.machine", "host.durable", "host.onnx_check", "host.formats"],
     ["host.parsing", "host.containers"],
     ["host.resample"],
     ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
@@ -132,7 +132,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert total <= 16_400
+    assert total <= 18_000
     assert len((ROOT / "README.md").read_text().splitlines()) <= 160
 
 

@@ -1,6 +1,7 @@
 """The packed program: the same bytes every time, and the decisions of the checkout with four packages installed."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import swt
 from host.model_file import ModelRefused
 from host.pack import pack, sources
 from kernels._jit import cache_root
@@ -110,6 +112,25 @@ def test_commands_of_the_checkout_are_named_as_such(packed: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "a command of the checkout" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_of_the_pack_lists_what_it_holds(packed: Path) -> None:
+    done = run(Path(sys.executable), packed, "--help")
+    assert done.returncode == 0
+    assert "Usage: swt.pyz" in done.stdout
+    every = [
+        command.callback.__name__.replace("_", "-")
+        for command in swt.app.registered_commands
+        if command.callback
+    ]
+    listed = [name for name in every if re.search(rf"^\W+{name}\s", done.stdout, re.MULTILINE)]
+    assert sorted(listed) == ["act", "doctor", "replay"]
+    for name in sorted({*every} - {*listed}):
+        needs = {"data-check": ["x"], "bench": ["ort"], "pack": ["--model", packed / "model.swt"]}
+        assert (
+            "a command of the checkout"
+            in run(Path(sys.executable), packed, name, *needs.get(name, [])).stderr
+        )
 
 
 def test_doctor_from_the_pack(bare: Path, packed: Path) -> None:
