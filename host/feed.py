@@ -7,8 +7,6 @@ Formats that list the newest bar first are no feeds.
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +17,11 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from host.follow import Taken, path_lines, stream_lines
 from host.formats import (
     KINDS,
     LONGEST,
-    MAX_LINE,
+    OHLC,
     DataError,
     Layout,
     ReadOptions,
@@ -79,10 +78,12 @@ class LineParser:
         self._last: tuple[int, float] | None = None  # stamp and close of the last bar
         self._first: list[int] = []  # stamps of the first bars, to check their distance
         self._moved = 0  # damaged prices since the last bar
+        self._taken = Taken(self._interval_ns)
 
     def reopen(self) -> None:
         """The feed starts over: skip what is not newer than the last bar."""
         self._catching_up = True
+        self._taken.start_over()
 
     def parse(self, text: str, line: int) -> Bar | None:
         """The bar of a line; None for a blank, already seen or dropped one.  DataError if it is bad."""
@@ -96,7 +97,9 @@ class LineParser:
         if numbers.pop("complete", 1.0) == 0:
             return None  # it comes again once it is closed
         utc = stamp_utc(stamp, is_utc, self.clock)
+        prices, where = tuple(numbers[name] for name in OHLC), f"{self._name}: line {line}"
         if self._catching_up and self._last and utc <= self._last[0]:
+            self._taken.compare(utc, prices, where)
             return None
         if self._rules is None:
             price = numbers["open"]
@@ -109,6 +112,7 @@ class LineParser:
             self._refuse(kind, text, line)
             return None
         self._keep(utc, quote["close"])
+        self._taken.take(utc, prices, where)
         return Bar(utc + (self._interval_ns if self._rules.label == "open" else 0), **quote)
 
     def _keep(self, utc: int, close: float) -> None:
@@ -244,87 +248,3 @@ def parse_lines(
         bar = parser.parse(text, line)
         if bar:
             yield bar
-
-
-def read_lines(
-    file: BinaryIO, name: str, at_end: Callable[[bytes], bool], keep_half: bool
-) -> Iterator[tuple[int, str]]:
-    """Number and text of each complete line.  `at_end`, given the last bytes read, says whether to go on reading."""
-    line, last, half = 0, b"", b""
-    while True:
-        half += file.readline(MAX_LINE + 3 - len(half))
-        if len(half.rstrip(b"\r\n")) > MAX_LINE or len(half) > MAX_LINE + 2:
-            raise DataError(f"{name}: line {line + 1}: longer than {MAX_LINE} bytes, this is no file of bars")
-        complete = half.endswith(b"\n")
-        if not complete and at_end(last + half):
-            continue
-        if complete or (keep_half and half):
-            line += 1
-            text = half.removeprefix(b"\xef\xbb\xbf") if line == 1 else half
-            yield line, text.rstrip(b"\r\n").decode("latin-1")
-            last, half = half, b""
-        if not complete:
-            return
-
-
-def stream_lines(file: BinaryIO, follow: bool, wait: Callable[[], None]) -> Iterator[tuple[int, str]]:
-    """Lines of an open stream; only a file can grow beyond its end."""
-    grows = follow and is_file(file)
-
-    def at_end(_: bytes) -> bool:
-        if grows:
-            wait()
-        return grows
-
-    return read_lines(file, str(getattr(file, "name", "feed")), at_end, keep_half=not follow)
-
-
-def is_file(file: BinaryIO) -> bool:
-    """Whether a stream is a file on a disk."""
-    try:
-        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except OSError:
-        return False
-
-
-def path_lines(path: Path, follow: bool, wait: Callable[[], None]) -> Iterator[tuple[int, str]]:
-    """Lines of a file; one that was cut, rewritten or replaced is read again from line 1."""
-    opened = False
-    while True:
-        try:
-            file = path.open("rb")
-        except (FileNotFoundError, PermissionError) as error:
-            if not opened:
-                raise DataError(f"{path}: {error.strerror}") from None
-            wait()  # a writer that replaces the file is at it
-            continue
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: {error}") from None
-        opened = True
-        with file:
-            grows = follow and is_file(file)
-            yield from read_lines(file, str(path), watch(path, file, grows, wait), keep_half=not grows)
-        if not grows:
-            return
-
-
-def watch(path: Path, file: BinaryIO, follow: bool, wait: Callable[[], None]) -> Callable[[bytes], bool]:
-    """What `read_lines` asks at the end of a file: after a pause, whether it is still the one that was read."""
-    replaced = False
-
-    def at_end(last: bytes) -> bool:
-        nonlocal replaced
-        if not follow or replaced:
-            return False
-        wait()
-        try:
-            with path.open("rb") as now:
-                if not os.path.samestat(os.fstat(now.fileno()), os.fstat(file.fileno())):
-                    replaced = True
-                    return True  # to its end: it may have grown before it was moved away
-                now.seek(file.tell() - len(last))
-                return now.read(len(last)) == last
-        except (FileNotFoundError, PermissionError):
-            return True  # a writer is at it
-
-    return at_end

@@ -31,7 +31,7 @@ FLOORS = [  # a module imports lower floors only
     ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
     ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
-    ["host.resample"],
+    ["host.resample", "host.follow"],
     ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
     ["host.agent"],
     ["host.actor", "host.bridge"],
