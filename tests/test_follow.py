@@ -141,8 +141,8 @@ def test_half_of_an_overwritten_line_is_never_a_bar(tmp_path: Path, monkeypatch:
     assert len(old) == len(new)
     at = new.rindex(b"\n", 0, -1) + 30
     steps = [lambda: path.write_bytes(new[:at] + old[at:]), lambda: path.write_bytes(new)]
-    script = Script(steps[0])
-    monkeypatch.setattr(module.time, "sleep", lambda _: steps[1]() if not script.steps else None)
+    script = Script(steps[0], lambda: None)
+    monkeypatch.setattr(module.time, "sleep", lambda _: steps[1]() if len(script.steps) < 2 else None)
     bars: list[Bar] = []
     with suppress(Script.Over):
         bars += feed_bars(path, HOURLY, follow=True, wait=script)
