@@ -101,6 +101,7 @@ class Office:
         self._arrived_ns, self._beat_ns = time.time_ns(), 0
         self._is_late = self._is_late_said = False  # the last bar, when it came
         self._is_unwritten = False  # something could not be written: nothing more is
+        self._unsettled: Outcome | None = None  # made, but not journaled yet
         self._row = self._published()
         try:
             self._journal = Journal(self._folder)
@@ -172,6 +173,9 @@ class Office:
         """Flat from now on, and journaled; flat even if it cannot be journaled, which raises Unwritten."""
         world = self._world_now()
         try:
+            if self._unsettled:  # the record of a decision could not be written
+                self._append(self._unsettled._asdict())
+                self._print(self._unsettled)
             self._append(stop_record(reason, world))
             self._settle(self._desk.stop(reason, world), time.perf_counter())
         except Locked:
@@ -246,16 +250,17 @@ class Office:
         if outcome.row:
             timed = [*outcome.row[:-1], str(microseconds_since(begin))]
             outcome = self._desk.outcome = outcome._replace(row=timed)
+        self._unsettled = outcome
         self._append(outcome._asdict())
+        self._unsettled = None
         self._tell(outcome)
         if self._journal.size > ROTATE:
             self._journal.rotate(snapshot_record(self._desk, self._live))
 
     def _tell(self, outcome: Outcome, is_printed: bool = False) -> None:
         """Print a decision and publish its target, unless that has expired already."""
-        if outcome.row and not is_printed:
-            self._printer.print(outcome.row)
-            self._append(told_record(outcome))
+        if not is_printed:
+            self._print(outcome)
         valid_ns = (outcome.close_ns if outcome.row else outcome.decided_ns) + VALID_BARS * self._interval_ns
         if self._live and time.time_ns() >= valid_ns:
             return
@@ -283,6 +288,12 @@ class Office:
             self._beat()
         if self._live:
             self._journal.sync()
+
+    def _print(self, outcome: Outcome) -> None:
+        """Print a decision and note that."""
+        if outcome.row:
+            self._printer.print(outcome.row)
+            self._append(told_record(outcome))
 
     def _append(self, record: Record) -> None:
         """Journal a record."""
