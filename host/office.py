@@ -120,6 +120,7 @@ class Office:
         """Begin the journal, or go on where it ends."""
         if self._journal.size == 0:
             self._append(snapshot_record(self._desk, self._live))
+            self._row = None  # what there is belongs to another journal
         else:
             self._resume()
         self._desk.limits = limits
@@ -241,8 +242,7 @@ class Office:
             self._settle(outcome, begin)
         elif self._desk.outcome is not None:
             self._tell(self._desk.outcome, is_printed="seq" not in last)
-        row = self._row
-        while row and row.reason.endswith(UNWRITTEN) and self._seq() < row.seq:
+        while self._is_behind(self._seq()):
             self.stop("unwritten")  # what a bridge has read is journaled after all, with its number
 
     def _settle(self, outcome: Outcome, begin: float) -> None:
@@ -262,7 +262,7 @@ class Office:
         if not is_printed:
             self._print(outcome)
         valid_ns = (outcome.close_ns if outcome.row else outcome.decided_ns) + VALID_BARS * self._interval_ns
-        if self._live and time.time_ns() >= valid_ns:
+        if self._is_behind(outcome.seq) or (self._live and time.time_ns() >= valid_ns):
             return
         reason = f"{outcome.state.lower()} {outcome.reason}"
         if reason != self._said:
@@ -310,6 +310,11 @@ class Office:
         with suppress(OSError, RowRefused):
             return parse_target(read_small(self._target))
         return None
+
+    def _is_behind(self, seq: int) -> bool:
+        """Whether a bridge can have read a later flat row, which was not journaled."""
+        row = self._row
+        return row is not None and row.reason.endswith(UNWRITTEN) and seq < row.seq
 
     def _be_flat(self) -> None:
         """Publish a flat row though something cannot be written: anew, by what is in reserve, or over the position."""

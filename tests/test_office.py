@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,13 +17,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from host import office as module
 from host.act import act_beside_money, act_on_feed, new_publishing, replay, symbol_of, watch_over
-from host.actor import Printer
+from host.actor import Printer, format_decision
 from host.agent import reading_of
 from host.config import ConfigError, GuardConfig
 from host.desk import ReplayError
@@ -219,6 +221,102 @@ def test_a_silent_feed_ends_with_6_but_not_over_the_weekend(acting: Any, bars: l
         live.office.look()
     assert stale.value.exit_code == 6
     assert (live.row().target, live.row().reason) == (0.0, "halted stale-feed")
+
+
+@pytest.mark.parametrize("given", [HISTORY + 5, 9])
+def test_a_late_feed_is_flat_and_says_so_until_it_is_in_time(
+    given: int, acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five hours behind, from the first bar on, in the warm-up too; not before its end is reached."""
+    live = acting()
+    assert live.feed(bars[:given], after_ns=5 * HOUR_NS) == []
+    live.office.look()
+    assert not (live.folder / "target.csv").exists(), "there may be more bars at once"
+    live.now += 2 * NS
+    for _ in range(3):
+        live.office.look()
+    row = live.row()
+    assert (row.target, row.reason) == (0.0, "halted late-feed")
+    assert row.valid_until_ns > live.now
+    err = capsys.readouterr().err
+    assert err.count("the feed is late: its last bar closed at ") == 1
+    assert ", 5.0 h ago" in err
+    assert err.count("target 0: halted late-feed") == 1
+    rows = live.feed(bars[given : HISTORY + 30])
+    assert rows[-1].reason.startswith("active")
+    live.office.look()
+    assert live.row() == rows[-1]
+    live.now += 30 * DAY_NS
+    assert "late" not in capsys.readouterr().err
+
+
+def test_a_feed_that_ends_late_is_said_at_the_end(
+    acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
+) -> None:
+    live = acting()
+    live.feed(bars[: HISTORY + 5], after_ns=5 * HOUR_NS)
+    live.office.close()
+    assert (live.row().target, live.row().reason) == (0.0, "halted late-feed")
+    live.start()
+    live.feed(bars[HISTORY + 4 : HISTORY + 5], after_ns=5 * HOUR_NS)
+    live.office.close()
+    assert capsys.readouterr().err.count("the feed is late") == 2, "a restart says so too"
+
+
+def test_catching_up_is_not_late(acting: Any, bars: list[Bar]) -> None:
+    """After a restart the bars that were missed come at once, the last of them in time."""
+    live = acting()
+    rows = live.feed(bars[: HISTORY + 20])
+    office = live.start()
+    live.now = bars[HISTORY + 29].time + NS
+    for bar in bars[: HISTORY + 30]:
+        office.on_bar(bar)
+        office.look()
+    assert live.row().seq == rows[-1].seq + 10
+    assert not any(outcome["reason"] == "late-feed" for outcome in outcomes(live.folder))
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_bar_that_was_rewritten_while_nobody_looked_is_said(
+    live: bool, acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = acting(live=live)
+    run.feed(bars[: HISTORY + 5])
+    run.start()
+    changed = bars[HISTORY]._replace(close=1.5)
+    run.feed([*bars[HISTORY - 9 : HISTORY], changed, *bars[HISTORY + 1 : HISTORY + 9]])
+    said = [line for line in capsys.readouterr().err.splitlines() if "rewritten" in line]
+    assert len(said) == 1
+    assert f"/{bars[HISTORY].close:.10g}, now " in said[0]
+    assert "/1.5;" in said[0]
+
+
+def test_bars_that_were_missed_while_nobody_looked_are_said(
+    acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = acting()
+    run.feed(bars[: HISTORY + 5])
+    run.start()
+    run.feed(bars[HISTORY + 9 : HISTORY + 12])
+    assert "never read" in capsys.readouterr().err
+
+
+def test_nothing_is_minus_zero(
+    acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str], trained: Trained
+) -> None:
+    """A guard that allows nothing cuts a short position to what a float calls -0."""
+    live = acting(max_target=0.0)
+    live.feed(bars[: HISTORY + 40])
+    assert any(row[2].startswith("-") for row in (outcome["row"] for outcome in outcomes(live.folder)))
+    live.office._beat()
+    texts = [path.read_text() for path in live.folder.iterdir()]
+    assert not any(
+        re.search(r"-0(\.0*)?(?![.\d])", text.replace("e-0", "")) for text in (*texts, live.out.getvalue())
+    )
+    assert "target -0" not in capsys.readouterr().err
+    shares = np.zeros(4)
+    assert format_decision(0, 0, -0.0, 0.0, shares, 1)[2] == "0"
+    assert "-0.0000" not in format_position(Position(1, 0, "EURUSD", -0.0))
 
 
 @pytest.mark.parametrize(
