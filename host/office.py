@@ -48,7 +48,7 @@ from host.target import (
     utc,
 )
 from kernels.bars import NS
-from kernels.guard import ACTIVE, HALT_FILE, HALTED, Limits, open_ns
+from kernels.guard import ACTIVE, HALT_FILE, HALTED, Limits, age_ns, open_ns
 
 VALID_BARS = 2  # intervals from a bar's close to the end of its target
 LATE_FEED = "late-feed"
@@ -137,7 +137,8 @@ class Office:
         where, last = self._publishing.symbol, self._desk.last
         if last is None or bar.time >= last.time:
             self._arrived_ns = time.time_ns()
-            self._is_late = self._live and self._is_expired(bar.time)
+            valid_ns = bar.time + VALID_BARS * self._interval_ns
+            self._is_late = self._live and self._arrived_ns >= valid_ns
             self._is_late_said &= self._is_late
         if last and bar.time <= last.time:  # a feed that is read again from its beginning
             self._taken.compare(bar.time, bar[1:5], where)
@@ -208,20 +209,19 @@ class Office:
             self._journal.close()
 
     def _mind_lateness(self) -> None:
-        """Flat once the feed has been read to its end and its last bar came when its target had expired."""
+        """Say once that the feed ends with a bar whose target had expired; flat, but for what a weekend interrupts."""
         outcome, last = self._desk.outcome, self._desk.last
         if not self._is_late or last is None:
             return
+        now = time.time_ns()
+        is_weekend = age_ns(last.time, now) < VALID_BARS * self._interval_ns
         if not self._is_late_said:
-            self._is_late_said, hours = True, (time.time_ns() - last.time) / NS / 3600
-            hint = "flat until one comes in time; is its clock another (--timezone)?"
-            say(f"the feed is late: its last bar closed at {utc(last.time)}, {hours:.1f} h ago; {hint}")
-        if outcome is None or outcome.row:
+            self._is_late_said = True
+            hint = "the market is closed" if is_weekend else "flat; is its clock another (--timezone)?"
+            hours = (now - last.time) / NS / 3600
+            say(f"the feed is late: its last bar closed at {utc(last.time)}, {hours:.1f} h ago: {hint}")
+        if (not is_weekend or self._row is None) and (outcome is None or outcome.row):
             self.stop(LATE_FEED)
-
-    def _is_expired(self, close_ns: int) -> bool:
-        """Whether a bar is so old that its target is not valid any more, the weekend left out."""
-        return open_ns(close_ns, time.time_ns()) >= VALID_BARS * self._interval_ns
 
     def _resume(self) -> None:
         """Bring the desk to where the journal ends; prints the last decision if its line may have been lost."""
