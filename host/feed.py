@@ -21,7 +21,6 @@ from host.follow import Taken, path_lines, stream_lines
 from host.formats import (
     KINDS,
     LONGEST,
-    OHLC,
     DataError,
     Layout,
     ReadOptions,
@@ -78,7 +77,7 @@ class LineParser:
         self._last: tuple[int, float] | None = None  # stamp and close of the last bar
         self._first: list[int] = []  # stamps of the first bars, to check their distance
         self._moved = 0  # damaged prices since the last bar
-        self._taken = Taken(self._interval_ns)
+        self._taken = Taken(name, self._interval_ns)
 
     def reopen(self) -> None:
         """The feed starts over: skip what is not newer than the last bar."""
@@ -97,9 +96,9 @@ class LineParser:
         if numbers.pop("complete", 1.0) == 0:
             return None  # it comes again once it is closed
         utc = stamp_utc(stamp, is_utc, self.clock)
-        prices, where = tuple(numbers[name] for name in OHLC), f"{self._name}: line {line}"
+        prices = numbers["open"], numbers["high"], numbers["low"], numbers["close"]
         if self._catching_up and self._last and utc <= self._last[0]:
-            self._taken.compare(utc, prices, where)
+            self._taken.compare(utc, prices, line)
             return None
         if self._rules is None:
             price = numbers["open"]
@@ -112,7 +111,7 @@ class LineParser:
             self._refuse(kind, text, line)
             return None
         self._keep(utc, quote["close"])
-        self._taken.take(utc, prices, where)
+        self._taken.take(utc, prices, line)
         return Bar(utc + (self._interval_ns if self._rules.label == "open" else 0), **quote)
 
     def _keep(self, utc: int, close: float) -> None:

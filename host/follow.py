@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +29,7 @@ REMEMBERED = 4096  # bars
 HOLDS = os.name != "nt"  # keeps a file open between two looks: on Windows nobody could replace it then
 
 Line = tuple[int, str]  # number and text
+Prices = tuple[float, ...]  # open, high, low and close
 
 
 class Place:
@@ -167,9 +169,9 @@ def is_file(file: BinaryIO) -> bool:
 class Taken:
     """The last bars that were taken from a feed, to be held against what it says of them when it is read again."""
 
-    def __init__(self, interval_ns: int) -> None:
-        self._interval_ns = interval_ns
-        self._prices = dict[int, tuple[float, ...]]()  # by time
+    def __init__(self, name: str, interval_ns: int) -> None:
+        self._name, self._interval_ns = name, interval_ns
+        self._prices = OrderedDict[int, Prices]()  # by time
         self._last = 0  # the newest time
         self._is_read_again = False
 
@@ -177,17 +179,18 @@ class Taken:
         """The feed is read again."""
         self._is_read_again = True
 
-    def take(self, time_ns: int, prices: tuple[float, ...], where: str) -> None:
+    def take(self, time_ns: int, prices: Prices, line: int = 0) -> None:
         """Remember a new bar; says so if the feed that is read again begins behind the bar that was due."""
         if self._is_read_again and self._prices and time_ns - self._last > self._interval_ns:
-            found = f"begins at {stamp(time_ns)}; what came after {stamp(self._last)} was never read"
-            say(f"{where}: the feed {found}")
+            self._say(
+                line, f"the feed begins at {stamp(time_ns)}; what followed {stamp(self._last)} was never read"
+            )
         self._is_read_again = False
         self._prices[time_ns], self._last = prices, time_ns
         if len(self._prices) > REMEMBERED:
-            del self._prices[next(iter(self._prices))]
+            self._prices.popitem(last=False)
 
-    def compare(self, time_ns: int, prices: tuple[float, ...], where: str) -> None:
+    def compare(self, time_ns: int, prices: Prices, line: int = 0) -> None:
         """Hold a bar that is not new against the one that was taken; says where they differ."""
         self._is_read_again = False
         known = self._prices.get(time_ns)
@@ -195,12 +198,13 @@ class Taken:
             return
         self._prices[time_ns] = prices
         if known is None:
-            say(
-                f"{where}: the bar of {stamp(time_ns)} was not there in its turn: {shown(prices)} is left out"
-            )
+            what = f"was not there in its turn: {shown(prices)} is left out"
         else:
-            said = f"was rewritten: taken as {shown(known)}, now {shown(prices)}"
-            say(f"{where}: the bar of {stamp(time_ns)} {said}; what was decided stands")
+            what = f"was rewritten: taken as {shown(known)}, now {shown(prices)}; what was decided stands"
+        self._say(line, f"the bar of {stamp(time_ns)} {what}")
+
+    def _say(self, line: int, text: str) -> None:
+        say(f"{self._name}: line {line}: {text}" if line else f"{self._name}: {text}")
 
 
 def stamp(time_ns: int) -> str:
@@ -208,6 +212,6 @@ def stamp(time_ns: int) -> str:
     return f"{np.datetime64(time_ns // NS, 's')}Z"
 
 
-def shown(prices: tuple[float, ...]) -> str:
+def shown(prices: Prices) -> str:
     """Prices for people."""
     return "/".join(f"{price:.10g}" for price in prices)

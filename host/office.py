@@ -127,21 +127,21 @@ class Office:
         if self._publishing.lift:
             self._desk.lift()
         self._append(start_record(self._desk, self._live, self._publishing.lift))
-        self._taken = Taken(self._interval_ns)
+        self._taken = Taken(self._publishing.symbol, self._interval_ns)
         for time_ns, *prices in zip(*(column.tolist() for column in self._desk.actor.bars[:5]), strict=True):
-            self._taken.take(time_ns, tuple(prices), "")
+            self._taken.take(time_ns, tuple(prices))
         self._taken.start_over()
 
     def on_bar(self, bar: Bar) -> None:
         """Journal the bar, decide, journal the decision, print and publish it."""
-        where, last = self._publishing.symbol, self._desk.last
+        last = self._desk.last
         if last is None or bar.time >= last.time:
             self._arrived_ns = time.time_ns()
             valid_ns = bar.time + VALID_BARS * self._interval_ns
             self._is_late = self._live and self._arrived_ns >= valid_ns
             self._is_late_said &= self._is_late
         if last and bar.time <= last.time:  # a feed that is read again from its beginning
-            self._taken.compare(bar.time, bar[1:5], where)
+            self._taken.compare(bar.time, bar[1:5])
             return
         begin = time.perf_counter()
         world = self._world(bar.time)
@@ -152,7 +152,7 @@ class Office:
         except Exception:  # a restart may succeed with this bar: for the journal it has not come yet
             self._journal.retract(*before)
             raise
-        self._taken.take(bar.time, bar[1:5], where)
+        self._taken.take(bar.time, bar[1:5])
         if outcome is not None:
             self._settle(outcome, begin)
             self._obey(outcome.state, outcome.reason)

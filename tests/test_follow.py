@@ -185,11 +185,11 @@ def test_no_more_bars_are_remembered_than_a_window_has(
     monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setattr(module, "REMEMBERED", 3)
-    taken = Taken(NS)
+    taken = Taken("feed", NS)
     for i in range(9):
-        taken.take(i * NS, (float(i),), "feed")
+        taken.take(i * NS, (float(i),))
     for i in range(9):
-        taken.compare(i * NS, (0.0,), "feed")
+        taken.compare(i * NS, (-1.0,))
     assert len(said) == 3
 
 

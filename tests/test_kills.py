@@ -134,8 +134,11 @@ def test_kills_at_any_moment(
         monkeypatch.setattr(module, "ROTATE", draw.choice((40_000, module.ROTATE)))
         folder = tmp_path / str(counts["runs"])
         folder.mkdir()
-        while not killed(scene, folder, live, draw.random() * draw.choice((0.02, 0.2, 0.5)), counts):
+        size = 0
+        while not killed(scene, folder, live, draw.random() * draw.choice((0.1, 0.3, 1.0)), counts):
             check_killed(folder)
+            before, size = size, sum(path.stat().st_size for path in folder.glob("journal*.jsonl"))
+            counts["kills at work"] += size > before
         counts["runs"] += 1
         counts["lines twice"] += check_end(scene, folder, live, (folder / "out").read_text())
     print(f"live={live}: {dict(counts)}")
