@@ -278,8 +278,9 @@ class Office:
             reason=reason if self._live else f"{DRY_RUN} {reason}",
             model=self._model,
         )
-        if row.target:
-            self._publish(self._reserve, format_target(in_reserve(row)))
+        if row.target:  # a tenth of the time of a rename
+            keep = overwrite if self._reserve.exists() else publish
+            self._publish(self._reserve, format_target(in_reserve(row)), keep)
         self._publish(self._target, format_target(row))
         self._row = row
         if outcome.seq % CACHE_EVERY == 0:
@@ -300,10 +301,10 @@ class Office:
         self._check_held()
         self._journal.append(record)
 
-    def _publish(self, path: Path, text: str) -> None:
+    def _publish(self, path: Path, text: str, way: Callable[[Path, str], None] = publish) -> None:
         """Replace a file of the folder."""
         self._check_held()
-        publish(path, text)
+        way(path, text)
 
     def _published(self) -> Row | None:
         """The row that a bridge can have read."""
@@ -323,8 +324,7 @@ class Office:
         row = in_reserve(self._row)
         for way in (publish, self._take_reserve, overwrite):
             try:
-                self._check_held()
-                way(self._target, format_target(row))
+                self._publish(self._target, format_target(row), way)
             except (OSError, RowRefused) as error:
                 fault = error
             else:

@@ -196,7 +196,8 @@ def failing(disk: Disk) -> Iterator[None]:
 
     class File(io.FileIO):
         def write(self, data: Any, /) -> int:
-            if disk.fails("write", self.name):
+            has_room = disk.fault == "full" and self.tell() + len(data) <= os.fstat(self.fileno()).st_size
+            if not has_room and disk.fails("write", self.name):
                 taken = super().write(memoryview(data)[: disk.draw.randint(1, len(data))])
                 if disk.fault == "short":
                     return taken
