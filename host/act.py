@@ -19,11 +19,11 @@ from host.actor import Actor, Printer, load_acting, microseconds_since
 from host.agent import reading_of
 from host.config import ActConfig, ConfigError, GuardConfig, load_into
 from host.desk import Desk, play
-from host.durable import locked
+from host.durable import locked, naming
 from host.feed import Bar, feed_bars
 from host.formats import ReadOptions
 from host.journal import read_journal
-from host.office import Halted, Office, Publishing
+from host.office import FeedStale, Halted, Office, Publishing
 from host.progress import say
 from kernels._jit import module_digest
 from kernels.guard import Limits
@@ -75,9 +75,10 @@ def act_on_feed(
     if publishing is None:
         act(Actor(loaded.agent, loaded.setting, loaded.search), bars, printer)
         return
-    publishing.folder.mkdir(parents=True, exist_ok=True)
-    with locked(publishing.folder / "lock"):
-        act_beside_money(Office(loaded, publishing, printer), bars)
+    with naming(publishing.folder):
+        publishing.folder.mkdir(parents=True, exist_ok=True)
+    with locked(publishing.folder / "lock") as check_held:
+        act_beside_money(Office(loaded, publishing, printer, check_held), bars)
 
 
 def act(actor: Actor, feed: Iterable[Bar], printer: Printer) -> None:
@@ -100,7 +101,7 @@ def act_beside_money(office: Office, feed: Iterable[Bar]) -> None:
         raise
     except Exception as error:
         with turn:
-            office.stop(type(error).__name__)
+            office.fail(error)
         raise
     finally:
         with turn:
@@ -117,6 +118,8 @@ def watch_over(office: Office, turn: threading.Lock, done: threading.Event) -> N
             try:
                 office.look()
             except Exception as error:  # nobody else would see it, and nothing may go on unwatched
+                if not isinstance(error, (Halted, FeedStale)):
+                    office.fail(error)
                 say(f"swt: {error or repr(error)}")
                 os._exit(getattr(error, "exit_code", 1))
 

@@ -53,7 +53,7 @@ def format_decision(
     return [
         utc(int(time_ns)),
         ACTIONS[kind_of(int(action), len(shares))],
-        np.format_float_positional(target, trim="-"),
+        np.format_float_positional(target + 0.0, trim="-"),  # no -0
         repr(float(value)),
         *(repr(float(sum(kind))) for kind in kinds),
         str(latency_us),
@@ -111,7 +111,7 @@ class Actor:
     @property
     def target(self) -> float:
         """The side that the last decision wants."""
-        return float(self._trader.target[0])
+        return float(self._trader.target[0]) + 0.0  # no -0
 
     @property
     def far(self) -> float:

@@ -143,7 +143,8 @@ class Desk:
     def _outcome(
         self, guard: Guard, verdict: Verdict, wanted: float, world: World, bar: Bar | None
     ) -> Outcome:
-        self.guard = bound(guard, wanted, verdict, world.now_ns)
+        guard = bound(guard, wanted, verdict, world.now_ns)
+        self.guard = guard._replace(target=guard.target + 0.0)  # no -0
         self.outcome = Outcome(
             seq=self.outcome.seq + 1 if self.outcome else 1,
             row=self.actor.decision(bar, 0) if bar else [],
@@ -177,6 +178,11 @@ def bar_record(bar: Bar, world: World) -> dict[str, Any]:
 def stop_record(reason: str, world: World) -> dict[str, Any]:
     """An end that the feed did not bring about."""
     return {"stop": reason, "world": list(world)}
+
+
+def told_record(outcome: Outcome) -> dict[str, Any]:
+    """That the row of an outcome is printed; one without it is printed by the next start."""
+    return {"told": outcome.seq}
 
 
 def bars_of(record: dict[str, Any]) -> list[Bar]:
@@ -220,6 +226,8 @@ def apply(desk: Desk, record: dict[str, Any]) -> Outcome | None:
         desk.limits = Limits(**start["limits"])
         if start["lift"]:
             desk.lift()
+        return None
+    if "told" in record:
         return None
     world = World(*record["world"])
     if "stop" in record:

@@ -1,10 +1,12 @@
 """Files that are either the old or the new one, whatever happens in between."""
 
+import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +17,34 @@ class Locked(OSError):  # noqa: N818
     exit_code = 8
 
 
+class Unwritten(OSError):  # noqa: N818
+    """A file could not be written; the message names it and the reason."""
+
+    exit_code = 1
+
+
 RETRY_S, PATIENCE_S = 0.01, 5.0  # while a reader holds a file that is to be replaced
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in what the system says of it in the block."""
+    try:
+        yield
+    except Unwritten:
+        raise
+    except OSError as error:
+        raise Unwritten(f"{path}: {error.strerror or error}") from error
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write `data` to an unbuffered file: a single write may take less, on a disk that is nearly full say."""
+    left = memoryview(data)
+    while left:
+        taken = file.write(left)
+        if not taken:
+            raise OSError(errno.EIO, "a write took nothing")
+        left = left[taken:]
 
 
 def sync_folder(folder: Path) -> None:
@@ -62,30 +91,71 @@ def swap(temporary: Path, path: Path) -> None:
 def publish(path: Path, text: str) -> None:
     """Replace `path` for readers at any moment; not fsynced, so what a power cut leaves must be checked by them."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    swap(temporary, path)
+    with naming(path):
+        with temporary.open("wb", 0) as file:
+            write_all(file, text.encode())
+        swap(temporary, path)
+
+
+def overwrite(path: Path, text: str) -> None:
+    """Write over what a file holds, which takes no room; a reader may meet half of it."""
+    with naming(path), path.open("r+b", 0) as file:
+        write_all(file, text.encode())
+        file.truncate()
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `path` against other processes until the end of the block; the system lets go when the process dies."""
-    with path.open("a+b") as file:
+def locked(path: Path) -> Iterator[Callable[[], None]]:
+    """Hold `path` against other processes until the end of the block; the system lets go when the process dies.
+
+    Its folder is held too, where that can be: who deletes the lock lets nobody in.  Yields a check to be made before
+    something is written: it raises Locked once the folder was moved and another has its name.
+    """
+    with ExitStack() as stack:
+        with naming(path):
+            file = stack.enter_context(path.open("a+b"))
         try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file.fileno())
         except OSError:
             raise Locked(f"{path.parent} is in use by process {_holder(file)}") from None
+        held, name = file.fileno(), path
+        if os.name != "nt":  # there, nobody can delete an open file, and a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            try:
+                _lock(folder)
+                held, name = folder, path.parent
+            except BlockingIOError:
+                raise Locked(f"{path.parent} is in use by a process whose {path.name} was deleted") from None
+            except OSError:
+                pass  # a drive whose folders have no locks
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
         file.flush()
-        yield
+        yield lambda: check_held(held, name)
+
+
+def _lock(handle: int) -> None:
+    """Lock what is open until it is closed; OSError if another process has, or if that cannot be."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(handle, 0, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def check_held(held: int, name: Path) -> None:
+    """Raise Locked unless `name` is what is held open."""
+    try:
+        is_held = os.path.samestat(os.fstat(held), name.stat())
+    except FileNotFoundError:
+        is_held = False
+    if not is_held:
+        raise Locked(f"{name} was moved or deleted while this process had it: it writes no more there")
 
 
 def _holder(file: BinaryIO) -> str:

@@ -8,8 +8,6 @@ Formats that list the newest bar first are no feeds.
 from __future__ import annotations
 
 import io
-import os
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +18,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from host.containers import MARK, is_plain, read_text, utf16_line, utf16_of
-from host.formats import KINDS, MAX_LINE, DataError, Layout, ReadOptions, is_head, recognise, refusal
+from host.containers import is_plain, read_text
+from host.follow import Taken, path_lines, pipe_lines, stream_lines
+from host.formats import KINDS, DataError, Layout, ReadOptions, is_head, recognise, refusal
 from host.parsing import (
     LONGEST,
     Rules,
@@ -74,10 +73,12 @@ class LineParser:
         self._last: tuple[int, float] | None = None  # stamp and close of the last bar
         self._first: list[int] = []  # stamps of the first bars, to check their distance
         self._moved = 0  # damaged prices since the last bar
+        self._taken = Taken(name, self._interval_ns)
 
     def reopen(self) -> None:
         """The feed starts over: skip what is not newer than the last bar."""
         self._catching_up = True
+        self._taken.start_over()
 
     def parse(self, text: str, line: int) -> Bar | None:
         """The bar of a line; None for a blank, already seen or dropped one.  DataError if it is bad."""
@@ -91,7 +92,9 @@ class LineParser:
         if numbers.pop("complete", 1.0) == 0:
             return None  # it comes again once it is closed
         utc = stamp_utc(stamp, is_utc, self.clock)
+        prices = numbers["open"], numbers["high"], numbers["low"], numbers["close"]
         if self._catching_up and self._last and utc <= self._last[0]:
+            self._taken.compare(utc, prices, line)
             return None
         if self._rules is None:
             price = numbers["open"]
@@ -104,6 +107,7 @@ class LineParser:
             self._refuse(kind, text, line)
             return None
         self._keep(utc, quote["close"])
+        self._taken.take(utc, prices, line)
         return Bar(utc + (self._interval_ns if self._rules.label == "open" else 0), **quote)
 
     def _keep(self, utc: int, close: float) -> None:
@@ -241,95 +245,9 @@ def parse_lines(
             yield bar
 
 
-def read_lines(
-    file: BinaryIO, name: str, at_end: Callable[[bytes], bool], keep_half: bool
-) -> Iterator[tuple[int, str]]:
-    """Number and text of each complete line.  `at_end`, given the last bytes read, says whether to go on reading."""
-    line, encoding, last, half = 0, "", b"", b""
-    while True:
-        half += file.readline(MAX_LINE + 3 - len(half))
-        if len(half.rstrip(b"\r\n")) > MAX_LINE or len(half) > MAX_LINE + 2:
-            raise DataError(f"{name}: line {line + 1}: longer than {MAX_LINE} bytes, this is no file of bars")
-        complete = half.endswith(b"\n")
-        if not complete and at_end(last + half):
-            continue
-        if complete or (keep_half and half):
-            line += 1
-            encoding = utf16_of(half) if line == 1 else encoding
-            raw = half.removesuffix(b"\n")
-            text = utf16_line(raw, encoding, f"{name}: line {line}") if encoding else raw.decode("latin-1")
-            yield line, (text.removeprefix(MARK) if line == 1 else text).rstrip("\r")
-            last, half = half, b""
-        if not complete:
-            return
-
-
-def stream_lines(file: BinaryIO, follow: bool, wait: Callable[[], None]) -> Iterator[tuple[int, str]]:
-    """Lines of an open stream; only a file can grow beyond its end."""
-    grows = follow and is_file(file)
-
-    def at_end(_: bytes) -> bool:
-        if grows:
-            wait()
-        return grows
-
-    return read_lines(file, str(getattr(file, "name", "feed")), at_end, keep_half=not follow)
-
-
-def is_file(file: BinaryIO) -> bool:
-    """Whether a stream is a file on a disk."""
-    try:
-        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except OSError:
-        return False
-
-
 def open_lines(path: Path, follow: bool, wait: Callable[[], None]) -> tuple[str, Iterator[tuple[int, str]]]:
     """Name and lines of a path: of text as they come, of anything else once it is unpacked."""
     if is_plain(path, follow):
         return str(path), path_lines(path, follow, wait)
     name, data, _ = read_text(path)
-    return name, read_lines(io.BytesIO(data), name, lambda _: False, keep_half=True)
-
-
-def path_lines(path: Path, follow: bool, wait: Callable[[], None]) -> Iterator[tuple[int, str]]:
-    """Lines of a file; one that was cut, rewritten or replaced is read again from line 1."""
-    opened = False
-    while True:
-        try:
-            file = path.open("rb")
-        except (FileNotFoundError, PermissionError) as error:
-            if not opened:
-                raise DataError(f"{path}: {error.strerror}") from None
-            wait()  # a writer that replaces the file is at it
-            continue
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: {error}") from None
-        opened = True
-        with file:
-            grows = follow and is_file(file)
-            yield from read_lines(file, str(path), watch(path, file, grows, wait), keep_half=not grows)
-        if not grows:
-            return
-
-
-def watch(path: Path, file: BinaryIO, follow: bool, wait: Callable[[], None]) -> Callable[[bytes], bool]:
-    """What `read_lines` asks at the end of a file: after a pause, whether it is still the one that was read."""
-    replaced = False
-
-    def at_end(last: bytes) -> bool:
-        nonlocal replaced
-        if not follow or replaced:
-            return False
-        wait()
-        try:
-            with path.open("rb") as now:
-                if not os.path.samestat(os.fstat(now.fileno()), os.fstat(file.fileno())):
-                    replaced = True
-                    return True  # to its end: it may have grown before it was moved away
-                now.seek(file.tell() - len(last))
-                return now.read(len(last)) == last
-        except (FileNotFoundError, PermissionError):
-            return True  # a writer is at it
-
-    return at_end
+    return name, pipe_lines(io.BytesIO(data), name, keep_half=True)

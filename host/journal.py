@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from host.durable import publish, swap
+from host.durable import naming, publish, swap, write_all
+from host.progress import say
 
 ROTATE, KEEP = 1 << 23, 64
+ROTATED = re.compile(r"journal-(\d{6,})\.jsonl")
 Record = dict[str, Any]
 to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
@@ -48,50 +51,74 @@ def parse_lines(data: bytes, path: Path) -> Iterator[tuple[int, Record]]:
 
 
 class Journal:
-    """The journal of a folder, open for more; `found` are the bytes of its whole lines."""
+    """The journal of a folder, open for more; `found` are the bytes of its whole lines.
+
+    What cannot be written raises Unwritten.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
         self._next = folder / "journal.next.jsonl"
-        if self._next.exists() and not self.path.exists():  # killed between the two renames of `rotate`
-            swap(self._next, self.path)
-        self._next.unlink(missing_ok=True)
-        data = self.path.read_bytes() if self.path.exists() else b""
-        self.found = data[: data.rfind(b"\n") + 1]
-        self._file = self.path.open("ab", buffering=0)
-        self._file.truncate(len(self.found))  # the line that a kill or a power cut tore
-        self.size, self.crc = len(self.found), zlib.crc32(self.found)
+        self.size, self.crc, self._is_torn = 0, 0, False
+        with naming(self.path):
+            self.found = self._open()
 
     def append(self, record: Record) -> None:
-        """Add a record, in one write."""
+        """Add a record.  One that could not be written whole is cut off before the next, or by the next start."""
         line = to_json(record).encode() + b"\n"
-        self._file.write(line)
+        with naming(self.path):
+            if self._file.closed:  # a rotation failed
+                self._open()
+            if self._is_torn:
+                self._file.truncate(self.size)
+            self._is_torn = True
+            write_all(self._file, line)
+        self._is_torn = False
         self.size += len(line)
         self.crc = zlib.crc32(line, self.crc)
 
     def retract(self, size: int, crc: int) -> None:
         """Take back what was appended since the journal had this size and CRC."""
-        self._file.truncate(size)
-        self.size, self.crc = size, crc
+        self.size, self.crc, self._is_torn = size, crc, True
+        with naming(self.path):
+            self._file.truncate(size)
 
     def sync(self) -> None:
         """Make the records outlast a power cut."""
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
 
     def rotate(self, first: Record) -> None:
-        """Go on in a new file that begins with `first`."""
-        numbers = [int(path.stem.rpartition("-")[2]) for path in self.path.parent.glob("journal-*.jsonl")]
-        with self._next.open("wb") as file:
-            file.write(to_json(first).encode() + b"\n")
+        """Go on in a new file that begins with `first`; files of any other name are not ours to touch."""
+        found = ((ROTATED.fullmatch(path.name), path) for path in self.path.parent.iterdir())
+        parts = dict(sorted((int(match[1]), path) for match, path in found if match))
+        with naming(self._next), self._next.open("wb", 0) as file:
+            write_all(file, to_json(first).encode() + b"\n")
             os.fsync(file.fileno())
-        self._file.close()
-        swap(self.path, self.path.with_name(f"journal-{max(numbers, default=0) + 1:06}.jsonl"))
-        swap(self._next, self.path)
-        data = self.path.read_bytes()
-        self._file = self.path.open("ab", buffering=0)
-        self.size, self.crc = len(data), zlib.crc32(data)
-        for number in sorted(numbers)[: -KEEP + 1]:
-            self.path.with_name(f"journal-{number:06}.jsonl").unlink()
+        with naming(self.path):
+            self._file.close()
+            try:
+                swap(self.path, self.path.with_name(f"journal-{max(parts, default=0) + 1:06}.jsonl"))
+                swap(self._next, self.path)
+            finally:
+                self._open()
+        for path in [*parts.values()][: -KEEP + 1]:
+            try:
+                path.unlink()
+            except OSError as error:
+                say(f"{path}: {error.strerror}; the next rotation tries again")
+
+    def _open(self) -> bytes:
+        """Open the file behind its last whole line, which is all that a kill or a power cut leaves; its bytes."""
+        if self._next.exists() and not self.path.exists():  # the end came between the two renames of `rotate`
+            swap(self._next, self.path)
+        self._next.unlink(missing_ok=True)
+        data = self.path.read_bytes() if self.path.exists() else b""
+        found = data[: data.rfind(b"\n") + 1]
+        self._file = self.path.open("ab", 0)
+        self._file.truncate(len(found))
+        self.size, self.crc, self._is_torn = len(found), zlib.crc32(found), False
+        return found
 
     def close(self) -> None:
         """No more records."""

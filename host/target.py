@@ -17,7 +17,9 @@ from kernels.bars import NS
 
 HEADER = "seq,decided_utc,bar_close_utc,valid_until_utc,symbol,target,reason,model,crc32"
 POSITION_HEADER = "seq,utc,symbol,position,crc32"
+UNWRITTEN = "halted unwritten"  # how the reason of a row ends that was not journaled
 DRY_RUN = "dry-run"  # how the reason of a row begins that nobody may trade
+RESERVE_NS = 7 * 86_400 * NS  # that a row in reserve is valid: longer than any weekend
 READ_TRIES, READ_PAUSE_S = 5, 0.005
 MAX_BYTES = 4096  # of a file with one row
 
@@ -70,10 +72,21 @@ def format_target(row: Row) -> str:
     return f"{HEADER}\n{signed(','.join(fields))}\n"
 
 
+def in_reserve(row: Row) -> Row:
+    """The flat row that takes the place of `row` when nothing more can be written, not even the stop in the journal.
+
+    Its number is behind those of a decision and a stop that failed; a bridge may come to it at the end of a weekend.
+    """
+    reason = f"{DRY_RUN} {UNWRITTEN}" if row.reason.startswith(DRY_RUN) else UNWRITTEN
+    return row._replace(
+        seq=row.seq + 2, target=0.0, reason=reason, valid_until_ns=row.decided_ns + RESERVE_NS
+    )
+
+
 def format_position(position: Position) -> str:
     """The file: header and row."""
     seq, utc_ns, symbol, held = position
-    return f"{POSITION_HEADER}\n{signed(f'{seq},{utc(utc_ns)},{symbol},{held:.4f}')}\n"
+    return f"{POSITION_HEADER}\n{signed(f'{seq},{utc(utc_ns)},{symbol},{held:z.4f}')}\n"
 
 
 def parse_target(data: bytes) -> Row:

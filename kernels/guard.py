@@ -177,3 +177,10 @@ def open_ns(since_ns: int, now_ns: int) -> int:
         closed += max(0, min(now_ns, week + CLOSE_LENGTH_NS) - max(since_ns, week))
         week += WEEK_NS
     return max(0, now_ns - since_ns - closed)
+
+
+def age_ns(close_ns: int, now_ns: int) -> int:
+    """Nanoseconds since a bar closed, outside the weekly close; all of them for a market that is open on Saturday."""
+    into = (close_ns - CLOSE_BEGIN_NS) % WEEK_NS
+    is_closed = CLOSE_LENGTH_NS / 4 < into < CLOSE_LENGTH_NS * 3 / 4  # clocks change at its ends
+    return now_ns - close_ns if is_closed else open_ns(close_ns, now_ns)

@@ -33,7 +33,7 @@ FLOORS = [  # a module imports lower floors only
     ["host.instruments", "host.onnx_shapes"],
     ["host.config", "host.progress", "host.machine", "host.durable", "host.onnx_check", "host.formats"],
     ["host.parsing", "host.containers"],
-    ["host.resample"],
+    ["host.resample", "host.follow"],
     ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
     ["host.agent"],
     ["host.actor", "host.bridge"],

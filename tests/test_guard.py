@@ -17,6 +17,7 @@ from kernels.guard import (
     Limits,
     Seen,
     Verdict,
+    age_ns,
     bound,
     is_weekend,
     judge,
@@ -142,6 +143,14 @@ def test_time_that_the_market_is_open(since: int, length: int) -> None:
     minutes = range(first, first + length)
     counted = sum(not (1440 + 21 * 60) <= (m % 10_080) < (1440 + 21 * 60 + 49 * 60) for m in minutes)
     assert open_ns(first * MINUTE, (first + length) * MINUTE) == counted * MINUTE
+
+
+def test_a_bar_of_a_saturday_ages_all_the_time() -> None:
+    """One of a Friday evening does not, whichever clock ends the week."""
+    saturday, now = WEDNESDAY + 3 * DAY_NS, WEDNESDAY + 5 * DAY_NS  # to Monday noon
+    assert age_ns(saturday, now) == 2 * DAY_NS
+    assert age_ns(saturday - 14 * HOUR_NS, saturday) == 0
+    assert age_ns(WEDNESDAY, now) == 5 * DAY_NS - 49 * HOUR_NS
 
 
 VERDICTS = st.builds(

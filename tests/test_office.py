@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,13 +17,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from host import office as module
 from host.act import act_beside_money, act_on_feed, new_publishing, replay, symbol_of, watch_over
-from host.actor import Printer
+from host.actor import Printer, format_decision
 from host.agent import reading_of
 from host.config import ConfigError, GuardConfig
 from host.desk import ReplayError
@@ -123,6 +125,7 @@ def test_without_limits_the_target_is_the_agents(acting: Any, bars: list[Bar], t
         "heartbeat.json",
         "state.json",
         "journal.jsonl",
+        ".target.reserve",
     }
 
 
@@ -218,6 +221,24 @@ def test_a_silent_feed_ends_with_6_but_not_over_the_weekend(acting: Any, bars: l
         live.office.look()
     assert stale.value.exit_code == 6
     assert (live.row().target, live.row().reason) == (0.0, "halted stale-feed")
+
+
+def test_nothing_is_minus_zero(
+    acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str], trained: Trained
+) -> None:
+    """A guard that allows nothing cuts a short position to what a float calls -0."""
+    live = acting(max_target=0.0)
+    live.feed(bars[: HISTORY + 40])
+    assert any(row[2].startswith("-") for row in (outcome["row"] for outcome in outcomes(live.folder)))
+    live.office._beat()
+    texts = [path.read_text() for path in live.folder.iterdir()]
+    assert not any(
+        re.search(r"-0(\.0*)?(?![.\d])", text.replace("e-0", "")) for text in (*texts, live.out.getvalue())
+    )
+    assert "target -0" not in capsys.readouterr().err
+    shares = np.zeros(4)
+    assert format_decision(0, 0, -0.0, 0.0, shares, 1)[2] == "0"
+    assert "-0.0000" not in format_position(Position(1, 0, "EURUSD", -0.0))
 
 
 @pytest.mark.parametrize(
@@ -368,8 +389,8 @@ def test_a_decision_that_a_kill_prevented_is_made_at_the_restart(
     act_dry(trained, tmp_path / "out", bars)
     path = tmp_path / "out" / "journal.jsonl"
     expected, lines = outcomes(tmp_path / "out"), path.read_bytes().splitlines(keepends=True)
-    assert b'"seq"' in lines[-1]
-    path.write_bytes(b"".join(lines[:-1]))
+    assert b'"seq"' in lines[-2]
+    path.write_bytes(b"".join(lines[:-2]))
     (tmp_path / "out" / "target.csv").unlink()
     printed = act_dry(trained, tmp_path / "out", [])
     assert printed.splitlines()[1].split(",")[:-1] == expected[-1]["row"]
@@ -389,14 +410,34 @@ def test_a_state_file_of_another_journal_is_not_believed(tmp_path: Path) -> None
     assert read_cache(tmp_path / "none.json", found) is None
 
 
-def test_a_restart_prints_the_last_decision_again_and_goes_on(
-    trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
+@pytest.mark.parametrize("rotate", [module.ROTATE, 1])
+def test_a_restart_prints_no_decision_twice_and_goes_on(
+    rotate: int,
+    trained: Trained,
+    bars: list[Bar],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = act_dry(trained, tmp_path / "out", bars[: HISTORY + 50]).splitlines()
-    second = act_dry(trained, tmp_path / "out", bars).splitlines()
-    assert second[1] == first[-1]
-    untimed = [line.rpartition(",")[0].split(",") for line in [*first[1:], *second[2:]]]
+    """Also where each journal begins with a snapshot; the last line was told, and that is in the journal."""
+    monkeypatch.setattr(module, "ROTATE", rotate)
+    parts = [act_dry(trained, tmp_path / "out", bars[: HISTORY + n]) for n in (50, 50, 60, 60, 200)]
+    untimed = [line.rpartition(",")[0].split(",") for part in parts for line in part.splitlines()[1:]]
     assert untimed == [outcome["row"] for outcome in outcomes(whole)]
+
+
+@pytest.mark.parametrize("kept", ["decision", "half"])
+def test_a_decision_that_may_not_have_been_printed_is_printed(
+    kept: str, trained: Trained, bars: list[Bar], tmp_path: Path
+) -> None:
+    """The kill came before the line was noted as told."""
+    first = act_dry(trained, tmp_path / "out", bars[: HISTORY + 9]).splitlines()
+    path = tmp_path / "out" / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert json.loads(lines[-1]) == {"told": 10}
+    path.write_bytes(b"".join(lines[:-1]) + (lines[-1][:5] if kept == "half" else b""))
+    assert act_dry(trained, tmp_path / "out", []).splitlines()[1:] == first[-1:]
+    assert act_dry(trained, tmp_path / "out", []).splitlines()[1:] == []
 
 
 def test_a_full_journal_is_rotated_and_each_part_stands_alone(
@@ -528,8 +569,13 @@ def test_whatever_the_watch_meets_ends_the_process(
         pass
 
     class Faulty:
+        failed: list[Exception] = []  # noqa: RUF012
+
         def look(self) -> None:
             raise error
+
+        def fail(self, error: Exception) -> None:
+            self.failed.append(error)
 
     def end(code: int) -> None:
         raise Ended(code)
@@ -539,6 +585,7 @@ def test_whatever_the_watch_meets_ends_the_process(
     with pytest.raises(Ended, match=str(code)):
         watch_over(Faulty(), threading.Lock(), threading.Event())  # type: ignore[arg-type]
     assert f"swt: {error}" in capsys.readouterr().err
+    assert Faulty.failed == [error] * (code == 1), "flat first, unless it is already"
 
 
 def size_of(folder: Path) -> int:

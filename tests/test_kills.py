@@ -1,0 +1,267 @@
+"""`act` is killed, and meets disks that fail, at any moment: what it promised holds, and no error is without its line.
+
+SWT_TRIES=300 kills and injects so often; without it a few times.
+"""
+
+import errno
+import io
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host import office as module
+from host.act import act_beside_money, replay
+from host.actor import COLUMNS, Printer
+from host.agent import reading_of
+from host.config import GuardConfig
+from host.durable import Unwritten, locked
+from host.feed import Bar, feed_bars
+from host.formats import ReadOptions
+from host.journal import read_journal
+from host.office import Office, Publishing
+from host.target import DRY_RUN, UNWRITTEN, Row, parse_target
+from kernels.bars import NS
+from kernels.features import HISTORY
+from tests.test_office import OFF, outcomes
+from tests.trained import ROWS, Trained, feed_of
+
+TRIES = int(os.environ.get("SWT_TRIES", "12"))
+DECISIONS = 60
+GUARD = GuardConfig(**OFF)
+
+
+class Scene:
+    """A feed, the time that imitates its own, and what an undisturbed run makes of it."""
+
+    def __init__(self, trained: Trained, folder: Path) -> None:
+        self.trained, self.now = trained, 0
+        self.feed = feed_of(ROWS[: HISTORY - 1 + DECISIONS], folder / "EURUSD.csv")
+        self.expected: dict[bool, list[list[str]]] = {}
+
+    def bars(self) -> Iterator[Bar]:
+        for bar in feed_bars(self.feed, reading_of(self.trained.loaded, ReadOptions())):
+            self.now = max(self.now, bar.time + NS)
+            yield bar
+
+    def go_back(self, folder: Path) -> None:
+        """Let it be the time of the last bar that was taken."""
+        path = folder / "journal.jsonl"
+        told = [record for _, record in read_journal(path)] if path.exists() else []
+        self.now = max((record["bar"][0] for record in told if "bar" in record), default=0) + NS
+
+    def act(self, folder: Path, live: bool, out: Any) -> None:
+        """What `act --out` does once the model is loaded."""
+        self.go_back(folder)
+        with locked(folder / "lock") as check_held:
+            publishing = Publishing(folder, live, False, "EURUSD", GUARD)
+            office = Office(self.trained.loaded, publishing, Printer(out, False), check_held)
+            act_beside_money(office, self.bars())
+
+
+@pytest.fixture(scope="module")
+def scene(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("scene")
+    made = Scene(trained, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.time, "time_ns", lambda: made.now)
+        patch.setattr(module, "CACHE_EVERY", 8)
+        for live in (False, True):
+            (folder / str(live)).mkdir()
+            made.act(folder / str(live), live, io.StringIO())
+            made.expected[live] = [outcome["row"] for outcome in outcomes(folder / str(live))]
+        yield made
+
+
+def target_of(folder: Path) -> Row | None:
+    path = folder / "target.csv"
+    return parse_target(path.read_bytes()) if path.exists() else None
+
+
+def decided(folder: Path) -> list[list[str]]:
+    return [outcome["row"] for outcome in outcomes(folder) if outcome["row"]]
+
+
+def printed(text: str) -> list[list[str]]:
+    """Rows without header and latency; a line that a kill cut short is none."""
+    lines = [line.split(",") for line in text.splitlines()]
+    return [line[:-1] for line in lines if line != [*COLUMNS] and len(line) == len(COLUMNS)]
+
+
+def check_end(scene: Scene, folder: Path, live: bool, text: str) -> int:
+    """All decisions are in the journal and on stdout; each part can be replayed; how many lines came twice."""
+    assert decided(folder) == scene.expected[live]
+    rows = printed(text)
+    assert [row for i, row in enumerate(rows) if row not in rows[:i]] == scene.expected[live]
+    for path in [*folder.glob("journal-*.jsonl"), folder / "journal.jsonl"]:
+        replay(path, scene.trained.path, io.StringIO(), False)
+    row, last = target_of(folder), outcomes(folder)[-1]
+    assert row
+    assert (row.seq, row.target) == (last["seq"], last["target"])
+    return len(rows) - len(scene.expected[live])
+
+
+def check_killed(folder: Path) -> None:
+    """The target is whole and of the last outcome, or of the one before; a position has a flat row in reserve."""
+    path = folder / "journal.jsonl"
+    made = [record["seq"] for _, record in read_journal(path) if "seq" in record] if path.exists() else []
+    row = target_of(folder)
+    if row:
+        last = made[-1] if made else row.seq  # a snapshot has no outcome of its own
+        assert last - 1 <= row.seq <= last
+    if row and row.target:
+        spare = parse_target((folder / ".target.reserve").read_bytes())
+        assert spare.target == 0
+        assert spare.seq >= row.seq + 2
+        assert spare.reason.endswith(UNWRITTEN)
+        assert spare.reason.startswith(DRY_RUN) == row.reason.startswith(DRY_RUN)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own takes seconds each without fork")
+@pytest.mark.parametrize("live", [False, True])
+def test_kills_at_any_moment(
+    live: bool, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, counts = random.Random(TRIES), Counter[str]()
+    while counts["kills"] < TRIES // 2:
+        monkeypatch.setattr(module, "ROTATE", draw.choice((40_000, module.ROTATE)))
+        folder = tmp_path / str(counts["runs"])
+        folder.mkdir()
+        size = 0
+        while not killed(scene, folder, live, draw.random() * draw.choice((0.1, 0.3, 1.0)), counts):
+            check_killed(folder)
+            before, size = size, sum(path.stat().st_size for path in folder.glob("journal*.jsonl"))
+            counts["kills at work"] += size > before
+        counts["runs"] += 1
+        counts["lines twice"] += check_end(scene, folder, live, (folder / "out").read_text())
+    print(f"live={live}: {dict(counts)}")
+    assert counts["lines twice"] <= 0.02 * TRIES + 1
+
+
+def killed(scene: Scene, folder: Path, live: bool, after_s: float, counts: Counter[str]) -> bool:
+    """Act in a process of its own that is killed after so long; whether it came to the end before."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            with (folder / "out").open("a") as out:
+                scene.act(folder, live, out)
+            code = 0
+        finally:
+            os._exit(code)
+    time.sleep(after_s)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    ended = os.WIFEXITED(status)
+    assert not ended or os.WEXITSTATUS(status) == 0
+    counts["ended" if ended else "kills"] += 1
+    return ended
+
+
+class Disk:
+    """A disk that fails from operation `first` on, `times` of them, in the way of `fault`."""
+
+    def __init__(self, folder: Path, fault: str, first: int, times: int, draw: random.Random) -> None:
+        self.folder, self.fault, self.left, self.times, self.draw = folder, fault, first, times, draw
+        self.failed = 0
+
+    def fails(self, operation: str, name: Any) -> bool:
+        """Count an operation below the folder; whether it is one to fail."""
+        kind = {"rename": "replace", "fsync": "fsync"}.get(self.fault, "write")
+        if operation != kind or not str(name).startswith(str(self.folder)):
+            return False
+        self.left -= 1
+        if self.left >= 0 or self.failed >= self.times:
+            return False
+        self.failed += 1
+        return True
+
+    @property
+    def error(self) -> OSError:
+        code = errno.ENOSPC if self.fault == "full" else errno.EIO
+        return OSError(code, os.strerror(code))
+
+
+@contextmanager
+def failing(disk: Disk) -> Iterator[None]:
+    """Every file that is opened for writing, every rename and fsync goes through `disk`."""
+    opened, replaced, synced = Path.open, Path.replace, os.fsync
+
+    class File(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            has_room = disk.fault == "full" and self.tell() + len(data) <= os.fstat(self.fileno()).st_size
+            if not has_room and disk.fails("write", self.name):
+                taken = super().write(memoryview(data)[: disk.draw.randint(1, len(data))])
+                if disk.fault == "short":
+                    return taken
+                raise disk.error  # the write for the rest does
+            return super().write(data)
+
+    def open_file(self: Path, mode: str = "r", buffering: int = -1, *more: Any, **named: Any) -> Any:
+        if buffering == 0 and mode != "rb":
+            return File(str(self), mode.replace("b", ""))
+        return opened(self, mode, buffering, *more, **named)
+
+    def replace(self: Path, other: Path) -> Path:
+        if disk.fails("replace", other):
+            raise disk.error
+        return replaced(self, other)
+
+    def fsync(handle: int) -> None:
+        if disk.fails("fsync", disk.folder):
+            raise disk.error
+        synced(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", open_file)
+        patch.setattr(Path, "replace", replace)
+        patch.setattr(os, "fsync", fsync)
+        yield
+
+
+FAULTS = [
+    ("short", 10**9),
+    ("full", 1),
+    ("full", 10**9),
+    ("broken", 1),
+    ("rename", 1),
+    ("rename", 10**9),
+    ("fsync", 1),
+]
+
+
+def test_faults_of_a_disk_at_any_moment(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw, counts = random.Random(TRIES), Counter[str]()
+    for i in range(TRIES):
+        monkeypatch.setattr(module, "ROTATE", draw.choice((40_000, module.ROTATE)))
+        fault, times = FAULTS[i % len(FAULTS)]
+        live, folder, out = fault == "fsync" or draw.random() < 0.5, tmp_path / str(i), io.StringIO()
+        folder.mkdir()
+        first = draw.randrange({"rename": 2, "fsync": 1}.get(fault, 9) * DECISIONS)
+        disk, error = Disk(folder, fault, first, times, draw), None
+        try:
+            with failing(disk):
+                scene.act(folder, live, out)
+        except Unwritten as caught:
+            error = caught
+        counts[f"{fault} x{times}: {'ends' if error else 'goes on'}"] += 1
+        row = target_of(folder)
+        if error:
+            assert str(folder) in str(error)
+            assert error.exit_code == 1
+            assert row is None or row.target == 0, f"{error}: {row}"
+        assert bool(error) == (disk.failed > 0 and fault != "short")
+        assert "NOT FLAT" not in capsys.readouterr().err
+        scene.act(folder, live, out)
+        counts["lines twice"] += check_end(scene, folder, live, out.getvalue())
+    print(*sorted(counts.items()), sep="\n")
+    assert counts["lines twice"] <= 0.1 * TRIES + 1  # printed, and no room to note it
