@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO, Any
 
-from host.bars import MAX_LISTED, read_bars
+from host.bars import read_bars
 from host.formats import KINDS, DataError, Problem, ReadOptions, Source
+from host.judging import MAX_LISTED
 
 SHOWN = 10  # problems of a kind
 

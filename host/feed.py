@@ -20,25 +20,38 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from host.formats import KINDS, MAX_LINE, DataError, Layout, ReadOptions, is_head, recognise, refusal
-from host.parsing import (
+from host.instruments import ALWAYS
+from host.judging import (
+    FEW,
+    HOLE_BARS,
+    LONG_GAP,
     LONGEST,
-    Rules,
+    MOST_DROPPED,
+    MOVED,
+    ORDERS,
+    Spell,
+    change_text,
+    go_on,
+    has_weekends,
     interval_of,
-    is_damaged,
+    is_another_length,
+    is_moved,
+    is_still,
+    move_text,
+    on_saturday,
     order_fault,
-    parse_line,
-    quotes,
+    other_dates,
     row_faults,
-    rules_for,
-    stamp_utc,
 )
+from host.parsing import Ints, Rules, parse_line, quotes, rules_for, stamp_utc
 from host.progress import say
 from host.resample import join_bars, periods
+from host.weekly_open import AUTO, Weekends, clock_doubt, find_weekends
 from kernels.bars import NS, Bars
 
 POLL_S = 0.2
 LEARN = 64  # lines that the length of a bar is learnt from, or checked with
-MOVED = 3  # damaged prices in a row: these are no slips, the level or the unit is another
+UNJUDGED = 1000  # bars after which the share of bad ones is judged
 
 
 class Bar(NamedTuple):
@@ -68,10 +81,21 @@ class LineParser:
         self._name = name
         self._rules: Rules | None = None
         self._has_volume = layout.format.ticks
+        self._unsure = self._always = (
+            False  # whether bars on a Saturday would tell, or have told, of no weekends
+        )
         self._catching_up = False
-        self._last: tuple[int, float] | None = None  # stamp and close of the last bar
-        self._first: list[int] = []  # stamps of the first bars, to check their distance
-        self._moved = 0  # damaged prices since the last bar
+        self._last: tuple[int, float] | None = None  # opening and close of the last bar
+        self._before: tuple[int, int] | None = (
+            None  # opening and line of the last row that was good by itself
+        )
+        self._text = ""  # of the last bar
+        self._first: list[int] = []  # openings of the first bars, to check their distance
+        self._rows = self._faults = 0  # judged, and bad without the filler
+        self._bad: list[tuple[int, str, float]] = []  # line, kind and open of the rows since the last bar
+        self._spell = Spell()
+        self._weekends: list[Weekends] = []
+        self._doubted = False
 
     def reopen(self) -> None:
         """The feed starts over: skip what is not newer than the last bar."""
@@ -81,54 +105,114 @@ class LineParser:
         """The bar of a line; None for a blank, already seen or dropped one.  DataError if it is bad."""
         if not text.strip():
             return None
+        self._rows += 1
         parsed = parse_line(text, self.layout)
         if parsed is None:
-            self._refuse("unparsable", text, line)
+            self._check_dates(text, line)
+            self._refuse("unparsable", text, line, np.nan)
             return None
         stamp, is_utc, numbers = parsed
         if numbers.pop("complete", 1.0) == 0:
             return None  # it comes again once it is closed
-        utc = stamp_utc(stamp, is_utc, self.clock)
-        if self._catching_up and self._last and utc <= self._last[0]:
+        rules = self._rules or self._learn(numbers["open"])
+        opening = stamp_utc(stamp, is_utc, self.clock) - (self._interval_ns if rules.label == "close" else 0)
+        if self._catching_up and self._last and opening <= self._last[0]:
             return None
-        if self._rules is None:
-            price = numbers["open"]
-            self._rules, notes = rules_for(self.layout, self._options, self._name, price, self._interval_ns)
-            said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
-            say(f"{self._name}: {'; '.join([said, *notes])}")
-        quote = quotes(numbers, self._rules, self.layout.point)
-        kind = self._fault(quote, utc)
+        quote = quotes(numbers, rules, self.layout.point)
+        if self._last and opening - self._last[0] > max(LONG_GAP, HOLE_BARS * self._interval_ns):
+            self._check_dates(text, line)
+        kind = self._fault(quote, opening, line)
         if kind:
-            self._refuse(kind, text, line)
+            self._refuse(kind, text, line, quote["open"])
             return None
-        self._keep(utc, quote["close"])
-        return Bar(utc + (self._interval_ns if self._rules.label == "open" else 0), **quote)
+        self._keep(opening, quote["close"], not is_utc)
+        self._text = text
+        return Bar(opening + self._interval_ns, **quote)
 
-    def _keep(self, utc: int, close: float) -> None:
+    def _learn(self, price: float) -> Rules:
+        """What holds for the feed, from its first price."""
+        self._rules, notes = rules_for(self.layout, self._options, self._name, price, self._interval_ns)
+        self._always, self._unsure = (
+            self._rules.instrument.hours == ALWAYS,
+            has_weekends(self._rules.instrument) is None,
+        )
+        said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
+        say(f"{self._name}: {'; '.join([said, *notes])}")
+        return self._rules
+
+    def _check_dates(self, text: str, line: int) -> None:
+        """Refuse --dates where a line follows the last bar by the other order of dates only."""
+        if self._options.dates is None or self.layout.format.stamp != self._options.dates:
+            return
+        other = other_dates(self.layout)
+        last, now = parse_line(self._text, other), parse_line(text, other)
+        if now and (last is None or 0 < now[0] - last[0] <= max(LONG_GAP, self._interval_ns)):
+            order = self._options.dates
+            raise DataError(
+                f"{self._name}: line {line}: read with --dates {order}, it does not follow the line before; with "
+                f"--dates {ORDERS[order]} it does: {text[:160]!r}"
+            )
+
+    def _keep(self, opening: int, close: float, local: bool) -> None:
         """Remember the last bar; once there are LEARN of them, refuse bars of another length."""
-        self._last, self._catching_up, self._moved = (utc, close), False, 0
+        if self._last and not self._doubted:
+            self._doubt(np.array([self._last[0], opening]), local)
+        self._last, self._catching_up, self._bad = (opening, close), False, []
         if len(self._first) < LEARN:
-            self._first.append(utc)
+            self._first.append(opening)
             if len(self._first) == LEARN:
                 interval_of(np.array(self._first, np.int64), self._options, self._name)
 
-    def _fault(self, quote: dict[str, float], utc: int) -> str | None:
+    def _doubt(self, openings: Ints, local: bool) -> None:
+        """Doubt the clock aloud, once, if a weekend between two bars speaks against it."""
+        weekend = find_weekends(openings, self._interval_ns)
+        if len(weekend.open) and self._rules and not self._always:
+            self._weekends.append(weekend)
+            seen = Weekends(*map(np.concatenate, zip(*self._weekends, strict=True)))
+            doubt = clock_doubt(seen, self._rules, self._options, local)
+            self._doubted = doubt is not None
+            if doubt:
+                say(f"{self._name}: {doubt}")
+
+    def _fault(self, quote: dict[str, float], opening: int, line: int) -> str | None:
+        """The kind of fault of a row; DataError where bars are of another length from a row on."""
         self._has_volume = self._has_volume or quote["volume"] > 0
-        for kind, found in row_faults(quote, utc, self._has_volume).items():
+        self._always = self._always or bool(
+            self._unsure and on_saturday(opening, self._interval_ns) and not is_still(quote)
+        )
+        for kind, found in row_faults(quote, opening, self._has_volume, self._always).items():
             if found:
                 return kind
-        last_utc, near = self._last or (None, quote["close"])
-        if is_damaged(quote, near):
+        last, near = self._last or (opening - 2 * self._interval_ns, quote["close"])
+        if is_moved(quote, near, opening - last, self._interval_ns, self._always):
             return "damaged"
-        return None if last_utc is None else order_fault(utc - last_utc, self._interval_ns)
+        if self._before:
+            opened, bar = self._before
+            bar = line if self._rules and self._rules.label == "close" else bar
+            self._spell = go_on(self._spell, opening - opened, self._interval_ns, bar)
+        self._before = opening, line
+        if is_another_length(self._spell, self._interval_ns):
+            text = change_text(self._interval_ns, self._spell.step_ns)
+            raise DataError(f"{self._name}: line {self._spell.first}: {text}")
+        return order_fault(opening - last, self._interval_ns) if self._last else None
 
-    def _refuse(self, kind: str, text: str, line: int) -> None:
+    def _refuse(self, kind: str, text: str, line: int, price: float) -> None:
+        """Say that a row is dropped; DataError if it may not be, or if it is not the only one."""
         where = f"{self._name}: line {line}: {KINDS[kind]}: {text[:160]!r}"
         if not self._options.drop_bad:
-            raise DataError(f"{where}; --drop-bad drops such rows")
-        self._moved += kind == "damaged"
-        if self._moved == MOVED:
-            raise DataError(f"{where}; so are the rows before it: prices have moved to another level or unit")
+            raise DataError(f"{where}; if few rows are so, --drop-bad drops them")
+        if kind != "flat":
+            self._bad.append((line, kind, price))
+            self._faults += 1
+        if len(self._bad) == MOVED:
+            first, _, moved = self._bad[0]
+            if self._last and all(kind == "damaged" for _, kind, _ in self._bad):
+                raise DataError(f"{self._name}: line {first}: {move_text(self._last[1], moved)}")
+            raise DataError(f"{where}; so are the rows before it, from line {first} on: these are no slips")
+        if self._faults > max(FEW, max(self._rows, UNJUDGED) // MOST_DROPPED):
+            raise DataError(
+                f"{where}; {self._faults} of {self._rows} rows are bad, more than 1 %: these are no slips"
+            )
         self.dropped += 1
         say(f"{where}; dropped")
 
@@ -164,6 +248,10 @@ def learn_step(
     lines: Iterator[tuple[int, str]], options: ReadOptions, name: str
 ) -> tuple[list[tuple[int, str]], Layout, int]:
     """The first lines of a feed, their layout and the length of a bar: two bars tell if they are as long as wanted."""
+    if options.timezone == AUTO:
+        raise DataError(
+            f"{name}: a feed cannot prove its clock: name what data-check --timezone {AUTO} finds in a history"
+        )
     read: list[tuple[int, str]] = []
     head: list[str] = []
     utc: list[int] = []
