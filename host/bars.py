@@ -275,6 +275,7 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     proven = [f"clock proven by the weekly opens (--timezone {AUTO})"] * (options.timezone == AUTO)
     if proven:
         options = replace(options, timezone=find_clock(lines, layout, options, name))
+        layout = find_layout(lines, options, name)
     check_dates(lines, layout, options, name)
     rows, unparsable, notes = read_rows(lines, layout, options, name)
     step_ns = interval_of(rows.utc, options, name)
@@ -316,7 +317,14 @@ def judge_rows(
     return Findings(
         kinds=kinds,
         changes=[Problem(kind, line[row], text) for row, (kind, text) in changes.items()],
-        cells={line[row]: cell_text(faults[row], quote, row) for row in sorted(faults)[:SHOWN]},
+        cells={
+            line[row]: cell_text(
+                faults[row],
+                {name: float(column[row]) for name, column in quote.items()},
+                float(np.median(quote["close"][max(0, row - 2) : row + 3])),
+            )
+            for row in sorted(faults)[:SHOWN]
+        },
         kept=why_kept(kinds, rows.line, rows.utc, rules.interval_ns),
         good=np.delete(np.arange(len(opening)), list(faults)),
     )
@@ -352,11 +360,17 @@ def check_dates(lines: Lines, layout: Layout, options: ReadOptions, name: str) -
 def count_breaks(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[int, int]:
     """How many lines of a layout are no bars or do not follow the one before, and the first of them."""
     try:
-        rows, unparsable, _ = read_rows(lines, layout, replace(options, timezone="UTC"), name)
+        rows, unparsable = read_hands(lines, layout, options, name)
     except DataError:  # none is a bar
         return len(lines.start), layout.header + 1
     wrong = sorted([*unparsable.tolist(), *rows.line[breaks(rows.utc)].tolist()])
     return len(wrong), wrong[0] if wrong else 0
+
+
+def read_hands(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints]:
+    """The rows of a file by the hands of its clock, whichever that is, and the lines that are none."""
+    layout = layout._replace(format=layout.format._replace(timezone="UTC"))
+    return read_rows(lines, layout, replace(options, timezone="UTC"), name)[:2]
 
 
 def misread(order: str, faults: tuple[int, int], others: int) -> str:
@@ -369,7 +383,7 @@ def misread(order: str, faults: tuple[int, int], others: int) -> str:
 
 def find_clock(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> str:
     """The clock of a file that its weekly opens prove."""
-    rows, _, _ = read_rows(lines, layout, replace(options, timezone="UTC"), name)
+    rows, _ = read_hands(lines, layout, options, name)
     if not rows.local:
         return "UTC"  # every stamp says so itself
     step_ns = interval_of(rows.utc, options, name)

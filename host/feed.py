@@ -30,7 +30,9 @@ from host.judging import (
     MOVED,
     ORDERS,
     Spell,
+    cell_text,
     change_text,
+    check_divides,
     go_on,
     has_weekends,
     interval_of,
@@ -81,19 +83,17 @@ class LineParser:
         self._name = name
         self._rules: Rules | None = None
         self._has_volume = layout.format.ticks
-        self._unsure = self._always = (
-            False  # whether bars on a Saturday would tell, or have told, of no weekends
-        )
+        self._unsure = self._always = False  # of weekends: bars on a Saturday would tell, or there are none
         self._catching_up = False
         self._last: tuple[int, float] | None = None  # opening and close of the last bar
-        self._before: tuple[int, int] | None = (
-            None  # opening and line of the last row that was good by itself
-        )
+        self._before: tuple[int, int] | None = None  # opening and line of the last row good by itself
         self._text = ""  # of the last bar
         self._first: list[int] = []  # openings of the first bars, to check their distance
         self._rows = self._faults = 0  # judged, and bad without the filler
-        self._bad: list[tuple[int, str, float]] = []  # line, kind and open of the rows since the last bar
-        self._spell = Spell()
+        self._bad: list[
+            tuple[int, str, dict[str, float]]
+        ] = []  # line, kind and quote of rows since the last bar
+        self._spell, self._steady = Spell(), False  # whether two bars have been as far apart as they are long
         self._weekends: list[Weekends] = []
         self._doubted = False
 
@@ -109,7 +109,7 @@ class LineParser:
         parsed = parse_line(text, self.layout)
         if parsed is None:
             self._check_dates(text, line)
-            self._refuse("unparsable", text, line, np.nan)
+            self._refuse("unparsable", text, line, {})
             return None
         stamp, is_utc, numbers = parsed
         if numbers.pop("complete", 1.0) == 0:
@@ -123,7 +123,7 @@ class LineParser:
             self._check_dates(text, line)
         kind = self._fault(quote, opening, line)
         if kind:
-            self._refuse(kind, text, line, quote["open"])
+            self._refuse(kind, text, line, quote)
             return None
         self._keep(opening, quote["close"], not is_utc)
         self._text = text
@@ -183,31 +183,47 @@ class LineParser:
         for kind, found in row_faults(quote, opening, self._has_volume, self._always).items():
             if found:
                 return kind
-        last, near = self._last or (opening - 2 * self._interval_ns, quote["close"])
-        if is_moved(quote, near, opening - last, self._interval_ns, self._always):
-            return "damaged"
-        if self._before:
-            opened, bar = self._before
-            bar = line if self._rules and self._rules.label == "close" else bar
-            self._spell = go_on(self._spell, opening - opened, self._interval_ns, bar)
+        before, at = self._before or (opening - 2 * self._interval_ns, line)
         self._before = opening, line
+        self._watch(opening - before, line if self._rules and self._rules.label == "close" else at)
+        if is_moved(
+            quote,
+            self._last[1] if self._last else quote["close"],
+            opening - before,
+            self._interval_ns,
+            self._always,
+        ):
+            return "damaged"
+        return order_fault(opening - self._last[0], self._interval_ns) if self._last else None
+
+    def _watch(self, step_ns: int, line: int) -> None:
+        """DataError once the steps from row to row, the last one from `line`, tell of bars of another length."""
+        if self._rows > 1:
+            self._spell = go_on(self._spell, step_ns, self._interval_ns, line)
+            self._steady = self._steady or self._spell.exact == 0
         if is_another_length(self._spell, self._interval_ns):
+            if not self._steady:
+                check_divides(self._spell.step_ns, self._interval_ns, self._name)
             text = change_text(self._interval_ns, self._spell.step_ns)
             raise DataError(f"{self._name}: line {self._spell.first}: {text}")
-        return order_fault(opening - last, self._interval_ns) if self._last else None
 
-    def _refuse(self, kind: str, text: str, line: int, price: float) -> None:
+    def _refuse(self, kind: str, text: str, line: int, quote: dict[str, float]) -> None:
         """Say that a row is dropped; DataError if it may not be, or if it is not the only one."""
-        where = f"{self._name}: line {line}: {KINDS[kind]}: {text[:160]!r}"
+        cells = cell_text(kind, quote, self._last[1] if self._last else np.nan) if quote else ""
+        where = f"{self._name}: line {line}: {KINDS[kind]}{cells}: {text[:160]!r}"
         if not self._options.drop_bad:
             raise DataError(f"{where}; if few rows are so, --drop-bad drops them")
         if kind != "flat":
-            self._bad.append((line, kind, price))
+            self._bad.append((line, kind, quote))
             self._faults += 1
         if len(self._bad) == MOVED:
             first, _, moved = self._bad[0]
-            if self._last and all(kind == "damaged" for _, kind, _ in self._bad):
-                raise DataError(f"{self._name}: line {first}: {move_text(self._last[1], moved)}")
+            level = all(
+                k == "damaged" and not is_moved(q, moved["close"], 2, 1, self._always)
+                for _, k, q in self._bad
+            )
+            if self._last and level:
+                raise DataError(f"{self._name}: line {first}: {move_text(self._last[1], moved['open'])}")
             raise DataError(f"{where}; so are the rows before it, from line {first} on: these are no slips")
         if self._faults > max(FEW, max(self._rows, UNJUDGED) // MOST_DROPPED):
             raise DataError(

@@ -33,11 +33,8 @@ REMEDY = "mend them where the file is made, or export it again"
 MAX_LISTED = 1000  # problems of a kind
 MAX_HOLES = 10  # notes
 HOLE = 12 * HOUR  # a gap this long gets a note of its own
-FINER, COARSER, TWICE = (
-    5,
-    12,
-    20,
-)  # steps that tell bars of another length: shorter, three times as long, less
+# Steps in a row that tell of bars of another length: of shorter ones, of three times as long, of less.
+FINER, COARSER, TWICE = 3, 12, 20
 
 
 def row_faults(quote: Any, opening: Any, has_volume: Any, always: Any) -> dict[str, Any]:
@@ -83,7 +80,7 @@ def on_saturday(opening: Any, interval_ns: int) -> Any:
 
 
 def is_moved(quote: Any, near: Any, step_ns: Any, interval_ns: int, always: Any) -> Any:
-    """Whether prices are too far from `near`, the close of the bar that opened `step_ns` before; alike.
+    """Whether prices are too far from `near`, the last close, where the row before opened `step_ns` before; alike.
 
     That is 20 %.  In a market that is `always` open, or after a month, it is three times as high or low; but while a
     market is open, a bar opens where the one before has closed.
@@ -99,29 +96,41 @@ def is_moved(quote: Any, near: Any, step_ns: Any, interval_ns: int, always: Any)
 def find_moves(
     quote: dict[str, NDArray[np.float64]], opening: Ints, interval_ns: int, always: NDArray[np.bool_]
 ) -> tuple[list[int], dict[int, float]]:
-    """Rows with damaged prices, and the last close before each row where prices move to another level for good."""
+    """Rows with damaged prices, and the last close before each row where prices move to another level and stay."""
     damaged: list[int] = []
     moves: dict[int, float] = {}
     if not len(opening):
         return damaged, moves
     near = np.append(np.median(quote["close"][:5]), quote["close"][:-1])
     before = np.append(opening[0] - 2 * interval_ns, opening[:-1])
+    candidates = np.flatnonzero(is_moved(quote, near, opening - before, interval_ns, always)).tolist()
+    calm = stays(quote, always) if candidates else always
     judged = -1
-    for first in np.flatnonzero(is_moved(quote, near, opening - before, interval_ns, always)).tolist():
+    for first in candidates:
         if first <= judged:
             continue
-        run = 0
-        for row in range(first, min(first + MOVED, len(opening))):
-            price, step_ns = {name: quote[name][row] for name in PRICES}, opening[row] - before[first]
+        for row in range(first, len(opening)):
+            price, step_ns = {name: quote[name][row] for name in PRICES}, opening[row] - before[row]
+            judged = row
             if not is_moved(price, near[first], step_ns, interval_ns, always[row]):
                 break
-            run += 1
-        if run == MOVED:
-            moves[first], judged = float(near[first]), first
-        else:
-            damaged += range(first, first + run)
-            judged = first + run
+            damaged.append(row)
+            if row - first >= MOVED - 1 and calm[row - MOVED + 1]:
+                del damaged[-MOVED:]
+                judged = row - MOVED + 1
+                moves[judged] = float(near[first])
+                break
     return damaged, moves
+
+
+def stays(quote: dict[str, NDArray[np.float64]], always: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether the prices of each row and of the next are all near its close, MOVED rows in all; the last are not."""
+    count = max(len(always) - MOVED + 1, 0)
+    calm = np.zeros(len(always), np.bool_)
+    rows = [{name: quote[name][k : k + count] for name in PRICES} for k in range(MOVED)]
+    near = quote["close"][:count]
+    calm[:count] = ~np.any([is_moved(row, near, 2, 1, always[:count]) for row in rows], axis=0)
+    return calm
 
 
 def move_text(was: float, now: float) -> str:
@@ -261,21 +270,18 @@ def hours_seen(instrument: Instrument, opening: Ints, interval_ns: int) -> str:
     return instrument.hours
 
 
-def cell_text(kind: str, quote: dict[str, NDArray[np.float64]], row: int) -> str:
-    """The cells of a row that make it a fault of `kind`, in brackets."""
-    cells = {name: float(quote[name][row]) for name in (*PRICES, "volume")}
-    near = float(np.median(quote["close"][max(0, row - 2) : row + 3]))
+def cell_text(kind: str, cells: dict[str, float], near: float) -> str:
+    """The cells of a row that make it a fault of `kind`, in brackets; `near`: a close beside it."""
     names = {
         "number": [
-            name
-            for name, value in cells.items()
-            if not (value > 0 or (name == "volume" and value == 0)) or value == np.inf
+            name for name, cell in cells.items() if not 0 < cell < np.inf and (name, cell) != ("volume", 0)
         ],
         "damaged": [max(PRICES, key=lambda name: abs(cells[name] - near))],
         "range": OHLC,
         "spread": ("open", "ask_open", "close", "ask_close"),
     }.get(kind, ())
-    return f" ({', '.join(f'{name} {cells[name]:g}' for name in names)})" if names else ""
+    beside = f" beside {near:g}" if kind == "damaged" else ""
+    return f" ({', '.join(f'{name} {cells[name]:g}' for name in names)}{beside})" if names else ""
 
 
 def why_kept(bad: dict[int, str], line: Ints, utc: Ints, interval_ns: int) -> str | None:
@@ -344,14 +350,14 @@ def find_faults(
     kept = {name: column[good] for name, column in quote.items()}
     damaged, moves = find_moves(kept, opening[good], interval_ns, always[good])
     changes = {int(good[t]): ("level", move_text(near, kept["open"][t])) for t, near in moves.items()}
-    bad.update(dict.fromkeys(good[damaged].tolist(), "damaged"))
-    good = np.delete(good, damaged)
     change = find_change(opening[good], interval_ns)
     if change is not None:
         first, *lengths = change
         first += rules.label == "close"  # a stamp ends the step that it is known by
         changes.setdefault(int(good[first]), ("interval", change_text(*lengths)))
-    elif (np.diff(opening[good]) < interval_ns).any():
+    bad.update(dict.fromkeys(good[damaged].tolist(), "damaged"))
+    good = np.delete(good, damaged)
+    if change is None and (np.diff(opening[good]) < interval_ns).any():
         bad.update(order_faults(opening, good, interval_ns))
     return bad, changes
 

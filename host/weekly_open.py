@@ -83,12 +83,12 @@ def look(weekends: Weekends, clock: str, interval_ns: int, instrument: Instrumen
         (t - FIVE_PM[day] + WEEK // 2) % WEEK - WEEK // 2
         for t, day in ((opening, "Sunday"), (close, "Friday"))
     )
-    at_five, at_six = (((late - x > -interval_ns) & (late - x < HOUR)) for x in (0, HOUR))
-    at_six &= gap > 48.5 * HOUR  # closed for an hour more
+    at_five, at_six = ((late - x > -interval_ns) & (late - x < HOUR) for x in (0, HOUR))
+    longer = gap > 48.5 * HOUR  # by the hour that a daily break takes
     if instrument.hours == FX:
-        opens = at_five if has_weekends(instrument) else at_five | at_six
+        opens = at_five if has_weekends(instrument) else at_five | (at_six & longer & (gap < 49.5 * HOUR))
     else:
-        opens = np.where(gap > 48.5 * HOUR, at_six, at_five)
+        opens = np.where(longer, at_six, at_five)
     slack = 2 * interval_ns if interval_ns > HOUR else 0
     return Verdict(
         ordinary=(gap >= 46.5 * HOUR - slack) & (gap <= 50 * HOUR),
@@ -111,37 +111,37 @@ def clock_doubt(utc: Weekends, rules: Rules, options: ReadOptions, local: bool) 
 
     `local`: the stamps have no offset of their own, so that a flag moves them.
     """
-    instrument, interval_ns = rules.instrument, rules.interval_ns
+    instrument, interval_ns, clock = rules.instrument, rules.interval_ns, rules.timezone if local else "UTC"
     if has_weekends(instrument) is False or not len(utc.open):
         return None
     try:
-        weekends = Weekends(*(by_clock(t, rules.timezone) for t in utc))
-        seen = look(weekends, rules.timezone, interval_ns, instrument)
+        weekends = Weekends(*(by_clock(t, clock) for t in utc))
+        seen = look(weekends, clock, interval_ns, instrument)
         bad, count = seen.ordinary & ~seen.opens, int(seen.ordinary.sum())
         if not bad.any():
             return None
         wrong = {name: misfits(weekends, seen.ordinary, name, interval_ns, instrument) for name in CLOCKS}
         earlier = Weekends(*(wall - interval_ns for wall in weekends))
-        by_label = misfits(earlier, seen.ordinary, rules.timezone, interval_ns, instrument)
+        by_label = misfits(earlier, seen.ordinary, clock, interval_ns, instrument)
     except DataError:  # a machine without time zones
         return None
     least = min(wrong.values())
     fitting = [f"--timezone {name}" for name in CLOCKS if wrong[name] == least and 10 * least <= count]
     if not (bad.sum() - least >= max(1, count / 20) if fitting else 2 * bad.sum() > count):
         return None
-    if options.label is None and by_label <= least:
+    if options.label is None and by_label <= least and 10 * by_label <= count:
         fitting.insert(0, "--label close")
     way = (
         " or ".join(fitting) + " fits" if fitting else "no clock that I know fits: are Sunday's bars missing?"
     )
     if fitting and not local:
         way = f"no flag moves stamps with an offset of their own: write them without it, and {way}"
-    how = "given" if options.timezone else "assumed" if local else "of the stamps"
+    how = "of the stamps" if not local else "given" if options.timezone else "assumed"
     kind, hour, in_utc = "FX", 17, "21:00 or 22:00"
     if instrument.hours == DAILY_BREAK:
         kind, hour, in_utc = instrument.symbol, 18, "22:00 or 23:00"
     return (
-        f"clock {rules.timezone}, {how}, is doubtful: by it {bad.sum()} of {count} weeks open "
+        f"clock {clock}, {how}, is doubtful: by it {bad.sum()} of {count} weeks open "
         f"{hand(weekends.open[bad])}, after a close {hand(weekends.close[bad])}; {kind} opens on Sunday, "
         f"{hour}:00 in New York, {in_utc} UTC: {way}"
     )
@@ -167,11 +167,12 @@ def prove_clock(opening: Ints, interval_ns: int, instrument: Instrument, name: s
         raise DataError(
             f"{name}: --timezone {AUTO}: no clock that I know opens the {count} weeks of the file rightly; name it"
         )
-    fitting = [clock for clock in CLOCKS if wrong[clock] < least + PROVING]
+    fitting = [clock for clock in CLOCKS if wrong[clock] == least]
+    runner_up = min((wrong[clock] for clock in CLOCKS if clock not in fitting), default=least)
     seasons = [int((seen.ordinary & (seen.summer == summer)).sum()) for summer in (False, True)]
-    if len(fitting) > 1 or min(seasons) < PROVING:
+    if len(fitting) > 1 or runner_up < least + PROVING or min(seasons) < PROVING:
         raise DataError(
-            f"{name}: --timezone {AUTO}: the {count} weeks of the file ({seasons[1]} of them in summer) cannot tell: "
-            f"{', '.join(fitting)} fits; name the clock"
+            f"{name}: --timezone {AUTO}: {' and '.join(fitting)} fit, but {seasons[1]} weekends of summer and "
+            f"{seasons[0]} of winter do not prove a clock: name it"
         )
     return fitting[0]
