@@ -316,7 +316,7 @@ def judge_rows(
     kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {line[row]: k for row, k in faults.items()}
     return Findings(
         kinds=kinds,
-        changes=[Problem(kind, line[row], text) for row, (kind, text) in changes.items()],
+        changes=[Problem(kind, line[row], text) for row, (kind, text) in sorted(changes.items())],
         cells={
             line[row]: cell_text(
                 faults[row],

@@ -19,41 +19,16 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from host.formats import KINDS, MAX_LINE, DataError, Layout, ReadOptions, is_head, recognise, refusal
-from host.instruments import ALWAYS
-from host.judging import (
-    FEW,
-    HOLE_BARS,
-    LONG_GAP,
-    LONGEST,
-    MOST_DROPPED,
-    MOVED,
-    ORDERS,
-    Spell,
-    cell_text,
-    change_text,
-    check_divides,
-    go_on,
-    has_weekends,
-    interval_of,
-    is_another_length,
-    is_moved,
-    is_still,
-    move_text,
-    on_saturday,
-    order_fault,
-    other_dates,
-    row_faults,
-)
-from host.parsing import Ints, Rules, parse_line, quotes, rules_for, stamp_utc
+from host.formats import MAX_LINE, DataError, Layout, ReadOptions, is_head, recognise, refusal
+from host.judging import HOLE_BARS, LONG_GAP, LONGEST, ORDERS, interval_of, other_dates
+from host.parsing import Rules, parse_line, quotes, rules_for, stamp_utc
 from host.progress import say
 from host.resample import join_bars, periods
-from host.weekly_open import AUTO, Weekends, clock_doubt, find_weekends
+from host.row_judge import LEARN, RowJudge
+from host.weekly_open import AUTO
 from kernels.bars import NS, Bars
 
 POLL_S = 0.2
-LEARN = 64  # lines that the length of a bar is learnt from, or checked with
-UNJUDGED = 1000  # bars after which the share of bad ones is judged
 
 
 class Bar(NamedTuple):
@@ -77,25 +52,13 @@ class LineParser:
             raise DataError(f"{name}: a line does not tell how long its bar is")
         self.layout = layout
         self.clock = options.timezone or layout.format.timezone
-        self.dropped = 0  # bad rows
         self._options = options
         self._interval_ns = options.interval_s * NS
         self._name = name
         self._rules: Rules | None = None
-        self._has_volume = layout.format.ticks
-        self._unsure = self._always = False  # of weekends: bars on a Saturday would tell, or there are none
+        self._judge = RowJudge(options, self._interval_ns, name, layout.format.ticks)
         self._catching_up = False
-        self._last: tuple[int, float] | None = None  # opening and close of the last bar
-        self._before: tuple[int, int] | None = None  # opening and line of the last row good by itself
         self._text = ""  # of the last bar
-        self._first: list[int] = []  # openings of the first bars, to check their distance
-        self._rows = self._faults = 0  # judged, and bad without the filler
-        self._bad: list[
-            tuple[int, str, dict[str, float]]
-        ] = []  # line, kind and quote of rows since the last bar
-        self._spell, self._steady = Spell(), False  # whether two bars have been as far apart as they are long
-        self._weekends: list[Weekends] = []
-        self._doubted = False
 
     def reopen(self) -> None:
         """The feed starts over: skip what is not newer than the last bar."""
@@ -105,132 +68,46 @@ class LineParser:
         """The bar of a line; None for a blank, already seen or dropped one.  DataError if it is bad."""
         if not text.strip():
             return None
-        self._rows += 1
-        parsed = parse_line(text, self.layout)
+        parsed, last = parse_line(text, self.layout), self._judge.last
         if parsed is None:
             self._check_dates(text, line)
-            self._refuse("unparsable", text, line, {})
+            self._judge.refuse("unparsable", text, line, {})
             return None
         stamp, is_utc, numbers = parsed
         if numbers.pop("complete", 1.0) == 0:
             return None  # it comes again once it is closed
-        rules = self._rules or self._learn(numbers["open"])
-        opening = stamp_utc(stamp, is_utc, self.clock) - (self._interval_ns if rules.label == "close" else 0)
-        if self._catching_up and self._last and opening <= self._last[0]:
+        if self._rules is None:
+            price = numbers["open"]
+            self._rules, notes = rules_for(self.layout, self._options, self._name, price, self._interval_ns)
+            said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
+            say(f"{self._name}: {'; '.join([said, *notes])}")
+        opening = stamp_utc(stamp, is_utc, self.clock)
+        opening -= self._interval_ns if self._rules.label == "close" else 0
+        if self._catching_up and last and opening <= last[0]:
             return None
-        quote = quotes(numbers, rules, self.layout.point)
-        if self._last and opening - self._last[0] > max(LONG_GAP, HOLE_BARS * self._interval_ns):
+        if last and opening - last[0] > max(LONG_GAP, HOLE_BARS * self._interval_ns):
             self._check_dates(text, line)
-        kind = self._fault(quote, opening, line)
+        quote = quotes(numbers, self._rules, self.layout.point)
+        kind = self._judge.fault(quote, opening, line, self._rules)
         if kind:
-            self._refuse(kind, text, line, quote)
+            self._judge.refuse(kind, text, line, quote)
             return None
-        self._keep(opening, quote["close"], not is_utc)
-        self._text = text
+        self._judge.keep(opening, quote["close"], self._rules, not is_utc)
+        self._catching_up, self._text = False, text
         return Bar(opening + self._interval_ns, **quote)
-
-    def _learn(self, price: float) -> Rules:
-        """What holds for the feed, from its first price."""
-        self._rules, notes = rules_for(self.layout, self._options, self._name, price, self._interval_ns)
-        self._always, self._unsure = (
-            self._rules.instrument.hours == ALWAYS,
-            has_weekends(self._rules.instrument) is None,
-        )
-        said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
-        say(f"{self._name}: {'; '.join([said, *notes])}")
-        return self._rules
 
     def _check_dates(self, text: str, line: int) -> None:
         """Refuse --dates where a line follows the last bar by the other order of dates only."""
-        if self._options.dates is None or self.layout.format.stamp != self._options.dates:
+        order = self._options.dates
+        if order is None or self.layout.format.stamp != order:
             return
         other = other_dates(self.layout)
         last, now = parse_line(self._text, other), parse_line(text, other)
         if now and (last is None or 0 < now[0] - last[0] <= max(LONG_GAP, self._interval_ns)):
-            order = self._options.dates
             raise DataError(
                 f"{self._name}: line {line}: read with --dates {order}, it does not follow the line before; with "
                 f"--dates {ORDERS[order]} it does: {text[:160]!r}"
             )
-
-    def _keep(self, opening: int, close: float, local: bool) -> None:
-        """Remember the last bar; once there are LEARN of them, refuse bars of another length."""
-        if self._last and not self._doubted:
-            self._doubt(np.array([self._last[0], opening]), local)
-        self._last, self._catching_up, self._bad = (opening, close), False, []
-        if len(self._first) < LEARN:
-            self._first.append(opening)
-            if len(self._first) == LEARN:
-                interval_of(np.array(self._first, np.int64), self._options, self._name)
-
-    def _doubt(self, openings: Ints, local: bool) -> None:
-        """Doubt the clock aloud, once, if a weekend between two bars speaks against it."""
-        weekend = find_weekends(openings, self._interval_ns)
-        if len(weekend.open) and self._rules and not self._always:
-            self._weekends.append(weekend)
-            seen = Weekends(*map(np.concatenate, zip(*self._weekends, strict=True)))
-            doubt = clock_doubt(seen, self._rules, self._options, local)
-            self._doubted = doubt is not None
-            if doubt:
-                say(f"{self._name}: {doubt}")
-
-    def _fault(self, quote: dict[str, float], opening: int, line: int) -> str | None:
-        """The kind of fault of a row; DataError where bars are of another length from a row on."""
-        self._has_volume = self._has_volume or quote["volume"] > 0
-        self._always = self._always or bool(
-            self._unsure and on_saturday(opening, self._interval_ns) and not is_still(quote)
-        )
-        for kind, found in row_faults(quote, opening, self._has_volume, self._always).items():
-            if found:
-                return kind
-        before, at = self._before or (opening - 2 * self._interval_ns, line)
-        self._before = opening, line
-        self._watch(opening - before, line if self._rules and self._rules.label == "close" else at)
-        if is_moved(
-            quote,
-            self._last[1] if self._last else quote["close"],
-            opening - before,
-            self._interval_ns,
-            self._always,
-        ):
-            return "damaged"
-        return order_fault(opening - self._last[0], self._interval_ns) if self._last else None
-
-    def _watch(self, step_ns: int, line: int) -> None:
-        """DataError once the steps from row to row, the last one from `line`, tell of bars of another length."""
-        if self._rows > 1:
-            self._spell = go_on(self._spell, step_ns, self._interval_ns, line)
-            self._steady = self._steady or self._spell.exact == 0
-        if is_another_length(self._spell, self._interval_ns):
-            if not self._steady:
-                check_divides(self._spell.step_ns, self._interval_ns, self._name)
-            text = change_text(self._interval_ns, self._spell.step_ns)
-            raise DataError(f"{self._name}: line {self._spell.first}: {text}")
-
-    def _refuse(self, kind: str, text: str, line: int, quote: dict[str, float]) -> None:
-        """Say that a row is dropped; DataError if it may not be, or if it is not the only one."""
-        cells = cell_text(kind, quote, self._last[1] if self._last else np.nan) if quote else ""
-        where = f"{self._name}: line {line}: {KINDS[kind]}{cells}: {text[:160]!r}"
-        if not self._options.drop_bad:
-            raise DataError(f"{where}; if few rows are so, --drop-bad drops them")
-        if kind != "flat":
-            self._bad.append((line, kind, quote))
-            self._faults += 1
-        if len(self._bad) == MOVED:
-            first, _, moved = self._bad[0]
-            level = all(
-                k == "damaged" and not is_moved(q, moved["close"], 2, 1, self._always)
-                for _, k, q in self._bad
-            )
-            if self._last and level:
-                raise DataError(f"{self._name}: line {first}: {move_text(self._last[1], moved['open'])}")
-            raise DataError(f"{where}; so are the rows before it, from line {first} on: these are no slips")
-        if self._faults > max(FEW, max(self._rows, UNJUDGED) // MOST_DROPPED):
-            raise DataError(
-                f"{where}; {self._faults} of {self._rows} rows are bad, more than 1 %: these are no slips"
-            )
-        self.dropped += 1
-        say(f"{where}; dropped")
 
 
 def feed_bars(

@@ -6,6 +6,7 @@ that say "alike" take a number or an array of numbers.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,12 +54,8 @@ def row_faults(quote: Any, opening: Any, has_volume: Any, always: Any) -> dict[s
         outside = outside | (bid < low) | (bid > high)
         spread = spread | (ask < bid) | (ask - bid > WIDE * bid)
     weekend = (always == 0) & ((opening - SATURDAY) % WEEK < CLOSED)
-    return {
-        "number": number,
-        "range": outside,
-        "spread": spread,
-        "flat": is_still(quote) & (has_volume | weekend),
-    }
+    flat = is_still(quote) & (has_volume | weekend)
+    return {"number": number, "range": outside, "spread": spread, "flat": flat}
 
 
 def is_still(quote: Any) -> Any:
@@ -67,6 +64,7 @@ def is_still(quote: Any) -> Any:
     return (quote["open"] == high) & (high == low) & (low == quote["close"]) & (quote["volume"] == 0)
 
 
+@lru_cache(maxsize=64)
 def has_weekends(instrument: Instrument) -> bool | None:
     """Whether an instrument rests on Saturdays; None if its symbol is unknown, so that only its bars tell."""
     known = find_instrument(instrument.symbol) is not None
@@ -187,11 +185,11 @@ def find_change(opening: Ints, interval_ns: int) -> tuple[int, int, int] | None:
     stop = np.flatnonzero(np.diff(other, append=-1) != 1) + 1  # of runs of such steps
     start = np.append(0, stop[:-1])
     for run in np.flatnonzero(stop - start >= FINER).tolist():
-        spell = Spell()
-        for t in other[start[run] : stop[run]].tolist():
+        spell, steps = Spell(), other[start[run] : stop[run]].tolist()
+        for t in steps:
             spell = go_on(spell, int(step[t]), interval_ns, t)
             if is_another_length(spell, interval_ns):
-                if spell.first:
+                if steps[0]:
                     return spell.first, interval_ns, spell.step_ns
                 return t + int(np.argmax(step[t:] == interval_ns)), spell.step_ns, interval_ns
     return None
@@ -264,18 +262,15 @@ def hours_seen(instrument: Instrument, opening: Ints, interval_ns: int) -> str:
     """When an instrument trades; one that is unknown always, if it has bars on at least half of the Saturdays."""
     if has_weekends(instrument) is None and len(opening):
         saturdays = len(np.unique(opening[on_saturday(opening, interval_ns)] // WEEK))
-        return (
-            ALWAYS if 2 * saturdays >= (opening[-1] - opening[0]) / WEEK and saturdays else instrument.hours
-        )
+        if saturdays and 2 * saturdays >= (opening[-1] - opening[0]) / WEEK:
+            return ALWAYS
     return instrument.hours
 
 
 def cell_text(kind: str, cells: dict[str, float], near: float) -> str:
     """The cells of a row that make it a fault of `kind`, in brackets; `near`: a close beside it."""
     names = {
-        "number": [
-            name for name, cell in cells.items() if not 0 < cell < np.inf and (name, cell) != ("volume", 0)
-        ],
+        "number": [name for name, cell in cells.items() if not 0 < cell + (name == "volume") < np.inf],
         "damaged": [max(PRICES, key=lambda name: abs(cells[name] - near))],
         "range": OHLC,
         "spread": ("open", "ask_open", "close", "ask_close"),
@@ -289,6 +284,8 @@ def why_kept(bad: dict[int, str], line: Ints, utc: Ints, interval_ns: int) -> st
 
     Rows that stand out by chance are few and nowhere in particular.  Filler is neither: it may always be dropped.
     """
+    if not bad:
+        return None
     faults = np.array([at for at in sorted(bad) if bad[at] != "flat"], np.int64)
     rows = np.union1d(line, faults)
     if 2 * len(bad) >= len(rows):
@@ -385,9 +382,8 @@ def find_holes(
     weekend, rest = is_closed(begin, end, hours_seen(instrument, close_ns - interval_ns, interval_ns))
     rests = f", {rest.sum()} daily breaks" if rest.any() else ""
     other = ~weekend & ~rest
-    notes = (
-        [f"{weekend.sum()} weekends{rests} and {other.sum()} other gaps between bars"] if len(after) else []
-    )
+    said = f"{weekend.sum()} weekends{rests} and {other.sum()} other gaps between bars"
+    notes = [said] if len(after) else []
     holes = after[other & (end - begin > HOLE_BARS * interval_ns)]
     long = [t for t in holes.tolist() if missing[t - 1] >= HOLE]
     notes += [f"line {line[t]}: {hole_text(missing[t - 1], close_ns[t - 1])}" for t in long[:MAX_HOLES]]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from host.backtest import describe
+from host.bars import read_bars
 from host.data_check import check_data, print_check
 from host.formats import ReadOptions
 from tests.test_bars import DATA, FAULTS, HEADER, rows, write
@@ -60,6 +62,23 @@ def test_long_lists_are_cut_for_people_only(tmp_path: Path) -> None:
     document = check_data(write(tmp_path, lines), ReadOptions())
     assert len(document["problems"]) == 15
     assert "and 5 more" in printed(document)
+
+
+def test_training_says_what_the_check_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On one screen: symbol, pip, point, spread, clock with its doubts, holes and what was assumed."""
+    later = [line.replace("03-24", "04-24") for line in rows()]
+    path = write(tmp_path, [*rows(), *later], "GBPUSD.csv")
+    describe(read_bars(path)[1])
+    said = capsys.readouterr().err
+    assert printed(check_data(path, ReadOptions())) == f"{said}nothing to refuse\n"
+    assert said.startswith(f"{path}: canonical, 24 bars of 3600 s, 2021-03-24T01:00:00Z .. ")
+    for part in (
+        "GBPUSD, pip 0.0001, point 1e-05; side bid, clock UTC",
+        "spread 1.2 pips",
+        "1 x hole",
+        "--spread 1.2",
+    ):
+        assert part in said
 
 
 def test_flags_that_would_settle_it(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from host.bars import read_bars
-from host.feed import LEARN, POLL_S, Bar, LineParser, feed_bars
+from host.feed import POLL_S, Bar, LineParser, feed_bars
 from host.formats import DataError, ReadOptions, recognise
 from host.judging import TWICE
+from host.row_judge import LEARN
 from kernels.bars import NS, Bars
 from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, real, rows, write
 from tests.test_bars import FILES as ALL

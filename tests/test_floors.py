@@ -35,6 +35,7 @@ FLOORS = [  # a module imports lower floors only
     ["host.parsing"],
     ["host.resample", "host.judging"],
     ["host.weekly_open"],
+    ["host.row_judge"],
     ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
     ["host.agent", "host.data_check"],
     ["host.actor", "host.bridge"],
