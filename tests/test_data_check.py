@@ -10,8 +10,10 @@ import pytest
 
 from host.backtest import describe
 from host.bars import read_bars
+from host.config import load_config
 from host.data_check import check_data, print_check
-from host.formats import ReadOptions
+from host.formats import DataError, ReadOptions
+from host.train import train_csv
 from tests.test_bars import DATA, FAULTS, HEADER, rows, write
 from tests.test_formats import SAMPLES
 
@@ -94,6 +96,17 @@ def test_flags_that_would_settle_it(tmp_path: Path) -> None:
         *assumed[2:3],
         assumed[4],
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "dates"), [("h4_then_h1", None), ("level_shift_40pct", None), ("short_day_first", "mdy")]
+)
+def test_what_the_check_refuses_training_refuses(name: str, dates: str | None, tmp_path: Path) -> None:
+    path, reading = DATA / "found" / f"{name}.csv", ReadOptions(dates=dates, drop_bad=True)
+    with pytest.raises(DataError) as refused:
+        train_csv(path, reading, load_config(), tmp_path / "run", None, 1, False, 1)
+    assert check_data(path, reading)["refused"] == str(refused.value)
+    assert refused.value.exit_code == 4
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
