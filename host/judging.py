@@ -99,9 +99,13 @@ def find_moves(
     moves: dict[int, float] = {}
     if not len(opening):
         return damaged, moves
-    near = np.append(np.median(quote["close"][:5]), quote["close"][:-1])
+    near = np.append(quote["close"][0], quote["close"][:-1])
     before = np.append(opening[0] - 2 * interval_ns, opening[:-1])
-    candidates = np.flatnonzero(is_moved(quote, near, opening - before, interval_ns, always)).tolist()
+    moved = is_moved(quote, near, opening - before, interval_ns, always)
+    if moved[:2].any():  # which of the two is wrong, those after them tell
+        near[0] = np.median(quote["close"][:5])
+        moved[0] = is_moved({name: quote[name][0] for name in PRICES}, near[0], 2, 1, always[0])
+    candidates = np.flatnonzero(moved).tolist()
     calm = stays(quote, always) if candidates else always
     judged = -1
     for first in candidates:
