@@ -186,6 +186,10 @@ def test_one_season_proves_nothing() -> None:
         DataError, match="UTC and Europe/London fit, but 0 weekends of summer and 8 of winter"
     ):
         prove_clock(times, HOUR * NS, fx, "x")
+    with pytest.raises(
+        DataError, match="Asia/Tokyo fit, but 0 weekends of summer"
+    ):  # and clocks that are not listed
+        prove_clock(times + 9 * HOUR * NS, HOUR * NS, fx, "x")
     with pytest.raises(DataError, match="no clock that I know opens"):
         prove_clock(times + 21 * 60 * NS * 37, HOUR * NS, fx, "x")
 
