@@ -27,7 +27,9 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 READING = {  # flags that say how a file is read: one for each field of ReadOptions that a person sets
     "symbol": typer.Option(help="What is traded, for example EURUSD; the name of the file without it."),
     "side": typer.Option(help="Side of the prices: bid, ask or mid."),
-    "timezone": typer.Option(help="Time zone of the stamps, for example UTC or Europe/Athens."),
+    "timezone": typer.Option(
+        help="Time zone of the stamps, for example UTC or Europe/Athens; auto: the one that the weekly opens prove."
+    ),
     "label": typer.Option(help="What a stamp marks: open or close of its bar."),
     "spread_pips": typer.Option("--spread", help="Spread in pips where the file has none."),
     "spread_unit": typer.Option(help="Unit of the file's spread column: price, pips or points."),

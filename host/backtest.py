@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from host.actor import COLUMNS, format_decision, load_acting, new_trader
 from host.agent import Setting, reading_of
 from host.bars import read_bars
+from host.data_check import document_of, print_source
 from host.formats import DataError, ReadOptions, Source
-from host.progress import say
 from kernels.bars import Bars
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
@@ -122,14 +122,8 @@ def backtest_csv(
 
 
 def describe(source: Source) -> None:
-    """Say what was recognised and what was assumed."""
-    say(
-        f"{source.path}: {source.format}, {source.rows} bars of {source.interval_s} s, "
-        f"{source.first} .. {source.last} UTC\n  side {source.side}, clock {source.timezone}, "
-        f"stamps mark the {source.label}, spread {source.spread}"
-    )
-    for note in source.notes:
-        say(f"  {note}")
+    """Say what was recognised and what was assumed, as `data-check` does."""
+    print_source(document_of(source, None), sys.stderr)
 
 
 def first_bar(bars: Bars, start: str | None, source: Source, history: int) -> int:

@@ -9,6 +9,7 @@ import csv
 import importlib.util
 import io
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,41 +18,43 @@ from numpy.typing import NDArray
 
 from host.containers import read_text
 from host.formats import KINDS, MAX_LINE, DataError, Layout, Problem, ReadOptions, Source, head_of, recognise
+from host.judging import (
+    MAX_LISTED,
+    ORDERS,
+    breaks,
+    cell_text,
+    find_faults,
+    find_holes,
+    interval_of,
+    other_dates,
+    why_kept,
+)
 from host.parsing import (
-    DAY,
     FLAGS,
-    HOUR,
     NUMBERS,
-    SATURDAY,
-    WEEK,
     Ints,
     Rules,
-    interval_of,
-    is_damaged,
+    instrument_for,
     iso,
-    order_fault,
     parse_clock,
     parse_line,
     parse_stamp,
     quotes,
-    row_faults,
     rules_for,
     to_utc,
 )
 from host.resample import merge_bars
+from host.weekly_open import AUTO, clock_doubt, find_weekends, prove_clock
 from kernels.bars import NS, Bars
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CHUNK_ROWS = 50_000  # parsed at a time
-MAX_LISTED = 1000  # problems of a kind
-MAX_HOLES = 10  # notes
 # Without pandas, as on a machine that only acts, every file is read line by line: to the same bits, four times slower.
 HAS_PANDAS = importlib.util.find_spec("pandas") is not None
-HOLE = 12 * HOUR  # a gap this long gets a note of its own
-HOLE_BARS = 10  # a longer gap is a hole: no session spans it
-MINUTE = 60 * NS
+MISREAD = 4  # times as many faults as by the other order: dates are in that one
+SHOWN = 3  # bad rows in a refusal
 
 
 class Rows(NamedTuple):
@@ -61,6 +64,16 @@ class Rows(NamedTuple):
     utc: Ints  # [T] stamp, nanoseconds
     local: bool  # whether a stamp has no offset of its own
     columns: dict[str, NDArray[np.float64]]  # [T] by role
+
+
+class Findings(NamedTuple):
+    """What is wrong with the rows of a file."""
+
+    kinds: dict[int, str]  # of bad lines
+    changes: list[Problem]  # from a line on for good: no reason to drop it
+    cells: dict[int, str]  # which numbers of a line are bad, for the first few
+    kept: str | None  # why the bad rows are not dropped, in words
+    good: Ints  # [T] rows
 
 
 class Lines(NamedTuple):
@@ -172,70 +185,6 @@ def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
     return rows, np.array(bad, np.int64)
 
 
-def find_faults(
-    rows: Rows, quote: dict[str, NDArray[np.float64]], interval_ns: int, ticks: bool
-) -> dict[int, str]:
-    """Kind of the fault of every bad row, by index; neighbours and order count among the rows good by themselves."""
-    bad: dict[int, str] = {}
-    has_volume = np.logical_or.accumulate(quote["volume"] > 0) | ticks
-    with np.errstate(invalid="ignore"):  # infinite prices are among the faults
-        for kind, mask in row_faults(quote, rows.utc, has_volume).items():
-            for row in np.flatnonzero(mask).tolist():
-                bad.setdefault(row, kind)
-    good = np.delete(np.arange(len(rows.utc)), list(bad))
-    damaged = is_damaged(
-        {name: column[good] for name, column in quote.items()}, neighbours(quote["close"][good])
-    )
-    bad.update(dict.fromkeys(good[damaged].tolist(), "damaged"))
-    good = good[~damaged]
-    if (np.diff(rows.utc[good]) < interval_ns).any():
-        bad.update(order_faults(rows.utc, good, interval_ns))
-    return bad
-
-
-def neighbours(close: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median of each close and the two on either side [T]."""
-    if len(close) < 3:
-        return close
-    return np.median(np.lib.stride_tricks.sliding_window_view(np.pad(close, 2, "reflect"), 5), axis=1)
-
-
-def order_faults(utc: Ints, good: Ints, interval_ns: int) -> dict[int, str]:
-    """Kind by index of the rows among `good` that do not follow the last row that is left."""
-    bad: dict[int, str] = {}
-    last: int | None = None
-    for row, stamp in zip(good.tolist(), utc[good].tolist(), strict=True):
-        kind = None if last is None else order_fault(stamp - last, interval_ns)
-        if kind:
-            bad[row] = kind
-        else:
-            last = stamp
-    return bad
-
-
-def find_holes(close_ns: Ints, interval_ns: int, line: Ints) -> tuple[list[Problem], list[str]]:
-    """Gaps of more than HOLE_BARS bars that are no weekend, and sentences on all gaps; `line` [T] of the bars."""
-    missing = np.diff(close_ns) - interval_ns
-    after = np.flatnonzero(missing > 0) + 1
-    begin, end = close_ns[after - 1], close_ns[after] - interval_ns
-    saturday = (begin - SATURDAY - DAY // 2) // WEEK != (end - SATURDAY - DAY // 2) // WEEK
-    weekend = saturday & (end - begin < 4 * DAY)
-    notes = [f"{weekend.sum()} weekends and {(~weekend).sum()} other gaps between bars"] if len(after) else []
-    holes = after[~weekend & (end - begin > HOLE_BARS * interval_ns)]
-    long = [t for t in holes.tolist() if missing[t - 1] >= HOLE]
-    notes += [f"line {line[t]}: {hole_text(missing[t - 1], close_ns[t - 1])}" for t in long[:MAX_HOLES]]
-    if len(long) > MAX_HOLES:
-        notes.append(f"and {len(long) - MAX_HOLES} more gaps of {HOLE // HOUR} h or longer")
-    listed = holes[:MAX_LISTED].tolist()
-    return [Problem("hole", int(line[t]), hole_text(missing[t - 1], close_ns[t - 1])) for t in listed], notes
-
-
-def hole_text(missing_ns: int, begin_ns: int) -> str:
-    """A hole in words."""
-    length = f"{missing_ns / HOUR:.0f} h" if missing_ns >= 2 * HOUR else f"{missing_ns / MINUTE:.0f} min"
-    return f"no bars for {length}, from {iso(begin_ns)}"
-
-
 def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
     """Problems by line, at most MAX_LISTED of a kind, from the kinds by line."""
     listed: dict[str, int] = {}
@@ -248,20 +197,18 @@ def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
     return problems
 
 
-def refuse_bad(source: Source, kinds: dict[int, str], good: int, drop_bad: bool) -> None:
-    """Raise DataError if there are bad rows beside the `good` and they may not, or cannot sensibly, be dropped."""
-    most = len(kinds) >= good
-    if not kinds or (drop_bad and not most):
+def refuse_bad(source: Source, found: Findings, drop_bad: bool) -> None:
+    """Raise DataError if a file changes on the way, or if its bad rows may not, or cannot sensibly, be dropped."""
+    for change in found.changes:
+        raise DataError(f"{source.path}: line {change.line}: {change.text}", source)
+    if not found.kinds or (drop_bad and found.kept is None):
         return
-    shown = "; ".join(f"line {p.line}: {KINDS[p.kind]}: {p.text!r}" for p in source.problems[:3])
-    if most:
-        filler = set(kinds.values()) == {"flat"}
-        remedy = (
-            "nothing but filler" if filler else "most of the file: is it newest first, or of another kind?"
-        )
-    else:
-        remedy = "--drop-bad drops them"
-    raise DataError(f"{source.path}: {count_kinds(kinds)}; {shown}; {remedy}", source)
+    shown = "; ".join(
+        f"line {p.line}: {KINDS[p.kind]}{found.cells.get(p.line, '')}: {p.text!r}"
+        for p in source.problems[:SHOWN]
+    )
+    remedy = found.kept or "--drop-bad drops them"
+    raise DataError(f"{source.path}: {count_kinds(found.kinds)}; {shown}; {remedy}", source)
 
 
 def count_kinds(kinds: dict[int, str]) -> str:
@@ -276,32 +223,124 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     options, path = options or ReadOptions(), Path(path)
     name, data, sha256 = read_text(path)
     lines = split_lines(data, name)
-    layout = recognise(head_of(map(lines.text, range(1, len(lines.start) + 1))), options, name)
+    layout = find_layout(lines, options, name)
+    proven = [f"clock proven by the weekly opens (--timezone {AUTO})"] * (options.timezone == AUTO)
+    if proven:
+        options = replace(options, timezone=find_clock(lines, layout, options, name))
+        layout = find_layout(lines, options, name)
+    check_dates(lines, layout, options, name)
     rows, unparsable, notes = read_rows(lines, layout, options, name)
     step_ns = interval_of(rows.utc, options, name)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
         rules, said = rules_for(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
         quote = quotes(rows.columns, rules, layout.point)
-    faults = find_faults(rows, quote, step_ns, layout.format.ticks)
-    kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {
-        int(rows.line[t]): k for t, k in faults.items()
-    }
-    good = np.delete(np.arange(len(rows.utc)), list(faults))
-    time = rows.utc[good] + (step_ns if rules.label == "open" else 0)
-    bars, line = Bars(time, **{column: values[good] for column, values in quote.items()}), rows.line[good]
+    opening = rows.utc - (step_ns if rules.label == "close" else 0)
+    found = judge_rows(rows, unparsable, quote, opening, rules, layout.format.ticks)
+    good, line = found.good, rows.line[found.good]
+    bars = Bars(opening[good] + step_ns, **{column: values[good] for column, values in quote.items()})
+    doubt = clock_doubt(find_weekends(opening[good], step_ns), rules, options, rows.local)
     interval_ns = step_ns if options.interval_s is None else options.interval_s * NS
     if interval_ns > step_ns:
         bars, first = merge_bars(bars, step_ns, interval_ns, rules.timezone)
         line = line[first]
         notes.append(f"bars of {step_ns // NS} s are put together into bars of {interval_ns // NS} s")
-    holes, gaps = find_holes(bars.time, interval_ns, line)
+    holes, gaps = find_holes(bars.time, interval_ns, line, rules.instrument)
     source = describe_source(name, layout, rules, options, rows.local, bars.time, interval_ns, sha256)
-    source.notes.extend(said + notes)
-    source.problems.extend(list_problems(lines, kinds))
+    source.notes.extend([*proven, *said, *([doubt] if doubt else []), *notes])
+    source.problems.extend(found.changes + list_problems(lines, found.kinds))
     source.holes.extend(holes)
-    refuse_bad(source, kinds, len(good), options.drop_bad)
-    source.notes.extend([f"dropped {count_kinds(kinds)}"] * bool(kinds) + gaps)
+    refuse_bad(source, found, options.drop_bad)
+    source.notes.extend([f"dropped {count_kinds(found.kinds)}"] * bool(found.kinds) + gaps)
     return bars, source
+
+
+def judge_rows(
+    rows: Rows,
+    unparsable: Ints,
+    quote: dict[str, NDArray[np.float64]],
+    opening: Ints,
+    rules: Rules,
+    ticks: bool,
+) -> Findings:
+    """What is wrong with the rows of a file whose bars have `quote` and open at `opening`."""
+    faults, changes = find_faults(quote, opening, rules, ticks)
+    line = {row: int(rows.line[row]) for row in (*faults, *changes)}
+    kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {line[row]: k for row, k in faults.items()}
+    return Findings(
+        kinds=kinds,
+        changes=[Problem(kind, line[row], text) for row, (kind, text) in sorted(changes.items())],
+        cells={
+            line[row]: cell_text(
+                faults[row],
+                {name: float(column[row]) for name, column in quote.items()},
+                float(np.median(quote["close"][max(0, row - 2) : row + 3])),
+            )
+            for row in sorted(faults)[:SHOWN]
+        },
+        kept=why_kept(kinds, rows.line, rows.utc, rules.interval_ns),
+        good=np.delete(np.arange(len(opening)), list(faults)),
+    )
+
+
+def find_layout(lines: Lines, options: ReadOptions, name: str) -> Layout:
+    """The layout of a file; where its dates could be either, which order makes sense is part of the refusal."""
+    head = head_of(map(lines.text, range(1, len(lines.start) + 1)))
+    try:
+        return recognise(head, options, name)
+    except DataError as error:
+        if options.dates is not None:
+            raise
+        layouts = {order: recognise(head, replace(options, dates=order), name) for order in ORDERS}
+        faults = {order: count_breaks(lines, layout, options, name) for order, layout in layouts.items()}
+        likely = min(ORDERS, key=lambda order: faults[order][0])
+        other = ORDERS[likely]
+        if MISREAD * faults[likely][0] >= faults[other][0]:
+            raise
+        raise DataError(f"{error}; {misread(other, faults[other], faults[likely][0])}") from None
+
+
+def check_dates(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> None:
+    """Refuse --dates where the other order leaves far fewer lines that do not follow the one before."""
+    if options.dates is None or layout.format.stamp != options.dates:
+        return
+    here = count_breaks(lines, layout, options, name)
+    there = count_breaks(lines, other_dates(layout), options, name) if here[0] else here
+    if MISREAD * there[0] < here[0]:
+        raise DataError(f"{name}: {misread(options.dates, here, there[0])}")
+
+
+def count_breaks(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[int, int]:
+    """How many lines of a layout are no bars or do not follow the one before, and the first of them."""
+    try:
+        rows, unparsable = read_hands(lines, layout, options, name)
+    except DataError:  # none is a bar
+        return len(lines.start), layout.header + 1
+    wrong = sorted([*unparsable.tolist(), *rows.line[breaks(rows.utc)].tolist()])
+    return len(wrong), wrong[0] if wrong else 0
+
+
+def read_hands(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints]:
+    """The rows of a file by the hands of its clock, whichever that is, and the lines that are none."""
+    layout = layout._replace(format=layout.format._replace(timezone="UTC"))
+    return read_rows(lines, layout, replace(options, timezone="UTC"), name)[:2]
+
+
+def misread(order: str, faults: tuple[int, int], others: int) -> str:
+    """Why dates are not in this `order`, in words."""
+    return (
+        f"read with --dates {order}, {faults[0]} lines from line {faults[1]} on are no dates or do not follow the line "
+        f"before; with --dates {ORDERS[order]} it is {others}: --dates {ORDERS[order]} is right"
+    )
+
+
+def find_clock(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> str:
+    """The clock of a file that its weekly opens prove."""
+    rows, _ = read_hands(lines, layout, options, name)
+    if not rows.local:
+        return "UTC"  # every stamp says so itself
+    step_ns = interval_of(rows.utc, options, name)
+    instrument = instrument_for(layout, options, name, float(np.median(rows.columns["open"])))
+    return prove_clock(rows.utc - (step_ns if options.label == "close" else 0), step_ns, instrument, name)
 
 
 def read_rows(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints, list[str]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO, Any
 
-from host.bars import MAX_LISTED, read_bars
+from host.bars import read_bars
 from host.formats import KINDS, DataError, Problem, ReadOptions, Source
+from host.judging import MAX_LISTED
 
 SHOWN = 10  # problems of a kind
 
@@ -27,6 +28,7 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
     problems = sorted([*source.problems, *source.holes], key=lambda problem: problem.line)
     told = {f"line {hole.line}: {hole.text}" for hole in source.holes}
     return {
+        "path": source.path,
         "format": source.format,
         "rows": source.rows,
         "first": source.first,
@@ -38,6 +40,7 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
         "spread": source.spread,
         "symbol": source.instrument.symbol,
         "pip": source.instrument.pip,
+        "point": source.instrument.point,
         "sha256": source.sha256,
         "problems": [problem._asdict() for problem in problems],
         "assumed": source.assumed,
@@ -48,11 +51,10 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
 
 def unread(reason: str) -> dict[str, Any]:
     """The document of a file that is in no known format, or leaves open what would change its prices."""
-    names = ("first", "last", "interval_s", "timezone", "label", "side", "spread", "symbol", "pip", "sha256")
+    names = ("first", "last", "interval_s", "timezone", "label", "side", "spread", "symbol")
     return {
-        "format": None,
+        **dict.fromkeys(("path", "format", *names, "pip", "point", "sha256")),
         "rows": 0,
-        **dict.fromkeys(names),
         "problems": [Problem("unreadable", 1, reason)._asdict()],
         "assumed": [],
         "notes": [],
@@ -61,20 +63,26 @@ def unread(reason: str) -> dict[str, Any]:
 
 
 def print_check(document: dict[str, Any], out: IO[str]) -> None:
-    """The document for people."""
+    """The document for people, with the verdict."""
     if document["format"]:
-        print(
-            f"{document['format']}: {document['rows']} good bars of {document['interval_s']} s, "
-            f"{document['first']} .. {document['last']}\n"
-            f"side {document['side']}, clock {document['timezone']}, stamps mark the {document['label']}, "
-            f"spread {document['spread']}, pip {document['pip']:g}",
-            file=out,
-        )
-        for note in document["notes"]:
-            print(f"  {note}", file=out)
-        print_problems(document["problems"], out)
-        print(f"assumed; say so, or say otherwise: {' '.join(document['assumed']) or 'nothing'}", file=out)
+        print_source(document, out)
     print(f"refused: {document['refused']}" if document["refused"] else "nothing to refuse", file=out)
+
+
+def print_source(document: dict[str, Any], out: IO[str]) -> None:
+    """What a file was read as, what was assumed and what is wrong with it."""
+    symbol = "an unknown symbol" if document["symbol"] == "-" else document["symbol"]
+    print(
+        f"{document['path']}: {document['format']}, {document['rows']} bars of {document['interval_s']} s, "
+        f"{document['first']} .. {document['last']} UTC\n"
+        f"  {symbol}, pip {document['pip']:g}, point {document['point']:g}; side {document['side']}, "
+        f"clock {document['timezone']}, stamps mark the {document['label']}, spread {document['spread']}",
+        file=out,
+    )
+    for note in document["notes"]:
+        print(f"  {note}", file=out)
+    print_problems(document["problems"], out)
+    print(f"  assumed; say so, or say otherwise: {' '.join(document['assumed']) or 'nothing'}", file=out)
 
 
 def print_problems(problems: list[dict[str, Any]], out: IO[str]) -> None:

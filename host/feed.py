@@ -20,26 +20,16 @@ import numpy as np
 
 from host.containers import is_plain, read_text
 from host.follow import Taken, path_lines, pipe_lines, stream_lines
-from host.formats import KINDS, DataError, Layout, ReadOptions, is_head, recognise, refusal
-from host.parsing import (
-    LONGEST,
-    Rules,
-    interval_of,
-    is_damaged,
-    order_fault,
-    parse_line,
-    quotes,
-    row_faults,
-    rules_for,
-    stamp_utc,
-)
+from host.formats import DataError, Layout, ReadOptions, is_head, recognise, refusal
+from host.judging import HOLE_BARS, LONG_GAP, LONGEST, ORDERS, interval_of, other_dates
+from host.parsing import Rules, parse_line, quotes, rules_for, stamp_utc
 from host.progress import say
 from host.resample import join_bars, periods
+from host.row_judge import LEARN, RowJudge
+from host.weekly_open import AUTO
 from kernels.bars import NS, Bars
 
 POLL_S = 0.2
-LEARN = 64  # lines that the length of a bar is learnt from, or checked with
-MOVED = 3  # damaged prices in a row: these are no slips, the level or the unit is another
 
 
 class Bar(NamedTuple):
@@ -63,16 +53,13 @@ class LineParser:
             raise DataError(f"{name}: a line does not tell how long its bar is")
         self.layout = layout
         self.clock = options.timezone or layout.format.timezone
-        self.dropped = 0  # bad rows
         self._options = options
         self._interval_ns = options.interval_s * NS
         self._name = name
         self._rules: Rules | None = None
-        self._has_volume = layout.format.ticks
+        self._judge = RowJudge(options, self._interval_ns, name, layout.format.ticks)
         self._catching_up = False
-        self._last: tuple[int, float] | None = None  # stamp and close of the last bar
-        self._first: list[int] = []  # stamps of the first bars, to check their distance
-        self._moved = 0  # damaged prices since the last bar
+        self._text = ""  # of the last bar
         self._taken = Taken(name, self._interval_ns)
 
     def reopen(self) -> None:
@@ -84,59 +71,49 @@ class LineParser:
         """The bar of a line; None for a blank, already seen or dropped one.  DataError if it is bad."""
         if not text.strip():
             return None
-        parsed = parse_line(text, self.layout)
+        parsed, last = parse_line(text, self.layout), self._judge.last
         if parsed is None:
-            self._refuse("unparsable", text, line)
+            self._check_dates(text, line)
+            self._judge.refuse("unparsable", text, line, {})
             return None
         stamp, is_utc, numbers = parsed
         if numbers.pop("complete", 1.0) == 0:
             return None  # it comes again once it is closed
-        utc = stamp_utc(stamp, is_utc, self.clock)
-        prices = numbers["open"], numbers["high"], numbers["low"], numbers["close"]
-        if self._catching_up and self._last and utc <= self._last[0]:
-            self._taken.compare(utc, prices, line)
-            return None
         if self._rules is None:
             price = numbers["open"]
             self._rules, notes = rules_for(self.layout, self._options, self._name, price, self._interval_ns)
             said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
             say(f"{self._name}: {'; '.join([said, *notes])}")
-        quote = quotes(numbers, self._rules, self.layout.point)
-        kind = self._fault(quote, utc)
-        if kind:
-            self._refuse(kind, text, line)
+        opening = stamp_utc(stamp, is_utc, self.clock)
+        opening -= self._interval_ns if self._rules.label == "close" else 0
+        prices = numbers["open"], numbers["high"], numbers["low"], numbers["close"]
+        if self._catching_up and last and opening <= last[0]:
+            self._taken.compare(opening, prices, line)
             return None
-        self._keep(utc, quote["close"])
-        self._taken.take(utc, prices, line)
-        return Bar(utc + (self._interval_ns if self._rules.label == "open" else 0), **quote)
+        if last and opening - last[0] > max(LONG_GAP, HOLE_BARS * self._interval_ns):
+            self._check_dates(text, line)
+        quote = quotes(numbers, self._rules, self.layout.point)
+        kind = self._judge.fault(quote, opening, line, self._rules)
+        if kind:
+            self._judge.refuse(kind, text, line, quote)
+            return None
+        self._judge.keep(opening, quote["close"], self._rules, not is_utc)
+        self._catching_up, self._text = False, text
+        self._taken.take(opening, prices, line)
+        return Bar(opening + self._interval_ns, **quote)
 
-    def _keep(self, utc: int, close: float) -> None:
-        """Remember the last bar; once there are LEARN of them, refuse bars of another length."""
-        self._last, self._catching_up, self._moved = (utc, close), False, 0
-        if len(self._first) < LEARN:
-            self._first.append(utc)
-            if len(self._first) == LEARN:
-                interval_of(np.array(self._first, np.int64), self._options, self._name)
-
-    def _fault(self, quote: dict[str, float], utc: int) -> str | None:
-        self._has_volume = self._has_volume or quote["volume"] > 0
-        for kind, found in row_faults(quote, utc, self._has_volume).items():
-            if found:
-                return kind
-        last_utc, near = self._last or (None, quote["close"])
-        if is_damaged(quote, near):
-            return "damaged"
-        return None if last_utc is None else order_fault(utc - last_utc, self._interval_ns)
-
-    def _refuse(self, kind: str, text: str, line: int) -> None:
-        where = f"{self._name}: line {line}: {KINDS[kind]}: {text[:160]!r}"
-        if not self._options.drop_bad:
-            raise DataError(f"{where}; --drop-bad drops such rows")
-        self._moved += kind == "damaged"
-        if self._moved == MOVED:
-            raise DataError(f"{where}; so are the rows before it: prices have moved to another level or unit")
-        self.dropped += 1
-        say(f"{where}; dropped")
+    def _check_dates(self, text: str, line: int) -> None:
+        """Refuse --dates where a line follows the last bar by the other order of dates only."""
+        order = self._options.dates
+        if order is None or self.layout.format.stamp != order:
+            return
+        other = other_dates(self.layout)
+        last, now = parse_line(self._text, other), parse_line(text, other)
+        if now and (last is None or 0 < now[0] - last[0] <= max(LONG_GAP, self._interval_ns)):
+            raise DataError(
+                f"{self._name}: line {line}: read with --dates {order}, it does not follow the line before; with "
+                f"--dates {ORDERS[order]} it does: {text[:160]!r}"
+            )
 
 
 def feed_bars(
@@ -170,6 +147,10 @@ def learn_step(
     lines: Iterator[tuple[int, str]], options: ReadOptions, name: str
 ) -> tuple[list[tuple[int, str]], Layout, int]:
     """The first lines of a feed, their layout and the length of a bar: two bars tell if they are as long as wanted."""
+    if options.timezone == AUTO:
+        raise DataError(
+            f"{name}: a feed cannot prove its clock: name what data-check --timezone {AUTO} finds in a history"
+        )
     read: list[tuple[int, str]] = []
     head: list[str] = []
     utc: list[int] = []

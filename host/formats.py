@@ -22,10 +22,12 @@ KINDS = {
     "range": "open or close outside high and low, or high below low",
     "spread": "ask below bid, or a spread of more than 5 % of the price",
     "flat": "filler: open = high = low = close without volume",
-    "damaged": "a price more than 20 % from its neighbours",
+    "damaged": "a price too far from its neighbours",
     "duplicate": "the stamp of the bar before",
     "backward": "older than the bar before",
     "overlap": "opens before the bar before has closed",
+    "level": "prices move to another level and stay there",
+    "interval": "bars become longer or shorter",
 }
 
 

@@ -1,7 +1,7 @@
-"""What a line of bars means: its stamp, its prices, and what may be wrong with it.
+"""What a line of bars means: its stamp and its prices.
 
-`formats.py` says which formats there are.  `bars.py` reads files in bulk and `feed.py` line by line with the functions
-here: those that say "alike" take a number or an array of numbers.
+`formats.py` says which formats there are, and `judging.py` what may be wrong.  `bars.py` reads files in bulk and
+`feed.py` line by line with the functions here: those that say "alike" take a number or an array of numbers.
 """
 
 from __future__ import annotations
@@ -39,22 +39,10 @@ SHARE_BELOW = {
 SIDES = (*SHARE_BELOW, "both")
 
 
-JUMP = 0.2  # a price this far from its neighbours, relative, is damaged
-
-
-WIDE = 0.05  # a spread this wide, relative to the price, is in other units
-
-
 SCALED = 10_000.0  # a pair quoted above this is taken for points, unless the user names the pip
 
 
 SCALED_PIPS = 5e6  # and a price of so many pips even then
-
-
-SATURDAY = 2 * DAY  # 1970-01-03, the first one
-
-
-CLOSED = 44 * HOUR  # from Saturday 00:00 UTC: no market is open
 
 
 QUARTER_S = 900  # clocks change at multiples of this
@@ -68,9 +56,6 @@ EPOCH, EPOCH_UTC, MICROSECOND = (
 
 
 LAST_STAMP = 7_258_118_400 * NS  # the year 2200
-
-
-LONGEST = 31 * DAY  # bar
 
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -263,70 +248,6 @@ def quotes(columns: Any, rules: Rules, point: float) -> dict[str, Any]:
         )
     quote["volume"] = columns["volume"] if "volume" in columns else columns["open"] * 0.0
     return quote
-
-
-def row_faults(quote: Any, utc: Any, has_volume: Any) -> dict[str, Any]:
-    """Which faults a row has; `has_volume`: the file gives volumes so far, so a bar without one is filler; alike."""
-    low, high, volume = quote["low"], quote["high"], quote["volume"]
-    number = (volume != volume) | (volume < 0) | (volume == np.inf)
-    for name in PRICES:
-        number = number | (quote[name] != quote[name]) | (quote[name] <= 0) | (quote[name] == np.inf)
-    outside = high < low
-    spread = low != low
-    for name in ("open", "close"):
-        bid, ask = quote[name], quote[f"ask_{name}"]
-        outside = outside | (bid < low) | (bid > high)
-        spread = spread | (ask < bid) | (ask - bid > WIDE * bid)
-    still = (quote["open"] == high) & (high == low) & (low == quote["close"]) & (volume == 0)
-    flat = still & (has_volume | ((utc - SATURDAY) % WEEK < CLOSED))
-    return {"number": number, "range": outside, "spread": spread, "flat": flat}
-
-
-def is_damaged(quote: Any, near: Any) -> Any:
-    """Whether a price is more than JUMP from the price `near` it; alike."""
-    damaged = near != near
-    for name in PRICES:
-        damaged = damaged | (abs(quote[name] - near) > JUMP * near)
-    return damaged
-
-
-def order_fault(step_ns: int, interval_ns: int) -> str | None:
-    """What is wrong with a stamp `step_ns` after the one before; days may be an hour short when clocks change."""
-    if step_ns <= 0:
-        return "duplicate" if step_ns == 0 else "backward"
-    return "overlap" if step_ns < interval_ns - (HOUR if interval_ns >= DAY else 0) else None
-
-
-def common_step(utc: Ints) -> int | None:
-    """The commonest positive step between stamps, nanoseconds; None if there is none."""
-    step = np.diff(utc)
-    values, counts = np.unique(step[step > 0], return_counts=True)
-    return int(values[np.argmax(counts)]) if len(values) else None
-
-
-def interval_of(utc: Ints, options: ReadOptions, name: str) -> int:
-    """Length of the bars of a file in nanoseconds: the commonest step, which must divide the one asked for."""
-    step = common_step(utc)
-    wanted = None if options.interval_s is None else options.interval_s * NS
-    if step is None and wanted is None:
-        reason = "no bar is later than the one before: is the newest first?" if len(utc) > 1 else "bring more"
-        raise DataError(f"{name}: {len(utc)} bars do not tell how long a bar is: {reason}")
-    if wanted is not None and (step is None or (step > wanted and (np.diff(utc) == wanted).any())):
-        step = wanted
-    if step is None or not NS <= step <= LONGEST or step % NS:
-        raise DataError(f"{name}: steps of {(step or 0) / NS:g} s: bars last whole seconds, up to 31 days")
-    if wanted not in (None, step):
-        check_divides(step, wanted, name)
-    return step
-
-
-def check_divides(step_ns: int, wanted_ns: int, name: str) -> None:
-    """Refuse bars that cannot be put together into those wanted."""
-    if wanted_ns % step_ns or (wanted_ns != step_ns and DAY % wanted_ns):
-        raise DataError(
-            f"{name}: bars of {step_ns / NS:g} s where {wanted_ns / NS:g} s are wanted: only bars that "
-            "divide them, and they the day, can be put together"
-        )
 
 
 def iso(time_ns: int) -> str:

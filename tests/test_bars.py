@@ -274,12 +274,18 @@ def test_negative_and_absurd_spreads(tmp_path: Path) -> None:
     assert problems(tmp_path / "lean.csv") == [("spread", 1)]
 
 
-def test_a_level_that_moves_is_not_damage(tmp_path: Path) -> None:
-    lines = rows()
-    path = write(
-        tmp_path, [*lines[:6], *(line.replace(",1.1", ",1.5").replace(",1.0", ",1.4") for line in lines[6:])]
-    )
-    assert len(read_bars(path)[0].time) == 12
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.4, 100.0])
+def test_a_level_that_moves_is_refused_with_its_line(factor: float, tmp_path: Path) -> None:
+    def scaled(line: str) -> str:
+        stamp, *prices, volume = line.split(",")
+        return ",".join([stamp, *(f"{float(price) * factor:.5f}" for price in prices), volume])
+
+    path = write(tmp_path, [*rows()[:6], *map(scaled, rows()[6:])])
+    for drop_bad in (False, True):
+        with pytest.raises(
+            DataError, match=rf"line 8: prices move from 1.102 to {1.1 * factor:g} .* stay there"
+        ):
+            read_bars(path, ReadOptions(drop_bad=drop_bad))
 
 
 def test_still_minutes_without_any_volume_are_bars(tmp_path: Path) -> None:

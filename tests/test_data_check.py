@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from host.backtest import describe
+from host.bars import read_bars
+from host.config import load_config
 from host.data_check import check_data, print_check
-from host.formats import ReadOptions
+from host.formats import DataError, ReadOptions
+from host.train import train_csv
 from tests.test_bars import DATA, FAULTS, HEADER, rows, write
 from tests.test_formats import SAMPLES
 
@@ -62,6 +66,23 @@ def test_long_lists_are_cut_for_people_only(tmp_path: Path) -> None:
     assert "and 5 more" in printed(document)
 
 
+def test_training_says_what_the_check_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On one screen: symbol, pip, point, spread, clock with its doubts, holes and what was assumed."""
+    later = [line.replace("03-24", "04-24") for line in rows()]
+    path = write(tmp_path, [*rows(), *later], "GBPUSD.csv")
+    describe(read_bars(path)[1])
+    said = capsys.readouterr().err
+    assert printed(check_data(path, ReadOptions())) == f"{said}nothing to refuse\n"
+    assert said.startswith(f"{path}: canonical, 24 bars of 3600 s, 2021-03-24T01:00:00Z .. ")
+    for part in (
+        "GBPUSD, pip 0.0001, point 1e-05; side bid, clock UTC",
+        "spread 1.2 pips",
+        "1 x hole",
+        "--spread 1.2",
+    ):
+        assert part in said
+
+
 def test_flags_that_would_settle_it(tmp_path: Path) -> None:
     path = write(tmp_path, [row.replace("Z", "") for row in rows()])
     assumed = ["--side bid", "--timezone UTC", "--label open", "--spread 0.8", "--pip 0.0001"]
@@ -75,6 +96,17 @@ def test_flags_that_would_settle_it(tmp_path: Path) -> None:
         *assumed[2:3],
         assumed[4],
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "dates"), [("h4_then_h1", None), ("level_shift_40pct", None), ("short_day_first", "mdy")]
+)
+def test_what_the_check_refuses_training_refuses(name: str, dates: str | None, tmp_path: Path) -> None:
+    path, reading = DATA / "found" / f"{name}.csv", ReadOptions(dates=dates, drop_bad=True)
+    with pytest.raises(DataError) as refused:
+        train_csv(path, reading, load_config(), tmp_path / "run", None, 1, False, 1)
+    assert check_data(path, reading)["refused"] == str(refused.value)
+    assert refused.value.exit_code == 4
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

