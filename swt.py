@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from host.stop import catch_signals
 
 HERE = Path(__file__).parent  # a folder, or the packed program
 MODEL = HERE / "model.swt" if HERE.is_file() else Path("runs/latest/model.swt")
@@ -37,14 +38,18 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 @app.command()
 def train(
     csv: Csv = None,
-    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/latest"),
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; a new number in runs, where `latest` leads to it.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.001, help="Stop after so many minutes of training (default 2.5).")
     ] = None,
     sessions: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many sessions: reproducible to the byte.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")
+    ] = False,
     threads: Threads = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
@@ -61,13 +66,14 @@ def train(
 ) -> None:
     """Train an agent on a CSV of bars and show what it earns on bars it has not seen."""
     from host.config import load_config
-    from host.train import train_csv
+    from host.train import going_on, train_csv
 
     chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     reading = read_options(side, timezone, label, spread, pip, point, dates, drop_bad)
     budget = minutes, sessions
+    out, begun = going_on(out) if resume else (out, None)
     document = train_csv(
-        csv, reading, load_config(config, chosen), out, *budget, resume, thread_count(threads)
+        csv, reading, load_config(config, chosen, begun), out, *budget, resume, thread_count(threads)
     )
     if as_json:
         print(json.dumps(document))
@@ -284,7 +290,7 @@ def read_options(
 
 def main() -> None:
     """Run a command; every foreseen error becomes one line on stderr and its exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    catch_signals()
     try:
         command = typer.main.get_command(app)  # its own `main` would take broken pipes and Ctrl-C for itself
         with command.make_context("swt.py", sys.argv[1:]) as context:

@@ -15,13 +15,14 @@ from host.actor import COLUMNS, format_decision, new_trader
 from host.agent import Setting, load_agent, reading_of
 from host.bars import read_bars
 from host.formats import DataError, ReadOptions, Source
-from host.progress import say
+from host.progress import Report, quiet, say
 from kernels.bars import Bars
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
 from kernels.stats import baselines, statistics
 from kernels.trader import Log, Trader, trade_through
 
+STRETCH = 1024  # decisions between two reports
 SAMPLE = Path(__file__).with_name("sample.csv")
 
 
@@ -46,12 +47,18 @@ def new_log(decisions: int, actions: int) -> Log:
     )
 
 
-def trade_bars(trader: Trader, bars: Bars, extra: NDArray[np.float32], first: int, stop: int) -> Result:
+def trade_bars(
+    trader: Trader, bars: Bars, extra: NDArray[np.float32], first: int, stop: int, report: Report = quiet
+) -> Result:
     """Decide at the closes of bars [first, stop - 1), from flat; the position is closed out at bar stop - 1."""
-    log = new_log(stop - 1 - first, trader.planner.policy.shape[1])
+    n = stop - 1 - first
+    log, account, trades = new_log(n, trader.planner.policy.shape[1]), new_accounts(1)[0], 0
     begin = time.perf_counter()
-    trades, status = trade_through(log, trader, new_accounts(1)[0], bars, extra, first)
-    check(status)
+    for i in range(0, n, STRETCH):
+        report(i / n, f"{i} of {n} decisions")
+        stretch = first, i, min(i + STRETCH, n)
+        trades, status = trade_through(log, trader, account, bars, extra, *stretch, trades)
+        check(status)
     return Result(log, log.trades[:trades], time.perf_counter() - begin)
 
 

@@ -19,9 +19,8 @@ from typing import IO, Any, NamedTuple
 from host.bench_picture import picture
 from host.bench_search import Row
 from host.durable import replacing
-from host.enhancement_run import COST, LEARN, MARKETS, Beat, Effort, Unit, config_of, key_of, measured
+from host.enhancement_run import COST, LEARN, MARKETS, Beat, Effort, Unit, key_of, measured
 from host.progress import Report, progress, say
-from host.trainer import check_sizes
 
 Measure = Callable[[Unit, Beat], Row]
 
@@ -144,7 +143,6 @@ def all_units(rows: list[Enhancement], seeds: int, effort: Effort) -> dict[str, 
     found = dict[str, Unit]()
     for seed, settings in product(range(seeds), variants):
         for unit in units_of(settings, seed, effort):
-            check_sizes(config_of(unit))
             found.setdefault(key_of(unit), unit)
     return found
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from kernels._jit import watch_compiler
 
 PLAIN_EVERY_S = 15.0
+CALLED = 0.6  # of the kernels that are loaded, a training compiles about so many
+PROGRAM = Path(__file__).parents[1] / "swt.py"
 Report = Callable[[float, str], None]  # share done in [0, 1], what is happening
 
 
 def say(text: str) -> None:
     """One line for people."""
     print(text, file=sys.stderr, flush=True)
+
+
+def quiet(share: float, text: str) -> None:
+    """A `Report` for nobody."""
+
+
+def command(*words: object) -> str:
+    """A command of this program, to be typed as it stands where the present one was typed."""
+    program = PROGRAM.name if PROGRAM.parent == Path.cwd() else str(PROGRAM)
+    line = ["python", program, *map(str, words)]
+    return subprocess.list2cmdline(line) if os.name == "nt" else shlex.join(line)
 
 
 @contextmanager
@@ -27,14 +46,35 @@ def progress(title: str) -> Iterator[Report]:
 
 
 @contextmanager
+def compiling(title: str) -> Iterator[Report]:
+    """A `progress` that also counts the kernels compiled meanwhile."""
+    with progress(title) as report:
+
+        def tell(number: int, loaded: int, name: str) -> None:
+            if number == 1:
+                say("compiling kernels: once, well under two minutes; later starts find them in the cache")
+            likely = max(round(CALLED * loaded), number)
+            report(min(number / likely, 0.99), f"compiling kernel {number} of about {likely}, {name}")
+
+        with watch_compiler(tell):
+            yield report
+        report(1.0, "done")
+
+
+@contextmanager
 def _bar(title: str) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=1.0)
-        yield lambda share, text: bars.update(task, completed=share, description=f"{title}: {text}")
+        task = bars.add_task(title, total=None)  # it only moves to and fro until something is known
+
+        def report(share: float, text: str) -> None:
+            known = {"total": 1.0, "completed": share} if share > 0 else {}
+            bars.update(task, description=f"{title}: {text}", **known)  # type: ignore[arg-type]
+
+        yield report
 
 
 def _plain(title: str) -> Report:

@@ -30,7 +30,7 @@ FLOORS = [  # a module imports lower floors only
     ["models.consistency", "models.transformer", "models.codes", "models.beta", "models.prefix"],
     ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
-    ["host.config", "host.progress", "host.durable", "host.formats", "host.onnx_check"],
+    ["host.config", "host.progress", "host.stop", "host.durable", "host.formats", "host.onnx_check"],
     ["host.resample"],
     ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
     ["host.agent"],
