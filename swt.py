@@ -100,9 +100,7 @@ def backtest(
     from host.backtest import backtest_csv
 
     reading = read_options(side, timezone, label, spread, None, point, dates, drop_bad)
-    document = backtest_csv(csv, model, reading, start, decisions, quiet=as_json)
-    if as_json:
-        print(json.dumps(document))
+    backtest_csv(csv, model, reading, start, decisions, as_json=as_json)
 
 
 @app.command()
@@ -229,7 +227,7 @@ def bench(
         ),
     ],
     threads: Annotated[
-        int, typer.Option(help="Threads; 0 = all cores.  One is CPU time, more are wall time.")
+        int, typer.Option(min=0, help="Threads; 0 = all cores.  One is CPU time, more are wall time.")
     ] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds whose median is given.", min=1)] = 7,
     quick: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import time
 from pathlib import Path
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from host.actor import COLUMNS, format_decision, new_trader
 from host.agent import Setting, load_agent, reading_of
 from host.bars import read_bars
+from host.durable import check_writable
 from host.formats import DataError, ReadOptions, Source
-from host.progress import Report, quiet, say
+from host.progress import Report, progress, say, silent
+from host.run import naming
 from kernels.bars import Bars
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
@@ -48,7 +51,7 @@ def new_log(decisions: int, actions: int) -> Log:
 
 
 def trade_bars(
-    trader: Trader, bars: Bars, extra: NDArray[np.float32], first: int, stop: int, report: Report = quiet
+    trader: Trader, bars: Bars, extra: NDArray[np.float32], first: int, stop: int, report: Report = silent
 ) -> Result:
     """Decide at the closes of bars [first, stop - 1), from flat; the position is closed out at bar stop - 1."""
     n = stop - 1 - first
@@ -110,21 +113,28 @@ def backtest_csv(
     reading: ReadOptions,
     start: str | None,
     decisions: Path | None,
-    quiet: bool,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> dict[str, Any]:
     """Trade a CSV with a model, from the bar that closes at or after `start`; the report."""
+    if decisions is not None:
+        check_writable(decisions)
     loaded = load_agent(model)
     bars, source = read_bars(csv or SAMPLE, reading_of(loaded, reading))
     describe(source)
     first = first_bar(bars, start, source, loaded.agent.sizes.history)
     trader = new_trader(loaded.agent, loaded.setting, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
-    result = trade_bars(trader, bars, extra, first, len(bars.time))
-    if decisions is not None:
-        write_decisions(decisions, result, bars, first)
+    with progress("backtest") as bar:
+        result = trade_bars(trader, bars, extra, first, len(bars.time), bar)
     document = report(result, bars, first, loaded.setting, seed=0)
-    if not quiet:
+    if as_json:
+        print(json.dumps(document))
+    elif not quiet:
         print_report(document, sys.stdout)
+    if decisions is not None:
+        with naming(decisions):
+            write_decisions(decisions, result, bars, first)
     return document
 
 
@@ -141,15 +151,27 @@ def describe(source: Source) -> None:
 
 def first_bar(bars: Bars, start: str | None, source: Source, history: int) -> int:
     """Index of the first decision: after the warm-up and not before `start`."""
-    first = history - 1
-    if start is not None:
-        try:
-            stamp = np.datetime64(start.removesuffix("Z"), "ns").astype(np.int64)
-        except ValueError:
-            raise DataError(f"--from {start}: write it as 2017-10-02T08:00:00Z") from None
-        first = max(first, int(np.searchsorted(bars.time, stamp)))
+    first, span = history - 1, f"{source.path} has {source.first} .. {source.last} UTC"
     if first + 1 >= len(bars.time):
         raise DataError(
             f"{source.path}: no bar to decide at; it has {len(bars.time)} and the warm-up takes {history}"
         )
-    return first
+    if start is None:
+        return first
+    stamp = parse_start(start)
+    if stamp >= bars.time[-1]:
+        raise DataError(f"--from {start}: no bar to decide at, it is not before the last one; {span}")
+    if stamp < bars.time[0]:
+        say(f"--from {start} is before the first bar: beginning after the warm-up; {span}")
+    return max(first, int(np.searchsorted(bars.time, stamp)))
+
+
+def parse_start(text: str) -> int:
+    """Nanoseconds since the epoch of `--from`; a Python integer, whose year may be any."""
+    try:
+        stamp = np.datetime64(text.removesuffix("Z"), "us")
+    except ValueError:
+        stamp = np.datetime64("NaT")
+    if np.isnat(stamp):
+        raise DataError(f"--from {text}: write it as 2017-10-02T08:00:00Z")
+    return int(stamp.astype(np.int64)) * 1000

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 
 from host.bench_picture import picture
 from host.bench_search import Row
-from host.durable import replacing
+from host.durable import check_writable, replacing
 from host.enhancement_run import COST, LEARN, MARKETS, Beat, Effort, Unit, key_of, measured
 from host.progress import Report, progress, say
 
@@ -208,6 +208,7 @@ def summary(settings: tuple[str, ...], seeds: int, effort: Effort, results: dict
 def bench_enhancements(size: Any, measure: Measure = measured) -> list[Row]:
     """The document of `bench enhancements`, also written to `size.out` beside a picture of it."""
     rows, effort = chosen(size.only), size.effort
+    check_writable(size.out, folder=True)
     with progress("bench enhancements") as report:
         results = measure_all(all_units(rows, size.seeds, effort), size.out, report, measure)
     document = [

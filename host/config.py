@@ -364,7 +364,5 @@ def check_training(config: Config) -> None:
         raise ConfigError(
             f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"
         )
-    if t.wanderers > t.block:
-        raise ConfigError(f"train.wanderers: {t.wanderers} of a block of {t.block} sessions")
     if t.n_step >= session:
         raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {session}")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from kernels._jit import watch_compiler
@@ -24,7 +25,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def quiet(share: float, text: str) -> None:
+def silent(share: float, text: str) -> None:
     """A `Report` for nobody."""
 
 
@@ -33,6 +34,12 @@ def command(*words: object) -> str:
     program = PROGRAM.name if PROGRAM.parent == Path.cwd() else str(PROGRAM)
     line = ["python", program, *map(str, words)]
     return subprocess.list2cmdline(line) if os.name == "nt" else shlex.join(line)
+
+
+@cache
+def say_why() -> None:
+    """Say once why the first minute is slow."""
+    say("compiling kernels: once, well under two minutes; later starts find them in the cache")
 
 
 @contextmanager
@@ -51,8 +58,7 @@ def compiling(title: str) -> Iterator[Report]:
     with progress(title) as report:
 
         def tell(number: int, loaded: int, name: str) -> None:
-            if number == 1:
-                say("compiling kernels: once, well under two minutes; later starts find them in the cache")
+            say_why()
             likely = max(round(CALLED * loaded), number)
             report(min(number / likely, 0.99), f"compiling kernel {number} of about {likely}, {name}")
 
@@ -89,7 +95,7 @@ def _plain(title: str) -> Report:
         if now - last < PLAIN_EVERY_S:
             return
         last = now
-        left = f", about {(now - begin) * (1 - share) / share:.0f} s left" if share > 0.02 else ""
+        left = f", about {(now - begin) * (1 - share) / share:.0f} s left" if 0.02 < share < 1 else ""
         say(f"{title}: {share:4.0%} {text}{left}")
 
     return report

@@ -109,6 +109,7 @@ def train_csv(
             bar(0.0, "first cycle")
             log = partial(keep, trainer=trainer, run=run, origin=origin)
             first_cycle(trainer, sessions, log)
+            rehearse(trainer)
         with progress("training") as bar:
             train_for(trainer, minutes or (None if sessions else MINUTES), sessions, log, bar)
         loaded = save_trained(run, trainer, source)
@@ -273,11 +274,18 @@ def save_trained(run: Run, trainer: Trainer, source: Source) -> Loaded:
     return loaded
 
 
+def rehearse(trainer: Trainer) -> None:
+    """One decision as the finished agent makes it, so that its kernels are compiled by now."""
+    data = trainer.data
+    trader = new_trader(trainer.agent(), data.setting, trainer.acting_search())
+    trade_bars(trader, data.bars, data.extra, data.test_first, data.test_first + 2)
+
+
 def out_of_sample(loaded: Loaded, data: Dataset, config: Config) -> dict[str, Any]:
     """The report on the test part."""
     first, stop = data.test_first, len(data.bars.time)
     trader = new_trader(loaded.agent, loaded.setting, loaded.search)
-    with compiling("out of sample") as bar:
+    with progress("out of sample") as bar:
         result = trade_bars(trader, data.bars, data.extra, first, stop, bar)
     return report(result, data.bars, first, loaded.setting, config.train.seed)
 

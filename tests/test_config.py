@@ -104,7 +104,7 @@ def test_the_nearest_key_is_suggested(key: str, meant: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["train.replay=31", "train.batch=30", "train.n_step=360", "train.wanderers=17", "network.model=rnn",
+    ["train.replay=31", "train.batch=30", "train.n_step=360", "network.model=rnn",
      "network.heads=3 network.model=transformer", "train.consistency=1 network.model=transformer",
      "train.value_prefix=true network.model=transformer search.rule=puct", "train.value_prefix=true",
      "network.latent=1400 train.value_prefix=true search.rule=gumbel", "features.Q=16 features.J=2",
