@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from host.actor import COLUMNS, format_decision, new_trader
 from host.agent import Setting, load_agent, reading_of
 from host.bars import read_bars
 from host.durable import check_writable
-from host.formats import DataError, ReadOptions, Source
+from host.formats import EPOCH_UTC, MICROSECOND, DataError, ReadOptions, Source
 from host.progress import Report, progress, say, silent
 from host.run import naming
 from kernels.bars import Bars
@@ -167,11 +168,10 @@ def first_bar(bars: Bars, start: str | None, source: Source, history: int) -> in
 
 
 def parse_start(text: str) -> int:
-    """Nanoseconds since the epoch of `--from`; a Python integer, whose year may be any."""
+    """Nanoseconds since the epoch of `--from`; UTC where it names no zone."""
     try:
-        stamp = np.datetime64(text.removesuffix("Z"), "us")
+        when = datetime.fromisoformat(text)
     except ValueError:
-        stamp = np.datetime64("NaT")
-    if np.isnat(stamp):
-        raise DataError(f"--from {text}: write it as 2017-10-02T08:00:00Z")
-    return int(stamp.astype(np.int64)) * 1000
+        raise DataError(f"--from {text}: write it as 2017-10-02T08:00:00Z") from None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return (when - EPOCH_UTC) // MICROSECOND * 1000

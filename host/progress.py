@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def command(*words: object) -> str:
     """A command of this program, to be typed as it stands where the present one was typed."""
     program = PROGRAM.name if PROGRAM.parent == Path.cwd() else str(PROGRAM)
     line = ["python", program, *map(str, words)]
-    return subprocess.list2cmdline(line) if os.name == "nt" else shlex.join(line)
+    return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 
 
 @cache

@@ -132,7 +132,8 @@ def numbered(checkpoints: Path) -> list[Path]:
 
 def open_run(path: Path, resume: bool) -> Run:
     """Create or, with `resume`, reopen the run at `path` and lock it."""
-    path.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        path.mkdir(parents=True, exist_ok=True)
     lock = ExitStack()
     lock.enter_context(locked(path / "lock"))
     try:

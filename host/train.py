@@ -173,7 +173,8 @@ def stored_job(given: Job, run: Path) -> Job:
         value, wanted = getattr(reading, option.name), getattr(given.reading, option.name)
         if wanted not in (option.default, value):
             flag = flag_of(option.name)
-            raise RunRefused(f"{run}: {flag}: the run has {value}, asked for is {wanted}; {AS_IT_BEGAN}")
+            had = "nothing" if value is None else value
+            raise RunRefused(f"{run}: {flag}: the run has {had}, asked for is {wanted}; {AS_IT_BEGAN}")
     check_origin(run, origin_of(stored))
     check_writable(run, folder=True)
     with locked(run / "lock"):
@@ -251,7 +252,7 @@ def restore(trainer: Trainer, run: Run) -> None:
         say(f"{run.path} has no checkpoint yet: starting from the beginning")
     else:
         trainer.restore(checkpoint.arrays, checkpoint.state)
-        say(f"resuming {run.path} after cycle {trainer.cycle}, {trainer.sessions} sessions")
+        say(f"resuming after cycle {trainer.cycle}, {trainer.sessions} sessions: {run.path}")
 
 
 def save_trained(run: Run, trainer: Trainer, source: Source) -> Loaded:

@@ -40,7 +40,7 @@ def test_the_optimum_has_all_of_it(monkeypatch: pytest.MonkeyPatch, sizes: str, 
     trainer, exam = Trainer(data, config, 1), new_exam(market, data, bars)
     asked = list[Any]()
 
-    def trade_bars(trader: Any, bars: Any, extra: Any, first: int, stop: int) -> Result:
+    def trade_bars(trader: Any, bars: Any, extra: Any, first: int, stop: int, report: Any) -> Result:
         asked.append((first, stop))
         return optimum_in_sizes(exam, trainer)
 
