@@ -10,10 +10,13 @@ import _thread
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 AGAIN_S = 0.01  # until a finalizer that swallowed a signal is over
 _came = 0  # number of the last signal
+_hooking = False  # the hook is at work, and what is raised in it is lost as well
+_owed = False  # a signal was swallowed and not yet sent again
 
 
 def catch_signals() -> None:
@@ -32,22 +35,32 @@ def stop_if_asked() -> None:
 
 
 def _note(number: int, _: Any) -> None:
-    global _came
+    global _came, _owed
     _came = number
-    stop_if_asked()
+    if _hooking:
+        _owed = True
+    else:
+        stop_if_asked()
 
 
 def _unraisable(unraisable: Any) -> None:
+    global _hooking, _owed
+    _hooking = True
     if _came and issubclass(unraisable.exc_type, KeyboardInterrupt | SystemExit):
-        again = threading.Timer(AGAIN_S, _send, [_came])
-        again.daemon = True
-        again.start()
+        _owed = True
     else:
         sys.__unraisablehook__(unraisable)
+    if _owed:
+        _owed = False
+        threading.Thread(target=_send, args=(_came,), daemon=True).start()
+    _hooking = False
 
 
 def _send(number: int) -> None:
     """Signal the main thread, so that a read it waits for ends too; on Windows it takes notice when that is over."""
+    time.sleep(AGAIN_S)
+    while _hooking:
+        time.sleep(AGAIN_S)
     if sys.platform == "win32":
         _thread.interrupt_main(number)
     else:

@@ -136,8 +136,8 @@ def telling(keeps: Callable[[], str]) -> Iterator[None]:
 
 def kept(run: Run | None, minutes: float | None, sessions: int | None) -> str:
     """What there is of a run, and the command that goes on with it."""
-    if run is None:
-        return "no run was begun, nothing was written"
+    if run is None or not holds_run(run.path):
+        return "no run was begun: give the same command again"
     budget = {"--minutes": minutes, "--sessions": sessions}
     given = [word for name, value in budget.items() if value is not None for word in (name, value)]
     again = command("train", "--resume", "--out", run.path, *given)

@@ -367,7 +367,7 @@ def test_who_stops_before_the_run_began_learns_that(command: Swt, monkeypatch: p
     monkeypatch.setattr(train, "new_dataset", stop)
     done = begin(command)
     assert done.code == 130
-    assert done.err.splitlines()[-1] == "stopped; no run was begun, nothing was written"
+    assert done.err.splitlines()[-1] == "stopped; no run was begun: give the same command again"
     assert not Path("runs").exists()
 
 
