@@ -57,7 +57,6 @@ class Run:
 
     def __init__(self, path: Path, lock: ExitStack) -> None:
         self.path = path
-        self._lock = lock
         self.saved: int | None = None  # step of the last checkpoint written or read
         self._checkpoints = path / "checkpoints"
         self._checkpoints.mkdir(exist_ok=True)
@@ -65,6 +64,7 @@ class Run:
             leftover.unlink()
         _cut_torn_line(path / "metrics.jsonl")
         self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
+        self._lock = lock.pop_all()  # only a run that is open keeps it
 
     def __enter__(self) -> Run:
         return self
@@ -134,15 +134,12 @@ def open_run(path: Path, resume: bool) -> Run:
     """Create or, with `resume`, reopen the run at `path` and lock it."""
     with naming(path):
         path.mkdir(parents=True, exist_ok=True)
-    lock = ExitStack()
-    lock.enter_context(locked(path / "lock"))
-    try:
+    with ExitStack() as lock, naming(path):
+        lock.enter_context(locked(path / "lock"))
         if not resume:
             refuse_run(path)
-        return Run(path, lock)
-    except BaseException:
-        lock.close()
-        raise
+        run = Run(path, lock)
+    return run
 
 
 def holds_run(path: Path) -> bool:
@@ -164,11 +161,12 @@ def latest_run(runs: Path = RUNS) -> Path | None:
 
 def next_run(runs: Path = RUNS) -> Path:
     """Make the folder of the next number."""
-    runs.mkdir(parents=True, exist_ok=True)
+    with naming(runs):
+        runs.mkdir(parents=True, exist_ok=True)
     while True:
         taken = [int(path.name) for path in runs.iterdir() if NUMBER.fullmatch(path.name)]
         path = runs / f"{max(taken, default=0) + 1:04d}"
-        with suppress(FileExistsError):  # another process was faster
+        with naming(path), suppress(FileExistsError):  # another process was faster
             path.mkdir()
             return path
 
@@ -202,17 +200,19 @@ def stored_state(path: Path) -> dict[str, Any] | None:
     """The state in the newest checkpoint that begins as one does, or None: a look that takes no lock."""
     checkpoints = path / "checkpoints"
     for file in reversed(numbered(checkpoints)) if checkpoints.is_dir() else ():
-        with file.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
+        with naming(file), file.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
             return dict(_head(stream)["state"])
     return None
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Say which file it was that could not be written or read."""
+    """Say which file it was that could not be written or read, if that is all there is to say."""
     try:
         yield
     except OSError as error:
+        if hasattr(error, "exit_code"):
+            raise
         raise DiskFailed(f"{path}: {error.strerror or error}") from error
 
 

@@ -177,7 +177,7 @@ def stored_job(given: Job, run: Path) -> Job:
             raise RunRefused(f"{run}: {flag}: the run has {had}, asked for is {wanted}; {AS_IT_BEGAN}")
     check_origin(run, origin_of(stored))
     check_writable(run, folder=True)
-    with locked(run / "lock"):
+    with naming(run), locked(run / "lock"):
         return stored
 
 
