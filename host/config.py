@@ -301,6 +301,13 @@ def refusal(allowed: Any, value: Any) -> str:
     return "" if allowed is None or value in allowed else f"none of {', '.join(allowed)}"
 
 
+def check_minutes(minutes: float | None) -> None:
+    """Raise ConfigError for a time after which no training would end."""
+    fault = "" if minutes is None else refusal(Range(0.001, 1_000_000), minutes)
+    if fault:
+        raise ConfigError(f"--minutes: {minutes} is {fault}")
+
+
 def check_market(config: Config) -> None:
     """Raise ConfigError for sizes of an entry that are no ascending fractions."""
     sizes = config.market.sizes

@@ -9,7 +9,7 @@ import numpy as np
 
 from host.actor import new_trader
 from host.backtest import trade_bars
-from host.config import Config, ConfigError, Range, load_config, refusal
+from host.config import Config, ConfigError, Range, check_minutes, load_config, refusal
 from host.dataset import Dataset, DatasetError, new_dataset
 from host.progress import Report, compiling, progress, silent
 from host.synthetic import (
@@ -164,6 +164,7 @@ def selftest(
     threads: int,
 ) -> dict[str, Any]:
     """The document of `selftest --json`."""
+    check_minutes(minutes)
     chosen = names or DEFAULT
     for name in chosen:
         if name not in MARKETS:

@@ -22,7 +22,7 @@ from host.actor import new_trader
 from host.agent import Loaded, load_agent, save_agent
 from host.backtest import SAMPLE, describe, print_report, report, trade_bars
 from host.bars import read_bars
-from host.config import Config, flat, load_config
+from host.config import Config, check_minutes, flat, load_config
 from host.dataset import Dataset, new_dataset
 from host.durable import check_writable, locked
 from host.formats import DataError, ReadOptions, Source
@@ -92,6 +92,7 @@ def train_csv(
     threads: int,
 ) -> dict[str, Any]:
     """Train into the run directory `out`, a new one without; the out-of-sample report, with the path of the model."""
+    check_minutes(minutes)
     job = Job(csv, reading, config)
     if resume and not (out and holds_run(out)):
         say(f"no run at {out or RUNS} to go on with: starting from the beginning")
@@ -100,7 +101,7 @@ def train_csv(
     run: Run | None = None
     with ExitStack() as stack, telling(lambda: kept(run, minutes, sessions)):
         with compiling("getting ready") as bar:
-            data, source = prepare(job, threads, bar)
+            data, source = prepare(job, out if resume else None, threads, bar)
             trainer, origin = Trainer(data, job.config, threads), origin_of(job, data, source)
             if resume and out:
                 check_origin(out, origin)
@@ -207,12 +208,14 @@ def check_origin(run: Path, now: dict[str, Any]) -> None:
         raise RunRefused(f"{run}: {what}: the checkpoint has {then.get(name)}, {where} {value}; {way}")
 
 
-def prepare(job: Job, threads: int, bar: Report) -> tuple[Dataset, Source]:
-    """The bars of a job, split, with everything fitted that is fitted."""
+def prepare(job: Job, run: Path | None, threads: int, bar: Report) -> tuple[Dataset, Source]:
+    """The bars of a job, those of the run that it goes on with, split, with everything fitted that is fitted."""
     path = job.csv or SAMPLE
     bar(0.0, f"reading {path}")
     bars, source = read_bars(path, job.reading)
     describe(source)
+    if run is not None:
+        check_origin(run, {"data": source.sha256})
     bar(0.0, "features")
     extra = np.zeros((len(bars.time), 0), np.float32)
     data = new_dataset(bars, extra, job.config, source.pip, source.interval_s * NS, threads)

@@ -201,7 +201,8 @@ def test_other_bars_and_another_program_are_refused(command: Swt, monkeypatch: p
 @pytest.mark.parametrize(
     ("code", "words"),
     [(3, ["bars.csv", "--set", "market.reward=sharpe"]), (3, ["bars.csv", "--set", "train.simulations=0"]),
-     (3, ["bars.csv", "--seed", 2**32]), (3, ["bars.csv", "--config", "none.toml"]), (4, ["none.csv"]),
+     (3, ["bars.csv", "--seed", 2**32]), (3, ["bars.csv", "--minutes", "nan"]),
+     (3, ["bars.csv", "--config", "none.toml"]), (4, ["none.csv"]),
      (4, ["bad.csv"]), (4, ["bars.csv", "--set", "market.session=1190"]), (4, ["bars.csv", "--timezone", "Mars"]),
      (2, ["bars.csv", "--out", "bars.csv/x"]), (2, ["bars.csv", "--out", "bars.csv"]),
      (3, ["bars.csv", "--out", "old"])],
