@@ -63,6 +63,7 @@ def trade_bars(
         stretch = first, i, min(i + STRETCH, n)
         trades, status = trade_through(log, trader, account, bars, extra, *stretch, trades)
         check(status)
+    report(1.0, f"{n} decisions")
     return Result(log, log.trades[:trades], time.perf_counter() - begin)
 
 

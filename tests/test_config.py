@@ -1,5 +1,6 @@
 """Every setting has a range: what is out of it is refused by name before anything is written, its ends are taken."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ SETTINGS = settings_of(Config()) | settings_of(ActConfig())
 NUMBERS = sorted(name for name, (_, allowed) in SETTINGS.items() if isinstance(allowed, Range))
 WORDS = sorted(name for name, (value, _) in SETTINGS.items() if isinstance(value, str))
 ODD = [float("nan"), float("inf"), float("-inf")]
+TRIES = int(os.environ.get("SWT_TRIES", "15"))
 BARS = make_market("planted", Options(length=900)).bars
 
 
@@ -185,7 +187,7 @@ SMALL = {
 FIXED = ["network.layers=1", "train.steps=2"]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=TRIES)
 @given(chosen=st.fixed_dictionaries({}, optional=SMALL))
 def test_what_is_not_refused_trains(chosen: dict[str, Any]) -> None:
     base = {
