@@ -138,7 +138,7 @@ class TrainConfig:
     # EfficientZero's: learn sums of rewards by an LSTM; not with search.rule=market
     value_prefix: bool = False
     joint: Weight = 0.25  # weight of UniZero's joint training on the bars that came; 0 = off
-    rate: Annotated[float, Range(1e-9, 0.1)] = 1e-3
+    rate: Annotated[float, Range(1e-9, 1)] = 1e-3
     decay: Annotated[float, Range(0, 10)] = (
         0.3  # weight decay, times the rate: 2 hides what is sure, see README
     )
@@ -371,5 +371,7 @@ def check_training(config: Config) -> None:
         raise ConfigError(
             f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"
         )
+    if t.rate * t.decay > 1:
+        raise ConfigError(f"train.decay: {t.decay} times train.rate = {t.rate} is more than all of a weight")
     if t.n_step >= session:
         raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {session}")

@@ -106,7 +106,7 @@ def test_the_nearest_key_is_suggested(key: str, meant: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["train.replay=31", "train.batch=30", "train.n_step=360", "network.model=rnn",
+    ["train.replay=31", "train.batch=30", "train.n_step=360", "train.decay=2 train.rate=0.6", "network.model=rnn",
      "network.heads=3 network.model=transformer", "train.consistency=1 network.model=transformer",
      "train.value_prefix=true network.model=transformer search.rule=puct", "train.value_prefix=true",
      "network.latent=1400 train.value_prefix=true search.rule=gumbel", "features.Q=16 features.J=2",
@@ -173,7 +173,7 @@ SMALL = {
     "train.joint": st.sampled_from([0.0, 1000.0]),
     "train.consistency": st.sampled_from([0.0, 1000.0]),
     "train.usage": st.sampled_from([0.0, 1000.0]),
-    "train.rate": st.sampled_from([1e-9, 0.1]),
+    "train.rate": st.sampled_from([1e-9, 0.1, 1.0]),
     "train.decay": st.sampled_from([0.0, 10.0]),
     "train.horizon": st.sampled_from([1, 10**9]),
     "train.target_rate": st.sampled_from([1e-6, 1.0]),
