@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from host.stop import catch_signals
 
 HERE = Path(__file__).parent  # a folder, or the packed program
 PACKED = HERE.is_file()
@@ -68,14 +69,18 @@ def reads(command: Callable[..., None]) -> Callable[..., None]:
 def train(
     reading: Any,
     csv: Csv = None,
-    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/latest"),
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; a new number in runs, where `latest` leads to it.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.001, help="Stop after so many minutes of training (default 2.5).")
     ] = None,
     sessions: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many sessions: reproducible to the byte.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")
+    ] = False,
     threads: Threads = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
@@ -84,12 +89,13 @@ def train(
 ) -> None:
     """Train an agent on a CSV of bars and show what it earns on bars it has not seen."""
     from host.config import load_config
-    from host.train import train_csv
+    from host.train import going_on, train_csv
 
     chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     budget = minutes, sessions
+    out, begun = going_on(out) if resume else (out, None)
     document = train_csv(
-        csv, reading, load_config(config, chosen), out, *budget, resume, thread_count(threads)
+        csv, reading, load_config(config, chosen, begun), out, *budget, resume, thread_count(threads)
     )
     if as_json:
         print(json.dumps(document))
@@ -110,9 +116,7 @@ def backtest(
     """Run a model over a CSV, decision by decision, beside its baselines."""
     from host.backtest import backtest_csv
 
-    document = backtest_csv(csv, model, reading, start, decisions, quiet=as_json)
-    if as_json:
-        print(json.dumps(document))
+    backtest_csv(csv, model, reading, start, decisions, as_json=as_json)
 
 
 @app.command()
@@ -225,7 +229,7 @@ def bench(
         ),
     ],
     threads: Annotated[
-        int, typer.Option(help="Threads; 0 = all cores.  One is CPU time, more are wall time.")
+        int, typer.Option(min=0, help="Threads; 0 = all cores.  One is CPU time, more are wall time.")
     ] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds whose median is given.", min=1)] = 7,
     quick: Annotated[
@@ -266,7 +270,7 @@ def main() -> None:
     from host.progress import open_streams, say
 
     open_streams()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    catch_signals()
     try:
         command = typer.main.get_command(app)  # its own `main` would take broken pipes and Ctrl-C for itself
         try:
@@ -277,7 +281,7 @@ def main() -> None:
     except BrokenPipeError:
         pass
     except KeyboardInterrupt as stop:
-        say(f"swt: {str(stop) or 'interrupted; what was written so far is kept'}")
+        say(str(stop) or "swt: interrupted; what was written so far is kept")
         sys.exit(130)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -15,13 +17,17 @@ from host.actor import COLUMNS, format_decision, load_acting, new_trader
 from host.agent import Setting, reading_of
 from host.bars import read_bars
 from host.data_check import document_of, print_source
+from host.durable import check_writable, naming
 from host.formats import DataError, ReadOptions, Source
+from host.parsing import EPOCH_UTC, MICROSECOND
+from host.progress import Report, progress, say, silent
 from kernels.bars import Bars
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
 from kernels.stats import baselines, statistics
 from kernels.trader import Log, Trader, trade_through
 
+STRETCH = 1024  # decisions between two reports
 SAMPLE = Path(__file__).with_name("sample.csv")
 
 
@@ -46,12 +52,19 @@ def new_log(decisions: int, actions: int) -> Log:
     )
 
 
-def trade_bars(trader: Trader, bars: Bars, extra: NDArray[np.float32], first: int, stop: int) -> Result:
+def trade_bars(
+    trader: Trader, bars: Bars, extra: NDArray[np.float32], first: int, stop: int, report: Report = silent
+) -> Result:
     """Decide at the closes of bars [first, stop - 1), from flat; the position is closed out at bar stop - 1."""
-    log = new_log(stop - 1 - first, trader.planner.policy.shape[1])
+    n = stop - 1 - first
+    log, account, trades = new_log(n, trader.planner.policy.shape[1]), new_accounts(1)[0], 0
     begin = time.perf_counter()
-    trades, status = trade_through(log, trader, new_accounts(1)[0], bars, extra, first)
-    check(status)
+    for i in range(0, n, STRETCH):
+        report(i / n, f"{i} of {n} decisions")
+        stretch = first, i, min(i + STRETCH, n)
+        trades, status = trade_through(log, trader, account, bars, extra, *stretch, trades)
+        check(status)
+    report(1.0, f"{n} decisions")
     return Result(log, log.trades[:trades], time.perf_counter() - begin)
 
 
@@ -103,21 +116,28 @@ def backtest_csv(
     reading: ReadOptions,
     start: str | None,
     decisions: Path | None,
-    quiet: bool,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> dict[str, Any]:
     """Trade a CSV with a model, from the bar that closes at or after `start`; the report."""
+    if decisions is not None:
+        check_writable(decisions)
     loaded = load_acting(model)
     bars, source = read_bars(csv or SAMPLE, reading_of(loaded, reading))
     describe(source)
     first = first_bar(bars, start, source, loaded.agent.sizes.history)
     trader = new_trader(loaded.agent, loaded.setting, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
-    result = trade_bars(trader, bars, extra, first, len(bars.time))
-    if decisions is not None:
-        write_decisions(decisions, result, bars, first)
+    with progress("backtest") as bar:
+        result = trade_bars(trader, bars, extra, first, len(bars.time), bar)
     document = report(result, bars, first, loaded.setting, seed=0)
-    if not quiet:
+    if as_json:
+        print(json.dumps(document))
+    elif not quiet:
         print_report(document, sys.stdout)
+    if decisions is not None:
+        with naming(decisions):
+            write_decisions(decisions, result, bars, first)
     return document
 
 
@@ -128,15 +148,26 @@ def describe(source: Source) -> None:
 
 def first_bar(bars: Bars, start: str | None, source: Source, history: int) -> int:
     """Index of the first decision: after the warm-up and not before `start`."""
-    first = history - 1
-    if start is not None:
-        try:
-            stamp = np.datetime64(start.removesuffix("Z"), "ns").astype(np.int64)
-        except ValueError:
-            raise DataError(f"--from {start}: write it as 2017-10-02T08:00:00Z") from None
-        first = max(first, int(np.searchsorted(bars.time, stamp)))
+    first, span = history - 1, f"{source.path} has {source.first} .. {source.last} UTC"
     if first + 1 >= len(bars.time):
         raise DataError(
             f"{source.path}: no bar to decide at; it has {len(bars.time)} and the warm-up takes {history}"
         )
-    return first
+    if start is None:
+        return first
+    stamp = parse_start(start)
+    if stamp >= bars.time[-1]:
+        raise DataError(f"--from {start}: no bar to decide at, it is not before the last one; {span}")
+    if stamp < bars.time[0]:
+        say(f"--from {start} is before the first bar: beginning after the warm-up; {span}")
+    return max(first, int(np.searchsorted(bars.time, stamp)))
+
+
+def parse_start(text: str) -> int:
+    """Nanoseconds since the epoch of `--from`; UTC where it names no zone."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise DataError(f"--from {text}: write it as 2017-10-02T08:00:00Z") from None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return (when - EPOCH_UTC) // MICROSECOND * 1000

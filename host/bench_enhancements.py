@@ -18,10 +18,9 @@ from typing import IO, Any, NamedTuple
 
 from host.bench_picture import picture
 from host.bench_search import Row
-from host.durable import replacing
-from host.enhancement_run import COST, LEARN, MARKETS, Beat, Effort, Unit, config_of, key_of, measured
+from host.durable import check_writable, replacing
+from host.enhancement_run import COST, LEARN, MARKETS, Beat, Effort, Unit, key_of, measured
 from host.progress import Report, progress, say
-from host.trainer import check_sizes
 
 Measure = Callable[[Unit, Beat], Row]
 
@@ -144,7 +143,6 @@ def all_units(rows: list[Enhancement], seeds: int, effort: Effort) -> dict[str, 
     found = dict[str, Unit]()
     for seed, settings in product(range(seeds), variants):
         for unit in units_of(settings, seed, effort):
-            check_sizes(config_of(unit))
             found.setdefault(key_of(unit), unit)
     return found
 
@@ -210,6 +208,7 @@ def summary(settings: tuple[str, ...], seeds: int, effort: Effort, results: dict
 def bench_enhancements(size: Any, measure: Measure = measured) -> list[Row]:
     """The document of `bench enhancements`, also written to `size.out` beside a picture of it."""
     rows, effort = chosen(size.only), size.effort
+    check_writable(size.out, folder=True)
     with progress("bench enhancements") as report:
         results = measure_all(all_units(rows, size.seeds, effort), size.out, report, measure)
     document = [

@@ -16,7 +16,6 @@ from kernels.ort import check, evaluate
 from models.codes import name_bars
 from models.net import Params
 
-KINDS = ("quantile", "learned")
 CALL_ROWS = 64  # bars the root network evaluates in one call
 LEVELS = 10  # of confidence, in the calibration error
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,17 +24,23 @@ class Unwritten(OSError):  # noqa: N818
     exit_code = 1
 
 
+class Unwritable(OSError):  # noqa: N818
+    """Nothing can be written where it was asked for."""
+
+    exit_code = 2
+
+
 RETRY_S, PATIENCE_S = 0.01, 5.0  # while a reader holds a file that is to be replaced
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file in what the system says of it in the block."""
+    """Name the file in what the system says of it in the block; what has an exit code says enough already."""
     try:
         yield
-    except Unwritten:
-        raise
     except OSError as error:
+        if hasattr(error, "exit_code"):
+            raise
         raise Unwritten(f"{path}: {error.strerror or error}") from error
 
 
@@ -56,6 +63,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_writable(path: Path, folder: bool = False) -> None:
+    """Raise Unwritable unless a file, or a folder with all above it, can be made at `path`; nothing is left behind."""
+    above = [path, *path.absolute().parents] if folder else [path.absolute().parent]
+    place = next((each for each in above if os.path.lexists(each)), above[-1])
+    try:
+        if not folder and path.exists() and not path.is_dir():
+            path.open("ab").close()  # a device or a pipe too, whose folder may belong to others
+        elif place.is_dir() and not (path.is_dir() and not folder):
+            tempfile.TemporaryFile(dir=place).close()
+        else:
+            kind = "is a folder" if path.is_dir() else "is no folder" if place.exists() else "does not exist"
+            raise Unwritable(f"{path} cannot be written: {path if path.is_dir() else place} {kind}")
+    except OSError as error:
+        raise error if isinstance(error, Unwritable) else Unwritable(f"{path}: {error.strerror}") from None
 
 
 @contextmanager

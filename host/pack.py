@@ -19,7 +19,7 @@ from host.model_file import check_selftest, model_bytes, parse_model, stored_zip
 from host.progress import say
 
 ROOT = Path(__file__).parents[1]
-ENTRIES = ("host.act", "host.doctor")  # what the commands of the packed program import
+ENTRIES = ("host.act", "host.doctor", "host.stop")  # what the commands of the packed program import
 MAIN = b"from swt import main\n\nmain()\n"
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, TextIO
 
+from kernels._jit import watch_compiler
+
 PLAIN_EVERY_S = 15.0
+CALLED = 0.6  # of the kernels that are loaded, a training compiles about so many
+PROGRAM = Path(__file__).parents[1] / "swt.py"
 Report = Callable[[float, str], None]  # share done in [0, 1], what is happening
 
 
@@ -74,6 +82,23 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def silent(share: float, text: str) -> None:
+    """A `Report` for nobody."""
+
+
+def command(*words: object) -> str:
+    """A command of this program, to be typed as it stands where the present one was typed."""
+    program = PROGRAM.name if PROGRAM.parent == Path.cwd() else str(PROGRAM)
+    line = ["python", program, *map(str, words)]
+    return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
+
+
+@cache
+def say_why() -> None:
+    """Say once why the first minute is slow."""
+    say("compiling kernels: once, well under two minutes; later starts find them in the cache")
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
     """Yield a `Report` that shows how far a task titled `title` has come."""
@@ -85,14 +110,34 @@ def progress(title: str) -> Iterator[Report]:
 
 
 @contextmanager
+def compiling(title: str) -> Iterator[Report]:
+    """A `progress` that also counts the kernels compiled meanwhile."""
+    with progress(title) as report:
+
+        def tell(number: int, loaded: int, name: str) -> None:
+            say_why()
+            likely = max(round(CALLED * loaded), number)
+            report(min(number / likely, 0.99), f"compiling kernel {number} of about {likely}, {name}")
+
+        with watch_compiler(tell):
+            yield report
+        report(1.0, "done")
+
+
+@contextmanager
 def _bar(title: str) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=1.0)
-        yield lambda share, text: bars.update(task, completed=share, description=f"{title}: {text}")
+        task = bars.add_task(title, total=None)  # it only moves to and fro until something is known
+
+        def report(share: float, text: str) -> None:
+            known = {"total": 1.0, "completed": share} if share > 0 else {}
+            bars.update(task, description=f"{title}: {text}", **known)  # type: ignore[arg-type]
+
+        yield report
 
 
 def _plain(title: str) -> Report:
@@ -107,7 +152,7 @@ def _plain(title: str) -> Report:
         if now - last < PLAIN_EVERY_S:
             return
         last = now
-        left = f", about {(now - begin) * (1 - share) / share:.0f} s left" if share > 0.02 else ""
+        left = f", about {(now - begin) * (1 - share) / share:.0f} s left" if 0.02 < share < 1 else ""
         say(f"{title}: {share:4.0%} {text}{left}")
 
     return report

@@ -11,18 +11,20 @@ import json
 import os
 import re
 import sys
-import tomllib
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.durable import locked, replacing
+from host.durable import locked, naming, replacing, write_all
 
 Arrays = dict[str, NDArray[Any]]
-FORMAT = 1
+RUNS = Path("runs")  # of those that were given no folder: 0001, 0002, ... and `latest`
+NUMBER = re.compile(r"\d{4,}")
+FORMAT = 2
 KEEP = 3  # checkpoints of a run
 CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -47,15 +49,17 @@ class Checkpoint(NamedTuple):
 class Run:
     """An open, locked run directory; `open_run` makes one."""
 
-    def __init__(self, path: Path, lock: ExitStack) -> None:
+    def __init__(self, path: Path, lock: ExitStack, check_held: Callable[[], None]) -> None:
         self.path = path
-        self._lock = lock
+        self.saved: int | None = None  # step of the last checkpoint written or read
         self._checkpoints = path / "checkpoints"
         self._checkpoints.mkdir(exist_ok=True)
         for leftover in (*path.glob(".*.tmp"), *self._checkpoints.glob(".*.tmp")):
             leftover.unlink()
         _cut_torn_line(path / "metrics.jsonl")
         self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
+        self._check_held = check_held  # before something is written: nobody else has the folder
+        self._lock = lock.pop_all()  # only a run that is open keeps it
 
     def __enter__(self) -> Run:
         return self
@@ -68,58 +72,134 @@ class Run:
         self._metrics.close()
         self._lock.close()
 
-    def write_config(self, config: dict[str, Any]) -> None:
-        """Store the resolved configuration: scalars and lists, and tables of them."""
-        with replacing(self.path / "config.toml") as file:
-            file.write(to_toml(config).encode())
-
-    def read_config(self) -> dict[str, Any]:
-        """The configuration as stored."""
-        return tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
+    def write_table(self, name: str, table: dict[str, Any]) -> None:
+        """Store scalars and lists, and tables of them, as `name`.toml."""
+        path = self.path / f"{name}.toml"
+        with naming(path), replacing(path) as file:
+            file.write(to_toml(table).encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl, in one write; a resumed run repeats the rows after its checkpoint."""
-        self._metrics.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        """Add a whole line to metrics.jsonl, or none; a resumed run repeats the rows after its checkpoint."""
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        self._check_held()
+        with naming(self.path / "metrics.jsonl"):
+            end = self._metrics.seek(0, os.SEEK_END)
+            try:
+                write_all(self._metrics, line)
+            except BaseException:
+                with suppress(OSError):  # where it cannot be cut either, the next start does
+                    self._metrics.truncate(end)
+                raise
 
     def save_checkpoint(self, step: int, arrays: Arrays, state: dict[str, Any]) -> None:
         """Store both under `step` >= 0; once this returns, no kill loses them.  `state` must survive JSON."""
         path = self._checkpoints / f"step-{step:09d}.ckpt"
-        with replacing(path) as file:
-            _write_checkpoint(file, Checkpoint(step, arrays, state))
-            os.fsync(file.fileno())
-            if not _is_whole(file):
-                raise OSError(f"{path}: what was read back is not what was written")
-        for old in self._numbered()[:-KEEP]:
-            if old != path:  # a damaged file may carry a higher number than the one just saved
-                old.unlink()
+        self._check_held()
+        with naming(path):
+            with replacing(path) as file:
+                _write_checkpoint(file, Checkpoint(step, arrays, state))
+                os.fsync(file.fileno())
+                if not _is_whole(file):
+                    raise OSError("what was read back is not what was written")
+            self.saved = step
+            for old in self._numbered()[:-KEEP]:
+                if old != path:  # a damaged file may carry a higher number than the one just saved
+                    old.unlink()
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None; damaged ones are named on stderr and skipped."""
         for path in reversed(self._numbered()):
-            with path.open("rb") as file:
+            with naming(path), path.open("rb") as file:
                 if _is_whole(file):
-                    return _read_checkpoint(file)
+                    checkpoint = _read_checkpoint(file)
+                    self.saved = checkpoint.step
+                    return checkpoint
             print(f"swt: {path} is damaged: skipped", file=sys.stderr)
         return None
 
     def _numbered(self) -> list[Path]:
-        """Checkpoints by step, oldest first; files of any other name are not ours to touch."""
-        found = ((CHECKPOINT.fullmatch(path.name), path) for path in self._checkpoints.iterdir())
-        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+        return numbered(self._checkpoints)
+
+
+def numbered(checkpoints: Path) -> list[Path]:
+    """Checkpoints by step, oldest first; files of any other name are not ours to touch."""
+    found = ((CHECKPOINT.fullmatch(path.name), path) for path in checkpoints.iterdir())
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def open_run(path: Path, resume: bool) -> Run:
     """Create or, with `resume`, reopen the run at `path` and lock it."""
-    path.mkdir(parents=True, exist_ok=True)
-    lock = ExitStack()
-    lock.enter_context(locked(path / "lock"))
+    with naming(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as lock, naming(path):
+        check_held = lock.enter_context(locked(path / "lock"))
+        if not resume:
+            refuse_run(path)
+        run = Run(path, lock, check_held)
+    return run
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a run has begun at `path`."""
+    return (path / "config.toml").exists()
+
+
+def refuse_run(path: Path) -> None:
+    """Raise RunRefused where a run has begun."""
+    if holds_run(path):
+        raise RunRefused(f"{path} holds a run: give --resume to continue it, or another --out")
+
+
+def latest_run(runs: Path = RUNS) -> Path | None:
+    """The run of the highest number, or None."""
+    found = [path for path in (runs.iterdir() if runs.is_dir() else ()) if NUMBER.fullmatch(path.name)]
+    return max(filter(holds_run, found), key=lambda path: int(path.name), default=None)
+
+
+def next_run(runs: Path = RUNS) -> Path:
+    """Make the folder of the next number."""
+    with naming(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+    while True:
+        taken = [int(path.name) for path in runs.iterdir() if NUMBER.fullmatch(path.name)]
+        path = runs / f"{max(taken, default=0) + 1:04d}"
+        with naming(path), suppress(FileExistsError):  # another process was faster
+            path.mkdir()
+            return path
+
+
+def point_latest(run: Path) -> None:
+    """Have `latest` beside a finished run lead to it: a link, or where there is none a folder with a copy of its model.
+
+    A run that an earlier version has left under that name gets a number.
+    """
+    latest, link = run.parent / "latest", run.parent / f".latest.{os.getpid()}"
+    if holds_run(latest) and not latest.is_symlink():
+        with locked(latest / "lock"):
+            place = next_run(run.parent)
+        place.rmdir()
+        latest.rename(place)
     try:
-        if not resume and (path / "config.toml").exists():
-            raise RunRefused(f"{path} holds a run: give --resume to continue it, or another --out")
-        return Run(path, lock)
-    except BaseException:
-        lock.close()
-        raise
+        link.symlink_to(run.name, target_is_directory=True)
+        if os.name == "nt":  # which replaces no link to a folder
+            latest.unlink(missing_ok=True)
+        link.replace(latest)
+    except (OSError, NotImplementedError):
+        link.unlink(missing_ok=True)
+        if latest.is_symlink():
+            latest.unlink()
+        latest.mkdir(exist_ok=True)
+        with replacing(latest / "model.swt") as file:
+            file.write((run / "model.swt").read_bytes())
+
+
+def stored_state(path: Path) -> dict[str, Any] | None:
+    """The state in the newest checkpoint that begins as one does, or None: a look that takes no lock."""
+    checkpoints = path / "checkpoints"
+    for file in reversed(numbered(checkpoints)) if checkpoints.is_dir() else ():
+        with naming(file), file.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
+            return dict(_head(stream)["state"])
+    return None
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -174,10 +254,18 @@ def _is_whole(file: BinaryIO) -> bool:
     return whole
 
 
-def _read_checkpoint(file: BinaryIO) -> Checkpoint:
-    head = json.loads(file.readline())
+def _head(file: BinaryIO) -> dict[str, Any]:
+    head: dict[str, Any] = json.loads(file.readline())
     if head["format"] != FORMAT:
-        raise RunRefused(f"a checkpoint of format {head['format']}; this program reads {FORMAT}")
+        raise RunRefused(
+            f"{file.name}: a checkpoint of format {head['format']}, this program reads {FORMAT}: "
+            "go on with the version that wrote it, or start a new run without --resume"
+        )
+    return head
+
+
+def _read_checkpoint(file: BinaryIO) -> Checkpoint:
+    head = _head(file)
     arrays = {name: np.lib.format.read_array(file, allow_pickle=False) for name in head["arrays"]}
     return Checkpoint(head["step"], arrays, head["state"])
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from host.actor import new_trader
 from host.backtest import trade_bars
-from host.config import Config, load_config
-from host.dataset import Dataset, new_dataset
-from host.progress import Report, progress
+from host.config import Config, ConfigError, Range, check_minutes, load_config, refusal
+from host.dataset import Dataset, DatasetError, new_dataset
+from host.progress import Report, compiling, progress, silent
 from host.synthetic import (
     INTERVAL_NS,
+    MARKETS,
     PIP,
     Optimum,
     Options,
@@ -23,7 +24,7 @@ from host.synthetic import (
     make_market,
     play_optimum,
 )
-from host.trainer import Trainer, train_for
+from host.trainer import Trainer, first_cycle, train_for
 from kernels.bars import take
 from kernels.position import kind_of
 
@@ -33,12 +34,24 @@ MINUTES = {"noise": 1.0, "planted": 1.5, "leak": 1.0, "planted-hard": 2.5, "clos
 MOST_SHARE = 0.02  # of the bars that `noise` may be held
 LEAST = {"planted": 0.80, "leak": 0.95, "planted-hard": 0.80, "close": 0.80}  # fraction of the optimum
 MOST = 1.02  # more is a fault of the measurement
+LIMITS = {
+    "half_life": Range(0.1, 10_000),
+    "noise": Range(0.01, 1000),
+    "cost": Range(0, 1000),
+    "length": Range(1000, 100_000_000),
+}
 FREE = ["market.slippage=0", "market.swap_long=0", "market.swap_short=0", "market.commission=0"]
 
 
 def selftest_config(settings: list[str]) -> Config:
     """The defaults in a market that costs the spread only."""
     return load_config(None, [*FREE, *settings])
+
+
+class SelftestRefused(ValueError):  # noqa: N818
+    """There is no such market, or none of these options."""
+
+    exit_code = 2
 
 
 class Exam(NamedTuple):
@@ -61,23 +74,39 @@ def new_exam(synthetic: Synthetic, data: Dataset, bars: int | None = None) -> Ex
     return Exam(synthetic, first, part, find_optimum(part, market), profit)
 
 
-def run_market(
-    name: str, options: Options, config: Config, minutes: float, threads: int, report: Report
-) -> dict[str, Any]:
+def run_market(name: str, options: Options, config: Config, minutes: float, threads: int) -> dict[str, Any]:
     """Train on the first part of a known market, trade the rest; the figures beside the optimum's."""
-    begin = time.perf_counter()
-    synthetic = make_market(name, options)
-    data = new_dataset(synthetic.bars, synthetic.extra, config, PIP, INTERVAL_NS, threads)
-    trainer = Trainer(data, config, threads)
-    train_for(trainer, minutes, None, lambda row: None, report)
-    return {**measure(new_exam(synthetic, data), trainer), "seconds": round(time.perf_counter() - begin, 1)}
+    begin, title = time.perf_counter(), f"synthetic market '{name}'"
+    with compiling(f"{title}, getting ready") as report:
+        report(0.0, "features and first cycle")
+        exam, data = set_exam(name, options, config, threads)
+        trainer = Trainer(data, config, threads)
+        first_cycle(trainer, None, lambda row: None)
+    with progress(title) as report:
+        train_for(trainer, minutes, None, lambda row: None, report)
+    with progress(f"{title}, unseen bars") as report:
+        return {**measure(exam, trainer, report), "seconds": round(time.perf_counter() - begin, 1)}
 
 
-def measure(exam: Exam, trainer: Trainer) -> dict[str, Any]:
+def set_exam(name: str, options: Options, config: Config, threads: int) -> tuple[Exam, Dataset]:
+    """A known market with its optimum, and its training part; raises SelftestRefused where there is none."""
+    try:
+        synthetic = make_market(name, options)
+        data = new_dataset(synthetic.bars, synthetic.extra, config, PIP, INTERVAL_NS, threads)
+        return new_exam(synthetic, data), data
+    except DatasetError as error:
+        raise SelftestRefused(f"{name}: --length {options.length}: {error}") from None
+    except ConfigError:
+        raise
+    except (ValueError, ArithmeticError) as error:
+        raise SelftestRefused(f"{name}: {error}") from None
+
+
+def measure(exam: Exam, trainer: Trainer, report: Report = silent) -> dict[str, Any]:
     """Agent and optimum over the same unseen bars, both from flat, through the same ledger."""
     synthetic, name, bars = exam.market, exam.market.name, len(exam.part.bars.time)
     trader = new_trader(trainer.agent(), trainer.data.setting, trainer.acting_search())
-    result = trade_bars(trader, synthetic.bars, synthetic.extra, exam.first, exam.first + bars)
+    result = trade_bars(trader, synthetic.bars, synthetic.extra, exam.first, exam.first + bars, report)
     profit = float(result.log.equity[-1]) / PIP
     share = float((result.log.target != 0).mean())
     actions = trainer.sizes.actions
@@ -105,10 +134,13 @@ def passes(name: str, fraction: float | None, share: float) -> bool:
 
 
 def new_options(**given: Any) -> Options:
-    """Options of a market, defaults where None was given."""
-    return Options(
-        **{"length": LENGTH, **{name: value for name, value in given.items() if value is not None}}
-    )
+    """Options of a market, defaults where None was given; raises SelftestRefused out of their limits."""
+    known = {name: value for name, value in given.items() if value is not None}
+    for name, value in known.items():
+        fault = refusal(LIMITS.get(name), value)
+        if fault:
+            raise SelftestRefused(f"--{name.replace('_', '-')}: {value!r} is {fault}")
+    return Options(**{"length": LENGTH, **known})
 
 
 def print_selftest(document: dict[str, Any], out: IO[str]) -> None:
@@ -132,8 +164,10 @@ def selftest(
     threads: int,
 ) -> dict[str, Any]:
     """The document of `selftest --json`."""
-    markets = {}
-    for name in names or DEFAULT:
-        with progress(f"synthetic market '{name}'") as report:
-            markets[name] = run_market(name, options, config, minutes or MINUTES[name], threads, report)
+    check_minutes(minutes)
+    chosen = names or DEFAULT
+    for name in chosen:
+        if name not in MARKETS:
+            raise SelftestRefused(f"no market {name!r}: there is {', '.join(MARKETS)}")
+    markets = {name: run_market(name, options, config, minutes or MINUTES[name], threads) for name in chosen}
     return {"passed": all(m["passed"] for m in markets.values()), "markets": markets}

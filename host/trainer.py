@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from host.agent import MOST_CONTEXT, Agent, Sizes, slot_sides
-from host.codebook import KINDS, assess, name_sessions, new_codes
-from host.config import Config, ConfigError
+from host.agent import Agent, Sizes, slot_sides
+from host.codebook import assess, name_sessions, new_codes
+from host.config import Config
 from host.dataset import Dataset, FeatureStore
 from host.progress import Report
-from kernels.gumbel import MARKET, RULES, WIDENING, SearchConfig, new_search_config
+from host.stop import stop_if_asked
+from kernels.gumbel import RULES, WIDENING, SearchConfig, new_search_config
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
 from kernels.planner import TALLY, Planner
@@ -31,14 +32,13 @@ from kernels.tree import NOTHING, REUSES
 from kernels.widening import BETAS, most_candidates
 from models.export import export
 from models.net import Shape, views
-from models.unroll import CHUNKS, Learner, LossWeights
+from models.unroll import Learner, LossWeights
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYSE = 1, 2, 3, 4
 VALUE_ROWS = 64  # positions the target network evaluates in one call
 UNIT_RATE = 0.2  # of the running scale of returns, per cycle
 SMALLEST_UNIT = 0.25  # R
 HIGH = 0.95  # quantile of the Bellman errors beyond which all count the same
-MODELS = "mlp", "transformer"
 VALUE_PER_BAR = 0.2  # R: no market pays more for long; a value sums such bars, discounted
 MOST_DISCOUNT = 0.999  # beyond it, values would need no end of bins
 PROJECTION = 2  # width of the consistency loss's layers in latents
@@ -48,7 +48,6 @@ class Trainer:
     """The state of a run: a pure function of configuration, data and the number of cycles, whatever the threads."""
 
     def __init__(self, data: Dataset, config: Config, threads: int) -> None:
-        check_sizes(config)
         t = config.train
         if t.codes == "learned":
             codes = new_codes(data.setting.codes, len(data.bars.time))
@@ -219,6 +218,7 @@ class Trainer:
         rule = self.rule._replace(cycle=self.cycle)
         table, chance, seed = self.priorities(rule), np.zeros(t.batch), t.seed + STREAM_SAMPLES
         for _ in range(t.steps):
+            stop_if_asked()
             step = self.learner.step
             if t.priority > 0:
                 draw = self.batch, chance, table, self.replay, self.store.tape, rule, t.correction
@@ -289,8 +289,13 @@ class Trainer:
         blocks = [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
         planners = [agent.planner(len(block), search) for _, block in blocks]
         jobs = [self._pool.submit(work, p, i, block) for p, (i, block) in zip(planners, blocks, strict=True)]
-        for job in jobs:
-            check(job.result())
+        try:
+            for job in jobs:
+                check(job.result())
+        finally:
+            for job in jobs:
+                job.cancel()  # whoever stops the run waits for what is at work only
+        stop_if_asked()
         totals = sum((p.tally for p in planners), np.zeros(len(TALLY), np.int64))
         return dict(zip(TALLY, totals.tolist(), strict=True))
 
@@ -328,65 +333,10 @@ def new_shape(config: Config, features: int, actions: int) -> Shape:
     )
 
 
-def check_options(config: Config) -> None:
-    """Raise ConfigError for options of learning that do not exist or do not go together."""
-    t = config.train
-    if t.codes not in KINDS:
-        raise ConfigError(f"train.codes: {t.codes!r} is none of {', '.join(KINDS)}")
-    for name in ("commitment", "usage", "telling", "priority", "correction"):
-        if not getattr(t, name) >= 0:
-            raise ConfigError(f"train.{name}: {getattr(t, name)} is below 0")
-
-
-def check_sizes(config: Config) -> None:
-    """Raise ConfigError for sizes that do not go together."""
-    check_options(config)
-    t, n = config.train, config.network
-    if n.model not in MODELS:
-        raise ConfigError(f"network.model: {n.model!r} is none of {', '.join(MODELS)}")
-    if n.model == "transformer" and t.consistency > 0:
-        raise ConfigError(
-            "train.consistency: a transformer has train.joint instead, which compares its latents"
-        )
-    if n.model == "transformer" and (
-        n.latent % (2 * max(n.heads, 1)) or min(n.layers, n.heads, n.window) < 1
-    ):
-        raise ConfigError(
-            f"network.heads: a transformer wants layers, a window and heads, and network.latent = {n.latent} "
-            f"in {n.heads} equal heads of even width"
-        )
-    if not 1 <= n.context <= MOST_CONTEXT:
-        raise ConfigError(f"network.context: {n.context} bars, not 1 to {MOST_CONTEXT}")
-    if t.block * t.blocks > t.replay:
-        raise ConfigError(
-            f"train.replay: {t.replay} sessions do not hold the {t.block * t.blocks} of one cycle"
-        )
-    if t.batch % CHUNKS:
-        raise ConfigError(f"train.batch: {t.batch} windows are not {CHUNKS} equal chunks")
-    check_search(config)
-    if not 1 <= t.n_step < config.market.session:
-        raise ConfigError(f"train.n_step: {t.n_step} is not within a session of {config.market.session}")
-
-
-def check_search(config: Config) -> None:
-    """Raise ConfigError for a search that there is not, or not with these sizes and networks."""
-    if config.search.rule not in RULES:
-        raise ConfigError(f"search.rule: {config.search.rule!r} is none of {', '.join(RULES)}")
-    if config.search.rule == RULES[WIDENING] and (config.market.sizes != [1.0] or config.search.samples < 1):
-        raise ConfigError(
-            "search.rule: widening wants market.sizes=[1.0], whose fractions it draws, and a sample"
-        )
-    if config.train.value_prefix and config.network.model == "transformer":
-        raise ConfigError(
-            "train.value_prefix: a transformer sees the steps before itself; it wants network.model=mlp"
-        )
-    if config.train.value_prefix and config.search.rule == RULES[MARKET]:
-        raise ConfigError(
-            "train.value_prefix: search.rule=market knows its rewards exactly and asks no network for them; "
-            "it wants gumbel, puct or widening"
-        )
-    if config.search.reuse not in REUSES:
-        raise ConfigError(f"search.reuse: {config.search.reuse!r} is none of {', '.join(REUSES)}")
+def first_cycle(trainer: Trainer, sessions: int | None, on_cycle: Callable[[dict[str, Any]], None]) -> None:
+    """Run the first cycle of this process, in which kernels may have to be compiled: no clock runs yet."""
+    if sessions is None or trainer.sessions < sessions:
+        on_cycle(trainer.run_cycle())
 
 
 def train_for(
@@ -396,15 +346,12 @@ def train_for(
     on_cycle: Callable[[dict[str, Any]], None],
     report: Report,
 ) -> None:
-    """Run whole cycles until either budget is used up; the clock decides nothing but when to stop.
-
-    It starts after the first cycle, in which kernels may have to be compiled.
-    """
-    first_done, last = 0.0, 0.0  # when the first cycle ended; seconds that the last one took
+    """Run whole cycles until either budget is used up; the clock decides nothing but when to stop."""
+    begin, last = time.perf_counter(), 0.0  # seconds that the last cycle took
     while True:
         shares = [0.0]
-        if minutes is not None and first_done > 0:
-            shares.append((time.perf_counter() - first_done + last) / (60 * minutes))
+        if minutes is not None:
+            shares.append((time.perf_counter() - begin + last) / (60 * minutes))
         if sessions is not None:
             shares.append(trainer.sessions / sessions)
         done = f"cycle {trainer.cycle}, {trainer.sessions} sessions, {trainer.learner.step} steps"
@@ -413,7 +360,4 @@ def train_for(
             return
         started = time.perf_counter()
         on_cycle(trainer.run_cycle())
-        if first_done > 0:
-            last = time.perf_counter() - started
-        else:
-            first_done = time.perf_counter()
+        last = time.perf_counter() - started

@@ -14,7 +14,8 @@ import stat
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,7 +23,9 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numba import __version__ as numba_version
 from numba import config, njit, typeof
+from numba.core import event
 from numba.core.caching import UserProvidedCacheLocator
+from numba.core.dispatcher import Dispatcher
 
 F = TypeVar("F", bound=Callable[..., Any])
 PACKAGES = ("kernels", "models")
@@ -181,3 +184,33 @@ def entry(fn: F, *arguments: Any) -> F:
     types are memory errors: for a caller who always brings the same arrays.
     """
     return cast(F, fn.compile(tuple(map(typeof, arguments))))  # type: ignore[attr-defined]
+
+
+class _Compiling(event.Listener):
+    """Tells of each kernel of the program that the compiler begins, once."""
+
+    def __init__(self, tell: Callable[[int, int, str], None]) -> None:
+        self._tell = tell
+        modules = [module for name, module in [*sys.modules.items()] if name in _sources()]
+        found = {
+            value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)
+        }
+        self._loaded, self._seen = len(found), set[str]()
+
+    def on_start(self, event: Any) -> None:
+        """A function is compiled, maybe for the sake of another one."""
+        function = event.data["dispatcher"].py_func
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        if function.__module__ in _sources() and name not in self._seen:
+            self._seen.add(name)
+            self._tell(len(self._seen), self._loaded, name)
+
+    def on_end(self, event: Any) -> None:
+        """It is done."""
+
+
+@contextmanager
+def watch_compiler(tell: Callable[[int, int, str], None]) -> Iterator[None]:
+    """Call tell(number, loaded, name) for each of the `loaded` kernels that is compiled meanwhile, in any thread."""
+    with event.install_listener("numba:compile", _Compiling(tell)):
+        yield

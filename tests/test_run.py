@@ -205,13 +205,13 @@ def test_the_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path
 
 def test_the_lock_holds_within_a_process_and_is_released_on_refusal(tmp_path: Path) -> None:
     with open_run(tmp_path, resume=False) as opened:
-        opened.write_config({"seed": 1})
+        opened.write_table("config", {"seed": 1})
         with pytest.raises(Locked, match=f"process {os.getpid()}$"):
             open_run(tmp_path, resume=True)
     with pytest.raises(RunRefused, match="--resume"):
         open_run(tmp_path, resume=False)
-    with open_run(tmp_path, resume=True) as opened:
-        assert opened.read_config() == {"seed": 1}
+    open_run(tmp_path, resume=True).close()
+    assert tomllib.loads((tmp_path / "config.toml").read_text()) == {"seed": 1}
 
 
 def test_metrics_are_there_at_once_and_a_torn_line_is_cut(tmp_path: Path) -> None:

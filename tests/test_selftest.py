@@ -1,10 +1,12 @@
 """The self-test's measurement: the optimum's decisions have all of it, whatever the sizes and the stretch."""
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
+import swt
 from host import selftest
 from host.backtest import Result, new_log
 from host.dataset import new_dataset
@@ -40,7 +42,7 @@ def test_the_optimum_has_all_of_it(monkeypatch: pytest.MonkeyPatch, sizes: str, 
     trainer, exam = Trainer(data, config, 1), new_exam(market, data, bars)
     asked = list[Any]()
 
-    def trade_bars(trader: Any, bars: Any, extra: Any, first: int, stop: int) -> Result:
+    def trade_bars(trader: Any, bars: Any, extra: Any, first: int, stop: int, report: Any) -> Result:
         asked.append((first, stop))
         return optimum_in_sizes(exam, trainer)
 
@@ -59,3 +61,29 @@ def test_what_counts_as_passed() -> None:
     assert selftest.passes("planted", 0.8, 0.5)
     assert not selftest.passes("planted", 0.79, 0.5)
     assert not selftest.passes("planted", 1.03, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["foo"], "no market 'foo': there is noise, planted"), (["noise", "foo"], "no market 'foo'"),
+     (["planted", "--half-life", "0"], "--half-life: 0.0 is not a number from 0.1"),
+     (["--length", "10"], "--length: 10 is not"), (["--noise", "nan"], "--noise: nan"),
+     (["--cost", "-1"], "--cost: -1"),
+     (["noise", "--length", "1000"], "1000 bars give no training session"),
+     (["noise", "--noise", "1000", "--length", "2000"], "price falls below"),
+     (["planted-hard", "--half-life", "9999", "--length", "2000"], "half-life is too long"),
+     (["noise", "--set", "train.joint=-1"], "train.joint"), (["--seed", str(2**32)], "train.seed"),
+     (["noise", "--minutes", "nan"], "--minutes: nan")],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_markets_that_there_are_not_are_one_line(
+    words: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(swt, "catch_signals", lambda: None)
+    monkeypatch.setattr(selftest, "first_cycle", None)  # refused before anything is learnt
+    monkeypatch.setattr(sys, "argv", ["swt.py", "selftest", *words])
+    with pytest.raises(SystemExit) as stop:
+        swt.main()
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out) == (3 if says.startswith(("train", "--minutes")) else 2, "")
+    assert says in said.err.splitlines()[-1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from host.agent import save_agent
-from host.config import Config, ConfigError, load_config
+from host.config import Config, load_config
 from host.dataset import Dataset, DatasetError, FeatureStore, new_dataset
 from host.synthetic import INTERVAL_NS, PIP, Options, make_market
 from host.trainer import STREAM_SAMPLES, Trainer, train_for
@@ -183,12 +183,6 @@ def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
     assert 0 < min(sizes) <= max(sizes) <= 1
 
 
-def test_widening_wants_a_whole_position_to_draw_from() -> None:
-    for settings in (["market.sizes=[0.5, 1.0]"], ["search.samples=0"]):
-        with pytest.raises(ConfigError, match="widening wants"):
-            Trainer(dataset(tiny()), tiny("search.rule=widening", *settings), 1)
-
-
 def test_rewards_of_a_session_sum_to_its_profit() -> None:
     """`pnl`: the sum of rewards is the change of marked equity, in R."""
     trainer = trained(2)
@@ -293,30 +287,9 @@ def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more
     assert trainer.sessions == 12
 
 
-@pytest.mark.parametrize(
-    "setting", ["market.sizes=[0.5, 0.2]", "market.sizes=[2]", "market.sizes=['half']", "market.slippage=-1"]
-)
-def test_impossible_markets_are_faults_of_the_configuration(setting: str) -> None:
-    with pytest.raises(ConfigError, match="market: "):
-        dataset(tiny(setting))
-
-
 def test_too_few_bars_are_refused_with_the_reason() -> None:
     with pytest.raises(DatasetError, match=r"market\.session"):
         dataset(tiny("market.session=800"))
-
-
-@pytest.mark.parametrize(
-    "setting",
-    ["train.replay=3", "train.batch=30", "train.n_step=24", "network.model=rnn", "network.heads=3",
-     "network.context=65", "train.consistency=1", "train.codes=vq", "train.priority=-1",
-     "train.usage=-0.1"],
-)  # fmt: skip
-def test_sizes_that_do_not_go_together_are_refused_by_name(setting: str) -> None:
-    world = ("network.heads", "network.context", "train.consistency")
-    others = WORLD if setting.startswith(world) else []
-    with pytest.raises(ConfigError, match=setting.split("=")[0]):
-        Trainer(dataset(tiny()), tiny(*others, setting), 1)
 
 
 @pytest.mark.parametrize("mirror", [True, False])

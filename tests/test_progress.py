@@ -1,0 +1,69 @@
+"""What people see while they wait: bars that move on a terminal, a plain line now and then when piped."""
+
+import io
+import re
+import sys
+import time
+
+import pytest
+from numba import njit
+
+from host import progress
+from host.progress import compiling
+from kernels import rng
+from kernels._jit import watch_compiler
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def compile_anew() -> None:
+    """Two kernels of the program, one for the sake of the other, whatever the cache holds."""
+    njit(rng.below.py_func)(5, 1, 2, 3)
+
+
+def test_the_compiler_tells_of_each_kernel_once() -> None:
+    told = list[tuple[int, int, str]]()
+    with watch_compiler(lambda *what: told.append(what)):
+        compile_anew()
+        compile_anew()
+        njit(lambda: 1)()  # no kernel of the program
+    compile_anew()
+    assert [name for _, _, name in told] == ["rng.below"]
+    assert [number for number, _, _ in told] == [1]
+    assert told[0][1] > 10
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_compilation_moves_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    screen = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
+    monkeypatch.setenv("COLUMNS", "200")
+    progress.say_why.cache_clear()
+    with compiling("getting ready") as report:
+        report(0.0, "reading bars.csv")
+        compile_anew()
+    said = screen.getvalue()
+    assert said.count("compiling kernels: once") == 1
+    assert re.search(r"getting ready:.*done", said)
+    if not terminal:
+        assert re.search(r"getting ready: +\d+% compiling kernel 1 of about \d+, rng\.below", said)
+
+
+def test_a_plain_line_comes_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with progress.progress("training") as report:
+        for second in range(61):
+            clock[0] = float(second)
+            report(second / 60, f"cycle {second}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training:   0% cycle 0"
+    assert lines[2] == "training:  50% cycle 30, about 30 s left"
+    assert lines[-1] == "training: 100% cycle 60"
+    assert len(lines) == 5
