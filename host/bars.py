@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import warnings
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,8 @@ from host.parsing import (
     WEEK,
     Ints,
     Rules,
+    check_spread,
+    explain_line,
     interval_of,
     is_damaged,
     iso,
@@ -38,6 +41,7 @@ from host.parsing import (
     quotes,
     row_faults,
     rules_for,
+    spread_text,
     to_utc,
 )
 from host.resample import merge_bars
@@ -149,6 +153,8 @@ def read_piece(
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
     numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMBERS}
+    if "symbol" in columns and (frame[columns.index("symbol")] != layout.symbol).any():
+        raise ValueError("more than one symbol")
     if "complete" in columns:
         flags = frame[columns.index("complete")].tolist()
         numbers["complete"] = np.array([FLAGS.get(flag.lower(), np.nan) for flag in flags])
@@ -296,12 +302,14 @@ def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
     return problems
 
 
-def refuse_bad(source: Source, kinds: dict[int, str], good: int, drop_bad: bool) -> None:
+def refuse_bad(
+    source: Source, kinds: dict[int, str], good: int, drop_bad: bool, why: Callable[[Problem], str]
+) -> None:
     """Raise DataError if there are bad rows beside the `good` and they may not, or cannot sensibly, be dropped."""
     most = len(kinds) >= good
     if not kinds or (drop_bad and not most):
         return
-    shown = "; ".join(f"line {p.line}: {KINDS[p.kind]}: {p.text!r}" for p in source.problems[:3])
+    shown = "; ".join(f"line {p.line}: {why(p)}: {p.text!r}" for p in source.problems[:3])
     if most:
         filler = set(kinds.values()) == {"flat"}
         remedy = (
@@ -329,7 +337,7 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     step_ns = interval_of(rows.utc, options, name)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
         rules, said = rules_for(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
-        quote = quotes(rows.columns, rules, layout.point)
+        quote = quotes(rows.columns, rules)
     faults = find_faults(rows, quote, step_ns, layout.format.ticks)
     kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {
         int(rows.line[t]): k for t, k in faults.items()
@@ -343,26 +351,29 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
         line = line[first]
         notes.append(f"bars of {step_ns // NS} s are put together into bars of {interval_ns // NS} s")
     holes, gaps = find_holes(bars.time, interval_ns, line)
-    source = describe_source(name, layout, rules, options, rows.local, bars.time, interval_ns, raw)
+    source = describe_source(name, layout, rules, options, rows.local, bars, interval_ns, raw)
     source.notes.extend(said + notes)
     source.problems.extend(list_problems(lines, kinds))
     source.holes.extend(holes)
-    refuse_bad(source, kinds, len(good), options.drop_bad)
+    check_spread(*(mean_sizes(bars) if len(bars.time) else mean_sizes(quote)), rules, name)
+    refuse_bad(source, kinds, len(good), options.drop_bad, lambda p: reason(p, lines, layout))
     source.notes.extend([f"dropped {count_kinds(kinds)}"] * bool(kinds) + gaps)
     return bars, source
 
 
 def read_rows(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints, list[str]]:
     """The parsable rows of a file, oldest first, the lines that are none, and notes on what became of them."""
-    clock, notes = options.timezone or layout.format.timezone, []
+    clock, notes = layout.format.timezone, []
     parse_clock(clock)
     whole = read_whole(lines, layout, clock)
     rows, unparsable = (whole, np.zeros(0, np.int64)) if whole else read_each(lines, layout, clock)
     if len(rows.utc) == 0:
-        raise DataError(f"{name}: no bars: line {layout.header + 1}: {lines.text(layout.header + 1)[:80]!r}")
-    if layout.format.newest_first and rows.utc[0] > rows.utc[-1]:
+        text = lines.text(layout.header + 1)
+        why = explain_line(text, layout)
+        raise DataError(f"{name}: no bars: line {layout.header + 1}: {why}: {text[:80]!r}")
+    if np.sign(np.diff(rows.utc)).sum() < 0:
         rows = pick_rows(rows, np.arange(len(rows.utc))[::-1])
-        notes.append("the newest bar stands first, as this format has it: read from the end")
+        notes.append("the newest bar stands first: read from the end")
     if "complete" in rows.columns:
         complete = rows.columns["complete"] == 1
         if not complete.any():
@@ -385,42 +396,59 @@ def describe_source(
     rules: Rules,
     options: ReadOptions,
     local: bool,
-    time: Ints,
+    bars: Bars,
     interval_ns: int,
     raw: bytes,
 ) -> Source:
-    """The record of a reading that ended in bars closing at `time`; `local`: the stamps follow a clock."""
-    in_file = {
-        "ask_open": "bid and ask",
-        "spread": "column of the file",
-        "points": "column of the file, in points",
-        "tenths": "column of the file, in tenths of a pip",
-    }
-    spread = next((text for role, text in in_file.items() if role in layout.columns), None)
-    spread_pips = None if spread else rules.instrument.spread_pips
-    given = "assumed" if options.spread_pips is None else "given"
+    """The record of a reading that ended in `bars`; `local`: the stamps follow a clock."""
+    in_file = bool(rules.unit_px) or rules.side == "both"
+    usual, typed = rules.instrument.spread_pips, options.spread_pips is not None
+    origin = f"column of the file, in {layout.unit}" if rules.unit_px else "bid and ask of the file"
+    if not in_file:
+        origin = "given" if typed else "as in training" if "spread_pips" in options.remembered else "assumed"
+    spread_px, range_px = mean_sizes(bars)
     choices = {
-        f"--side {rules.side}": options.side is None and rules.side != "both",
-        f"--timezone {rules.timezone}": options.timezone is None and local,
-        f"--label {rules.label}": options.label is None,
-        f"--spread {rules.instrument.spread_pips:g}": options.spread_pips is None and spread is None,
+        f"--side {rules.side}": options.side is None and rules.side != "both" and "side" not in rules.own,
+        f"--timezone {rules.timezone}": options.timezone is None and local and "timezone" not in rules.own,
+        f"--label {rules.label}": options.label is None and "label" not in rules.own,
+        f"--spread {usual:g}": not typed and not in_file,
         f"--pip {rules.instrument.pip:g}": options.pip is None,
     }
     understates = "the spread column of MetaTrader understates the cost of a fill"
     return Source(
         path=name,
         format=layout.format.name,
-        rows=len(time),
-        first=iso(time[0]) if len(time) else "",
-        last=iso(time[-1]) if len(time) else "",
+        rows=len(bars.time),
+        first=iso(bars.time[0]) if len(bars.time) else "",
+        last=iso(bars.time[-1]) if len(bars.time) else "",
         interval_s=interval_ns // NS,
         timezone=rules.timezone,
         label=rules.label,
         side=rules.side,
-        spread=spread or f"{spread_pips:g} pips, {given}",
-        spread_pips=spread_pips,
+        spread=spread_text(spread_px, range_px, rules, origin),
+        spread_pips=None if in_file else usual,
+        spread_px=spread_px,
+        range_px=range_px,
         instrument=rules.instrument,
         sha256=hashlib.sha256(raw).hexdigest(),
         assumed=[flag for flag, open_question in choices.items() if open_question],
-        notes=[understates] if {"points", "tenths"} & set(layout.columns) else [],
+        notes=[understates] if rules.unit_px and layout.format.spread == "points" else [],
     )
+
+
+def mean_sizes(bars: Any) -> tuple[float, float]:
+    """Mean of ask - bid at the closes, and of high - low, of bars or quotes; zero without any."""
+    column = bars._asdict() if isinstance(bars, Bars) else bars
+    if not len(column["close"]):
+        return 0.0, 0.0
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
+        return float(np.mean(column["ask_close"] - column["close"])), float(
+            np.mean(column["high"] - column["low"])
+        )
+
+
+def reason(problem: Problem, lines: Lines, layout: Layout) -> str:
+    """What is wrong with a row, in words."""
+    if problem.kind == "unparsable":
+        return f"{KINDS[problem.kind]}: {explain_line(lines.text(problem.line), layout)}"
+    return KINDS[problem.kind]

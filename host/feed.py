@@ -19,10 +19,11 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from host.formats import KINDS, MAX_LINE, DataError, Layout, ReadOptions, is_head, recognise, refusal
+from host.formats import KINDS, LEARN, MAX_LINE, DataError, Layout, ReadOptions, is_head, recognise, refusal
 from host.parsing import (
     LONGEST,
     Rules,
+    explain_line,
     interval_of,
     is_damaged,
     order_fault,
@@ -37,7 +38,6 @@ from host.resample import join_bars, periods
 from kernels.bars import NS, Bars
 
 POLL_S = 0.2
-LEARN = 64  # lines that the length of a bar is learnt from, or checked with
 MOVED = 3  # damaged prices in a row: these are no slips, the level or the unit is another
 
 
@@ -61,7 +61,7 @@ class LineParser:
         if options.interval_s is None:
             raise DataError(f"{name}: a line does not tell how long its bar is")
         self.layout = layout
-        self.clock = options.timezone or layout.format.timezone
+        self.clock = layout.format.timezone
         self.dropped = 0  # bad rows
         self._options = options
         self._interval_ns = options.interval_s * NS
@@ -96,7 +96,7 @@ class LineParser:
             self._rules, notes = rules_for(self.layout, self._options, self._name, price, self._interval_ns)
             said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
             say(f"{self._name}: {'; '.join([said, *notes])}")
-        quote = quotes(numbers, self._rules, self.layout.point)
+        quote = quotes(numbers, self._rules)
         kind = self._fault(quote, utc)
         if kind:
             self._refuse(kind, text, line)
@@ -123,7 +123,8 @@ class LineParser:
         return None if last_utc is None else order_fault(utc - last_utc, self._interval_ns)
 
     def _refuse(self, kind: str, text: str, line: int) -> None:
-        where = f"{self._name}: line {line}: {KINDS[kind]}: {text[:160]!r}"
+        why = f": {explain_line(text, self.layout)}" if kind == "unparsable" else ""
+        where = f"{self._name}: line {line}: {KINDS[kind]}{why}: {text[:160]!r}"
         if not self._options.drop_bad:
             raise DataError(f"{where}; --drop-bad drops such rows")
         self._moved += kind == "damaged"
@@ -166,30 +167,36 @@ def learn_step(
     """The first lines of a feed, their layout and the length of a bar: two bars tell if they are as long as wanted."""
     read: list[tuple[int, str]] = []
     head: list[str] = []
-    utc: list[int] = []
+    stamps: list[tuple[int, bool]] = []
+    layout: Layout | None = None
     wanted_ns = LONGEST if options.interval_s is None else options.interval_s * NS
     for line, text in lines:
         read.append((line, text))
-        head = [] if line == 1 else head
-        if not is_head(head):
-            head.append(text)
-            if not is_head(head):
-                continue
+        head, layout = ([text], None) if line == 1 else ([*head, text], layout)
+        if is_head(head) if layout is None else not layout.settled:
             layout = recognise(head, options, name)
-            if layout.format.newest_first:
-                raise DataError(f"{name}: {layout.format.name} lists the newest bar first: a feed appends it")
-        parsed = parse_line(text, layout)
+        parsed = parse_line(text, layout) if layout else None
         if parsed and parsed[2].get("complete", 1.0):
-            utc.append(stamp_utc(parsed[0], parsed[1], options.timezone or layout.format.timezone))
-        if len(read) >= LEARN or (len(utc) > 1 and utc[-1] - utc[-2] >= wanted_ns):
+            stamps.append(parsed[:2])
+        if len(read) >= LEARN or (layout and layout.settled and is_step(stamps, wanted_ns, layout)):
             break
-    if not is_head(head):
-        raise DataError(f"{name}: {refusal(head)}")
+    if layout is None:
+        raise DataError(f"{name}: {refusal(chr(10).join(head))}")
+    layout = recognise(head, options, name)
+    utc = [stamp_utc(*stamp, layout.format.timezone) for stamp in stamps]
+    if len(utc) > 1 and utc[0] > utc[-1]:
+        raise DataError(f"{name}: lists the newest bar first: a feed appends it")
     step = np.diff(np.array(utc, np.int64))
     shorter = ((step > 0) & (step < wanted_ns)).any()
     if options.interval_s is None or shorter:
         wanted_ns = interval_of(np.array(utc, np.int64), options, name)
     return read, layout, wanted_ns
+
+
+def is_step(stamps: list[tuple[int, bool]], wanted_ns: int, layout: Layout) -> bool:
+    """Whether the last two bars are as far apart as wanted, or farther."""
+    utc = [stamp_utc(*stamp, layout.format.timezone) for stamp in stamps[-2:]]
+    return len(utc) > 1 and utc[1] - utc[0] >= wanted_ns
 
 
 def longer_bars(bars: Iterable[Bar], step_ns: int, interval_ns: int, clock: str) -> Iterator[Bar]:
