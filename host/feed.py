@@ -182,6 +182,9 @@ def learn_step(
             break
     if layout is None:
         raise DataError(f"{name}: {refusal(chr(10).join(head))}")
+    if not stamps:
+        line, text = read[-len(head) :][min(layout.header, len(head) - 1)]
+        raise DataError(f"{name}: no bars: line {line}: {explain_line(text, layout)}: {text[:80]!r}")
     layout = recognise(head, options, name)
     utc = [stamp_utc(*stamp, layout.format.timezone) for stamp in stamps]
     if len(utc) > 1 and utc[0] > utc[-1]:
@@ -238,7 +241,7 @@ def parse_lines(
             if not is_head(head):
                 continue
             layout = recognise(head, options, name)
-            if layout[:4] != parser.layout[:4]:
+            if (layout.format.head, *layout[1:4]) != (parser.layout.format.head, *parser.layout[1:4]):
                 raise DataError(f"{name}: the format has changed from {parser.layout.format.name}")
             parser.reopen()
         bar = parser.parse(text, line)

@@ -101,7 +101,9 @@ class Format(NamedTuple):
     """A kind of file, or, in a `Layout`, that kind as one file has it."""
 
     name: str
-    head: str  # pattern, lower case: of the first bar, or of the names of a header and the first stamp
+    head: (
+        str  # pattern, lower case: of the first bar, or of the names of a header, and the first stamp and bar
+    )
     columns: tuple[str, ...] = ()  # roles of a file without header, whose lines may end early
     timezone: str = "UTC"  # of stamps that have no offset
     side: str = "bid"
@@ -143,7 +145,7 @@ UTC_OPEN = ("timezone", "label")
 FORMATS = (  # the first that fits
     Format(  # only its volume tells it from an export of MetaTrader itself, where every bar has a tick
         "HistData MetaTrader",
-        rf"{DOTTED},\d\d:\d\d(,{PRICE}){{5}}",
+        rf"{DOTTED},{CLOCK}(,{PRICE}){{4,5}}",
         METATRADER,
         HISTDATA,
         own=ALL,
@@ -214,6 +216,7 @@ FORMATS = (  # the first that fits
     Format("Kraken", rf"\d{{10}}(,{PRICE}){{6}}", (*PLAIN, ""), side="mid", own=UTC_OPEN),
     Format("Binance", rf"(\d{{13}}|\d{{16}})(,{PRICE}){{11}}", (*PLAIN, *[""] * 6), side="mid", own=UTC_OPEN),
     Format("no header", rf"{DATE},({CLOCK}|\d{{6}})(,{PRICE}){{4,5}}", METATRADER),
+    Format("no header", rf"{TIME},000(,{PRICE}){{4,5}}", ("time", "", *PLAIN[1:])),  # of a second
     Format("no header", rf"({TIME}|{DAY_FIRST}[^,]*)(,{PRICE}){{4,5}}", PLAIN),
     Format("no header", rf"[a-z/]{{6,7}},{PACKED},\d{{6}}(,{PRICE}){{4,5}}", ("symbol", *METATRADER)),
     Format(
@@ -229,7 +232,7 @@ FORMATS = (  # the first that fits
     ),
     Format(
         "Dukascopy",
-        r"(.*,)?(gmt[ _])?time,.*\n\d\d\.\d\d\.\d{4} .*|(.*,)?local[ _]time,.*\n\d\d\.\d\d\.\d{4} .* gmt[+-]\d{4}",
+        r".*,((gmt[ _])?time,.*\n\d\d\.\d\d\.\d{4} .*|local[ _]time,.*\n\d\d\.\d\d\.\d{4} [^,]* gmt[+-]\d{4},.*)",
         own=UTC_OPEN,
         stamp="dmy",
         ticks=True,
@@ -262,7 +265,7 @@ FORMATS = (  # the first that fits
     ),
     Format(  # of one who writes the spread of MetaTrader beside his bars
         "spread without a name",
-        r",time(stamp)?,open,high,low,close,volume,,\n.*",
+        r",time(stamp)?,open,high,low,close,volume,,\n.*,\d+",
         (*PLAIN, "spread"),
         spread="points",
     ),
@@ -291,9 +294,12 @@ ZONES = {  # in names of columns and behind stamps
     **dict.fromkeys(("est", "edt"), "America/New_York"),
 }
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-COMMAS = re.compile(r"[+-]?[\d.]*\d,[\d,]*\d(\.\d*)?", re.ASCII)  # decimal, or between thousands
+COMMAS = re.compile(
+    r"[+-]?(\d+|\d{1,3}(\.\d{3})+),[\d,]*\d(\.\d*)?", re.ASCII
+)  # decimal, or between thousands
 GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
 TICKS = "ticks, not bars: make bars of them, for example one a minute, with time,open,high,low,close,volume"
+REMEDY = "bring it to the header time,open,high,low,close,volume[,spread] with ISO or UNIX times"
 PAIRS = r"[a-z]{6}(,+[a-z]{6})+,*(\n.*)+"
 REFUSED = (  # what the head of an unknown file shows, and what to do
     (PAIRS, "many pairs side by side: make one file for each"),
@@ -332,7 +338,7 @@ class Head(NamedTuple):
     separator: str
     header: int  # lines before the bars
     names: list[str]  # of the columns; empty without a header
-    rows: list[list[str]]  # fields of the bars
+    rows: list[list[str]]  # fields of the bars, from line `header` + 1 on
     shown: str  # header and first bar: lower case, no quotes, commas between the fields and nowhere else
 
 
@@ -372,7 +378,7 @@ def take_apart(head: list[str], name: str) -> Head:
     header = next((i for i, line in enumerate(head) if begins_bar(line)), len(head) - 1)
     bare = [re.sub('"[^"]*"', "", line) for line in head[: header + 1] if line.strip()]
     separator = max("\t;|,", key=next((s for s in bare[-2:] if re.search(r"[\t;|,]", s)), "").count)
-    rows = [split_fields(line, separator) for line in head[header:] if line.strip()]
+    rows = [split_fields(line, separator) for line in head[header:]]
     fields = [split_fields(readable(line), separator) for line in head[: header + 1] if line.strip()]
     lines = [",".join(cell.strip().replace(",", "_") for cell in line).lower() for line in fields]
     shown = "\n".join(lines)
@@ -484,14 +490,15 @@ def recognise(head: list[str], options: ReadOptions, name: str) -> Layout:
 def identify(taken: Head, name: str) -> tuple[Format, tuple[str, ...]]:
     """The format that fits the first lines of a file, and the roles of its columns."""
     names, bar = taken.names, taken.rows[0]
-    shown, found = taken.shown.rpartition("\n")[2].rstrip(","), prices(names)[1]
+    first, found = taken.shown.rpartition("\n")[2], prices(names)[1]
     at = stamp_columns(names, bar)
     if names:
         if len(found) > 1 and not at:
             raise DataError(f"{name}: line {taken.header + 1}: {no_stamp(names, bar)}")
-        shown = f",{','.join(names).lower()},\n{text_at(bar, at)}"
+    shown = f",{','.join(names).lower()},\n{text_at(bar, at)},{first}" if names else first.rstrip(",")
     fmt = next((fmt for fmt in FORMATS if fits(fmt, shown, taken.rows)), None)
     if fmt is None or (names and not found):
+        has_thousands(Head(*taken[:3], [bar], taken.shown), ("open",) * len(bar), name)
         raise DataError(f"{name}: {refusal(taken.shown)}")
     if not fmt.columns:
         return fmt, named_columns(taken, at)
@@ -501,12 +508,11 @@ def identify(taken: Head, name: str) -> tuple[Format, tuple[str, ...]]:
 
 def fits(fmt: Format, shown: str, rows: list[list[str]]) -> bool:
     """Whether a file is of a format: what is `shown` of it, and whether its bars have volumes."""
-    if not re.fullmatch(fmt.head, shown):
-        return False
-    at = fmt.columns.index("volume") if fmt.silent else 0
-    return not fmt.silent or not any(
-        float(row[at]) > 0 for row in rows if is_number("".join(row[at : at + 1]))
-    )
+    if not re.fullmatch(fmt.head, shown) or not fmt.silent:
+        return bool(re.fullmatch(fmt.head, shown))
+    at = fmt.columns.index("volume")
+    volumes = [row[at].strip() for row in rows if len(row) > at and NUMBER.fullmatch(row[at].strip())]
+    return bool(volumes) and not any(map(float, volumes))
 
 
 def text_at(fields: list[str], at: Iterable[int]) -> str:
@@ -561,9 +567,9 @@ def is_stamped(stamp: str) -> bool:
 def zone_of(names: list[str]) -> str:
     """The clock that the names of the columns of the time speak of; empty if of none."""
     for name in names:
-        for word in re.findall(r"[A-Za-z]+(?:/[A-Za-z_]+)*", name.replace("_", " ")):
+        for word in re.findall(r"[A-Za-z]+(?:/[A-Za-z_]+)+|[A-Za-z]+", name):
             if "/" in word or word.lower() in ZONES:
-                return ZONES.get(word.lower(), word)
+                return str(ZONES.get(word.lower(), word))
     return ""
 
 
@@ -597,7 +603,7 @@ def lay_out(fmt: Format, taken: Head, columns: tuple[str, ...], options: ReadOpt
         whole=whole,
         symbol=symbol,
         path=name,
-        thousands=has_thousands([*cells, *by_role.get("volume", [])], name),
+        thousands=has_thousands(taken, columns, name),
         settled=not points and not fmt.silent,
     )
 
@@ -609,8 +615,8 @@ def unit_of(
     if "spread" not in columns:
         return "", False
     named = SPREADS.fullmatch(spelling(names[columns.index("spread")])) if names else None
-    said = options.spread_unit or (named[1] if named else "")
-    return said or fmt.spread, (said or fmt.spread) == "price" and not said
+    said = options.spread_unit or (str(named[1]) if named else "")
+    return said or fmt.spread, not said and fmt.spread == "price"
 
 
 def whole_spread(cells: list[str]) -> float:
@@ -619,14 +625,20 @@ def whole_spread(cells: list[str]) -> float:
     return max(values, default=0.0) if all(value.is_integer() for value in values) else 0.0
 
 
-def has_thousands(cells: list[str], name: str) -> bool:
+def has_thousands(taken: Head, columns: tuple[str, ...], name: str) -> bool:
     """Whether commas can only stand between the thousands of numbers; DataError where they could be decimal."""
-    commas = [cell for cell in cells if COMMAS.fullmatch(cell)]
-    has_point = any("." in cell for cell in cells)
-    if commas and not (all(map(GROUPED.fullmatch, commas)) and has_point):
-        raise DataError(
-            f"{name}: {commas[0]!r}: a decimal comma, or one between thousands? write it with a decimal point"
-        )
+    rows = [row for row in taken.rows if len(row) == len(columns)]
+    has_point = any(
+        "." in cell for row in rows for cell, role in zip(row, columns, strict=True) if role in OHLC
+    )
+    for line, row in enumerate(taken.rows, taken.header + 1):
+        for cell, role in zip(row, columns, strict=False):
+            comma = role in (*OHLC, "volume") and COMMAS.fullmatch(cell.strip()) and len(row) == len(columns)
+            if comma and not (has_point and GROUPED.fullmatch(cell.strip())):
+                raise DataError(
+                    f"{name}: line {line}: {cell.strip()!r}: a decimal comma, or one between thousands? write "
+                    "numbers with a decimal point and without commas"
+                )
     return has_point
 
 
@@ -650,8 +662,7 @@ def refusal(shown: str) -> str:
             return reason
     if not begins_bar(lines[-1]) and len(lines) <= MAX_HEADER:
         return "no bars"
+    if len(lines) > 1 and begins_bar(lines[-1]):
+        return f"no column is called open, high, low or close: {lines[-2][:80]!r}; {REMEDY}"
     known = ", ".join(dict.fromkeys(fmt.name for fmt in FORMATS))
-    return (
-        f"line 1: not a format I know ({known}): {lines[0][:80]!r}; bring it to the header "
-        "time,open,high,low,close,volume[,spread] with ISO or UNIX times"
-    )
+    return f"line 1: not a format I know ({known}): {lines[0][:80]!r}; {REMEDY}"

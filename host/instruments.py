@@ -98,8 +98,11 @@ CURRENCY = "|".join(QUOTED)
 # What brokers put behind a symbol, glued to it; behind a mark (XAUUSD.m, US30-cash) anything may stand.
 SUFFIX = "PRO|ECN|RAW|STP|STD|VIP|PRM|ZERO|CASH|SPOT|MINI|MICRO|[MCIRBZ]"
 MINUTES = "1|5|15|30|60|240|1440|10080"  # MetaTrader 4 names its exports so: EURUSD60.csv
+SPELT = [
+    re.sub("(?<=.)(USD[TC]?|EUR)$", r"[/_-]?\1", alias) for alias in sorted(ALIASES, key=len, reverse=True)
+]
 SYMBOL = re.compile(
-    rf"(?<![A-Z0-9])({'|'.join(sorted(ALIASES, key=len, reverse=True))}|(?:{CURRENCY})[/_-]?(?:{CURRENCY}))"
+    rf"(?<![A-Z0-9])({'|'.join(SPELT)}|(?:{CURRENCY})[/_-]?(?:{CURRENCY}))"
     rf"(?:{SUFFIX})?(?:(?<=[A-Z])(?:{MINUTES}))?(?![A-Z0-9])"
 )
 

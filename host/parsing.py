@@ -207,6 +207,11 @@ def instrument_for(
             f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
             "prices; if they are prices, say --pip"
         )
+    if options.spread_pips is None and instrument.spread_pips * instrument.pip > WIDE * price:
+        raise DataError(
+            f"{name}: prices of about {price:g} and a usual spread of {instrument.spread_pips * instrument.pip:g}: "
+            f"is the symbol {instrument.symbol}? --symbol or --spread says otherwise"
+        )
     return instrument, notes
 
 
@@ -216,7 +221,7 @@ def unit_price(layout: Layout, options: ReadOptions, name: str, instrument: Inst
     units = {"price": scale, "points": point_of(layout, options, instrument), "pips": instrument.pip}
     if layout.whole:
         ways = [
-            f"--spread-unit {unit} makes {layout.whole * units[unit]:g} of {layout.whole:g}"
+            f"--spread-unit {unit} makes {decimal(layout.whole * units[unit])} of {layout.whole:g}"
             for unit in ("points", "pips", "price")
         ]
         raise DataError(
@@ -247,22 +252,23 @@ def check_spread(spread_px: float, range_px: float, rules: Rules, name: str) -> 
         raise DataError(
             f"{name}: the spread is zero throughout: --spread {usual:g}, or --spread 0 if it is meant"
         )
-    if 0 < range_px < spread_px:
-        way = (
-            "--spread-unit price, pips or points says the unit, if it is another"
-            if rules.unit_px
-            else "bid and ask"
-        )
+    if rules.unit_px and 0 < range_px < spread_px:
         raise DataError(
-            f"{name}: a mean spread of {spread_px:.5g} = {pips:.3g} pips is wider than the mean bar, {range_px:.5g}: "
-            f"{way}; --spread {usual:g} (pips) sets it"
+            f"{name}: a mean spread of {decimal(spread_px)} = {pips:.3g} pips is wider than the mean bar, "
+            f"{decimal(range_px)}: in which unit is it? --spread-unit pips, --spread-unit points, or --spread-unit "
+            f"price if it is meant; --spread {usual:g} (pips) takes its place"
         )
+
+
+def decimal(value: float) -> str:
+    """A number of five digits without an exponent."""
+    return np.format_float_positional(value, precision=5, fractional=False, trim="-")
 
 
 def spread_text(spread_px: float, range_px: float, rules: Rules, origin: str) -> str:
     """A mean spread as an amount, in pips, and as a share of the mean bar range."""
     share = f", {spread_px / range_px:.0%} of the mean bar range".replace("%", " %") if range_px > 0 else ""
-    return f"{spread_px:.5g} = {spread_px / rules.instrument.pip:.3g} pips{share} ({origin})"
+    return f"{decimal(spread_px)} = {spread_px / rules.instrument.pip:.3g} pips{share} ({origin})"
 
 
 @lru_cache
@@ -395,7 +401,7 @@ def parse_fields(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]
     """`parse_line`, with a ValueError that says why the line is not a bar."""
     fields = split_fields(text, layout.separator)
     if len(fields) != len(layout.columns):
-        raise ValueError(f"it has {len(fields)} fields where {len(layout.columns)} are wanted")
+        raise ValueError(f"{len(fields)} fields where {len(layout.columns)} are wanted")
     numbers, stamp = {}, []
     for role, value, column in zip(layout.columns, fields, layout.names, strict=False):
         if role in NUMBERS:
@@ -412,7 +418,9 @@ def parse_fields(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]
         return *parse_stamp(layout.format.stamp, " ".join(stamp), layout.day), numbers
     except (ValueError, OverflowError):
         at = layout.names[layout.columns.index("time")]
-        raise ValueError(f"{' '.join(stamp)[:40]!r} in column {at} is no time as in the first line") from None
+        raise ValueError(
+            f"{' '.join(stamp)[:40]!r} in column {at} is no time, or not written as the first"
+        ) from None
 
 
 def parse_number(text: str, thousands: bool, role: str, column: str) -> float:
