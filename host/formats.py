@@ -106,9 +106,9 @@ class Format(NamedTuple):
     )
     columns: tuple[str, ...] = ()  # roles of a file without header, whose lines may end early
     timezone: str = "UTC"  # of stamps that have no offset
+    own: tuple[str, ...] = ()  # which of timezone, side and label the format settles; the others are defaults
     side: str = "bid"
     label: str = "open"
-    own: tuple[str, ...] = ()  # which of the three the format settles by itself; the others are defaults
     stamp: str = (
         "iso"  # iso: the year first, or UNIX; wall: iso, but never UTC; dmy, mdy; midnight: ms since then
     )
@@ -136,136 +136,74 @@ MOMENT = rf"(?:{TIMED}(?: [a-z]{{3,4}})?|{PACKED_TIME}|{STAMPED})"
 TIME = rf"(?:(?!{DAY_FIRST})(?:{DATE}|{MOMENT}|{DATE},{CLOCK}))"  # not one that could be either
 PLAIN = ("time", *OHLC, "volume")
 LEAN = (*PLAIN, "ask_open", "", "", "ask_close", "")
+OANDA = ("time", "complete", *OHLC, "volume")
 METATRADER = ("time", *PLAIN)
+CUT_OFF = (*METATRADER, "", "spread")  # an export without its header
 SERVER = "Europe/Athens"  # EET with European dates: the clock of nearly every MetaTrader server
 # HistData says EST without daylight saving; measured, it moves to UTC-4 on the European dates: Athens less 7 hours.
 HISTDATA = "Europe/Athens-7h"
-ALL = ("timezone", "side", "label")
-UTC_OPEN = ("timezone", "label")
+LONDON = "Europe/London"
+ALL, CLOCKED = ("timezone", "side", "label"), ("timezone", "label")
+SILENT = f"no bar has a volume: HistData; else --timezone {SERVER} (MetaTrader), or UTC and --label close (NinjaTrader)"
+LOUD = f"bars have volumes: NinjaTrader, UTC, stamped at the end; HistData has --timezone {HISTDATA} --label open"
+EITHER = (
+    f"without volumes nothing tells HistData (--timezone {HISTDATA} --label open) from NinjaTrader (--timezone UTC "
+    "--label close): say which"
+)
+LOCAL = "local time, but of where? --timezone Europe/Berlin, for example"
+DUMP = r"(?!.*,volume,).*,(tick_?volume|real_?volume),.*\n.*"
+DUKASCOPY = (
+    r".*,((gmt[ _])?time,.*\n\d\d\.\d\d\.\d{4} .*|local[ _]time,.*\n\d\d\.\d\d\.\d{4} [^,]* gmt[+-]\d{4},.*)"
+)
+FXCM = r"(?=.*,bidopen,)(?=.*,askopen,).*,datetime,.*\n\d\d?/\d\d?/\d{4} .*"
+P4, P5, P45, P456 = (rf"(,{PRICE}){{{count}}}" for count in ("4", "5", "4,5", "4,6"))
 FORMATS = (  # the first that fits
-    Format(  # only its volume tells it from an export of MetaTrader itself, where every bar has a tick
-        "HistData MetaTrader",
-        rf"{DOTTED},{CLOCK}(,{PRICE}){{4,5}}",
-        METATRADER,
-        HISTDATA,
-        own=ALL,
-        silent=True,
-        note="no volume in the first bars, as in files of HistData; if a terminal wrote them: --timezone Europe/Athens",
-    ),
-    Format("MetaTrader 4", rf"{DOTTED},{CLOCK}(,{PRICE}){{4,5}}", METATRADER, SERVER, own=ALL, ticks=True),
-    Format(  # an export whose header was cut off
-        "MetaTrader 5",
-        rf"{DOTTED},{CLOCK}(,{PRICE}){{7}}",
-        (*METATRADER, "", "spread"),
-        SERVER,
-        own=ALL,
-        spread="points",
-        ticks=True,
-    ),
+    # Only its volume tells it from an export of MetaTrader itself, where every bar has a tick.
     Format(
-        "MetaTrader 5 chart",
-        rf"{DOTTED}[ ,]{CLOCK}(,{PRICE}){{4,6}}",
-        (*PLAIN, ""),
-        SERVER,
-        own=ALL,
-        ticks=True,
+        "HistData MetaTrader", rf"{DOTTED},{CLOCK}{P45}", METATRADER, HISTDATA, ALL, silent=True, note=SILENT
     ),
+    Format("MetaTrader 4", rf"{DOTTED},{CLOCK}{P45}", METATRADER, SERVER, ALL, ticks=True),
     Format(
-        "HistData ASCII",
-        rf"\d{{8}} \d{{6}}(,{PRICE}){{5}}",
-        PLAIN,
-        HISTDATA,
-        own=ALL,
-        silent=True,
-        note="no volume in the first bars, as in files of HistData; if NinjaTrader wrote them: "
-        "--timezone UTC --label close",
+        "MetaTrader 5", rf"{DOTTED},{CLOCK}(,{PRICE}){{7}}", CUT_OFF, SERVER, ALL, spread="points", ticks=True
     ),
-    Format(
-        "NinjaTrader",
-        rf"\d{{8}} \d{{6}}(,{PRICE}){{5}}",
-        PLAIN,
-        label="close",
-        own=UTC_OPEN,
-        note="bars have volumes, as in files of NinjaTrader, in UTC and stamped at their end; HistData would be "
-        f"--timezone {HISTDATA} --label open",
-    ),
-    Format(
-        "HistData or NinjaTrader",
-        rf"\d{{8}} \d{{6}}(,{PRICE}){{4}}",
-        PLAIN,
-        asks=f"without volumes nothing tells HistData (--timezone {HISTDATA} --label open) from NinjaTrader "
-        "(--timezone UTC --label close): say which",
-    ),
+    Format("MetaTrader 5 chart", rf"{DOTTED}[ ,]{CLOCK}{P456}", (*PLAIN, ""), SERVER, ALL, ticks=True),
+    Format("HistData ASCII", rf"\d{{8}} \d{{6}}{P5}", PLAIN, HISTDATA, ALL, silent=True, note=SILENT),
+    Format("NinjaTrader", rf"\d{{8}} \d{{6}}{P5}", PLAIN, "UTC", CLOCKED, label="close", note=LOUD),
+    Format("HistData or NinjaTrader", rf"\d{{8}} \d{{6}}{P4}", PLAIN, asks=EITHER),
     Format("Lean", rf"\d{{8}} \d\d:\d\d(,{PRICE}){{10}}", LEAN),
     Format("Lean, one day", rf"\d{{1,8}}(,{PRICE}){{10}}", LEAN, stamp="midnight"),
+    Format("OANDA", rf"{TIME},(true|false){P5}", OANDA, "UTC", CLOCKED, "mid", ticks=True),
+    # What `oanda_lines` makes of candles with bid and ask.
     Format(
-        "OANDA",
-        rf"{TIME},(true|false)(,{PRICE}){{5}}",
-        ("time", "complete", *PLAIN[1:]),
-        side="mid",
-        own=UTC_OPEN,
-        ticks=True,
+        "OANDA", rf"{TIME},(true|false)(,{PRICE}){{9}}", (*OANDA, *LEAN[6:10]), "UTC", CLOCKED, ticks=True
     ),
-    Format(  # what `oanda_lines` makes of candles with bid and ask
-        "OANDA",
-        rf"{TIME},(true|false)(,{PRICE}){{9}}",
-        ("time", "complete", *PLAIN[1:], "ask_open", "", "", "ask_close"),
-        own=UTC_OPEN,
-        ticks=True,
-    ),
-    Format("Kraken", rf"\d{{10}}(,{PRICE}){{6}}", (*PLAIN, ""), side="mid", own=UTC_OPEN),
-    Format("Binance", rf"(\d{{13}}|\d{{16}})(,{PRICE}){{11}}", (*PLAIN, *[""] * 6), side="mid", own=UTC_OPEN),
-    Format("no header", rf"{DATE},({CLOCK}|\d{{6}})(,{PRICE}){{4,5}}", METATRADER),
-    Format("no header", rf"{TIME},000(,{PRICE}){{4,5}}", ("time", "", *PLAIN[1:])),  # of a second
-    Format("no header", rf"({TIME}|{DAY_FIRST}[^,]*)(,{PRICE}){{4,5}}", PLAIN),
-    Format("no header", rf"[a-z/]{{6,7}},{PACKED},\d{{6}}(,{PRICE}){{4,5}}", ("symbol", *METATRADER)),
-    Format(
-        "MetaTrader 5", rf".*,<open>,.*\n{DOTTED}.*", timezone=SERVER, own=ALL, spread="points", ticks=True
-    ),
-    Format(  # written by the Python API: stamps of the server's clock that claim to be UTC
-        "MetaTrader 5 dump",
-        r"(?!.*,volume,).*,(tick_?volume|real_?volume),.*\n.*",
-        timezone=SERVER,
-        own=ALL,
-        stamp="wall",
-        spread="points",
-    ),
-    Format(
-        "Dukascopy",
-        r".*,((gmt[ _])?time,.*\n\d\d\.\d\d\.\d{4} .*|local[ _]time,.*\n\d\d\.\d\d\.\d{4} [^,]* gmt[+-]\d{4},.*)",
-        own=UTC_OPEN,
-        stamp="dmy",
-        ticks=True,
-    ),
-    Format("JForex", r".*,time \((utc|gmt|eet)\),.*\n.*", own=UTC_OPEN, ticks=True),
-    Format(
-        "local time",
-        r".*,local[ _]time,.*\n.*",
-        asks="local time, but of where? --timezone Europe/Berlin, for example",
-    ),
-    Format(
-        "FXCM CandleData",
-        r"(?=.*,bidopen,)(?=.*,askopen,).*,datetime,.*\n\d\d?/\d\d?/\d{4} .*",
-        own=UTC_OPEN,
-        stamp="mdy",
-    ),
-    Format("yfinance", r",price(,(adj close|close|high|low|open|volume))+,\n.*", (), "Europe/London", "mid"),
-    Format("Yahoo", r".*,adj close,.*\n.*", (), "Europe/London", "mid"),
+    Format("Kraken", rf"\d{{10}}(,{PRICE}){{6}}", (*PLAIN, ""), "UTC", CLOCKED, "mid"),
+    Format("Binance", rf"(\d{{13}}|\d{{16}})(,{PRICE}){{11}}", (*PLAIN, *[""] * 6), "UTC", CLOCKED, "mid"),
+    Format("no header", rf"{DATE},({CLOCK}|\d{{6}}){P45}", METATRADER),
+    Format("no header", rf"{TIME},000{P45}", ("time", "", *PLAIN[1:])),  # of a second
+    Format("no header", rf"({TIME}|{DAY_FIRST}[^,]*){P45}", PLAIN),
+    Format("no header", rf"[a-z/]{{6,7}},{PACKED},\d{{6}}{P45}", ("symbol", *METATRADER)),
+    Format("MetaTrader 5", rf".*,<open>,.*\n{DOTTED}.*", (), SERVER, ALL, spread="points", ticks=True),
+    # Written by the Python API: stamps of the server's clock that claim to be UTC.
+    Format("MetaTrader 5 dump", DUMP, (), SERVER, ALL, stamp="wall", spread="points"),
+    Format("Dukascopy", DUKASCOPY, (), "UTC", CLOCKED, stamp="dmy", ticks=True),
+    Format("JForex", r".*,time \((utc|gmt|eet)\),.*\n.*", (), "UTC", CLOCKED, ticks=True),
+    Format("FXCM CandleData", FXCM, (), "UTC", CLOCKED, stamp="mdy"),
+    Format("yfinance", r",price(,(adj close|close|high|low|open|volume))+,\n.*", (), LONDON, side="mid"),
+    Format("Yahoo", r".*,adj close,.*\n.*", (), LONDON, side="mid"),
     Format("Investing.com", r".*,price,.*change %,.*\n.*", side="mid"),
     Format("Stooq", r".*,otwarcie,.*\n.*"),
     Format("Myfxbook", r".*,change\(pips\),.*\n.*", stamp="mdy"),
-    Format("Japanese", r".*,始値,.*\n.*", timezone="Asia/Tokyo"),
-    Format("CryptoDataDownload", r"(?=.*,symbol,).*,unix[^,]*,.*\n.*", side="mid", own=UTC_OPEN),
-    Format("Binance", r"(?=.*,close.?time,).*,open.?time,.*\n.*", side="mid", own=UTC_OPEN),
+    Format("Japanese", r".*,始値,.*\n.*", (), "Asia/Tokyo"),
+    Format("CryptoDataDownload", r"(?=.*,symbol,).*,unix[^,]*,.*\n.*", (), "UTC", CLOCKED, "mid"),
+    Format("Binance", r"(?=.*,close.?time,).*,open.?time,.*\n.*", (), "UTC", CLOCKED, "mid"),
     Format(
-        "Interactive Brokers",
-        r".*,bar_?count,.*\n.*",
-        side="mid",
-        note="stamps without an offset follow the clock that TWS was set to (--timezone)",
+        "Interactive Brokers", r".*,bar_?count,.*\n.*", side="mid", note="a clock is that of TWS (--timezone)"
     ),
-    Format(  # of one who writes the spread of MetaTrader beside his bars
+    # Of one who writes the spread of MetaTrader beside his bars.
+    Format(
         "spread without a name",
-        r",time(stamp)?,open,high,low,close,volume,,\n.*,\d+",
+        r",time(stamp)?,open,.*,volume,,\n.*,\d+",
         (*PLAIN, "spread"),
         spread="points",
     ),
@@ -294,9 +232,8 @@ ZONES = {  # in names of columns and behind stamps
     **dict.fromkeys(("est", "edt"), "America/New_York"),
 }
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-COMMAS = re.compile(
-    r"[+-]?(\d+|\d{1,3}(\.\d{3})+),[\d,]*\d(\.\d*)?", re.ASCII
-)  # decimal, or between thousands
+# Decimal, or between thousands.
+COMMAS = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),[\d,]*\d(\.\d*)?", re.ASCII)
 GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
 TICKS = "ticks, not bars: make bars of them, for example one a minute, with time,open,high,low,close,volume"
 REMEDY = "bring it to the header time,open,high,low,close,volume[,spread] with ISO or UNIX times"
@@ -323,9 +260,7 @@ class Layout(NamedTuple):
     unit: str  # of the spread column: price, pips or points; empty without one
     digits: int  # decimals of the prices: the most in the head, averages and the noise of floats aside
     even: bool  # every price of the head has so many: no zeros were dropped
-    whole: (
-        float  # a spread of the head where all are whole numbers beside prices that are not; otherwise zero
-    )
+    whole: float  # a spread, where all are whole numbers beside prices that are not; otherwise zero
     symbol: str  # in the column of symbols
     path: str  # of the file, for messages
     thousands: bool  # a comma in a number is no decimal one
@@ -434,10 +369,9 @@ def stamp_columns(names: list[str], bar: list[str]) -> tuple[int, ...]:
     known = [i for i in named if i in dated]
     known = known or [i for i in dated if not names[i] or not cells[i].isdigit()]
     moments = [i for i in known if re.fullmatch(MOMENT, cells[i])]
-    if moments:
-        return (
-            next((i for i in moments if re.fullmatch(EPOCH, cells[i])), moments[0]),
-        )  # UNIX tells UTC by itself
+    if moments:  # UNIX tells UTC by itself
+        utc = [i for i in moments if re.fullmatch(EPOCH, cells[i]) or zone_of([names[i]]) == "UTC"]
+        return (*utc, *moments)[:1]
     clocks = [i for i in named if i not in known and re.fullmatch(rf"{CLOCK}|\d{{4}}|\d{{6}}", cells[i])]
     return (*known[:1], *clocks[:1]) if known else ()
 
@@ -542,11 +476,11 @@ def settle(fmt: Format, taken: Head, columns: tuple[str, ...], options: ReadOpti
         own["timezone"] = zone
     elif behind := re.fullmatch(r".* ([a-z]{3,4})", stamp):
         fmt = fmt._replace(timezone=ZONES.get(behind[1], fmt.timezone))
-    said = {what: getattr(options, what) or own.get(what) or options.remembered.get(what) for what in ALL}
-    if [flag for flag in re.findall("--(timezone|label)", fmt.asks) if not said[flag]] and not is_stamped(
-        stamp
-    ):
-        raise DataError(f"{name}: {fmt.asks}")
+    memory = {what: value for what, value in options.remembered.items() if value != "both"}  # sides
+    said = {what: getattr(options, what) or own.get(what) or memory.get(what) for what in ALL}
+    asks = fmt.asks or (LOCAL if "local" in spelling("".join(names)) else "")
+    if not is_stamped(stamp) and not all(said[flag] for flag in re.findall("--(timezone|label)", asks)):
+        raise DataError(f"{name}: {asks}")
     written = "iso" if fmt.stamp in ORDERS else fmt.stamp
     if re.fullmatch(rf"{DAY_FIRST}.*", stamp):
         order = fmt.stamp if fmt.stamp in ORDERS else options.dates
@@ -604,7 +538,7 @@ def lay_out(fmt: Format, taken: Head, columns: tuple[str, ...], options: ReadOpt
         symbol=symbol,
         path=name,
         thousands=has_thousands(taken, columns, name),
-        settled=not points and not fmt.silent,
+        settled=not points and (not fmt.silent or None not in (options.timezone, options.label)),
     )
 
 

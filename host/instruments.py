@@ -28,46 +28,14 @@ QUOTED = {  # spread in pips of pairs quoted in a currency, where PAIRS does not
     **{"ZAR": 120.0, "TRY": 400.0, "CZK": 150.0, "PLN": 35.0, "HUF": 25.0},
 }
 PIPS = {"JPY": 0.01, "HUF": 0.01}  # of pairs quoted in a currency; 0.0001 in all others
-PAIRS = {
-    **{
-        "EURUSD": 0.8,
-        "GBPUSD": 1.2,
-        "USDJPY": 0.9,
-        "USDCHF": 1.3,
-        "AUDUSD": 1.0,
-        "NZDUSD": 1.5,
-        "USDCAD": 1.4,
-    },
-    **{
-        "EURGBP": 1.2,
-        "EURJPY": 1.5,
-        "EURCHF": 1.7,
-        "EURAUD": 2.2,
-        "EURNZD": 3.2,
-        "EURCAD": 2.2,
-        "GBPJPY": 2.2,
-    },
-    **{
-        "GBPCHF": 2.8,
-        "GBPAUD": 3.0,
-        "GBPNZD": 4.5,
-        "GBPCAD": 3.2,
-        "AUDJPY": 1.6,
-        "AUDCHF": 1.9,
-        "AUDNZD": 2.3,
-    },
-    **{
-        "AUDCAD": 2.0,
-        "NZDJPY": 2.1,
-        "NZDCHF": 2.4,
-        "NZDCAD": 2.4,
-        "CADJPY": 1.9,
-        "CADCHF": 2.2,
-        "CHFJPY": 2.3,
-    },
-    **{"USDDKK": 10.0, "USDHKD": 8.0, "USDCNH": 12.0, "USDSGD": 3.0, "USDMXN": 60.0, "USDPLN": 25.0},
-    **{"EURPLN": 25.0, "USDHUF": 20.0, "EURHUF": 20.0, "USDZAR": 100.0, "USDSEK": 45.0, "USDNOK": 50.0},
-}
+USUAL = (
+    "EURUSD 0.8, GBPUSD 1.2, USDJPY 0.9, USDCHF 1.3, AUDUSD 1, NZDUSD 1.5, USDCAD 1.4, EURGBP 1.2, "
+    "EURJPY 1.5, EURCHF 1.7, EURAUD 2.2, EURNZD 3.2, EURCAD 2.2, GBPJPY 2.2, GBPCHF 2.8, GBPAUD 3, "
+    "GBPNZD 4.5, GBPCAD 3.2, AUDJPY 1.6, AUDCHF 1.9, AUDNZD 2.3, AUDCAD 2, NZDJPY 2.1, NZDCHF 2.4, "
+    "NZDCAD 2.4, CADJPY 1.9, CADCHF 2.2, CHFJPY 2.3, USDDKK 10, USDHKD 8, USDCNH 12, USDSGD 3, "
+    "USDMXN 60, USDPLN 25, EURPLN 25, USDHUF 20, EURHUF 20, USDZAR 100, USDSEK 45, USDNOK 50"
+)
+PAIRS = {pair: float(pips) for pair, pips in (entry.split() for entry in USUAL.split(", "))}
 OTHERS = {  # pip, point, spread in pips, hours, other names
     "XAUUSD": (0.1, 0.01, 2.5, DAILY_BREAK, "GOLD XAUEUR"),
     "XAGUSD": (0.01, 0.001, 2.5, DAILY_BREAK, "SILVER"),

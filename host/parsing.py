@@ -305,7 +305,7 @@ def parse_stamp(kind: str, text: str, day: str) -> tuple[int, bool]:
         if not 0 <= stamp_ns < DAY:
             raise ValueError(text)
         stamp_ns += (datetime.fromisoformat(day) - EPOCH) // MICROSECOND * 1000
-    elif (unix_ns := unix_stamp(kind, text)) is not None:
+    elif text[:9].isdigit() and (unix_ns := unix_stamp(kind, text)) is not None:
         stamp_ns, is_utc = unix_ns, True
     else:
         try:

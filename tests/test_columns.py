@@ -127,6 +127,10 @@ HEADED = {  # header and line of files that tell the same bars
     "comma": (HEAD, f"{ISO},000,BAR"),
     "quoted comma": (HEAD, f'"{ISO},000",BAR'),
     "month": (HEAD, '"{t:%b %d, %Y %H:%M}",BAR'),
+    "beside local time": (
+        "Local time,Gmt time,Open,High,Low,Close,Volume",
+        "{s:%Y-%m-%d %H:%M},{t:%Y-%m-%d %H:%M},BAR",
+    ),
     "two stamps": ("datetime,timestamp,open,high,low,close,volume", "{s:%Y-%m-%d %H:%M},{u}000,BAR"),
 }
 
@@ -442,7 +446,7 @@ def test_volume_tells_whose_minutes_they_are(tmp_path: Path) -> None:
     silent, flags = "{n:%Y%m%d %H%M%S},{o},{h},{l},{p}", ReadOptions(timezone="UTC", label="close")
     _, source = both_ways(write(tmp_path, "", f"{silent},0"))
     assert (source.format, source.timezone) == ("HistData ASCII", "Europe/Athens-7h")
-    assert any("--timezone UTC --label close" in note for note in source.notes)
+    assert any("HistData; else --timezone Europe/Athens" in note for note in source.notes)
     lines = [line if i < 40 else re.sub("0$", "7", line) for i, line in enumerate(lines_of(f"{silent},0"))]
     path = tmp_path / "b.csv"
     path.write_text("\n".join(lines))
@@ -514,8 +518,8 @@ def test_the_clock_of_a_format_wins_over_what_a_model_remembers(tmp_path: Path) 
     assert (source.timezone, source.side, source.spread_pips) == ("America/New_York", "ask", 1.4)
     assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * NS
     assert "side ask: as in training (--side)" in source.notes
-    _, source = both_ways(write(tmp_path, HEAD, "{u},BAR"), ReadOptions(remembered=model))
-    assert source.side == "ask"
+    _, source = both_ways(write(tmp_path, HEAD, "{u},BAR"), ReadOptions(remembered={"side": "both"}))
+    assert source.side == "bid"
     _, source = both_ways(spread_file(tmp_path, "0.0002"), ReadOptions(remembered={**model, "side": "bid"}))
     assert source.spread_pips is None
     assert source.spread_px == pytest.approx(0.0002)
