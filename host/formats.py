@@ -144,7 +144,11 @@ SERVER = "Europe/Athens"  # EET with European dates: the clock of nearly every M
 HISTDATA = "Europe/Athens-7h"
 LONDON = "Europe/London"
 ALL, CLOCKED = ("timezone", "side", "label"), ("timezone", "label")
-SILENT = f"no bar has a volume: HistData; else --timezone {SERVER} (MetaTrader), or UTC and --label close (NinjaTrader)"
+SILENT = (
+    f"no bar has a volume: HistData; if not, --timezone {SERVER} for MetaTrader, --timezone UTC --label close for "
+    "NinjaTrader"
+)
+TWS = "stamps without an offset follow the clock that TWS is set to: --timezone"
 LOUD = f"bars have volumes: NinjaTrader, UTC, stamped at the end; HistData has --timezone {HISTDATA} --label open"
 EITHER = (
     f"without volumes nothing tells HistData (--timezone {HISTDATA} --label open) from NinjaTrader (--timezone UTC "
@@ -197,9 +201,7 @@ FORMATS = (  # the first that fits
     Format("Japanese", r".*,始値,.*\n.*", (), "Asia/Tokyo"),
     Format("CryptoDataDownload", r"(?=.*,symbol,).*,unix[^,]*,.*\n.*", (), "UTC", CLOCKED, "mid"),
     Format("Binance", r"(?=.*,close.?time,).*,open.?time,.*\n.*", (), "UTC", CLOCKED, "mid"),
-    Format(
-        "Interactive Brokers", r".*,bar_?count,.*\n.*", side="mid", note="a clock is that of TWS (--timezone)"
-    ),
+    Format("Interactive Brokers", r".*,bar_?count,.*\n.*", side="mid", note=TWS),
     # Of one who writes the spread of MetaTrader beside his bars.
     Format(
         "spread without a name",

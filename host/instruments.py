@@ -6,6 +6,7 @@ default that is printed, never a measurement.  A symbol that is not here is read
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -98,10 +99,13 @@ def instrument_of_prices(symbol: str, price: float, digits: int) -> Instrument:
 
     Brokers quote a tenth of a pip as the last digit where there are one, three or five of them.  Digits tell nothing
     where there are more, as in averages and the noise of floats, or too few for the price, as in rounded numbers:
-    then a pip is 0.01 of prices above 20 and 0.0001 of others.
+    then a pip is 0.01 of prices above 20, 0.0001 of others, and of a coin that costs less than LEAST_PIPS of those
+    about as much of its price.
     """
     pip = round(10.0 ** (digits % 2 - digits), 4)
     if digits > 5 or pip * LEAST_PIPS > price:
         pip = 0.01 if price > 20 else 0.0001
+        if 0 < price < pip * LEAST_PIPS:
+            pip = 10.0 ** (math.floor(math.log10(price)) - 4)
         return Instrument(symbol, pip, pip / 10, SPREAD_PIPS)
     return Instrument(symbol, pip, 10.0**-digits, SPREAD_PIPS)

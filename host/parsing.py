@@ -181,20 +181,16 @@ def instrument_for(
 
     The user says it, or the column of symbols, or the name of the file.
     """
-    said = {
-        "--symbol": options.symbol,
-        "the column of symbols": layout.symbol,
-        "the file name": Path(name).name,
-    }
-    found = {who: known for who, text in said.items() if text and (known := find_instrument(text))}
-    who = "--symbol" if options.symbol else next(iter(found), "")
-    others = [f"{other} says {i.symbol}" for other, i in found.items() if other != who]
-    symbol = options.symbol or layout.symbol or "-"
-    instrument = found.get(who) or instrument_of_prices(symbol, price, layout.digits)
+    column, file = "the column of symbols", "the file name"
+    said = {"--symbol": options.symbol or "", column: layout.symbol, file: Path(name).name}
+    found = {who: known for who, text in said.items() if (known := find_instrument(text))}
+    who = "--symbol" if options.symbol else next(iter(found), column)
+    instrument = found.get(who) or instrument_of_prices(said[who] or "-", price, layout.digits)
+    told = {other: found[other].symbol if other in found else said[other] for other in (column, file)}
     notes = [
-        f"symbol {instrument.symbol}: {who}; {other}"
-        for other in others
-        if not other.endswith(f" {instrument.symbol}")
+        f"symbol {instrument.symbol}: {who}; {other} says {symbol}"
+        for other, symbol in told.items()
+        if symbol not in ("", instrument.symbol) and (other == column or other in found)
     ]
     for what in ("pip", "spread_pips"):
         typed = getattr(options, what)
@@ -207,10 +203,11 @@ def instrument_for(
             f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
             "prices; if they are prices, say --pip"
         )
-    if options.spread_pips is None and instrument.spread_pips * instrument.pip > WIDE * price:
+    usual = instrument.spread_pips * instrument.pip
+    if who in found and options.spread_pips is None and 0 < WIDE * price < usual:
         raise DataError(
-            f"{name}: prices of about {price:g} and a usual spread of {instrument.spread_pips * instrument.pip:g}: "
-            f"is the symbol {instrument.symbol}? --symbol or --spread says otherwise"
+            f"{name}: prices of about {price:g} and a usual spread of {usual:g}: is the symbol "
+            f"{instrument.symbol}? --symbol says otherwise, or --spread"
         )
     return instrument, notes
 

@@ -446,7 +446,7 @@ def test_volume_tells_whose_minutes_they_are(tmp_path: Path) -> None:
     silent, flags = "{n:%Y%m%d %H%M%S},{o},{h},{l},{p}", ReadOptions(timezone="UTC", label="close")
     _, source = both_ways(write(tmp_path, "", f"{silent},0"))
     assert (source.format, source.timezone) == ("HistData ASCII", "Europe/Athens-7h")
-    assert any("HistData; else --timezone Europe/Athens" in note for note in source.notes)
+    assert any("--timezone UTC --label close for NinjaTrader" in note for note in source.notes)
     lines = [line if i < 40 else re.sub("0$", "7", line) for i, line in enumerate(lines_of(f"{silent},0"))]
     path = tmp_path / "b.csv"
     path.write_text("\n".join(lines))
@@ -478,6 +478,8 @@ def test_the_column_of_symbols_wins_over_the_name_of_the_file(tmp_path: Path) ->
     _, source = both_ways(path, ReadOptions(symbol="AUDUSD"))
     assert source.instrument.symbol == "AUDUSD"
     assert "symbol AUDUSD: --symbol; the column of symbols says EURUSD" in source.notes
+    _, source = both_ways(write(tmp_path, f"symbol,{HEAD}", f"6E,{ISO},BAR", "EURUSD_H1.csv"))
+    assert "symbol EURUSD: the file name; the column of symbols says 6E" in source.notes
     said = refused(write(tmp_path, HEAD, f"{ISO},BAR", "gold.csv"))
     assert "prices of about 1.08" in said
     assert "a usual spread of 0.25: is the symbol GOLD? --symbol" in said
