@@ -154,7 +154,7 @@ EITHER = (
     f"without volumes nothing tells HistData (--timezone {HISTDATA} --label open) from NinjaTrader (--timezone UTC "
     "--label close): say which"
 )
-LOCAL = "local time, but of where? --timezone Europe/Berlin, for example"
+LOCAL = "local time, but of where? --timezone Europe/Berlin, for example; of most servers: --timezone Europe/Athens"
 DUMP = r"(?!.*,volume,).*,(tick_?volume|real_?volume),.*\n.*"
 DUKASCOPY = (
     r".*,((gmt[ _])?time,.*\n\d\d\.\d\d\.\d{4} .*|local[ _]time,.*\n\d\d\.\d\d\.\d{4} [^,]* gmt[+-]\d{4},.*)"
@@ -218,9 +218,10 @@ SPELT = {  # names of prices, those that are meant first
     "close": ("close", "c", "closeprice", "zamkniecie", "終値", "price", "last", "closelast"),
 }
 TIME_NAME = re.compile(
-    r"(?:gmt|utc|local|open|start|begin|bar|candle|unix|server|broker)?(?:date|time|datetime|timestamp|dtyyyymmdd)"
+    r"(?:gmt|utc|local|open|close|start|begin|end|bar|candle|unix|server|broker)?(?:date|time|datetime|timestamp|dtyyyymmdd)"
     r"(?:gmt|utc|local|eet|cet|est|ms|us|ns|s)?|unix|epoch|utc|t|dt|data|czas|日付|日時"
 )
+CLOSING = re.compile("close|end", re.IGNORECASE)  # of a time: it is that of the close
 VOLUMES = ("volume", "tickvolume", "tickvol", "tickqty", "wolumen", "出来高", "vol", "v", "realvolume")
 SPREADS = re.compile(r"spread(?:in)?(price|pips|points|)")
 SYMBOLS = ("symbol", "ticker", "pair", "instrument")
@@ -369,6 +370,7 @@ def stamp_columns(names: list[str], bar: list[str]) -> tuple[int, ...]:
     named = [i for i in range(len(cells)) if TIME_NAME.fullmatch(spelling(re.sub(r"\(.*\)", "", names[i])))]
     dated = [i for i, cell in enumerate(cells) if re.fullmatch(f"{MOMENT}|{DATE}", cell)]
     known = [i for i in named if i in dated]
+    known = [i for i in known if not CLOSING.match(names[i])] or known
     known = known or [i for i in dated if not names[i] or not cells[i].isdigit()]
     moments = [i for i in known if re.fullmatch(MOMENT, cells[i])]
     if moments:  # UNIX tells UTC by itself
@@ -402,11 +404,10 @@ def named_columns(head: Head, at: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def serves(role: str, word: str, cell: str) -> bool:
-    """Whether a column with this name and first field has a role: a volume of -1, as of IB, tells nothing."""
-    if role == "volume":
-        return is_number(cell) and not re.fullmatch(r"-1(\.0*)?", cell)
-    if role == "spread":
-        return is_number(cell) and bool(SPREADS.fullmatch(word))
+    """Whether a column with this name and first field has a role: a volume of -1, as of IB, is unknown."""
+    if role in ("volume", "spread"):
+        named = role == "volume" or SPREADS.fullmatch(word)
+        return bool(named and is_number(cell) and not re.fullmatch(r"-1(\.0*)?", cell))
     return cell.lower() in ("true", "false") if role == "complete" else bool(cell)
 
 
@@ -474,13 +475,15 @@ def settle(fmt: Format, taken: Head, columns: tuple[str, ...], options: ReadOpti
     own = {what: getattr(fmt, what) for what in fmt.own}
     if side := prices(taken.names)[0]:
         own["side"] = side
+    if any(map(CLOSING.match, names)):
+        own["label"] = "close"
     if zone := zone_of(names):
         own["timezone"] = zone
     elif behind := re.fullmatch(r".* ([a-z]{3,4})", stamp):
         fmt = fmt._replace(timezone=ZONES.get(behind[1], fmt.timezone))
     memory = {what: value for what, value in options.remembered.items() if value != "both"}  # sides
     said = {what: getattr(options, what) or own.get(what) or memory.get(what) for what in ALL}
-    asks = fmt.asks or (LOCAL if "local" in spelling("".join(names)) else "")
+    asks = fmt.asks or (LOCAL if re.search("local|server|broker", spelling("".join(names))) else "")
     if not is_stamped(stamp) and not all(said[flag] for flag in re.findall("--(timezone|label)", asks)):
         raise DataError(f"{name}: {asks}")
     written = "iso" if fmt.stamp in ORDERS else fmt.stamp

@@ -245,10 +245,9 @@ def check_spread(spread_px: float, range_px: float, rules: Rules, name: str) -> 
     if not rules.doubtful:
         return
     pips, usual = spread_px / rules.instrument.pip, rules.instrument.spread_pips
-    if spread_px == 0:
-        raise DataError(
-            f"{name}: the spread is zero throughout: --spread {usual:g}, or --spread 0 if it is meant"
-        )
+    if spread_px <= 0:
+        many = "zero throughout" if spread_px == 0 else f"{decimal(spread_px)} in the mean"
+        raise DataError(f"{name}: the spread is {many}: --spread {usual:g}, or --spread 0 if it is meant")
     if rules.unit_px and 0 < range_px < spread_px:
         raise DataError(
             f"{name}: a mean spread of {decimal(spread_px)} = {pips:.3g} pips is wider than the mean bar, "

@@ -195,6 +195,15 @@ KNOWN = [  # format, clock, label, separator, header, line
         "{n:%Y-%m-%d %H:%M},BAR",
     ),
     ("canonical", "UTC", "open", ",", f"time_utc,{HEAD[5:]}", "{t:%Y-%m-%d %H:%M},BAR"),
+    ("canonical", "UTC", "close", ",", "close_time,open,high,low,close,volume", "{c:%Y-%m-%d %H:%M},BAR"),
+    (
+        "canonical",
+        "UTC",
+        "open",
+        ",",
+        "close_time,open_time,o,h,l,c,v",
+        "{c:%Y-%m-%d %H:%M},{t:%Y-%m-%d %H:%M},BAR",
+    ),
     ("no header", "UTC", "open", ",", "", "{t:%Y%m%d},{t:%H:%M},BAR"),
     ("no header", "UTC", "open", ",", "", f"{ISO},000,BAR"),
     ("no header", "UTC", "open", ",", "", "{t:%Y%m%d%H%M},BAR"),
@@ -304,6 +313,7 @@ def test_a_spread_is_an_amount(
         ("spread_pips", "120.5", "wider than the mean bar"),
         ("spread", "0", "zero throughout: --spread 0.8, or --spread 0"),
         ("spread", "0.00000", "zero throughout"),
+        ("spread", "-0.00030", "-0.0003 in the mean: --spread 0.8"),
     ],
 )
 def test_a_spread_that_is_absurd_is_refused_with_the_flags_that_settle_it(
@@ -466,6 +476,8 @@ def test_volume_tells_whose_minutes_they_are(tmp_path: Path) -> None:
 def test_local_time_is_of_where_the_user_says(tmp_path: Path) -> None:
     path = write(tmp_path, "Local time,Open,High,Low,Close,Volume", "{n:%Y-%m-%d %H:%M},BAR")
     assert "local time, but of where? --timezone" in refused(path)
+    server = write(tmp_path, "Server Time,Open,High,Low,Close,Volume", "{s:%Y-%m-%d %H:%M},BAR", "s.csv")
+    assert "of most servers: --timezone Europe/Athens" in refused(server)
     bars, _ = both_ways(path, ReadOptions(timezone="America/New_York"))
     assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * NS
 
