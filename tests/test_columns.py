@@ -196,14 +196,7 @@ KNOWN = [  # format, clock, label, separator, header, line
     ),
     ("canonical", "UTC", "open", ",", f"time_utc,{HEAD[5:]}", "{t:%Y-%m-%d %H:%M},BAR"),
     ("canonical", "UTC", "close", ",", "close_time,open,high,low,close,volume", "{c:%Y-%m-%d %H:%M},BAR"),
-    (
-        "canonical",
-        "UTC",
-        "open",
-        ",",
-        "close_time,open_time,o,h,l,c,v",
-        "{c:%Y-%m-%d %H:%M},{t:%Y-%m-%d %H:%M},BAR",
-    ),
+    ("Binance", "UTC", "open", ",", "close_time,open_time,o,h,l,c,v", "{u}999,{t:%Y-%m-%d %H:%M},BAR"),
     ("no header", "UTC", "open", ",", "", "{t:%Y%m%d},{t:%H:%M},BAR"),
     ("no header", "UTC", "open", ",", "", f"{ISO},000,BAR"),
     ("no header", "UTC", "open", ",", "", "{t:%Y%m%d%H%M},BAR"),
@@ -349,6 +342,13 @@ def test_the_last_digit_is_told_by_all_of_the_head(
     header = "time,open,high,low,close,tick_volume,spread,real_volume"
     bars, _ = both_ways(write(tmp_path, header, f"{ISO},{price},7,8,0", name))
     np.testing.assert_allclose(bars.ask_close - bars.close, 8 * point, rtol=1e-6)
+
+
+def test_a_pip_is_told_by_all_of_the_head(tmp_path: Path) -> None:
+    path = tmp_path / "b.csv"
+    prices = ["2000,2003,1999,2001", *["2000.25,2003.75,1999.5,2001.25"] * 11]
+    path.write_text("\n".join([HEAD[:-7], *(f"2023-01-02 {h:02}:00,{px}" for h, px in enumerate(prices))]))
+    assert both_ways(path)[1].instrument.pip == 0.01
 
 
 def test_yen_in_points_are_asked_for() -> None:
@@ -532,6 +532,7 @@ def test_the_clock_of_a_format_wins_over_what_a_model_remembers(tmp_path: Path) 
     assert (source.timezone, source.side, source.spread_pips) == ("America/New_York", "ask", 1.4)
     assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * NS
     assert "side ask: as in training (--side)" in source.notes
+    both_ways(write(tmp_path, "", "{u},BAR,17"), ReadOptions(remembered={"timezone": "Europe/Athens"}))
     _, source = both_ways(write(tmp_path, HEAD, "{u},BAR"), ReadOptions(remembered={"side": "both"}))
     assert source.side == "bid"
     _, source = both_ways(spread_file(tmp_path, "0.0002"), ReadOptions(remembered={**model, "side": "bid"}))
