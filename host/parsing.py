@@ -412,11 +412,10 @@ def parse_fields(text: str, layout: Layout) -> tuple[int, bool, dict[str, float]
             raise DataError(two_symbols(layout, value.strip()))
     try:
         return *parse_stamp(layout.format.stamp, " ".join(stamp), layout.day), numbers
-    except (ValueError, OverflowError):
-        at = layout.names[layout.columns.index("time")]
-        raise ValueError(
-            f"{' '.join(stamp)[:40]!r} in column {at} is no time, or not written as the first"
-        ) from None
+    except (ValueError, OverflowError) as error:
+        at, why = layout.names[layout.columns.index("time")], "is no time, or not written as the first"
+        why = str(error) if isinstance(error, DataError) else why  # of its zone
+        raise ValueError(f"{' '.join(stamp)[:40]!r} in column {at} {why}") from None
 
 
 def parse_number(text: str, thousands: bool, role: str, column: str) -> float:
