@@ -57,6 +57,7 @@ PRICES = (*OHLC, "ask_open", "ask_close")
 NUMBERS = (*PRICES, "volume", "spread")
 FLAGS = {"true": 1.0, "false": 0.0}
 UNIX = {9: NS, 10: NS, 12: 10**6, 13: 10**6, 15: 1000, 16: 1000, 18: 1, 19: 1}  # ns, by the digits of a stamp
+MARKS = frozenset("./")  # in dates, where ISO 8601 has dashes
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 YEAR_FIRST = (  # ways to write a date that cannot be mistaken
     r"(?P<y>\d{4})([-./])(?P<m>\d\d?)\2(?P<d>\d\d?)",
@@ -301,11 +302,12 @@ def parse_stamp(kind: str, text: str, day: str) -> tuple[int, bool]:
         if not 0 <= stamp_ns < DAY:
             raise ValueError(text)
         stamp_ns += (datetime.fromisoformat(day) - EPOCH) // MICROSECOND * 1000
-    elif text[:9].isdigit() and (unix_ns := unix_stamp(kind, text)) is not None:
+    elif text[4:9].isdigit() and (unix_ns := unix_stamp(kind, text)) is not None:
         stamp_ns, is_utc = unix_ns, True
     else:
         try:
-            stamp = datetime.fromisoformat(quick_text(kind, text))
+            marked = text[4:5] in MARKS or text[2:3] in MARKS
+            stamp = datetime.fromisoformat(quick_text(kind, text) if marked else text)
         except ValueError:
             written, zone = iso_text(kind, text)
             stamp = datetime.fromisoformat(written)
@@ -320,19 +322,19 @@ def parse_stamp(kind: str, text: str, day: str) -> tuple[int, bool]:
 
 def unix_stamp(kind: str, text: str) -> int | None:
     """Nanoseconds of a UNIX time in seconds, milli-, micro- or nanoseconds; None if `text` is none."""
-    whole, point, part = (text, "", "") if text.isdigit() else text.partition(".")
-    if kind not in ("iso", "wall") or not whole.isdigit() or len(whole) not in UNIX:
+    whole, _, part = text.partition(".")
+    unit = UNIX.get(len(whole))
+    if unit is None or kind not in ("iso", "wall") or not (whole + part).isdigit():
         return None
-    if (point and not (part + "0").isdigit()) or (len(whole) == 12 and re.fullmatch(PACKED_TIME, whole)):
+    if len(whole) == 12 and re.fullmatch(PACKED_TIME, whole):
         return None
-    unit = UNIX[len(whole)]
     return int(whole) * unit + (int(part) * unit // 10 ** len(part) if part else 0)
 
 
 def quick_text(kind: str, text: str) -> str:
     """A stamp of the usual width in the order of ISO 8601: most are, and the rest goes through `iso_text`."""
     if kind in ("iso", "wall"):
-        return text.replace(text[4], "-", 2) if text[4:5] in (".", "/") else text
+        return text.replace(text[4], "-", 2)
     month, day = (3, 0) if kind == "dmy" else (0, 3)
     return f"{text[6:10]}-{text[month : month + 2]}-{text[day : day + 2]}{text[10:]}"
 
