@@ -32,7 +32,7 @@ READING = {  # flags that say how a file is read: one for each field of ReadOpti
         help="Time zone of the stamps, for example UTC or Europe/Athens; auto: the one that the weekly opens prove."
     ),
     "label": typer.Option(help="What a stamp marks: open or close of its bar."),
-    "spread_pips": typer.Option("--spread", help="Spread in pips where the file has none."),
+    "spread_pips": typer.Option("--spread", help="Spread in pips, instead of that of the file."),
     "spread_unit": typer.Option(help="Unit of the file's spread column: price, pips or points."),
     "pip": typer.Option(help="Size of a pip."),
     "point": typer.Option(help="Price of a unit where the file counts in points."),

@@ -11,16 +11,26 @@ import io
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.containers import read_text
-from host.formats import KINDS, MAX_LINE, DataError, Layout, Problem, ReadOptions, Source, head_of, recognise
+from host.formats import (
+    KINDS,
+    MAX_LINE,
+    ORDERS,
+    DataError,
+    Layout,
+    Problem,
+    ReadOptions,
+    Source,
+    head_of,
+    recognise,
+)
 from host.judging import (
     MAX_LISTED,
-    ORDERS,
     breaks,
     cell_text,
     find_faults,
@@ -34,6 +44,8 @@ from host.parsing import (
     NUMBERS,
     Ints,
     Rules,
+    check_spread,
+    explain_line,
     instrument_for,
     iso,
     parse_clock,
@@ -41,6 +53,7 @@ from host.parsing import (
     parse_stamp,
     quotes,
     rules_for,
+    spread_text,
     to_utc,
 )
 from host.resample import merge_bars
@@ -158,6 +171,8 @@ def read_piece(
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
     numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMBERS}
+    if "symbol" in columns and (frame[columns.index("symbol")] != layout.symbol).any():
+        raise ValueError("more than one symbol")
     if "complete" in columns:
         flags = frame[columns.index("complete")].tolist()
         numbers["complete"] = np.array([FLAGS.get(flag.lower(), np.nan) for flag in flags])
@@ -233,9 +248,11 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     step_ns = interval_of(rows.utc, options, name)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
         rules, said = rules_for(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
-        quote = quotes(rows.columns, rules, layout.point)
+        quote = quotes(rows.columns, rules)
     opening = rows.utc - (step_ns if rules.label == "close" else 0)
     found = judge_rows(rows, unparsable, quote, opening, rules, layout.format.ticks)
+    for n in unparsable[:SHOWN].tolist():
+        found.cells[n] = f": {explain_line(lines.text(n), layout)}"
     good, line = found.good, rows.line[found.good]
     bars = Bars(opening[good] + step_ns, **{column: values[good] for column, values in quote.items()})
     doubt = clock_doubt(find_weekends(opening[good], step_ns), rules, options, rows.local)
@@ -245,10 +262,11 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
         line = line[first]
         notes.append(f"bars of {step_ns // NS} s are put together into bars of {interval_ns // NS} s")
     holes, gaps = find_holes(bars.time, interval_ns, line, rules.instrument)
-    source = describe_source(name, layout, rules, options, rows.local, bars.time, interval_ns, sha256)
+    source = describe_source(name, layout, rules, options, rows.local, bars, interval_ns, sha256)
     source.notes.extend([*proven, *said, *([doubt] if doubt else []), *notes])
     source.problems.extend(found.changes + list_problems(lines, found.kinds))
     source.holes.extend(holes)
+    check_spread(*(mean_sizes(bars) if len(bars.time) else mean_sizes(quote)), rules, name)
     refuse_bad(source, found, options.drop_bad)
     source.notes.extend([f"dropped {count_kinds(found.kinds)}"] * bool(found.kinds) + gaps)
     return bars, source
@@ -339,21 +357,23 @@ def find_clock(lines: Lines, layout: Layout, options: ReadOptions, name: str) ->
     if not rows.local:
         return "UTC"  # every stamp says so itself
     step_ns = interval_of(rows.utc, options, name)
-    instrument = instrument_for(layout, options, name, float(np.median(rows.columns["open"])))
+    instrument, _ = instrument_for(layout, options, name, float(np.median(rows.columns["open"])))
     return prove_clock(rows.utc - (step_ns if options.label == "close" else 0), step_ns, instrument, name)
 
 
 def read_rows(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints, list[str]]:
     """The parsable rows of a file, oldest first, the lines that are none, and notes on what became of them."""
-    clock, notes = options.timezone or layout.format.timezone, []
+    clock, notes = layout.format.timezone, []
     parse_clock(clock)
     whole = read_whole(lines, layout, clock)
     rows, unparsable = (whole, np.zeros(0, np.int64)) if whole else read_each(lines, layout, clock)
     if len(rows.utc) == 0:
-        raise DataError(f"{name}: no bars: line {layout.header + 1}: {lines.text(layout.header + 1)[:80]!r}")
-    if layout.format.newest_first and rows.utc[0] > rows.utc[-1]:
+        text = lines.text(layout.header + 1)
+        why = explain_line(text, layout)
+        raise DataError(f"{name}: no bars: line {layout.header + 1}: {why}: {text[:80]!r}")
+    if np.sign(np.diff(rows.utc)).sum() < 0:
         rows = pick_rows(rows, np.arange(len(rows.utc))[::-1])
-        notes.append("the newest bar stands first, as this format has it: read from the end")
+        notes.append("the newest bar stands first: read from the end")
     if "complete" in rows.columns:
         complete = rows.columns["complete"] == 1
         if not complete.any():
@@ -376,42 +396,52 @@ def describe_source(
     rules: Rules,
     options: ReadOptions,
     local: bool,
-    time: Ints,
+    bars: Bars,
     interval_ns: int,
     sha256: str,
 ) -> Source:
-    """The record of a reading that ended in bars closing at `time`; `local`: the stamps follow a clock."""
-    in_file = {
-        "ask_open": "bid and ask",
-        "spread": "column of the file",
-        "points": "column of the file, in points",
-        "tenths": "column of the file, in tenths of a pip",
-    }
-    spread = next((text for role, text in in_file.items() if role in layout.columns), None)
-    spread_pips = None if spread else rules.instrument.spread_pips
-    given = "assumed" if options.spread_pips is None else "given"
+    """The record of a reading that ended in `bars`; `local`: the stamps follow a clock."""
+    in_file = bool(rules.unit_px) or rules.side == "both"
+    usual, typed = rules.instrument.spread_pips, options.spread_pips is not None
+    origin = f"column of the file, in {layout.unit}" if rules.unit_px else "bid and ask of the file"
+    if not in_file:
+        origin = "given" if typed else "as in training" if "spread_pips" in options.remembered else "assumed"
+    spread_px, range_px = mean_sizes(bars)
     choices = {
-        f"--side {rules.side}": options.side is None and rules.side != "both",
-        f"--timezone {rules.timezone}": options.timezone is None and local,
-        f"--label {rules.label}": options.label is None,
-        f"--spread {rules.instrument.spread_pips:g}": options.spread_pips is None and spread is None,
+        f"--side {rules.side}": options.side is None and rules.side != "both" and "side" not in rules.own,
+        f"--timezone {rules.timezone}": options.timezone is None and local and "timezone" not in rules.own,
+        f"--label {rules.label}": options.label is None and "label" not in rules.own,
+        f"--spread {usual:g}": not typed and not in_file,
         f"--pip {rules.instrument.pip:g}": options.pip is None,
     }
     understates = "the spread column of MetaTrader understates the cost of a fill"
     return Source(
         path=name,
         format=layout.format.name,
-        rows=len(time),
-        first=iso(time[0]) if len(time) else "",
-        last=iso(time[-1]) if len(time) else "",
+        rows=len(bars.time),
+        first=iso(bars.time[0]) if len(bars.time) else "",
+        last=iso(bars.time[-1]) if len(bars.time) else "",
         interval_s=interval_ns // NS,
         timezone=rules.timezone,
         label=rules.label,
         side=rules.side,
-        spread=spread or f"{spread_pips:g} pips, {given}",
-        spread_pips=spread_pips,
+        spread=spread_text(spread_px, range_px, rules, origin),
+        spread_pips=None if in_file else usual,
+        spread_px=spread_px,
+        range_px=range_px,
         instrument=rules.instrument,
         sha256=sha256,
         assumed=[flag for flag, open_question in choices.items() if open_question],
-        notes=[understates] if {"points", "tenths"} & set(layout.columns) else [],
+        notes=[understates] if rules.unit_px and layout.format.spread == "points" else [],
     )
+
+
+def mean_sizes(bars: Any) -> tuple[float, float]:
+    """Mean of ask - bid at the closes, and of high - low, of bars or quotes; zero without any."""
+    column = bars._asdict() if isinstance(bars, Bars) else bars
+    if not len(column["close"]):
+        return 0.0, 0.0
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
+        return float(np.mean(column["ask_close"] - column["close"])), float(
+            np.mean(column["high"] - column["low"])
+        )

@@ -20,12 +20,12 @@ import numpy as np
 
 from host.containers import is_plain, read_text
 from host.follow import Taken, path_lines, pipe_lines, stream_lines
-from host.formats import DataError, Layout, ReadOptions, is_head, recognise, refusal
-from host.judging import HOLE_BARS, LONG_GAP, LONGEST, ORDERS, interval_of, other_dates
-from host.parsing import Rules, parse_line, quotes, rules_for, stamp_utc
+from host.formats import LEARN, ORDERS, DataError, Layout, ReadOptions, is_head, recognise, refusal
+from host.judging import HOLE_BARS, LONG_GAP, LONGEST, interval_of, other_dates
+from host.parsing import Rules, explain_line, parse_line, quotes, rules_for, stamp_utc
 from host.progress import say
 from host.resample import join_bars, periods
-from host.row_judge import LEARN, RowJudge
+from host.row_judge import RowJudge
 from host.weekly_open import AUTO
 from kernels.bars import NS, Bars
 
@@ -52,7 +52,7 @@ class LineParser:
         if options.interval_s is None:
             raise DataError(f"{name}: a line does not tell how long its bar is")
         self.layout = layout
-        self.clock = options.timezone or layout.format.timezone
+        self.clock = layout.format.timezone
         self._options = options
         self._interval_ns = options.interval_s * NS
         self._name = name
@@ -74,7 +74,7 @@ class LineParser:
         parsed, last = parse_line(text, self.layout), self._judge.last
         if parsed is None:
             self._check_dates(text, line)
-            self._judge.refuse("unparsable", text, line, {})
+            self._judge.refuse("unparsable", text, line, {}, f": {explain_line(text, self.layout)}")
             return None
         stamp, is_utc, numbers = parsed
         if numbers.pop("complete", 1.0) == 0:
@@ -92,7 +92,7 @@ class LineParser:
             return None
         if last and opening - last[0] > max(LONG_GAP, HOLE_BARS * self._interval_ns):
             self._check_dates(text, line)
-        quote = quotes(numbers, self._rules, self.layout.point)
+        quote = quotes(numbers, self._rules)
         kind = self._judge.fault(quote, opening, line, self._rules)
         if kind:
             self._judge.refuse(kind, text, line, quote)
@@ -153,30 +153,39 @@ def learn_step(
         )
     read: list[tuple[int, str]] = []
     head: list[str] = []
-    utc: list[int] = []
+    stamps: list[tuple[int, bool]] = []
+    layout: Layout | None = None
     wanted_ns = LONGEST if options.interval_s is None else options.interval_s * NS
     for line, text in lines:
         read.append((line, text))
-        head = [] if line == 1 else head
-        if not is_head(head):
-            head.append(text)
-            if not is_head(head):
-                continue
+        head, layout = ([text], None) if line == 1 else ([*head, text], layout)
+        if is_head(head) if layout is None else not layout.settled:
             layout = recognise(head, options, name)
-            if layout.format.newest_first:
-                raise DataError(f"{name}: {layout.format.name} lists the newest bar first: a feed appends it")
-        parsed = parse_line(text, layout)
+        parsed = parse_line(text, layout) if layout else None
         if parsed and parsed[2].get("complete", 1.0):
-            utc.append(stamp_utc(parsed[0], parsed[1], options.timezone or layout.format.timezone))
-        if len(read) >= LEARN or (len(utc) > 1 and utc[-1] - utc[-2] >= wanted_ns):
+            stamps.append(parsed[:2])
+        if len(read) >= LEARN or (layout and layout.settled and is_step(stamps, wanted_ns, layout)):
             break
-    if not is_head(head):
-        raise DataError(f"{name}: {refusal(head)}")
+    if layout is None:
+        raise DataError(f"{name}: {refusal(chr(10).join(head))}")
+    if not stamps:
+        line, text = read[-len(head) :][min(layout.header, len(head) - 1)]
+        raise DataError(f"{name}: no bars: line {line}: {explain_line(text, layout)}: {text[:80]!r}")
+    layout = recognise(head, options, name)
+    utc = [stamp_utc(*stamp, layout.format.timezone) for stamp in stamps]
+    if len(utc) > 1 and utc[0] > utc[-1]:
+        raise DataError(f"{name}: lists the newest bar first: a feed appends it")
     step = np.diff(np.array(utc, np.int64))
     shorter = ((step > 0) & (step < wanted_ns)).any()
     if options.interval_s is None or shorter:
         wanted_ns = interval_of(np.array(utc, np.int64), options, name)
     return read, layout, wanted_ns
+
+
+def is_step(stamps: list[tuple[int, bool]], wanted_ns: int, layout: Layout) -> bool:
+    """Whether the last two bars are as far apart as wanted, or farther."""
+    utc = [stamp_utc(*stamp, layout.format.timezone) for stamp in stamps[-2:]]
+    return len(utc) > 1 and utc[1] - utc[0] >= wanted_ns
 
 
 def longer_bars(bars: Iterable[Bar], step_ns: int, interval_ns: int, clock: str) -> Iterator[Bar]:
@@ -218,7 +227,7 @@ def parse_lines(
             if not is_head(head):
                 continue
             layout = recognise(head, options, name)
-            if layout[:4] != parser.layout[:4]:
+            if (layout.format.head, *layout[1:4]) != (parser.layout.format.head, *parser.layout[1:4]):
                 raise DataError(f"{name}: the format has changed from {parser.layout.format.name}")
             parser.reopen()
         bar = parser.parse(text, line)

@@ -6,6 +6,7 @@ default that is printed, never a measurement.  A symbol that is not here is read
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -28,46 +29,14 @@ QUOTED = {  # spread in pips of pairs quoted in a currency, where PAIRS does not
     **{"ZAR": 120.0, "TRY": 400.0, "CZK": 150.0, "PLN": 35.0, "HUF": 25.0},
 }
 PIPS = {"JPY": 0.01, "HUF": 0.01}  # of pairs quoted in a currency; 0.0001 in all others
-PAIRS = {
-    **{
-        "EURUSD": 0.8,
-        "GBPUSD": 1.2,
-        "USDJPY": 0.9,
-        "USDCHF": 1.3,
-        "AUDUSD": 1.0,
-        "NZDUSD": 1.5,
-        "USDCAD": 1.4,
-    },
-    **{
-        "EURGBP": 1.2,
-        "EURJPY": 1.5,
-        "EURCHF": 1.7,
-        "EURAUD": 2.2,
-        "EURNZD": 3.2,
-        "EURCAD": 2.2,
-        "GBPJPY": 2.2,
-    },
-    **{
-        "GBPCHF": 2.8,
-        "GBPAUD": 3.0,
-        "GBPNZD": 4.5,
-        "GBPCAD": 3.2,
-        "AUDJPY": 1.6,
-        "AUDCHF": 1.9,
-        "AUDNZD": 2.3,
-    },
-    **{
-        "AUDCAD": 2.0,
-        "NZDJPY": 2.1,
-        "NZDCHF": 2.4,
-        "NZDCAD": 2.4,
-        "CADJPY": 1.9,
-        "CADCHF": 2.2,
-        "CHFJPY": 2.3,
-    },
-    **{"USDDKK": 10.0, "USDHKD": 8.0, "USDCNH": 12.0, "USDSGD": 3.0, "USDMXN": 60.0, "USDPLN": 25.0},
-    **{"EURPLN": 25.0, "USDHUF": 20.0, "EURHUF": 20.0, "USDZAR": 100.0, "USDSEK": 45.0, "USDNOK": 50.0},
-}
+USUAL = (
+    "EURUSD 0.8, GBPUSD 1.2, USDJPY 0.9, USDCHF 1.3, AUDUSD 1, NZDUSD 1.5, USDCAD 1.4, EURGBP 1.2, "
+    "EURJPY 1.5, EURCHF 1.7, EURAUD 2.2, EURNZD 3.2, EURCAD 2.2, GBPJPY 2.2, GBPCHF 2.8, GBPAUD 3, "
+    "GBPNZD 4.5, GBPCAD 3.2, AUDJPY 1.6, AUDCHF 1.9, AUDNZD 2.3, AUDCAD 2, NZDJPY 2.1, NZDCHF 2.4, "
+    "NZDCAD 2.4, CADJPY 1.9, CADCHF 2.2, CHFJPY 2.3, USDDKK 10, USDHKD 8, USDCNH 12, USDSGD 3, "
+    "USDMXN 60, USDPLN 25, EURPLN 25, USDHUF 20, EURHUF 20, USDZAR 100, USDSEK 45, USDNOK 50"
+)
+PAIRS = {pair: float(pips) for pair, pips in (entry.split() for entry in USUAL.split(", "))}
 OTHERS = {  # pip, point, spread in pips, hours, other names
     "XAUUSD": (0.1, 0.01, 2.5, DAILY_BREAK, "GOLD XAUEUR"),
     "XAGUSD": (0.01, 0.001, 2.5, DAILY_BREAK, "SILVER"),
@@ -98,8 +67,11 @@ CURRENCY = "|".join(QUOTED)
 # What brokers put behind a symbol, glued to it; behind a mark (XAUUSD.m, US30-cash) anything may stand.
 SUFFIX = "PRO|ECN|RAW|STP|STD|VIP|PRM|ZERO|CASH|SPOT|MINI|MICRO|[MCIRBZ]"
 MINUTES = "1|5|15|30|60|240|1440|10080"  # MetaTrader 4 names its exports so: EURUSD60.csv
+SPELT = [
+    re.sub("(?<=.)(USD[TC]?|EUR)$", r"[/_-]?\1", alias) for alias in sorted(ALIASES, key=len, reverse=True)
+]
 SYMBOL = re.compile(
-    rf"(?<![A-Z0-9])({'|'.join(sorted(ALIASES, key=len, reverse=True))}|(?:{CURRENCY})[/_-]?(?:{CURRENCY}))"
+    rf"(?<![A-Z0-9])({'|'.join(SPELT)}|(?:{CURRENCY})[/_-]?(?:{CURRENCY}))"
     rf"(?:{SUFFIX})?(?:(?<=[A-Z])(?:{MINUTES}))?(?![A-Z0-9])"
 )
 
@@ -127,10 +99,13 @@ def instrument_of_prices(symbol: str, price: float, digits: int) -> Instrument:
 
     Brokers quote a tenth of a pip as the last digit where there are one, three or five of them.  Digits tell nothing
     where there are more, as in averages and the noise of floats, or too few for the price, as in rounded numbers:
-    then a pip is 0.01 of prices above 20 and 0.0001 of others.
+    then a pip is 0.01 of prices above 20, 0.0001 of others, and of a coin that costs less than LEAST_PIPS of those
+    about as much of its price.
     """
     pip = round(10.0 ** (digits % 2 - digits), 4)
     if digits > 5 or pip * LEAST_PIPS > price:
         pip = 0.01 if price > 20 else 0.0001
+        if 0 < price < pip * LEAST_PIPS:
+            pip = 10.0 ** (math.floor(math.log10(price)) - 4)
         return Instrument(symbol, pip, pip / 10, SPREAD_PIPS)
     return Instrument(symbol, pip, 10.0**-digits, SPREAD_PIPS)

@@ -12,16 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.formats import OHLC, DataError, Layout, Problem, ReadOptions
+from host.formats import OHLC, ORDERS, DataError, Layout, Problem, ReadOptions
 from host.instruments import ALWAYS, DAILY_BREAK, Instrument, find_instrument
-from host.parsing import DAY, HOUR, PRICES, WEEK, Ints, Rules, iso
+from host.parsing import DAY, HOUR, PRICES, WEEK, WIDE, Ints, Rules, iso
 from kernels.bars import NS
 
 JUMP = 0.2  # a price this far from the close before, relative, is damaged
 LEAP = 3.0  # and one this many times as high or low, where JUMP is nothing unusual
 RARE = 28 * DAY  # after so long JUMP is nothing unusual
 MOVED = 3  # bad rows in a row: these are no slips, the level or the unit is another
-WIDE = 0.05  # a spread this wide, relative to the price, is in other units
 SATURDAY = 2 * DAY  # 1970-01-03, the first one
 CLOSED = 44 * HOUR  # from Saturday 00:00 UTC: no market is open, but those that always are
 LONGEST = 31 * DAY  # bar
@@ -29,7 +28,6 @@ HOLE_BARS = 10  # a longer gap is a hole: no session spans it
 LONG_GAP = 4 * DAY  # no weekend is longer
 MOST_DROPPED = 100  # one row of so many may be dropped, or FEW
 FEW = 3
-ORDERS = {"dmy": "mdy", "mdy": "dmy"}  # of dates, and the other one
 REMEDY = "mend them where the file is made, or export it again"
 MAX_LISTED = 1000  # problems of a kind
 MAX_HOLES = 10  # notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from host.formats import KINDS, DataError, ReadOptions
+from host.formats import KINDS, LEARN, DataError, ReadOptions
 from host.instruments import ALWAYS
 from host.judging import (
     FEW,
@@ -29,7 +29,6 @@ from host.parsing import DAY, Ints, Rules
 from host.progress import say
 from host.weekly_open import Weekends, clock_doubt, find_weekends
 
-LEARN = 64  # lines that the length of a bar is learnt from, or checked with
 UNJUDGED = 1000  # rows after which the share of bad ones is judged
 
 
@@ -98,9 +97,9 @@ class RowJudge:
             say(f"{self._name}: {doubt}")
             self._weekends = None
 
-    def refuse(self, kind: str, text: str, line: int, quote: dict[str, float]) -> None:
-        """Say that a bad row is dropped; DataError if it may not be, or is one of many."""
-        cells = cell_text(kind, quote, self.last[1] if self.last else np.nan) if quote else ""
+    def refuse(self, kind: str, text: str, line: int, quote: dict[str, float], why: str = "") -> None:
+        """Say that a bad row is dropped; DataError if it may not be, or is one of many.  `why` it is no bar."""
+        cells = cell_text(kind, quote, self.last[1] if self.last else np.nan) if quote else why
         where = f"{self._name}: line {line}: {KINDS[kind]}{cells}: {text[:160]!r}"
         if not self._options.drop_bad:
             raise DataError(f"{where}; if few rows are so, --drop-bad drops them")

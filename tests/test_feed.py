@@ -201,7 +201,9 @@ def test_no_feed_of_bars(content: bytes, options: ReadOptions, tmp_path: Path) -
 def test_dropped_lines_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, [*rows()[:5], "rubbish", *rows()[5:]])
     assert len(list(feed_bars(path, ReadOptions(interval_s=3600, drop_bad=True)))) == len(rows())
-    assert capsys.readouterr().err.splitlines()[1:] == [f"{path}: line 7: not a bar: 'rubbish'; dropped"]
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        f"{path}: line 7: not a bar: 1 fields where 6 are wanted: 'rubbish'; dropped"
+    ]
 
 
 def test_a_level_that_stays_is_no_slip(tmp_path: Path) -> None:

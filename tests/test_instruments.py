@@ -13,6 +13,8 @@ NAMES = [  # name, symbol, pip, point
     ("USD_SEK.csv", "USDSEK", 0.0001, 0.00001),
     ("EURHUF.a", "EURHUF", 0.01, 0.001),
     ("XAUUSD.m", "XAUUSD", 0.1, 0.01),
+    ("XAU_USD-M5.csv", "XAUUSD", 0.1, 0.01),
+    ("BTC/USDT", "BTCUSDT", 1.0, 0.01),
     ("GOLDmicro-M5.csv", "GOLD", 0.1, 0.01),
     ("US30.cash", "US30", 1.0, 0.1),
     ("#DE40", "DE40", 1.0, 0.1),
@@ -54,7 +56,7 @@ DIGITS = [
     (39e3, 1, 1.0),
     (39e3, 0, 1.0),
 ]
-NOISE = [(1.1, 15, 0.0001), (150.0, 13, 0.01)]
+NOISE = [(1.1, 15, 0.0001), (150.0, 13, 0.01), (1.234e-5, 8, 1e-9), (0.0, 5, 0.0001)]
 
 
 @pytest.mark.parametrize(("price", "digits", "pip"), [*DIGITS, *NOISE])
