@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -14,8 +15,12 @@ from numpy.typing import NDArray
 from host.actor import COLUMNS, format_decision, new_trader
 from host.agent import Setting, load_agent, reading_of
 from host.bars import read_bars
+from host.config import GuardConfig
 from host.formats import DataError, ReadOptions, Source
+from host.limits import limits_for, limits_text
+from host.market_check import check_feed, check_named, check_scale
 from host.progress import say
+from host.rehearsal import print_rehearsal, rehearse
 from kernels.bars import Bars
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
@@ -104,11 +109,20 @@ def backtest_csv(
     start: str | None,
     decisions: Path | None,
     quiet: bool,
+    guard: GuardConfig | None = None,
+    insist: bool = False,
 ) -> dict[str, Any]:
-    """Trade a CSV with a model, from the bar that closes at or after `start`; the report."""
+    """Trade a CSV with a model from the bar that closes at or after `start`; the report, with what `guard` cuts."""
     loaded = load_agent(model)
-    bars, source = read_bars(csv or SAMPLE, reading_of(loaded, reading))
+    path = str(csv or SAMPLE)
+    reading = sample_reading(reading) if csv is None else reading
+    if not insist:
+        check_named(loaded, reading, path)
+    bars, source = read_bars(path, reading_of(loaded, reading, Path(path).name))
     describe(source)
+    if not insist:
+        check_feed(loaded, source, path)
+        check_scale(loaded, bars.close, bars.high - bars.low, path)
     first = first_bar(bars, start, source, loaded.agent.sizes.history)
     trader = new_trader(loaded.agent, loaded.setting, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
@@ -118,7 +132,19 @@ def backtest_csv(
     document = report(result, bars, first, loaded.setting, seed=0)
     if not quiet:
         print_report(document, sys.stdout)
+    if guard is not None:
+        limits = limits_for(guard, loaded)
+        for line in limits_text(limits, loaded):
+            say(line)
+        document["guards"] = rehearse(loaded, limits, result.log.target, bars, first)
+        if not quiet:
+            print_rehearsal(document["guards"], sys.stdout)
     return document
+
+
+def sample_reading(reading: ReadOptions) -> ReadOptions:
+    """What the bundled file does not say of itself."""
+    return replace(reading, side="ask", symbol="EURUSD")
 
 
 def describe(source: Source) -> None:

@@ -18,12 +18,12 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class MarketConfig:
-    """Costs and rules, in pips; the spread is the data's where the file has one."""
+    """Costs and rules, in pips; the spread is the data's where the file has one.  None: of the instrument."""
 
-    slippage: float = 0.1  # a fill
+    slippage: float | None = None  # a fill; an eighth of the usual spread
     commission: float = 0.0  # a side
-    swap_long: float = -0.5  # a night, negative = paid
-    swap_short: float = -0.1
+    swap_long: float | None = None  # a night, negative = paid; of pairs -0.5, else 5 % of the price a year
+    swap_short: float | None = None  # of pairs -0.1, else 1 % of the price a year
     reward: str = "pnl"  # or "amddp"; the search is exact and fastest for "pnl", see kernels/market_tree.py
     excursion_weight: float = 0.01  # k of amddp
     reverse: bool = False  # an open position may be turned in one action
@@ -125,15 +125,18 @@ class Config:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """Limits of acting; pips are those of a position of 1, and 0 turns a limit off."""
+    """Limits of acting; pips are those of a position of 1, 0 turns a limit off, and none is negative.
+
+    None: from the model, its backtest and its instrument, as `host/limits.py` says.
+    """
 
     max_target: float = 1.0
-    changes_per_hour: int = 20  # of the target: more, and positions may only become smaller
-    daily_loss: float = 200.0  # pips: flat for the rest of the day, UTC
-    drawdown: float = 500.0  # pips below the best: flat until --lift-halt
-    losing_streak: int = 12  # trades: flat for the rest of the day, UTC
-    max_spread: float = 10.0  # pips: positions may only become smaller
-    stale_s: float = 600.0  # without the bar that was due, the weekend left out: flat, exit 6
+    changes_per_hour: float | None = None  # of the target: more, and positions may only become smaller
+    daily_loss: float | None = None  # pips: flat for the rest of the day, UTC
+    drawdown: float | None = None  # pips below the best: flat until --lift-halt
+    losing_streak: float | None = None  # trades: flat for the rest of the day, UTC
+    max_spread: float | None = None  # pips: positions may only become smaller
+    stale_s: float = 600.0  # without the bar that was due, while the market is open: flat, exit 6
     model_age_days: float = 400.0  # since the last bar it was trained on: flat
     far: float = 4.0  # root mean square of the normalised features, 1 in training: positions only smaller
     weekend_flat_min: float = 0.0  # before the weekly close: flat over the weekend
@@ -197,7 +200,8 @@ def merge(old: Any, new: dict[str, Any], where: str, path: str = "") -> Any:
 
 
 def coerce(default: Any, value: Any, where: str, name: str) -> Any:
-    """`value` in the type of `default`."""
+    """`value` in the type of `default`; what is left open by default is a number."""
+    default = 0.0 if default is None else default
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if type(value) is not type(default):

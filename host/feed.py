@@ -57,13 +57,19 @@ class Bar(NamedTuple):
 class LineParser:
     """Turns the lines of one feed into bars, in their order."""
 
-    def __init__(self, layout: Layout, options: ReadOptions, name: str) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        options: ReadOptions,
+        name: str,
+        judge: Callable[[Rules], None] = lambda rules: None,
+    ) -> None:
         if options.interval_s is None:
             raise DataError(f"{name}: a line does not tell how long its bar is")
         self.layout = layout
         self.clock = options.timezone or layout.format.timezone
         self.dropped = 0  # bad rows
-        self._options = options
+        self._options, self._judge = options, judge
         self._interval_ns = options.interval_s * NS
         self._name = name
         self._rules: Rules | None = None
@@ -96,6 +102,7 @@ class LineParser:
             self._rules, notes = rules_for(self.layout, self._options, self._name, price, self._interval_ns)
             said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
             say(f"{self._name}: {'; '.join([said, *notes])}")
+            self._judge(self._rules)
         quote = quotes(numbers, self._rules, self.layout.point)
         kind = self._fault(quote, utc)
         if kind:
@@ -138,10 +145,12 @@ def feed_bars(
     options: ReadOptions | None = None,
     follow: bool = False,
     wait: Callable[[], None] = lambda: time.sleep(POLL_S),
+    judge: Callable[[Rules], None] = lambda rules: None,
 ) -> Iterator[Bar]:
     """The closed bars of a file, a stream or stdin ("-"); with `follow`, `wait` passes the time at the end of a file.
 
     A stream that is no file ends with its writer.  Without `options.interval_s` the first LEARN lines are awaited.
+    `judge` is shown how the first line is read, and may refuse that.
     """
     options = options or ReadOptions()
     if source == "-":
@@ -151,7 +160,7 @@ def feed_bars(
     else:
         name, lines = str(getattr(source, "name", "feed")), stream_lines(source, follow, wait)
     read, layout, step_ns = learn_step(lines, options, name)
-    parser = LineParser(layout, replace(options, interval_s=step_ns // NS), name)
+    parser = LineParser(layout, replace(options, interval_s=step_ns // NS), name, judge)
     bars = parse_lines(chain(read, lines), parser, options, name)
     if options.interval_s in (None, step_ns // NS):
         yield from bars

@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from kernels.hours import ALWAYS_OPEN, DAILY_CLOSE, WEEKDAYS
+
 FX, DAILY_BREAK, ALWAYS = "fx", "daily-break", "always"  # closed over the weekend; and an hour a day; never
+HOURS = {FX: WEEKDAYS, DAILY_BREAK: DAILY_CLOSE, ALWAYS: ALWAYS_OPEN}
 
 
 class Instrument(NamedTuple):
@@ -134,3 +137,35 @@ def instrument_of_prices(symbol: str, price: float, digits: int) -> Instrument:
         pip = 0.01 if price > 20 else 0.0001
         return Instrument(symbol, pip, pip / 10, SPREAD_PIPS)
     return Instrument(symbol, pip, 10.0**-digits, SPREAD_PIPS)
+
+
+def canonical(symbol: str) -> str:
+    """The one name of an instrument that has several, without suffixes; gold in euros is not gold in dollars."""
+    found = find_instrument(symbol)
+    symbol = found.symbol if found else symbol.upper()
+    name = ALIASES.get(symbol, symbol)
+    return f"{name[:-3]}EUR" if symbol.endswith("EUR") and name.endswith("USD") else name
+
+
+def same_instrument(a: str, b: str) -> bool:
+    """Whether two symbols may be of one instrument; "-", which nobody has said, may be of any."""
+    return "-" in (a, b) or canonical(a) == canonical(b)
+
+
+def pip_fault(pip: float, symbol: str, price: float, digits: int) -> str:
+    """What is wrong with a pip that a user gives for prices of about `price` with so many digits, or nothing.
+
+    It is less than a tenfold off the table's; of an instrument that is not there, a pip is no finer than the last digit
+    and a price has LEAST_PIPS of them.
+    """
+    known = find_instrument(symbol)
+    if known is not None:
+        if not 0.101 < pip / known.pip < 9.9:
+            return f"a pip of {known.symbol} is {known.pip:g}: leave --pip out, or name another --symbol"
+        return ""
+    usual = instrument_of_prices(symbol, price, digits)
+    if pip < usual.point * 0.999:
+        return f"the prices have no digit so small: --pip {usual.pip:g}, for example"
+    if pip * LEAST_PIPS > price:
+        return f"that is {price / pip:.3g} pips in a price of {price:g}: --pip {usual.pip:g}, for example"
+    return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +25,11 @@ from host.desk import (
 from host.durable import publish
 from host.feed import Bar
 from host.journal import ROTATE, Journal, parse_lines, read_cache, write_cache
+from host.limits import limits_for, limits_text
 from host.progress import say
 from host.target import DRY_RUN, Row, RowRefused, format_target, parse_position, read_small, utc
 from kernels.bars import NS
-from kernels.guard import ACTIVE, HALT_FILE, HALTED, Limits, open_ns
+from kernels.guard import ACTIVE, HALT_FILE, HALTED, open_ns
 
 VALID_BARS = 2  # intervals from a bar's close to the end of its target
 BEAT_LEAST_S, BEAT_S = 1.0, 10.0  # between two heartbeats of a dry run at least, and when no bar comes
@@ -67,7 +67,10 @@ class Office:
         self._folder, self._live = publishing.folder, publishing.live
         self._halt, self._position = self._folder / "HALT", self._folder / "position.csv"
         self._interval_ns = loaded.setting.market.interval_ns
-        limits = Limits(**asdict(publishing.guard))
+        self._hours = loaded.setting.hours
+        limits = limits_for(publishing.guard, loaded)
+        for line in limits_text(limits, loaded):
+            say(line)
         self._desk = Desk(loaded, limits)
         self._journal = Journal(self._folder)
         self._known = 0, 0.0  # seq and target that a bridge can have read
@@ -107,7 +110,7 @@ class Office:
     def look(self) -> None:
         """Between two bars: stop if a guard says so, else show that all is well."""
         now, stale_s = time.time_ns(), self._publishing.guard.stale_s
-        if 0 < stale_s * NS < open_ns(self._arrived_ns, now) - self._interval_ns:
+        if 0 < stale_s * NS < open_ns(self._arrived_ns, now, self._hours) - self._interval_ns:
             self.stop("stale-feed")
             raise FeedStale(f"no bar for {(now - self._arrived_ns) / NS:.0f} s; {self._flat()}")
         verdict = self._desk.check(self._world_now())

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.formats import OHLC, DataError, Layout, ReadOptions
-from host.instruments import Instrument, find_instrument, instrument_of_prices
+from host.instruments import Instrument, find_instrument, instrument_of_prices, pip_fault
 from kernels.bars import NS
 
 Ints = NDArray[np.int64]
@@ -132,7 +132,8 @@ def rules_for(
     price *= scale
     instrument = instrument_for(layout, options, name, price)
     pip = instrument.pip
-    if options.point is None and price > (SCALED if options.pip is None else SCALED_PIPS * pip):
+    known = options.pip is not None or find_instrument(options.symbol or Path(name).name) is not None
+    if options.point is None and price > (SCALED_PIPS * pip if known else SCALED):
         raise DataError(
             f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
             "prices; if they are prices, say --pip"
@@ -150,6 +151,9 @@ def instrument_for(layout: Layout, options: ReadOptions, name: str, price: float
     """What a file called `name` with prices of about `price` is of, with the pip and the spread that the user gives."""
     symbol = options.symbol or Path(name).name
     digits = max(0, round(-math.log10(layout.point)))
+    fault = pip_fault(options.pip, symbol, price, digits) if options.pip is not None else ""
+    if fault:
+        raise DataError(f"{name}: --pip {options.pip:g}: {fault}")
     instrument = find_instrument(symbol) or instrument_of_prices(options.symbol or "-", price, digits)
     given: dict[str, Any] = {"pip": options.pip, "spread_pips": options.spread_pips}
     return instrument._replace(**{field: value for field, value in given.items() if value is not None})

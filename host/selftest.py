@@ -14,6 +14,7 @@ from host.dataset import Dataset, new_dataset
 from host.progress import Report, progress
 from host.synthetic import (
     INTERVAL_NS,
+    MADE,
     PIP,
     Optimum,
     Options,
@@ -67,7 +68,7 @@ def run_market(
     """Train on the first part of a known market, trade the rest; the figures beside the optimum's."""
     begin = time.perf_counter()
     synthetic = make_market(name, options)
-    data = new_dataset(synthetic.bars, synthetic.extra, config, PIP, INTERVAL_NS, threads)
+    data = new_dataset(synthetic.bars, synthetic.extra, config, MADE, INTERVAL_NS, threads)
     trainer = Trainer(data, config, threads)
     train_for(trainer, minutes, None, lambda row: None, report)
     return {**measure(new_exam(synthetic, data), trainer), "seconds": round(time.perf_counter() - begin, 1)}

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from host.actor import new_trader
-from host.agent import Loaded, load_agent, save_agent
-from host.backtest import SAMPLE, describe, print_report, report, trade_bars
+from host.agent import Record, load_agent, save_agent
+from host.backtest import SAMPLE, describe, print_report, report, sample_reading, trade_bars
 from host.bars import read_bars
 from host.config import Config, ConfigError, load_config, merge
 from host.dataset import Dataset, new_dataset
 from host.formats import DataError, ReadOptions, Source
 from host.progress import progress, say
+from host.rehearsal import record_of
 from host.run import Run, open_run
 from host.trainer import Trainer, train_for
 from kernels.bars import NS, Bars
@@ -38,9 +38,7 @@ def train_csv(
     """Train on a CSV into the run directory `out`; the out-of-sample report, with the path of the model."""
     path = csv or SAMPLE
     if csv is None:
-        reading = replace(
-            reading, side="ask", symbol="EURUSD"
-        )  # what the bundled file does not say of itself
+        reading = sample_reading(reading)
     if minutes is None and sessions is None:
         minutes = MINUTES
     with open_run(out, resume) as run:
@@ -50,7 +48,8 @@ def train_csv(
         describe(source)
         run.write_config(config.as_dict())
         extra = np.zeros((len(bars.time), 0), np.float32)
-        data = new_dataset(bars, extra, config, source.instrument.pip, source.interval_s * NS, threads)
+        data = new_dataset(bars, extra, config, source.instrument, source.interval_s * NS, threads)
+        describe_market(data)
         describe_split(data)
         say("compiling kernels: once, well under two minutes; later starts find them in the cache")
         trainer = Trainer(data, config, threads)
@@ -59,12 +58,28 @@ def train_csv(
         with progress("training") as bar:
             train_for(trainer, minutes, sessions, lambda row: keep(row, trainer, run, source), bar)
         model = run.path / "model.swt"
-        save_trained(model, trainer, source)
-        loaded = load_agent(model)
-    document = out_of_sample(loaded, data, config)
+        document, record = out_of_sample(trainer, config)
+        sha256 = save_trained(model, trainer, source, record)
+        load_agent(model)  # what cannot be read is no model
     print_report(document, sys.stderr)
     advise(csv or SAMPLE, model, bars, data.test_first)
-    return {**document, "model": str(model), "model_sha256": loaded.sha256}
+    return {**document, "model": str(model), "model_sha256": sha256}
+
+
+def describe_market(data: Dataset) -> None:
+    """Say what is traded and what it costs, so that a person sees an absurd one."""
+    market, profile = data.setting.market, data.setting.profile
+    pip, spread, symbol = market.pip_px, profile.spread_px, profile.symbol
+    say(
+        f"{'no symbol' if symbol == '-' else symbol}: pip {pip:g}, prices of about {profile.price:.6g}, "
+        f"bars of {market.range_px / pip:.1f} pips; spread {spread / pip:.2f} pips = {spread:.3g} = "
+        f"{spread / market.range_px:.1%} of a bar, slippage {market.slippage_px / pip:.2f} pips, "
+        f"swap {market.swap_long_px / pip:.2f} long and {market.swap_short_px / pip:.2f} short a night"
+    )
+    if symbol == "-":
+        say(
+            "  --symbol EURUSD (for example) names it; without, act can refuse another instrument by its scale only"
+        )
 
 
 def describe_split(data: Dataset) -> None:
@@ -107,8 +122,8 @@ def restore(trainer: Trainer, run: Run, source: Source) -> None:
         say(f"resuming after cycle {trainer.cycle}, {trainer.sessions} sessions")
 
 
-def save_trained(path: Path, trainer: Trainer, source: Source) -> None:
-    """Export the target networks with everything that reading and acting need."""
+def save_trained(path: Path, trainer: Trainer, source: Source, record: Record) -> str:
+    """Export the target networks with everything that reading and acting need; the sha256 of the model."""
     data = {
         "span": [source.first, source.last],
         "sha256": source.sha256,
@@ -116,15 +131,18 @@ def save_trained(path: Path, trainer: Trainer, source: Source) -> None:
         "spread_pips": source.spread_pips,
     }
     configuration = trainer.config.as_dict()
-    save_agent(path, trainer.agent(), trainer.data.setting, trainer.acting_search(), configuration, data)
+    parts = trainer.agent(), trainer.data.setting, trainer.acting_search(), configuration, data
+    return save_agent(path, *parts, record)
 
 
-def out_of_sample(loaded: Loaded, data: Dataset, config: Config) -> dict[str, Any]:
-    """The report on the test part."""
+def out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, Any], Record]:
+    """The report on the test part, and what the guards begin with."""
+    data = trainer.data
     first, stop = data.test_first, len(data.bars.time)
-    trader = new_trader(loaded.agent, loaded.setting, loaded.search)
+    trader = new_trader(trainer.agent(), data.setting, trainer.acting_search())
     result = trade_bars(trader, data.bars, data.extra, first, stop)
-    return report(result, data.bars, first, loaded.setting, config.train.seed)
+    document = report(result, data.bars, first, data.setting, config.train.seed)
+    return document, record_of(result.log.target, data.bars, first, data.setting.market)[0]
 
 
 def advise(csv: Path, model: Path, bars: Bars, first: int) -> None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [  # a module imports lower floors only
     ["kernels._jit"],
     ["kernels.bars", "kernels.position", "kernels.rng", "kernels.simd"],
+    ["kernels.hours"],
     ["kernels.ort", "kernels.tree", "kernels.scatter", "kernels.market"],
     [
         "kernels.features",
@@ -36,9 +37,9 @@ FLOORS = [  # a module imports lower floors only
     ["host.resample"],
     ["host.bars", "host.feed", "host.model_file", "host.run", "host.journal", "host.target"],
     ["host.agent"],
-    ["host.actor", "host.bridge"],
+    ["host.actor", "host.bridge", "host.limits", "host.market_check"],
     ["host.desk"],
-    ["host.office"],
+    ["host.office", "host.rehearsal"],
     ["host.dataset", "host.synthetic", "host.backtest", "host.data_check"],
     ["host.codebook"],
     ["host.trainer", "host.act", "host.doctor", "host.pack"],

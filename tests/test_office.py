@@ -36,7 +36,7 @@ from host.onnx_check import layout_of
 from host.target import Position, Row, format_position, parse_target
 from kernels.bars import NS
 from kernels.features import HISTORY
-from kernels.market import DAY_NS, HOUR_NS
+from kernels.hours import DAY_NS, HOUR_NS
 from kernels.ort import OrtError, Session
 from tests.trained import HEADER, ROOT, ROWS, Trained, feed_of
 
