@@ -25,9 +25,7 @@ ModelOption = Annotated[Path, typer.Option(help="A model.swt.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file.")]
 Insist = Annotated[
     bool,
-    typer.Option(
-        "--insist", help="Trade a feed that is not of the model's instrument, or is read otherwise."
-    ),
+    typer.Option("--insist", help="Trade a feed that is not of the model's instrument or scale."),
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed.")]
 READING = {  # flags that say how a file is read: one for each field of ReadOptions that a person sets

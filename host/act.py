@@ -11,7 +11,6 @@ import re
 import threading
 import time
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -25,7 +24,7 @@ from host.formats import ReadOptions
 from host.instruments import find_instrument
 from host.journal import read_journal
 from host.limits import limits_for
-from host.market_check import check_feed, check_named, of_scale
+from host.market_check import check_named, check_symbol, of_scale
 from host.office import Halted, Office, Publishing
 from host.progress import say
 from kernels._jit import module_digest
@@ -78,8 +77,10 @@ def act_on_feed(
     if insist:
         bars = feed_bars(feed, settled, follow)
     else:
-        judge = partial(check_feed, loaded, name=feed)
-        bars = of_scale(loaded, feed_bars(feed, settled, follow, judge=judge), feed)
+        read = feed_bars(
+            feed, settled, follow, judge=lambda rules: check_symbol(loaded, rules.instrument.symbol, feed)
+        )
+        bars = of_scale(loaded, read, feed)
     printer = Printer(out, as_json)
     decide_on_noise(loaded.agent, loaded.setting, loaded.search, 2)  # kernels are at hand when a bar comes
     gc.freeze()  # what is here now stays: a decision does not wait for a walk through it

@@ -361,19 +361,23 @@ def check_reading(data: dict[str, Any]) -> None:
 
 
 def reading_of(loaded: Loaded, reading: ReadOptions, name: str = "") -> ReadOptions:
-    """`reading` of a feed called `name`, with what it leaves open taken from the training of the model.
+    """`reading` of a feed called `name`, with what the model remembers for what the user and the format leave open.
 
-    Pip and spread are those of an instrument, so the model has none for a feed of another.
+    Pip and spread are those of an instrument, so nothing of them is remembered for a feed of another.
     """
     data = loaded.manifest["data"]
     memory = {**data["reading"], "spread_pips": data["spread_pips"]}
     known = find_instrument(reading.symbol or name)
     if known is not None and not same_instrument(known.symbol, loaded.setting.profile.symbol):
-        memory = {name: value for name, value in memory.items() if name not in ("pip", "spread_pips")}
-    return fill_open(reading, {**memory, "interval_s": loaded.manifest["interval_s"]})
+        memory = {what: value for what, value in memory.items() if what not in ("pip", "spread_pips")}
+    interval_s = loaded.manifest["interval_s"] if reading.interval_s is None else reading.interval_s
+    return fill_open(replace(reading, interval_s=interval_s, remembered=memory))
 
 
-def fill_open(reading: ReadOptions, memory: dict[str, Any], own: tuple[str, ...] = ()) -> ReadOptions:
-    """`reading` with what it leaves open from `memory`, but for what the format of the feed says itself, `own`."""
-    open_names = [name for name in memory if name not in own and getattr(reading, name) is None]
-    return replace(reading, **{name: memory[name] for name in open_names})
+def fill_open(reading: ReadOptions) -> ReadOptions:
+    """`reading` with the side, the clock and the label that it leaves open as they are remembered."""
+    side, timezone, label = (
+        reading.remembered.get(what) if getattr(reading, what) is None else getattr(reading, what)
+        for what in ("side", "timezone", "label")
+    )
+    return replace(reading, side=side, timezone=timezone, label=label)

@@ -18,7 +18,7 @@ from host.bars import read_bars
 from host.config import GuardConfig
 from host.formats import DataError, ReadOptions, Source
 from host.limits import limits_for, limits_text
-from host.market_check import check_feed, check_named, check_scale
+from host.market_check import check_named, check_scale, check_symbol
 from host.progress import say
 from host.rehearsal import print_rehearsal, rehearse
 from kernels.bars import Bars
@@ -121,7 +121,7 @@ def backtest_csv(
     bars, source = read_bars(path, reading_of(loaded, reading, Path(path).name))
     describe(source)
     if not insist:
-        check_feed(loaded, source, path)
+        check_symbol(loaded, source.instrument.symbol, path)
         check_scale(loaded, bars.close, bars.high - bars.low, path)
     first = first_bar(bars, start, source, loaded.agent.sizes.history)
     trader = new_trader(loaded.agent, loaded.setting, loaded.search)

@@ -16,7 +16,9 @@ from kernels.bars import Bars, take
 from kernels.features import HISTORY, features_of, fit_normaliser, new_features, normalise_rows, signs
 from kernels.hours import (
     DAY_NS,
+    LEAST_WEEKS,
     SATURDAY_NOON,
+    WEEK_NS,
     Hours,
     hours_text,
     learn_hours,
@@ -78,7 +80,7 @@ def new_dataset(
         longest = longest_sessions(bars.time, train_stop, history, interval_ns, hours)
         raise DatasetError(
             f"{T} bars give no training session of {length} decisions ({reasons}); "
-            f"{remedy(T, length, history, train_stop, *longest, config)}"
+            f"{remedy(bars.time, length, history, train_stop, *longest, config)}"
         )
     setting = fit_setting(bars, extra, config, instrument, interval_ns, hours, train_stop, threads)
     return Dataset(bars, extra, train_stop, test_first, setting, starts, rejects)
@@ -94,14 +96,22 @@ def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) 
 
 
 def remedy(
-    T: int, length: int, history: int, train_stop: int, longest: int, whole: float, config: Config
+    time: NDArray[np.int64],
+    length: int,
+    history: int,
+    train_stop: int,
+    longest: int,
+    whole: float,
+    config: Config,
 ) -> str:
-    """What gives a training session where T bars do not.
+    """What gives a training session where bars that close at `time` [T] do not.
 
     `longest` decisions fit into the training part, `whole` between two holes: no number of bars changes the latter.
     """
-    share = config.train.train_share
+    T, share = len(time), config.train.train_share
+    weeks = LEAST_WEEKS * WEEK_NS / max(time[-1] - time[0], 1) * T  # bars of weeks that tell the hours
     enough = math.ceil(max((history + length) / share, (length + 2) / (1 - share))) + 1
+    enough = max(enough, math.ceil(weeks / share) + 1) if T >= enough else enough
     fits = min(longest, T - train_stop - 2)
     shorter = f"--set market.session={fits}" if fits > config.train.n_step else ""
     if whole < length:

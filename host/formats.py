@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from host.instruments import Instrument
 
@@ -54,6 +54,8 @@ class ReadOptions:
     dates: str | None = None  # dmy or mdy, where a date could be either
     interval_s: int | None = None  # length of a bar; None: the commonest step
     drop_bad: bool = False
+    # What a model was trained with, by the names above: for what neither the user says nor the format settles.
+    remembered: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether a feed is of the market that a model was trained on: its instrument, its reading, the scale of its prices."""
+"""Whether a feed is of the market that a model was trained on: its instrument, and the scale of its prices."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from host.agent import Loaded
 from host.feed import Bar
-from host.formats import DataError, ReadOptions, Source
+from host.formats import ReadOptions
 from host.instruments import find_instrument, same_instrument
 from host.model_file import ModelRefused
-from host.parsing import Rules
 
 PRICE_FACTOR = 2.0  # that prices may be beyond those of the training part
 RANGE_FACTOR = 10.0  # between the mean range of bars and that of the training part
@@ -33,23 +32,6 @@ def check_symbol(loaded: Loaded, symbol: str, name: str) -> None:
         raise ModelRefused(
             f"{name} is {symbol}, the model was trained on {trained}: give --model one of {symbol}; {INSIST}"
         )
-
-
-def check_feed(loaded: Loaded, read: Rules | Source, name: str) -> None:
-    """ModelRefused where a feed is of another instrument, DataError where it is read unlike the training data.
-
-    Times and prices are converted, so a clock of its own is no conflict, nor are both bid and ask.
-    """
-    check_symbol(loaded, read.instrument.symbol, name)
-    memory = loaded.manifest["data"]["reading"]
-    now = {"side": read.side, "label": read.label, "pip": read.instrument.pip}
-    for flag, value in now.items():
-        trained = memory.get(flag, value)
-        if value != trained and "both" not in (value, trained):
-            raise DataError(
-                f"{name}: {flag} {value}, the model was trained with {flag} {trained}: "
-                f"say --{flag} {trained} where that is meant; {INSIST}"
-            )
 
 
 def check_scale(

@@ -132,7 +132,8 @@ def rules_for(
     price *= scale
     instrument = instrument_for(layout, options, name, price)
     pip = instrument.pip
-    known = options.pip is not None or find_instrument(options.symbol or Path(name).name) is not None
+    named = find_instrument(options.symbol or Path(name).name)
+    known = named is not None or options.pip is not None or "pip" in options.remembered
     if options.point is None and price > (SCALED_PIPS * pip if known else SCALED):
         raise DataError(
             f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
@@ -155,8 +156,9 @@ def instrument_for(layout: Layout, options: ReadOptions, name: str, price: float
     if fault:
         raise DataError(f"{name}: --pip {options.pip:g}: {fault}")
     instrument = find_instrument(symbol) or instrument_of_prices(options.symbol or "-", price, digits)
-    given: dict[str, Any] = {"pip": options.pip, "spread_pips": options.spread_pips}
-    return instrument._replace(**{field: value for field, value in given.items() if value is not None})
+    given = {**options.remembered, **{k: v for k, v in vars(options).items() if v is not None}}
+    known = {what: given[what] for what in ("pip", "spread_pips") if given.get(what) is not None}
+    return instrument._replace(**known)
 
 
 @lru_cache

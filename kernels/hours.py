@@ -26,7 +26,7 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MOST_MISSING = 10  # bars of an unscheduled hole that a session may span
 LEAST_CLOSE_NS = 40 * HOUR_NS  # a hole with less of it is not the weekly close; H4 bars cut it to 44 hours
 LONGEST_INTRADAY_NS = HOUR_NS // 4  # up to here a session does not span the weekly close
-LEAST_WEEKS = 3  # of a season, to learn its hours from
+LEAST_WEEKS = 2  # of a season, to learn its hours from
 STARTS, NO_HISTORY, NEAR_END, HOLE, WEEKLY_CLOSE = 0, 1, 2, 3, 4
 REASONS = ("", "without history", "too near the end", "across a hole", "across the weekly close")
 
@@ -86,7 +86,8 @@ def learn_hours(time: NDArray[np.int64], interval_ns: int, usual: Hours) -> Hour
     A season tells with LEAST_WEEKS whole weeks.  A season that does not is taken for the other, moved by an hour; where
     neither does, or bars are longer than a day, the hours are the `usual` ones.
     """
-    origin = -(-(int(time[0]) - interval_ns - MONDAY * QUARTER_NS) // WEEK_NS) * WEEK_NS + MONDAY * QUARTER_NS
+    first = int(time[0] - interval_ns) // QUARTER_NS
+    origin = first * QUARTER_NS
     weeks = (int(time[-1]) - origin) // WEEK_NS
     if weeks < LEAST_WEEKS or interval_ns > DAY_NS:
         return usual
@@ -102,8 +103,8 @@ def learn_hours(time: NDArray[np.int64], interval_ns: int, usual: Hours) -> Hour
     if len(closed) < 2:
         hour = HOUR_NS // QUARTER_NS
         shift = hour if seasons[0].sum() >= LEAST_WEEKS else -hour  # in winter all comes an hour later
-        return np.asarray(closed[0] | np.roll(closed[0], shift)) if closed else usual
-    return np.asarray(closed[0] | closed[1])
+        closed = [closed[0], np.roll(closed[0], shift)] if closed else [np.roll(usual, MONDAY - first)] * 2
+    return np.roll(closed[0] | closed[1], first - MONDAY)
 
 
 @kernel
@@ -208,8 +209,12 @@ def hole_before(time: NDArray[np.int64], interval_ns: int, hours: Hours) -> NDAr
 def longest_sessions(
     time: NDArray[np.int64], stop: int, history: int, interval_ns: int, hours: Hours
 ) -> tuple[int, float]:
-    """Decisions of the longest session in bars [0, stop), and of the longest between any two holes; inf without two."""
+    """Decisions of the longest session in bars [0, stop), and of the longest between any two holes.
+
+    The latter is inf where more bars may tell of longer ones: there are no two holes, or no weeks to learn hours from.
+    """
     edge = np.flatnonzero(hole_before(time[:stop], interval_ns, hours))
     first, last = np.concatenate([[0], edge]), np.concatenate([edge, [stop]]) - 1
     longest = int((last - np.maximum(first, history - 1)).max())
-    return max(longest, 0), float(np.diff(edge).max() - 1) if len(edge) > 1 else math.inf
+    known = len(edge) > 1 and time[stop - 1] - time[0] >= LEAST_WEEKS * WEEK_NS
+    return max(longest, 0), float(np.diff(edge).max() - 1) if known else math.inf

@@ -490,7 +490,7 @@ def test_flags_that_make_no_sense_are_refused() -> None:
     assert [symbol_of(feed) for feed in ("a/gbpjpy_M1.csv", "-", "sample_data.csv")] == [
         "GBPJPY",
         "-",
-        "SAMPLE",
+        "-",
     ]
 
 
