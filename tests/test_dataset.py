@@ -81,7 +81,7 @@ def test_where_more_bars_help_their_number_does(tmp_path: Path) -> None:
 
 
 def test_hours_that_are_not_known_yet_want_weeks(tmp_path: Path) -> None:
-    """An index that pauses for 3 h 15: with a week of bars each pause is a hole, with more of them it is a daily break."""
+    """An index that pauses for 3 h 15: in a week of bars each pause is a hole, in more a daily break."""
     bars, source = made(tmp_path, "DE40", 6000)
     with pytest.raises(DatasetError, match="bring at least") as refused:
         dataset(take(bars, 0, 1500), source)
