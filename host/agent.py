@@ -30,6 +30,7 @@ from kernels.widening import HEAD, most_candidates
 
 MOST_CONTEXT = 64  # bars
 MOST_PX = 1e6  # that a cost or a weight may be
+LEAST_PX, MOST = 1e-9, 1e12  # that a pip is at least; that a price or a figure of a backtest may be
 OF_MARKET = ("pip_px", "range_px")  # of the costs, told again with the instrument
 
 
@@ -310,7 +311,10 @@ def checked_market(market: Market, manifest: dict[str, Any], interval_s: int) ->
     told = {name: manifest["instrument"][name] for name in OF_MARKET}
     if market.interval_ns != interval_s * NS or told != {name: getattr(market, name) for name in OF_MARKET}:
         raise ValueError("costs, instrument and interval_s do not agree")
-    if not all(abs(value) < MOST_PX for value in market if isinstance(value, float)):
+    if (
+        not all(abs(value) < MOST_PX for value in market if isinstance(value, float))
+        or market.pip_px < LEAST_PX
+    ):
         raise ValueError(f"costs beyond {MOST_PX:g}: {market}")
     return market
 
@@ -327,7 +331,7 @@ def checked_profile(told: dict[str, Any]) -> Profile:
     """The profile in a manifest, unless a number of it is beyond any market."""
     profile = Profile(**{name: told[name] for name in Profile._fields})
     symbol, *sizes = profile
-    if not isinstance(symbol, str) or not all(type(size) is float and 0 <= size < math.inf for size in sizes):
+    if not isinstance(symbol, str) or not all(type(size) is float and 0 <= size < MOST for size in sizes):
         raise ValueError(f"an instrument that is none: {profile}")
     if not 0 < profile.low <= profile.price <= profile.high:
         raise ValueError(f"prices that are none: {profile}")
@@ -337,7 +341,7 @@ def checked_profile(told: dict[str, Any]) -> Profile:
 def checked_record(told: dict[str, Any]) -> Record:
     """The backtest in a manifest, unless a number of it is beyond any backtest."""
     record = Record(**told)
-    if not all(type(value) in (int, float) and 0 <= value < math.inf for value in record):
+    if not all(type(value) in (int, float) and 0 <= value < MOST for value in record):
         raise ValueError(f"a backtest with {record}")
     return record
 

@@ -32,7 +32,6 @@ FORMAT = 2
 REQUIRED = {  # keys of the manifest that the trainer gives, with those that must be inside
     "features": ("spec", "digest"),
     "instrument": (),
-    "backtest": (),
     "interval_s": (),
     "history": (),
     "actions": (),
