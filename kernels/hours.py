@@ -84,7 +84,8 @@ def learn_hours(time: NDArray[np.int64], interval_ns: int, usual: Hours) -> Hour
     """The hours that bars closing at `time` [T] show: a quarter without bars in most weeks is closed.
 
     A season tells with LEAST_WEEKS whole weeks.  A season that does not is taken for the other, moved by an hour; where
-    neither does, or bars are longer than a day, the hours are the `usual` ones.
+    neither does, or bars are longer than a day, the hours are the `usual` ones.  A bar longer than an hour may cover
+    more than the market was open, so what is usually closed stays so, but for a weekend that is traded.
     """
     first = int(time[0] - interval_ns) // QUARTER_NS
     origin = first * QUARTER_NS
@@ -104,7 +105,8 @@ def learn_hours(time: NDArray[np.int64], interval_ns: int, usual: Hours) -> Hour
         hour = HOUR_NS // QUARTER_NS
         shift = hour if seasons[0].sum() >= LEAST_WEEKS else -hour  # in winter all comes an hour later
         closed = [closed[0], np.roll(closed[0], shift)] if closed else [np.roll(usual, MONDAY - first)] * 2
-    return np.roll(closed[0] | closed[1], first - MONDAY)
+    hours: Hours = np.roll(closed[0] | closed[1], first - MONDAY)
+    return hours | usual if interval_ns > HOUR_NS and hours[SATURDAY_NOON] else hours
 
 
 @kernel

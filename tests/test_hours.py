@@ -33,7 +33,7 @@ from kernels.hours import (
     session_starts,
     weekly_close,
 )
-from tests.markets import closes, gold, index, two_pauses
+from tests.markets import closes, gold, index, pair, two_pauses
 from tests.naive import MONDAY, NEW_YORK, moment, rolls, wandering_bars
 
 SAMPLE = Path(__file__).parents[1] / "host" / "sample.csv"
@@ -227,6 +227,15 @@ def test_few_weeks_tell_nothing_and_silent_ones_neither() -> None:
     np.testing.assert_array_equal(learn_hours(time, 5 * MINUTE, ALWAYS_OPEN), ALWAYS_OPEN)
     years = np.concatenate([closes(WINTER, 60, 5, gold), closes(WINTER + timedelta(days=400), 60, 5, gold)])
     np.testing.assert_array_equal(learn_hours(years, 5 * MINUTE, WEEKDAYS), DAILY_CLOSE)
+
+
+@pytest.mark.parametrize("minutes", [240, 1440])
+def test_long_bars_do_not_open_a_market_that_they_cover(minutes: int) -> None:
+    """An H4 bar from 20:00 on Friday ends at 21:00 or 22:00, whatever its stamp says."""
+    time = closes(WINTER, 200, minutes, pair)
+    hours = learn_hours(time, minutes * MINUTE, WEEKDAYS)
+    assert not (WEEKDAYS & ~hours).any()
+    assert not learn_hours(closes(WINTER, 200, minutes, lambda t: True), minutes * MINUTE, WEEKDAYS).any()
 
 
 def test_hours_of_the_bundled_bars_are_those_of_the_table() -> None:
