@@ -24,6 +24,10 @@ Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  They
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ModelOption = Annotated[Path, typer.Option(help="A model.swt.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file.")]
+Insist = Annotated[
+    bool,
+    typer.Option("--insist", help="Trade a feed that is not of the model's instrument or scale."),
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed.")]
 READING = {  # flags that say how a file is read: one for each field of ReadOptions that a person sets
     "symbol": typer.Option(help="What is traded, for example EURUSD; the name of the file without it."),
@@ -111,12 +115,18 @@ def backtest(
         str | None, typer.Option("--from", help="Close of the first bar to decide at, UTC.")
     ] = None,
     decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV.")] = None,
+    guards: Annotated[bool, typer.Option("--guards", help="Show what the guards of act would cut.")] = False,
+    insist: Insist = False,
+    config: ConfigOption = None,
+    settings: SetOption = None,
     as_json: Json = False,
 ) -> None:
     """Run a model over a CSV, decision by decision, beside its baselines."""
     from host.backtest import backtest_csv
+    from host.config import ActConfig, load_into
 
-    backtest_csv(csv, model, reading, start, decisions, as_json=as_json)
+    guard = load_into(ActConfig(), config, settings).guard if guards or config or settings else None
+    backtest_csv(csv, model, reading, start, decisions, as_json=as_json, guard=guard, insist=insist)
 
 
 @app.command()
@@ -130,6 +140,7 @@ def act(
         Path | None, typer.Option(help="Folder of target.csv, heartbeat.json and the journal.")
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="The target in --out may be traded.")] = False,
+    insist: Insist = False,
     lift_halt: Annotated[bool, typer.Option("--lift-halt", help="Forget the losses that halted it.")] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -139,7 +150,7 @@ def act(
     from host.act import act_on_feed, new_publishing
 
     publishing = new_publishing(feed, out, live, reading.symbol, lift_halt, config, settings)
-    act_on_feed(feed, model, reading, follow, sys.stdout, as_json, publishing)
+    act_on_feed(feed, model, reading, follow, sys.stdout, as_json, publishing, insist)
 
 
 @app.command()

@@ -11,7 +11,6 @@ import re
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -22,11 +21,13 @@ from host.desk import Desk, play
 from host.durable import locked, naming
 from host.feed import Bar, feed_bars
 from host.formats import ReadOptions
+from host.instruments import find_instrument
 from host.journal import read_journal
+from host.limits import limits_for
+from host.market_check import check_named, check_symbol, of_scale
 from host.office import FeedStale, Halted, Office, Publishing
 from host.progress import say
 from kernels._jit import module_digest
-from kernels.guard import Limits
 
 WATCH_S = 0.5  # between two looks at the HALT file and at the time
 
@@ -64,12 +65,22 @@ def act_on_feed(
     out: IO[str],
     as_json: bool,
     publishing: Publishing | None = None,
+    insist: bool = False,
 ) -> None:
-    """`act`: load and check the model, then decide for every bar of the feed."""
+    """`act`: check the model, and the feed unless the user insists on it; then decide for every bar."""
     loaded = load_acting(model)
+    if not insist:
+        check_named(loaded, reading, feed)
     digest = module_digest("kernels.trader")  # all that a decision's machine code is made from
     say(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {loaded.agent.sizes.history} closed bars")
-    bars = feed_bars(feed, reading_of(loaded, reading), follow)
+    settled = reading_of(loaded, reading, Path(feed).name)
+    if insist:
+        bars = feed_bars(feed, settled, follow)
+    else:
+        read = feed_bars(
+            feed, settled, follow, check=lambda rules: check_symbol(loaded, rules.instrument.symbol, feed)
+        )
+        bars = of_scale(loaded, read, feed)
     printer = Printer(out, as_json)
     gc.freeze()  # what is here now stays: a decision does not wait for a walk through it
     if publishing is None:
@@ -125,15 +136,15 @@ def watch_over(office: Office, turn: threading.Lock, done: threading.Event) -> N
 
 
 def symbol_of(feed: str) -> str:
-    """The pair that a feed's file is named for, or -."""
-    found = re.match(r"[A-Za-z]{6}(?![A-Za-z])", Path(feed).name)
-    return found[0].upper() if found else "-"
+    """What a feed's file is named for, or -."""
+    found = find_instrument(Path(feed).name)
+    return found.symbol if found else "-"
 
 
 def replay(journal: Path, model: Path, out: IO[str], as_json: bool) -> None:
     """Decide again for every bar of a journal and print what was printed; ReplayError where it differs."""
     loaded = load_acting(model)
-    desk, printer = Desk(loaded, Limits(**asdict(GuardConfig()))), Printer(out, as_json)
+    desk, printer = Desk(loaded, limits_for(GuardConfig(), loaded)), Printer(out, as_json)
     outcome, recorded = None, True
     for outcome, recorded in play(desk, read_journal(journal)):
         if outcome is not None and recorded and outcome.row:

@@ -20,11 +20,12 @@ from kernels._jit import entry
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
 from kernels.gumbel import SearchConfig
-from kernels.market import PIPS_OF_PRICE, TRADE, Market, new_accounts, step_to
+from kernels.market import TRADE, Market, new_accounts, step_to
 from kernels.ort import OrtError, check
 from kernels.position import ACTIONS, RAW, kind_of
 from kernels.trader import Trader, decide
 
+WALK_RANGES = 1000.0  # bar ranges in a price of a random walk
 COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_sell", "p_close", "latency_us")
 
 
@@ -178,7 +179,7 @@ def decide_on_noise(agent: Agent, setting: Setting, search: SearchConfig, decisi
 
 def random_walk(market: Market, bars: int) -> Iterator[Bar]:
     """Bars without meaning."""
-    pip, price = market.pip_px, market.pip_px * math.sqrt(math.prod(PIPS_OF_PRICE))
+    pip, price = market.pip_px, market.range_px * WALK_RANGES
     moves = np.random.Generator(np.random.Philox(key=0)).standard_normal(bars) * market.range_px / 2
     for i, move in enumerate(moves.tolist()):
         close = max(price + move, price / 2)

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.formats import ReadOptions
+from host.instruments import find_instrument, same_instrument
 from host.model_file import ModelFile, ModelRefused, check_selftest, read_model, write_model
 from host.onnx_check import judge, layout_of
 from kernels.bars import NS
 from kernels.features import HISTORY, Features, Normaliser, feature_digest, new_features
 from kernels.features import names as feature_names
 from kernels.gumbel import MARKET, RULES, WIDENING, SearchConfig, new_search_config
+from kernels.hours import QUARTERS, Hours, closed_stretches, new_hours
 from kernels.market import Codes, Market, new_market
 from kernels.market_tree import CALL_ROWS, WAVE, slot_count
 from kernels.ort import Layout, Net, Session, check, evaluate
@@ -27,8 +29,10 @@ from kernels.tree import REUSES
 from kernels.widening import HEAD, most_candidates
 
 MOST_CONTEXT = 64  # bars
-MOST_PX = 1e6  # that a price, a cost or a weight may be
 MOST_BYTES, MOST_WORK = 1 << 30, 1 << 40  # that a decision may take, and multiplications: a minute
+MOST_PX = 1e6  # that a cost or a weight may be
+LEAST_PX, MOST = 1e-9, 1e12  # that a pip is at least; that a price or a figure of a backtest may be
+OF_MARKET = ("pip_px", "range_px")  # of the costs, told again with the instrument
 
 
 class Sizes(NamedTuple):
@@ -48,6 +52,19 @@ class Sizes(NamedTuple):
         return HISTORY + self.context - 1
 
 
+class Profile(NamedTuple):
+    """What is traded, and the scale of its prices in the training part."""
+
+    symbol: str  # "-": nobody said
+    point: float  # price of the last digit
+    price: float  # median
+    low: float
+    high: float
+    day_px: float  # mean range of a day
+    spread_px: float  # mean
+    usual_spread_px: float  # of the instrument
+
+
 class Setting(NamedTuple):
     """What a model assumes of the market it reads: fixed by the training part."""
 
@@ -55,6 +72,17 @@ class Setting(NamedTuple):
     normaliser: Normaliser
     codes: Codes
     market: Market
+    hours: Hours
+    profile: Profile
+
+
+class Record(NamedTuple):
+    """What a position of 1 went through out of sample, where a model has been tried; guards begin there."""
+
+    drawdown_pips: float = 0.0  # largest fall below the best equity
+    worst_day_pips: float = 0.0  # largest loss of a day, UTC
+    losing_streak: int = 0  # trades
+    changes_per_hour: int = 0  # of the target, at most
 
 
 class Agent:
@@ -151,6 +179,7 @@ class Loaded(NamedTuple):
     manifest: dict[str, Any]
     sha256: str
     trained_ns: int  # close of the last bar of its data
+    record: Record
 
 
 def save_agent(
@@ -160,12 +189,18 @@ def save_agent(
     search: SearchConfig,
     configuration: dict[str, Any],
     data: dict[str, Any],
+    record: Record = Record(),  # noqa: B008
 ) -> str:
     """Write `model.swt`; its sha256.  `data` says what it was trained on and how to read such files."""
     market = setting.market._asdict()
     manifest = {
         "features": {"spec": feature_names(setting.features), "digest": feature_digest(setting.features)},
-        "instrument": {"pip_px": market["pip_px"], "range_px": market["range_px"]},
+        "instrument": {
+            **setting.profile._asdict(),
+            **{name: market[name] for name in OF_MARKET},
+            "closed": closed_stretches(setting.hours),
+        },
+        "backtest": record._asdict(),
         "interval_s": market["interval_ns"] // NS,
         "history": agent.sizes.history,
         "actions": action_names(setting.market.sizes),
@@ -188,15 +223,15 @@ def load_agent(path: Path) -> Loaded:
     """Read and check `model.swt`, all that can be checked before the first inference; raises ModelRefused."""
     model = read_model(path)
     try:
-        sizes, setting, search, trained_ns = interpret(model)
+        sizes, setting, search, trained_ns, record = interpret(model)
     except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
         raise ModelRefused(f"{path}: a manifest that makes no sense: {error!r}") from None
     check_selftest(model)
     agent = Agent(model.graphs, sizes)
-    return Loaded(agent, setting, search, model.manifest, model.sha256, trained_ns)
+    return Loaded(agent, setting, search, model.manifest, model.sha256, trained_ns, record)
 
 
-def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
+def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int, Record]:
     """What the manifest says, and the close of the last bar it was trained on; errors of any kind where it lies."""
     m, a = model.manifest, model.arrays
     interval_s = within("interval_s", m["interval_s"], 1, 7 * 86_400)
@@ -214,6 +249,8 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
         Normaliser(a["shift"], a["scale"]),
         Codes(a["edges"], a["centres"]),
         checked_market(market, m, interval_s),
+        checked_hours(m["instrument"]["closed"]),
+        checked_profile(m["instrument"]),
     )
     search = new_search_config(**m["search"])
     if search.excursion_weight != market.excursion_weight or not (search.stochastic and search.full_width):
@@ -231,7 +268,7 @@ def interpret(model: ModelFile) -> tuple[Sizes, Setting, SearchConfig, int]:
     check_room(sizes, search, model.graphs)
     check_reading(m["data"])
     trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
-    return sizes, setting, search, trained_ns
+    return sizes, setting, search, trained_ns, checked_record(m["backtest"])
 
 
 def checked_sizes(sizes: Sizes, setting: Setting, graphs: dict[str, bytes], rule: int) -> Sizes:
@@ -294,12 +331,42 @@ def first_cuts_are(layout: Layout, first: int, width: int) -> bool:
 
 def checked_market(market: Market, manifest: dict[str, Any], interval_s: int) -> Market:
     """`market`, unless the manifest says otherwise elsewhere or its numbers are beyond any market."""
-    told = {"pip_px": market.pip_px, "range_px": market.range_px}
-    if market.interval_ns != interval_s * NS or manifest["instrument"] != told:
+    told = {name: manifest["instrument"][name] for name in OF_MARKET}
+    if market.interval_ns != interval_s * NS or told != {name: getattr(market, name) for name in OF_MARKET}:
         raise ValueError("costs, instrument and interval_s do not agree")
-    if not all(abs(value) < MOST_PX for value in market if isinstance(value, float)):
+    if (
+        not all(abs(value) < MOST_PX for value in market if isinstance(value, float))
+        or market.pip_px < LEAST_PX
+    ):
         raise ValueError(f"costs beyond {MOST_PX:g}: {market}")
     return market
+
+
+def checked_hours(stretches: Any) -> Hours:
+    """The hours that a manifest gives as closed stretches of a week."""
+    for first, stop in stretches:
+        within("closed", first, 0, QUARTERS - 1)
+        within("closed", stop, first + 1, first + QUARTERS)
+    return new_hours(*stretches[:QUARTERS])
+
+
+def checked_profile(told: dict[str, Any]) -> Profile:
+    """The profile in a manifest, unless a number of it is beyond any market."""
+    profile = Profile(**{name: told[name] for name in Profile._fields})
+    symbol, *sizes = profile
+    if not isinstance(symbol, str) or not all(type(size) is float and 0 <= size < MOST for size in sizes):
+        raise ValueError(f"an instrument that is none: {profile}")
+    if not 0 < profile.low <= profile.price <= profile.high:
+        raise ValueError(f"prices that are none: {profile}")
+    return profile
+
+
+def checked_record(told: dict[str, Any]) -> Record:
+    """The backtest in a manifest, unless a number of it is beyond any backtest."""
+    record = Record(**told)
+    if not all(type(value) in (int, float) and 0 <= value < MOST for value in record):
+        raise ValueError(f"a backtest with {record}")
+    return record
 
 
 def within(name: str, value: Any, low: int, high: int) -> int:
@@ -320,14 +387,15 @@ def check_reading(data: dict[str, Any]) -> None:
         raise ValueError(f"spread_pips is {spread!r:.40}")
 
 
-def reading_of(loaded: Loaded, reading: ReadOptions) -> ReadOptions:
-    """`reading`, with what it leaves open taken from the training of the model."""
+def reading_of(loaded: Loaded, reading: ReadOptions, name: str = "") -> ReadOptions:
+    """`reading` of a feed called `name`, with what the model remembers for what the user and the format leave open.
+
+    Pip and spread are those of an instrument, so nothing of them is remembered for a feed of another.
+    """
     data = loaded.manifest["data"]
-    known = {
-        **data["reading"],
-        "spread_pips": data["spread_pips"],
-        "interval_s": loaded.manifest["interval_s"],
-    }
-    return replace(
-        reading, **{name: value for name, value in known.items() if getattr(reading, name) is None}
-    )
+    memory = {**data["reading"], "spread_pips": data["spread_pips"]}
+    known = find_instrument(reading.symbol or name)
+    if known is not None and not same_instrument(known.symbol, loaded.setting.profile.symbol):
+        memory = {what: value for what, value in memory.items() if what not in ("pip", "spread_pips")}
+    interval_s = loaded.manifest["interval_s"] if reading.interval_s is None else reading.interval_s
+    return replace(reading, interval_s=interval_s, remembered=memory)

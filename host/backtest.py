@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,11 +17,15 @@ from numpy.typing import NDArray
 from host.actor import COLUMNS, format_decision, load_acting, new_trader
 from host.agent import Setting, reading_of
 from host.bars import read_bars
+from host.config import GuardConfig
 from host.data_check import document_of, print_source
 from host.durable import check_writable, naming
 from host.formats import DataError, ReadOptions, Source
+from host.limits import limits_for, limits_text
+from host.market_check import check_named, check_scale, check_symbol
 from host.parsing import EPOCH_UTC, MICROSECOND
 from host.progress import Report, progress, say, silent
+from host.rehearsal import print_rehearsal, rehearse
 from kernels.bars import Bars
 from kernels.market import TRADE, new_accounts
 from kernels.ort import check
@@ -118,27 +123,48 @@ def backtest_csv(
     decisions: Path | None,
     quiet: bool = False,
     as_json: bool = False,
+    guard: GuardConfig | None = None,
+    insist: bool = False,
 ) -> dict[str, Any]:
-    """Trade a CSV with a model, from the bar that closes at or after `start`; the report."""
+    """Trade a CSV with a model from the bar that closes at or after `start`; the report, with what `guard` cuts."""
     if decisions is not None:
         check_writable(decisions)
     loaded = load_acting(model)
-    bars, source = read_bars(csv or SAMPLE, reading_of(loaded, reading))
+    path = str(csv or SAMPLE)
+    reading = sample_reading(reading) if csv is None else reading
+    if not insist:
+        check_named(loaded, reading, path)
+    bars, source = read_bars(path, reading_of(loaded, reading, Path(path).name))
     describe(source)
+    if not insist:
+        check_symbol(loaded, source.instrument.symbol, path)
+        check_scale(loaded, bars.close, bars.high - bars.low, path)
     first = first_bar(bars, start, source, loaded.agent.sizes.history)
     trader = new_trader(loaded.agent, loaded.setting, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
     with progress("backtest") as bar:
         result = trade_bars(trader, bars, extra, first, len(bars.time), bar)
     document = report(result, bars, first, loaded.setting, seed=0)
+    if guard is not None:
+        limits = limits_for(guard, loaded)
+        for line in limits_text(limits, loaded):
+            say(line)
+        document["guards"] = rehearse(loaded, limits, result.log.target, bars, first)
     if as_json:
         print(json.dumps(document))
     elif not quiet:
         print_report(document, sys.stdout)
+        if guard is not None:
+            print_rehearsal(document["guards"], sys.stdout)
     if decisions is not None:
         with naming(decisions):
             write_decisions(decisions, result, bars, first)
     return document
+
+
+def sample_reading(reading: ReadOptions) -> ReadOptions:
+    """What the bundled file does not say of itself."""
+    return replace(reading, side="ask", symbol="EURUSD")
 
 
 def describe(source: Source) -> None:

@@ -200,7 +200,7 @@ def bench_selfplay(size: Size) -> Row:
 
     from host.config import load_config
     from host.dataset import FeatureStore, new_dataset
-    from host.synthetic import INTERVAL_NS, PIP, Options, make_market
+    from host.synthetic import INTERVAL_NS, MADE, Options, make_market
     from host.trainer import Trainer
 
     # a replay of one cycle and no room for more: a collection computes most of the features that it reads
@@ -208,7 +208,7 @@ def bench_selfplay(size: Size) -> Row:
     sessions = [f"train.block={block}", "train.blocks=2", f"train.replay={2 * block}", "train.simulations=16"]
     config = load_config(None, sessions)
     market = make_market("noise", Options(length=size.length))
-    data = new_dataset(market.bars, market.extra, config, PIP, INTERVAL_NS, size.threads)
+    data = new_dataset(market.bars, market.extra, config, MADE, INTERVAL_NS, size.threads)
     trainer = Trainer(data, config, size.threads)
     trainer.store = FeatureStore(data, 2 * block * (config.market.session + 1), size.threads, room_mb=0)
     with threadpool_limits(1, "blas"):

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from host.agent import Agent
 from host.config import load_config
 from host.dataset import new_dataset
-from host.synthetic import INTERVAL_NS, PIP, Options, make_market
+from host.synthetic import INTERVAL_NS, MADE, Options, make_market
 from host.trainer import Trainer
 from kernels.gumbel import GUMBEL, MARKET, RULES
 from kernels.ort import check
@@ -33,7 +33,7 @@ def trained(size: Any) -> Trainer:
     """An agent that has learnt something, and the sessions it has played."""
     market = make_market("planted", Options(length=size.length))
     config = load_config(None, list(size.settings))
-    data = new_dataset(market.bars, market.extra, config, PIP, INTERVAL_NS, size.threads)
+    data = new_dataset(market.bars, market.extra, config, MADE, INTERVAL_NS, size.threads)
     trainer = Trainer(data, config, size.threads)
     for _ in range(size.cycles):
         trainer.run_cycle()

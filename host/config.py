@@ -38,7 +38,7 @@ class Range(NamedTuple):
 
 
 Cost = Annotated[float, Range(0, 10_000)]  # pips
-Swap = Annotated[float, Range(-10_000, 10_000)]  # pips
+Swap = Annotated[float | None, Range(-10_000, 10_000)]  # pips; None: of the instrument
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0, 1000)]  # of a loss
 Exponent = Annotated[float, Range(0, 4)]
@@ -47,16 +47,18 @@ Width = Annotated[int, Range(1, 2048)]
 Simulations = Annotated[int, Range(1, 4096)]
 Count = Annotated[int, Range(1, 100_000)]
 Limit = Annotated[float, Range(0, 1e9)]  # of a guard; 0 = off
+OpenLimit = Annotated[float | None, Range(0, 1e9)]  # None: it follows the model
 
 
 @dataclass(frozen=True)
 class MarketConfig:
-    """Costs and rules, in pips; the spread is the data's where the file has one."""
+    """Costs and rules, in pips; the spread is the data's where the file has one.  None: of the instrument."""
 
-    slippage: Cost = 0.1  # a fill
+    slippage: Annotated[float | None, Range(0, 10_000)] = None  # a fill; an eighth of the usual spread
     commission: Cost = 0.0  # a side
-    swap_long: Swap = -0.5  # a night, negative = paid
-    swap_short: Swap = -0.1
+    # a night, negative = paid; of pairs -0.5 and -0.1, else 5 % and 1 % of the price a year
+    swap_long: Swap = None
+    swap_short: Swap = None
     # the search is exact and fastest for "pnl", see kernels/market_tree.py
     reward: Annotated[str, ("pnl", "amddp")] = "pnl"
     excursion_weight: Weight = 0.01  # k of amddp
@@ -163,17 +165,18 @@ class Config:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """Limits of acting; pips are those of a position of 1, and 0 turns a limit off."""
+    """Limits of acting; pips are those of a position of 1, 0 turns a limit off, and none is negative.
+
+    None: from the model, its backtest and its instrument, as `host/limits.py` says.
+    """
 
     max_target: Share = 1.0
-    changes_per_hour: Annotated[int, Range(0, 100_000)] = (
-        20  # of the target: more, and positions only become smaller
-    )
-    daily_loss: Limit = 200.0  # pips: flat for the rest of the day, UTC
-    drawdown: Limit = 500.0  # pips below the best: flat until --lift-halt
-    losing_streak: Annotated[int, Range(0, 100_000)] = 12  # trades: flat for the rest of the day, UTC
-    max_spread: Limit = 10.0  # pips: positions may only become smaller
-    stale_s: Limit = 600.0  # without the bar that was due, the weekend left out: flat, exit 6
+    changes_per_hour: OpenLimit = None  # of the target: more, and positions may only become smaller
+    daily_loss: OpenLimit = None  # pips: flat for the rest of the day, UTC
+    drawdown: OpenLimit = None  # pips below the best: flat until --lift-halt
+    losing_streak: OpenLimit = None  # trades: flat for the rest of the day, UTC
+    max_spread: OpenLimit = None  # pips: positions may only become smaller
+    stale_s: Limit = 600.0  # without the bar that was due, while the market is open: flat, exit 6
     model_age_days: Limit = 400.0  # since the last bar it was trained on: flat
     far: Limit = 4.0  # root mean square of the normalised features, 1 in training: positions only smaller
     weekend_flat_min: Limit = 0.0  # before the weekly close: flat over the weekend
@@ -279,7 +282,8 @@ def unknown(name: str, known: list[str]) -> str:
 
 
 def coerce(default: Any, allowed: Any, value: Any, where: str) -> Any:
-    """`value` in the type of `default`, if it is allowed."""
+    """`value` in the type of `default`, if it is allowed; what is left open by default is a number."""
+    default = 0.0 if default is None else default
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(default):

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.agent import Setting
-from host.config import Config, ConfigError
-from kernels.bars import Bars
+from host.agent import Profile, Setting
+from host.config import Config, ConfigError, MarketConfig
+from host.instruments import FX, HOURS, Instrument, find_instrument
+from host.progress import say
+from kernels.bars import Bars, take
 from kernels.features import HISTORY, features_of, fit_normaliser, new_features, normalise_rows, signs
-from kernels.market import Tape, check_scale, fit_codes, new_market, session_starts
+from kernels.hours import (
+    DAY_NS,
+    LEAST_WEEKS,
+    SATURDAY_NOON,
+    WEEK_NS,
+    Hours,
+    hours_text,
+    learn_hours,
+    longest_sessions,
+    session_starts,
+)
+from kernels.market import Tape, fit_codes, new_market
 
 FIT_SAMPLE = (
     20_000  # bars that the normaliser and the codes are fitted to, evenly spaced over the training part
@@ -20,6 +34,10 @@ ROOM_MB = (
     64  # of features: 57,000 bars with the default settings, or as many as the replay needs if those are more
 )
 IN_USE = np.iinfo(np.int64).max
+SLIPPAGE = 1 / 8  # of the usual spread
+SWAP_PIPS = -0.5, -0.1  # of a night long and short, of pairs of PIPS_OF_PRICE pips, as most pairs are
+SWAP_SHARE = -0.05 / 365, -0.01 / 365  # of the price of all else, a night: about what brokers take of indices
+PIPS_OF_PRICE = 3_000.0, 60_000.0
 
 
 class Dataset(NamedTuple):
@@ -41,28 +59,66 @@ class DatasetError(ValueError):
 
 
 def new_dataset(
-    bars: Bars, extra: NDArray[np.float32], config: Config, pip_px: float, interval_ns: int, threads: int
+    bars: Bars,
+    extra: NDArray[np.float32],
+    config: Config,
+    instrument: Instrument,
+    interval_ns: int,
+    threads: int,
 ) -> Dataset:
     """Split the bars and fit everything that is fitted, to the training part only."""
     T, length = len(bars.time), config.market.session
     train_stop = int(T * config.train.train_share)
     if not all(np.isfinite(column).all() for column in bars):
         raise DatasetError("a price, volume or time of the bars is not a finite number")
-    try:
-        check_scale(bars, pip_px)
-    except ValueError as error:
-        raise DatasetError(str(error)) from None
     history = HISTORY + context_of(config) - 1
-    starts, rejects = session_starts(bars, 0, train_stop, length, history, interval_ns)
+    hours = hours_of(bars.time[:train_stop], instrument, interval_ns)
+    starts, rejects = session_starts(bars, 0, train_stop, length, history, interval_ns, hours)
     test_first = max(train_stop + length, history)
     if len(starts) == 0 or test_first + 1 >= T:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items() if count)
+        longest = longest_sessions(bars.time, train_stop, history, interval_ns, hours)
         raise DatasetError(
             f"{T} bars give no training session of {length} decisions ({reasons}); "
-            "bring more bars or set market.session to fewer decisions"
+            f"{remedy(bars.time, length, history, train_stop, *longest, config)}"
         )
-    setting = fit_setting(bars, extra, config, pip_px, interval_ns, train_stop, threads)
+    setting = fit_setting(bars, extra, config, instrument, interval_ns, hours, train_stop, threads)
     return Dataset(bars, extra, train_stop, test_first, setting, starts, rejects)
+
+
+def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) -> Hours:
+    """The hours that the bars of the training part show; says what is not as usual for the instrument."""
+    usual = HOURS[instrument.hours]
+    hours = learn_hours(time, interval_ns, usual) if len(time) else usual
+    if (hours != usual).any():
+        say(f"hours as the bars show them, closed (UTC): {hours_text(hours)}")
+    return hours
+
+
+def remedy(
+    time: NDArray[np.int64],
+    length: int,
+    history: int,
+    train_stop: int,
+    longest: int,
+    whole: float,
+    config: Config,
+) -> str:
+    """What gives a training session where bars that close at `time` [T] do not.
+
+    `longest` decisions fit into the training part, `whole` between two holes: no number of bars changes the latter.
+    """
+    T, share = len(time), config.train.train_share
+    weeks = LEAST_WEEKS * WEEK_NS / max(time[-1] - time[0], 1) * T  # bars of weeks that tell the hours
+    enough = math.ceil(max((history + length) / share, (length + 2) / (1 - share))) + 1
+    enough = max(enough, math.ceil(weeks / share) + 1) if T >= enough else enough
+    fits = min(longest, T - train_stop - 2)
+    shorter = f"--set market.session={fits}" if fits > config.train.n_step else ""
+    if whole < length:
+        cause = f"the longest stretch between two holes has {whole:.0f}, and more bars do not change that: "
+        return cause + (shorter or "bring bars with fewer holes")
+    more = f"bring at least {enough} bars" if T < enough else "bring bars with fewer holes"
+    return f"{more} or {shorter}" if shorter else more
 
 
 def context_of(config: Config) -> int:
@@ -74,24 +130,23 @@ def fit_setting(
     bars: Bars,
     extra: NDArray[np.float32],
     config: Config,
-    pip_px: float,
+    instrument: Instrument,
     interval_ns: int,
+    hours: Hours,
     train_stop: int,
     threads: int,
 ) -> Setting:
     """Costs, feature specification, normaliser and chance codes from bars [0, train_stop)."""
-    m = config.market
+    m, profile = config.market, profile_of(take(bars, 0, train_stop), instrument)
     try:
         market = new_market(
             range_px=float(np.mean(bars.high[:train_stop] - bars.low[:train_stop])),
-            pip_px=pip_px,
+            pip_px=instrument.pip,
             interval_ns=interval_ns,
-            slippage_px=m.slippage * pip_px,
-            commission_px=m.commission * pip_px,
-            swap_long_px=m.swap_long * pip_px,
-            swap_short_px=m.swap_short * pip_px,
+            **costs_of(m, instrument, profile),
             excursion_weight=m.excursion_weight if m.reward == "amddp" else 0.0,
             reverse=m.reverse,
+            weekends=bool(hours[SATURDAY_NOON]),
             sizes=m.sizes,
         )
     except ValueError as error:
@@ -100,7 +155,42 @@ def fit_setting(
     ts = np.unique(np.linspace(HISTORY - 1, train_stop - 2, FIT_SAMPLE).astype(np.int64))
     X = np.concatenate([features_of(spec, bars, ts, threads), extra[ts]], axis=1)
     codes = fit_codes(bars, ts, config.network.codes)
-    return Setting(spec, fit_normaliser(X, spec), codes, market)
+    return Setting(spec, fit_normaliser(X, spec), codes, market, hours, profile)
+
+
+def profile_of(bars: Bars, instrument: Instrument) -> Profile:
+    """The scale of the prices of the training part."""
+    day = np.flatnonzero(np.diff((bars.time - 1) // DAY_NS, prepend=-1))
+    days = np.maximum.reduceat(bars.high, day) - np.minimum.reduceat(bars.low, day)
+    usual = find_instrument(instrument.symbol) or instrument
+    return Profile(
+        symbol=instrument.symbol,
+        point=float(instrument.point),
+        price=float(np.median(bars.close)),
+        low=float(bars.low.min()),
+        high=float(bars.high.max()),
+        day_px=float(days.mean()),
+        spread_px=float(np.mean(bars.ask_close - bars.close)),
+        usual_spread_px=float(usual.spread_pips * usual.pip),
+    )
+
+
+def costs_of(m: MarketConfig, instrument: Instrument, profile: Profile) -> dict[str, Any]:
+    """Slippage, commission and swap in price; those that nobody has set follow the instrument."""
+    pip, price = instrument.pip, profile.price
+    slippage_px = SLIPPAGE * profile.usual_spread_px if m.slippage is None else m.slippage * pip
+    is_pair = instrument.hours == FX and PIPS_OF_PRICE[0] <= price / pip <= PIPS_OF_PRICE[1]
+    swaps_px = [share * (pip if is_pair else price) for share in (SWAP_PIPS if is_pair else SWAP_SHARE)]
+    given = [swap * pip if swap is not None else None for swap in (m.swap_long, m.swap_short)]
+    swap_long_px, swap_short_px = (
+        usual if own is None else own for own, usual in zip(given, swaps_px, strict=True)
+    )
+    return {
+        "slippage_px": slippage_px,
+        "commission_px": m.commission * pip,
+        "swap_long_px": swap_long_px,
+        "swap_short_px": swap_short_px,
+    }
 
 
 class FeatureStore:

@@ -18,7 +18,8 @@ from host.journal import JournalError
 from host.model_file import ModelRefused
 from kernels._jit import entry
 from kernels.guard import HALTED, Guard, Limits, Seen, Verdict, bound, judge, lift, reason_of
-from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, PROFIT_PX, TRADE, new_accounts, step
+from kernels.hours import weekly_close
+from kernels.market import ACC_EQUITY, ACC_SIDE, EXIT_BAR, PROFIT_PX, TRADE, close_out, new_accounts, step
 from kernels.position import BUY, CLOSE, FULL, HOLD, SELL
 
 FORMAT = 2  # of the journal's records
@@ -60,6 +61,7 @@ class Desk:
         self.outcome: Outcome | None = None  # the last one
         self.last: Bar | None = None
         self._market = loaded.setting.market._replace(sizes=FULL)  # limits are pips of a position of 1
+        self._weekly_close = weekly_close(loaded.setting.hours)
         self._held = new_accounts(1)[0]  # the ledger of the published targets
         self._trade = np.zeros(TRADE)
         self._step = entry(step, self._held, self._trade, self.actor.bars, 0, HOLD, self._market)
@@ -117,6 +119,12 @@ class Desk:
         self.outcome = Outcome(**state["outcome"]) if state["outcome"] else None
         self.last = bars[-1] if bars else None
 
+    def closed_out(self) -> float:
+        """Profit in pips if what is held were closed at the last bar."""
+        held, bars = self._held.copy(), self.actor.bars
+        close_out(held, self._trade.copy(), bars, len(bars.time) - 1, self._market)
+        return float(held[ACC_EQUITY] / self._market.pip_px)
+
     def _fill(self) -> None:
         """Book the published target at the open of the newest bar."""
         bars, side = self.actor.bars, self._held[ACC_SIDE]
@@ -131,6 +139,7 @@ class Desk:
             now_ns=world.now_ns,
             close_ns=self.last.time if self.last else world.now_ns,
             interval_ns=self._market.interval_ns,
+            weekly_close=self._weekly_close,
             trained_ns=self._loaded.trained_ns,
             equity=float(self._held[ACC_EQUITY] / self._market.pip_px),
             profit=0.0,

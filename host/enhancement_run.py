@@ -28,7 +28,7 @@ from host.dataset import new_dataset
 from host.machine import memory_mb
 from host.run import KEEP, open_run
 from host.selftest import LENGTH, measure, new_exam, selftest_config
-from host.synthetic import INTERVAL_NS, PIP, Options, Synthetic, make_market
+from host.synthetic import INTERVAL_NS, MADE, Options, Synthetic, make_market
 from host.trainer import Trainer
 from kernels._jit import program_digest
 from kernels.planner import TALLY, Planner, plan
@@ -95,7 +95,7 @@ def new_trainer(unit: Unit) -> tuple[Trainer, Synthetic]:
     """A trainer at its beginning, and the market."""
     config, effort = config_of(unit), unit.effort
     market = make_market(unit.market, Options(length=effort.length, seed=unit.seed))
-    data = new_dataset(market.bars, market.extra, config, PIP, INTERVAL_NS, effort.threads)
+    data = new_dataset(market.bars, market.extra, config, MADE, INTERVAL_NS, effort.threads)
     return Trainer(data, config, effort.threads), market
 
 

@@ -48,12 +48,18 @@ class Bar(NamedTuple):
 class LineParser:
     """Turns the lines of one feed into bars, in their order."""
 
-    def __init__(self, layout: Layout, options: ReadOptions, name: str) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        options: ReadOptions,
+        name: str,
+        check: Callable[[Rules], None] = lambda rules: None,
+    ) -> None:
         if options.interval_s is None:
             raise DataError(f"{name}: a line does not tell how long its bar is")
         self.layout = layout
         self.clock = layout.format.timezone
-        self._options = options
+        self._options, self._check = options, check
         self._interval_ns = options.interval_s * NS
         self._name = name
         self._rules: Rules | None = None
@@ -84,6 +90,7 @@ class LineParser:
             self._rules, notes = rules_for(self.layout, self._options, self._name, price, self._interval_ns)
             said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
             say(f"{self._name}: {'; '.join([said, *notes])}")
+            self._check(self._rules)
         opening = stamp_utc(stamp, is_utc, self.clock)
         opening -= self._interval_ns if self._rules.label == "close" else 0
         prices = numbers["open"], numbers["high"], numbers["low"], numbers["close"]
@@ -121,10 +128,12 @@ def feed_bars(
     options: ReadOptions | None = None,
     follow: bool = False,
     wait: Callable[[], None] = lambda: time.sleep(POLL_S),
+    check: Callable[[Rules], None] = lambda rules: None,
 ) -> Iterator[Bar]:
     """The closed bars of a file, a stream or stdin ("-"); with `follow`, `wait` passes the time at the end of a file.
 
     A stream that is no file ends with its writer.  Without `options.interval_s` the first LEARN lines are awaited.
+    `check` is shown how the first line is read, and may refuse that.
     """
     options = options or ReadOptions()
     if source == "-":
@@ -134,7 +143,7 @@ def feed_bars(
     else:
         name, lines = str(getattr(source, "name", "feed")), stream_lines(source, follow, wait)
     read, layout, step_ns = learn_step(lines, options, name)
-    parser = LineParser(layout, replace(options, interval_s=step_ns // NS), name)
+    parser = LineParser(layout, replace(options, interval_s=step_ns // NS), name, check)
     bars = parse_lines(chain(read, lines), parser, options, name)
     if options.interval_s in (None, step_ns // NS):
         yield from bars

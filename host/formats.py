@@ -10,7 +10,7 @@ import csv
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +62,12 @@ class ReadOptions:
     drop_bad: bool = False
     # What a model was trained with, by the names above: for what neither the user says nor the format settles.
     remembered: Mapping[str, Any] = field(default_factory=dict)
+
+    def typed(self) -> dict[str, Any]:
+        """What the user says, by the names above: all but what a model remembers."""
+        return {
+            option.name: getattr(self, option.name) for option in fields(self) if option.name != "remembered"
+        }
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ import math
 import re
 from typing import NamedTuple
 
+from kernels.hours import ALWAYS_OPEN, DAILY_CLOSE, WEEKDAYS
+
 FX, DAILY_BREAK, ALWAYS = "fx", "daily-break", "always"  # closed over the weekend; and an hour a day; never
+HOURS = {FX: WEEKDAYS, DAILY_BREAK: DAILY_CLOSE, ALWAYS: ALWAYS_OPEN}
 
 
 class Instrument(NamedTuple):
@@ -109,3 +112,29 @@ def instrument_of_prices(symbol: str, price: float, digits: int) -> Instrument:
             pip = 10.0 ** (math.floor(math.log10(price)) - 4)
         return Instrument(symbol, pip, pip / 10, SPREAD_PIPS)
     return Instrument(symbol, pip, 10.0**-digits, SPREAD_PIPS)
+
+
+def canonical(symbol: str) -> str:
+    """The one name of an instrument that has several, without suffixes; gold in euros is not gold in dollars."""
+    found = find_instrument(symbol)
+    symbol = found.symbol if found else symbol.upper()
+    name = ALIASES.get(symbol, symbol)
+    return f"{name[:-3]}EUR" if symbol.endswith("EUR") and name.endswith("USD") else name
+
+
+def same_instrument(a: str, b: str) -> bool:
+    """Whether two symbols may be of one instrument; "-", which nobody has said, may be of any."""
+    return "-" in (a, b) or canonical(a) == canonical(b)
+
+
+def pip_fault(pip: float, symbol: str, price: float, digits: int) -> str:
+    """What is wrong with a pip that a user gives for prices of about `price` with so many digits, or nothing.
+
+    It is no finer than the last digit that is quoted, and a price has LEAST_PIPS of them.
+    """
+    usual = find_instrument(symbol) or instrument_of_prices(symbol, price, digits)
+    if pip < usual.point * 0.999:
+        return f"the prices have no digit so small: --pip {usual.pip:g}, for example"
+    if pip * LEAST_PIPS > price:
+        return f"that is {price / pip:.3g} pips in a price of {price:g}: --pip {usual.pip:g}, for example"
+    return ""

@@ -27,7 +27,7 @@ from kernels._jit import program_digest
 from kernels.ort import Layout, OrtError, Session, check, evaluate
 
 Arrays = dict[str, NDArray[Any]]
-FORMAT = 1
+FORMAT = 2
 REQUIRED = {  # keys of the manifest that the trainer gives, with those that must be inside
     "features": ("spec", "digest"),
     "instrument": (),

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +33,7 @@ from host.durable import Locked, overwrite, publish, swap
 from host.feed import Bar
 from host.follow import Taken
 from host.journal import ROTATE, Journal, Record, parse_lines, read_cache, write_cache
+from host.limits import limits_for, limits_text
 from host.progress import say
 from host.target import (
     DRY_RUN,
@@ -48,7 +48,7 @@ from host.target import (
     utc,
 )
 from kernels.bars import NS
-from kernels.guard import ACTIVE, HALT_FILE, HALTED, Limits, age_ns, open_ns
+from kernels.guard import ACTIVE, HALT_FILE, HALTED, Limits, open_ns
 
 VALID_BARS = 2  # intervals from a bar's close to the end of its target
 LATE_FEED = "late-feed"
@@ -95,7 +95,10 @@ class Office:
         self._halt, self._position = self._folder / "HALT", self._folder / "position.csv"
         self._target, self._reserve = self._folder / "target.csv", self._folder / ".target.reserve"
         self._interval_ns = loaded.setting.market.interval_ns
-        limits = Limits(**asdict(publishing.guard))
+        self._hours = loaded.setting.hours
+        limits = limits_for(publishing.guard, loaded)
+        for line in limits_text(limits, loaded):
+            say(line)
         self._desk = Desk(loaded, limits)
         self._said = "active agent"  # reason of the last target, for people
         self._arrived_ns, self._beat_ns = time.time_ns(), 0
@@ -161,7 +164,7 @@ class Office:
         """Between two bars: stop if a guard says so, else show that all is well."""
         self._check_held()
         now, stale_s = time.time_ns(), self._publishing.guard.stale_s
-        if 0 < stale_s * NS < open_ns(self._arrived_ns, now) - self._interval_ns:
+        if 0 < stale_s * NS < open_ns(self._arrived_ns, now, self._hours) - self._interval_ns:
             self.stop("stale-feed")
             raise FeedStale(f"no bar for {(now - self._arrived_ns) / NS:.0f} s; {self._flat()}")
         if now - self._arrived_ns > AT_END_S * NS:
@@ -214,7 +217,7 @@ class Office:
         if not self._is_late or last is None:
             return
         now = time.time_ns()
-        is_weekend = age_ns(last.time, now) < VALID_BARS * self._interval_ns
+        is_weekend = open_ns(last.time, now, self._hours) < VALID_BARS * self._interval_ns
         if not self._is_late_said:
             self._is_late_said = True
             hint = "the market is closed" if is_weekend else "flat; is its clock another (--timezone)?"

@@ -31,7 +31,7 @@ from host.formats import (
     file_name,
     split_fields,
 )
-from host.instruments import Instrument, find_instrument, instrument_of_prices
+from host.instruments import Instrument, find_instrument, instrument_of_prices, pip_fault
 from kernels.bars import NS
 
 Ints = NDArray[np.int64]
@@ -200,6 +200,9 @@ def instrument_for(
             f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
             "prices; if they are prices, say --pip"
         )
+    fault = pip_fault(options.pip, said[who], price, layout.digits) if options.pip is not None else ""
+    if fault:
+        raise DataError(f"{name}: --pip {options.pip:g}: {fault}")
     usual = instrument.spread_pips * instrument.pip
     if who in found and options.spread_pips is None and 0 < WIDE * price < usual:
         raise DataError(

@@ -271,11 +271,15 @@ def _read_checkpoint(file: BinaryIO) -> Checkpoint:
 
 
 def to_toml(config: dict[str, Any]) -> str:
-    """TOML of scalars and lists, then of one table for each value that is a dict of them."""
+    """TOML of scalars and lists, then of one table for each value that is a dict of them; without what is None."""
     tables = {key: value for key, value in config.items() if isinstance(value, dict)}
-    lines = [f"{_key(k)} = {_value(v)}" for k, v in config.items() if k not in tables]
+    lines = [f"{_key(k)} = {_value(v)}" for k, v in config.items() if k not in tables and v is not None]
     for name, table in tables.items():
-        lines += ["", f"[{_key(name)}]", *(f"{_key(k)} = {_value(v)}" for k, v in table.items())]
+        lines += [
+            "",
+            f"[{_key(name)}]",
+            *(f"{_key(k)} = {_value(v)}" for k, v in table.items() if v is not None),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ from host.dataset import Dataset, DatasetError, new_dataset
 from host.progress import Report, compiling, progress, silent
 from host.synthetic import (
     INTERVAL_NS,
+    MADE,
     MARKETS,
     PIP,
     Optimum,
@@ -92,7 +93,7 @@ def set_exam(name: str, options: Options, config: Config, threads: int) -> tuple
     """A known market with its optimum, and its training part; raises SelftestRefused where there is none."""
     try:
         synthetic = make_market(name, options)
-        data = new_dataset(synthetic.bars, synthetic.extra, config, PIP, INTERVAL_NS, threads)
+        data = new_dataset(synthetic.bars, synthetic.extra, config, MADE, INTERVAL_NS, threads)
         return new_exam(synthetic, data), data
     except DatasetError as error:
         raise SelftestRefused(f"{name}: --length {options.length}: {error}") from None

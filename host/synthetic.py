@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from host.instruments import SPREAD_PIPS, Instrument
 from kernels.bars import NS, Bars
 from kernels.market import TRADE, Market, close_out, new_accounts, step
 from kernels.position import ACTIONS, FULL, HOLD, is_legal, target_side
@@ -40,6 +41,7 @@ WALK = 0.5  # of `planted-hard`: the walk's deviation in those of e
 QUIET_BARS, RISE_BARS, FALL_BARS = 12, 4, 2  # of `close`; quiet on average
 RISE, FALL = 1.5, -1.7  # expected moves, deviations
 LEVEL, PIP, INTERVAL_NS = 1.1, 0.0001, 60 * NS
+MADE = Instrument("-", PIP, PIP / 10, SPREAD_PIPS)
 LOWEST = 0.2  # a random walk that comes here is refused: its pips would no longer mean the same
 FIRST_CLOSE = 1_577_836_800 * NS  # 2020-01-01 00:00 UTC
 SUBSTEPS = 16  # of a bar's path, for its high and low

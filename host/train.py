@@ -11,7 +11,6 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from host.actor import new_trader
-from host.agent import Loaded, load_agent, save_agent
-from host.backtest import SAMPLE, describe, print_report, report, trade_bars
+from host.agent import Loaded, Record, load_agent, save_agent
+from host.backtest import SAMPLE, describe, print_report, report, sample_reading, trade_bars
 from host.bars import read_bars
 from host.config import Config, check_minutes, flat, load_config
 from host.dataset import Dataset, new_dataset
 from host.durable import Unwritten, check_writable, locked, naming
 from host.formats import DataError, ReadOptions, Source
 from host.progress import Report, command, compiling, progress, say
+from host.rehearsal import record_of
 from host.run import (
     NUMBER,
     RUNS,
@@ -108,15 +108,28 @@ def train_csv(
             bar(0.0, "first cycle")
             log = partial(keep, trainer=trainer, run=run, origin=origin)
             first_cycle(trainer, sessions, log)
-            rehearse(trainer)
+            warm_up(trainer)
         with progress("training") as bar:
             train_for(trainer, minutes or (None if sessions else MINUTES), sessions, log, bar)
-        loaded = save_trained(run, trainer, source)
-        document = out_of_sample(loaded, data, job.config)
+        document, record = out_of_sample(trainer, job.config)
+        loaded = save_trained(run, trainer, source, record)
     print_report(document, sys.stderr)
     model = run.path / "model.swt"
     advise(job, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
+
+
+def describe_market(data: Dataset) -> None:
+    """Say what trading costs, in pips and bars, so that a person sees what is absurd."""
+    market, profile = data.setting.market, data.setting.profile
+    pip = market.pip_px
+    say(
+        f"  bars of {market.range_px / pip:.1f} pips in the mean; spread {profile.spread_px / pip:.2f} pips = "
+        f"{profile.spread_px / market.range_px:.1%} of a bar, slippage {market.slippage_px / pip:.2f} pips, "
+        f"swap {market.swap_long_px / pip:.2f} long and {market.swap_short_px / pip:.2f} short a night"
+    )
+    if profile.symbol == "-":
+        say("  no symbol: name it with --symbol; without, act refuses another instrument by its scale only")
 
 
 @contextmanager
@@ -153,7 +166,7 @@ def new_job(job: Job, out: Path | None) -> Job:
     if out:
         refuse_run(out)
     if job.csv is None:  # what the bundled file does not say of itself
-        return job._replace(reading=replace(job.reading, side="ask", symbol="EURUSD"))
+        return job._replace(reading=sample_reading(job.reading))
     return job
 
 
@@ -170,10 +183,11 @@ def stored_job(given: Job, run: Path) -> Job:
     for name, value in flat(config.as_dict()):
         if asked[name] != value:
             raise RunRefused(f"{run}: {name}: the run has {value}, asked for is {asked[name]}; {AS_IT_BEGAN}")
-    for option in fields(ReadOptions):
-        value, wanted = getattr(reading, option.name), getattr(given.reading, option.name)
-        if wanted not in (option.default, value):
-            flag = flag_of(option.name)
+    untyped, asked_reading = ReadOptions().typed(), given.reading.typed()
+    for name, value in reading.typed().items():
+        wanted = asked_reading[name]
+        if wanted not in (untyped[name], value):
+            flag = flag_of(name)
             had = "nothing" if value is None else value
             raise RunRefused(f"{run}: {flag}: the run has {had}, asked for is {wanted}; {AS_IT_BEGAN}")
     check_origin(run, origin_of(stored))
@@ -186,7 +200,7 @@ def origin_of(job: Job, data: Dataset | None = None, source: Source | None = Non
     """All that determines the weights, as a checkpoint holds it; of data and features once they are read."""
     known = {} if data is None else {"features": feature_digest(data.setting.features)}
     known |= {} if source is None else {"data": source.sha256}
-    origin = {"config": job.config.as_dict(), "reading": asdict(job.reading), "program": program_digest()}
+    origin = {"config": job.config.as_dict(), "reading": job.reading.typed(), "program": program_digest()}
     plain: dict[str, Any] = json.loads(json.dumps(origin | known))
     return plain
 
@@ -218,7 +232,8 @@ def prepare(job: Job, run: Path | None, threads: int, bar: Report) -> tuple[Data
         check_origin(run, {"data": source.sha256})
     bar(0.0, "features")
     extra = np.zeros((len(bars.time), 0), np.float32)
-    data = new_dataset(bars, extra, job.config, source.instrument.pip, source.interval_s * NS, threads)
+    data = new_dataset(bars, extra, job.config, source.instrument, source.interval_s * NS, threads)
+    describe_market(data)
     describe_split(data)
     return data, source
 
@@ -234,7 +249,7 @@ def describe_split(data: Dataset) -> None:
 
 def begin(run: Run, job: Job, source: Source) -> None:
     """Write down what the run is made of; with config.toml it has begun."""
-    reading = {name: value for name, value in asdict(job.reading).items() if value is not None}
+    reading = {name: value for name, value in job.reading.typed().items() if value is not None}
     csv = str(job.csv.resolve()).encode(errors="replace").decode() if job.csv else ""
     run.write_table("data", {"csv": csv, "sha256": source.sha256, "reading": reading})
     run.write_table("config", job.config.as_dict())
@@ -258,7 +273,7 @@ def restore(trainer: Trainer, run: Run) -> None:
         say(f"resuming after cycle {trainer.cycle}, {trainer.sessions} sessions: {run.path}")
 
 
-def save_trained(run: Run, trainer: Trainer, source: Source) -> Loaded:
+def save_trained(run: Run, trainer: Trainer, source: Source, record: Record) -> Loaded:
     """Export the target networks with everything that reading and acting need; the model, read back."""
     data = {
         "span": [source.first, source.last],
@@ -268,7 +283,8 @@ def save_trained(run: Run, trainer: Trainer, source: Source) -> Loaded:
     }
     path, configuration = run.path / "model.swt", trainer.config.as_dict()
     with naming(path):
-        save_agent(path, trainer.agent(), trainer.data.setting, trainer.acting_search(), configuration, data)
+        parts = trainer.agent(), trainer.data.setting, trainer.acting_search(), configuration, data
+        save_agent(path, *parts, record)
     loaded = load_agent(path)
     if run.path.parent == RUNS and NUMBER.fullmatch(run.path.name):
         try:
@@ -278,20 +294,22 @@ def save_trained(run: Run, trainer: Trainer, source: Source) -> Loaded:
     return loaded
 
 
-def rehearse(trainer: Trainer) -> None:
+def warm_up(trainer: Trainer) -> None:
     """One decision as the finished agent makes it, so that its kernels are compiled by now."""
     data = trainer.data
     trader = new_trader(trainer.agent(), data.setting, trainer.acting_search())
     trade_bars(trader, data.bars, data.extra, data.test_first, data.test_first + 2)
 
 
-def out_of_sample(loaded: Loaded, data: Dataset, config: Config) -> dict[str, Any]:
-    """The report on the test part."""
+def out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, Any], Record]:
+    """The report on the test part, and what the guards begin with."""
+    data = trainer.data
     first, stop = data.test_first, len(data.bars.time)
-    trader = new_trader(loaded.agent, loaded.setting, loaded.search)
+    trader = new_trader(trainer.agent(), data.setting, trainer.acting_search())
     with progress("out of sample") as bar:
         result = trade_bars(trader, data.bars, data.extra, first, stop, bar)
-    return report(result, data.bars, first, loaded.setting, config.train.seed)
+    document = report(result, data.bars, first, data.setting, config.train.seed)
+    return document, record_of(result.log.target, data.bars, first, data.setting.market)[0]
 
 
 def flag_of(name: str) -> str:
@@ -301,14 +319,10 @@ def flag_of(name: str) -> str:
 
 def reading_flags(reading: ReadOptions) -> list[str]:
     """The flags that say what `reading` says, but for the pip, which a model knows."""
-    given = {option.name: getattr(reading, option.name) for option in fields(reading)}
-    words = list[str]()
-    for option in fields(reading):
-        if option.name not in ("pip", "interval_s") and given[option.name] != option.default:
-            words += [
-                flag_of(option.name),
-                *([] if given[option.name] is True else [str(given[option.name])]),
-            ]
+    untyped, words = ReadOptions().typed(), list[str]()
+    for name, value in reading.typed().items():
+        if name not in ("pip", "interval_s") and value != untyped[name]:
+            words += [flag_of(name), *([] if value is True else [str(value)])]
     return words
 
 

@@ -7,7 +7,7 @@ that is published.  Profits are pips of a position of 1; a limit of 0 is off.
 from typing import NamedTuple
 
 from kernels.bars import NS
-from kernels.market import CLOSE_BEGIN_NS, CLOSE_LENGTH_NS, DAY_NS, HOUR_NS, WEEK_NS
+from kernels.hours import DAY_NS, HOUR_NS, MONDAY, QUARTER_NS, WEEK_NS, Hours, closed_ns
 
 ACTIVE, REDUCING, HALTED = "ACTIVE", "REDUCING", "HALTED"
 DAILY_LOSS, DRAWDOWN, LOSING_STREAK = "daily-loss", "drawdown", "losing-streak"
@@ -16,13 +16,13 @@ FOR_THE_DAY = (DAILY_LOSS, LOSING_STREAK)  # these halts end with the UTC day, a
 
 
 class Limits(NamedTuple):
-    """What may not be exceeded; the fields of `host.config.GuardConfig`."""
+    """What may not be exceeded: the fields of `host.config.GuardConfig`, none left open."""
 
     max_target: float
-    changes_per_hour: int
+    changes_per_hour: float
     daily_loss: float
     drawdown: float
-    losing_streak: int
+    losing_streak: float
     max_spread: float
     stale_s: float
     model_age_days: float
@@ -37,6 +37,7 @@ class Seen(NamedTuple):
     now_ns: int
     close_ns: int  # of the last bar
     interval_ns: int
+    weekly_close: tuple[int, int]  # `kernels.hours.weekly_close`
     trained_ns: int  # close of the last bar that the model knows
     equity: float  # of the published targets, pips
     profit: float  # of the trade that the last bar closed, pips; 0 without one
@@ -75,7 +76,7 @@ def judge(guard: Guard, seen: Seen, limits: Limits) -> tuple[Guard, Verdict]:
     reason = halting(guard, seen, limits)
     if reason:
         return guard, Verdict(HALTED, reason, 0.0)
-    if is_weekend(seen.close_ns, seen.interval_ns, limits.weekend_flat_min):
+    if is_weekend(seen, limits.weekend_flat_min):
         return guard, Verdict(REDUCING, "weekend", 0.0)
     reason = reducing(guard, seen, limits)
     return guard, Verdict(REDUCING if reason else ACTIVE, reason or "agent", limits.max_target)
@@ -162,25 +163,16 @@ def lift(guard: Guard) -> Guard:
     return guard._replace(halted="", losses=0, peak=guard.equity, day_equity=guard.equity)
 
 
-def is_weekend(close_ns: int, interval_ns: int, minutes: float) -> bool:
+def is_weekend(seen: Seen, minutes: float) -> bool:
     """Whether the decision after the one at `close_ns` comes too late to be flat `minutes` before the weekly close."""
-    into = (close_ns - CLOSE_BEGIN_NS) % WEEK_NS  # since the last weekly close
+    begin_ns, length_ns = seen.weekly_close
+    into = (seen.close_ns - MONDAY * QUARTER_NS - begin_ns) % WEEK_NS  # since the last weekly close
     left = WEEK_NS - into
-    return minutes > 0 and (into < CLOSE_LENGTH_NS or left <= interval_ns + minutes * 60 * NS)
+    return (
+        minutes > 0 and length_ns > 0 and (into < length_ns or left <= seen.interval_ns + minutes * 60 * NS)
+    )
 
 
-def open_ns(since_ns: int, now_ns: int) -> int:
-    """Nanoseconds of (since, now] outside the weekly close."""
-    closed = 0
-    week = since_ns - (since_ns - CLOSE_BEGIN_NS) % WEEK_NS  # begin of the close before `since`
-    while week < now_ns:
-        closed += max(0, min(now_ns, week + CLOSE_LENGTH_NS) - max(since_ns, week))
-        week += WEEK_NS
-    return max(0, now_ns - since_ns - closed)
-
-
-def age_ns(close_ns: int, now_ns: int) -> int:
-    """Nanoseconds since a bar closed, outside the weekly close; all of them for a market that is open on Saturday."""
-    into = (close_ns - CLOSE_BEGIN_NS) % WEEK_NS
-    is_closed = CLOSE_LENGTH_NS / 4 < into < CLOSE_LENGTH_NS * 3 / 4  # clocks change at its ends
-    return now_ns - close_ns if is_closed else open_ns(close_ns, now_ns)
+def open_ns(since_ns: int, now_ns: int, hours: Hours) -> int:
+    """Nanoseconds of (since, now] at which the market is open."""
+    return max(0, now_ns - since_ns - closed_ns(since_ns, now_ns, hours))

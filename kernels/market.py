@@ -1,4 +1,4 @@
-"""The market as a small trader meets it: fills, costs, swap, the ledger, rewards, sessions and chance codes.
+"""The market as a small trader meets it: fills, costs, swap, the ledger, rewards and chance codes.
 
 One ledger: equity, rewards and the trade list come from `step` and `close_out`, and no other code books a fill.
 Prices and profits are in price units (`_px`, of a full position of one unit of the base currency); rewards and
@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 
 from kernels import position
 from kernels._jit import kernel
-from kernels.bars import NS, Bars, missing_bars
+from kernels.bars import Bars
+from kernels.hours import nights
 from kernels.position import FULL, MOST_SIZES, count_actions, is_legal, target_side
-
-HOUR_NS = 3600 * NS
-DAY_NS = 24 * HOUR_NS
-WEEK_NS = 7 * DAY_NS
 
 # An account is a row of ACCOUNT float64 numbers.  Zeros are an account that is flat and has traded nothing.
 ACC_BALANCE = 0  # sum of the profits of closed trades, px
@@ -52,14 +49,6 @@ TRADE = 9
 
 SCALE_BARS = 64  # moves that tell how large the next one may be
 SCALE_FLOOR = 1e-6  # of the price: the least scale of a move, a hundredth of a pip
-MOST_MISSING = 10  # bars of an unscheduled hole that a session may span
-CLOSE_BEGIN_NS = DAY_NS + 21 * HOUR_NS  # Friday 21:00 UTC, counted from the epoch, which was a Thursday
-CLOSE_LENGTH_NS = 49 * HOUR_NS  # to Sunday 22:00: summer and winter together
-LEAST_CLOSE_NS = 40 * HOUR_NS  # a hole with less of it is not the weekly close; H4 bars cut it to 44 hours
-LONGEST_INTRADAY_NS = HOUR_NS // 4  # up to here a session does not span the weekly close
-STARTS, NO_HISTORY, NEAR_END, HOLE, WEEKLY_CLOSE = 0, 1, 2, 3, 4
-REASONS = ("", "without history", "too near the end", "across a hole", "across the weekly close")
-PIPS_OF_PRICE = (3_000.0, 60_000.0)  # a pip is 0.0001 where prices are about 1, 0.01 where they are about 100
 
 
 class Market(NamedTuple):
@@ -74,6 +63,7 @@ class Market(NamedTuple):
     excursion_weight: float  # k: what a bar's excursion takes from its reward; 0 = reward is profit
     interval_ns: int  # from close to close
     reverse: bool  # an open position may be turned in one action
+    weekends: bool  # it closes over them, see `nights`
     sizes: tuple[float, ...]  # [MOST_SIZES] of an entry: fractions of a full position, ascending, then 0
 
 
@@ -112,6 +102,7 @@ def new_market(
     swap_short_px: float = 0.0,
     excursion_weight: float = 0.0,
     reverse: bool = False,
+    weekends: bool = True,
     sizes: Sequence[float] = FULL,
 ) -> Market:
     """A market whose fields have one type each, so that kernels compile once; no cost but the spread by default."""
@@ -131,6 +122,7 @@ def new_market(
         float(excursion_weight),
         int(interval_ns),
         bool(reverse),
+        bool(weekends),
         _padded(sizes),
     )
 
@@ -150,17 +142,6 @@ def _padded(sizes: Sequence[float]) -> tuple[float, ...]:
 def new_accounts(n: int) -> NDArray[np.float64]:
     """[n, ACCOUNT] flat accounts."""
     return np.zeros((n, ACCOUNT))
-
-
-def check_scale(bars: Bars, pip_px: float) -> None:
-    """Raise ValueError where the pip does not fit the prices, as with JPY pairs a hundred times too large or small."""
-    price = float(np.median(bars.close))
-    low, high = PIPS_OF_PRICE
-    if not low <= price / pip_px <= high:
-        raise ValueError(
-            f"a pip of {pip_px:g} does not fit a median price of {price:g}: that is {price / pip_px:,.0f} pips, "
-            f"it should be {low:,.0f} to {high:,.0f} (0.0001 where prices are about 1, 0.01 where about 100)"
-        )
 
 
 @kernel
@@ -333,113 +314,7 @@ def pay_swap(account: NDArray[np.float64], start_ns: int, stop_ns: int, market: 
     side = account[ACC_SIDE]
     if side != 0:
         rate = market.swap_long_px if side > 0 else market.swap_short_px
-        account[ACC_SWAP] += nights(start_ns, stop_ns) * rate * abs(side)
-
-
-@kernel
-def nights(start_ns: int, stop_ns: int) -> int:
-    """Nights of swap in (start_ns, stop_ns]: one at 17:00 New York from Monday to Friday, three on Wednesday.
-
-    17:00 New York is 21:00 UTC from the second Sunday of March to the first of November, else 22:00: the rule of the
-    United States since 2007, used for earlier years too.
-    """
-    count = 0
-    for day in range(start_ns // DAY_NS, stop_ns // DAY_NS + 1):
-        weekday = (day + 4) % 7  # 0 = Sunday
-        evening_ns = day * DAY_NS + 21 * HOUR_NS
-        if weekday in (0, 6) or evening_ns > stop_ns or evening_ns + HOUR_NS <= start_ns:
-            continue  # most bars: spare them the calendar
-        roll_ns = evening_ns if is_summer(day) else evening_ns + HOUR_NS
-        if start_ns < roll_ns <= stop_ns:
-            count += 3 if weekday == 3 else 1
-    return count
-
-
-@kernel
-def is_summer(day: int) -> bool:
-    """Whether New York has summer time on the evening of `day`, counted from the epoch."""
-    # civil_from_days of H. Hinnant, "chrono-Compatible Low-Level Date Algorithms": years begin in March
-    shifted = day + 719_468
-    of_era = shifted % 146_097
-    year = (of_era - of_era // 1_460 + of_era // 36_524 - of_era // 146_096) // 365
-    of_year = of_era - (365 * year + year // 4 - year // 100)
-    month = (5 * of_year + 2) // 153  # 0 = March, 8 = November
-    sunday = of_year - (153 * month + 2) // 5 + 1 - (day + 4) % 7  # date of the last Sunday, today included
-    if month == 0:
-        return sunday >= 8
-    if month == 8:
-        return sunday < 1
-    return month < 8
-
-
-def session_starts(
-    bars: Bars, first: int, stop: int, length: int, history: int, interval_ns: int
-) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """(start bars, rejected starts by reason): every bar of [first, stop) is in one or the other.
-
-    A session decides at bars s .. s + length - 1 and fills at s + 1 .. s + length, all within [first, stop), with
-    `history` bars up to s.
-    """
-    if not 0 <= first <= stop <= len(bars.time) or length < 1:
-        raise ValueError(f"no sessions of {length} bars in [{first}, {stop}) of {len(bars.time)} bars")
-    verdict = np.zeros(stop - first, np.int8)
-    judge_starts(verdict, bars, first, length, history, interval_ns)
-    counts = np.bincount(verdict, minlength=len(REASONS))
-    rejects = {REASONS[r]: int(counts[r]) for r in range(1, len(REASONS))}
-    return first + np.flatnonzero(verdict == STARTS).astype(np.int64), rejects
-
-
-@kernel
-def judge_starts(
-    verdict: NDArray[np.int8], bars: Bars, first: int, length: int, history: int, interval_ns: int
-) -> None:
-    """verdict [n]: STARTS or why no session starts at bar first + i; the first reason that applies."""
-    stop = first + verdict.shape[0]
-    next_hole = next_close = stop + length  # first bar beyond s that comes after a hole
-    for s in range(stop - 1, first - 1, -1):
-        reason = STARTS
-        if s - history + 1 < 0:
-            reason = NO_HISTORY
-        elif s + length >= stop:
-            reason = NEAR_END
-        elif next_hole <= s + length:
-            reason = HOLE
-        elif next_close <= s + length:
-            reason = WEEKLY_CLOSE
-        verdict[s - first] = reason
-        kind = hole_before(bars, s, interval_ns)
-        if kind == HOLE:
-            next_hole = s
-        elif kind == WEEKLY_CLOSE:
-            next_close = s
-
-
-@kernel
-def hole_before(bars: Bars, t: int, interval_ns: int) -> int:
-    """HOLE or WEEKLY_CLOSE where a session must not run into bar t, else STARTS.
-
-    A hole is the weekly close when it takes most of Friday 21:00 .. Sunday 22:00 UTC.  What it takes beyond that is
-    unscheduled, so a holiday beside a weekend is not hidden by it.
-    """
-    if missing_bars(bars, t, interval_ns) == 0:
-        return STARTS
-    start_ns, stop_ns = bars.time[t - 1], bars.time[t] - interval_ns
-    closed_ns = weekly_close_ns(start_ns, stop_ns)
-    is_weekly = closed_ns >= LEAST_CLOSE_NS
-    unscheduled = (stop_ns - start_ns - (closed_ns if is_weekly else 0)) // interval_ns
-    if unscheduled > MOST_MISSING:
-        return HOLE
-    return WEEKLY_CLOSE if is_weekly and interval_ns <= LONGEST_INTRADAY_NS else STARTS
-
-
-@kernel
-def weekly_close_ns(start_ns: int, stop_ns: int) -> int:
-    """How much of [start_ns, stop_ns] lies between Friday 21:00 and Sunday 22:00 UTC."""
-    total = 0
-    for week in range((start_ns - CLOSE_BEGIN_NS) // WEEK_NS, (stop_ns - CLOSE_BEGIN_NS) // WEEK_NS + 1):
-        begin = week * WEEK_NS + CLOSE_BEGIN_NS
-        total += max(0, min(stop_ns, begin + CLOSE_LENGTH_NS) - max(start_ns, begin))
-    return total
+        account[ACC_SWAP] += nights(start_ns, stop_ns, market.weekends) * rate * abs(side)
 
 
 @kernel

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from kernels._jit import inlined, kernel
 from kernels.bars import Bars
-from kernels.market import Codes, Market, entry_cost, move_scale_px, nights
+from kernels.hours import nights
+from kernels.market import Codes, Market, entry_cost, move_scale_px
 from kernels.position import target_side
 
 LONG, SHORT = 0, 1
@@ -54,6 +55,6 @@ def look_ahead(outlook: Outlook, b: int, bars: Bars, t: int, codes: Codes, marke
         outlook.size[b, a] = target_side(0.0, a, market.sizes)
     for d in range(outlook.swap.shape[1]):
         now = bars.time[t] + d * market.interval_ns
-        count = nights(now, now + market.interval_ns)
+        count = nights(now, now + market.interval_ns, market.weekends)
         outlook.swap[b, d, LONG] = count * market.swap_long_px / market.range_px
         outlook.swap[b, d, SHORT] = count * market.swap_short_px / market.range_px

@@ -133,6 +133,17 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "shift is float32": change("sizes", "features", value=7),
     "reading.side is 7": change("data", "reading", value={"side": 7}),
     "'drop_bad'": change("data", "reading", value={"drop_bad": True}),
+    "closed is 9999": change("instrument", "closed", value=[[0, 9999]]),
+    "not enough values": change("instrument", "closed", value=[[]]),
+    "an instrument that is none": change("instrument", "price", value=-1.0),
+    "an instrument that  is none": change("instrument", "symbol", value=7),
+    "prices that are none": change("instrument", "low", value=0.0),
+    "costs  beyond": lambda members: [
+        members[model_file.MANIFEST][section].update(pip_px=1e-300) for section in ("costs", "instrument")
+    ],
+    "a backtest with": change("backtest", "drawdown_pips", value=-1.0),
+    "a backtest  with": change("backtest", "changes_per_hour", value=10**400),
+    "'backtest'": lambda members: members[model_file.MANIFEST].pop("backtest"),
     "spread_pips is -1": change("data", "spread_pips", value=-1.0),
     "IndexError": change("data", "span", value=["2017-01-01"]),
     "Error parsing datetime": change("data", "span", value=["2017-01-01", "then"]),

@@ -167,8 +167,8 @@ def test_sides_and_spreads(tmp_path: Path) -> None:
     mid, _ = read_bars(path, ReadOptions(side="mid", spread_pips=2.0))
     np.testing.assert_allclose(bid.low - mid.low, 0.0001)
     np.testing.assert_allclose(mid.ask_close - bid.close, 0.0001)
-    wide, source = read_bars(path, ReadOptions(pip=0.01))
-    np.testing.assert_allclose(wide.ask_open - wide.open, 0.008)
+    wide, source = read_bars(path, ReadOptions(pip=0.001))
+    np.testing.assert_allclose(wide.ask_open - wide.open, 0.0008)
     _, source = read_bars(write(tmp_path, rows(), "EURUSD_ASK_2021.csv"))
     assert source.side == "ask"
     assert source.notes == ["side ask: from the file name (--side)"]

@@ -17,7 +17,6 @@ from kernels.guard import (
     Limits,
     Seen,
     Verdict,
-    age_ns,
     bound,
     is_weekend,
     judge,
@@ -25,12 +24,14 @@ from kernels.guard import (
     open_ns,
     reason_of,
 )
-from kernels.market import DAY_NS, HOUR_NS
+from kernels.hours import ALWAYS_OPEN, DAILY_CLOSE, DAY_NS, HOUR_NS, WEEKDAYS, Hours, weekly_close
 
 MINUTE = 60 * NS
 OFF = Limits(1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 WEDNESDAY = int(datetime(2024, 5, 15, 12, tzinfo=UTC).timestamp()) * NS
-CALM = Seen(WEDNESDAY, WEDNESDAY, HOUR_NS, WEDNESDAY - DAY_NS, 0.0, 0.0, 1.0, 1.0, False, "")
+CALM = Seen(
+    WEDNESDAY, WEDNESDAY, HOUR_NS, weekly_close(WEEKDAYS), WEDNESDAY - DAY_NS, 0.0, 0.0, 1.0, 1.0, False, ""
+)
 
 
 def judged(guard: Guard | None = None, limits: dict[str, Any] | None = None, **seen: Any) -> Verdict:
@@ -128,29 +129,29 @@ def test_a_day_begins_with_the_equity_that_the_last_one_ended_with() -> None:
 )
 def test_flat_before_the_weekend(when: tuple[int, ...], interval: int, flat: bool) -> None:
     close = int(datetime(*when[:3], *when[3:], tzinfo=UTC).timestamp()) * NS
-    assert is_weekend(close, interval, 60.0) == flat
-    assert not is_weekend(close, interval, 0.0)
     seen = {"close_ns": close, "now_ns": close, "interval_ns": interval}
+    assert is_weekend(CALM._replace(**seen), 60.0) == flat
+    assert not is_weekend(CALM._replace(**seen), 0.0)
+    assert not is_weekend(CALM._replace(**seen, weekly_close=weekly_close(ALWAYS_OPEN)), 60.0)
     verdict = judged(limits={"weekend_flat_min": 60.0}, **seen)
     assert verdict == (Verdict(REDUCING, "weekend", 0.0) if flat else Verdict(ACTIVE, "agent", 1.0))
 
 
 @settings(deadline=None, max_examples=50)
-@given(since=st.integers(0, 30 * 24 * 60), length=st.integers(0, 30 * 24 * 60))
-def test_time_that_the_market_is_open(since: int, length: int) -> None:
-    """Minute by minute: closed from Friday 21:00 to Sunday 22:00 UTC."""
+@given(
+    since=st.integers(0, 30 * 24 * 60),
+    length=st.integers(0, 30 * 24 * 60),
+    hours=st.sampled_from([WEEKDAYS, DAILY_CLOSE, ALWAYS_OPEN]),
+)
+def test_time_that_the_market_is_open(since: int, length: int, hours: Hours) -> None:
+    """Minute by minute: closed from Friday 21:00 to Sunday 22:00 UTC, and from 21:00 to 23:00, or never."""
     first = WEDNESDAY // MINUTE + since
     minutes = range(first, first + length)
-    counted = sum(not (1440 + 21 * 60) <= (m % 10_080) < (1440 + 21 * 60 + 49 * 60) for m in minutes)
-    assert open_ns(first * MINUTE, (first + length) * MINUTE) == counted * MINUTE
-
-
-def test_a_bar_of_a_saturday_ages_all_the_time() -> None:
-    """One of a Friday evening does not, whichever clock ends the week."""
-    saturday, now = WEDNESDAY + 3 * DAY_NS, WEDNESDAY + 5 * DAY_NS  # to Monday noon
-    assert age_ns(saturday, now) == 2 * DAY_NS
-    assert age_ns(saturday - 14 * HOUR_NS, saturday) == 0
-    assert age_ns(WEDNESDAY, now) == 5 * DAY_NS - 49 * HOUR_NS
+    closed = [(1440 + 21 * 60) <= (m % 10_080) < (1440 + 21 * 60 + 49 * 60) for m in minutes]
+    if hours is DAILY_CLOSE:
+        closed = [c or 21 <= m // 60 % 24 < 23 for c, m in zip(closed, minutes, strict=True)]
+    counted = length - (0 if hours is ALWAYS_OPEN else sum(closed))
+    assert open_ns(first * MINUTE, (first + length) * MINUTE, hours) == counted * MINUTE
 
 
 VERDICTS = st.builds(

@@ -1,10 +1,9 @@
-"""The ledger against a naive broker and its own invariants; swap, sessions, chance codes and the check of the pip."""
+"""The ledger against a naive broker and its own invariants; chance codes."""
 
 import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,8 @@ from host.bars import read_bars
 from host.formats import ReadOptions
 from kernels import market as mk
 from kernels.bars import NS, Bars, take
-from kernels.market import Market, new_accounts, new_market, session_starts
+from kernels.hours import WEEKDAYS, session_starts
+from kernels.market import Market, new_accounts, new_market
 from kernels.position import (
     ACTIONS,
     BUY,
@@ -39,7 +39,7 @@ from kernels.position import (
     position_features,
     target_side,
 )
-from tests.naive import MONDAY, NEW_YORK, Broker, moment, rolls, wandering_bars
+from tests.naive import MONDAY, Broker, wandering_bars
 
 SAMPLE = Path(__file__).parents[1] / "host" / "sample.csv"
 MINUTES_FILE = "GBPJPY_M1_histdata_ascii_2021-01_02.csv"
@@ -74,11 +74,6 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(
         bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=minutes * MINUTE, **costs, **rules), seed
     )
-
-
-def without(bars: Bars, gone: slice) -> Bars:
-    """A copy of the bars with a hole."""
-    return Bars(*(np.delete(column, gone) for column in bars))  # type: ignore[arg-type]
 
 
 class Played(NamedTuple):
@@ -150,7 +145,7 @@ def test_rewards_equity_and_trades_agree(case: Case) -> None:
 @given(cases(), st.integers(1, N - 2))
 def test_later_bars_change_nothing(case: Case, t: int) -> None:
     """What is booked up to the close of bar t + 1 is a function of bars <= t + 1."""
-    changed = without(case.bars, slice(0))
+    changed = Bars(*(column.copy() for column in case.bars))
     for name in ("open", "high", "low", "close", "ask_open", "ask_close"):
         getattr(changed, name)[t + 2 :] *= 1.5
     changed.time[t + 2 :] += 5 * DAY
@@ -291,7 +286,7 @@ def test_position_is_held_over_the_weekend() -> None:
     assert late.trades[0, mk.EXIT_PX] == bars.open[2], "filled at the reopening price"
     assert late.trades[0, mk.SWAP_PX] == pytest.approx(-3e-4), "Friday's night is paid by who held it"
     assert play(Case(bars, market, 0), [HOLD, BUY, CLOSE]).trades[0, mk.SWAP_PX] == 0
-    starts, rejects = session_starts(bars, 0, 4, 3, 1, HOUR)
+    starts, rejects = session_starts(bars, 0, 4, 3, 1, HOUR, WEEKDAYS)
     assert starts.tolist() == [0]
     assert rejects["too near the end"] == 3
 
@@ -303,140 +298,11 @@ def test_no_night_is_paid_twice_when_clocks_cut_a_day_short() -> None:
     assert played.trades[0, mk.SWAP_PX] == pytest.approx(-3e-4)
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.integers(0, 20 * 365 * 24 * 2), st.integers(0, 24 * 2 * 30))
-def test_nights_are_those_of_the_new_york_calendar(halves: int, length: int) -> None:
-    start = int(datetime(2007, 1, 1, tzinfo=UTC).timestamp()) * NS + halves * HOUR // 2
-    stop = start + length * HOUR // 2
-    assert mk.nights(start, stop) == rolls(moment(start), moment(stop))
-
-
-def test_summer_is_new_yorks() -> None:
-    first, days = (moment(0).replace(year=2007) - moment(0)).days, 31 * 365
-    for day in range(first, first + days):
-        evening = moment((day * 24 + 20) * HOUR).astimezone(NEW_YORK)
-        assert mk.is_summer(day) == bool(evening.dst()), evening
-
-
-def test_a_week_has_seven_nights() -> None:
-    for day in range(0, 3 * 365, 5):
-        start = MONDAY + day * DAY
-        seven = mk.nights(start, start + 7 * DAY)
-        assert seven == 7, f"week from {moment(start)}"
-
-
-def brute_starts(bars: Bars, first: int, stop: int, length: int, history: int, interval_ns: int) -> list[int]:
-    """Starts by looking at every hole of every session."""
-    found = []
-    for s in range(max(first, history - 1), stop - length):
-        gaps = [
-            (moment(bars.time[i - 1]), moment(bars.time[i] - interval_ns))
-            for i in range(s + 1, s + length + 1)
-        ]
-        good = True
-        for a, b in gaps:
-            missing = (b - a).total_seconds() * NS // interval_ns
-            if a.weekday() in (4, 5) and (b - a).days < 4 and b.weekday() in (6, 0) and (b - a).days >= 1:
-                good &= interval_ns > 15 * MINUTE
-            else:
-                good &= missing <= 10
-        if good:
-            found.append(s)
-    return found
-
-
-@few
-@given(
-    st.integers(0, 2**20),
-    st.sampled_from([1, 5, 15, 30, 60, 240, 1440]),
-    st.integers(1, 9),
-    st.integers(1, 30),
-)
-def test_every_start_is_used_or_rejected(seed: int, minutes: int, length: int, history: int) -> None:
-    draw = np.random.default_rng(seed)
-    begin = MONDAY + 4 * DAY + 20 * HOUR + int(draw.integers(-90, 90)) * minutes * MINUTE
-    bars = wandering_bars(seed, 400, minutes, first_ns=begin // (minutes * MINUTE) * minutes * MINUTE)
-    weekday = (bars.time - MONDAY) % (7 * DAY) < 4 * DAY  # holes that have nothing to do with the weekend
-    hole = int(draw.integers(20, 300))
-    size = int(draw.integers(1, 25))
-    if weekday[hole - 1 : hole + size + 1].all():
-        bars = without(bars, slice(hole, hole + size))
-    first, stop = int(draw.integers(0, 50)), len(bars.time) - int(draw.integers(0, 50))
-    starts, rejects = session_starts(bars, first, stop, length, history, minutes * MINUTE)
-    assert len(starts) + sum(rejects.values()) == stop - first
-    assert starts.tolist() == brute_starts(bars, first, stop, length, history, minutes * MINUTE)
-
-
-@pytest.mark.parametrize(("missing", "crossing"), [(10, 0), (11, 5)])
-def test_ten_missing_bars_are_borne(missing: int, crossing: int) -> None:
-    bars = without(wandering_bars(0, 200, 1), slice(100, 100 + missing))
-    assert session_starts(bars, 0, 200 - missing, 5, 1, MINUTE)[1]["across a hole"] == crossing
-
-
-@pytest.mark.parametrize(("minutes", "crossing"), [(1, 5), (15, 5), (30, 0), (60, 0), (240, 0)])
-def test_weekly_close_is_spanned_by_long_bars_only(minutes: int, crossing: int) -> None:
-    bars = wandering_bars(0, 100, minutes, first_ns=MONDAY + 4 * DAY + 22 * HOUR - 50 * minutes * MINUTE)
-    rejects = session_starts(bars, 0, 100, 5, 1, minutes * MINUTE)[1]
-    assert (rejects["across the weekly close"], rejects["across a hole"]) == (crossing, 0)
-
-
-def test_hours_missing_on_a_saturday_that_trades_are_a_hole() -> None:
-    time = MONDAY + MINUTE * np.arange(7 * 24 * 60, dtype=np.int64)
-    time = np.delete(time, slice(5 * 24 * 60 + 600, 5 * 24 * 60 + 780))
-    bars = Bars(time, *(np.ones(len(time)) for _ in range(7)))
-    rejects = session_starts(bars, 0, len(time), 5, 1, MINUTE)[1]
-    assert (rejects["across a hole"], rejects["across the weekly close"]) == (5, 0)
-
-
-def test_a_holiday_beside_the_weekend_is_a_hole() -> None:
-    bars = wandering_bars(0, 200, 60)
-    friday = int(np.argmax((bars.time - MONDAY) > 4 * DAY))
-    shortened = without(bars, slice(friday, friday + 15))
-    assert session_starts(bars, 0, 200, 10, 1, HOUR)[1]["across a hole"] == 0
-    assert session_starts(shortened, 0, 185, 10, 1, HOUR)[1]["across a hole"] == 10
-
-
-def test_sessions_out_of_range_are_refused() -> None:
-    bars = wandering_bars(0, 50, 60)
-    with pytest.raises(ValueError, match="no sessions"):
-        session_starts(bars, 0, 51, 10, 1, HOUR)
-
-
-def test_sessions_of_real_hours_span_weekends() -> None:
-    bars, _ = read_bars(SAMPLE, ReadOptions(side="ask"))
-    starts, rejects = session_starts(bars, 0, len(bars.time), 360, 256, HOUR)
-    assert len(starts) + sum(rejects.values()) == len(bars.time)
-    assert rejects["across the weekly close"] == 0
-    assert len(starts) > 0.6 * len(bars.time)
-    few_starts, _ = session_starts(bars, 500, 1500, 40, 256, HOUR)
-    assert few_starts.tolist() == brute_starts(bars, 500, 1500, 40, 256, HOUR)
-
-
-@pytest.mark.skipif(not (DATA / MINUTES_FILE).exists(), reason="no real minutes here")
-def test_sessions_of_real_minutes_do_not() -> None:
-    bars, source = read_bars(DATA / MINUTES_FILE)
-    mk.check_scale(bars, source.instrument.pip)
-    starts, rejects = session_starts(bars, 0, len(bars.time), 60, 256, MINUTE)
-    assert len(starts) + sum(rejects.values()) == len(bars.time)
-    assert rejects["across the weekly close"] > 0
-    steps = np.lib.stride_tricks.sliding_window_view(np.diff(bars.time), 60)[starts]
-    assert steps.max() <= 11 * MINUTE
-
-
 @pytest.mark.parametrize("part", [slice(0, 400), slice(2000, 2600)])
 def test_real_hours_are_booked_as_the_broker_books_them(part: slice) -> None:
     bars, _ = read_bars(SAMPLE, ReadOptions(side="ask"))
     market = new_market(range_px=1e-3, pip_px=1e-4, interval_ns=HOUR, excursion_weight=0.05, **COSTS)
     compare(Case(take(bars, part.start, part.stop), market, 1))
-
-
-def test_years_of_minutes_are_judged_in_a_moment() -> None:
-    bars = wandering_bars(0, 1_300_000, 1)
-    session_starts(bars, 0, 9, 1, 1, MINUTE)
-    begin = perf_counter()
-    starts, rejects = session_starts(bars, 0, len(bars.time), 360, 256, MINUTE)
-    assert perf_counter() - begin < 1
-    assert len(starts) + sum(rejects.values()) == len(bars.time)
 
 
 def test_scale_is_causal_and_never_zero() -> None:
@@ -488,19 +354,6 @@ def test_codes_of_moves_that_are_often_zero_promise_nothing() -> None:
     assert np.isfinite(codes.centres).all()
     with pytest.raises(ValueError, match="a bar after every bar"):
         mk.fit_codes(bars, np.array([1999]))
-
-
-@pytest.mark.parametrize(
-    ("scale", "pip_px", "fits"), [(1, 1e-4, True), (1, 0.01, False), (140, 0.01, True), (140, 1e-4, False)]
-)
-def test_pip_must_fit_the_price(scale: float, pip_px: float, fits: bool) -> None:
-    bars = wandering_bars(4, 50, 60)
-    bars = bars._replace(close=bars.close * scale)
-    if fits:
-        mk.check_scale(bars, pip_px)
-    else:
-        with pytest.raises(ValueError, match="does not fit a median price"):
-            mk.check_scale(bars, pip_px)
 
 
 @few
@@ -584,15 +437,21 @@ def test_interpreted_kernels_say_the_same(seed: int, monkeypatch: pytest.MonkeyP
     market = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=HOUR, excursion_weight=0.05, **COSTS)
     bars = wandering_bars(seed, 150, 60)
     case = Case(bars, market, seed)
-    compiled = play(case), session_starts(bars, 0, 150, 5, 9, HOUR), mk.fit_codes(bars, np.arange(70, 149))
+    compiled = (
+        play(case),
+        session_starts(bars, 0, 150, 5, 9, HOUR, WEEKDAYS),
+        mk.fit_codes(bars, np.arange(70, 149)),
+    )
     for name, fn in vars(mk).items():
         if hasattr(fn, "py_func"):
             monkeypatch.setattr(mk, name, fn.py_func)
-    interpreted = play(case), session_starts(bars, 0, 150, 5, 9, HOUR), mk.fit_codes(bars, np.arange(70, 149))
-    for one, other in zip((*compiled[0], *compiled[2]), (*interpreted[0], *interpreted[2]), strict=True):
+    interpreted = (
+        play(case),
+        session_starts(bars, 0, 150, 5, 9, HOUR, WEEKDAYS),
+        mk.fit_codes(bars, np.arange(70, 149)),
+    )
+    for one, other in zip((*compiled[0], *compiled[1]), (*interpreted[0], *interpreted[1]), strict=True):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(compiled[1][0], interpreted[1][0])
-    assert compiled[1][1] == interpreted[1][1]
 
 
 def test_part_of_the_bars_is_as_good_as_all() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from host.config import load_config
 from host.dataset import Dataset, FeatureStore, new_dataset
+from host.synthetic import MADE
 from kernels.bars import NS, Bars
 from kernels.features import features_of
 from kernels.market import Codes, Tape, code_of, fit_codes, new_market
@@ -318,7 +319,7 @@ def small_market() -> Dataset:
     config = load_config(None, ["market.session=24"])
     bars = wandering_bars(3, 700, 60)
     extra = np.arange(700, dtype=np.float32)[:, None] / 100
-    return new_dataset(bars, extra, config, 1e-4, 3600 * NS, 1)
+    return new_dataset(bars, extra, config, MADE, 3600 * NS, 1)
 
 
 DATA = small_market()

@@ -5,7 +5,6 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +103,7 @@ def test_every_reading_option_is_a_flag_of_train() -> None:
     options = {
         option for word in typer.main.get_command(swt.app).commands["train"].params for option in word.opts
     }  # type: ignore[attr-defined]
-    names = {field.name for field in fields(ReadOptions)}
+    names = {*ReadOptions().typed()}
     assert set(FLAGS) <= names
     assert {flag_of(name) for name in names - {"interval_s"}} <= options
 
@@ -137,16 +136,14 @@ def test_a_resumed_run_reads_as_it_began(command: Swt) -> None:
 def test_another_reading_is_refused_by_the_name_of_its_flag(command: Swt, tmp_path: Path) -> None:
     assert begin(command, "--spread", 1.5, "--out", "r").code == 0
     before, stored = files(Path("r")), ReadOptions(spread_pips=1.5)
-    for field in fields(ReadOptions):
-        given = ReadOptions(**{field.name: OTHER[field.name]})
+    for name in ReadOptions().typed():
+        given = ReadOptions(**{name: OTHER[name]})
         with pytest.raises(run.RunRefused) as refusal:
             train_csv(None, given, load_config(Path("tiny.toml")), Path("r"), None, 8, True, 1)
-        value = getattr(stored, field.name)
+        value = getattr(stored, name)
         assert refusal.value.exit_code == 3
-        assert f"{flag_of(field.name)}: the run has {'nothing' if value is None else value}" in str(
-            refusal.value
-        )
-        assert f"asked for is {OTHER[field.name]}" in str(refusal.value)
+        assert f"{flag_of(name)}: the run has {'nothing' if value is None else value}" in str(refusal.value)
+        assert f"asked for is {OTHER[name]}" in str(refusal.value)
     assert files(Path("r")) == before
     said = begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.rate=0.05", "--seed", 0)
     assert said.code == 3

@@ -269,6 +269,9 @@ def test_toml_reads_back(top: dict[str, Any], tables: dict[str, Any]) -> None:
 def test_toml_of_special_values() -> None:
     config = {"i": float("inf"), "e": 1e-7, "g": 1e22, "n": np.float64(0.1), "t": (1, 2)}
     assert tomllib.loads(to_toml(config)) == config | {"t": [1, 2]}
-    for odd in (None, {"a": {"b": {"c": 1}}}, np.int64(1)):
+    assert to_toml({"a": None, "b": {"c": None, "d": 1}}) == "\n[b]\nd = 1\n", (
+        "what is left open is not written"
+    )
+    for odd in (object(), {"a": {"b": {"c": 1}}}, np.int64(1)):
         with pytest.raises(TypeError, match="no TOML"):
             to_toml({"a": odd})

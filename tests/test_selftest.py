@@ -11,7 +11,7 @@ from host import selftest
 from host.backtest import Result, new_log
 from host.dataset import new_dataset
 from host.selftest import Exam, measure, new_exam, selftest_config
-from host.synthetic import INTERVAL_NS, PIP, Options, make_market, optimal_actions
+from host.synthetic import INTERVAL_NS, MADE, Options, make_market, optimal_actions
 from host.trainer import Trainer
 from kernels.market import TRADE, new_accounts, step
 from kernels.position import HOLD
@@ -38,7 +38,7 @@ def optimum_in_sizes(exam: Exam, trainer: Trainer) -> Result:
 def test_the_optimum_has_all_of_it(monkeypatch: pytest.MonkeyPatch, sizes: str, bars: int | None) -> None:
     config = selftest_config([*TINY, f"market.sizes={sizes}"])
     market = make_market("close", Options(length=3000))
-    data = new_dataset(market.bars, market.extra, config, PIP, INTERVAL_NS, 1)
+    data = new_dataset(market.bars, market.extra, config, MADE, INTERVAL_NS, 1)
     trainer, exam = Trainer(data, config, 1), new_exam(market, data, bars)
     asked = list[Any]()
 

@@ -10,7 +10,7 @@ import pytest
 from host.agent import save_agent
 from host.config import Config, load_config
 from host.dataset import Dataset, DatasetError, FeatureStore, new_dataset
-from host.synthetic import INTERVAL_NS, PIP, Options, make_market
+from host.synthetic import INTERVAL_NS, MADE, Options, make_market
 from host.trainer import STREAM_SAMPLES, Trainer, train_for
 from kernels.bars import Bars
 from kernels.features import HISTORY
@@ -51,7 +51,7 @@ def tiny(*settings: str) -> Config:
 
 def dataset(config: Config, bars: Bars = BARS, extra: Any = None) -> Dataset:
     extra = np.zeros((T, 0), np.float32) if extra is None else extra
-    return new_dataset(bars, extra, config, PIP, INTERVAL_NS, 1)
+    return new_dataset(bars, extra, config, MADE, INTERVAL_NS, 1)
 
 
 @cache
