@@ -195,7 +195,8 @@ def instrument_for(
         if given is not None:
             instrument = instrument._replace(**{what: given})
     pip_known = who in found or options.pip is not None or "pip" in options.remembered
-    if options.point is None and price > (SCALED_PIPS * instrument.pip if pip_known else SCALED):
+    likely = found.get(who, instrument).pip
+    if options.point is None and price > (SCALED_PIPS * likely if pip_known else SCALED):
         raise DataError(
             f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
             "prices; if they are prices, say --pip"

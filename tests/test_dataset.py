@@ -99,7 +99,7 @@ def test_pips_of_the_table_are_no_fault_of_any_command(symbol: str, pip: float) 
     assert (source.instrument.symbol, source.instrument.pip) == (symbol, pip)
     with pytest.raises(DatasetError, match="bring at least"):  # 80 bars
         dataset(bars, source)
-    with pytest.raises(DataError, match=rf"a pip of {symbol} is {pip:g}"):
+    with pytest.raises(DataError, match=rf"no digit so small: --pip {pip:g}"):
         read_bars(FOUND / f"pip_{symbol}_H1.csv", ReadOptions(pip=pip / 100))
 
 
@@ -107,11 +107,12 @@ def test_pips_of_the_table_are_no_fault_of_any_command(symbol: str, pip: float) 
     ("symbol", "price", "digits", "pip", "fault"),
     [
         ("EURUSD", 1.1, 5, 0.0001, ""),
-        ("EURUSD", 1.1, 5, 0.01, "a pip of EURUSD is 0.0001"),
-        ("USDJPY", 150.0, 3, 0.0001, "a pip of USDJPY is 0.01"),
+        ("EURUSD", 1.1, 5, 0.01, "--pip 0.0001"),
+        ("USDJPY", 150.0, 3, 0.0001, "--pip 0.01"),
         ("XAUUSD.m", 2000.0, 2, 0.5, ""),
-        ("XAUUSD.m", 2000.0, 2, 1.0, "a pip of XAUUSD is 0.1"),
-        ("BTCUSD", 60_000.0, 2, 0.01, "a pip of BTCUSD is 1"),
+        ("XAUUSD.m", 2000.0, 2, 1.0, ""),
+        ("XAUUSD.m", 2000.0, 2, 10.0, "--pip 0.1"),
+        ("BTCUSD", 60_000.0, 2, 0.001, "--pip 1"),
         ("mine", 1.1, 5, 0.0001, ""),
         ("mine", 1.1, 5, 0.000001, "--pip 0.0001"),
         ("mine", 1.1, 5, 0.01, "--pip 0.0001"),

@@ -135,7 +135,7 @@ def test_a_clock_of_its_own_is_no_conflict(trained: Trained, tmp_path: Path) -> 
 def test_what_a_model_remembers_is_no_word_of_the_user(trained: Trained) -> None:
     """It fills what is open; the format of a feed may know better, and a pip of the model is not judged as typed."""
     found = reading_of(trained.loaded, ReadOptions(label="close"), "EURUSD_H1.csv")
-    assert (found.side, found.timezone, found.label, found.interval_s) == ("ask", "UTC", "close", 3600)
+    assert (found.side, found.timezone, found.label, found.interval_s) == (None, None, "close", 3600)
     assert (found.pip, found.spread_pips) == (None, None)
     memory = {"side": "ask", "timezone": "UTC", "label": "open", "pip": 0.0001, "spread_pips": 0.8}
     assert found.remembered == memory
@@ -148,13 +148,13 @@ def test_pip_and_spread_of_the_model_are_not_those_of_another_instrument(trained
     assert not {"pip", "spread_pips"} & other.keys()
 
 
-def test_a_symbol_that_only_the_first_line_tells_is_shown_to_the_judge(
+def test_a_symbol_that_only_the_first_line_tells_is_shown_to_the_check(
     trained: Trained, tmp_path: Path
 ) -> None:
     feed, loaded = feed_of(ROWS[:5], tmp_path / "EURUSD_H1.csv"), trained.loaded
     seen = list[str]()
     bars = feed_bars(
-        feed, reading_of(loaded, ReadOptions()), judge=lambda rules: seen.append(rules.instrument.symbol)
+        feed, reading_of(loaded, ReadOptions()), check=lambda rules: seen.append(rules.instrument.symbol)
     )
     next(bars)
     assert seen == ["EURUSD"]
