@@ -154,7 +154,7 @@ def test_another_reading_is_refused_by_the_name_of_its_flag(command: Swt, tmp_pa
 @pytest.mark.parametrize(
     ("file", "old", "new", "says"),
     [("config.toml", "seed = 0", "seed = 1", "train.seed: the checkpoint has 0, config.toml 1"),
-     ("config.toml", "commission = 0.0", "commission = 0.3", "market.commission: the checkpoint has 0.0, config.toml 0.3"),
+     ("config.toml", "commission = 0.0", "commission = 0.3", "commission: the checkpoint has 0.0, config.toml 0.3"),
      ("config.toml", "seed = 0", "seed = -1", "train.seed: -1 is not a number from 0"),
      ("config.toml", "seed = 0", "seed = ", "config.toml"),
      ("data.toml", "spread_pips = 1.5", "spread_pips = 0.5",
