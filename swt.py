@@ -19,29 +19,35 @@ PACKED = HERE.is_file()
 MODEL = HERE / "model.swt" if PACKED else Path("runs/latest/model.swt")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-Csv = Annotated[Path | None, typer.Argument(help="A CSV of bars; the bundled EURUSD H1 2017 without it.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  They never change the result.")]
+Csv = Annotated[Path | None, typer.Argument(help="A file of bars; without it the bundled EURUSD H1 of 2017.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  More compute the same, sooner.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-ModelOption = Annotated[Path, typer.Option(help="A model.swt.")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file.")]
+ModelOption = Annotated[Path, typer.Option(help="The model.swt that `train` wrote.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
 Insist = Annotated[
     bool,
-    typer.Option("--insist", help="Trade a feed that is not of the model's instrument or scale."),
+    typer.Option("--insist", help="Trade a feed of another instrument or price scale than the model's."),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, as often as needed.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, section.key=value; repeatable.")
+]
 READING = {  # flags that say how a file is read: one for each field of ReadOptions that a person sets
-    "symbol": typer.Option(help="What is traded, for example EURUSD; the name of the file without it."),
+    "symbol": typer.Option(
+        help="What is traded, for example EURUSD; else a column or the file name says it."
+    ),
     "side": typer.Option(help="Side of the prices: bid, ask or mid."),
     "timezone": typer.Option(
-        help="Time zone of the stamps, for example UTC or Europe/Athens; auto: the one that the weekly opens prove."
+        help="Clock of the stamps: UTC, Europe/Athens, UTC+2h; in files also auto, what the weekly opens prove."
     ),
     "label": typer.Option(help="What a stamp marks: open or close of its bar."),
-    "spread_pips": typer.Option("--spread", help="Spread in pips, instead of that of the file."),
+    "spread_pips": typer.Option("--spread", help="Spread in pips, instead of the file's."),
     "spread_unit": typer.Option(help="Unit of the file's spread column: price, pips or points."),
-    "pip": typer.Option(help="Size of a pip."),
-    "point": typer.Option(help="Price of a unit where the file counts in points."),
-    "dates": typer.Option(help="Order of dates that could be either: dmy or mdy."),
-    "drop_bad": typer.Option("--drop-bad", help="Drop the rows that would be refused."),
+    "pip": typer.Option(help="Price of a pip, for example 0.0001."),
+    "point": typer.Option(help="Price of a point, where the prices of the file are counted in points."),
+    "dates": typer.Option(help="Order of the dates, where either is possible: dmy or mdy."),
+    "drop_bad": typer.Option(
+        "--drop-bad", help="Drop bad rows that are few (1 %) and nowhere in particular."
+    ),
 }
 
 
@@ -74,16 +80,16 @@ def train(
     reading: Any,
     csv: Csv = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; a new number in runs, where `latest` leads to it.")
+        Path | None, typer.Option(help="Folder of the run; without it runs/0001 and so on, and runs/latest.")
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.001, help="Stop after so many minutes of training (default 2.5).")
     ] = None,
     sessions: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many sessions: reproducible to the byte.")
+        int | None, typer.Option(min=1, help="Stop after so many sessions: the same model to the byte.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")
+        bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")
     ] = False,
     threads: Threads = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
@@ -91,7 +97,7 @@ def train(
     settings: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Train an agent on a CSV of bars and show what it earns on bars it has not seen."""
+    """Train an agent on a file of bars and show what it earns on bars that it has not seen."""
     from host.config import load_config
     from host.train import going_on, train_csv
 
@@ -112,16 +118,18 @@ def backtest(
     csv: Csv = None,
     model: ModelOption = MODEL,
     start: Annotated[
-        str | None, typer.Option("--from", help="Close of the first bar to decide at, UTC.")
+        str | None, typer.Option("--from", help="Close of the first bar to decide at; UTC without a zone.")
     ] = None,
-    decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV.")] = None,
-    guards: Annotated[bool, typer.Option("--guards", help="Show what the guards of act would cut.")] = False,
+    decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV file.")] = None,
+    guards: Annotated[
+        bool, typer.Option("--guards", help="Show what the guards of `act` would cut.")
+    ] = False,
     insist: Insist = False,
     config: ConfigOption = None,
     settings: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Run a model over a CSV, decision by decision, beside its baselines."""
+    """Trade a file of bars with a model, decision by decision, beside four baselines."""
     from host.backtest import backtest_csv
     from host.config import ActConfig, load_into
 
@@ -133,20 +141,22 @@ def backtest(
 @reads
 def act(
     reading: Any,
-    feed: Annotated[str, typer.Argument(help="A CSV that holds closed bars, or - for stdin.")],
+    feed: Annotated[str, typer.Argument(help="A file of closed bars, or - for stdin.")],
     model: ModelOption = MODEL,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait for more when the file ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more bars when the file ends.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of target.csv, heartbeat.json and the journal.")
+        Path | None, typer.Option(help="Folder for target.csv, heartbeat.json and journal.jsonl.")
     ] = None,
-    live: Annotated[bool, typer.Option("--live", help="The target in --out may be traded.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Bridges may trade the target in --out.")] = False,
     insist: Insist = False,
-    lift_halt: Annotated[bool, typer.Option("--lift-halt", help="Forget the losses that halted it.")] = False,
+    lift_halt: Annotated[
+        bool, typer.Option("--lift-halt", help="Go on after a halt, losses forgotten.")
+    ] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Print one decision per closed bar of a feed, the same one a backtest makes."""
+    """Print a decision for each closed bar of a feed, the same one that a backtest makes."""
     from host.act import act_on_feed, new_publishing
 
     publishing = new_publishing(feed, out, live, reading.symbol, lift_halt, config, settings)
@@ -155,11 +165,11 @@ def act(
 
 @app.command()
 def replay(
-    journal: Annotated[Path, typer.Argument(help="A journal.jsonl.")],
+    journal: Annotated[Path, typer.Argument(help="The journal.jsonl of `act --out`.")],
     model: ModelOption = MODEL,
     as_json: Json = False,
 ) -> None:
-    """Decide again for every bar of a journal and print what `act` printed; 9 where that differs."""
+    """Decide again for every bar of a journal and print what `act` printed; exit 9 where that differs."""
     from host.act import replay as run
 
     run(journal, model, sys.stdout, as_json)
@@ -170,7 +180,7 @@ def pack(
     model: ModelOption = MODEL,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("swt.pyz"),
 ) -> None:
-    """Make one file of the program that acts and a model: `python swt.pyz act FEED`."""
+    """Pack a model and all that acting needs into one file: `python swt.pyz act FEED`."""
     from host.pack import pack as run
 
     run(model, out)
@@ -178,7 +188,7 @@ def pack(
 
 @app.command()
 def doctor(model: ModelOption = MODEL, as_json: Json = False) -> None:
-    """Check this machine: versions, cache, clock, threads, model, self-test, latency; compiles what `act` needs."""
+    """Check whether this machine is fit to act, and compile what `act` needs."""
     from host.doctor import doctor as run
     from host.doctor import print_doctor
 
@@ -192,10 +202,10 @@ def doctor(model: ModelOption = MODEL, as_json: Json = False) -> None:
 @reads
 def data_check(
     reading: Any,
-    csv: Annotated[str, typer.Argument(help="A CSV of bars.")],
+    csv: Annotated[str, typer.Argument(help="A file of bars.")],
     as_json: Json = False,
 ) -> None:
-    """Say what a file of bars is, what is wrong with it, and which flags settle what it leaves open."""
+    """Say how a file of bars is read, what is wrong with it, and which flags settle what it leaves open."""
     from host.data_check import check_data, print_check
 
     document = check_data(csv, reading)
@@ -209,17 +219,17 @@ def selftest(
     market: Annotated[
         list[str] | None, typer.Argument(help="noise, planted, leak (the default), planted-hard, close.")
     ] = None,
-    half_life: Annotated[float | None, typer.Option(help="Of the planted ones, bars.")] = None,
+    half_life: Annotated[float | None, typer.Option(help="Bars in which a planted deviation halves.")] = None,
     noise: Annotated[float | None, typer.Option(help="Standard deviation of a move, pips.")] = None,
     cost: Annotated[float | None, typer.Option(help="Spread, standard deviations of a move.")] = None,
     length: Annotated[int | None, typer.Option(help="Bars; the last quarter is the test.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.001, help="Training time of a market.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the market and of the training.")] = 0,
+    minutes: Annotated[float | None, typer.Option(min=0.001, help="Minutes of training a market.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the market and of the training.")] = 0,
     threads: Threads = 0,
     settings: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Train on SYNTHETIC markets whose optimum is known and compare."""
+    """Train on SYNTHETIC markets whose best policy is known, and compare with it."""
     from host.selftest import new_options, print_selftest, selftest_config
     from host.selftest import selftest as run
 
@@ -246,10 +256,10 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="`search` and `widening` with 16 simulations and one thread only.")
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Of `enhancements`.", min=1)] = 5,
-    only: Annotated[str | None, typer.Option(help="One of the `enhancements`.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of `enhancements`.", min=1)] = 5,
+    only: Annotated[str | None, typer.Option(help="Measure this one of the `enhancements` only.")] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.001, help="Training time of a unit of `enhancements`.")
+        float, typer.Option(min=0.001, help="Minutes of training for each unit of `enhancements`.")
     ] = 2.0,
     out: Annotated[Path, typer.Option(help="Where `enhancements` keeps what it has measured.")] = Path(
         "runs/enhancements"
