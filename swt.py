@@ -29,15 +29,13 @@ Insist = Annotated[
     typer.Option("--insist", help="Trade a feed of another instrument or price scale than the model's."),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting, section.key=value; repeatable.")
+    list[str] | None, typer.Option("--set", help="A setting: section.key=value; repeatable.")
 ]
 READING = {  # flags that say how a file is read: one for each field of ReadOptions that a person sets
-    "symbol": typer.Option(
-        help="What is traded, for example EURUSD; else a column or the file name says it."
-    ),
+    "symbol": typer.Option(help="What is traded, as EURUSD; else a column or the file name says it."),
     "side": typer.Option(help="Side of the prices: bid, ask or mid."),
     "timezone": typer.Option(
-        help="Clock of the stamps: UTC, Europe/Athens, UTC+2h; in files also auto, what the weekly opens prove."
+        help="Clock of the stamps: UTC, Europe/Athens, UTC+2h; but for act also auto: what the weekly opens prove."
     ),
     "label": typer.Option(help="What a stamp marks: open or close of its bar."),
     "spread_pips": typer.Option("--spread", help="Spread in pips, instead of the file's."),
@@ -45,9 +43,7 @@ READING = {  # flags that say how a file is read: one for each field of ReadOpti
     "pip": typer.Option(help="Price of a pip, for example 0.0001."),
     "point": typer.Option(help="Price of a point, where the prices of the file are counted in points."),
     "dates": typer.Option(help="Order of the dates, where either is possible: dmy or mdy."),
-    "drop_bad": typer.Option(
-        "--drop-bad", help="Drop bad rows that are few (1 %) and nowhere in particular."
-    ),
+    "drop_bad": typer.Option("--drop-bad", help="Drop bad rows if few and irregular."),
 }
 
 
@@ -121,9 +117,7 @@ def backtest(
         str | None, typer.Option("--from", help="Close of the first bar to decide at; UTC without a zone.")
     ] = None,
     decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV file.")] = None,
-    guards: Annotated[
-        bool, typer.Option("--guards", help="Show what the guards of `act` would cut.")
-    ] = False,
+    guards: Annotated[bool, typer.Option("--guards", help="Show what guards of `act` would cut.")] = False,
     insist: Insist = False,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -150,7 +144,7 @@ def act(
     live: Annotated[bool, typer.Option("--live", help="Bridges may trade the target in --out.")] = False,
     insist: Insist = False,
     lift_halt: Annotated[
-        bool, typer.Option("--lift-halt", help="Go on after a halt, losses forgotten.")
+        bool, typer.Option("--lift-halt", help="Forget the losses that led to a halt.")
     ] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
