@@ -157,7 +157,10 @@ SILENT = (
     "NinjaTrader"
 )
 TWS = "stamps without an offset follow the clock that TWS is set to: --timezone"
-LOUD = f"bars have volumes: NinjaTrader, UTC, stamped at the end; HistData has --timezone {HISTDATA} --label open"
+LOUD = (
+    "bars have volumes, which HistData never has: NinjaTrader writes UTC and marks the end of a bar "
+    f"(--timezone UTC --label close), HistData has --timezone {HISTDATA} --label open: say which"
+)
 EITHER = (
     f"without volumes nothing tells HistData (--timezone {HISTDATA} --label open) from NinjaTrader (--timezone UTC "
     "--label close): say which"
@@ -180,7 +183,7 @@ FORMATS = (  # the first that fits
     ),
     Format("MetaTrader 5 chart", rf"{DOTTED}[ ,]{CLOCK}{P456}", (*PLAIN, ""), SERVER, ALL, ticks=True),
     Format("HistData ASCII", rf"\d{{8}} \d{{6}}{P5}", PLAIN, HISTDATA, ALL, silent=True, note=SILENT),
-    Format("NinjaTrader", rf"\d{{8}} \d{{6}}{P5}", PLAIN, "UTC", CLOCKED, label="close", note=LOUD),
+    Format("NinjaTrader", rf"\d{{8}} \d{{6}}{P5}", PLAIN, asks=LOUD),
     Format("HistData or NinjaTrader", rf"\d{{8}} \d{{6}}{P4}", PLAIN, asks=EITHER),
     Format("Lean", rf"\d{{8}} \d\d:\d\d(,{PRICE}){{10}}", LEAN),
     Format("Lean, one day", rf"\d{{1,8}}(,{PRICE}){{10}}", LEAN, stamp="midnight"),

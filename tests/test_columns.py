@@ -163,7 +163,6 @@ KNOWN = [  # format, clock, label, separator, header, line
     ),
     ("JForex", ATHENS, "open", ",", "Time (EET),Open,High,Low,Close,Volume ", "{s:%Y.%m.%d %H:%M:%S},BAR"),
     ("JForex", "UTC", "open", ",", "Time (UTC),Open,High,Low,Close,Volume ", "{t:%Y.%m.%d %H:%M:%S},BAR"),
-    ("NinjaTrader", "UTC", "close", ";", "", "{c:%Y%m%d %H%M%S},BAR"),
     ("Interactive Brokers", "UTC", "open", ",", IB, "{n:%Y%m%d  %H:%M:%S} US/Eastern,BAR,1.08,-1"),
     ("Interactive Brokers", NEW_YORK, "open", ",", IB, "{n:%Y%m%d %H:%M:%S} EST,BAR,1.08,-1"),
     ("Interactive Brokers", "UTC", "open", ",", f",{IB}", "{i},{n:%Y-%m-%d %H:%M:%S-05:00},BAR,1.08,-1"),
@@ -226,7 +225,6 @@ FILES = [  # format, first close, clock, label, spread in price, symbol
         "EURUSD",
     ),
     ("mt5_dump_gold_20_points.csv", "MetaTrader 5 dump", "2023-01-01T21:00:00Z", ATHENS, "open", 0.2, "GOLD"),
-    ("ninjatrader_minute.txt", "NinjaTrader", "2023-01-01T22:00:00Z", "UTC", "close", 0.00008, "-"),
     ("mt5_chart_save.csv", "MetaTrader 5 chart", "2023-01-01T21:00:00Z", ATHENS, "open", 0.00008, "-"),
     ("iso_hour_without_zero.csv", "canonical", "2023-01-01T23:00:00Z", "UTC", "open", 0.00008, "-"),
     ("epoch_us.csv", "canonical", "2023-01-01T23:00:00Z", "UTC", "open", 0.00008, "-"),
@@ -460,8 +458,10 @@ def test_volume_tells_whose_minutes_they_are(tmp_path: Path) -> None:
     lines = [line if i < 40 else re.sub("0$", "7", line) for i, line in enumerate(lines_of(f"{silent},0"))]
     path = tmp_path / "b.csv"
     path.write_text("\n".join(lines))
-    for options in (ReadOptions(), ReadOptions(interval_s=3600)):
-        assert both_ways(path, options)[1].format == "NinjaTrader"
+    for told in (path, FOUND / "ninjatrader_minute.txt"):
+        assert "volumes, which HistData never has: NinjaTrader writes UTC" in refused(told)
+        assert both_ways(told, flags)[1].format == "NinjaTrader"
+    assert read_bars(told, flags)[1].first == "2023-01-01T22:00:00Z"
     path = write(tmp_path, "", silent)
     assert "HistData (--timezone Europe/Athens-7h --label open) from NinjaTrader (--timezone UTC" in refused(
         path

@@ -8,7 +8,7 @@ import pytest
 from host.feed import Bar
 from kernels.bars import NS
 from kernels.features import HISTORY
-from kernels.market import HOUR_NS
+from kernels.hours import HOUR_NS
 from tests.test_office import acting, bars, outcomes
 
 __all__ = ["acting", "bars"]  # fixtures
