@@ -181,7 +181,7 @@ def point_latest(run: Path) -> None:
         latest.rename(place)
     try:
         link.symlink_to(run.name, target_is_directory=True)
-        if os.name == "nt":  # which replaces no link to a folder
+        if sys.platform == "win32":  # which replaces no link to a folder
             latest.unlink(missing_ok=True)
         link.replace(latest)
     except (OSError, NotImplementedError):

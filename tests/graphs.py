@@ -8,6 +8,14 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from kernels.ort import Layout
+
+
+def widths(graph: bytes) -> Layout:
+    """The layout of a graph that computes in float64, as no model may, for tests that compare with a formula."""
+    model = onnx.load_from_string(graph).graph
+    return Layout(*(row[0].type.tensor_type.shape.dim[1].dim_value for row in (model.input, model.output)))
+
 
 class Naive:
     """A graph's rows y of its rows x as its metadata tell, by ONNX Runtime's own Python and numpy."""

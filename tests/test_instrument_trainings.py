@@ -29,7 +29,7 @@ def test_it_trains_and_acts(symbol: str, tmp_path: Path, capfd: pytest.CaptureFi
         tmp_path / f"{symbol}.m_{kind.minutes}.csv", symbol, kind, 1500 if kind.minutes > 5 else 5000
     )
     train_csv(feed, ReadOptions(), load_config(None, TINY), tmp_path / "run", None, 16, False, 2)
-    said = next(line for line in capfd.readouterr().err.splitlines() if f"{symbol}: pip" in line)
+    said = next(line for line in capfd.readouterr().err.splitlines() if f"{symbol}, pip" in line)
     loaded = load_agent(tmp_path / "run" / "model.swt")
     market, profile = loaded.setting.market, loaded.setting.profile
     print(said)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from kernels.tree import NONE
 from models.export import export
 from models.net import Shape, new_params, views
 from tests.graphs import Naive as NaiveGraph
-from tests.graphs import graph
+from tests.graphs import graph, widths
 from tests.naive import moment, naive_move, rolls, wandering_bars
 
 F, D, H4 = 12, 8, 240
@@ -329,7 +330,8 @@ def test_rewards_of_the_tree_are_the_ledgers(path: list[int], world: World) -> N
     bars, market = followed_bars(path, codes, t), world.market
     agent = Agent(path_graphs(world, path), Sizes(1, FEATURES, D, world.actions, 5))
     root = Root(np.ones(1, np.float32), np.zeros(RAW, np.float32), t, 0)
-    planner = searched(agent, world, config, [root], bars=bars, codes=codes)
+    with patch("host.agent.layout_of", widths):
+        planner = searched(agent, world, config, [root], bars=bars, codes=codes)
     assert planner.depth[0] == HORIZON
     best, trade = np.full(world.actions, -np.inf), np.zeros(TRADE)
 
@@ -403,6 +405,7 @@ def test_expansions_cost_their_rows_and_end_at_the_horizon() -> None:
     assert planner.depth[0] == HORIZON
 
 
+@patch("host.agent.layout_of", widths)
 def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_root() -> None:
     """A network whose next state depends on three states: those of the finished tree follow from its paths."""
     world, window = WORLDS[0], 3

@@ -1,6 +1,7 @@
 """The full-width search over forex roots with random networks: every claim is checked by walking the finished trees."""
 
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from kernels.rng import gamma, gumbel
 from kernels.tree import CHANCE, DECISION, LEGAL, NONE, Tree
 from models.export import export
 from models.net import Shape, new_params
-from tests.graphs import Naive, graph
+from tests.graphs import Naive, graph, widths
 from tests.naive import naive_move, wandering_bars
 
 SHAPE = Shape(features=12, latent=8, hidden=8, codes=5)
@@ -394,6 +395,7 @@ def test_a_failing_network_call_is_an_error_and_no_decision(name: str) -> None:
         check(plan(planner))
 
 
+@patch("host.agent.layout_of", widths)
 def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_root() -> None:
     """Networks whose next state depends on three states: those of the finished tree follow from its paths."""
     window, config = 3, new_search_config(simulations=40, considered=2, discount=0.9, c_scale=0.01)

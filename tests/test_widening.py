@@ -1,7 +1,7 @@
 """Widening against a tree of objects and dicts, and the properties that a search over sizes must have."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ from kernels.widening import (
 )
 from models.export import export
 from models.net import Shape, new_params
-from tests.graphs import graph
+from tests.graphs import graph, widths
 
 F, D, C, P = 12, 8, 5, FEATURES
 few = settings(deadline=None, max_examples=6)
@@ -47,8 +47,8 @@ def random_graphs(seed: int) -> dict[str, bytes]:
 Opened = dict[str, tuple[Session, Layout]]
 
 
-def opened(graphs: dict[str, bytes]) -> Opened:
-    return {name: (Session(graph), layout_of(graph)) for name, graph in graphs.items()}
+def opened(graphs: dict[str, bytes], layout: Callable[[bytes], Layout] = layout_of) -> Opened:
+    return {name: (Session(graph), layout(graph)) for name, graph in graphs.items()}
 
 
 def bound(sessions: Opened, B: int) -> Model:
@@ -503,7 +503,7 @@ def parabola(best: float) -> Opened:
     }
     root = graph(F + P, D + 9 + C, [("MatMul", ["x64", "w"], "y64")], {"w": np.zeros((F + P, D + 9 + C))})
     dynamics = graph(D + C + 2 * P, D + 10, steps, weights)
-    return opened({"root": root, "afterstate": after, "dynamics": dynamics})
+    return opened({"root": root, "afterstate": after, "dynamics": dynamics}, widths)
 
 
 @pytest.mark.parametrize("best", [0.6, -0.3, 0.0])
