@@ -41,6 +41,9 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
         "symbol": source.instrument.symbol,
         "pip": source.instrument.pip,
         "point": source.instrument.point,
+        "spread_px": source.spread_px,
+        "range_px": source.range_px,
+        "hours": source.hours,
         "sha256": source.sha256,
         "problems": [problem._asdict() for problem in problems],
         "assumed": source.assumed,
@@ -52,8 +55,9 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
 def unread(reason: str) -> dict[str, Any]:
     """The document of a file that is in no known format, or leaves open what would change its prices."""
     names = ("first", "last", "interval_s", "timezone", "label", "side", "spread", "symbol")
+    numbers = ("pip", "point", "spread_px", "range_px")
     return {
-        **dict.fromkeys(("path", "format", *names, "pip", "point", "sha256")),
+        **dict.fromkeys(("path", "format", *names, *numbers, "hours", "sha256")),
         "rows": 0,
         "problems": [Problem("unreadable", 1, reason)._asdict()],
         "assumed": [],

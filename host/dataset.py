@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from host.agent import Profile, Setting
 from host.config import Config, ConfigError, MarketConfig
-from host.instruments import FX, HOURS, Instrument, find_instrument
-from host.progress import say
+from host.instruments import FX, Instrument, find_instrument, hours_of
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, features_of, fit_normaliser, new_features, normalise_rows, signs
 from kernels.hours import (
@@ -20,8 +19,6 @@ from kernels.hours import (
     SATURDAY_NOON,
     WEEK_NS,
     Hours,
-    hours_text,
-    learn_hours,
     longest_sessions,
     session_starts,
 )
@@ -84,15 +81,6 @@ def new_dataset(
         )
     setting = fit_setting(bars, extra, config, instrument, interval_ns, hours, train_stop, threads)
     return Dataset(bars, extra, train_stop, test_first, setting, starts, rejects)
-
-
-def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) -> Hours:
-    """The hours that the bars of the training part show; says what is not as usual for the instrument."""
-    usual = HOURS[instrument.hours]
-    hours = learn_hours(time, interval_ns, usual) if len(time) else usual
-    if (hours != usual).any():
-        say(f"hours as the bars show them, closed (UTC): {hours_text(hours)}")
-    return hours
 
 
 def remedy(

@@ -87,6 +87,7 @@ class Source:
     spread_pips: float | None  # None: the file has it
     spread_px: float  # mean of ask - bid at the closes
     range_px: float  # mean of high - low
+    hours: str  # when the market is closed, as the bars show it
     instrument: Instrument  # with the pip and the spread that were given
     sha256: str  # of the bytes of the file
     problems: list[Problem] = field(default_factory=list)  # at most MAX_LISTED of a kind

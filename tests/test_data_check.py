@@ -20,6 +20,7 @@ from tests.test_formats import SAMPLES
 
 ROOT = Path(__file__).parents[1]
 KEYS = {"format", "rows", "first", "last", "interval_s", "timezone", "label", "side", "problems"}
+KEYS |= {"spread", "spread_px", "range_px", "point", "hours"}
 
 
 def printed(document: dict[str, object]) -> str:
