@@ -105,7 +105,7 @@ class LineParser:
         if kind:
             self._judge.refuse(kind, text, line, quote)
             return None
-        self._judge.keep(opening, quote["close"], self._rules, not is_utc)
+        self._judge.keep(opening, quote, self._rules, not is_utc)
         self._catching_up, self._text = False, text
         self._taken.take(opening, prices, line)
         return Bar(opening + self._interval_ns, **quote)
