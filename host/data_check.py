@@ -6,21 +6,27 @@ from pathlib import Path
 from typing import IO, Any
 
 from host.bars import read_bars
+from host.config import Config
+from host.dataset import split_bars
 from host.formats import KINDS, DataError, Problem, ReadOptions, Source
 from host.judging import MAX_LISTED
+from kernels.bars import NS
 
 SHOWN = 10  # problems of a kind
 
 
 def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
-    """The document of `data-check --json`; "refused" says why the file would not be read, or is null."""
+    """The document of `data-check --json`; "refused" says why the file would not be read, or is null; so "training"."""
     try:
-        _, source = read_bars(path, options)
+        bars, source = read_bars(path, options)
     except DataError as error:
         if error.source is None:
             return unread(str(error))
         return document_of(error.source, str(error))
-    return document_of(source, None)
+    config, interval_ns = Config(), source.interval_s * NS
+    lack = split_bars(bars.time, config, source.instrument, interval_ns).lack
+    said = f"not enough to train with the default session of {config.market.session} decisions: {lack}"
+    return {**document_of(source, None), "training": said if lack else None}
 
 
 def document_of(source: Source, refused: str | None) -> dict[str, Any]:
@@ -49,6 +55,7 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
         "assumed": source.assumed,
         "notes": [note for note in source.notes if note not in told],
         "refused": refused,
+        "training": None,
     }
 
 
@@ -57,7 +64,7 @@ def unread(reason: str) -> dict[str, Any]:
     names = ("first", "last", "interval_s", "timezone", "label", "side", "spread", "symbol")
     numbers = ("pip", "point", "spread_px", "range_px")
     return {
-        **dict.fromkeys(("path", "format", *names, *numbers, "hours", "sha256")),
+        **dict.fromkeys(("path", "format", *names, *numbers, "hours", "sha256", "training")),
         "rows": 0,
         "problems": [Problem("unreadable", 1, reason)._asdict()],
         "assumed": [],
@@ -70,6 +77,8 @@ def print_check(document: dict[str, Any], out: IO[str]) -> None:
     """The document for people, with the verdict."""
     if document["format"]:
         print_source(document, out)
+    if document["training"]:
+        print(document["training"], file=out)
     print(f"refused: {document['refused']}" if document["refused"] else "nothing to refuse", file=out)
 
 
