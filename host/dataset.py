@@ -24,12 +24,9 @@ from kernels.hours import (
 )
 from kernels.market import Tape, fit_codes, new_market
 
-FIT_SAMPLE = (
-    20_000  # bars that the normaliser and the codes are fitted to, evenly spaced over the training part
-)
-ROOM_MB = (
-    64  # of features: 57,000 bars with the default settings, or as many as the replay needs if those are more
-)
+# Bars that the normaliser and the codes are fitted to, evenly spaced over the training part.
+FIT_SAMPLE = 20_000
+ROOM_MB = 64  # of features: 57,000 bars with the default settings, or as many as the replay needs
 IN_USE = np.iinfo(np.int64).max
 SLIPPAGE = 1 / 8  # of the usual spread
 SWAP_PIPS = -0.5, -0.1  # of a night long and short, of pairs of PIPS_OF_PRICE pips, as most pairs are

@@ -36,12 +36,8 @@ from kernels.bars import NS
 
 Ints = NDArray[np.int64]
 HOUR, DAY, WEEK = 3600 * NS, 86_400 * NS, 604_800 * NS
-SHARE_BELOW = {
-    "bid": 0.0,
-    "mid": 0.5,
-    "ask": 1.0,
-}  # of the spread: how far the bid is below the price of a file
-SIDES = (*SHARE_BELOW, "both")
+# Of the spread: how far the bid is below the price of a file.
+SHARE_BELOW = {"bid": 0.0, "mid": 0.5, "ask": 1.0}
 WIDE = 0.05  # a spread this wide, relative to the price, is in other units
 SCALED = 10_000.0  # an unknown instrument quoted above this is taken for points, unless its pip is said
 SCALED_PIPS = 5e6  # and a price of so many pips even then
@@ -120,21 +116,8 @@ def rules_for(
     ]
     notes += [*said, *[fmt.note] * (options.timezone is None and bool(fmt.note))]
     notes += [f"columns not used: {', '.join(unused[:8])}{', ...' * (len(unused) > 8)}"] * bool(unused)
-    doubtful = in_file and options.spread_unit is None
-    spread_px = spread_pips * pip
-    rules = Rules(
-        side,
-        fmt.timezone,
-        fmt.label,
-        spread_px,
-        instrument,
-        scale,
-        interval_ns,
-        unit_px,
-        fmt.name,
-        own,
-        doubtful,
-    )
+    read = side, fmt.timezone, fmt.label, spread_pips * pip, instrument, scale, interval_ns, unit_px
+    rules = Rules(*read, fmt.name, own, doubtful=in_file and options.spread_unit is None)
     if found := conflicts(rules, options.remembered):
         raise DataError(f"{name}: {'; '.join(found)}")
     return rules, notes
@@ -341,9 +324,8 @@ def quick_text(kind: str, text: str) -> str:
 
 def iso_text(kind: str, text: str) -> tuple[str, str]:
     """A stamp as ISO 8601 has it, and the zone whose name stands behind it; ValueError if it is none."""
-    text = re.sub(
-        r"^(\d\d?:\S+(?: [ap]m)?) (\S+)$", r"\2 \1", text.strip(), flags=re.I
-    )  # the time stood first
+    if turned := re.fullmatch(r"(\d\d?:\S+(?: [ap]m)?) (\S+)", text := text.strip(), re.I):  # the time first
+        text = f"{turned[2]} {turned[1]}"
     found = next((match for way in WRITTEN[kind] if (match := way.fullmatch(text))), None)
     if found is None:
         raise ValueError(text)
@@ -456,5 +438,5 @@ def quotes(columns: Any, rules: Rules) -> dict[str, Any]:
 
 
 def iso(time_ns: int) -> str:
-    """A time in words of ISO 8601, UTC."""
-    return str(np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s")) + "Z"
+    """A time in words of ISO 8601, UTC, whole seconds."""
+    return f"{datetime.fromtimestamp(int(time_ns) // NS, UTC).isoformat()[:19]}Z"

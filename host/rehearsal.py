@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from host.agent import Loaded, Record
 from host.desk import Desk, World
 from host.feed import Bar
-from host.target import utc
+from host.parsing import iso
 from kernels.bars import NS, Bars, take
 from kernels.guard import Limits
 from kernels.hours import DAY_NS, HOUR_NS, closed_ns
@@ -72,7 +72,7 @@ def rehearse(
         if outcome.target != desk.actor.target:
             cuts[outcome.reason] += 1
         if desk.guard.halted and not halted:
-            halts.append({"time": utc(bar.time), "reason": desk.guard.halted})
+            halts.append({"time": iso(bar.time), "reason": desk.guard.halted})
         halted = desk.guard.halted
     record, equity = record_of(target, bars, first, loaded.setting.market)
     return {
