@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import tempfile
 import time
@@ -63,6 +64,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def by_number(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
+    """What a folder holds by the number in its `name`, the least first; any other name is not ours to touch."""
+    found = ((name.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def check_writable(path: Path, folder: bool = False) -> None:
@@ -142,7 +149,7 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
         except OSError:
             raise Locked(f"{path.parent} is in use by process {_holder(file)}") from None
         held, name = file.fileno(), path
-        if os.name != "nt":  # there, nobody can delete an open file, and a folder cannot be opened
+        if sys.platform != "win32":  # there, nobody can delete an open file, and a folder cannot be opened
             folder = os.open(path.parent, os.O_RDONLY)
             stack.callback(os.close, folder)
             try:

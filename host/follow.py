@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ BEFORE = 1 << 16  # bytes before the place of reading that each look reads again
 CHUNK = 1 << 20  # bytes of new text that a look takes at most
 SETTLE_S = 0.05  # between the two reads of a text that may be half overwritten
 REMEMBERED = 4096  # bars
-HOLDS = os.name != "nt"  # keeps a file open between two looks: on Windows nobody could replace it then
+HOLDS = sys.platform != "win32"  # a file between two looks: there, nobody could replace it
 
 Line = tuple[int, str]  # number and text
 Prices = tuple[float, ...]  # open, high, low and close

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -411,6 +412,14 @@ def parse_number(text: str, thousands: bool, role: str, column: str) -> float:
         kind = role if role in ("volume", "spread") else "price"
         raise ValueError(f"the {kind} {text[:40]!r} in column {column} is no number")
     return float(value)
+
+
+def finite(text: str) -> float:
+    """A number that is one."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text}")
+    return number
 
 
 def two_symbols(layout: Layout, other: str) -> str:

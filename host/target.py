@@ -6,14 +6,13 @@ CRC-32 of its text, for a reader that comes late, or while the file is being wri
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from host.parsing import iso
+from host.parsing import finite, iso
 from kernels.bars import NS
 
 HEADER = "seq,decided_utc,bar_close_utc,valid_until_utc,symbol,target,reason,model,crc32"
@@ -118,14 +117,6 @@ def fields_of(data: bytes, header: str) -> list[str]:
     if len(fields) != header.count(","):
         raise RowRefused(f"{len(fields) + 1} fields")
     return fields
-
-
-def finite(text: str) -> float:
-    """A number that is one."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text}")
-    return number
 
 
 def read_small(path: Path) -> bytes:
