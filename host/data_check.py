@@ -13,6 +13,11 @@ from host.judging import MAX_LISTED
 from kernels.bars import NS
 
 SHOWN = 10  # problems of a kind
+READ = (  # fields of `Source` in the document
+    *("path", "format", "rows", "first", "last", "interval_s", "timezone", "label", "side", "spread"),
+    *("spread_px", "range_px", "hours", "sha256"),
+)
+TRADED = ("symbol", "pip", "point")  # and of its instrument
 
 
 def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
@@ -34,23 +39,8 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
     problems = sorted([*source.problems, *source.holes], key=lambda problem: problem.line)
     told = {f"line {hole.line}: {hole.text}" for hole in source.holes}
     return {
-        "path": source.path,
-        "format": source.format,
-        "rows": source.rows,
-        "first": source.first,
-        "last": source.last,
-        "interval_s": source.interval_s,
-        "timezone": source.timezone,
-        "label": source.label,
-        "side": source.side,
-        "spread": source.spread,
-        "symbol": source.instrument.symbol,
-        "pip": source.instrument.pip,
-        "point": source.instrument.point,
-        "spread_px": source.spread_px,
-        "range_px": source.range_px,
-        "hours": source.hours,
-        "sha256": source.sha256,
+        **{name: getattr(source, name) for name in READ},
+        **{name: getattr(source.instrument, name) for name in TRADED},
         "problems": [problem._asdict() for problem in problems],
         "assumed": source.assumed,
         "notes": [note for note in source.notes if note not in told],
@@ -61,10 +51,8 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
 
 def unread(reason: str) -> dict[str, Any]:
     """The document of a file that is in no known format, or leaves open what would change its prices."""
-    names = ("first", "last", "interval_s", "timezone", "label", "side", "spread", "symbol")
-    numbers = ("pip", "point", "spread_px", "range_px")
     return {
-        **dict.fromkeys(("path", "format", *names, *numbers, "hours", "sha256", "training")),
+        **dict.fromkeys((*READ, *TRADED, "training")),
         "rows": 0,
         "problems": [Problem("unreadable", 1, reason)._asdict()],
         "assumed": [],
