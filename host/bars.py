@@ -441,9 +441,7 @@ def describe_source(
 def mean_sizes(bars: Any) -> tuple[float, float]:
     """Mean of ask - bid at the closes, and of high - low, of bars or quotes; zero without any."""
     column = bars._asdict() if isinstance(bars, Bars) else bars
-    if not len(column["close"]):
-        return 0.0, 0.0
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
-        return float(np.mean(column["ask_close"] - column["close"])), float(
-            np.mean(column["high"] - column["low"])
-        )
+        sizes = column["ask_close"] - column["close"], column["high"] - column["low"]
+        spread_px, range_px = (float(np.mean(size)) if len(size) else 0.0 for size in sizes)
+    return spread_px, range_px

@@ -37,13 +37,12 @@ def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
 def document_of(source: Source, refused: str | None) -> dict[str, Any]:
     """What was recognised; among the problems are holes, which are no reason to refuse a file."""
     problems = sorted([*source.problems, *source.holes], key=lambda problem: problem.line)
-    told = {f"line {hole.line}: {hole.text}" for hole in source.holes}
     return {
         **{name: getattr(source, name) for name in READ},
         **{name: getattr(source.instrument, name) for name in TRADED},
         "problems": [problem._asdict() for problem in problems],
         "assumed": source.assumed,
-        "notes": [note for note in source.notes if note not in told],
+        "notes": source.notes,
         "refused": refused,
         "training": None,
     }

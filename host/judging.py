@@ -30,8 +30,6 @@ MOST_DROPPED = 100  # one row of so many may be dropped, or FEW
 FEW = 3
 REMEDY = "mend them where the file is made, or export it again"
 MAX_LISTED = 1000  # problems of a kind
-MAX_HOLES = 10  # notes
-HOLE = 12 * HOUR  # a gap this long gets a note of its own
 # Steps in a row that tell of bars of another length: of shorter ones, of three times as long, of less.
 FINER, COARSER, TWICE = 3, 12, 20
 
@@ -371,12 +369,6 @@ def find_holes(
     notes = [said] if len(missing) else []
     if (hours != HOURS[instrument.hours]).any():
         notes.append(f"hours as the bars show them, closed (UTC): {closed}")
-    holes = [
-        (Problem("hole", int(line[t]), hole_text(lost, time[t - 1])), lost >= HOLE)
-        for t, lost in zip(gaps.after[gaps.is_hole], missing[gaps.is_hole], strict=True)
-    ]
-    long = [f"line {hole.line}: {hole.text}" for hole, is_long in holes if is_long]
-    notes += long[:MAX_HOLES]
-    if len(long) > MAX_HOLES:
-        notes.append(f"and {len(long) - MAX_HOLES} more gaps of {HOLE // HOUR} h or longer")
-    return [hole for hole, _ in holes[:MAX_LISTED]], notes, closed
+    holes = np.flatnonzero(gaps.is_hole)[:MAX_LISTED]
+    found = zip(line[gaps.after[holes]].tolist(), missing[holes], time[gaps.after[holes] - 1], strict=True)
+    return [Problem("hole", n, hole_text(lost, begin)) for n, lost, begin in found], notes, closed
