@@ -222,10 +222,10 @@ def point_of(layout: Layout, options: ReadOptions, instrument: Instrument) -> fl
     return shown if told else instrument.point
 
 
-def check_spread(spread_px: float, range_px: float, rules: Rules, name: str) -> None:
+def check_spread(spread_px: float, range_px: float, rules: Rules, name: str, most: float = 1.0) -> None:
     """Refuse a mean spread of a file that is no cost of its bars, whose mean range is `range_px`; the user may insist.
 
-    It is zero throughout, or wider than the bars are high.  Bars that do not move tell nothing.
+    It is zero throughout, or more than `most` times as wide as the bars are high.  Bars that do not move tell nothing.
     """
     if not rules.doubtful:
         return
@@ -233,7 +233,7 @@ def check_spread(spread_px: float, range_px: float, rules: Rules, name: str) -> 
     if spread_px <= 0:
         many = "zero throughout" if spread_px == 0 else f"{decimal(spread_px)} in the mean"
         raise DataError(f"{name}: the spread is {many}: --spread {usual:g}, or --spread 0 if it is meant")
-    if rules.unit_px and 0 < range_px < spread_px:
+    if rules.unit_px and 0 < most * range_px < spread_px:
         raise DataError(
             f"{name}: a mean spread of {decimal(spread_px)} = {pips:.3g} pips is wider than the mean bar, "
             f"{decimal(range_px)}: in which unit is it? --spread-unit pips, --spread-unit points, or --spread-unit "

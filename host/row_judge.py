@@ -30,6 +30,9 @@ from host.progress import say
 from host.weekly_open import Weekends, clock_doubt, find_weekends
 from kernels.features import HISTORY
 
+NIGHT = (
+    4.0  # times its mean bar a spread may be wide in the minutes of a night; another unit makes it ten times
+)
 UNJUDGED = 1000  # rows after which the share of bad ones is judged
 
 
@@ -88,9 +91,9 @@ class RowJudge:
         self._first.append((opening, quote["ask_close"] - quote["close"], quote["high"] - quote["low"]))
         if len(self._first) == LEARN:
             interval_of(np.array([first for first, *_ in self._first], np.int64), self._options, self._name)
-        if len(self._first) == HISTORY:  # a night of bars may be narrower than its spread
+        if len(self._first) == HISTORY:
             _, spread_px, range_px = np.mean(self._first, axis=0).tolist()
-            check_spread(spread_px, range_px, rules, self._name)
+            check_spread(spread_px, range_px, rules, self._name, NIGHT)
 
     def _doubt(self, opening: Ints, rules: Rules, local: bool) -> None:
         """Doubt the clock aloud, once, if the weekends so far speak against it."""

@@ -444,3 +444,14 @@ def test_an_absurd_spread_is_refused_before_the_first_decision(
     assert str(late.value) == str(bulk.value)
     meant = ReadOptions(spread_pips=0.0)
     assert_same(list(feed_bars(path, meant)), read_bars(path, meant)[0])
+
+
+def test_a_quiet_night_is_no_absurd_spread(tmp_path: Path) -> None:
+    """Bars of a minute are narrower than their spread for hours; the file as a whole is not."""
+    path, half = tmp_path / "b.csv", [0.00005] * (HISTORY + 9) + [0.002] * 500
+    lines = [
+        f"{1_672_700_400 + 60 * i},1.08,{1.08 + h:.5f},{1.08 - h:.5f},1.08,7,0.00025"
+        for i, h in enumerate(half)
+    ]
+    path.write_text("\n".join([f"{HEADER.strip()},spread", *lines]))
+    assert_same(list(feed_bars(path)), read_bars(path)[0])
