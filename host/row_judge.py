@@ -30,9 +30,7 @@ from host.progress import say
 from host.weekly_open import Weekends, clock_doubt, find_weekends
 from kernels.features import HISTORY
 
-NIGHT = (
-    4.0  # times its mean bar a spread may be wide in the minutes of a night; another unit makes it ten times
-)
+NIGHT = 4.0  # times the mean bar: a spread in the minutes of a night; a wrong unit makes it ten times
 UNJUDGED = 1000  # rows after which the share of bad ones is judged
 
 
