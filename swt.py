@@ -150,7 +150,7 @@ def act(
     settings: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Print a decision for each closed bar of a feed, the same one that a backtest makes."""
+    """Print a decision for each closed bar of a feed, as `backtest` makes it."""
     from host.act import act_on_feed, new_publishing
 
     publishing = new_publishing(feed, out, live, reading.symbol, lift_halt, config, settings)

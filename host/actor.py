@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from host.agent import Agent, Loaded, Setting, load_agent
 from host.feed import Bar
 from host.model_file import ModelRefused
-from host.target import utc
+from host.parsing import iso
 from kernels._jit import entry
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, new_work
@@ -52,7 +52,7 @@ def format_decision(
     k = len(shares) // 2 - 1
     kinds = shares[:1], shares[1 : 1 + k], shares[1 + k : -1], shares[-1:]
     return [
-        utc(int(time_ns)),
+        iso(int(time_ns)),
         ACTIONS[kind_of(int(action), len(shares))],
         np.format_float_positional(target + 0.0, trim="-"),  # no -0
         repr(float(value)),

@@ -261,8 +261,8 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
         bars, first = merge_bars(bars, step_ns, interval_ns, rules.timezone)
         line = line[first]
         notes.append(f"bars of {step_ns // NS} s are put together into bars of {interval_ns // NS} s")
-    holes, gaps = find_holes(bars.time, interval_ns, line, rules.instrument)
-    source = describe_source(name, layout, rules, options, rows.local, bars, interval_ns, sha256)
+    holes, gaps, closed = find_holes(bars.time, interval_ns, line, rules.instrument)
+    source = describe_source(name, layout, rules, options, rows.local, bars, interval_ns, closed, sha256)
     source.notes.extend([*proven, *said, *([doubt] if doubt else []), *notes])
     source.problems.extend(found.changes + list_problems(lines, found.kinds))
     source.holes.extend(holes)
@@ -398,6 +398,7 @@ def describe_source(
     local: bool,
     bars: Bars,
     interval_ns: int,
+    closed: str,
     sha256: str,
 ) -> Source:
     """The record of a reading that ended in `bars`; `local`: the stamps follow a clock."""
@@ -429,6 +430,7 @@ def describe_source(
         spread_pips=None if in_file else usual,
         spread_px=spread_px,
         range_px=range_px,
+        hours=f"closed (UTC): {closed}",
         instrument=rules.instrument,
         sha256=sha256,
         assumed=[flag for flag, open_question in choices.items() if open_question],
@@ -439,9 +441,7 @@ def describe_source(
 def mean_sizes(bars: Any) -> tuple[float, float]:
     """Mean of ask - bid at the closes, and of high - low, of bars or quotes; zero without any."""
     column = bars._asdict() if isinstance(bars, Bars) else bars
-    if not len(column["close"]):
-        return 0.0, 0.0
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
-        return float(np.mean(column["ask_close"] - column["close"])), float(
-            np.mean(column["high"] - column["low"])
-        )
+        sizes = column["ask_close"] - column["close"], column["high"] - column["low"]
+        spread_px, range_px = (float(np.mean(size)) if len(size) else 0.0 for size in sizes)
+    return spread_px, range_px

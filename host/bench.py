@@ -361,13 +361,13 @@ def noise_lines(model: Path, bars: int) -> list[str]:
     """A feed of a random walk that the model can trade, header and lines."""
     from host.actor import random_walk
     from host.agent import load_agent
-    from host.target import utc
+    from host.parsing import iso
 
     market = load_agent(model).setting.market
     lines = ["time,open,high,low,close,volume\n"]
     for bar in random_walk(market, bars):
         prices = ",".join(f"{price:.5f}" for price in bar[1:5])
-        lines.append(f"{utc(bar.time - market.interval_ns)},{prices},1\n")
+        lines.append(f"{iso(bar.time - market.interval_ns)},{prices},1\n")
     return lines
 
 

@@ -110,13 +110,11 @@ class TrainConfig:
     """The cycle collect -> reanalyse -> learn."""
 
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    train_share: Annotated[float, Range(0.01, 0.99)] = (
-        0.75  # of the bars; then an embargo of a session, then the test
-    )
+    # Of the bars; then an embargo of a session, then the test.
+    train_share: Annotated[float, Range(0.01, 0.99)] = 0.75
     block: Annotated[int, Range(1, 4096)] = 16  # sessions played in lockstep
-    wanderers: Annotated[int, Range(0, 4096)] = (
-        4  # sessions of a block that a random trader plays, searched as well
-    )
+    # Sessions of a block that a random trader plays, searched as well.
+    wanderers: Annotated[int, Range(0, 4096)] = 4
     blocks: Annotated[int, Range(1, 4096)] = 2  # collected in a cycle
     simulations: Simulations = 4  # of collecting and reanalysing; acting uses search.simulations
     sweep: bool = True  # before learning, search again every session whose targets are not fresh
@@ -141,9 +139,8 @@ class TrainConfig:
     value_prefix: bool = False
     joint: Weight = 0.25  # weight of UniZero's joint training on the bars that came; 0 = off
     rate: Annotated[float, Range(1e-9, 1)] = 1e-3
-    decay: Annotated[float, Range(0, 10)] = (
-        0.3  # weight decay, times the rate: 2 hides what is sure, see README
-    )
+    # Weight decay, times the rate: 2 hides what is sure, see README.
+    decay: Annotated[float, Range(0, 10)] = 0.3
     horizon: Annotated[int, Range(1, 10**9)] = 6000  # steps of the learning-rate schedule
     target_rate: Annotated[float, Range(1e-6, 1)] = 0.05  # of the soft target network, which also plays
 

@@ -6,54 +6,52 @@ from pathlib import Path
 from typing import IO, Any
 
 from host.bars import read_bars
+from host.config import Config
+from host.dataset import split_bars
 from host.formats import KINDS, DataError, Problem, ReadOptions, Source
 from host.judging import MAX_LISTED
+from kernels.bars import NS
 
 SHOWN = 10  # problems of a kind
+READ = (  # fields of `Source` in the document
+    *("path", "format", "rows", "first", "last", "interval_s", "timezone", "label", "side", "spread"),
+    *("spread_px", "range_px", "hours", "sha256"),
+)
+TRADED = ("symbol", "pip", "point")  # and of its instrument
 
 
 def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
-    """The document of `data-check --json`; "refused" says why the file would not be read, or is null."""
+    """The document of `data-check --json`; "refused" says why the file would not be read, or is null; so "training"."""
     try:
-        _, source = read_bars(path, options)
+        bars, source = read_bars(path, options)
     except DataError as error:
         if error.source is None:
             return unread(str(error))
         return document_of(error.source, str(error))
-    return document_of(source, None)
+    config, interval_ns = Config(), source.interval_s * NS
+    lack = split_bars(bars.time, config, source.instrument, interval_ns).lack
+    said = f"not enough to train with the default session of {config.market.session} decisions: {lack}"
+    return {**document_of(source, None), "training": said if lack else None}
 
 
 def document_of(source: Source, refused: str | None) -> dict[str, Any]:
     """What was recognised; among the problems are holes, which are no reason to refuse a file."""
     problems = sorted([*source.problems, *source.holes], key=lambda problem: problem.line)
-    told = {f"line {hole.line}: {hole.text}" for hole in source.holes}
     return {
-        "path": source.path,
-        "format": source.format,
-        "rows": source.rows,
-        "first": source.first,
-        "last": source.last,
-        "interval_s": source.interval_s,
-        "timezone": source.timezone,
-        "label": source.label,
-        "side": source.side,
-        "spread": source.spread,
-        "symbol": source.instrument.symbol,
-        "pip": source.instrument.pip,
-        "point": source.instrument.point,
-        "sha256": source.sha256,
+        **{name: getattr(source, name) for name in READ},
+        **{name: getattr(source.instrument, name) for name in TRADED},
         "problems": [problem._asdict() for problem in problems],
         "assumed": source.assumed,
-        "notes": [note for note in source.notes if note not in told],
+        "notes": source.notes,
         "refused": refused,
+        "training": None,
     }
 
 
 def unread(reason: str) -> dict[str, Any]:
     """The document of a file that is in no known format, or leaves open what would change its prices."""
-    names = ("first", "last", "interval_s", "timezone", "label", "side", "spread", "symbol")
     return {
-        **dict.fromkeys(("path", "format", *names, "pip", "point", "sha256")),
+        **dict.fromkeys((*READ, *TRADED, "training")),
         "rows": 0,
         "problems": [Problem("unreadable", 1, reason)._asdict()],
         "assumed": [],
@@ -66,6 +64,8 @@ def print_check(document: dict[str, Any], out: IO[str]) -> None:
     """The document for people, with the verdict."""
     if document["format"]:
         print_source(document, out)
+    if document["training"]:
+        print(document["training"], file=out)
     print(f"refused: {document['refused']}" if document["refused"] else "nothing to refuse", file=out)
 
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from host.agent import Profile, Setting
 from host.config import Config, ConfigError, MarketConfig
-from host.instruments import FX, HOURS, Instrument, find_instrument
-from host.progress import say
+from host.instruments import FX, Instrument, find_instrument, hours_of
 from kernels.bars import Bars, take
 from kernels.features import HISTORY, features_of, fit_normaliser, new_features, normalise_rows, signs
 from kernels.hours import (
@@ -20,19 +19,14 @@ from kernels.hours import (
     SATURDAY_NOON,
     WEEK_NS,
     Hours,
-    hours_text,
-    learn_hours,
     longest_sessions,
     session_starts,
 )
 from kernels.market import Tape, fit_codes, new_market
 
-FIT_SAMPLE = (
-    20_000  # bars that the normaliser and the codes are fitted to, evenly spaced over the training part
-)
-ROOM_MB = (
-    64  # of features: 57,000 bars with the default settings, or as many as the replay needs if those are more
-)
+# Bars that the normaliser and the codes are fitted to, evenly spaced over the training part.
+FIT_SAMPLE = 20_000
+ROOM_MB = 64  # of features: 57,000 bars with the default settings, or as many as the replay needs
 IN_USE = np.iinfo(np.int64).max
 SLIPPAGE = 1 / 8  # of the usual spread
 SWAP_PIPS = -0.5, -0.1  # of a night long and short, of pairs of PIPS_OF_PRICE pips, as most pairs are
@@ -67,49 +61,52 @@ def new_dataset(
     threads: int,
 ) -> Dataset:
     """Split the bars and fit everything that is fitted, to the training part only."""
-    T, length = len(bars.time), config.market.session
-    train_stop = int(T * config.train.train_share)
     if not all(np.isfinite(column).all() for column in bars):
         raise DatasetError("a price, volume or time of the bars is not a finite number")
-    history = HISTORY + context_of(config) - 1
-    hours = hours_of(bars.time[:train_stop], instrument, interval_ns)
-    starts, rejects = session_starts(bars, 0, train_stop, length, history, interval_ns, hours)
-    test_first = max(train_stop + length, history)
-    if len(starts) == 0 or test_first + 1 >= T:
+    split, length = split_bars(bars.time, config, instrument, interval_ns), config.market.session
+    history, stop, hours = split.history, split.train_stop, split.hours
+    starts, rejects = session_starts(bars, 0, stop, length, history, interval_ns, hours)
+    if split.lack:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items() if count)
-        longest = longest_sessions(bars.time, train_stop, history, interval_ns, hours)
         raise DatasetError(
-            f"{T} bars give no training session of {length} decisions ({reasons}); "
-            f"{remedy(bars.time, length, history, train_stop, *longest, config)}"
+            f"{len(bars.time)} bars give no training session of {length} decisions ({reasons}); {split.lack}"
         )
-    setting = fit_setting(bars, extra, config, instrument, interval_ns, hours, train_stop, threads)
-    return Dataset(bars, extra, train_stop, test_first, setting, starts, rejects)
+    setting = fit_setting(bars, extra, config, instrument, interval_ns, hours, stop, threads)
+    return Dataset(bars, extra, stop, split.test_first, setting, starts, rejects)
 
 
-def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) -> Hours:
-    """The hours that the bars of the training part show; says what is not as usual for the instrument."""
-    usual = HOURS[instrument.hours]
-    hours = learn_hours(time, interval_ns, usual) if len(time) else usual
-    if (hours != usual).any():
-        say(f"hours as the bars show them, closed (UTC): {hours_text(hours)}")
-    return hours
+class Split(NamedTuple):
+    """The training and the test part of bars."""
+
+    history: int  # bars that a decision needs
+    train_stop: int
+    test_first: int
+    hours: Hours  # that the training part shows
+    lack: str  # what gives a training session where there is none
+
+
+def split_bars(time: NDArray[np.int64], config: Config, instrument: Instrument, interval_ns: int) -> Split:
+    """How bars that close at `time` [T] are split."""
+    stop, length = int(len(time) * config.train.train_share), config.market.session
+    history = HISTORY + context_of(config) - 1
+    hours, test_first = hours_of(time[:stop], instrument, interval_ns), max(stop + length, history)
+    longest, whole = longest_sessions(time, stop, history, interval_ns, hours)
+    enough = longest >= length and test_first + 1 < len(time)
+    lack = "" if enough else remedy(time, history, stop, longest, whole, config)
+    return Split(history, stop, test_first, hours, lack)
 
 
 def remedy(
-    time: NDArray[np.int64],
-    length: int,
-    history: int,
-    train_stop: int,
-    longest: int,
-    whole: float,
-    config: Config,
+    time: NDArray[np.int64], history: int, train_stop: int, longest: int, whole: float, config: Config
 ) -> str:
     """What gives a training session where bars that close at `time` [T] do not.
 
     `longest` decisions fit into the training part, `whole` between two holes: no number of bars changes the latter.
     """
-    T, share = len(time), config.train.train_share
-    weeks = LEAST_WEEKS * WEEK_NS / max(time[-1] - time[0], 1) * T  # bars of weeks that tell the hours
+    T, share, length = len(time), config.train.train_share, config.market.session
+    weeks = (
+        LEAST_WEEKS * WEEK_NS / max(int(np.ptp(time)) if T else 0, 1) * T
+    )  # bars of weeks that tell the hours
     enough = math.ceil(max((history + length) / share, (length + 2) / (1 - share))) + 1
     enough = max(enough, math.ceil(weeks / share) + 1) if T >= enough else enough
     fits = min(longest, T - train_stop - 2)

@@ -16,7 +16,7 @@ import numpy as np
 from host.actor import decide_on_noise
 from host.agent import Loaded, load_agent
 from host.machine import cores, load_average
-from host.target import utc
+from host.parsing import iso
 from kernels._jit import cache_root, module_digest
 from kernels.bars import NS
 
@@ -106,7 +106,7 @@ def clock(loaded: Loaded, expected: float) -> Check:
         )
         if is_fault
     ]
-    return Check("clock", not faults, f"{utc(round(now) * NS)} {'; '.join(faults)}".rstrip())
+    return Check("clock", not faults, f"{iso(round(now) * NS)} {'; '.join(faults)}".rstrip())
 
 
 def zones() -> Check:

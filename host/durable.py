@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import tempfile
 import time
@@ -63,6 +64,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def by_number(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
+    """What a folder holds by the number in its `name`, the least first; any other name is not ours to touch."""
+    found = ((name.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def check_writable(path: Path, folder: bool = False) -> None:

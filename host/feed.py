@@ -21,13 +21,14 @@ import numpy as np
 from host.containers import is_plain, read_text
 from host.follow import Taken, path_lines, pipe_lines, stream_lines
 from host.formats import LEARN, ORDERS, DataError, Layout, ReadOptions, is_head, recognise, refusal
-from host.judging import HOLE_BARS, LONG_GAP, LONGEST, interval_of, other_dates
+from host.judging import LONG_GAP, LONGEST, interval_of, other_dates
 from host.parsing import Rules, explain_line, parse_line, quotes, rules_for, stamp_utc
 from host.progress import say
 from host.resample import join_bars, periods
 from host.row_judge import RowJudge
 from host.weekly_open import AUTO
 from kernels.bars import NS, Bars
+from kernels.hours import MOST_MISSING
 
 POLL_S = 0.2
 
@@ -97,14 +98,14 @@ class LineParser:
         if self._catching_up and last and opening <= last[0]:
             self._taken.compare(opening, prices, line)
             return None
-        if last and opening - last[0] > max(LONG_GAP, HOLE_BARS * self._interval_ns):
+        if last and opening - last[0] > max(LONG_GAP, MOST_MISSING * self._interval_ns):
             self._check_dates(text, line)
         quote = quotes(numbers, self._rules)
         kind = self._judge.fault(quote, opening, line, self._rules)
         if kind:
             self._judge.refuse(kind, text, line, quote)
             return None
-        self._judge.keep(opening, quote["close"], self._rules, not is_utc)
+        self._judge.keep(opening, quote, self._rules, not is_utc)
         self._catching_up, self._text = False, text
         self._taken.take(opening, prices, line)
         return Bar(opening + self._interval_ns, **quote)

@@ -21,16 +21,14 @@ import numpy as np
 
 from host.containers import MARK, utf16_line, utf16_of
 from host.formats import MAX_LINE, DataError
+from host.parsing import iso
 from host.progress import say
-from kernels.bars import NS
 
 BEFORE = 1 << 16  # bytes before the place of reading that each look reads again: about a thousand bars
 CHUNK = 1 << 20  # bytes of new text that a look takes at most
 SETTLE_S = 0.05  # between the two reads of a text that may be half overwritten
 REMEMBERED = 4096  # bars
-HOLDS = (
-    sys.platform != "win32"
-)  # keeps a file open between two looks: on Windows nobody could replace it then
+HOLDS = sys.platform != "win32"  # a file between two looks: there, nobody could replace it
 
 Line = tuple[int, str]  # number and text
 Prices = tuple[float, ...]  # open, high, low and close
@@ -191,7 +189,7 @@ class Taken:
         """Remember a new bar; says so if the feed that is read again begins behind the bar that was due."""
         if self._is_read_again and self._prices and time_ns - self._last > self._interval_ns:
             self._say(
-                line, f"the feed begins at {stamp(time_ns)}; what followed {stamp(self._last)} was never read"
+                line, f"the feed begins at {iso(time_ns)}; what followed {iso(self._last)} was never read"
             )
         self._is_read_again = False
         self._prices[time_ns], self._last = prices, time_ns
@@ -209,15 +207,10 @@ class Taken:
             what = f"was not there in its turn: {shown(prices)} is left out"
         else:
             what = f"was rewritten: taken as {shown(known)}, now {shown(prices)}; what was decided stands"
-        self._say(line, f"the bar of {stamp(time_ns)} {what}")
+        self._say(line, f"the bar of {iso(time_ns)} {what}")
 
     def _say(self, line: int, text: str) -> None:
         say(f"{self._name}: line {line}: {text}" if line else f"{self._name}: {text}")
-
-
-def stamp(time_ns: int) -> str:
-    """A time for people."""
-    return f"{np.datetime64(time_ns // NS, 's')}Z"
 
 
 def shown(prices: Prices) -> str:

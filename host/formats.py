@@ -87,6 +87,7 @@ class Source:
     spread_pips: float | None  # None: the file has it
     spread_px: float  # mean of ask - bid at the closes
     range_px: float  # mean of high - low
+    hours: str  # when the market is closed, as the bars show it
     instrument: Instrument  # with the pip and the spread that were given
     sha256: str  # of the bytes of the file
     problems: list[Problem] = field(default_factory=list)  # at most MAX_LISTED of a kind
@@ -109,17 +110,14 @@ class Format(NamedTuple):
     """A kind of file, or, in a `Layout`, that kind as one file has it."""
 
     name: str
-    head: (
-        str  # pattern, lower case: of the first bar, or of the names of a header, and the first stamp and bar
-    )
+    # Pattern, lower case: of the first bar, or of the names of a header, and the first stamp and bar.
+    head: str
     columns: tuple[str, ...] = ()  # roles of a file without header, whose lines may end early
     timezone: str = "UTC"  # of stamps that have no offset
     own: tuple[str, ...] = ()  # which of timezone, side and label the format settles; the others are defaults
     side: str = "bid"
     label: str = "open"
-    stamp: str = (
-        "iso"  # iso: the year first, or UNIX; wall: iso, but never UTC; dmy, mdy; midnight: ms since then
-    )
+    stamp: str = "iso"  # the year first, or UNIX; wall: so, but never UTC; dmy, mdy; midnight: ms since then
     spread: str = "price"  # unit of a spread column: price, pips or points
     ticks: bool = False  # a real bar has a volume: one without is filler
     silent: bool = False  # no bar has a volume: a file that has one is of a later format
@@ -214,12 +212,7 @@ FORMATS = (  # the first that fits
     Format("Binance", r"(?=.*,close.?time,).*,open.?time,.*\n.*", (), "UTC", CLOCKED, "mid"),
     Format("Interactive Brokers", r".*,bar_?count,.*\n.*", side="mid", note=TWS),
     # Of one who writes the spread of MetaTrader beside his bars.
-    Format(
-        "spread without a name",
-        r",time(stamp)?,open,.*,volume,,\n.*,\d+",
-        (*PLAIN, "spread"),
-        spread="points",
-    ),
+    Format("unnamed spread", r",time(stamp)?,open,.*,volume,,\n.*,\d+", (*PLAIN, "spread"), spread="points"),
     Format("canonical", r".*\n.*"),
 )
 SPELT = {  # names of prices, those that are meant first
@@ -447,9 +440,8 @@ def identify(taken: Head, name: str) -> tuple[Format, tuple[str, ...]]:
     names, bar = taken.names, taken.rows[0]
     first, found = taken.shown.rpartition("\n")[2], prices(names)[1]
     at = stamp_columns(names, bar)
-    if names:
-        if len(found) > 1 and not at:
-            raise DataError(f"{name}: line {taken.header + 1}: {no_stamp(names, bar)}")
+    if names and len(found) > 1 and not at:
+        raise DataError(f"{name}: line {taken.header + 1}: {no_stamp(names, bar)}")
     shown = f",{','.join(names).lower()},\n{text_at(bar, at)},{first}" if names else first.rstrip(",")
     fmt = next((fmt for fmt in FORMATS if fits(fmt, shown, taken.rows)), None)
     if fmt is None or (names and not found):

@@ -10,7 +10,10 @@ import math
 import re
 from typing import NamedTuple
 
-from kernels.hours import ALWAYS_OPEN, DAILY_CLOSE, WEEKDAYS
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.hours import ALWAYS_OPEN, DAILY_CLOSE, WEEKDAYS, Hours, learn_hours
 
 FX, DAILY_BREAK, ALWAYS = "fx", "daily-break", "always"  # closed over the weekend; and an hour a day; never
 HOURS = {FX: WEEKDAYS, DAILY_BREAK: DAILY_CLOSE, ALWAYS: ALWAYS_OPEN}
@@ -77,6 +80,11 @@ SYMBOL = re.compile(
     rf"(?<![A-Z0-9])({'|'.join(SPELT)}|(?:{CURRENCY})[/_-]?(?:{CURRENCY}))"
     rf"(?:{SUFFIX})?(?:(?<=[A-Z])(?:{MINUTES}))?(?![A-Z0-9])"
 )
+
+
+def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) -> Hours:
+    """The hours that bars closing at `time` [T] show; those usual for the instrument where they show none."""
+    return learn_hours(time, interval_ns, HOURS[instrument.hours])
 
 
 def find_instrument(text: str) -> Instrument | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from host.durable import naming, publish, swap, write_all
+from host.durable import by_number, naming, publish, swap, write_all
 from host.progress import say
 
 ROTATE, KEEP = 1 << 23, 64
@@ -89,9 +89,8 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def rotate(self, first: Record) -> None:
-        """Go on in a new file that begins with `first`; files of any other name are not ours to touch."""
-        found = ((ROTATED.fullmatch(path.name), path) for path in self.path.parent.iterdir())
-        parts = dict(sorted((int(match[1]), path) for match, path in found if match))
+        """Go on in a new file that begins with `first`."""
+        parts = by_number(self.path.parent, ROTATED)
         with naming(self._next), self._next.open("wb", 0) as file:
             write_all(file, to_json(first).encode() + b"\n")
             os.fsync(file.fileno())

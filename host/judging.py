@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.formats import OHLC, ORDERS, DataError, Layout, Problem, ReadOptions
-from host.instruments import ALWAYS, DAILY_BREAK, Instrument, find_instrument
+from host.instruments import ALWAYS, HOURS, Instrument, find_instrument, hours_of
 from host.parsing import DAY, HOUR, PRICES, WEEK, WIDE, Ints, Rules, iso
 from kernels.bars import NS
+from kernels.hours import MOST_MISSING, QUARTER_NS, find_gaps, hours_text
 
 JUMP = 0.2  # a price this far from the close before, relative, is damaged
 LEAP = 3.0  # and one this many times as high or low, where JUMP is nothing unusual
@@ -24,14 +25,11 @@ MOVED = 3  # bad rows in a row: these are no slips, the level or the unit is ano
 SATURDAY = 2 * DAY  # 1970-01-03, the first one
 CLOSED = 44 * HOUR  # from Saturday 00:00 UTC: no market is open, but those that always are
 LONGEST = 31 * DAY  # bar
-HOLE_BARS = 10  # a longer gap is a hole: no session spans it
 LONG_GAP = 4 * DAY  # no weekend is longer
 MOST_DROPPED = 100  # one row of so many may be dropped, or FEW
 FEW = 3
 REMEDY = "mend them where the file is made, or export it again"
 MAX_LISTED = 1000  # problems of a kind
-MAX_HOLES = 10  # notes
-HOLE = 12 * HOUR  # a gap this long gets a note of its own
 # Steps in a row that tell of bars of another length: of shorter ones, of three times as long, of less.
 FINER, COARSER, TWICE = 3, 12, 20
 
@@ -249,24 +247,7 @@ def breaks(utc: Ints) -> Ints:
         return np.arange(1, len(utc))
     step = np.diff(utc)
     near = step < common - (HOUR if common >= DAY else 0)
-    return np.flatnonzero(near | (step > max(LONG_GAP, HOLE_BARS * common))) + 1
-
-
-def is_closed(begin: Ints, end: Ints, hours: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether a market is closed all through each gap [T]: over a weekend; and for the hour of its daily break."""
-    over_saturday = (begin - SATURDAY - DAY // 2) // WEEK != (end - SATURDAY - DAY // 2) // WEEK
-    evening = (begin % DAY >= 20 * HOUR) & (begin % DAY < 23 * HOUR)
-    weekend = over_saturday & (end - begin < LONG_GAP) & (hours != ALWAYS)
-    return weekend, evening & (end - begin <= 1.5 * HOUR) & (hours == DAILY_BREAK)
-
-
-def hours_seen(instrument: Instrument, opening: Ints, interval_ns: int) -> str:
-    """When an instrument trades; one that is unknown always, if it has bars on at least half of the Saturdays."""
-    if has_weekends(instrument) is None and len(opening):
-        saturdays = len(np.unique(opening[on_saturday(opening, interval_ns)] // WEEK))
-        if saturdays and 2 * saturdays >= (opening[-1] - opening[0]) / WEEK:
-            return ALWAYS
-    return instrument.hours
+    return np.flatnonzero(near | (step > max(LONG_GAP, MOST_MISSING * common))) + 1
 
 
 def cell_text(kind: str, cells: dict[str, float], near: float) -> str:
@@ -375,21 +356,19 @@ def order_faults(utc: Ints, good: Ints, interval_ns: int) -> dict[int, str]:
 
 
 def find_holes(
-    close_ns: Ints, interval_ns: int, line: Ints, instrument: Instrument
-) -> tuple[list[Problem], list[str]]:
-    """Gaps of more than HOLE_BARS bars while the market is open, and sentences on all gaps; `line` [T] of the bars."""
-    missing = np.diff(close_ns) - interval_ns
-    after = np.flatnonzero(missing > 0) + 1
-    begin, end = close_ns[after - 1], close_ns[after] - interval_ns
-    weekend, rest = is_closed(begin, end, hours_seen(instrument, close_ns - interval_ns, interval_ns))
+    time: Ints, interval_ns: int, line: Ints, instrument: Instrument
+) -> tuple[list[Problem], list[str], str]:
+    """Gaps that no session spans, sentences on all gaps, and when the market is closed; `line` [T] of the bars."""
+    hours = hours_of(time, instrument, interval_ns)
+    gaps, closed = find_gaps(time, interval_ns, hours), hours_text(hours)
+    missing = time[gaps.after] - interval_ns - time[gaps.after - 1]
+    weekend = gaps.is_weekly & ~gaps.is_hole
+    rest = ~gaps.is_weekly & ~gaps.is_hole & (missing >= QUARTER_NS) & (2 * gaps.open_ns < missing)
     rests = f", {rest.sum()} daily breaks" if rest.any() else ""
-    other = ~weekend & ~rest
-    said = f"{weekend.sum()} weekends{rests} and {other.sum()} other gaps between bars"
-    notes = [said] if len(after) else []
-    holes = after[other & (end - begin > HOLE_BARS * interval_ns)]
-    long = [t for t in holes.tolist() if missing[t - 1] >= HOLE]
-    notes += [f"line {line[t]}: {hole_text(missing[t - 1], close_ns[t - 1])}" for t in long[:MAX_HOLES]]
-    if len(long) > MAX_HOLES:
-        notes.append(f"and {len(long) - MAX_HOLES} more gaps of {HOLE // HOUR} h or longer")
-    listed = holes[:MAX_LISTED].tolist()
-    return [Problem("hole", int(line[t]), hole_text(missing[t - 1], close_ns[t - 1])) for t in listed], notes
+    said = f"{weekend.sum()} weekends{rests} and {(~weekend & ~rest).sum()} other gaps between bars"
+    notes = [said] if len(missing) else []
+    if (hours != HOURS[instrument.hours]).any():
+        notes.append(f"hours as the bars show them, closed (UTC): {closed}")
+    holes = np.flatnonzero(gaps.is_hole)[:MAX_LISTED]
+    found = zip(line[gaps.after[holes]].tolist(), missing[holes], time[gaps.after[holes] - 1], strict=True)
+    return [Problem("hole", n, hole_text(lost, begin)) for n, lost, begin in found], notes, closed

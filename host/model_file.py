@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from host.durable import replacing
 from host.onnx_check import layout_of
 from host.onnx_shapes import GraphRefused
+from host.parsing import finite
 from kernels._jit import program_digest
 from kernels.ort import Layout, OrtError, Session, check, evaluate
 
@@ -225,7 +226,7 @@ def _manifest(members: dict[str, bytes]) -> dict[str, Any]:
     if not text or len(text) > MAX_MANIFEST:
         raise ModelRefused(f"no {MANIFEST}, or one beyond {MAX_MANIFEST} bytes")
     try:
-        manifest = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        manifest = json.loads(text, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError) as error:
         raise ModelRefused(f"{MANIFEST}: {error}") from None
     _check_keys(manifest)
@@ -237,13 +238,6 @@ def _manifest(members: dict[str, bytes]) -> dict[str, Any]:
         if manifest["members"][name] != sha256:
             raise ModelRefused(f"{name}: its sha256 is not the manifest's")
     return dict(manifest)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text}")
-    return number
 
 
 def _check_keys(manifest: Any) -> None:

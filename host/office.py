@@ -34,6 +34,7 @@ from host.feed import Bar
 from host.follow import Taken
 from host.journal import ROTATE, Journal, Record, parse_lines, read_cache, write_cache
 from host.limits import limits_for, limits_text
+from host.parsing import iso
 from host.progress import say
 from host.target import (
     DRY_RUN,
@@ -45,7 +46,6 @@ from host.target import (
     parse_position,
     parse_target,
     read_small,
-    utc,
 )
 from kernels.bars import NS
 from kernels.guard import ACTIVE, HALT_FILE, HALTED, Limits, open_ns
@@ -222,7 +222,7 @@ class Office:
             self._is_late_said = True
             hint = "the market is closed" if is_weekend else "flat; is its clock another (--timezone)?"
             hours = (now - last.time) / NS / 3600
-            say(f"the feed is late: its last bar closed at {utc(last.time)}, {hours:.1f} h ago: {hint}")
+            say(f"the feed is late: its last bar closed at {iso(last.time)}, {hours:.1f} h ago: {hint}")
         if (not is_weekend or self._row is None) and (outcome is None or outcome.row):
             self.stop(LATE_FEED)
 
@@ -270,7 +270,7 @@ class Office:
         reason = f"{outcome.state.lower()} {outcome.reason}"
         if reason != self._said:
             self._said = reason
-            say(f"{utc(outcome.decided_ns)} target {outcome.target:g}: {reason}")
+            say(f"{iso(outcome.decided_ns)} target {outcome.target:g}: {reason}")
         row = Row(
             seq=outcome.seq,
             decided_ns=outcome.decided_ns,
@@ -335,7 +335,7 @@ class Office:
                 say(f"{self._target}: target 0: {row.reason}")
                 return
         say(
-            f"swt: {fault}; {self._target} IS NOT FLAT: {self._row.target:g} until {utc(self._row.valid_until_ns)}"
+            f"swt: {fault}; {self._target} IS NOT FLAT: {self._row.target:g} until {iso(self._row.valid_until_ns)}"
         )
 
     def _take_reserve(self, path: Path, _: str) -> None:
@@ -354,12 +354,12 @@ class Office:
         """Show that cycles are being completed."""
         outcome, last, self._beat_ns = self._desk.outcome, self._desk.last, time.time_ns()
         document = {
-            "utc": utc(self._beat_ns),
+            "utc": iso(self._beat_ns),
             "state": outcome.state if outcome else ACTIVE,
             "reason": outcome.reason if outcome else "warm-up",
             "seq": self._seq(),
             "target": self._desk.guard.target,
-            "bar_close_utc": utc(last.time) if last else None,
+            "bar_close_utc": iso(last.time) if last else None,
             "live": self._live,
             "pid": os.getpid(),
             "model": self._model,

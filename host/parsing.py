@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -36,12 +37,8 @@ from kernels.bars import NS
 
 Ints = NDArray[np.int64]
 HOUR, DAY, WEEK = 3600 * NS, 86_400 * NS, 604_800 * NS
-SHARE_BELOW = {
-    "bid": 0.0,
-    "mid": 0.5,
-    "ask": 1.0,
-}  # of the spread: how far the bid is below the price of a file
-SIDES = (*SHARE_BELOW, "both")
+# Of the spread: how far the bid is below the price of a file.
+SHARE_BELOW = {"bid": 0.0, "mid": 0.5, "ask": 1.0}
 WIDE = 0.05  # a spread this wide, relative to the price, is in other units
 SCALED = 10_000.0  # an unknown instrument quoted above this is taken for points, unless its pip is said
 SCALED_PIPS = 5e6  # and a price of so many pips even then
@@ -120,21 +117,8 @@ def rules_for(
     ]
     notes += [*said, *[fmt.note] * (options.timezone is None and bool(fmt.note))]
     notes += [f"columns not used: {', '.join(unused[:8])}{', ...' * (len(unused) > 8)}"] * bool(unused)
-    doubtful = in_file and options.spread_unit is None
-    spread_px = spread_pips * pip
-    rules = Rules(
-        side,
-        fmt.timezone,
-        fmt.label,
-        spread_px,
-        instrument,
-        scale,
-        interval_ns,
-        unit_px,
-        fmt.name,
-        own,
-        doubtful,
-    )
+    read = side, fmt.timezone, fmt.label, spread_pips * pip, instrument, scale, interval_ns, unit_px
+    rules = Rules(*read, fmt.name, own, doubtful=in_file and options.spread_unit is None)
     if found := conflicts(rules, options.remembered):
         raise DataError(f"{name}: {'; '.join(found)}")
     return rules, notes
@@ -238,10 +222,10 @@ def point_of(layout: Layout, options: ReadOptions, instrument: Instrument) -> fl
     return shown if told else instrument.point
 
 
-def check_spread(spread_px: float, range_px: float, rules: Rules, name: str) -> None:
+def check_spread(spread_px: float, range_px: float, rules: Rules, name: str, most: float = 1.0) -> None:
     """Refuse a mean spread of a file that is no cost of its bars, whose mean range is `range_px`; the user may insist.
 
-    It is zero throughout, or wider than the bars are high.  Bars that do not move tell nothing.
+    It is zero throughout, or more than `most` times as wide as the bars are high.  Bars that do not move tell nothing.
     """
     if not rules.doubtful:
         return
@@ -249,7 +233,7 @@ def check_spread(spread_px: float, range_px: float, rules: Rules, name: str) -> 
     if spread_px <= 0:
         many = "zero throughout" if spread_px == 0 else f"{decimal(spread_px)} in the mean"
         raise DataError(f"{name}: the spread is {many}: --spread {usual:g}, or --spread 0 if it is meant")
-    if rules.unit_px and 0 < range_px < spread_px:
+    if rules.unit_px and 0 < most * range_px < spread_px:
         raise DataError(
             f"{name}: a mean spread of {decimal(spread_px)} = {pips:.3g} pips is wider than the mean bar, "
             f"{decimal(range_px)}: in which unit is it? --spread-unit pips, --spread-unit points, or --spread-unit "
@@ -341,9 +325,8 @@ def quick_text(kind: str, text: str) -> str:
 
 def iso_text(kind: str, text: str) -> tuple[str, str]:
     """A stamp as ISO 8601 has it, and the zone whose name stands behind it; ValueError if it is none."""
-    text = re.sub(
-        r"^(\d\d?:\S+(?: [ap]m)?) (\S+)$", r"\2 \1", text.strip(), flags=re.I
-    )  # the time stood first
+    if turned := re.fullmatch(r"(\d\d?:\S+(?: [ap]m)?) (\S+)", text := text.strip(), re.I):  # the time first
+        text = f"{turned[2]} {turned[1]}"
     found = next((match for way in WRITTEN[kind] if (match := way.fullmatch(text))), None)
     if found is None:
         raise ValueError(text)
@@ -431,6 +414,14 @@ def parse_number(text: str, thousands: bool, role: str, column: str) -> float:
     return float(value)
 
 
+def finite(text: str) -> float:
+    """A number that is one."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text}")
+    return number
+
+
 def two_symbols(layout: Layout, other: str) -> str:
     """What to do with a file of more than one symbol."""
     kept = f"i < {layout.header} or '{other}' in t"
@@ -456,5 +447,5 @@ def quotes(columns: Any, rules: Rules) -> dict[str, Any]:
 
 
 def iso(time_ns: int) -> str:
-    """A time in words of ISO 8601, UTC."""
-    return str(np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s")) + "Z"
+    """A time in words of ISO 8601, UTC, whole seconds."""
+    return f"{datetime.fromtimestamp(int(time_ns) // NS, UTC).isoformat()[:19]}Z"

@@ -88,8 +88,12 @@ def silent(share: float, text: str) -> None:
 
 def command(*words: object) -> str:
     """A command of this program, to be typed as it stands where the present one was typed."""
-    program = PROGRAM.name if PROGRAM.parent == Path.cwd() else str(PROGRAM)
-    line = ["python", program, *map(str, words)]
+    return typed("python", PROGRAM.name if PROGRAM.parent == Path.cwd() else PROGRAM, *words)
+
+
+def typed(*words: object) -> str:
+    """Words as they are typed into a shell."""
+    line = [*map(str, words)]
     return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from host.agent import Loaded, Record
 from host.desk import Desk, World
 from host.feed import Bar
-from host.target import utc
+from host.parsing import iso
 from kernels.bars import NS, Bars, take
-from kernels.guard import Limits, open_ns
-from kernels.hours import DAY_NS, HOUR_NS
+from kernels.guard import Limits
+from kernels.hours import DAY_NS, HOUR_NS, closed_ns
 from kernels.market import PROFIT_PX, TRADE, Market, new_accounts, run_actions
 from kernels.position import BUY, CLOSE, FULL, HOLD, SELL
 
@@ -72,7 +72,7 @@ def rehearse(
         if outcome.target != desk.actor.target:
             cuts[outcome.reason] += 1
         if desk.guard.halted and not halted:
-            halts.append({"time": utc(bar.time), "reason": desk.guard.halted})
+            halts.append({"time": iso(bar.time), "reason": desk.guard.halted})
         halted = desk.guard.halted
     record, equity = record_of(target, bars, first, loaded.setting.market)
     return {
@@ -89,10 +89,9 @@ def rehearse(
 
 def late_bars(time: NDArray[np.int64], loaded: Loaded, stale_s: float) -> int:
     """Bars that came so late while the market was open that `act` would have ended with 6."""
-    interval_ns, hours = loaded.setting.market.interval_ns, loaded.setting.hours
-    most_ns = interval_ns + stale_s * NS
-    after = np.flatnonzero(np.diff(time) > most_ns).tolist() if stale_s > 0 else []
-    return sum(open_ns(int(time[t]), int(time[t + 1]), hours) > most_ns for t in after)
+    most_ns = loaded.setting.market.interval_ns + stale_s * NS
+    waited_ns = np.diff(time) - closed_ns(time[:-1], time[1:], loaded.setting.hours)
+    return int((waited_ns > most_ns).sum()) if stale_s > 0 else 0
 
 
 def print_rehearsal(document: dict[str, Any], out: IO[str]) -> None:

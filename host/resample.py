@@ -48,14 +48,18 @@ def join_bars(bars: Bars, end: Ints, first: Ints) -> Bars:
 
 def periods(open_ns: Ints, interval_ns: int, clock: str) -> tuple[Ints, Ints]:
     """Start and end [T], UTC, of the period that holds each time."""
-    quarter, where = np.unique(open_ns // (QUARTER_S * NS), return_inverse=True)
-    ahead = np.array([ahead_ns(clock, q) for q in quarter.tolist()], np.int64)[where]
-    start = open_ns - open_ns % interval_ns
-    by_clock = (ahead % interval_ns != 0) | (interval_ns > HOUR)  # else UTC will do: it has no hour twice
-    wall = open_ns + ahead
+    wall, start = by_clock(open_ns, clock), open_ns - open_ns % interval_ns
+    # Where they are the same, UTC will do: it has no hour twice.
+    differs = ((wall - open_ns) % interval_ns != 0) | (interval_ns > HOUR)
     wall, none_utc = wall - wall % interval_ns, np.zeros(len(wall), np.bool_)
-    start = np.where(by_clock, to_utc(wall, none_utc, clock), start)
-    return start, np.where(by_clock, to_utc(wall + interval_ns, none_utc, clock), start + interval_ns)
+    start = np.where(differs, to_utc(wall, none_utc, clock), start)
+    return start, np.where(differs, to_utc(wall + interval_ns, none_utc, clock), start + interval_ns)
+
+
+def by_clock(utc: Ints, clock: str) -> Ints:
+    """What `clock` shows at each time [N]."""
+    quarter, where = np.unique(utc // (QUARTER_S * NS), return_inverse=True)
+    return utc + np.array([ahead_ns(clock, q) for q in quarter.tolist()], np.int64)[where]
 
 
 @lru_cache(maxsize=1024)

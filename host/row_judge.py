@@ -25,10 +25,12 @@ from host.judging import (
     order_fault,
     row_faults,
 )
-from host.parsing import DAY, Ints, Rules
+from host.parsing import DAY, Ints, Rules, check_spread
 from host.progress import say
 from host.weekly_open import Weekends, clock_doubt, find_weekends
+from kernels.features import HISTORY
 
+NIGHT = 4.0  # times the mean bar: a spread in the minutes of a night; a wrong unit makes it ten times
 UNJUDGED = 1000  # rows after which the share of bad ones is judged
 
 
@@ -42,7 +44,7 @@ class RowJudge:
         self._rows = self._faults = 0  # and those that are bad, without the filler
         self._before: tuple[int, int] | None = None  # opening and line of the last row good by itself
         self._spell, self._steady = Spell(), False  # steady: two bars have been as far apart as they are long
-        self._first: list[int] = []  # openings of the first bars
+        self._first: list[tuple[int, float, float]] = []  # opening, spread and range of the first bars
         self._bad: list[tuple[int, str, dict[str, float]]] = []  # since the last bar: line, kind, quote
         self._weekends: list[Weekends] | None = []  # None: the clock was doubted
 
@@ -76,16 +78,20 @@ class RowJudge:
             text = change_text(self._interval_ns, self._spell.step_ns)
             raise DataError(f"{self._name}: line {self._spell.first}: {text}")
 
-    def keep(self, opening: int, close: float, rules: Rules, local: bool) -> None:
-        """Remember a bar; once there are LEARN of them, refuse bars of another length."""
+    def keep(self, opening: int, quote: dict[str, float], rules: Rules, local: bool) -> None:
+        """Remember a bar; the first ones refuse bars of another length, and an absurd spread before any decision."""
         if self.last and opening - self.last[0] > DAY and self._weekends is not None and not self._always:
             self._doubt(np.array([self.last[0], opening]), rules, local)
-        self.last, self._bad = (opening, close), []
+        self.last, self._bad = (opening, quote["close"]), []
         self._rows += 1
-        if len(self._first) < LEARN:
-            self._first.append(opening)
-            if len(self._first) == LEARN:
-                interval_of(np.array(self._first, np.int64), self._options, self._name)
+        if len(self._first) == HISTORY:
+            return
+        self._first.append((opening, quote["ask_close"] - quote["close"], quote["high"] - quote["low"]))
+        if len(self._first) == LEARN:
+            interval_of(np.array([first for first, *_ in self._first], np.int64), self._options, self._name)
+        if len(self._first) == HISTORY:
+            _, spread_px, range_px = np.mean(self._first, axis=0).tolist()
+            check_spread(spread_px, range_px, rules, self._name, NIGHT)
 
     def _doubt(self, opening: Ints, rules: Rules, local: bool) -> None:
         """Doubt the clock aloud, once, if the weekends so far speak against it."""

@@ -19,11 +19,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.durable import locked, naming, replacing, write_all
+from host.durable import by_number, locked, naming, replacing, write_all
 
 Arrays = dict[str, NDArray[Any]]
 RUNS = Path("runs")  # of those that were given no folder: 0001, 0002, ... and `latest`
-NUMBER = re.compile(r"\d{4,}")
+NUMBER = re.compile(r"(\d{4,})")
 FORMAT = 2
 KEEP = 3  # checkpoints of a run
 CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
@@ -102,13 +102,13 @@ class Run:
                 if not _is_whole(file):
                     raise OSError("what was read back is not what was written")
             self.saved = step
-            for old in self._numbered()[:-KEEP]:
+            for old in [*by_number(self._checkpoints, CHECKPOINT).values()][:-KEEP]:
                 if old != path:  # a damaged file may carry a higher number than the one just saved
                     old.unlink()
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None; damaged ones are named on stderr and skipped."""
-        for path in reversed(self._numbered()):
+        for path in reversed(by_number(self._checkpoints, CHECKPOINT).values()):
             with naming(path), path.open("rb") as file:
                 if _is_whole(file):
                     checkpoint = _read_checkpoint(file)
@@ -116,15 +116,6 @@ class Run:
                     return checkpoint
             print(f"swt: {path} is damaged: skipped", file=sys.stderr)
         return None
-
-    def _numbered(self) -> list[Path]:
-        return numbered(self._checkpoints)
-
-
-def numbered(checkpoints: Path) -> list[Path]:
-    """Checkpoints by step, oldest first; files of any other name are not ours to touch."""
-    found = ((CHECKPOINT.fullmatch(path.name), path) for path in checkpoints.iterdir())
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def open_run(path: Path, resume: bool) -> Run:
@@ -152,8 +143,7 @@ def refuse_run(path: Path) -> None:
 
 def latest_run(runs: Path = RUNS) -> Path | None:
     """The run of the highest number, or None."""
-    found = [path for path in (runs.iterdir() if runs.is_dir() else ()) if NUMBER.fullmatch(path.name)]
-    return max(filter(holds_run, found), key=lambda path: int(path.name), default=None)
+    return next(filter(holds_run, reversed(by_number(runs, NUMBER).values())), None)
 
 
 def next_run(runs: Path = RUNS) -> Path:
@@ -161,8 +151,7 @@ def next_run(runs: Path = RUNS) -> Path:
     with naming(runs):
         runs.mkdir(parents=True, exist_ok=True)
     while True:
-        taken = [int(path.name) for path in runs.iterdir() if NUMBER.fullmatch(path.name)]
-        path = runs / f"{max(taken, default=0) + 1:04d}"
+        path = runs / f"{max(by_number(runs, NUMBER), default=0) + 1:04d}"
         with naming(path), suppress(FileExistsError):  # another process was faster
             path.mkdir()
             return path
@@ -195,8 +184,7 @@ def point_latest(run: Path) -> None:
 
 def stored_state(path: Path) -> dict[str, Any] | None:
     """The state in the newest checkpoint that begins as one does, or None: a look that takes no lock."""
-    checkpoints = path / "checkpoints"
-    for file in reversed(numbered(checkpoints)) if checkpoints.is_dir() else ():
+    for file in reversed(by_number(path / "checkpoints", CHECKPOINT).values()):
         with naming(file), file.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
             return dict(_head(stream)["state"])
     return None

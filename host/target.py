@@ -6,13 +6,13 @@ CRC-32 of its text, for a reader that comes late, or while the file is being wri
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from host.parsing import finite, iso
 from kernels.bars import NS
 
 HEADER = "seq,decided_utc,bar_close_utc,valid_until_utc,symbol,target,reason,model,crc32"
@@ -50,13 +50,8 @@ class Position(NamedTuple):
     position: float  # in units of the target
 
 
-def utc(time_ns: int) -> str:
-    """ISO stamp, whole seconds."""
-    return f"{datetime.fromtimestamp(time_ns // NS, UTC).isoformat()[:19]}Z"
-
-
 def nanoseconds(text: str) -> int:
-    """The moment of a stamp as `utc` writes it."""
+    """The moment of a stamp as `iso` writes it."""
     return round(datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) * NS
 
 
@@ -67,7 +62,7 @@ def signed(text: str) -> str:
 
 def format_target(row: Row) -> str:
     """The file: header and row; a level that rounds to nothing has no sign."""
-    stamps = (utc(ns) for ns in (row.decided_ns, row.bar_close_ns, row.valid_until_ns))
+    stamps = (iso(ns) for ns in (row.decided_ns, row.bar_close_ns, row.valid_until_ns))
     fields = (str(row.seq), *stamps, row.symbol, f"{row.target:z.4f}", row.reason, row.model)
     return f"{HEADER}\n{signed(','.join(fields))}\n"
 
@@ -86,7 +81,7 @@ def in_reserve(row: Row) -> Row:
 def format_position(position: Position) -> str:
     """The file: header and row."""
     seq, utc_ns, symbol, held = position
-    return f"{POSITION_HEADER}\n{signed(f'{seq},{utc(utc_ns)},{symbol},{held:z.4f}')}\n"
+    return f"{POSITION_HEADER}\n{signed(f'{seq},{iso(utc_ns)},{symbol},{held:z.4f}')}\n"
 
 
 def parse_target(data: bytes) -> Row:
@@ -122,14 +117,6 @@ def fields_of(data: bytes, header: str) -> list[str]:
     if len(fields) != header.count(","):
         raise RowRefused(f"{len(fields) + 1} fields")
     return fields
-
-
-def finite(text: str) -> float:
-    """A number that is one."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text}")
-    return number
 
 
 def read_small(path: Path) -> bytes:

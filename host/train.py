@@ -25,6 +25,7 @@ from host.config import Config, check_minutes, flat, load_config
 from host.dataset import Dataset, new_dataset
 from host.durable import Unwritten, check_writable, locked, naming
 from host.formats import DataError, ReadOptions, Source
+from host.parsing import iso
 from host.progress import Report, command, compiling, progress, say
 from host.rehearsal import record_of
 from host.run import (
@@ -328,15 +329,10 @@ def reading_flags(reading: ReadOptions) -> list[str]:
 
 def advise(job: Job, model: Path, data: Dataset) -> None:
     """The commands to try next."""
-    start, csv = utc(data.bars.time[data.test_first]), job.csv or SAMPLE
+    start, csv = iso(data.bars.time[data.test_first]), job.csv or SAMPLE
     flags = [csv, "--model", model, *reading_flags(job.reading)]
     say(
         f"out of sample, after costs, from {start}; model: {model}\n"
         f"  {command('backtest', *flags, '--from', start)}\n"
         f"  {command('act', *flags)}"
     )
-
-
-def utc(time_ns: int) -> str:
-    """ISO stamp of a bar's close."""
-    return str(np.datetime_as_string(np.datetime64(int(time_ns), "ns"), unit="s")) + "Z"

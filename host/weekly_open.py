@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from host.formats import DataError, ReadOptions
 from host.instruments import DAILY_BREAK, FX, Instrument
 from host.judging import has_weekends
-from host.parsing import DAY, HOUR, QUARTER_S, WEEK, Ints, Rules, to_utc
-from host.resample import ahead_ns
+from host.parsing import DAY, HOUR, WEEK, Ints, Rules, to_utc
+from host.resample import by_clock
 from kernels.bars import NS
 
 AUTO = "auto"  # the timezone that is found by the weekly open
@@ -66,11 +66,6 @@ def find_weekends(opening: Ints, interval_ns: int) -> Weekends:
     fits = (missing >= 44 * HOUR - 2 * interval_ns) & (missing <= 54 * HOUR) & (interval_ns <= LONGEST_BAR)
     before = np.flatnonzero(fits)
     return Weekends(opening[before] + interval_ns, opening[before + 1])
-
-
-def by_clock(utc: Ints, clock: str) -> Ints:
-    """What `clock` shows at each time [N]."""
-    return utc + np.array([ahead_ns(clock, t) for t in (utc // (QUARTER_S * NS)).tolist()], np.int64)
 
 
 def look(weekends: Weekends, clock: str, interval_ns: int, instrument: Instrument) -> Verdict:

@@ -175,4 +175,4 @@ def is_weekend(seen: Seen, minutes: float) -> bool:
 
 def open_ns(since_ns: int, now_ns: int, hours: Hours) -> int:
     """Nanoseconds of (since, now] at which the market is open."""
-    return max(0, now_ns - since_ns - closed_ns(since_ns, now_ns, hours))
+    return max(0, now_ns - since_ns - int(closed_ns(since_ns, now_ns, hours)))

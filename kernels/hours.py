@@ -5,6 +5,7 @@ in summer or in winter counts as closed in both.  A hole in the bars is schedule
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +73,16 @@ def weekly_close(hours: Hours) -> tuple[int, int]:
     return (first * QUARTER_NS, length_ns) if length_ns >= LEAST_CLOSE_NS else (0, 0)
 
 
-def closed_ns(start_ns: int, stop_ns: int, hours: Hours) -> int:
-    """Nanoseconds of [start, stop] at which the market is closed."""
-    quarter = np.arange(start_ns // QUARTER_NS, -(-stop_ns // QUARTER_NS))
-    quarter = quarter[hours[(quarter - MONDAY) % QUARTERS]]
-    until = np.minimum(stop_ns, (quarter + 1) * QUARTER_NS)
-    return int(np.maximum(until - np.maximum(start_ns, quarter * QUARTER_NS), 0).sum())
+def closed_ns(start_ns: Any, stop_ns: Any, hours: Hours) -> Any:
+    """Nanoseconds of [start, stop] at which the market is closed, of numbers or arrays of them."""
+    before = np.append(0, np.cumsum(hours)) * QUARTER_NS  # closed since Monday 00:00, by quarter
+
+    def closed(time_ns: Any) -> Any:
+        week, since = np.divmod(time_ns - MONDAY * QUARTER_NS, WEEK_NS)
+        quarter, rest = np.divmod(since, QUARTER_NS)
+        return week * before[-1] + before[quarter] + hours[quarter] * rest
+
+    return closed(stop_ns) - closed(start_ns)
 
 
 def learn_hours(time: NDArray[np.int64], interval_ns: int, usual: Hours) -> Hours:
@@ -87,9 +92,10 @@ def learn_hours(time: NDArray[np.int64], interval_ns: int, usual: Hours) -> Hour
     neither does, or bars are longer than a day, the hours are the `usual` ones.  A bar longer than an hour may cover
     more than the market was open, so what is usually closed stays so, but for a weekend that is traded.
     """
-    first = int(time[0] - interval_ns) // QUARTER_NS
+    start_ns, stop_ns = (int(time[0]) - interval_ns, int(time[-1])) if len(time) else (0, 0)
+    first = start_ns // QUARTER_NS
     origin = first * QUARTER_NS
-    weeks = (int(time[-1]) - origin) // WEEK_NS
+    weeks = (stop_ns - origin) // WEEK_NS
     if weeks < LEAST_WEEKS or interval_ns > DAY_NS:
         return usual
     n = weeks * QUARTERS
@@ -187,24 +193,37 @@ def judge_starts(
             next_close = s
 
 
-def hole_before(time: NDArray[np.int64], interval_ns: int, hours: Hours) -> NDArray[np.int8]:
-    """[T] HOLE or WEEKLY_CLOSE where a session must not run into a bar that closes at `time`, else STARTS.
+class Gaps(NamedTuple):
+    """Stretches of at least one bar without any."""
 
-    A hole is the weekly close when it takes most of that.  A daily break may be as long as it is: a session spans it.
-    What a hole takes beyond both is unscheduled, so a holiday beside a weekend is not hidden by it.
+    after: NDArray[np.int64]  # [N] the bar that ends each
+    open_ns: NDArray[np.int64]  # of each while the market is open
+    is_weekly: NDArray[np.bool_]  # it takes most of the weekly close
+    is_hole: NDArray[np.bool_]  # more than MOST_MISSING bars are missing while the market is open
+
+
+def find_gaps(time: NDArray[np.int64], interval_ns: int, hours: Hours) -> Gaps:
+    """The gaps between bars that close at `time` [T].
+
+    A daily break may be as long as it is: a session spans it.  The weekly close is taken off a gap only where the gap
+    takes most of it, so a holiday beside a weekend is not hidden.
     """
-    hole = np.zeros(len(time), np.int8)
+    after = np.flatnonzero(np.diff(time) >= 2 * interval_ns) + 1
+    start_ns, stop_ns = time[after - 1], time[after] - interval_ns
     begin, length = (ns // QUARTER_NS for ns in weekly_close(hours))
     weekly = new_hours((begin, begin + length))
-    for t in (np.flatnonzero(np.diff(time) >= (MOST_MISSING + 2) * interval_ns) + 1).tolist():
-        start_ns, stop_ns = int(time[t - 1]), int(time[t]) - interval_ns
-        weekly_ns = closed_ns(start_ns, stop_ns, weekly)
-        is_weekly = weekly_ns >= LEAST_CLOSE_NS
-        scheduled_ns = closed_ns(start_ns, stop_ns, hours & ~weekly) + (weekly_ns if is_weekly else 0)
-        if (stop_ns - start_ns - scheduled_ns) // interval_ns > MOST_MISSING:
-            hole[t] = HOLE
-        elif is_weekly and interval_ns <= LONGEST_INTRADAY_NS:
-            hole[t] = WEEKLY_CLOSE
+    weekly_ns = closed_ns(start_ns, stop_ns, weekly)
+    is_weekly = weekly_ns >= LEAST_CLOSE_NS
+    scheduled_ns = closed_ns(start_ns, stop_ns, hours & ~weekly) + is_weekly * weekly_ns
+    open_ns = stop_ns - start_ns - scheduled_ns
+    return Gaps(after, open_ns, is_weekly, open_ns // interval_ns > MOST_MISSING)
+
+
+def hole_before(time: NDArray[np.int64], interval_ns: int, hours: Hours) -> NDArray[np.int8]:
+    """[T] HOLE or WEEKLY_CLOSE where a session must not run into a bar that closes at `time`, else STARTS."""
+    hole, gaps = np.zeros(len(time), np.int8), find_gaps(time, interval_ns, hours)
+    hole[gaps.after[gaps.is_weekly]] = WEEKLY_CLOSE if interval_ns <= LONGEST_INTRADAY_NS else STARTS
+    hole[gaps.after[gaps.is_hole]] = HOLE
     return hole
 
 

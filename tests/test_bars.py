@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from host.bars import Lines, read_bars, read_each, read_whole, split_lines
-from host.formats import DataError, Layout, ReadOptions, Source, head_of, recognise
+from host.formats import DataError, Layout, Problem, ReadOptions, Source, head_of, recognise
 from kernels.bars import NS, Bars
 
 DATA = Path(__file__).parent / "data"
@@ -328,10 +328,8 @@ def test_line_numbers_survive_blank_lines_and_ends(tmp_path: Path) -> None:
 def test_holes_are_noted(tmp_path: Path) -> None:
     later = [line.replace("03-24", "04-24") for line in rows()]
     _, source = read_bars(write(tmp_path, [*rows(), *later]))
-    assert source.notes[1:] == [
-        "0 weekends and 1 other gaps between bars",
-        "line 14: no bars for 732 h, from 2021-03-24T12:00:00Z",
-    ]
+    assert source.notes[1:] == ["0 weekends and 1 other gaps between bars"]
+    assert source.holes == [Problem("hole", 14, "no bars for 732 h, from 2021-03-24T12:00:00Z")]
 
 
 def test_whole_and_line_by_line_agree() -> None:
@@ -574,7 +572,7 @@ def test_real_files(name: str, count: int, side: str, first: str, last: str) -> 
 @real
 def test_holes_of_a_real_terminal_are_noted() -> None:
     _, source = read_bars(REAL / "EURUSD_M1_mt4_2022-08_10.csv")
-    assert "line 6541: no bars for 772 h, from 2022-08-19T20:59:00Z" in source.notes
+    assert Problem("hole", 6541, "no bars for 772 h, from 2022-08-19T20:59:00Z") in source.holes
 
 
 def test_the_bundled_bars() -> None:

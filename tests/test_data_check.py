@@ -2,24 +2,30 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from host.backtest import describe
 from host.bars import read_bars
 from host.config import load_config
 from host.data_check import check_data, print_check
+from host.dataset import DatasetError, new_dataset
 from host.formats import DataError, ReadOptions
 from host.train import train_csv
+from kernels.bars import NS
+from tests.markets import KINDS, write_bars
 from tests.test_bars import DATA, FAULTS, HEADER, rows, write
 from tests.test_columns import KNOWN
 from tests.test_formats import SAMPLES
 
 ROOT = Path(__file__).parents[1]
 KEYS = {"format", "rows", "first", "last", "interval_s", "timezone", "label", "side", "problems"}
+KEYS |= {"spread", "spread_px", "range_px", "point", "hours"}
 
 
 def printed(document: dict[str, object]) -> str:
@@ -73,7 +79,8 @@ def test_training_says_what_the_check_says(tmp_path: Path, capsys: pytest.Captur
     path = write(tmp_path, [*rows(), *later], "GBPUSD.csv")
     describe(read_bars(path)[1])
     said = capsys.readouterr().err
-    assert printed(check_data(path, ReadOptions())) == f"{said}nothing to refuse\n"
+    document = check_data(path, ReadOptions())
+    assert printed(document) == f"{said}{document['training']}\nnothing to refuse\n"
     assert said.startswith(f"{path}: canonical, 24 bars of 3600 s, 2021-03-24T01:00:00Z .. ")
     for part in (
         "GBPUSD, pip 0.0001, point 1e-05; side bid, clock UTC",
@@ -143,3 +150,22 @@ def test_every_format_is_known_to_the_tests() -> None:
     asked = {fmt.name for fmt in FORMATS if fmt.asks}  # test_columns answers
     assert {fmt.name for fmt in FORMATS} - names - asked == {row[0] for row in KNOWN} - names
     assert {read[0] for read in SAMPLES.values() if isinstance(read, tuple)} <= names
+
+
+def test_a_file_that_is_too_short_to_train_on_says_so(tmp_path: Path) -> None:
+    """Of 700 bars the check said "nothing to refuse", and training refused them."""
+    path = write_bars(tmp_path / "USDSEK_H1.csv", "USDSEK", KINDS["USDSEK"], 700)
+    document, (bars, source) = check_data(path, ReadOptions()), read_bars(path)
+    with pytest.raises(DatasetError) as refused:
+        new_dataset(bars, np.zeros((700, 0)), load_config(), source.instrument, source.interval_s * NS, 1)
+    said = re.fullmatch(
+        r"not enough to train with the default session of \d+ decisions: (.*)", document["training"]
+    )
+    assert said
+    assert str(refused.value).endswith(said[1])
+    assert document["refused"] is None
+    assert printed(document).endswith(f"{said[0]}\nnothing to refuse\n")
+    more = re.match(r"bring at least (\d+) bars", said[1])
+    assert more
+    path = write_bars(tmp_path / "USDSEK_H1.csv", "USDSEK", KINDS["USDSEK"], int(more[1]))
+    assert check_data(path, ReadOptions())["training"] is None

@@ -21,6 +21,7 @@ from host.formats import DataError, ReadOptions, recognise
 from host.judging import TWICE
 from host.row_judge import LEARN
 from kernels.bars import NS, Bars
+from kernels.features import HISTORY
 from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, real, rows, write
 from tests.test_bars import FILES as ALL
 from tests.test_formats import SAMPLES, SETTLED
@@ -422,3 +423,35 @@ def test_a_growing_file_as_a_stream(tmp_path: Path) -> None:
         assert len(list(islice(feed, 4))) == 4
         with pytest.raises(Script.Over):
             next(feed)
+
+
+@pytest.mark.parametrize(
+    ("column", "spread", "reason"),
+    [("spread", "0", "zero throughout"), ("spread_pips", "120.5", "wider than the mean bar")],
+)
+def test_an_absurd_spread_is_refused_before_the_first_decision(
+    column: str, spread: str, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "b.csv"
+    lines = [f"{1_672_700_400 + 3600 * i},1.08,1.081,1.079,1.0805,7,{spread}" for i in range(HISTORY + 9)]
+    path.write_text("\n".join([f"{HEADER.strip()},{column}", *lines]))
+    with pytest.raises(DataError, match=reason) as bulk:
+        read_bars(path)
+    feed = feed_bars(path)
+    assert len(list(islice(feed, HISTORY - 1))) == HISTORY - 1
+    with pytest.raises(DataError) as late:
+        next(feed)
+    assert str(late.value) == str(bulk.value)
+    meant = ReadOptions(spread_pips=0.0)
+    assert_same(list(feed_bars(path, meant)), read_bars(path, meant)[0])
+
+
+def test_a_quiet_night_is_no_absurd_spread(tmp_path: Path) -> None:
+    """Bars of a minute are narrower than their spread for hours; the file as a whole is not."""
+    path, half = tmp_path / "b.csv", [0.00005] * (HISTORY + 9) + [0.002] * 500
+    lines = [
+        f"{1_672_700_400 + 60 * i},1.08,{1.08 + h:.5f},{1.08 - h:.5f},1.08,7,0.00025"
+        for i, h in enumerate(half)
+    ]
+    path.write_text("\n".join([f"{HEADER.strip()},spread", *lines]))
+    assert_same(list(feed_bars(path)), read_bars(path)[0])

@@ -13,8 +13,11 @@ from host.bars import read_bars
 from host.data_check import check_data
 from host.feed import feed_bars
 from host.formats import DataError, ReadOptions
+from host.instruments import hours_of
 from host.judging import COARSER, FINER, TWICE, find_change
 from kernels.bars import NS
+from kernels.hours import HOLE, hole_before, hours_text
+from tests.markets import KINDS, write_bars
 from tests.test_bars import DATA, HEADER, equal
 from tests.test_feed import columns
 
@@ -360,5 +363,20 @@ def test_a_market_without_weekends_has_holes_on_them(name: str, tmp_path: Path) 
     gap = [s for s in always if not MONDAY + 19 * DAY - 3 * HOUR <= s < MONDAY + 21 * DAY]
     assert holes(tmp_path / name, always)[0] == []
     assert holes(tmp_path / name, gap)[0] == ["no bars for 51 h, from 2022-03-25T21:00:00Z"]
-    weekly = list(week(HOUR, MONDAY, MONDAY + 35 * DAY))
-    assert len(holes(tmp_path / name, weekly)[0]) == (0 if name == "solusdt.csv" else 5)
+    rests, notes = holes(tmp_path / name, list(week(HOUR, MONDAY, MONDAY + 35 * DAY)))
+    assert rests == []
+    assert any(note.startswith("5 weekends and 0 other gaps") for note in notes)
+    assert any(
+        note.startswith("hours as the bars show them, closed (UTC): Fri 22:00-Sun 2") for note in notes
+    )
+
+
+@pytest.mark.parametrize("symbol", ["DE40", "JP225", "XAUUSD", "BTCUSD"])
+def test_the_holes_of_a_file_are_those_that_no_session_spans(symbol: str, tmp_path: Path) -> None:
+    """An index that pauses for 3 h 15 had a hole every day that training did not have."""
+    path = write_bars(tmp_path / f"{symbol}.csv", symbol, KINDS[symbol], 6000, slice(2000, 2030))
+    bars, source = read_bars(path)
+    hours = hours_of(bars.time, source.instrument, source.interval_s * NS)
+    before = np.flatnonzero(hole_before(bars.time, source.interval_s * NS, hours) == HOLE)
+    assert [hole.line for hole in source.holes] == (before + 2).tolist() == [2002]
+    assert check_data(path, ReadOptions())["hours"] == f"closed (UTC): {hours_text(hours)}"
