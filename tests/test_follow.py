@@ -67,13 +67,13 @@ def number(bar: Bar) -> int:
     return bar.time // NS // 60 - FIRST // 60 - 1
 
 
-def judge(bars: list[Bar], begin: int, last: int, refused: bool) -> str:
-    """What came of a file that was rewritten while it was read."""
+def judge(bars: list[Bar], begin: int, last: int, refused: bool, told: bool) -> str:
+    """What came of a file that was rewritten while it was read; `told`: that bars had scrolled out of it unread."""
     found = [number(bar) for bar in bars]
     if any((bar.open, bar.high, bar.low, bar.close) != prices(number(bar)) for bar in bars):
         return "spliced"
     if found != list(range(found[0], found[0] + len(found))) if found else False:
-        return "skipped"
+        return "missed aloud" if told else "skipped"
     if refused:
         return "refused"
     return "right" if found and begin <= found[0] and found[-1] == last else "skipped"
@@ -101,12 +101,15 @@ def test_files_rewritten_at_any_moment(tmp_path: Path, monkeypatch: pytest.Monke
                 got += until(last, path, draw)
             except DataError:
                 refused = True
-            counts[way][judge(got, 1000, last, refused)] += 1
+            told = len(said) == 1 and "was never read" in said[0]
+            assert told or said == []
+            said.clear()
+            counts[way][judge(got, 1000, last, refused, told)] += 1
+            assert not told or "missed aloud" in counts[way]
     print(*(f"{way}: {dict(count)}" for way, count in counts.items()), sep="\n")
     total = sum(counts.values(), Counter[str]())
     assert total["spliced"] == total["skipped"] == 0
     assert total["right"] >= 0.9 * TRIES
-    assert said == []
 
 
 @pytest.fixture
