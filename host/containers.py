@@ -11,12 +11,9 @@ import hashlib
 import io
 import json
 import lzma
-import os
 import re
-import shlex
 import stat
 import struct
-import subprocess
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from host.formats import MAX_LINE, OHLC, DataError
+from host.progress import typed
 
 MAX_BYTES = 1 << 30  # of a file, packed and unpacked: 15 years of minutes
 MAX_JSON = 1 << 26  # a year of minutes takes half of it, and ten times as much memory
@@ -253,9 +251,7 @@ def printable(text: str) -> str:
 
 def unzip(name: str) -> str:
     """What to do with a zip that is not read."""
-    command = ["python", "-m", "zipfile", "-e", name, "."]
-    typed = subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
-    return f"`{typed}` unpacks it; bring one of them"
+    return f"`{typed('python', '-m', 'zipfile', '-e', name, '.')}` unpacks it; bring one of them"
 
 
 def utf16_of(begin: bytes) -> str:

@@ -88,8 +88,14 @@ def silent(share: float, text: str) -> None:
 
 def command(*words: object) -> str:
     """A command of this program, to be typed as it stands where the present one was typed."""
-    program = PROGRAM.name if PROGRAM.parent == Path.cwd() else str(PROGRAM)
-    line = ["python", program, *map(str, words)]
+    is_elsewhere = PROGRAM.is_file() and PROGRAM.parent != Path.cwd()  # a packed program lacks most commands
+    program = str(PROGRAM) if is_elsewhere else PROGRAM.name
+    return typed("python", program, *words)
+
+
+def typed(*words: object) -> str:
+    """Words of a command as they are typed into the shell of this machine."""
+    line = [*map(str, words)]
     return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 
 
