@@ -148,7 +148,7 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
         except OSError:
             raise Locked(f"{path.parent} is in use by process {_holder(file)}") from None
         held, name = file.fileno(), path
-        if os.name != "nt":  # there, nobody can delete an open file, and a folder cannot be opened
+        if sys.platform != "win32":  # there, nobody can delete an open file, and a folder cannot be opened
             folder = os.open(path.parent, os.O_RDONLY)
             stack.callback(os.close, folder)
             try:
