@@ -108,6 +108,8 @@ def act_beside_money(office: Office, feed: Iterable[Bar]) -> None:
         for bar in feed:
             with turn:
                 office.on_bar(bar)
+        with turn:
+            office.look()  # a HALT file holds too where no bar is new
     except (BrokenPipeError, Halted):
         raise
     except Exception as error:

@@ -19,7 +19,7 @@ from host.agent import Setting, reading_of
 from host.bars import read_bars
 from host.config import GuardConfig
 from host.data_check import document_of, print_source
-from host.durable import check_writable, naming
+from host.durable import check_apart, check_writable, naming
 from host.formats import DataError, ReadOptions, Source
 from host.limits import limits_for, limits_text
 from host.market_check import check_named, check_scale, check_symbol
@@ -129,6 +129,7 @@ def backtest_csv(
     """Trade a CSV with a model from the bar that closes at or after `start`; the report, with what `guard` cuts."""
     if decisions is not None:
         check_writable(decisions)
+        check_apart(decisions, model, csv or SAMPLE)
     loaded = load_acting(model)
     path = str(csv or SAMPLE)
     reading = sample_reading(reading) if csv is None else reading

@@ -88,6 +88,12 @@ def check_writable(path: Path, folder: bool = False) -> None:
         raise error if isinstance(error, Unwritable) else Unwritable(f"{path}: {error.strerror}") from None
 
 
+def check_apart(path: Path, *read: Path) -> None:
+    """Raise Unwritable if what is to be written at `path` would take the place of what is read."""
+    if any(path.exists() and each.exists() and path.samefile(each) for each in read):
+        raise Unwritable(f"{path} is read by this command and would be lost: name another file to write")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write (and read back) under a temporary name; becomes `path` once its bytes are on the disk."""

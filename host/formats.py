@@ -402,7 +402,11 @@ def named_columns(head: Head, at: tuple[int, ...]) -> tuple[str, ...]:
     ):
         for word in words:
             i = names.index(word) if word in names else len(bar)
-            if i < len(bar) and not roles[i] and serves(role, word, bar[i].strip()):
+            cells = [row[i].strip() for row in head.rows if i < len(row)]
+            first = (
+                next((cell for cell in cells if cell), "") if role == "spread" else cells[0] if cells else ""
+            )
+            if i < len(bar) and not roles[i] and serves(role, word, first):
                 roles[i] = role
                 break
     return tuple(roles)

@@ -24,6 +24,7 @@ from host.durable import replacing
 from host.onnx_check import layout_of
 from host.onnx_shapes import GraphRefused
 from host.parsing import finite
+from host.progress import command
 from kernels._jit import program_digest
 from kernels.ort import Layout, OrtError, Session, check, evaluate
 
@@ -93,7 +94,11 @@ def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], 
 
 def read_model(path: Path) -> ModelFile:
     """The model at `path`, or `ModelRefused` before anything of it is run."""
-    return parse_model(model_bytes(path))
+    data = model_bytes(path)
+    try:
+        return parse_model(data)
+    except ModelRefused as error:
+        raise ModelRefused(f"{path}: {error}") from None
 
 
 def model_bytes(path: Path) -> bytes:
@@ -105,7 +110,7 @@ def model_bytes(path: Path) -> bytes:
                 with archive.open(path.name) as member:
                     return member.read(MAX_FILE + 1)
         if not path.exists():
-            raise ModelRefused(f"no model at {path}: train one first: python swt.py train CSV")
+            raise ModelRefused(f"no model at {path}: train one first: {command('train', 'CSV')}")
         if not path.is_file():
             raise ModelRefused(f"{path}: cannot be read: not a file")
         _check_size(path, path.stat().st_size)

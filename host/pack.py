@@ -8,15 +8,12 @@ from __future__ import annotations
 import ast
 import errno
 import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from host.durable import replacing
+from host.durable import check_apart, replacing
 from host.model_file import check_selftest, model_bytes, parse_model, stored_zip
-from host.progress import say
+from host.progress import say, typed
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = ("host.act", "host.doctor", "host.stop")  # what the commands of the packed program import
@@ -27,6 +24,7 @@ def pack(model: Path, out: Path) -> None:
     """Write the packed program to `out`, or OSError that names it; a model that would be refused is not packed."""
     if out.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
+    check_apart(out, model)
     packed = model_bytes(model)
     checked = parse_model(packed)
     check_selftest(checked)
@@ -36,9 +34,7 @@ def pack(model: Path, out: Path) -> None:
             file.write(data)
     except OSError as error:  # of a file under a temporary name
         raise OSError(error.errno, error.strerror, str(out)) from None
-    words = ["python", str(out), "doctor"]
-    typed = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
-    say(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: {typed}")
+    say(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: {typed('python', out, 'doctor')}")
 
 
 def sources() -> dict[str, bytes]:

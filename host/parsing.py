@@ -33,6 +33,7 @@ from host.formats import (
     split_fields,
 )
 from host.instruments import Instrument, find_instrument, instrument_of_prices, pip_fault
+from host.progress import typed
 from kernels.bars import NS
 
 Ints = NDArray[np.int64]
@@ -425,10 +426,10 @@ def finite(text: str) -> float:
 def two_symbols(layout: Layout, other: str) -> str:
     """What to do with a file of more than one symbol."""
     kept = f"i < {layout.header} or '{other}' in t"
-    code = f"print(*[t for i, t in enumerate(open({layout.path!r})) if {kept}], sep='', end='')"
+    code = f"import sys; print(*[t for i, t in enumerate(open(sys.argv[1])) if {kept}], sep='', end='')"
     return (
         f"{layout.path}: {layout.symbol} and {other}: a file has the bars of one symbol; to split it: "
-        f'python -c "{code}" > {re.sub("[^A-Za-z0-9]", "", other)}.csv'
+        f"{typed('python', '-c', code, layout.path)} > {re.sub('[^A-Za-z0-9]', '', other)}.csv"
     )
 
 

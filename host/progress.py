@@ -88,11 +88,12 @@ def silent(share: float, text: str) -> None:
 
 def command(*words: object) -> str:
     """A command of this program, to be typed as it stands where the present one was typed."""
-    return typed("python", PROGRAM.name if PROGRAM.parent == Path.cwd() else PROGRAM, *words)
+    is_elsewhere = PROGRAM.is_file() and PROGRAM.parent != Path.cwd()  # a packed program lacks most commands
+    return typed("python", PROGRAM if is_elsewhere else PROGRAM.name, *words)
 
 
 def typed(*words: object) -> str:
-    """Words as they are typed into a shell."""
+    """Words of a command as they are typed into the shell of this machine."""
     line = [*map(str, words)]
     return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 

@@ -13,7 +13,7 @@ from host.desk import Desk, World
 from host.feed import Bar
 from host.parsing import iso
 from kernels.bars import NS, Bars, take
-from kernels.guard import Limits
+from kernels.guard import HALTED, Limits
 from kernels.hours import DAY_NS, HOUR_NS, closed_ns
 from kernels.market import PROFIT_PX, TRADE, Market, new_accounts, run_actions
 from kernels.position import BUY, CLOSE, FULL, HOLD, SELL
@@ -71,9 +71,10 @@ def rehearse(
             continue
         if outcome.target != desk.actor.target:
             cuts[outcome.reason] += 1
-        if desk.guard.halted and not halted:
-            halts.append({"time": iso(bar.time), "reason": desk.guard.halted})
-        halted = desk.guard.halted
+        stopped = outcome.reason if outcome.state == HALTED else ""
+        if stopped and not halted:
+            halts.append({"time": iso(bar.time), "reason": stopped})
+        halted = stopped
     record, equity = record_of(target, bars, first, loaded.setting.market)
     return {
         "limits": limits._asdict(),

@@ -131,8 +131,11 @@ def open_run(path: Path, resume: bool) -> Run:
 
 
 def holds_run(path: Path) -> bool:
-    """Whether a run has begun at `path`."""
-    return (path / "config.toml").exists()
+    """Whether a run has begun at `path`: checkpoints without config.toml are not to be mixed with others."""
+    checkpoints = path / "checkpoints"
+    return (path / "config.toml").exists() or (
+        checkpoints.is_dir() and bool(by_number(checkpoints, CHECKPOINT))
+    )
 
 
 def refuse_run(path: Path) -> None:

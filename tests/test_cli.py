@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from host.progress import command
 from host.run import open_run
 from host.synthetic import MARKETS
 from tests.trained import by_time
@@ -286,7 +287,7 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(setup: Setup, tm
 
 
 def test_without_a_model_it_says_how_to_make_one(setup: Setup, tmp_path: Path) -> None:
-    says = f"swt: no model at {tmp_path / 'm.swt'}: train one first: python swt.py train CSV\n"
+    says = f"swt: no model at {tmp_path / 'm.swt'}: train one first: {command('train', 'CSV')}\n"
     for args in (
         ("act", setup.bars),
         ("backtest", setup.bars),

@@ -497,8 +497,15 @@ def test_the_column_of_symbols_wins_over_the_name_of_the_file(tmp_path: Path) ->
     assert "a usual spread of 0.25: is the symbol GOLD? --symbol" in said
 
 
+def test_a_spread_that_is_missing_in_the_first_rows_is_no_column_to_leave_out(tmp_path: Path) -> None:
+    path = spread_file(tmp_path, "0.00031")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *(line.removesuffix("0.00031") for line in lines[1:4]), *lines[4:]]))
+    assert "line 2: not a bar: the spread '' in column spread is no number" in refused(path)
+
+
 def test_two_symbols_are_split_by_the_command_that_is_printed(tmp_path: Path) -> None:
-    path = tmp_path / "b.csv"
+    path = tmp_path / "it's $b.csv"
     lines = [f"{symbol},{line}" for symbol in ("EURUSD", "GBPUSD") for line in lines_of(f"{ISO},BAR")]
     path.write_text("\n".join([f"pair,{HEAD}", *lines, ""]))
     for said in (refused(path), refused(path, ReadOptions(drop_bad=True)), refused_as_feed(path)):

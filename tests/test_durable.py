@@ -14,10 +14,12 @@ import pytest
 from host import durable as module
 from host.act import act_beside_money, act_on_feed, new_publishing
 from host.actor import Printer
-from host.durable import Locked, Unwritten, locked, overwrite, publish, write_all
+from host.backtest import backtest_csv
+from host.durable import Locked, Unwritable, Unwritten, locked, overwrite, publish, write_all
 from host.formats import ReadOptions
 from host.journal import Journal, read_journal
 from host.office import Office, Publishing
+from host.pack import pack
 from host.target import UNWRITTEN, Row, in_reserve, parse_target
 from kernels.bars import NS
 from kernels.features import HISTORY
@@ -43,6 +45,19 @@ def test_a_write_is_whole_however_little_is_taken_at_once(tmp_path: Path) -> Non
         with pytest.raises(OSError, match="took nothing"):
             write_all(file, b"more")
     assert (tmp_path / "x").read_bytes() == b"all of it"
+
+
+def test_what_a_command_reads_is_not_written_over(trained: Trained, tmp_path: Path) -> None:
+    feed = feed_of(ROWS[: HISTORY + 9], tmp_path / "EURUSD.csv")
+    model = tmp_path / "model.swt"
+    model.write_bytes(trained.path.read_bytes())
+    (tmp_path / "link.csv").symlink_to(feed)
+    for out in (feed, model, tmp_path / "link.csv"):
+        with pytest.raises(Unwritable, match="is read by this command"):
+            backtest_csv(feed, model, ReadOptions(), None, out)
+    with pytest.raises(Unwritable, match="is read by this command"):
+        pack(model, model)
+    assert model.read_bytes() == trained.path.read_bytes()
 
 
 def test_what_is_written_over_leaves_nothing_behind(tmp_path: Path) -> None:

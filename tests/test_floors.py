@@ -31,10 +31,9 @@ FLOORS = [  # a module imports lower floors only
     ["models.consistency", "models.transformer", "models.codes", "models.beta", "models.prefix"],
     ["models.joint", "models.token_graph"],
     ["models.unroll", "models.export"],
-    ["host.instruments", "host.onnx_shapes"],
+    ["host.instruments", "host.onnx_shapes", "host.progress"],
     [
         "host.config",
-        "host.progress",
         "host.machine",
         "host.stop",
         "host.durable",

@@ -205,6 +205,19 @@ def test_a_halt_file_stops_at_once_even_a_dry_run(acting: Any, bars: list[Bar]) 
         shutil.rmtree(run.folder)
 
 
+def test_a_halt_file_holds_where_no_bar_is_new(
+    acting: Any, bars: list[Bar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = acting()
+    run.feed(bars[: HISTORY + 9])
+    run.office.close()
+    (run.folder / "HALT").touch()
+    again = run.start()
+    with pytest.raises(Halted, match="halt-file"):
+        act_beside_money(again, bars[: HISTORY + 9])
+    assert (run.row().target, run.row().reason) == (0.0, "halted halt-file")
+
+
 def test_a_silent_feed_ends_with_6_but_not_over_the_weekend(acting: Any, bars: list[Bar]) -> None:
     live = acting(stale_s=600.0)
     friday = next(

@@ -14,13 +14,14 @@ import pytest
 from host.actor import Actor, Printer
 from host.agent import Loaded, Record, reading_of
 from host.backtest import backtest_csv
+from host.bars import read_bars
 from host.config import GuardConfig
 from host.feed import feed_bars
 from host.formats import ReadOptions
 from host.journal import read_journal
 from host.limits import limits_for, limits_text
 from host.office import Office, Publishing
-from host.rehearsal import late_bars, longest_streak, print_rehearsal, record_of
+from host.rehearsal import late_bars, longest_streak, print_rehearsal, record_of, rehearse
 from kernels.bars import NS, Bars
 from kernels.features import HISTORY
 from kernels.hours import DAILY_CLOSE, HOUR_NS
@@ -41,6 +42,14 @@ def rehearsed(trained: Trained, feed: Path, **guard: Any) -> dict[str, Any]:
         "guards"
     ]
     return found
+
+
+def test_a_model_too_old_is_said_before_it_is_live(trained: Trained, feed: Path) -> None:
+    bars, _ = read_bars(feed, reading_of(trained.loaded, ReadOptions()))
+    old = trained.loaded._replace(trained_ns=int(bars.time[HISTORY]))
+    limits = limits_for(GuardConfig(**{**OFF, "model_age_days": 2.0}), old)
+    found = rehearse(old, limits, np.zeros(300), bars, HISTORY)
+    assert [halt["reason"] for halt in found["halts"]] == ["model-age"]
 
 
 def test_without_limits_nothing_is_cut(trained: Trained, feed: Path) -> None:

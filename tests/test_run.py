@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from host import run
 from host.durable import Locked, replacing
-from host.run import Run, RunRefused, open_run, to_toml
+from host.run import Run, RunRefused, holds_run, open_run, to_toml
 
 ROOT = Path(__file__).parents[1]
 ARRAYS: dict[str, Any] = {
@@ -275,3 +275,12 @@ def test_toml_of_special_values() -> None:
     for odd in (object(), {"a": {"b": {"c": 1}}}, np.int64(1)):
         with pytest.raises(TypeError, match="no TOML"):
             to_toml({"a": odd})
+
+
+def test_checkpoints_without_their_settings_are_still_a_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert not holds_run(tmp_path)
+    (tmp_path / "checkpoints" / "step-000000003.ckpt").touch()
+    assert holds_run(tmp_path)
+    with pytest.raises(RunRefused, match="holds a run"):
+        open_run(tmp_path, False)
