@@ -31,8 +31,8 @@ class Instrument(NamedTuple):
 
 QUOTED = {  # spread in pips of pairs quoted in a currency, where PAIRS does not say
     **{"USD": 1.5, "EUR": 2.0, "GBP": 2.0, "JPY": 2.5, "CHF": 3.0, "AUD": 3.0, "NZD": 4.0, "CAD": 3.0},
-    **{"SEK": 50.0, "NOK": 55.0, "DKK": 12.0, "HKD": 15.0, "CNH": 20.0, "SGD": 5.0, "MXN": 80.0},
-    **{"ZAR": 120.0, "TRY": 400.0, "CZK": 150.0, "PLN": 35.0, "HUF": 25.0},
+    **{"SEK": 50.0, "NOK": 55.0, "DKK": 12.0, "HKD": 15.0, "CNH": 10.0, "SGD": 5.0, "MXN": 80.0},
+    **{"ZAR": 120.0, "TRY": 400.0, "CZK": 80.0, "PLN": 35.0, "HUF": 18.0},
 }
 PIPS = {"JPY": 0.01, "HUF": 0.01}  # of pairs quoted in a currency; 0.0001 in all others
 USUAL = (
