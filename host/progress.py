@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from kernels._jit import watch_compiler
-
 PLAIN_EVERY_S = 15.0
 CALLED = 0.6  # of the kernels that are loaded, a training compiles about so many
 PROGRAM = Path(__file__).parents[1] / "swt.py"
@@ -117,6 +115,8 @@ def progress(title: str) -> Iterator[Report]:
 @contextmanager
 def compiling(title: str) -> Iterator[Report]:
     """A `progress` that also counts the kernels compiled meanwhile."""
+    from kernels._jit import watch_compiler  # brings numba in, which `--help` has no use for
+
     with progress(title) as report:
 
         def tell(number: int, loaded: int, name: str) -> None:

@@ -127,6 +127,16 @@ def test_acting_needs_no_pandas() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
+def test_help_needs_no_compiler() -> None:
+    """It takes twice as long with numba."""
+    program = (
+        "import sys\nimport swt\nsys.argv = ['swt.py', '--help']\n"
+        "try:\n    swt.main()\nfinally:\n    assert not {'numba', 'numpy'} & {*sys.modules}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_top_folder_is_closed() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split("/")[0] for line in listed.splitlines() if not line.startswith(".")} <= TOP
