@@ -51,7 +51,7 @@ def reads(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` the flags of READING; what they say arrives as its argument `reading`."""
 
     def run(**given: Any) -> None:
-        from host.formats import ReadOptions
+        from host.data.formats import ReadOptions
 
         command(reading=ReadOptions(**{name: given.pop(name) for name in READING}), **given)
 
@@ -94,8 +94,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train an agent on a file of bars and show what it earns on bars that it has not seen."""
+    from host.commands.train import going_on, train_csv
     from host.config import load_config
-    from host.train import going_on, train_csv
 
     chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     budget = minutes, sessions
@@ -124,7 +124,7 @@ def backtest(
     as_json: Json = False,
 ) -> None:
     """Trade a file of bars with a model, decision by decision, beside four baselines."""
-    from host.backtest import backtest_csv
+    from host.commands.backtest import backtest_csv
     from host.config import ActConfig, load_into
 
     guard = load_into(ActConfig(), config, settings).guard if guards or config or settings else None
@@ -151,7 +151,7 @@ def act(
     as_json: Json = False,
 ) -> None:
     """Print a decision for each closed bar of a feed, as `backtest` makes it."""
-    from host.act import act_on_feed, new_publishing
+    from host.commands.act import act_on_feed, new_publishing
 
     publishing = new_publishing(feed, out, live, reading.symbol, lift_halt, config, settings)
     act_on_feed(feed, model, reading, follow, sys.stdout, as_json, publishing, insist)
@@ -164,7 +164,7 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Decide again for every bar of a journal and print what `act` printed; exit 9 where that differs."""
-    from host.act import replay as run
+    from host.commands.replay import replay as run
 
     run(journal, model, sys.stdout, as_json)
 
@@ -175,7 +175,7 @@ def pack(
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("swt.pyz"),
 ) -> None:
     """Pack a model and all that acting needs into one file: `python swt.pyz act FEED`."""
-    from host.pack import pack as run
+    from host.commands.pack import pack as run
 
     run(model, out)
 
@@ -183,8 +183,8 @@ def pack(
 @app.command()
 def doctor(model: ModelOption = MODEL, as_json: Json = False) -> None:
     """Check whether this machine is fit to act, and compile what `act` needs."""
-    from host.doctor import doctor as run
-    from host.doctor import print_doctor
+    from host.commands.doctor import doctor as run
+    from host.commands.doctor import print_doctor
 
     document = run(model)
     print(json.dumps(document)) if as_json else print_doctor(document, sys.stdout)
@@ -200,7 +200,7 @@ def data_check(
     as_json: Json = False,
 ) -> None:
     """Say how a file of bars is read, what is wrong with it, and which flags settle what it leaves open."""
-    from host.data_check import check_data, print_check
+    from host.commands.data_check import check_data, print_check
 
     document = check_data(csv, reading)
     print(json.dumps(document)) if as_json else print_check(document, sys.stdout)
@@ -224,8 +224,9 @@ def selftest(
     as_json: Json = False,
 ) -> None:
     """Train on SYNTHETIC markets whose best policy is known, and compare with it."""
-    from host.selftest import new_options, print_selftest, selftest_config
-    from host.selftest import selftest as run
+    from host.commands.selftest import new_options, print_selftest
+    from host.commands.selftest import selftest as run
+    from host.evaluation.exam import selftest_config
 
     options = new_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
     config = selftest_config([*(settings or []), f"train.seed={seed}"])
@@ -261,9 +262,10 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure what the program costs on this machine."""
-    from host.bench import Size, print_bench
-    from host.bench import bench as run
-    from host.enhancement_run import Effort
+    from host.bench.all import bench as run
+    from host.bench.all import print_bench
+    from host.bench.enhancement_run import Effort
+    from host.bench.options import Size
 
     effort = Effort(minutes=minutes, threads=thread_count(threads))
     size = Size(thread_count(threads), rounds, seeds=seeds, only=only, out=out, effort=effort)
@@ -282,7 +284,7 @@ def thread_count(threads: int) -> int:
 
 def main() -> None:
     """Run a command; every foreseen error becomes one line on stderr and its exit code."""
-    from host.progress import open_streams, say
+    from host.console import open_streams, say
 
     open_streams()
     catch_signals()

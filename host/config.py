@@ -13,11 +13,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
-from kernels.gumbel import MARKET, RULES, WIDENING
-from kernels.position import MOST_SIZES, action_names
-from kernels.scatter import wavelets
-from kernels.tree import REUSES
-from kernels.widening import most_candidates
+from kernels.market.position import MOST_SIZES, action_names
+from kernels.market.scattering import wavelets
+from kernels.search.config import MARKET, RULES, WIDENING
+from kernels.search.progressive_widening import most_candidates
+from kernels.search.tree import REUSES
 
 C = TypeVar("C")
 MOST_STATE = 1 << 12  # columns of what a search keeps of a node
@@ -59,7 +59,7 @@ class MarketConfig:
     # a night, negative = paid; of pairs -0.5 and -0.1, else 5 % and 1 % of the price a year
     swap_long: Swap = None
     swap_short: Swap = None
-    # the search is exact and fastest for "pnl", see kernels/market_tree.py
+    # the search is exact and fastest for "pnl", see kernels/search/market_search.py
     reward: Annotated[str, ("pnl", "amddp")] = "pnl"
     excursion_weight: Weight = 0.01  # k of amddp
     reverse: bool = False  # an open position may be turned in one action
@@ -164,7 +164,7 @@ class Config:
 class GuardConfig:
     """Limits of acting; pips are those of a position of 1, 0 turns a limit off, and none is negative.
 
-    None: from the model, its backtest and its instrument, as `host/limits.py` says.
+    None: from the model, its backtest and its instrument, as `host/live/limits.py` says.
     """
 
     max_target: Share = 1.0
@@ -343,7 +343,7 @@ def check_network(config: Config) -> None:
 
 
 def state_width(config: Config) -> int:
-    """Numbers that a search keeps of a node: `Shape.state` of models/net.py."""
+    """Numbers that a search keeps of a node: `Shape.state` of models/params.py."""
     n = config.network
     memory = 2 * n.latent + 2 if config.train.value_prefix else 0
     return n.latent + memory + (1 + 2 * n.layers * n.latent if n.model == "transformer" else 0)

@@ -25,7 +25,7 @@ from numba import config, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from kernels._jit import inlined, kernel
+from kernels.jit import inlined, kernel
 from kernels.simd import LANES, Vector, choose, exponential, fused, largest, load, store, total
 
 # Position of each function in OrtApi, API version 5 and later (onnxruntime_c_api.h; the order is frozen upstream).

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from kernels._jit import kernel
+from kernels.jit import kernel
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -18,7 +18,7 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.extending import lower_builtin, models, register_model
 from numpy.typing import NDArray
 
-from kernels._jit import inlined
+from kernels.jit import inlined
 
 LANES, FEW = 16, 4
 Vector = NDArray[np.float32]  # [LANES] or [FEW] where the code is interpreted

@@ -6,10 +6,10 @@ sibling     the same                                                -> [state | 
 code        [code C]                                                -> [T]
 dynamics    [window of states | T | position after P | next P]      -> [state | reward 1 | policy logits A Z | value 1]
 market      [window of states | code C | next positions S P]        -> [state | code logits C | values S]
-A state is the latent D; with a transformer (models/token_graph.py) or a value prefix it is more.  But for a
-transformer's, the latent is the trainer's and the bias `next_b` that the next step will add.  Z are the parameters of
-the Beta head, if there is one.  Where the positions of `market` are always the same, they are constants of the graph
-and not part of its input.
+A state is the latent D; with a transformer (models/extensions/transformer_onnx.py) or a value prefix it is more.
+But for a transformer's, the latent is the trainer's and the bias `next_b` that the next step will add.
+Z are the parameters of the Beta head, if there is one.  Where the positions of `market` are always the same, they are
+constants of the graph and not part of its input.
 
 The first layers of `dynamics` are linear in the latent and in the code, so what the latent gives them is found once for
 all the codes behind it: T columns, to which `code` says what to add.  Afterstates of one decision have the latent in
@@ -22,10 +22,10 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.ort import Output
-from models.graph import Graph
-from models.net import Array, Params, Shape, views
-from models.prefix import RESET
-from models.token_graph import bar_token, code_token, newest_latent, state_parts
+from models.extensions.transformer_onnx import bar_token, code_token, newest_latent, state_parts
+from models.extensions.value_prefix import RESET
+from models.onnx_builder import Graph
+from models.params import Array, Params, Shape, views
 
 
 def export(

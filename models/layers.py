@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._jit import kernel, reordered
+from kernels.jit import kernel, reordered
 
 Array = NDArray[Any]
 EPSILON = 1e-5  # of the layer norm

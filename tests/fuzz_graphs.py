@@ -15,9 +15,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from host.onnx_check import GraphRefused, layout_of
+from host.artifact.onnx_check import GraphRefused, layout_of
 from kernels.ort import OrtError, Session, check, evaluate
-from models import net
+from models import params as net
 from models.export import export
 
 SHAPES = [

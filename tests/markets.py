@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from host.instruments import ALWAYS, DAILY_BREAK, FX, find_instrument
-from kernels.bars import NS
+from host.data.instruments import ALWAYS, DAILY_BREAK, FX, find_instrument
+from kernels.market.bars import NS
 from tests.naive import NEW_YORK
 
 FIRST = datetime(2024, 9, 2, tzinfo=UTC)

@@ -13,9 +13,9 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from kernels.bars import NS, Bars
-from kernels.market import Market
-from kernels.position import BEST, COST, EXCURSION, HELD, PREVIOUS, RAW, SIDE, UNREALISED, WORST
+from kernels.market.bars import NS, Bars
+from kernels.market.ledger import Market
+from kernels.market.position import BEST, COST, EXCURSION, HELD, PREVIOUS, RAW, SIDE, UNREALISED, WORST
 
 NEW_YORK = ZoneInfo("America/New_York")
 MONDAY = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * NS
@@ -156,7 +156,7 @@ def wandering_bars(seed: int, n: int, minutes: int, spread: float = 1e-4, first_
 
 
 def naive_move(before: Any, move: float) -> Any:
-    """What a bar makes of an open position, from the words of `kernels.position`."""
+    """What a bar makes of an open position, from the words of `kernels.market.position`."""
     after, side = np.zeros(RAW), before[SIDE]
     after[SIDE] = after[PREVIOUS] = side
     if side:

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.act import act, act_on_feed
-from host.actor import COLUMNS, Actor, DecisionError, History, Printer
-from host.agent import load_agent, reading_of
+from host.artifact.manifest import load_agent, reading_of
+from host.artifact.model_file import WRITTEN, ModelRefused, read_model, write_model
+from host.artifact.onnx_check import layout_of
+from host.commands.act import act, act_on_feed
+from host.commands.train import train_csv
 from host.config import load_config
-from host.feed import Bar, feed_bars
-from host.formats import ReadOptions
-from host.model_file import WRITTEN, ModelRefused, read_model, write_model
-from host.onnx_check import layout_of
-from host.train import train_csv
-from host.trainer import Trainer
-from kernels.features import HISTORY, features_of, normalise_rows
+from host.data.feed import Bar, feed_bars
+from host.data.formats import ReadOptions
+from host.live.live_agent import COLUMNS, Actor, DecisionError, History, Printer
+from host.training.trainer import Trainer
+from kernels.market.features import HISTORY, features_of, normalise_rows
+from kernels.market.position import ACTIONS
 from kernels.ort import OrtError, Session
-from kernels.position import ACTIONS
 from tests.trained import (
     DECIDED,
     HEADER,

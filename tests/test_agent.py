@@ -22,20 +22,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host import model_file
-from host.act import act_on_feed
-from host.actor import decide_on_noise
-from host.agent import Loaded, Sizes, check_room, graph_widths, load_agent, tree_room
-from host.backtest import backtest_csv
-from host.formats import ReadOptions
-from host.model_file import ModelRefused
-from host.onnx_check import layout_of
-from kernels.gumbel import GUMBEL, PUCT, RULES, WIDENING, new_search_config
+from host.artifact import model_file
+from host.artifact.manifest import Loaded, check_room, load_agent, tree_room
+from host.artifact.model_file import ModelRefused
+from host.artifact.networks import Sizes, graph_widths
+from host.artifact.onnx_check import layout_of
+from host.commands.act import act_on_feed
+from host.commands.backtest import backtest_csv
+from host.data.formats import ReadOptions
+from host.live.live_agent import decide_on_noise
 from kernels.ort import Output, check
-from kernels.planner import new_planner, plan
-from kernels.search import no_model
-from kernels.widening import HEAD
-from models.graph import Graph
+from kernels.search.config import GUMBEL, PUCT, RULES, WIDENING, new_search_config
+from kernels.search.mcts import no_model
+from kernels.search.planner import new_planner, plan
+from kernels.search.progressive_widening import HEAD
+from models.onnx_builder import Graph
 from tests.trained import ROWS, Trained, feed_of
 
 SECONDS = int(os.environ.get("SWT_FUZZ_SECONDS", "0"))
@@ -198,7 +199,7 @@ def test_a_decision_has_its_share_of_memory_and_time(
     wide.node("MatMul", ["h", wide.weight("v", np.ones((1 << 15, 1)))], "y")
     with pytest.raises(ValueError, match="bytes and"):
         check_room(agent.sizes, search, {**agent.graphs, "market": wide.serialise(1, [Output("y", 1)])})
-    monkeypatch.setattr("host.agent.MOST_WORK", 1000)
+    monkeypatch.setattr("host.artifact.networks.MOST_WORK", 1000)
     with pytest.raises(ModelRefused, match="multiplications"):
         load_agent(trained.path)
 

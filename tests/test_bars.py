@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.bars import Lines, read_bars, read_each, read_whole, split_lines
-from host.formats import DataError, Layout, Problem, ReadOptions, Source, head_of, recognise
-from kernels.bars import NS, Bars
+from host.data.csv_reader import Lines, read_bars, read_each, read_whole, split_lines
+from host.data.formats import DataError, Layout, Problem, ReadOptions, Source, head_of, recognise
+from kernels.market.bars import NS, Bars
 
 DATA = Path(__file__).parent / "data"
 REAL = Path(os.environ.get("SWT_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -114,7 +114,7 @@ def test_candles_of_oanda_as_they_are_sent(tmp_path: Path) -> None:
 
 def test_without_pandas_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with_pandas = [read_bars(path) for path in FILES]
-    monkeypatch.setattr("host.bars.HAS_PANDAS", False)
+    monkeypatch.setattr("host.data.csv_reader.HAS_PANDAS", False)
     for path, (bars, source) in zip(FILES, with_pandas, strict=True):
         again, without = read_bars(path)
         assert equal(bars, again)
@@ -576,7 +576,9 @@ def test_holes_of_a_real_terminal_are_noted() -> None:
 
 
 def test_the_bundled_bars() -> None:
-    bars, source = read_bars(Path(__file__).parents[1] / "host" / "sample.csv", ReadOptions(side="ask"))
+    bars, source = read_bars(
+        Path(__file__).parents[1] / "host" / "data" / "sample.csv", ReadOptions(side="ask")
+    )
     assert source.rows == 6225
     assert source.sha256 == "28398b7edff9f74860d35a6f3c263f08e15c55264316dc07737d459d8688d7aa"
     assert bars.ask_open[0] == 1.05236

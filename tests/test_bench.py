@@ -10,28 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host import bench as module
-from host import bench_exogenous, bench_search
-from host.bars import read_bars
-from host.bench import (
-    BENCHES,
-    BenchError,
-    Size,
-    bench,
-    medians,
-    multiply,
-    print_bench,
-    products_of,
-    random_batch,
-    sample_bars,
-    write_minutes,
-)
-from host.bench_search import SEARCHES, Case, market_calls, new_searches, shape_of
-from host.formats import ReadOptions
+from host.bench import all as module
+from host.bench import exogenous as bench_exogenous
+from host.bench import search as bench_search
+from host.bench.acting import write_minutes
+from host.bench.all import BENCHES, bench, medians, print_bench
+from host.bench.kernels import sample_bars
+from host.bench.learn import multiply, products_of, random_batch
+from host.bench.options import BenchError, Size
+from host.bench.process import Case
+from host.bench.search import SEARCHES, market_calls, new_searches, shape_of
+from host.data.csv_reader import read_bars
+from host.data.formats import ReadOptions
 from host.machine import memory_mb
 from kernels.ort import check
-from models.net import Shape
-from models.unroll import CHUNKS, Learner
+from models.learner import Learner
+from models.loss import CHUNKS
+from models.params import Shape
 
 TINY_TRAINING = ("market.session=24", "network.hidden=8", "train.simulations=2", "search.simulations=2")
 TINY = Size(

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host import bench_enhancements as module
-from host import enhancement_run as run
-from host.bench import Size
-from host.bench_enhancements import (
+from host.atomic import Unwritable
+from host.bench import enhancement_run as run
+from host.bench import enhancements as module
+from host.bench.enhancement_run import MARKETS, Beat, Effort, Unit, config_of, is_learnt, key_of, version
+from host.bench.enhancements import (
     ENHANCEMENTS,
     Enhancement,
     UnknownEnhancement,
@@ -32,10 +33,9 @@ from host.bench_enhancements import (
     print_enhancements,
     spread,
 )
-from host.bench_picture import PANELS, picture
+from host.bench.options import Size
+from host.bench.picture import PANELS, picture
 from host.config import ConfigError
-from host.durable import Unwritable
-from host.enhancement_run import MARKETS, Beat, Effort, Unit, config_of, is_learnt, key_of, version
 
 ROOT = Path(__file__).parents[1]
 KEYS = {

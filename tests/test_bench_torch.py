@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from models.net import Shape, new_params
-from models.unroll import LOSSES, Learner
+from models.learner import Learner
+from models.loss import LOSSES
+from models.params import Shape, new_params
 from tests.test_unroll import random_batch
 
 pytest.importorskip("torch")
@@ -13,7 +14,7 @@ pytest.importorskip("torch")
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-3])
 def test_losses_of_100_steps_are_pytorchs(rate: float) -> None:
-    from host.bench_torch import TorchLearner
+    from host.bench.torch_learner import TorchLearner
 
     shape, K, windows = Shape(features=40, hidden=64), 5, 32
     ours = Learner(shape, windows, K, 0, rate, 1e-2, 3000, 1)

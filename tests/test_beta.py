@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from kernels.replay import Batch
-from models import net, unroll
-from models.beta import BONUS, EDGE, Candidates, beta_loss, digamma, trigamma
+from kernels.learning.replay_buffer import Batch
+from models import loss as unroll
+from models import params as net
+from models.extensions.beta_head import BONUS, EDGE, Candidates, beta_loss, digamma, trigamma
 from tests.test_unroll import SHAPE as PLAIN
 from tests.test_unroll import K, lively, random_batch
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host import target as module
-from host.bridge import Bridge
-from host.durable import publish, swap
-from host.target import (
+from host.atomic import publish, swap
+from host.live import target_file as module
+from host.live.bridge import Bridge
+from host.live.target_file import (
     HEADER,
     POSITION_HEADER,
     Position,
@@ -24,7 +24,7 @@ from host.target import (
     parse_target,
     signed,
 )
-from kernels.bars import NS
+from kernels.market.bars import NS
 from tests.trained import ROOT
 
 NOW = 1_715_774_400 * NS
@@ -120,7 +120,7 @@ def test_the_bridge_reports_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_the_expert_advisor_knows_the_same_files_and_faults() -> None:
-    text = (ROOT / "host" / "swt_bridge.mq5").read_text()
+    text = (ROOT / "host" / "live" / "swt_bridge.mq5").read_text()
     assert len(text.splitlines()) <= 150
     assert f'"{HEADER}"' in text
     assert f'"{POSITION_HEADER}"' in text
@@ -150,7 +150,7 @@ def test_replacing_waits_for_a_reader_as_on_windows(tmp_path: Path, monkeypatch:
     publish(tmp_path / "target.csv", "one\n")
     assert (tmp_path / "target.csv").read_bytes() == b"one\n"
     assert refusals == [-1]
-    monkeypatch.setattr("host.durable.PATIENCE_S", 0.03)
+    monkeypatch.setattr("host.atomic.PATIENCE_S", 0.03)
     refusals[0] = 10**9
     with pytest.raises(PermissionError):
         swap(tmp_path / "target.csv", tmp_path / "other.csv")

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from host.progress import command
-from host.run import open_run
-from host.synthetic import MARKETS
+from host.console import command
+from host.evaluation.synthetic import MARKETS
+from host.training.run_dir import open_run
 from tests.trained import by_time
 
 ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "host" / "sample.csv"
+SAMPLE = ROOT / "host" / "data" / "sample.csv"
 BACKTEST_KEYS = {
     "net_pips",
     "trades",

@@ -5,22 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.actor import new_trader
-from host.agent import Agent, load_agent, save_agent
-from host.backtest import trade_bars
-from host.codebook import assess, calibration, chance_logits, perplexity
-from host.dataset import FeatureStore
-from host.trainer import Trainer
-from kernels.bars import Bars
-from kernels.features import HISTORY
-from kernels.market import Codes, code_of, realised_code, realised_codes, standardised_move
+from host.artifact.manifest import load_agent, save_agent
+from host.artifact.networks import Agent
+from host.evaluation.backtest import trade_bars
+from host.live.live_agent import new_trader
+from host.training.chance_diagnostics import assess, calibration, chance_logits, perplexity
+from host.training.feature_store import FeatureStore
+from host.training.trainer import Trainer
+from kernels.learning.reanalyze import set_known
+from kernels.market.bars import Bars
+from kernels.market.chance import Codes, code_of, realised_code, realised_codes, standardised_move
+from kernels.market.features import HISTORY
+from kernels.market.position import RAW
 from kernels.ort import check, evaluate
-from kernels.planner import Planner, plan, set_root
-from kernels.position import RAW
-from kernels.reanalyze import set_known
-from kernels.tree import CHANCE_CHILD
-from models.codes import name_bars
-from models.net import views
+from kernels.search.planner import Planner, plan, set_root
+from kernels.search.tree import CHANCE_CHILD
+from models.extensions.chance_encoder import name_bars
+from models.params import views
 from tests.test_train import BARS, WORLD, T, dataset, model_bytes, same_state, tiny, trained
 
 LEARNED = "train.codes=learned"

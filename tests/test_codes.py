@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from kernels.replay import Batch, new_batch
-from models import codes, net, unroll
-from models.transformer import new_stream
+from kernels.learning.replay_buffer import Batch, new_batch
+from models import loss as unroll
+from models import params as net
+from models.extensions import chance_encoder as codes
+from models.extensions.transformer import new_stream
 from tests.test_unroll import SHAPE as PLAIN
 from tests.test_unroll import K, lively, random_batch
 from tests.test_unroll import evaluate as evaluate_plain

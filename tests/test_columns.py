@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.bars import read_bars
-from host.feed import feed_bars
-from host.formats import DataError, ReadOptions, Source
-from kernels.bars import NS, Bars
+from host.data.csv_reader import read_bars
+from host.data.feed import feed_bars
+from host.data.formats import DataError, ReadOptions, Source
+from kernels.market.bars import NS, Bars
 from tests.test_bars import DATA
 from tests.test_feed import assert_same
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.agent import MOST_CONTEXT
+from host.artifact.networks import MOST_CONTEXT
 from host.config import (
     ActConfig,
     Config,
@@ -21,10 +21,10 @@ from host.config import (
     settings_of,
     state_width,
 )
-from host.dataset import new_dataset
-from host.synthetic import INTERVAL_NS, MADE, Options, make_market
-from host.trainer import Trainer, new_shape
-from models.unroll import CHUNKS
+from host.evaluation.synthetic import INTERVAL_NS, MADE, Options, make_market
+from host.training.dataset import new_dataset
+from host.training.trainer import Trainer, new_shape
+from models.loss import CHUNKS
 
 SETTINGS = settings_of(Config()) | settings_of(ActConfig())
 NUMBERS = sorted(name for name, (_, allowed) in SETTINGS.items() if isinstance(allowed, Range))

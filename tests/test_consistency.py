@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from kernels.replay import Batch, new_batch
-from models import consistency, net, unroll
+from kernels.learning.replay_buffer import Batch, new_batch
+from models import loss as unroll
+from models import params as net
+from models.extensions import consistency
 from tests.test_layers import slope
 from tests.test_unroll import SHAPE as PLAIN
 from tests.test_unroll import K, lively, random_batch

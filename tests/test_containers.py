@@ -30,11 +30,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.bars import read_bars
-from host.containers import PIECE, read_text
-from host.feed import feed_bars
-from host.formats import DataError, ReadOptions, Source
-from kernels.bars import Bars
+from host.data.containers import PIECE, read_text
+from host.data.csv_reader import read_bars
+from host.data.feed import feed_bars
+from host.data.formats import DataError, ReadOptions, Source
+from kernels.market.bars import Bars
 from tests.test_bars import DATA, HEADER, equal, rows, write
 from tests.test_feed import append, columns, follow
 
@@ -257,7 +257,7 @@ def test_a_file_cut_short_is_one_line(pack: str, tmp_path: Path) -> None:
 def test_a_bomb_is_refused_in_little_memory(
     pack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("host.containers.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("host.data.containers.MAX_BYTES", 1 << 20)
     path = put(tmp_path, PACKERS[pack](b"\n" * (1 << 25)))
     tracemalloc.start()
     try:
@@ -269,7 +269,7 @@ def test_a_bomb_is_refused_in_little_memory(
 
 
 def test_many_empty_streams_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("host.containers.MAX_STREAMS", 100)
+    monkeypatch.setattr("host.data.containers.MAX_STREAMS", 100)
     assert "more than 100 streams" in refused(put(tmp_path, gzip.compress(b"") * 101 + gzip.compress(PLAIN)))
 
 
@@ -497,7 +497,7 @@ def test_broken_json(content: bytes, says: str, tmp_path: Path) -> None:
 
 
 def test_too_much_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("host.containers.MAX_JSON", 1 << 20)
+    monkeypatch.setattr("host.data.containers.MAX_JSON", 1 << 20)
     assert "more than 1 MB of JSON" in refused(put(tmp_path, b"[" + b" " * (1 << 20) + b"]"))
 
 
@@ -585,7 +585,7 @@ def test_tables_as_pyarrow_gives_them(
     assert equal(read_both(path)[0], expected)
     assert equal(read_both(put(tmp_path, zipped({"b": path.read_bytes()})))[0], expected)
     assert "no table of bars (no footer): write it as CSV" in refused(put(tmp_path, magic + b"broken"))
-    monkeypatch.setattr("host.containers.MAX_BYTES", 500)
+    monkeypatch.setattr("host.data.containers.MAX_BYTES", 500)
     assert "unpacks to more than 0 MB" in refused(put(tmp_path, magic))
 
 
@@ -620,7 +620,7 @@ def test_feather_of_freqtrade_and_parquet_of_pandas(tmp_path: Path) -> None:
 def test_a_plain_feed_needs_neither_pandas_nor_pyarrow(tmp_path: Path) -> None:
     path = put(tmp_path, gzip.compress(PLAIN))
     program = (
-        "import sys\nsys.modules.update(dict.fromkeys(('pandas', 'pyarrow')))\nfrom host.feed import feed_bars\n"
+        "import sys\nsys.modules.update(dict.fromkeys(('pandas', 'pyarrow')))\nfrom host.data.feed import feed_bars\n"
         f"print(len(list(feed_bars({str(path)!r}))))"
     )
     said = subprocess.check_output([sys.executable, "-c", program], cwd=DATA.parents[1], text=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.backtest import describe
-from host.bars import read_bars
+from host.commands.backtest import describe
+from host.commands.data_check import check_data, print_check
+from host.commands.train import train_csv
 from host.config import load_config
-from host.data_check import check_data, print_check
-from host.dataset import DatasetError, new_dataset
-from host.formats import DataError, ReadOptions
-from host.train import train_csv
-from kernels.bars import NS
+from host.data.csv_reader import read_bars
+from host.data.formats import DataError, ReadOptions
+from host.training.dataset import DatasetError, new_dataset
+from kernels.market.bars import NS
 from tests.markets import KINDS, write_bars
 from tests.test_bars import DATA, FAULTS, HEADER, rows, write
 from tests.test_columns import KNOWN
@@ -144,7 +144,7 @@ def test_the_command(content: str, code: int, tmp_path: Path) -> None:
 
 def test_every_format_is_known_to_the_tests() -> None:
     """A row of the table that no file tells of is a row that nobody has tried."""
-    from host.formats import FORMATS
+    from host.data.formats import FORMATS
 
     names = {check_data(path, ReadOptions())["format"] for path in DATA.glob("*.csv")}
     asked = {fmt.name for fmt in FORMATS if fmt.asks}  # test_columns answers

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.bars import read_bars
 from host.config import MarketConfig, load_config
-from host.dataset import Dataset, DatasetError, costs_of, new_dataset, profile_of
-from host.formats import DataError, ReadOptions, Source
-from host.instruments import Instrument, find_instrument, pip_fault
-from kernels.bars import NS, Bars, take
-from kernels.hours import ALWAYS_OPEN, DAILY_CLOSE, WEEKDAYS
+from host.data.csv_reader import read_bars
+from host.data.formats import DataError, ReadOptions, Source
+from host.data.instruments import Instrument, find_instrument, pip_fault
+from host.training.dataset import Dataset, DatasetError, costs_of, new_dataset, profile_of
+from kernels.market.bars import NS, Bars, take
+from kernels.market.calendar import ALWAYS_OPEN, DAILY_CLOSE, WEEKDAYS
 from tests.markets import KINDS, Kind, week_of, write_bars
 
 FOUND = Path(__file__).parent / "data" / "found"

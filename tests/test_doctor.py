@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from host import doctor as module
-from host.doctor import cache, clock, doctor, print_doctor, versions, zones
-from host.model_file import ModelRefused
-from kernels import _jit
+from host.artifact.model_file import ModelRefused
+from host.commands import doctor as module
+from host.commands.doctor import cache, clock, doctor, print_doctor, versions, zones
+from kernels import jit
 from tests.trained import Trained
 
 
@@ -54,9 +54,9 @@ def test_what_is_wrong_fails(trained: Trained, monkeypatch: pytest.MonkeyPatch) 
 def test_without_a_home_machine_code_goes_where_only_this_user_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_jit.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(jit.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("SWT_CACHE_DIR", "/dev/null/nowhere")
-    uncached = _jit.cache_root.__wrapped__
+    uncached = jit.cache_root.__wrapped__
     private = tmp_path / f"swt-{os.getuid()}"
     assert uncached().parent == private
     assert private.stat().st_mode & 0o777 == 0o700

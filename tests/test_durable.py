@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from host import durable as module
-from host.act import act_beside_money, act_on_feed, new_publishing
-from host.actor import Printer
-from host.backtest import backtest_csv
-from host.durable import Locked, Unwritable, Unwritten, locked, overwrite, publish, write_all
-from host.formats import ReadOptions
-from host.journal import Journal, read_journal
-from host.office import Office, Publishing
-from host.pack import pack
-from host.target import UNWRITTEN, Row, in_reserve, parse_target
-from kernels.bars import NS
-from kernels.features import HISTORY
+from host import atomic as module
+from host.atomic import Locked, Unwritable, Unwritten, locked, overwrite, publish, write_all
+from host.commands.act import act_beside_money, act_on_feed, new_publishing
+from host.commands.backtest import backtest_csv
+from host.commands.pack import pack
+from host.data.formats import ReadOptions
+from host.live.journal import Journal, read_journal
+from host.live.live_agent import Printer
+from host.live.runner import Office, Publishing
+from host.live.target_file import UNWRITTEN, Row, in_reserve, parse_target
+from kernels.market.bars import NS
+from kernels.market.features import HISTORY
 from tests.test_kills import GUARD, Disk, Scene, failing, scene
 from tests.trained import ROOT, ROWS, Trained, feed_of
 
@@ -255,7 +255,7 @@ def test_a_position_that_cannot_be_made_flat_is_said_aloud(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("host.office.overwrite", publish)
+    monkeypatch.setattr("host.live.runner.overwrite", publish)
     disk = Disk(tmp_path / "out", "rename", 0, 10**9, random.Random(0))
     with failing(disk), pytest.raises(Unwritten):
         new_office(scene, tmp_path / "out")

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from host.bridge import Bridge
-from host.target import HEADER, Position, Row, format_target, parse_position, parse_target, signed
-from kernels.bars import NS
+from host.live.bridge import Bridge
+from host.live.target_file import HEADER, Position, Row, format_target, parse_position, parse_target, signed
+from kernels.market.bars import NS
 from tests.test_bridge import FAULTS, GOOD, NOW, ROW
 from tests.trained import ROOT
 
-EXPERT = ROOT / "host" / "swt_bridge.mq5"
+EXPERT = ROOT / "host" / "live" / "swt_bridge.mq5"
 MAGIC = 20240229
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from host.onnx_check import layout_of
+from host.artifact.onnx_check import layout_of
 from kernels.ort import Session, check, evaluate
-from models import net
+from models import params as net
 from models.export import export
 from models.layers import decode
 from tests.test_unroll import SHAPE, K, lively, naive_outputs, random_batch

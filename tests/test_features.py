@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels.bars import NS, Bars, take
-from kernels.features import (
+from kernels.market.bars import NS, Bars, take
+from kernels.market.features import (
     CLIP,
     HISTORY,
     LEAST_FAST,
@@ -31,7 +31,7 @@ from kernels.features import (
     signs,
     width,
 )
-from kernels.scatter import new_scatter_work, scatter
+from kernels.market.scattering import new_scatter_work, scatter
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SWT_DATA") or ROOT.parent / "shared" / "data")
@@ -59,7 +59,7 @@ def walk(T: int, seed: int = 0, hole: int = 0) -> Bars:
 
 def real(rows: int = 2000) -> Bars:
     """The first bars of the bundled year, or of its original."""
-    path = REAL if REAL.exists() else ROOT / "host" / "sample.csv"
+    path = REAL if REAL.exists() else ROOT / "host" / "data" / "sample.csv"
     frame = pd.read_csv(path, nrows=rows)
     stamp = pd.to_datetime(frame["Time"], format="%d.%m.%Y %H:%M:%S.%f").to_numpy()
     time = stamp.astype("datetime64[ns]").astype(np.int64) + HOUR

@@ -15,13 +15,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from host.bars import read_bars
-from host.feed import POLL_S, Bar, LineParser, feed_bars
-from host.formats import DataError, ReadOptions, recognise
-from host.judging import TWICE
-from host.row_judge import LEARN
-from kernels.bars import NS, Bars
-from kernels.features import HISTORY
+from host.data.csv_reader import read_bars
+from host.data.feed import POLL_S, Bar, LineParser, feed_bars
+from host.data.file_checks import TWICE
+from host.data.formats import DataError, ReadOptions, recognise
+from host.data.row_checks import LEARN
+from kernels.market.bars import NS, Bars
+from kernels.market.features import HISTORY
 from tests.test_bars import DATA, FAULTS, HEADER, REAL, REAL_FILES, real, rows, write
 from tests.test_bars import FILES as ALL
 from tests.test_formats import SAMPLES, SETTLED
@@ -391,7 +391,7 @@ def test_a_repeated_bar_is_refused_unless_the_file_started_over(tmp_path: Path) 
 def test_bars_come_one_by_one_through_a_pipe(tmp_path: Path) -> None:
     """A bar but the first is there before the next line is written; the end of the pipe is the end of the feed."""
     program = (
-        "import sys\nfrom host.formats import ReadOptions\nfrom host.feed import feed_bars\n"
+        "import sys\nfrom host.data.formats import ReadOptions\nfrom host.data.feed import feed_bars\n"
         "options = ReadOptions(interval_s=3600)\n"
         "for bar in feed_bars(sys.stdin.buffer, options, follow=True):\n    print(bar.close, flush=True)"
     )

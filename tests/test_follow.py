@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from host import follow as module
-from host.feed import Bar, feed_bars
-from host.follow import Taken
-from host.formats import DataError, ReadOptions
-from kernels.bars import NS
+from host.data import follow as module
+from host.data.feed import Bar, feed_bars
+from host.data.follow import Taken
+from host.data.formats import DataError, ReadOptions
+from kernels.market.bars import NS
 from tests.test_bars import read_bars, rows, write
 from tests.test_feed import HOURLY, Script, append, assert_same, follow
 from tests.trained import ROOT
@@ -82,7 +82,7 @@ def judge(bars: list[Bar], begin: int, last: int, refused: bool, told: bool) -> 
 def test_files_rewritten_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, counts, said = random.Random(TRIES), {way: Counter[str]() for way in WAYS}, list[str]()
     monkeypatch.setattr(module, "say", said.append)
-    monkeypatch.setattr("host.feed.say", lambda _: None)
+    monkeypatch.setattr("host.data.feed.say", lambda _: None)
     with bridge() as process:
         for i in range(TRIES):
             way, path = WAYS[i % len(WAYS)], tmp_path / f"{i}.csv"

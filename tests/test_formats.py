@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.bars import read_bars
-from host.formats import DataError, ReadOptions
-from host.parsing import offset_ns, parse_stamp
-from kernels.bars import NS
+from host.data.csv_reader import read_bars
+from host.data.formats import DataError, ReadOptions
+from host.data.parsing import offset_ns, parse_stamp
+from kernels.market.bars import NS
 from tests.test_bars import DATA, REAL, check_both_ways, real, rows, write
 
 CLOCKS = [  # clock, its hands, UTC
@@ -56,7 +56,7 @@ def test_a_machine_without_time_zones_knows_utc() -> None:
     """Windows has none, unless the package tzdata is installed."""
     program = (
         "import sys, zoneinfo\nzoneinfo.reset_tzpath(())\nsys.modules['tzdata'] = None\n"
-        "from host.formats import DataError\nfrom host.parsing import offset_ns\n"
+        "from host.data.formats import DataError\nfrom host.data.parsing import offset_ns\n"
         "print(offset_ns('UTC', 0), offset_ns('UTC+2h', 0))\n"
         "try:\n    offset_ns('Europe/Athens', 0)\nexcept DataError as error:\n    print(error)"
     )

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.bars import read_bars
-from host.feed import feed_bars
-from host.formats import MAX_LINE, DataError, ReadOptions
-from kernels.bars import Bars
+from host.data.csv_reader import read_bars
+from host.data.feed import feed_bars
+from host.data.formats import MAX_LINE, DataError, ReadOptions
+from kernels.market.bars import Bars
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "tests" / "data").glob("*.[cj]s*"))

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.bars import NS
-from kernels.guard import (
+from kernels.live.risk import (
     ACTIVE,
     HALTED,
     REDUCING,
@@ -21,10 +20,19 @@ from kernels.guard import (
     is_weekend,
     judge,
     lift,
-    open_ns,
     reason_of,
 )
-from kernels.hours import ALWAYS_OPEN, DAILY_CLOSE, DAY_NS, HOUR_NS, WEEKDAYS, Hours, weekly_close
+from kernels.market.bars import NS
+from kernels.market.calendar import (
+    ALWAYS_OPEN,
+    DAILY_CLOSE,
+    DAY_NS,
+    HOUR_NS,
+    WEEKDAYS,
+    Hours,
+    open_ns,
+    weekly_close,
+)
 
 MINUTE = 60 * NS
 OFF = Limits(1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.bars import read_bars
-from host.formats import ReadOptions
-from kernels import hours as module
-from kernels.bars import NS, Bars
-from kernels.hours import (
+from host.data.csv_reader import read_bars
+from host.data.formats import ReadOptions
+from kernels.market import calendar as module
+from kernels.market.bars import NS, Bars
+from kernels.market.calendar import (
     ALWAYS_OPEN,
     DAILY_CLOSE,
     QUARTERS,
@@ -27,16 +27,15 @@ from kernels.hours import (
     hours_text,
     is_summer,
     learn_hours,
-    longest_sessions,
     new_hours,
     nights,
-    session_starts,
     weekly_close,
 )
+from kernels.market.episodes import longest_sessions, session_starts
 from tests.markets import closes, gold, index, pair, two_pauses
 from tests.naive import MONDAY, NEW_YORK, moment, rolls, wandering_bars
 
-SAMPLE = Path(__file__).parents[1] / "host" / "sample.csv"
+SAMPLE = Path(__file__).parents[1] / "host" / "data" / "sample.csv"
 MINUTES_FILE = "GBPJPY_M1_histdata_ascii_2021-01_02.csv"
 DATA = Path(os.environ.get("SWT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MINUTE, HOUR, DAY = 60 * NS, 3600 * NS, 86_400 * NS

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from host.act import act_on_feed
-from host.agent import load_agent
-from host.backtest import backtest_csv
+from host.artifact.manifest import load_agent
+from host.commands.act import act_on_feed
+from host.commands.backtest import backtest_csv
+from host.commands.train import train_csv
 from host.config import GuardConfig, load_config
-from host.formats import ReadOptions
-from host.train import train_csv
+from host.data.formats import ReadOptions
 from tests.markets import KINDS, write_bars
 from tests.trained import TINY
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from host.instruments import ALIASES, PAIRS, QUOTED, find_instrument, instrument_of_prices, known
+from host.data.instruments import ALIASES, PAIRS, QUOTED, find_instrument, instrument_of_prices, known
 
 NAMES = [  # name, symbol, pip, point
     ("EURUSD_H1.csv", "EURUSD", 0.0001, 0.00001),

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.bars import read_bars
-from host.data_check import check_data
-from host.feed import feed_bars
-from host.formats import DataError, ReadOptions
-from host.instruments import hours_of
-from host.judging import COARSER, FINER, TWICE, find_change
-from kernels.bars import NS
-from kernels.hours import HOLE, hole_before, hours_text
+from host.commands.data_check import check_data
+from host.data.csv_reader import read_bars
+from host.data.feed import feed_bars
+from host.data.file_checks import COARSER, FINER, TWICE, find_change
+from host.data.formats import DataError, ReadOptions
+from host.data.instruments import hours_of
+from kernels.market.bars import NS
+from kernels.market.calendar import hours_text
+from kernels.market.episodes import HOLE, hole_before
 from tests.markets import KINDS, write_bars
 from tests.test_bars import DATA, HEADER, equal
 from tests.test_feed import columns

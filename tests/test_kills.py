@@ -17,19 +17,20 @@ from typing import Any
 
 import pytest
 
-from host import office as module
-from host.act import act_beside_money, replay
-from host.actor import COLUMNS, Printer
-from host.agent import reading_of
+from host.artifact.manifest import reading_of
+from host.atomic import Unwritten, locked
+from host.commands.act import act_beside_money
+from host.commands.replay import replay
 from host.config import GuardConfig
-from host.durable import Unwritten, locked
-from host.feed import Bar, feed_bars
-from host.formats import ReadOptions
-from host.journal import read_journal
-from host.office import Office, Publishing
-from host.target import DRY_RUN, UNWRITTEN, Row, parse_target
-from kernels.bars import NS
-from kernels.features import HISTORY
+from host.data.feed import Bar, feed_bars
+from host.data.formats import ReadOptions
+from host.live import runner as module
+from host.live.journal import read_journal
+from host.live.live_agent import COLUMNS, Printer
+from host.live.runner import Office, Publishing
+from host.live.target_file import DRY_RUN, UNWRITTEN, Row, parse_target
+from kernels.market.bars import NS
+from kernels.market.features import HISTORY
 from tests.test_office import OFF, outcomes
 from tests.trained import ROWS, Trained, feed_of
 

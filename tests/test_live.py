@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from host.feed import Bar
-from kernels.bars import NS
-from kernels.features import HISTORY
-from kernels.hours import ALWAYS_OPEN, HOUR_NS
+from host.data.feed import Bar
+from kernels.market.bars import NS
+from kernels.market.calendar import ALWAYS_OPEN, HOUR_NS
+from kernels.market.features import HISTORY
 from tests.test_office import acting, bars, outcomes
 
 __all__ = ["acting", "bars"]  # fixtures

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from host.bars import read_bars
-from host.formats import ReadOptions
-from kernels import market as mk
-from kernels.bars import NS, Bars, take
-from kernels.hours import WEEKDAYS, session_starts
-from kernels.market import Market, new_accounts, new_market
-from kernels.position import (
+from host.data.csv_reader import read_bars
+from host.data.formats import ReadOptions
+from kernels.market import ledger as mk
+from kernels.market.bars import NS, Bars, take
+from kernels.market.calendar import WEEKDAYS
+from kernels.market.episodes import session_starts
+from kernels.market.ledger import Market, new_accounts, new_market
+from kernels.market.position import (
     ACTIONS,
     BUY,
     CLOSE,
@@ -41,7 +42,7 @@ from kernels.position import (
 )
 from tests.naive import MONDAY, Broker, wandering_bars
 
-SAMPLE = Path(__file__).parents[1] / "host" / "sample.csv"
+SAMPLE = Path(__file__).parents[1] / "host" / "data" / "sample.csv"
 MINUTES_FILE = "GBPJPY_M1_histdata_ascii_2021-01_02.csv"
 DATA = Path(os.environ.get("SWT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MINUTE, HOUR, DAY = 60 * NS, 3600 * NS, 86_400 * NS

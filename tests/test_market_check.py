@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.act import act_on_feed
-from host.agent import Loaded, reading_of
-from host.backtest import backtest_csv
-from host.feed import feed_bars
-from host.formats import DataError, ReadOptions
-from host.instruments import same_instrument
-from host.market_check import check_scale, check_symbol
-from host.model_file import ModelRefused
-from kernels.features import HISTORY
+from host.artifact.manifest import Loaded, reading_of
+from host.artifact.model_file import ModelRefused
+from host.commands.act import act_on_feed
+from host.commands.backtest import backtest_csv
+from host.data.feed import feed_bars
+from host.data.formats import DataError, ReadOptions
+from host.data.instruments import same_instrument
+from host.live.market_check import check_scale, check_symbol
+from kernels.market.features import HISTORY
 from tests.trained import HEADER, ROWS, Trained, feed_of
 
 

@@ -13,17 +13,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.agent import Agent, Sizes, graph_widths, slot_sides
-from kernels.bars import NS, Bars
-from kernels.gumbel import MARKET, SearchConfig, new_search_config
-from kernels.market import TRADE, Codes, Market, fit_codes, move_scale_px, new_accounts, new_market, step
-from kernels.market_tree import WAVE
+from host.artifact.networks import Agent, Sizes, graph_widths, slot_sides
+from kernels.market.bars import NS, Bars
+from kernels.market.chance import Codes, fit_codes, move_scale_px
+from kernels.market.ledger import TRADE, Market, new_accounts, new_market, step
+from kernels.market.position import (
+    COST,
+    EXCURSION,
+    FEATURES,
+    RAW,
+    SIDE,
+    UNREALISED,
+    action_names,
+    position_features,
+)
 from kernels.ort import check
-from kernels.planner import HORIZON, Planner, draw_noise, plan, set_root
-from kernels.position import COST, EXCURSION, FEATURES, RAW, SIDE, UNREALISED, action_names, position_features
-from kernels.tree import NONE
+from kernels.search.config import MARKET, SearchConfig, new_search_config
+from kernels.search.market_search import WAVE
+from kernels.search.planner import HORIZON, Planner, draw_noise, plan, set_root
+from kernels.search.tree import NONE
 from models.export import export
-from models.net import Shape, new_params, views
+from models.params import Shape, new_params, views
 from tests.graphs import Naive as NaiveGraph
 from tests.graphs import graph, widths
 from tests.naive import moment, naive_move, rolls, wandering_bars
@@ -330,7 +340,7 @@ def test_rewards_of_the_tree_are_the_ledgers(path: list[int], world: World) -> N
     bars, market = followed_bars(path, codes, t), world.market
     agent = Agent(path_graphs(world, path), Sizes(1, FEATURES, D, world.actions, 5))
     root = Root(np.ones(1, np.float32), np.zeros(RAW, np.float32), t, 0)
-    with patch("host.agent.layout_of", widths):
+    with patch("host.artifact.networks.layout_of", widths):
         planner = searched(agent, world, config, [root], bars=bars, codes=codes)
     assert planner.depth[0] == HORIZON
     best, trade = np.full(world.actions, -np.inf), np.zeros(TRADE)
@@ -405,7 +415,7 @@ def test_expansions_cost_their_rows_and_end_at_the_horizon() -> None:
     assert planner.depth[0] == HORIZON
 
 
-@patch("host.agent.layout_of", widths)
+@patch("host.artifact.networks.layout_of", widths)
 def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_root() -> None:
     """A network whose next state depends on three states: those of the finished tree follow from its paths."""
     world, window = WORLDS[0], 3

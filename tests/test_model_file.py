@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from host import model_file
-from host.model_file import ModelRefused, check_selftest, parse_model, read_model, write_model
-from host.onnx_check import GraphRefused, layout_of
+from host.artifact import model_file
+from host.artifact.model_file import ModelRefused, check_selftest, parse_model, read_model, write_model
+from host.artifact.onnx_check import GraphRefused, layout_of
 from kernels.ort import Layout, Output
 
 ARRAYS: dict[str, Any] = {

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kernels.position import ACTIONS, FEATURES
-from models import net
+from kernels.market.position import ACTIONS, FEATURES
+from models import params as net
 
 SHAPE = net.Shape(
     features=5, position=3, latent=6, hidden=16, actions=4, codes=5, reward_bins=9, value_bins=11, project=3

@@ -22,23 +22,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host import office as module
-from host.act import act_beside_money, act_on_feed, new_publishing, replay, symbol_of, watch_over
-from host.actor import Printer, format_decision
-from host.agent import reading_of
+from host.artifact.manifest import reading_of
+from host.artifact.model_file import ModelRefused
+from host.artifact.onnx_check import layout_of
+from host.atomic import Locked, locked
+from host.commands.act import act_beside_money, act_on_feed, new_publishing, symbol_of, watch_over
+from host.commands.replay import replay
 from host.config import ConfigError, GuardConfig
-from host.desk import ReplayError
-from host.durable import Locked, locked
-from host.feed import Bar, feed_bars
-from host.formats import DataError, ReadOptions
-from host.journal import Journal, JournalError, read_cache, read_journal, write_cache
-from host.model_file import ModelRefused
-from host.office import FeedStale, Halted, Office, Publishing
-from host.onnx_check import layout_of
-from host.target import Position, Row, format_position, parse_target
-from kernels.bars import NS
-from kernels.features import HISTORY
-from kernels.hours import DAY_NS, HOUR_NS
+from host.data.feed import Bar, feed_bars
+from host.data.formats import DataError, ReadOptions
+from host.live import runner as module
+from host.live.event_log import ReplayError
+from host.live.journal import Journal, JournalError, read_cache, read_journal, write_cache
+from host.live.live_agent import Printer, format_decision
+from host.live.runner import FeedStale, Halted, Office, Publishing
+from host.live.target_file import Position, Row, format_position, parse_target
+from kernels.market.bars import NS
+from kernels.market.calendar import DAY_NS, HOUR_NS
+from kernels.market.features import HISTORY
 from kernels.ort import OrtError, Session
 from tests.trained import HEADER, ROOT, ROWS, Trained, feed_of
 
@@ -60,7 +61,7 @@ class Acting:
         self.folder, self.out, self.now = folder, io.StringIO(), 0
         folder.mkdir(exist_ok=True)
         self._trained, self._live, self._guard = trained, live, GuardConfig(**{**OFF, **guard})
-        monkeypatch.setattr("host.office.time.time_ns", lambda: self.now)
+        monkeypatch.setattr("host.live.runner.time.time_ns", lambda: self.now)
         self.office: Office | None = None
 
     def start(self, lift: bool = False) -> Office:
@@ -457,7 +458,7 @@ def test_a_full_journal_is_rotated_and_each_part_stands_alone(
     trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ROTATE", 40_000)
-    monkeypatch.setattr("host.journal.KEEP", 3)
+    monkeypatch.setattr("host.live.journal.KEEP", 3)
     folder = tmp_path / "out"
     for stop in (HISTORY + 70, HISTORY + 71, len(bars)):  # restarts in between
         act_dry(trained, folder, bars[:stop])
@@ -593,8 +594,8 @@ def test_whatever_the_watch_meets_ends_the_process(
     def end(code: int) -> None:
         raise Ended(code)
 
-    monkeypatch.setattr("host.act.WATCH_S", 0.0)
-    monkeypatch.setattr("host.act.os._exit", end)
+    monkeypatch.setattr("host.commands.act.WATCH_S", 0.0)
+    monkeypatch.setattr("host.commands.act.os._exit", end)
     with pytest.raises(Ended, match=str(code)):
         watch_over(Faulty(), threading.Lock(), threading.Event())  # type: ignore[arg-type]
     assert f"swt: {error}" in capsys.readouterr().err

@@ -17,12 +17,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from host import onnx_check
-from host.onnx_check import GraphRefused, judge, layout_of
-from host.onnx_shapes import MAX_FLOATS, OPERATORS, Cost
-from models import net
+from host.artifact import onnx_check
+from host.artifact.onnx_check import GraphRefused, judge, layout_of
+from host.artifact.onnx_shapes import MAX_FLOATS, OPERATORS, Cost
+from models import params as net
 from models.export import export
-from models.graph import Graph
+from models.onnx_builder import Graph
 from tests.test_agent import loaded, members_of, signed
 from tests.trained import Trained
 

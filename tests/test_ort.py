@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kernels.ort import Cut, Layout, OrtError, Output, Session, check, evaluate, evaluate_told, tell
 from kernels.simd import LANES
-from models.graph import Graph
+from models.onnx_builder import Graph
 from tests.graphs import graph
 
 WEIGHT = np.arange(6.0).reshape(3, 2)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import swt
-from host.model_file import ModelRefused
-from host.pack import pack, sources
-from kernels._jit import cache_root
-from kernels.features import HISTORY
+from host.artifact.model_file import ModelRefused
+from host.commands.pack import pack, sources
+from kernels.jit import cache_root
+from kernels.market.features import HISTORY
 from tests.trained import ROOT, ROWS, Trained, by_time, feed_of
 
 NEEDS = ("numpy", "numba", "onnxruntime", "typer")
@@ -66,9 +66,12 @@ def test_two_packs_are_the_same_bytes(trained: Trained, packed: Path, tmp_path: 
 
 def test_there_is_no_trainer_inside() -> None:
     names = set(sources())
-    assert {"swt.py", "host/act.py", "host/doctor.py", "kernels/_jit.py", "kernels/__init__.py"} <= names
+    packages = {"kernels/__init__.py", "kernels/search/__init__.py"}
+    assert {"swt.py", "host/commands/act.py", "host/commands/replay.py", "kernels/jit.py", *packages} <= names
     assert not {name for name in names if name.startswith(("models/", "tests/"))}
-    assert not names & {"host/train.py", "host/trainer.py", "host/run.py", "host/bars.py", "host/pack.py"}
+    assert not {name for name in names if name.startswith(("host/training/", "host/bench/"))}
+    assert not names & {"host/data/csv_reader.py", "host/commands/train.py", "host/commands/pack.py"}
+    assert all((ROOT / name).is_file() for name in names)
 
 
 def test_a_model_that_would_be_refused_is_not_packed(trained: Trained, tmp_path: Path) -> None:
@@ -147,6 +150,6 @@ def test_acting_imports_nothing_that_windows_has_not() -> None:
         "import os, sys, numpy, numba, typer\n"
         "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
         "for name in ('pread', 'pwrite', 'sched_getaffinity', 'getuid', 'getloadavg', 'fork'): delattr(os, name)\n"
-        "import swt, host.act, host.doctor, host.bridge"
+        "import swt, host.commands.act, host.commands.doctor, host.live.bridge"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

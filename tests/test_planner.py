@@ -8,14 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.agent import Agent, Sizes, graph_widths, row_buckets, slot_sides
-from host.onnx_check import layout_of
-from kernels.bars import NS, Bars
-from kernels.gumbel import PUCT, SearchConfig, new_search_config
-from kernels.market import fit_codes, move_scale_px, new_market
-from kernels.ort import OrtError, Session, check
-from kernels.planner import Planner, draw_noise, plan, set_root
-from kernels.position import (
+from host.artifact.networks import Agent, Sizes, graph_widths, row_buckets, slot_sides
+from host.artifact.onnx_check import layout_of
+from kernels.market.bars import NS, Bars
+from kernels.market.chance import fit_codes, move_scale_px
+from kernels.market.ledger import new_market
+from kernels.market.position import (
     ACTIONS,
     FEATURES,
     FULL,
@@ -26,10 +24,13 @@ from kernels.position import (
     position_features,
     target_side,
 )
+from kernels.ort import OrtError, Session, check
 from kernels.rng import gamma, gumbel
-from kernels.tree import CHANCE, DECISION, LEGAL, NONE, Tree
+from kernels.search.config import PUCT, SearchConfig, new_search_config
+from kernels.search.planner import Planner, draw_noise, plan, set_root
+from kernels.search.tree import CHANCE, DECISION, LEGAL, NONE, Tree
 from models.export import export
-from models.net import Shape, new_params
+from models.params import Shape, new_params
 from tests.graphs import Naive, graph, widths
 from tests.naive import naive_move, wandering_bars
 
@@ -395,7 +396,7 @@ def test_a_failing_network_call_is_an_error_and_no_decision(name: str) -> None:
         check(plan(planner))
 
 
-@patch("host.agent.layout_of", widths)
+@patch("host.artifact.networks.layout_of", widths)
 def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_root() -> None:
     """Networks whose next state depends on three states: those of the finished tree follow from its paths."""
     window, config = 3, new_search_config(simulations=40, considered=2, discount=0.9, c_scale=0.01)

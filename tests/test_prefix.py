@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from host.config import ConfigError
-from host.trainer import Trainer
-from kernels.replay import Batch
-from models import net, unroll
+from host.training.trainer import Trainer
+from kernels.learning.replay_buffer import Batch
+from models import loss as unroll
+from models import params as net
 from models.export import export
+from models.extensions.value_prefix import RESET, sum_since_reset
 from models.layers import EPSILON, decode
-from models.prefix import RESET, sum_since_reset
 from tests.test_export import run
 from tests.test_layers import dense_target
 from tests.test_train import dataset, tiny, trained

@@ -7,22 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.trainer import HIGH
-from kernels.position import FEATURES
-from kernels.priority import UNIFORM, bellman_errors, fill_table, pick, sample_by_priority
-from kernels.replay import Batch, Replay, ValueTarget, new_batch
-from tests.test_replay import (
-    A,
-    F,
-    L,
-    R,
-    check_window,
-    draw_batch,
-    few,
-    naive_value,
-    random_replay,
-    tape_of,
-)
+from host.training.trainer import HIGH
+from kernels.learning.prioritized import UNIFORM, bellman_errors, fill_table, pick, sample_by_priority
+from kernels.learning.replay_buffer import Batch, Replay, ValueTarget, new_batch
+from kernels.market.position import FEATURES
+from tests.test_replay import A, F, L, R, check_window, draw_batch, few, naive_value, random_replay, tape_of
 from tests.test_train import same_state, trained
 
 RULE = ValueTarget(3, 0.9, 0.5)

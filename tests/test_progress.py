@@ -8,10 +8,10 @@ import time
 import pytest
 from numba import njit
 
-from host import progress
-from host.progress import compiling
+from host import console as progress
+from host.console import compiling
 from kernels import rng
-from kernels._jit import watch_compiler
+from kernels.jit import watch_compiler
 
 
 class Terminal(io.StringIO):

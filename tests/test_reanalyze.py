@@ -5,18 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host import trainer
-from host.agent import Agent, Sizes, slot_sides
-from kernels.gumbel import GUMBEL, MARKET, RULES, SearchConfig, new_search_config
-from kernels.market import Tape, code_of, fit_codes, new_market, standardised_move
+from host.artifact.networks import Agent, Sizes, slot_sides
+from host.training import trainer
+from kernels.learning.reanalyze import search_again
+from kernels.learning.replay_buffer import Replay, Tape, new_replay
+from kernels.market.chance import code_of, fit_codes, standardised_move
+from kernels.market.ledger import new_market
+from kernels.market.position import FEATURES, RAW, SIDE
 from kernels.ort import check
-from kernels.planner import Planner, draw_noise, plan, set_root
-from kernels.position import FEATURES, RAW, SIDE
-from kernels.reanalyze import search_again
-from kernels.replay import Replay, new_replay
-from kernels.tree import CHANCE_CHILD, KNOWN_ARM, NONE, NOTHING, REUSES
+from kernels.search.config import GUMBEL, MARKET, RULES, SearchConfig, new_search_config
+from kernels.search.planner import Planner, draw_noise, plan, set_root
+from kernels.search.tree import CHANCE_CHILD, KNOWN_ARM, NONE, NOTHING, REUSES
 from models.export import export
-from models.net import Shape, new_params, views
+from models.params import Shape, new_params, views
 from tests.naive import wandering_bars
 from tests.test_train import dataset, model_bytes, same_state, tiny, trained
 

@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.actor import Actor, Printer
-from host.agent import Loaded, Record, reading_of
-from host.backtest import backtest_csv
-from host.bars import read_bars
+from host.artifact.manifest import Loaded, reading_of
+from host.artifact.networks import Record
+from host.commands.backtest import backtest_csv
 from host.config import GuardConfig
-from host.feed import feed_bars
-from host.formats import ReadOptions
-from host.journal import read_journal
-from host.limits import limits_for, limits_text
-from host.office import Office, Publishing
-from host.rehearsal import late_bars, longest_streak, print_rehearsal, record_of, rehearse
-from kernels.bars import NS, Bars
-from kernels.features import HISTORY
-from kernels.hours import DAILY_CLOSE, HOUR_NS
-from kernels.market import new_market
+from host.data.csv_reader import read_bars
+from host.data.feed import feed_bars
+from host.data.formats import ReadOptions
+from host.evaluation.rehearsal import late_bars, longest_streak, print_rehearsal, record_of, rehearse
+from host.live.journal import read_journal
+from host.live.limits import limits_for, limits_text
+from host.live.live_agent import Actor, Printer
+from host.live.runner import Office, Publishing
+from kernels.market.bars import NS, Bars
+from kernels.market.calendar import DAILY_CLOSE, HOUR_NS
+from kernels.market.features import HISTORY
+from kernels.market.ledger import new_market
 from tests.trained import ROOT, ROWS, Trained, feed_of
 
 OFF = dict.fromkeys(asdict(GuardConfig()), 0) | {"max_target": 1.0}

@@ -8,13 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.config import load_config
-from host.dataset import Dataset, FeatureStore, new_dataset
-from host.synthetic import MADE
-from kernels.bars import NS, Bars
-from kernels.features import features_of
-from kernels.market import Codes, Tape, code_of, fit_codes, new_market
-from kernels.position import ACTIONS, COST, FEATURES, RAW, SIDE, UNREALISED, position_features
-from kernels.replay import Batch, Replay, ValueTarget, mirror_half, new_batch, new_replay, sample
+from host.evaluation.synthetic import MADE
+from host.training.dataset import Dataset, new_dataset
+from host.training.feature_store import FeatureStore
+from kernels.learning.replay_buffer import (
+    Batch,
+    Replay,
+    Tape,
+    ValueTarget,
+    mirror_half,
+    new_batch,
+    new_replay,
+    sample,
+)
+from kernels.market.bars import NS, Bars
+from kernels.market.chance import Codes, code_of, fit_codes
+from kernels.market.features import features_of
+from kernels.market.ledger import new_market
+from kernels.market.position import ACTIONS, COST, FEATURES, RAW, SIDE, UNREALISED, position_features
 from kernels.rng import below
 from tests.naive import wandering_bars
 
@@ -376,7 +387,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         bars.extend(ts.tolist())
         return features_of(spec, source, ts, threads)
 
-    monkeypatch.setattr("host.dataset.features_of", spy)
+    monkeypatch.setattr("host.training.dataset.features_of", spy)
     return bars
 
 

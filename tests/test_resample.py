@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.bars import read_bars
-from host.feed import Bar, feed_bars, longer_bars
-from host.formats import DataError, ReadOptions
-from host.parsing import parse_clock
-from host.resample import merge_bars, periods
-from kernels.bars import NS, Bars
+from host.data.csv_reader import read_bars
+from host.data.feed import Bar, feed_bars, longer_bars
+from host.data.formats import DataError, ReadOptions
+from host.data.parsing import parse_clock
+from host.data.resample import merge_bars, periods
+from kernels.market.bars import NS, Bars
 from tests.test_bars import HEADER, REAL, real
 from tests.test_feed import Script, append, assert_same, columns, follow
 

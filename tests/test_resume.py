@@ -12,15 +12,17 @@ import pytest
 import typer
 
 import swt
-from host import progress, run, train
+from host import console as progress
+from host.commands import train
+from host.commands.train import FLAGS, flag_of, going_on, train_csv
 from host.config import Config, load_config
-from host.formats import ReadOptions
-from host.run import latest_run, open_run
-from host.train import FLAGS, flag_of, going_on, train_csv
-from host.trainer import Trainer
+from host.data.formats import ReadOptions
+from host.training import run_dir as run
+from host.training.run_dir import latest_run, open_run
+from host.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
-LINES = (ROOT / "host" / "sample.csv").read_text().splitlines(keepends=True)[:1200]
+LINES = (ROOT / "host" / "data" / "sample.csv").read_text().splitlines(keepends=True)[:1200]
 TINY = """
 [market]
 session = 12

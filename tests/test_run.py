@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host import run
-from host.durable import Locked, replacing
-from host.run import Run, RunRefused, holds_run, open_run, to_toml
+from host.atomic import Locked, replacing
+from host.training import run_dir as run
+from host.training.run_dir import Run, RunRefused, holds_run, open_run, to_toml
 
 ROOT = Path(__file__).parents[1]
 ARRAYS: dict[str, Any] = {

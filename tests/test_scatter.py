@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels.scatter import Bank, fft, new_bank, new_scatter_work, scatter
+from kernels.market.scattering import Bank, fft, new_bank, new_scatter_work, scatter
 from kernels.simd import LANES
 
 GOLDEN = Path(os.environ.get("SWT_SCATTERING") or Path(__file__).parent / "golden" / "scattering.npz")

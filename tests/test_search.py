@@ -13,9 +13,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from kernels import gumbel, search, tree
 from kernels.ort import Layout, Session, check
-from kernels.outlook import new_outlook
+from kernels.search import gumbel, tree
+from kernels.search import mcts as search
+from kernels.search.costs import new_outlook
 from tests.graphs import graph
 
 GOLDENS = Path(os.environ.get("SWT_GOLDENS") or Path(__file__).parent / "golden" / "search.json")

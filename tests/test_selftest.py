@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 import swt
-from host import selftest
-from host.backtest import Result, new_log
-from host.dataset import new_dataset
-from host.selftest import Exam, measure, new_exam, selftest_config
-from host.synthetic import INTERVAL_NS, MADE, Options, make_market, optimal_actions
-from host.trainer import Trainer
-from kernels.market import TRADE, new_accounts, step
-from kernels.position import HOLD
+from host.evaluation import exam as selftest
+from host.evaluation.backtest import Result, new_log
+from host.evaluation.exam import Exam, measure, new_exam, selftest_config
+from host.evaluation.optimum import optimal_actions
+from host.evaluation.synthetic import INTERVAL_NS, MADE, Options, make_market
+from host.training.dataset import new_dataset
+from host.training.trainer import Trainer
+from kernels.market.ledger import TRADE, new_accounts, step
+from kernels.market.position import HOLD
 
 TINY = ["market.session=24", "network.latent=8", "network.hidden=8", "train.block=2", "train.blocks=1",
         "train.batch=32", "train.replay=8"]  # fmt: skip

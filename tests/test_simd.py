@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kernels import simd
-from kernels._jit import kernel
+from kernels.jit import kernel
 from kernels.simd import (
     FEW,
     LANES,

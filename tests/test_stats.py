@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels import market as mk
-from kernels import stats
-from kernels.bars import NS
-from kernels.market import Market, new_market
-from kernels.position import BUY, CLOSE, HOLD, SELL
+from kernels.market import ledger as mk
+from kernels.market import statistics as stats
+from kernels.market.bars import NS
+from kernels.market.ledger import Market, new_market
+from kernels.market.position import BUY, CLOSE, HOLD, SELL
 from tests.naive import Broker, wandering_bars
 
 HOUR = 3600 * NS

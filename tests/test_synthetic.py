@@ -7,22 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host import synthetic
-from host.synthetic import (
-    MARKETS,
-    Options,
-    Synthetic,
-    closing_regret,
-    find_optimum,
-    make_market,
-    optimal_actions,
-    play,
-    play_optimum,
-)
-from kernels.bars import NS, take
-from kernels.features import HISTORY
-from kernels.market import Market, new_market
-from kernels.position import BUY, CLOSE, HOLD, SELL
+from host.evaluation import synthetic
+from host.evaluation.optimum import closing_regret, find_optimum, optimal_actions, play, play_optimum
+from host.evaluation.synthetic import MARKETS, Options, Synthetic, make_market
+from kernels.market.bars import NS, take
+from kernels.market.features import HISTORY
+from kernels.market.ledger import Market, new_market
+from kernels.market.position import BUY, CLOSE, HOLD, SELL
 
 LONG_PATH = Options(length=60_000, seed=11)
 PX = 5.0 * 0.0001  # the default noise

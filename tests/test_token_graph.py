@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.agent import Agent, Sizes, graph_widths, slot_sides
-from host.onnx_check import layout_of
-from kernels.gumbel import MARKET, SearchConfig, new_search_config
-from kernels.market_tree import MarketTree
+from host.artifact.networks import Agent, Sizes, graph_widths, slot_sides
+from host.artifact.onnx_check import layout_of
 from kernels.ort import check
-from kernels.planner import Planner, draw_noise, plan, set_root
-from kernels.tree import CHANCE, NONE, Tree
-from models import net, unroll
+from kernels.search.config import MARKET, SearchConfig, new_search_config
+from kernels.search.market_search import MarketTree
+from kernels.search.planner import Planner, draw_noise, plan, set_root
+from kernels.search.tree import CHANCE, NONE, Tree
+from models import loss as unroll
+from models import params as net
 from models.export import export
 from models.layers import decode
 from tests.test_export import run

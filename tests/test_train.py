@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.agent import save_agent
+from host.artifact.manifest import save_agent
 from host.config import Config, load_config
-from host.dataset import Dataset, DatasetError, FeatureStore, new_dataset
-from host.synthetic import INTERVAL_NS, MADE, Options, make_market
-from host.trainer import STREAM_SAMPLES, Trainer, train_for
-from kernels.bars import Bars
-from kernels.features import HISTORY
-from kernels.market import TRADE, new_accounts, raw_position, step, step_to
-from kernels.position import ACTIONS, BUY, RAW, SELL, SIDE, action_names, kind_to
+from host.evaluation.synthetic import INTERVAL_NS, MADE, Options, make_market
+from host.training.dataset import Dataset, DatasetError, new_dataset
+from host.training.feature_store import FeatureStore
+from host.training.trainer import STREAM_SAMPLES, Trainer, train_for
+from kernels.market.bars import Bars
+from kernels.market.features import HISTORY
+from kernels.market.ledger import TRADE, new_accounts, raw_position, step, step_to
+from kernels.market.position import ACTIONS, BUY, RAW, SELL, SIDE, action_names, kind_to
 from kernels.rng import below
 from tests.graphs import Naive
 from tests.naive import Broker
@@ -211,7 +212,7 @@ def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
 @pytest.mark.parametrize("settings", [[], WORLD], ids=["mlp", "transformer"])
 def test_stored_values_are_those_of_the_network_that_played(settings: list[str]) -> None:
     """After a cycle every value of the replay is the target network's of the cycle's begin."""
-    from kernels.position import position_features
+    from kernels.market.position import position_features
 
     trainer = Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
     trainer.run_cycle()

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from kernels.replay import Batch, new_batch
-from models import net, transformer, unroll
+from kernels.learning.replay_buffer import Batch, new_batch
+from models import loss as unroll
+from models import params as net
+from models.extensions import transformer
 from models.layers import EPSILON, decode
 from tests.test_layers import slope
 from tests.test_unroll import random_batch

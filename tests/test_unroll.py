@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from kernels.replay import Batch, new_batch
-from models import layers, net, unroll
-from models.adam import Adam, add_up, new_adam, rate_at, update
+from kernels.learning.replay_buffer import Batch, new_batch
+from models import layers
+from models import loss as unroll
+from models import params as net
+from models.adamw import Adam, add_up, new_adam, rate_at, update
 from tests.test_layers import dense_target
 
 SHAPE = net.Shape(

@@ -7,14 +7,14 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
-from host.bars import read_bars
-from host.data_check import check_data
-from host.feed import feed_bars
-from host.formats import DataError, ReadOptions
-from host.instruments import find_instrument, instrument_of_prices
-from host.parsing import parse_clock
-from host.weekly_open import CLOCKS, NEW_YORK, prove_clock
-from kernels.bars import NS
+from host.commands.data_check import check_data
+from host.data.csv_reader import read_bars
+from host.data.feed import feed_bars
+from host.data.formats import DataError, ReadOptions
+from host.data.instruments import find_instrument, instrument_of_prices
+from host.data.parsing import parse_clock
+from host.data.weekly_open import CLOCKS, NEW_YORK, prove_clock
+from kernels.market.bars import NS
 from tests.test_bars import HEADER, REAL, real
 from tests.test_judging import FOUND, HOUR, MINUTE
 

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from host.agent import row_buckets
-from host.onnx_check import layout_of
-from kernels.gumbel import WIDENING, SearchConfig, halving_table, new_search_config
+from host.artifact.networks import row_buckets
+from host.artifact.onnx_check import layout_of
+from kernels.market.position import ACTIONS, FEATURES, RAW, SIDE, act_on, move_on, position_features
 from kernels.ort import Layout, OrtError, Session, check, evaluate
-from kernels.planner import Planner, new_planner, plan
-from kernels.position import ACTIONS, FEATURES, RAW, SIDE, act_on, move_on, position_features
 from kernels.rng import beta, gumbel, uniform
-from kernels.search import Model, no_model
-from kernels.tree import CHANCE, DECISION, NONE
-from kernels.widening import (
+from kernels.search.config import WIDENING, SearchConfig, new_search_config
+from kernels.search.gumbel import halving_table
+from kernels.search.mcts import Model, no_model
+from kernels.search.planner import Planner, new_planner, plan
+from kernels.search.progressive_widening import (
     BETAS,
     LEAST_SIZE,
     Wide,
@@ -29,8 +29,9 @@ from kernels.widening import (
     tree_bytes,
     widening_table,
 )
+from kernels.search.tree import CHANCE, DECISION, NONE
 from models.export import export
-from models.net import Shape, new_params
+from models.params import Shape, new_params
 from tests.graphs import graph, widths
 
 F, D, C, P = 12, 8, 5, FEATURES

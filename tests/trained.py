@@ -7,17 +7,17 @@ from unittest.mock import patch
 
 import numpy as np
 
-from host.actor import COLUMNS
-from host.agent import Loaded, load_agent
-from host.backtest import backtest_csv
+from host.artifact.manifest import Loaded, load_agent
+from host.commands.backtest import backtest_csv
+from host.commands.train import train_csv
 from host.config import load_config
-from host.formats import ReadOptions
-from host.train import train_csv
-from host.trainer import Trainer
+from host.data.formats import ReadOptions
+from host.live.live_agent import COLUMNS
+from host.training.trainer import Trainer
 from models.export import export
 
 ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "host" / "sample.csv"
+SAMPLE = ROOT / "host" / "data" / "sample.csv"
 TINY = [
     "market.session=24",
     "network.latent=8",

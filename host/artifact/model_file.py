@@ -1,0 +1,301 @@
+"""`model.swt`: the graphs, arrays and manifest of a trained agent in one zip, and every reason to refuse one.
+
+The zip is stored, sorted and dated 1980, so equal models are equal bytes.  The reader packs what it read once more and
+compares: whatever a zip can hide (other paths, doubles, comments, compression, bytes between members) differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.artifact.onnx_check import layout_of
+from host.artifact.onnx_shapes import GraphRefused
+from host.atomic import replacing
+from host.console import command
+from host.data.parsing import finite
+from kernels.jit import program_digest
+from kernels.ort import Layout, OrtError, Session, check, evaluate
+
+Arrays = dict[str, NDArray[Any]]
+FORMAT = 2
+REQUIRED = {  # keys of the manifest that the trainer gives, with those that must be inside
+    "features": ("spec", "digest"),
+    "instrument": (),
+    "interval_s": (),
+    "history": (),
+    "actions": (),
+    "costs": (),
+    "search": (),
+    "data": ("span", "sha256"),
+    "configuration": (),
+}
+WRITTEN = {"format": int, "program": str, "members": dict, "selftest": dict}  # keys that `write_model` adds
+MANIFEST = "manifest.json"
+MEMBER = re.compile(r"(graphs/[a-z0-9_]{1,64}\.onnx|arrays/[a-z0-9_]{1,64}\.npy)")
+NPY = re.compile(  # the header of an array: dtype and shape
+    rb"\x93NUMPY\x01\0..\{'descr': '([<|](?:f[248]|[iu][1248]|b1))', "
+    rb"'fortran_order': False, 'shape': \(([\d, ]{0,99})\), \} *\n",
+    re.DOTALL,
+)
+MAX_FILE, MAX_MANIFEST, MAX_MEMBERS = 1 << 26, 1 << 23, 64
+MAX_ROWS = 16  # of a self-test
+SELFTEST_ROWS, SELFTEST_SEED = 3, 20_240_229
+TOLERANCE = 1e-4  # of the self-test, relative to the output and to the largest output of the graph
+
+
+class ModelRefused(Exception):  # noqa: N818
+    """The file is not a model that may trade; the message says why."""
+
+    exit_code = 5
+
+
+class ModelFile(NamedTuple):
+    """A model that passed every check but the self-test."""
+
+    manifest: dict[str, Any]
+    graphs: dict[str, bytes]  # ONNX by name
+    arrays: Arrays
+    sha256: str  # of the file
+
+
+def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], arrays: Arrays) -> str:
+    """Write the model in place of `path`; the sha256 of the file.  Nothing is written that would be refused."""
+    clash = sorted(WRITTEN.keys() & manifest.keys())
+    if clash:
+        raise ValueError(f"the manifest's {', '.join(clash)} are not the caller's to set")
+    members = {f"graphs/{name}.onnx": graph for name, graph in graphs.items()}
+    members |= {f"arrays/{name}.npy": _npy(array) for name, array in arrays.items()}
+    written = {
+        "format": FORMAT,
+        "program": program_digest(),
+        "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
+        "selftest": {name: _selftest(name, graph) for name, graph in graphs.items()},
+    }
+    text = json.dumps({**manifest, **written}, sort_keys=True, allow_nan=False, indent=1)
+    data = stored_zip({**members, MANIFEST: text.encode()})
+    model = parse_model(data)
+    check_selftest(model)
+    with replacing(path) as file:
+        file.write(data)
+    return model.sha256
+
+
+def read_model(path: Path) -> ModelFile:
+    """The model at `path`, or `ModelRefused` before anything of it is run."""
+    data = model_bytes(path)
+    try:
+        return parse_model(data)
+    except ModelRefused as error:
+        raise ModelRefused(f"{path}: {error}") from None
+
+
+def model_bytes(path: Path) -> bytes:
+    """The bytes of a model's file, perhaps inside a packed program; what is too large or no file is not opened."""
+    try:
+        if path.parent.is_file():  # a packed program, which is a zip
+            with zipfile.ZipFile(path.parent) as archive:
+                _check_size(path, archive.getinfo(path.name).file_size)
+                with archive.open(path.name) as member:
+                    return member.read(MAX_FILE + 1)
+        if not path.exists():
+            raise ModelRefused(f"no model at {path}: train one first: {command('train', 'CSV')}")
+        if not path.is_file():
+            raise ModelRefused(f"{path}: cannot be read: not a file")
+        _check_size(path, path.stat().st_size)
+        with path.open("rb") as file:
+            return file.read(MAX_FILE + 1)
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ModelRefused(f"{path}: cannot be read: {error}") from None
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > MAX_FILE:
+        raise ModelRefused(f"{path}: {size} bytes, larger than the {MAX_FILE} that a model may have")
+
+
+def parse_model(data: bytes) -> ModelFile:
+    """The model whose file is `data`, or `ModelRefused`."""
+    members = _unpack(data)
+    manifest = _manifest(members)
+    graphs = {_stem(name): member for name, member in members.items() if name.startswith("graphs/")}
+    arrays = {
+        _stem(name): _array(name, member) for name, member in members.items() if name.startswith("arrays/")
+    }
+    if not graphs or manifest["selftest"].keys() != graphs.keys():
+        raise ModelRefused(f"{MANIFEST}: a self-test vector for each graph, no more and no less")
+    for name, graph in graphs.items():
+        vector = _vector(name, manifest["selftest"][name])
+        if _layout(name, graph)[:2] != tuple(rows.shape[1] for rows in vector):
+            raise ModelRefused(f"graph {name}: its shape is not that of its self-test vector")
+    return ModelFile(manifest, graphs, arrays, hashlib.sha256(data).hexdigest())
+
+
+def check_selftest(model: ModelFile) -> None:
+    """Refuse a model whose graphs do not return here what they returned where it was written."""
+    for name, graph in model.graphs.items():
+        x, expected = _vector(name, model.manifest["selftest"][name])
+        y = _evaluate(name, graph, x)
+        scale = np.abs(expected) + np.abs(expected).max()
+        if not (np.abs(y - expected) <= TOLERANCE * scale).all():  # a NaN is not within anything
+            raise ModelRefused(f"graph {name}: its self-test gives other numbers on this machine")
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return out.getvalue()
+
+
+def _array(name: str, data: bytes) -> NDArray[Any]:
+    """The array of a .npy member, a view of `data`, which is what `_npy` makes of it and nothing else."""
+    head = NPY.match(data)
+    if not head:
+        raise ModelRefused(f"{name}: not a plain array of numbers")
+    dtype, shape = np.dtype(head[1].decode()), tuple(int(n) for n in head[2].replace(b",", b" ").split())
+    if math.prod(shape) * dtype.itemsize != len(data) - head.end():
+        raise ModelRefused(f"{name}: not an array of that shape")
+    array = np.frombuffer(data, dtype, offset=head.end()).reshape(shape)
+    if _npy(array) != data:
+        raise ModelRefused(f"{name}: not an array as this program writes it")
+    if not np.isfinite(array).all():
+        raise ModelRefused(f"{name}: NaN or infinite numbers")
+    return array
+
+
+def stored_zip(members: dict[str, bytes]) -> bytes:
+    """The one zip of these members."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(members):
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            archive.writestr(info, members[name])
+    return out.getvalue()
+
+
+def _unpack(data: bytes) -> dict[str, bytes]:
+    """Members by name; refused unless packing them again gives `data`."""
+    if len(data) > MAX_FILE:
+        raise ModelRefused(f"larger than {MAX_FILE} bytes")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            _check_directory(archive.infolist(), len(data))
+            members = {name: archive.read(name) for name in archive.namelist()}
+    except (zipfile.BadZipFile, struct.error, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise ModelRefused(f"not a model file, or damaged: {error}") from None
+    if stored_zip(members) != data:
+        raise ModelRefused("not a model file as this program writes it, or damaged")
+    return members
+
+
+def _check_directory(infos: list[zipfile.ZipInfo], size: int) -> None:
+    """Refuse by name and size before a member is read."""
+    if len(infos) > MAX_MEMBERS:
+        raise ModelRefused(f"more than {MAX_MEMBERS} members")
+    for info in infos:
+        if info.filename != MANIFEST and not MEMBER.fullmatch(info.filename):
+            raise ModelRefused(f"a member that has no business in a model: {info.filename!r}")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits or info.file_size != info.compress_size:
+            raise ModelRefused(f"{info.filename}: compressed or encrypted")
+    if sum(info.file_size for info in infos) > size:
+        raise ModelRefused("members overlap")
+
+
+def _manifest(members: dict[str, bytes]) -> dict[str, Any]:
+    """The manifest, with all it must have, agreeing with the members."""
+    text = members.get(MANIFEST, b"")
+    if not text or len(text) > MAX_MANIFEST:
+        raise ModelRefused(f"no {MANIFEST}, or one beyond {MAX_MANIFEST} bytes")
+    try:
+        manifest = json.loads(text, parse_float=finite, parse_constant=finite)
+    except (ValueError, RecursionError) as error:
+        raise ModelRefused(f"{MANIFEST}: {error}") from None
+    _check_keys(manifest)
+    found = {name: hashlib.sha256(data).hexdigest() for name, data in members.items() if name != MANIFEST}
+    if manifest["members"].keys() != found.keys():
+        odd = sorted(manifest["members"].keys() ^ found.keys())
+        raise ModelRefused(f"members missing or not in the manifest: {', '.join(odd)}")
+    for name, sha256 in found.items():
+        if manifest["members"][name] != sha256:
+            raise ModelRefused(f"{name}: its sha256 is not the manifest's")
+    return dict(manifest)
+
+
+def _check_keys(manifest: Any) -> None:
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
+        raise ModelRefused(f"{MANIFEST}: no format number")
+    if manifest["format"] != FORMAT:
+        raise ModelRefused(f"format {manifest['format']}; this program reads {FORMAT}")
+    missing = [key for key, kind in WRITTEN.items() if not isinstance(manifest.get(key), kind)]
+    for key, inner in REQUIRED.items():
+        if manifest.get(key) is None:
+            missing.append(key)
+        elif inner:
+            value = manifest[key]
+            missing += [f"{key}.{k}" for k in inner if not isinstance(value, dict) or value.get(k) is None]
+    if missing:
+        raise ModelRefused(f"{MANIFEST}: missing or of a wrong type: {', '.join(missing)}")
+
+
+def _layout(name: str, graph: bytes) -> Layout:
+    try:
+        return layout_of(graph)
+    except GraphRefused as error:
+        raise ModelRefused(f"graph {name}: {error}") from None
+
+
+def _selftest(name: str, graph: bytes) -> dict[str, list[list[float]]]:
+    """Seeded input rows of a graph and its output."""
+    width_in = _layout(name, graph).width_in
+    generator = np.random.Generator(np.random.Philox(key=SELFTEST_SEED))
+    x = generator.standard_normal((SELFTEST_ROWS, width_in)).astype(np.float32)
+    return {"x": x.tolist(), "y": _evaluate(name, graph, x).tolist()}
+
+
+def _vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(x, y) of a self-test vector."""
+    try:
+        x, y = (np.array(vector[key], np.float32) for key in ("x", "y"))
+    except (TypeError, ValueError, KeyError, OverflowError):
+        raise ModelRefused(f"graph {name}: no self-test vector") from None
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not np.isfinite(x).all() or not np.isfinite(y).all():
+        raise ModelRefused(f"graph {name}: a self-test vector of a wrong shape, or not finite")
+    if x.size == 0 or y.size == 0 or len(x) > MAX_ROWS:
+        raise ModelRefused(f"graph {name}: an empty self-test vector, or one of more than {MAX_ROWS} rows")
+    return x, y
+
+
+def _evaluate(name: str, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """graph(x) [rows, O] by the runtime that trades."""
+    layout = _layout(name, graph)
+    try:
+        net = Session(graph).bind(layout, [len(x)])
+        net.x[:] = x
+        check(evaluate(net, len(x)))
+    except OrtError as error:
+        raise ModelRefused(f"graph {name}: {error}") from None
+    return net.y.copy()

@@ -1,0 +1,111 @@
+"""The harness of every bench: clocks, blocks of calls, medians, and rounds that several processes run in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from timeit import Timer
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from host.machine import memory_mb
+from kernels.ort import check
+from models.params import Shape
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "host" / "data" / "sample.csv"
+
+
+def run_on_all(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """work(item) of every item, on the threads of the pool."""
+    return list(pool.map(work, items))
+
+
+BLOCK_S = 0.03  # least length of a timed block
+
+
+NETS = {"64/256": Shape(features=300, latent=64, hidden=256), "default": Shape(features=300)}
+
+
+Row = dict[str, Any]
+
+
+Work = Callable[[], object]
+
+
+class Case(NamedTuple):
+    """What one process measures."""
+
+    impl: str  # swt, network or mctx
+    search: str  # of SEARCHES
+    net: str  # of NETS
+    B: int
+    n: int
+    threads: int
+
+
+def clock(threads: int) -> Callable[[], float]:
+    """CPU time of the process, of which one thread works, or wall time of several."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def medians(works: list[Work], rounds: int, now: Callable[[], float]) -> list[float]:
+    """Median seconds of a call of each, measured in turns; the first calls only warm up."""
+    timers = [Timer(work, timer=now) for work in works]
+    for timer in timers:
+        timer.timeit(1)
+    counts = [max(1, round(BLOCK_S / max(timer.timeit(1), 1e-6))) for timer in timers]
+    pairs = list(zip(timers, counts, strict=True))
+    turns = [[timer.timeit(count) / count for timer, count in pairs] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*turns, strict=True)]
+
+
+def fill(arrays: Any, seed: int) -> None:
+    """Overwrite arrays with standard normal numbers."""
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    for array in arrays:
+        array[...] = rng.standard_normal(array.shape)
+
+
+_works: list[Callable[[], Any]] = []  # of a measuring process, one a thread
+
+
+_case: list[Case] = []
+
+
+def run_for(case: Case, works: list[Callable[[], Any]]) -> None:
+    """Have `seconds_of` measure these."""
+    _case.append(case)
+    _works.extend(works)
+
+
+def repeat(work: Callable[[], Any], count: int) -> float:
+    """CPU seconds that the calling thread takes for `count` calls."""
+    begin = time.thread_time()
+    for _ in range(count):
+        check(work())
+    return time.thread_time() - begin
+
+
+def seconds_of(count: int) -> float:
+    """Seconds of `count` searches on every thread of a measuring process."""
+    case = _case[0]
+    if case.impl == "mctx":
+        now = time.process_time if case.threads == 1 else time.perf_counter
+        begin = now()
+        for _ in range(count):
+            _works[0]()
+        return now() - begin
+    if case.threads == 1:
+        return repeat(_works[0], count)
+    with ThreadPoolExecutor(case.threads) as pool:
+        return max(pool.map(lambda work: repeat(work, count), _works))
+
+
+def peak_mb() -> float:
+    """Peak resident memory of a measuring process."""
+    return memory_mb("VmHWM")

@@ -1,0 +1,133 @@
+"""`doctor`: is this machine fit to act?  Every check in one screen; on the way all that `act` needs is compiled."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import numpy as np
+
+from host.artifact.manifest import Loaded, load_agent
+from host.data.parsing import iso
+from host.live.live_agent import decide_on_noise
+from host.machine import cores, load_average
+from kernels.jit import cache_root, module_digest
+from kernels.market.bars import NS
+
+PACKAGES = ("numpy", "numba", "llvmlite", "onnxruntime", "typer")
+DECISIONS = 1000
+SLOW_US = 20_000  # p99 of a decision: more, and something else has the machine
+DRIFT_S = 2.0  # between the clock, the file system's stamps and the steady clock
+
+
+class Check(NamedTuple):
+    """One line of the screen."""
+
+    name: str
+    passed: bool
+    text: str
+
+
+def doctor(model: Path) -> dict[str, Any]:
+    """The document of `doctor --json`; a model that is refused ends it with ModelRefused."""
+    begin, wall = time.perf_counter(), time.time()
+    loaded = load_agent(model)
+    latency = decide_on_noise(loaded.agent, loaded.setting, loaded.search, 1 + DECISIONS)
+    steady = time.perf_counter() - begin
+    first_s, rest = latency[0] / 1e6, np.array(latency[1:], np.float64)
+    p50, p99, most = np.quantile(rest, (0.5, 0.99, 1.0)).tolist()
+    checks = [
+        *versions(),
+        cache(),
+        clock(loaded, wall + steady),
+        zones(),
+        threads(),
+        Check("model", True, f"{model}: {loaded.sha256[:16]}, {describe(loaded)}"),
+        Check("self-test", True, "the graphs return here what they returned where they were trained"),
+        Check(
+            "latency",
+            p99 < SLOW_US,
+            f"p50 {p50:.0f} us, p99 {p99:.0f}, max {most:.0f} of {len(rest)} decisions; "
+            f"the first one took {first_s:.2f} s, compilation included",
+        ),
+    ]
+    return {
+        "passed": all(check.passed for check in checks),
+        "program": module_digest("kernels.live.policy_step"),
+        "model": loaded.sha256,
+        "latency_us": {"p50": p50, "p99": p99, "max": most},
+        "first_decision_s": first_s,
+        "checks": [check._asdict() for check in checks],
+    }
+
+
+def print_doctor(document: dict[str, Any], out: IO[str]) -> None:
+    """One line a check."""
+    print(f"swt {document['program']} on Python {platform.python_version()}, {platform.platform()}", file=out)
+    for check in document["checks"]:
+        print(f"{'ok' if check['passed'] else 'FAILED':>6}  {check['name']:<11} {check['text']}", file=out)
+
+
+def versions() -> list[Check]:
+    """What is installed of what acting needs."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            return [Check("packages", False, f"{name} is not installed: pip install {name}")]
+    return [Check("packages", True, ", ".join(found))]
+
+
+def cache() -> Check:
+    """Where machine code outlasts the process."""
+    passing = cache_root().is_relative_to(tempfile.gettempdir()) and "SWT_CACHE_DIR" not in os.environ
+    hint = ", which a clean-up empties: then a start takes a minute; set SWT_CACHE_DIR" if passing else ""
+    return Check("cache", True, f"{cache_root()}{hint}")
+
+
+def clock(loaded: Loaded, expected: float) -> Check:
+    """Whether the clock ran evenly, agrees with the file system and is past the model's training."""
+    now = time.time()
+    with tempfile.TemporaryFile() as file:
+        stamp = os.fstat(file.fileno()).st_mtime
+    faults = [
+        text
+        for text, is_fault in (
+            (f"moved by {now - expected:+.1f} s against the steady clock", abs(now - expected) > DRIFT_S),
+            (f"{now - stamp:+.1f} s from the file system's", abs(now - stamp) > DRIFT_S),
+            ("before the end of the model's training data", now < loaded.trained_ns / NS),
+        )
+        if is_fault
+    ]
+    return Check("clock", not faults, f"{iso(round(now) * NS)} {'; '.join(faults)}".rstrip())
+
+
+def zones() -> Check:
+    """Whether feeds in local time can be read."""
+    try:
+        ZoneInfo("Europe/Athens")
+    except ZoneInfoNotFoundError:
+        return Check("time zones", False, "none known, for feeds whose clock is not UTC: pip install tzdata")
+    return Check("time zones", True, "known")
+
+
+def threads() -> Check:
+    """Cores and how busy they are."""
+    count, load = cores(), load_average()
+    busy = ": busy, decisions may come late" if load > count else ""
+    return Check("threads", True, f"act uses 1 of {count} cores, load average {load:.1f}{busy}")
+
+
+def describe(loaded: Loaded) -> str:
+    """Market and training of a model in a few words."""
+    m = loaded.manifest
+    pip = m["instrument"]["pip_px"]
+    first, last = m["data"]["span"]
+    return f"bars of {m['interval_s']} s, pip {pip:g}, trained on {first} .. {last}"

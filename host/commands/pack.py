@@ -1,0 +1,65 @@
+"""`pack`: the program as far as it acts, and a model, in one file that Python runs: `python swt.pyz act FEED`.
+
+A stored zip with sorted names and fixed dates: equal sources and model give equal bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from host.artifact.model_file import check_selftest, model_bytes, parse_model, stored_zip
+from host.atomic import check_apart, replacing
+from host.console import say, typed
+
+ROOT = Path(__file__).parents[2]
+ENTRIES = (  # what `swt.py` imports for the commands of the packed program
+    "host.commands.act",
+    "host.commands.doctor",
+    "host.commands.replay",
+    "host.stop",
+)
+MAIN = b"from swt import main\n\nmain()\n"
+
+
+def pack(model: Path, out: Path) -> None:
+    """Write the packed program to `out`, or OSError that names it; a model that would be refused is not packed."""
+    if out.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
+    check_apart(out, model)
+    packed = model_bytes(model)
+    checked = parse_model(packed)
+    check_selftest(checked)
+    data = stored_zip({**sources(), "__main__.py": MAIN, "model.swt": packed})
+    try:
+        with replacing(out) as file:
+            file.write(data)
+    except OSError as error:  # of a file under a temporary name
+        raise OSError(error.errno, error.strerror, str(out)) from None
+    say(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: {typed('python', out, 'doctor')}")
+
+
+def sources() -> dict[str, bytes]:
+    """The files that the packed program is made of, by their names inside."""
+    todo, found = list(ENTRIES), dict[str, bytes]()
+    while todo:
+        module = todo.pop()
+        path = Path(*module.split(".")).with_suffix(".py").as_posix()
+        if path not in found and (ROOT / path).is_file():
+            found[path] = (ROOT / path).read_bytes()
+            todo += imports(found[path])
+    packages = {f"{folder.as_posix()}/__init__.py" for path in found for folder in Path(path).parents[:-1]}
+    return {**found, **{path: (ROOT / path).read_bytes() for path in ("swt.py", *packages)}}
+
+
+def imports(source: bytes) -> Iterator[str]:
+    """Every module that a source may import, at its head or in a function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

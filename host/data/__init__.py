@@ -1,0 +1,1 @@
+"""Files of bars: what their format is, what their lines mean, what is wrong with them."""

@@ -1,0 +1,447 @@
+"""Files of bars read in bulk: every row of a file, what was assumed of it and which rows are bad.
+
+`formats.py` says what a line means; the whole of a file is parsed by pandas where all of it is in form.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.data.containers import read_text
+from host.data.file_checks import (
+    MAX_LISTED,
+    breaks,
+    cell_text,
+    find_faults,
+    find_holes,
+    interval_of,
+    other_dates,
+    why_kept,
+)
+from host.data.formats import (
+    KINDS,
+    MAX_LINE,
+    ORDERS,
+    DataError,
+    Layout,
+    Problem,
+    ReadOptions,
+    Source,
+    head_of,
+    recognise,
+)
+from host.data.parsing import (
+    FLAGS,
+    NUMBERS,
+    Ints,
+    Rules,
+    check_spread,
+    explain_line,
+    instrument_for,
+    iso,
+    parse_clock,
+    parse_line,
+    parse_stamp,
+    quotes,
+    rules_for,
+    spread_text,
+    to_utc,
+)
+from host.data.resample import merge_bars
+from host.data.weekly_open import AUTO, clock_doubt, find_weekends, prove_clock
+from kernels.market.bars import NS, Bars
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK_ROWS = 50_000  # parsed at a time
+# Without pandas, as on a machine that only acts, every file is read line by line: to the same bits, four times slower.
+HAS_PANDAS = importlib.util.find_spec("pandas") is not None
+MISREAD = 4  # times as many faults as by the other order: dates are in that one
+SHOWN = 3  # bad rows in a refusal
+
+
+class Rows(NamedTuple):
+    """The parsable rows of a file as they stand."""
+
+    line: Ints  # [T] of the file, from 1
+    utc: Ints  # [T] stamp, nanoseconds
+    local: bool  # whether a stamp has no offset of its own
+    columns: dict[str, NDArray[np.float64]]  # [T] by role
+
+
+class Findings(NamedTuple):
+    """What is wrong with the rows of a file."""
+
+    kinds: dict[int, str]  # of bad lines
+    changes: list[Problem]  # from a line on for good: no reason to drop it
+    cells: dict[int, str]  # which numbers of a line are bad, for the first few
+    kept: str | None  # why the bad rows are not dropped, in words
+    good: Ints  # [T] rows
+
+
+class Lines(NamedTuple):
+    """The bytes of a file without byte order mark and carriage returns, and where its lines lie."""
+
+    data: bytes
+    start: Ints
+    stop: Ints
+
+    def text(self, line: int) -> str:
+        """Line `line`, counted from 1."""
+        return self.data[self.start[line - 1] : self.stop[line - 1]].decode("latin-1")
+
+
+def split_lines(data: bytes, name: str) -> Lines:
+    """Index the lines of a file; refuses what cannot be text."""
+    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n")
+    if not data.strip():
+        raise DataError(f"{name}: empty")
+    if b"\0" in data:
+        raise DataError(f"{name}: not a text file: byte {data.index(0) + 1} is 0")
+    newline = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")).astype(np.int64)
+    start, stop = np.append(0, newline + 1), np.append(newline, len(data))
+    longest = int(np.argmax(stop - start))
+    if stop[longest] - start[longest] > MAX_LINE:
+        raise DataError(f"{name}: line {longest + 1}: longer than {MAX_LINE} bytes, this is no file of bars")
+    return Lines(data, start, stop)
+
+
+def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
+    """The rows of a file without a fault in its form; None if there is one."""
+    body, columns = lines.data[lines.start[layout.header] :], layout.columns
+    if not HAS_PANDAS or b'"' in body or not same_width(lines, layout):
+        return None
+    import pandas as pd  # heavy: not before it is needed
+
+    types = {i: "float64" if role in NUMBERS else "str" for i, role in enumerate(columns) if role}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            frames = pd.read_csv(
+                io.BytesIO(body),
+                chunksize=CHUNK_ROWS,
+                sep=layout.separator,
+                header=None,
+                names=range(len(columns)),
+                usecols=list(types),
+                dtype=types,
+                index_col=False,
+                na_filter=False,
+                quoting=csv.QUOTE_NONE,
+                skip_blank_lines=False,
+                encoding="latin-1",
+            )
+            pieces = [read_piece(frame, layout) for frame in frames]
+    except (ValueError, OverflowError, Warning):
+        return None
+    stamp_ns, is_utc = (np.concatenate([piece[k] for piece in pieces]) for k in (0, 1))
+    numbers = {role: np.concatenate([piece[2][role] for piece in pieces]) for role in pieces[0][2]}
+    if len(stamp_ns) != len(lines.start) - layout.header:
+        return None
+    if not all(np.isfinite(column).all() for column in numbers.values()):
+        return None
+    line = np.arange(layout.header + 1, len(lines.start) + 1, dtype=np.int64)
+    return Rows(line, to_utc(stamp_ns, is_utc, clock), not is_utc.all(), numbers)
+
+
+def same_width(lines: Lines, layout: Layout) -> bool:
+    """Whether every line has the separators that the columns of the layout need."""
+    separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.separator))
+    per_line = np.searchsorted(separator, lines.stop) - np.searchsorted(separator, lines.start)
+    return bool((per_line[layout.header :] == len(layout.columns) - 1).all())
+
+
+def read_piece(
+    frame: pd.DataFrame, layout: Layout
+) -> tuple[Ints, NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
+    """Stamps, whether they are UTC, and the numbers by role: texts take memory, so a few rows at a time."""
+    columns = layout.columns
+    texts = [frame[i].tolist() for i, role in enumerate(columns) if role == "time"]
+    stamps = [parse_stamp(layout.format.stamp, " ".join(t), layout.day) for t in zip(*texts, strict=True)]
+    stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
+    is_utc = np.array([utc for _, utc in stamps], np.bool_)
+    numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMBERS}
+    if "symbol" in columns and (frame[columns.index("symbol")] != layout.symbol).any():
+        raise ValueError("more than one symbol")
+    if "complete" in columns:
+        flags = frame[columns.index("complete")].tolist()
+        numbers["complete"] = np.array([FLAGS.get(flag.lower(), np.nan) for flag in flags])
+    return stamp_ns, is_utc, numbers
+
+
+def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
+    """The rows that can be parsed, line by line, and the lines that cannot; blank lines are neither."""
+    good, bad, stamps = [], [], []
+    numbers: dict[str, list[float]] = {role: [] for role in layout.columns if role in (*NUMBERS, "complete")}
+    for line in range(layout.header + 1, len(lines.start) + 1):
+        text = lines.text(line)
+        parsed = parse_line(text, layout)
+        if parsed is not None:
+            good.append(line)
+            stamps.append(parsed[:2])
+            for role, value in parsed[2].items():
+                numbers[role].append(value)
+        elif text.strip():
+            bad.append(line)
+    columns = {role: np.array(values, np.float64) for role, values in numbers.items()}
+    stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
+    is_utc = np.array([utc for _, utc in stamps], np.bool_)
+    rows = Rows(np.array(good, np.int64), to_utc(stamp_ns, is_utc, clock), not is_utc.all(), columns)
+    return rows, np.array(bad, np.int64)
+
+
+def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
+    """Problems by line, at most MAX_LISTED of a kind, from the kinds by line."""
+    listed: dict[str, int] = {}
+    problems = []
+    for line in sorted(kinds):
+        kind = kinds[line]
+        listed[kind] = listed.get(kind, 0) + 1
+        if listed[kind] <= MAX_LISTED:
+            problems.append(Problem(kind, line, lines.text(line)[:160]))
+    return problems
+
+
+def refuse_bad(source: Source, found: Findings, drop_bad: bool) -> None:
+    """Raise DataError if a file changes on the way, or if its bad rows may not, or cannot sensibly, be dropped."""
+    for change in found.changes:
+        raise DataError(f"{source.path}: line {change.line}: {change.text}", source)
+    if not found.kinds or (drop_bad and found.kept is None):
+        return
+    shown = "; ".join(
+        f"line {p.line}: {KINDS[p.kind]}{found.cells.get(p.line, '')}: {p.text!r}"
+        for p in source.problems[:SHOWN]
+    )
+    remedy = found.kept or "--drop-bad drops them"
+    raise DataError(f"{source.path}: {count_kinds(found.kinds)}; {shown}; {remedy}", source)
+
+
+def count_kinds(kinds: dict[int, str]) -> str:
+    """`3 bad rows (2 flat, 1 range)`."""
+    values = list(kinds.values())
+    counts = ", ".join(f"{values.count(kind)} {kind}" for kind in KINDS if kind in values)
+    return f"{len(values)} bad row{'s' * (len(values) > 1)} ({counts})"
+
+
+def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bars, Source]:
+    """The closed bars of a CSV and what was assumed; raises DataError, and never drops a row unasked."""
+    options, path = options or ReadOptions(), Path(path)
+    name, data, sha256 = read_text(path)
+    lines = split_lines(data, name)
+    layout = find_layout(lines, options, name)
+    proven = [f"clock proven by the weekly opens (--timezone {AUTO})"] * (options.timezone == AUTO)
+    if proven:
+        options = replace(options, timezone=find_clock(lines, layout, options, name))
+        layout = find_layout(lines, options, name)
+    check_dates(lines, layout, options, name)
+    rows, unparsable, notes = read_rows(lines, layout, options, name)
+    step_ns = interval_of(rows.utc, options, name)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
+        rules, said = rules_for(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
+        quote = quotes(rows.columns, rules)
+    opening = rows.utc - (step_ns if rules.label == "close" else 0)
+    found = judge_rows(rows, unparsable, quote, opening, rules, layout.format.ticks)
+    for n in unparsable[:SHOWN].tolist():
+        found.cells[n] = f": {explain_line(lines.text(n), layout)}"
+    good, line = found.good, rows.line[found.good]
+    bars = Bars(opening[good] + step_ns, **{column: values[good] for column, values in quote.items()})
+    doubt = clock_doubt(find_weekends(opening[good], step_ns), rules, options, rows.local)
+    interval_ns = step_ns if options.interval_s is None else options.interval_s * NS
+    if interval_ns > step_ns:
+        bars, first = merge_bars(bars, step_ns, interval_ns, rules.timezone)
+        line = line[first]
+        notes.append(f"bars of {step_ns // NS} s are put together into bars of {interval_ns // NS} s")
+    holes, gaps, closed = find_holes(bars.time, interval_ns, line, rules.instrument)
+    source = describe_source(name, layout, rules, options, rows.local, bars, interval_ns, closed, sha256)
+    source.notes.extend([*proven, *said, *([doubt] if doubt else []), *notes])
+    source.problems.extend(found.changes + list_problems(lines, found.kinds))
+    source.holes.extend(holes)
+    check_spread(*(mean_sizes(bars) if len(bars.time) else mean_sizes(quote)), rules, name)
+    refuse_bad(source, found, options.drop_bad)
+    source.notes.extend([f"dropped {count_kinds(found.kinds)}"] * bool(found.kinds) + gaps)
+    return bars, source
+
+
+def judge_rows(
+    rows: Rows,
+    unparsable: Ints,
+    quote: dict[str, NDArray[np.float64]],
+    opening: Ints,
+    rules: Rules,
+    ticks: bool,
+) -> Findings:
+    """What is wrong with the rows of a file whose bars have `quote` and open at `opening`."""
+    faults, changes = find_faults(quote, opening, rules, ticks)
+    line = {row: int(rows.line[row]) for row in (*faults, *changes)}
+    kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {line[row]: k for row, k in faults.items()}
+    return Findings(
+        kinds=kinds,
+        changes=[Problem(kind, line[row], text) for row, (kind, text) in sorted(changes.items())],
+        cells={
+            line[row]: cell_text(
+                faults[row],
+                {name: float(column[row]) for name, column in quote.items()},
+                float(np.median(quote["close"][max(0, row - 2) : row + 3])),
+            )
+            for row in sorted(faults)[:SHOWN]
+        },
+        kept=why_kept(kinds, rows.line, rows.utc, rules.interval_ns),
+        good=np.delete(np.arange(len(opening)), list(faults)),
+    )
+
+
+def find_layout(lines: Lines, options: ReadOptions, name: str) -> Layout:
+    """The layout of a file; where its dates could be either, which order makes sense is part of the refusal."""
+    head = head_of(map(lines.text, range(1, len(lines.start) + 1)))
+    try:
+        return recognise(head, options, name)
+    except DataError as error:
+        if options.dates is not None:
+            raise
+        layouts = {order: recognise(head, replace(options, dates=order), name) for order in ORDERS}
+        faults = {order: count_breaks(lines, layout, options, name) for order, layout in layouts.items()}
+        likely = min(ORDERS, key=lambda order: faults[order][0])
+        other = ORDERS[likely]
+        if MISREAD * faults[likely][0] >= faults[other][0]:
+            raise
+        raise DataError(f"{error}; {misread(other, faults[other], faults[likely][0])}") from None
+
+
+def check_dates(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> None:
+    """Refuse --dates where the other order leaves far fewer lines that do not follow the one before."""
+    if options.dates is None or layout.format.stamp != options.dates:
+        return
+    here = count_breaks(lines, layout, options, name)
+    there = count_breaks(lines, other_dates(layout), options, name) if here[0] else here
+    if MISREAD * there[0] < here[0]:
+        raise DataError(f"{name}: {misread(options.dates, here, there[0])}")
+
+
+def count_breaks(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[int, int]:
+    """How many lines of a layout are no bars or do not follow the one before, and the first of them."""
+    try:
+        rows, unparsable = read_hands(lines, layout, options, name)
+    except DataError:  # none is a bar
+        return len(lines.start), layout.header + 1
+    wrong = sorted([*unparsable.tolist(), *rows.line[breaks(rows.utc)].tolist()])
+    return len(wrong), wrong[0] if wrong else 0
+
+
+def read_hands(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints]:
+    """The rows of a file by the hands of its clock, whichever that is, and the lines that are none."""
+    layout = layout._replace(format=layout.format._replace(timezone="UTC"))
+    return read_rows(lines, layout, replace(options, timezone="UTC"), name)[:2]
+
+
+def misread(order: str, faults: tuple[int, int], others: int) -> str:
+    """Why dates are not in this `order`, in words."""
+    return (
+        f"read with --dates {order}, {faults[0]} lines from line {faults[1]} on are no dates or do not follow the line "
+        f"before; with --dates {ORDERS[order]} it is {others}: --dates {ORDERS[order]} is right"
+    )
+
+
+def find_clock(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> str:
+    """The clock of a file that its weekly opens prove."""
+    rows, _ = read_hands(lines, layout, options, name)
+    if not rows.local:
+        return "UTC"  # every stamp says so itself
+    step_ns = interval_of(rows.utc, options, name)
+    instrument, _ = instrument_for(layout, options, name, float(np.median(rows.columns["open"])))
+    return prove_clock(rows.utc - (step_ns if options.label == "close" else 0), step_ns, instrument, name)
+
+
+def read_rows(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints, list[str]]:
+    """The parsable rows of a file, oldest first, the lines that are none, and notes on what became of them."""
+    clock, notes = layout.format.timezone, []
+    parse_clock(clock)
+    whole = read_whole(lines, layout, clock)
+    rows, unparsable = (whole, np.zeros(0, np.int64)) if whole else read_each(lines, layout, clock)
+    if len(rows.utc) == 0:
+        text = lines.text(layout.header + 1)
+        why = explain_line(text, layout)
+        raise DataError(f"{name}: no bars: line {layout.header + 1}: {why}: {text[:80]!r}")
+    if np.sign(np.diff(rows.utc)).sum() < 0:
+        rows = pick_rows(rows, np.arange(len(rows.utc))[::-1])
+        notes.append("the newest bar stands first: read from the end")
+    if "complete" in rows.columns:
+        complete = rows.columns["complete"] == 1
+        if not complete.any():
+            raise DataError(f"{name}: no bar is complete")
+        if not complete.all():
+            rows = pick_rows(rows, np.flatnonzero(complete))
+            notes.append(f"{(~complete).sum()} rows of bars that are not complete are left out")
+    return rows, unparsable, notes
+
+
+def pick_rows(rows: Rows, index: Ints) -> Rows:
+    """The rows at `index`."""
+    columns = {role: column[index] for role, column in rows.columns.items()}
+    return Rows(rows.line[index], rows.utc[index], rows.local, columns)
+
+
+def describe_source(
+    name: str,
+    layout: Layout,
+    rules: Rules,
+    options: ReadOptions,
+    local: bool,
+    bars: Bars,
+    interval_ns: int,
+    closed: str,
+    sha256: str,
+) -> Source:
+    """The record of a reading that ended in `bars`; `local`: the stamps follow a clock."""
+    in_file = bool(rules.unit_px) or rules.side == "both"
+    usual, typed = rules.instrument.spread_pips, options.spread_pips is not None
+    origin = f"column of the file, in {layout.unit}" if rules.unit_px else "bid and ask of the file"
+    if not in_file:
+        origin = "given" if typed else "as in training" if "spread_pips" in options.remembered else "assumed"
+    spread_px, range_px = mean_sizes(bars)
+    choices = {
+        f"--side {rules.side}": options.side is None and rules.side != "both" and "side" not in rules.own,
+        f"--timezone {rules.timezone}": options.timezone is None and local and "timezone" not in rules.own,
+        f"--label {rules.label}": options.label is None and "label" not in rules.own,
+        f"--spread {usual:g}": not typed and not in_file,
+        f"--pip {rules.instrument.pip:g}": options.pip is None,
+    }
+    understates = "the spread column of MetaTrader understates the cost of a fill"
+    return Source(
+        path=name,
+        format=layout.format.name,
+        rows=len(bars.time),
+        first=iso(bars.time[0]) if len(bars.time) else "",
+        last=iso(bars.time[-1]) if len(bars.time) else "",
+        interval_s=interval_ns // NS,
+        timezone=rules.timezone,
+        label=rules.label,
+        side=rules.side,
+        spread=spread_text(spread_px, range_px, rules, origin),
+        spread_pips=None if in_file else usual,
+        spread_px=spread_px,
+        range_px=range_px,
+        hours=f"closed (UTC): {closed}",
+        instrument=rules.instrument,
+        sha256=sha256,
+        assumed=[flag for flag, open_question in choices.items() if open_question],
+        notes=[understates] if rules.unit_px and layout.format.spread == "points" else [],
+    )
+
+
+def mean_sizes(bars: Any) -> tuple[float, float]:
+    """Mean of ask - bid at the closes, and of high - low, of bars or quotes; zero without any."""
+    column = bars._asdict() if isinstance(bars, Bars) else bars
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
+        sizes = column["ask_close"] - column["close"], column["high"] - column["low"]
+        spread_px, range_px = (float(np.mean(size)) if len(size) else 0.0 for size in sizes)
+    return spread_px, range_px

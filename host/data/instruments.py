@@ -1,0 +1,148 @@
+"""The instruments that swt knows: the size of a pip, the last digit of a price, the usual spread, the trading hours.
+
+Pips are those of OANDA and MetaTrader brokers.  Spreads are what a retail account usually pays, in round numbers: a
+default that is printed, never a measurement.  A symbol that is not here is read from the digits of its prices.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.market.calendar import ALWAYS_OPEN, DAILY_CLOSE, WEEKDAYS, Hours, learn_hours
+
+FX, DAILY_BREAK, ALWAYS = "fx", "daily-break", "always"  # closed over the weekend; and an hour a day; never
+HOURS = {FX: WEEKDAYS, DAILY_BREAK: DAILY_CLOSE, ALWAYS: ALWAYS_OPEN}
+
+
+class Instrument(NamedTuple):
+    """What is traded."""
+
+    symbol: str
+    pip: float  # price of a pip
+    point: float  # price of the last digit that brokers quote
+    spread_pips: float  # usual
+    hours: str = FX
+
+
+QUOTED = {  # spread in pips of pairs quoted in a currency, where PAIRS does not say
+    **{"USD": 1.5, "EUR": 2.0, "GBP": 2.0, "JPY": 2.5, "CHF": 3.0, "AUD": 3.0, "NZD": 4.0, "CAD": 3.0},
+    **{"SEK": 50.0, "NOK": 55.0, "DKK": 12.0, "HKD": 15.0, "CNH": 10.0, "SGD": 5.0, "MXN": 80.0},
+    **{"ZAR": 120.0, "TRY": 400.0, "CZK": 80.0, "PLN": 35.0, "HUF": 18.0},
+}
+PIPS = {"JPY": 0.01, "HUF": 0.01}  # of pairs quoted in a currency; 0.0001 in all others
+USUAL = (
+    "EURUSD 0.8, GBPUSD 1.2, USDJPY 0.9, USDCHF 1.3, AUDUSD 1, NZDUSD 1.5, USDCAD 1.4, EURGBP 1.2, "
+    "EURJPY 1.5, EURCHF 1.7, EURAUD 2.2, EURNZD 3.2, EURCAD 2.2, GBPJPY 2.2, GBPCHF 2.8, GBPAUD 3, "
+    "GBPNZD 4.5, GBPCAD 3.2, AUDJPY 1.6, AUDCHF 1.9, AUDNZD 2.3, AUDCAD 2, NZDJPY 2.1, NZDCHF 2.4, "
+    "NZDCAD 2.4, CADJPY 1.9, CADCHF 2.2, CHFJPY 2.3, USDDKK 10, USDHKD 8, USDCNH 12, USDSGD 3, "
+    "USDMXN 60, USDPLN 25, EURPLN 25, USDHUF 20, EURHUF 20, USDZAR 100, USDSEK 45, USDNOK 50"
+)
+PAIRS = {pair: float(pips) for pair, pips in (entry.split() for entry in USUAL.split(", "))}
+OTHERS = {  # pip, point, spread in pips, hours, other names
+    "XAUUSD": (0.1, 0.01, 2.5, DAILY_BREAK, "GOLD XAUEUR"),
+    "XAGUSD": (0.01, 0.001, 2.5, DAILY_BREAK, "SILVER"),
+    "XPTUSD": (0.1, 0.01, 40.0, DAILY_BREAK, "PLATINUM"),
+    "XPDUSD": (0.1, 0.01, 60.0, DAILY_BREAK, "PALLADIUM"),
+    "US30": (1.0, 0.1, 2.5, DAILY_BREAK, "US30USD DJ30 DJI30 DJI WS30 DOW30 WALLSTREET30"),
+    "US500": (1.0, 0.1, 0.5, DAILY_BREAK, "SPX500 SPX500USD SP500 US500USD SPX SPXUSD"),
+    "US100": (1.0, 0.1, 1.5, DAILY_BREAK, "NAS100 NAS100USD USTEC USTECH NDX100 NASDAQ100 NASDAQ NSXUSD"),
+    "US2000": (1.0, 0.1, 0.4, DAILY_BREAK, "US2000USD RUSSELL2000 RUS2000"),
+    "DE40": (1.0, 0.1, 1.2, DAILY_BREAK, "GER40 DAX40 DE30 DE30EUR GER30 DAX30 DAX DEU40 GRXEUR"),
+    "UK100": (1.0, 0.1, 1.0, DAILY_BREAK, "UK100GBP FTSE100 FTSE UKXGBP"),
+    "FR40": (1.0, 0.1, 1.2, DAILY_BREAK, "FRA40 CAC40 FR40EUR FRXEUR"),
+    "EU50": (1.0, 0.1, 1.5, DAILY_BREAK, "EU50EUR STOXX50 ESTX50 EUSTX50 EUROSTOXX50 ETXEUR"),
+    "ES35": (1.0, 0.1, 5.0, DAILY_BREAK, "ESP35 SPA35 IBEX35"),
+    "JP225": (1.0, 0.1, 8.0, DAILY_BREAK, "JPN225 JP225USD NIKKEI225 NI225 JPXJPY"),
+    "AUS200": (1.0, 0.1, 1.5, DAILY_BREAK, "AU200 AU200AUD ASX200 AUXAUD"),
+    "HK50": (1.0, 0.1, 8.0, DAILY_BREAK, "HK33 HK33HKD HSI HKXHKD"),
+    "USOIL": (0.01, 0.001, 3.0, DAILY_BREAK, "WTI XTIUSD USCRUDE WTICOUSD WTIUSD"),
+    "UKOIL": (0.01, 0.001, 3.0, DAILY_BREAK, "BRENT XBRUSD UKCRUDE BCOUSD"),
+    "NATGAS": (0.001, 0.0001, 5.0, DAILY_BREAK, "XNGUSD NGAS NATGASUSD"),
+    "BTCUSD": (1.0, 0.01, 15.0, ALWAYS, "BTCUSDT BTCUSDC BTCEUR XBTUSD XBTEUR XXBTZUSD XXBTZEUR BITCOIN"),
+    "ETHUSD": (0.1, 0.01, 12.0, ALWAYS, "ETHUSDT ETHUSDC ETHEUR XETHZUSD XETHZEUR ETHEREUM"),
+}
+ALIASES = {alias: symbol for symbol, row in OTHERS.items() for alias in (symbol, *row[4].split())}
+SPREAD_PIPS = 0.8  # of an instrument that is not here
+LEAST_PIPS = 300.0  # in a price
+CURRENCY = "|".join(QUOTED)
+# What brokers put behind a symbol, glued to it; behind a mark (XAUUSD.m, US30-cash) anything may stand.
+SUFFIX = "PRO|ECN|RAW|STP|STD|VIP|PRM|ZERO|CASH|SPOT|MINI|MICRO|[MCIRBZ]"
+MINUTES = "1|5|15|30|60|240|1440|10080"  # MetaTrader 4 names its exports so: EURUSD60.csv
+SPELT = [
+    re.sub("(?<=.)(USD[TC]?|EUR)$", r"[/_-]?\1", alias) for alias in sorted(ALIASES, key=len, reverse=True)
+]
+SYMBOL = re.compile(
+    rf"(?<![A-Z0-9])({'|'.join(SPELT)}|(?:{CURRENCY})[/_-]?(?:{CURRENCY}))"
+    rf"(?:{SUFFIX})?(?:(?<=[A-Z])(?:{MINUTES}))?(?![A-Z0-9])"
+)
+
+
+def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) -> Hours:
+    """The hours that bars closing at `time` [T] show; those usual for the instrument where they show none."""
+    return learn_hours(time, interval_ns, HOURS[instrument.hours])
+
+
+def find_instrument(text: str) -> Instrument | None:
+    """The one instrument that a symbol, or the name of a file, speaks of; None without one, or with several."""
+    found = {known(re.sub("[/_-]", "", match[1])) for match in SYMBOL.finditer(text.upper())} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def known(symbol: str) -> Instrument | None:
+    """The instrument of a symbol without what brokers add to it."""
+    name = ALIASES.get(symbol)
+    if name is not None:
+        return Instrument(symbol, *OTHERS[name][:4])
+    base, quote = symbol[:3], symbol[3:]
+    if base == quote or base not in QUOTED or quote not in QUOTED:
+        return None
+    pip = PIPS.get(quote, 0.0001)
+    return Instrument(symbol, pip, round(pip / 10, 5), PAIRS.get(symbol, QUOTED[quote]))
+
+
+def instrument_of_prices(symbol: str, price: float, digits: int) -> Instrument:
+    """An instrument that is not in the table, from about what price it has and how many digits it is quoted with.
+
+    Brokers quote a tenth of a pip as the last digit where there are one, three or five of them.  Digits tell nothing
+    where there are more, as in averages and the noise of floats, or too few for the price, as in rounded numbers:
+    then a pip is 0.01 of prices above 20, 0.0001 of others, and of a coin that costs less than LEAST_PIPS of those
+    about as much of its price.
+    """
+    pip = round(10.0 ** (digits % 2 - digits), 4)
+    if digits > 5 or pip * LEAST_PIPS > price:
+        pip = 0.01 if price > 20 else 0.0001
+        if 0 < price < pip * LEAST_PIPS:
+            pip = 10.0 ** (math.floor(math.log10(price)) - 4)
+        return Instrument(symbol, pip, pip / 10, SPREAD_PIPS)
+    return Instrument(symbol, pip, 10.0**-digits, SPREAD_PIPS)
+
+
+def canonical(symbol: str) -> str:
+    """The one name of an instrument that has several, without suffixes; gold in euros is not gold in dollars."""
+    found = find_instrument(symbol)
+    symbol = found.symbol if found else symbol.upper()
+    name = ALIASES.get(symbol, symbol)
+    return f"{name[:-3]}EUR" if symbol.endswith("EUR") and name.endswith("USD") else name
+
+
+def same_instrument(a: str, b: str) -> bool:
+    """Whether two symbols may be of one instrument; "-", which nobody has said, may be of any."""
+    return "-" in (a, b) or canonical(a) == canonical(b)
+
+
+def pip_fault(pip: float, symbol: str, price: float, digits: int) -> str:
+    """What is wrong with a pip that a user gives for prices of about `price` with so many digits, or nothing.
+
+    It is no finer than the last digit that is quoted, and a price has LEAST_PIPS of them.
+    """
+    usual = find_instrument(symbol) or instrument_of_prices(symbol, price, digits)
+    if pip < usual.point * 0.999:
+        return f"the prices have no digit so small: --pip {usual.pip:g}, for example"
+    if pip * LEAST_PIPS > price:
+        return f"that is {price / pip:.3g} pips in a price of {price:g}: --pip {usual.pip:g}, for example"
+    return ""

@@ -1,0 +1,70 @@
+"""Bars put together into longer ones, from closed bars only: the same in bulk and one by one.
+
+A period begins where the clock of the file shows a multiple of its length.  Its bar is closed with the bar that ends
+where it ends or, where that one is missing, with the next that comes; it is made of the bars there are.  A first
+period whose beginning is not there is left out, and so is a last one that is not over.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import lru_cache
+
+import numpy as np
+
+from host.data.parsing import EPOCH_UTC, HOUR, MICROSECOND, QUARTER_S, Ints, parse_clock, to_utc
+from kernels.market.bars import NS, Bars, take
+
+
+def merge_bars(bars: Bars, step_ns: int, interval_ns: int, clock: str) -> tuple[Bars, Ints]:
+    """Bars of `interval_ns` from those of `step_ns`, and the index [T] of the first bar in each."""
+    if len(bars.time) == 0:
+        return bars, bars.time
+    start, end = periods(bars.time - step_ns, interval_ns, clock)
+    begin = 0 if bars.time[0] - step_ns == start[0] else int(np.searchsorted(end, end[0], "right"))
+    stop = len(end) if bars.time[-1] >= end[-1] else int(np.searchsorted(end, end[-1]))
+    first = begin + np.flatnonzero(np.diff(end[begin:stop], prepend=-1))
+    merged = (
+        join_bars(take(bars, begin, stop), end[first], first - begin) if begin < stop else take(bars, 0, 0)
+    )
+    return merged, first
+
+
+def join_bars(bars: Bars, end: Ints, first: Ints) -> Bars:
+    """One bar for each stretch that begins at `first`, closing at `end` [T]."""
+    last = np.append(first[1:], len(bars.time)) - 1
+    number = np.repeat(np.arange(len(first)), last + 1 - first)
+    return Bars(
+        time=end,
+        open=bars.open[first],
+        high=np.maximum.reduceat(bars.high, first),
+        low=np.minimum.reduceat(bars.low, first),
+        close=bars.close[last],
+        ask_open=bars.ask_open[first],
+        ask_close=bars.ask_close[last],
+        volume=np.bincount(number, bars.volume).astype(np.float64),  # adds in order, however many there are
+    )
+
+
+def periods(open_ns: Ints, interval_ns: int, clock: str) -> tuple[Ints, Ints]:
+    """Start and end [T], UTC, of the period that holds each time."""
+    wall, start = by_clock(open_ns, clock), open_ns - open_ns % interval_ns
+    # Where they are the same, UTC will do: it has no hour twice.
+    differs = ((wall - open_ns) % interval_ns != 0) | (interval_ns > HOUR)
+    wall, none_utc = wall - wall % interval_ns, np.zeros(len(wall), np.bool_)
+    start = np.where(differs, to_utc(wall, none_utc, clock), start)
+    return start, np.where(differs, to_utc(wall + interval_ns, none_utc, clock), start + interval_ns)
+
+
+def by_clock(utc: Ints, clock: str) -> Ints:
+    """What `clock` shows at each time [N]."""
+    quarter, where = np.unique(utc // (QUARTER_S * NS), return_inverse=True)
+    return utc + np.array([ahead_ns(clock, q) for q in quarter.tolist()], np.int64)[where]
+
+
+@lru_cache(maxsize=1024)
+def ahead_ns(clock: str, quarter: int) -> int:
+    """Nanoseconds by which `clock` is ahead of UTC in a quarter of an hour of UTC."""
+    zone, shift_s = parse_clock(clock)
+    offset = (EPOCH_UTC + timedelta(seconds=quarter * QUARTER_S)).astimezone(zone).utcoffset() or timedelta()
+    return (offset // MICROSECOND) * 1000 + shift_s * NS

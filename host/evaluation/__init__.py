@@ -1,0 +1,1 @@
+"""What a model earned: backtests, known markets and their optima."""

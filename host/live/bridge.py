@@ -1,0 +1,70 @@
+"""The reader's side of `target.csv`, in Python: what `swt_bridge.mq5` does inside MetaTrader.
+
+Ask `poll` as often as you like; it answers with a level to hold when there is a new one that may be traded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from host.atomic import publish
+from host.live.target_file import (
+    DRY_RUN,
+    Position,
+    Row,
+    RowRefused,
+    format_position,
+    parse_target,
+    read_small,
+)
+from kernels.market.bars import NS
+
+AHEAD_S = 5.0  # that a decision may lie in the future: more, and one of the two clocks is wrong
+
+
+class Bridge:
+    """Follows a `target.csv`; `refusal` says why the last poll gave nothing."""
+
+    def __init__(
+        self, folder: Path, symbol: str, most: float, now_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._path, self._back = folder / "target.csv", folder / "position.csv"
+        self._symbol, self._most, self._now_ns = symbol, most, now_ns
+        self.seq = 0  # of the last row acted on
+        self.refusal = ""
+
+    def poll(self) -> float | None:
+        """The level to hold from now on, or None: stay as you are."""
+        try:
+            row = parse_target(read_small(self._path))
+        except (OSError, RowRefused) as error:
+            self.refusal = f"unreadable: {error}"
+            return None
+        self.refusal = self._fault(row)
+        if self.refusal:
+            return None
+        self.seq = row.seq
+        return row.target
+
+    def report(self, position: float) -> None:
+        """Tell the agent what is held, in units of the target."""
+        text = format_position(Position(self.seq, self._now_ns(), self._symbol, position))
+        publish(self._back, text)
+
+    def _fault(self, row: Row) -> str:
+        now = self._now_ns()
+        if row.reason.startswith(DRY_RUN):
+            return "dry-run"
+        if row.symbol != self._symbol:
+            return f"symbol {row.symbol}, not {self._symbol}"
+        if row.seq <= self.seq:
+            return "repeated"
+        if now >= row.valid_until_ns:
+            return "expired"
+        if row.decided_ns > now + AHEAD_S * NS or row.bar_close_ns > row.decided_ns + AHEAD_S * NS:
+            return "from the future"
+        if abs(row.target) > self._most:
+            return f"above the maximum of {self._most:g}"
+        return ""

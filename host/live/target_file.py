@@ -1,0 +1,131 @@
+"""`target.csv`, one row that a bridge to the broker reads, and `position.csv`, what the bridge says it holds.
+
+A target is a level, never an order: reading it twice changes nothing.  The row carries its own end of validity and the
+CRC-32 of its text, for a reader that comes late, or while the file is being written.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from host.data.parsing import finite, iso
+from kernels.market.bars import NS
+
+HEADER = "seq,decided_utc,bar_close_utc,valid_until_utc,symbol,target,reason,model,crc32"
+POSITION_HEADER = "seq,utc,symbol,position,crc32"
+UNWRITTEN = "halted unwritten"  # how the reason of a row ends that was not journaled
+DRY_RUN = "dry-run"  # how the reason of a row begins that nobody may trade
+RESERVE_NS = 7 * 86_400 * NS  # that a row in reserve is valid: longer than any weekend
+READ_TRIES, READ_PAUSE_S = 5, 0.005
+MAX_BYTES = 4096  # of a file with one row
+
+
+class RowRefused(ValueError):  # noqa: N818
+    """The file does not hold one whole row; the message says what is wrong."""
+
+
+class Row(NamedTuple):
+    """The row of `target.csv`."""
+
+    seq: int
+    decided_ns: int
+    bar_close_ns: int
+    valid_until_ns: int
+    symbol: str
+    target: float  # -1 short .. +1 long
+    reason: str
+    model: str
+
+
+class Position(NamedTuple):
+    """The row of `position.csv`."""
+
+    seq: int  # of the last target that was acted on
+    utc_ns: int
+    symbol: str
+    position: float  # in units of the target
+
+
+def nanoseconds(text: str) -> int:
+    """The moment of a stamp as `iso` writes it."""
+    return round(datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) * NS
+
+
+def signed(text: str) -> str:
+    """`text` with its CRC-32."""
+    return f"{text},{zlib.crc32(text.encode()):08x}"
+
+
+def format_target(row: Row) -> str:
+    """The file: header and row; a level that rounds to nothing has no sign."""
+    stamps = (iso(ns) for ns in (row.decided_ns, row.bar_close_ns, row.valid_until_ns))
+    fields = (str(row.seq), *stamps, row.symbol, f"{row.target:z.4f}", row.reason, row.model)
+    return f"{HEADER}\n{signed(','.join(fields))}\n"
+
+
+def in_reserve(row: Row) -> Row:
+    """The flat row that takes the place of `row` when nothing more can be written, not even the stop in the journal.
+
+    Its number is behind those of a decision and a stop that failed; a bridge may come to it at the end of a weekend.
+    """
+    reason = f"{DRY_RUN} {UNWRITTEN}" if row.reason.startswith(DRY_RUN) else UNWRITTEN
+    return row._replace(
+        seq=row.seq + 2, target=0.0, reason=reason, valid_until_ns=row.decided_ns + RESERVE_NS
+    )
+
+
+def format_position(position: Position) -> str:
+    """The file: header and row."""
+    seq, utc_ns, symbol, held = position
+    return f"{POSITION_HEADER}\n{signed(f'{seq},{iso(utc_ns)},{symbol},{held:z.4f}')}\n"
+
+
+def parse_target(data: bytes) -> Row:
+    """The row of a `target.csv`; RowRefused unless every byte is in order."""
+    seq, decided, closed, valid, symbol, target, reason, model = fields_of(data, HEADER)
+    try:
+        stamps = nanoseconds(decided), nanoseconds(closed), nanoseconds(valid)
+        return Row(int(seq), *stamps, symbol, finite(target), reason, model)
+    except ValueError as error:
+        raise RowRefused(str(error)) from None
+
+
+def parse_position(data: bytes) -> Position:
+    """The row of a `position.csv`; RowRefused unless every byte is in order."""
+    seq, stamp, symbol, held = fields_of(data, POSITION_HEADER)
+    try:
+        return Position(int(seq), nanoseconds(stamp), symbol, finite(held))
+    except ValueError as error:
+        raise RowRefused(str(error)) from None
+
+
+def fields_of(data: bytes, header: str) -> list[str]:
+    """The fields of the one row below `header`, without the CRC, which fits them."""
+    if len(data) > MAX_BYTES or not data.isascii():
+        raise RowRefused("not a file of one row of ASCII")
+    lines = data.decode().replace("\r\n", "\n").split("\n")
+    if len(lines) != 3 or lines[2] or lines[0] != header:
+        raise RowRefused(f"not one whole row below {header}")
+    text, _, crc = lines[1].rpartition(",")
+    if signed(text) != f"{text},{crc}":
+        raise RowRefused(f"its CRC-32 is not {crc}")
+    fields = text.split(",")
+    if len(fields) != header.count(","):
+        raise RowRefused(f"{len(fields) + 1} fields")
+    return fields
+
+
+def read_small(path: Path) -> bytes:
+    """The bytes of a file of one row, no more than it takes to see that it is none; OSError without it."""
+    for _ in range(READ_TRIES - 1):
+        try:
+            with path.open("rb") as file:
+                return file.read(MAX_BYTES + 1)
+        except PermissionError:  # on Windows: it is being replaced
+            time.sleep(READ_PAUSE_S)
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)

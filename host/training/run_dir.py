@@ -1,0 +1,292 @@
+"""The run directory: one trainer at a time, the resolved configuration, metrics, and checkpoints that outlive a kill.
+
+A checkpoint is one file: a line of JSON, the arrays as .npy one after another, and the sha256 of all that in hex.  It
+appears under its name only after its bytes were synced and read back, so what has a name was whole once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.atomic import by_number, locked, naming, replacing, write_all
+
+Arrays = dict[str, NDArray[Any]]
+RUNS = Path("runs")  # of those that were given no folder: 0001, 0002, ... and `latest`
+NUMBER = re.compile(r"(\d{4,})")
+FORMAT = 2
+KEEP = 3  # checkpoints of a run
+CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+HEX = 64  # characters of a sha256
+BLOCK = 1 << 20
+
+
+class RunRefused(RuntimeError):  # noqa: N818
+    """The directory cannot be used as asked: it holds a run and `resume` was not given."""
+
+    exit_code = 3
+
+
+class Checkpoint(NamedTuple):
+    """What `save_checkpoint` was given."""
+
+    step: int
+    arrays: Arrays
+    state: dict[str, Any]
+
+
+class Run:
+    """An open, locked run directory; `open_run` makes one."""
+
+    def __init__(self, path: Path, lock: ExitStack, check_held: Callable[[], None]) -> None:
+        self.path = path
+        self.saved: int | None = None  # step of the last checkpoint written or read
+        self._checkpoints = path / "checkpoints"
+        self._checkpoints.mkdir(exist_ok=True)
+        for leftover in (*path.glob(".*.tmp"), *self._checkpoints.glob(".*.tmp")):
+            leftover.unlink()
+        _cut_torn_line(path / "metrics.jsonl")
+        self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
+        self._check_held = check_held  # before something is written: nobody else has the folder
+        self._lock = lock.pop_all()  # only a run that is open keeps it
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock; the run can be opened again."""
+        self._metrics.close()
+        self._lock.close()
+
+    def write_table(self, name: str, table: dict[str, Any]) -> None:
+        """Store scalars and lists, and tables of them, as `name`.toml."""
+        path = self.path / f"{name}.toml"
+        with naming(path), replacing(path) as file:
+            file.write(to_toml(table).encode())
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add a whole line to metrics.jsonl, or none; a resumed run repeats the rows after its checkpoint."""
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        self._check_held()
+        with naming(self.path / "metrics.jsonl"):
+            end = self._metrics.seek(0, os.SEEK_END)
+            try:
+                write_all(self._metrics, line)
+            except BaseException:
+                with suppress(OSError):  # where it cannot be cut either, the next start does
+                    self._metrics.truncate(end)
+                raise
+
+    def save_checkpoint(self, step: int, arrays: Arrays, state: dict[str, Any]) -> None:
+        """Store both under `step` >= 0; once this returns, no kill loses them.  `state` must survive JSON."""
+        path = self._checkpoints / f"step-{step:09d}.ckpt"
+        self._check_held()
+        with naming(path):
+            with replacing(path) as file:
+                _write_checkpoint(file, Checkpoint(step, arrays, state))
+                os.fsync(file.fileno())
+                if not _is_whole(file):
+                    raise OSError("what was read back is not what was written")
+            self.saved = step
+            for old in [*by_number(self._checkpoints, CHECKPOINT).values()][:-KEEP]:
+                if old != path:  # a damaged file may carry a higher number than the one just saved
+                    old.unlink()
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None; damaged ones are named on stderr and skipped."""
+        for path in reversed(by_number(self._checkpoints, CHECKPOINT).values()):
+            with naming(path), path.open("rb") as file:
+                if _is_whole(file):
+                    checkpoint = _read_checkpoint(file)
+                    self.saved = checkpoint.step
+                    return checkpoint
+            print(f"swt: {path} is damaged: skipped", file=sys.stderr)
+        return None
+
+
+def open_run(path: Path, resume: bool) -> Run:
+    """Create or, with `resume`, reopen the run at `path` and lock it."""
+    with naming(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as lock, naming(path):
+        check_held = lock.enter_context(locked(path / "lock"))
+        if not resume:
+            refuse_run(path)
+        run = Run(path, lock, check_held)
+    return run
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a run has begun at `path`: checkpoints without config.toml are not to be mixed with others."""
+    checkpoints = path / "checkpoints"
+    return (path / "config.toml").exists() or (
+        checkpoints.is_dir() and bool(by_number(checkpoints, CHECKPOINT))
+    )
+
+
+def refuse_run(path: Path) -> None:
+    """Raise RunRefused where a run has begun."""
+    if holds_run(path):
+        raise RunRefused(f"{path} holds a run: give --resume to continue it, or another --out")
+
+
+def latest_run(runs: Path = RUNS) -> Path | None:
+    """The run of the highest number, or None."""
+    return next(filter(holds_run, reversed(by_number(runs, NUMBER).values())), None)
+
+
+def next_run(runs: Path = RUNS) -> Path:
+    """Make the folder of the next number."""
+    with naming(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+    while True:
+        path = runs / f"{max(by_number(runs, NUMBER), default=0) + 1:04d}"
+        with naming(path), suppress(FileExistsError):  # another process was faster
+            path.mkdir()
+            return path
+
+
+def point_latest(run: Path) -> None:
+    """Have `latest` beside a finished run lead to it: a link, or where there is none a folder with a copy of its model.
+
+    A run that an earlier version has left under that name gets a number.
+    """
+    latest, link = run.parent / "latest", run.parent / f".latest.{os.getpid()}"
+    if holds_run(latest) and not latest.is_symlink():
+        with locked(latest / "lock"):
+            place = next_run(run.parent)
+        place.rmdir()
+        latest.rename(place)
+    try:
+        link.symlink_to(run.name, target_is_directory=True)
+        if sys.platform == "win32":  # which replaces no link to a folder
+            latest.unlink(missing_ok=True)
+        link.replace(latest)
+    except (OSError, NotImplementedError):
+        link.unlink(missing_ok=True)
+        if latest.is_symlink():
+            latest.unlink()
+        latest.mkdir(exist_ok=True)
+        with replacing(latest / "model.swt") as file:
+            file.write((run / "model.swt").read_bytes())
+
+
+def stored_state(path: Path) -> dict[str, Any] | None:
+    """The state in the newest checkpoint that begins as one does, or None: a look that takes no lock."""
+    for file in reversed(by_number(path / "checkpoints", CHECKPOINT).values()):
+        with naming(file), file.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
+            return dict(_head(stream)["state"])
+    return None
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what follows the last newline: the rest of a line that a power cut tore."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        text = file.read()
+        file.truncate(text.rfind(b"\n") + 1)
+
+
+class _Hashing:
+    """The write side of a file that hashes what passes, so that nothing is kept or read twice."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+
+def _write_checkpoint(file: BinaryIO, checkpoint: Checkpoint) -> None:
+    head = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "state": checkpoint.state,
+        "arrays": [*checkpoint.arrays],
+    }
+    line = json.dumps(head)
+    if json.loads(line) != head:
+        raise TypeError("the state of a checkpoint must be made of what JSON returns unchanged")
+    out = _Hashing(file)
+    out.write(line.encode() + b"\n")
+    for array in checkpoint.arrays.values():
+        np.lib.format.write_array(out, np.asarray(array), allow_pickle=False)
+    file.write(out.sha256.hexdigest().encode())
+    file.flush()
+
+
+def _is_whole(file: BinaryIO) -> bool:
+    """Does the file end in the hash of what precedes it?  Leaves the file at its start."""
+    left = file.seek(0, os.SEEK_END) - HEX
+    file.seek(0)
+    sha256 = hashlib.sha256()
+    while left > 0 and (block := file.read(min(BLOCK, left))):
+        sha256.update(block)
+        left -= len(block)
+    whole = file.read() == sha256.hexdigest().encode()
+    file.seek(0)
+    return whole
+
+
+def _head(file: BinaryIO) -> dict[str, Any]:
+    head: dict[str, Any] = json.loads(file.readline())
+    if head["format"] != FORMAT:
+        raise RunRefused(
+            f"{file.name}: a checkpoint of format {head['format']}, this program reads {FORMAT}: "
+            "go on with the version that wrote it, or start a new run without --resume"
+        )
+    return head
+
+
+def _read_checkpoint(file: BinaryIO) -> Checkpoint:
+    head = _head(file)
+    arrays = {name: np.lib.format.read_array(file, allow_pickle=False) for name in head["arrays"]}
+    return Checkpoint(head["step"], arrays, head["state"])
+
+
+def to_toml(config: dict[str, Any]) -> str:
+    """TOML of scalars and lists, then of one table for each value that is a dict of them; without what is None."""
+    tables = {key: value for key, value in config.items() if isinstance(value, dict)}
+    lines = [f"{_key(k)} = {_value(v)}" for k, v in config.items() if k not in tables and v is not None]
+    for name, table in tables.items():
+        lines += [
+            "",
+            f"[{_key(name)}]",
+            *(f"{_key(k)} = {_value(v)}" for k, v in table.items() if v is not None),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):  # JSON escapes are TOML's but for DEL, which TOML wants escaped
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, float):
+        return float.__repr__(value)
+    if isinstance(value, int):
+        return int.__repr__(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    raise TypeError(f"no TOML for {value!r}")

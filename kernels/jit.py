@@ -1,0 +1,218 @@
+"""The one module that talks to numba: the `@kernel` decorator and where machine code is kept.
+
+Numba's own cache looks at one file only: after an edit of a callee in another file it returns the old answer.  Here a
+kernel is keyed on the text of its module and of everything that module imports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numba import __version__ as numba_version
+from numba import config, njit, typeof
+from numba.core import event
+from numba.core.caching import UserProvidedCacheLocator
+from numba.core.dispatcher import Dispatcher
+
+F = TypeVar("F", bound=Callable[..., Any])
+PACKAGES = ("kernels", "models")
+ROOT = Path(__file__).parents[1]
+KEEP = 8  # cached versions of a module
+IMPORT = re.compile(
+    rb"^(?:from|import) ((?:kernels|models)[\w.]*)(?: import (?:\(([^)]+)\)|([\w, ]+)))?", re.MULTILINE
+)
+
+
+@cache
+def _sources() -> dict[str, bytes]:
+    """Text of every module of the program by its dotted name, from a checkout or from inside the zip."""
+    if ROOT.is_file():
+        with zipfile.ZipFile(ROOT) as z:
+            texts = {n: z.read(n) for n in z.namelist() if n.endswith(".py") and n.split("/")[0] in PACKAGES}
+    else:
+        files = (p for d in PACKAGES for p in (ROOT / d).rglob("*.py"))
+        texts = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in files}
+    return {
+        n.removesuffix(".py").removesuffix("/__init__").replace("/", "."): text for n, text in texts.items()
+    }
+
+
+def _closure(module: str) -> list[str]:
+    """`module` and every module of the program it imports, directly or not, sorted."""
+    seen, todo = set[str](), [module]
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in _sources():
+            continue
+        seen.add(name)
+        for package, block, line in IMPORT.findall(_sources()[name]):
+            todo.append(package.decode())
+            todo += [f"{package.decode()}.{n.strip()}" for n in (block or line).decode().split(",")]
+    return sorted(seen)
+
+
+def _digest(names: list[str]) -> str:
+    h = hashlib.sha256()
+    for name in names:
+        text = _sources()[name]
+        h.update(f"{name}\0{len(text)}\0".encode() + text)
+    return h.hexdigest()[:16]
+
+
+@cache
+def module_digest(module: str) -> str:
+    """Hash of all the text that the machine code of `module` depends on."""
+    return _digest(_closure(module))
+
+
+@cache
+def program_digest() -> str:
+    """Hash of the text of every kernel and model: the version of the program."""
+    return _digest(sorted(_sources()))
+
+
+@cache
+def cache_root() -> Path:
+    """`$SWT_CACHE_DIR` (or ~/.cache/swt)/kernels-<versions>; in the temporary directory if that is not writable."""
+    flags = (numba_version, np.__version__, config.BOUNDSCHECK, config.OPT)  # type: ignore[attr-defined]
+    key = hashlib.sha256(repr(flags).encode()).hexdigest()[:8]
+    try:
+        base = Path(os.environ.get("SWT_CACHE_DIR") or Path.home() / ".cache" / "swt")
+        path = base / f"kernels-{key}"
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, RuntimeError) as error:
+        path = _private_temporary() / f"kernels-{key}"
+        path.mkdir(parents=True, exist_ok=True)
+        print(f"swt: {error}: machine code goes to {path}, set SWT_CACHE_DIR", file=sys.stderr)
+    return path
+
+
+def _private_temporary() -> Path:
+    """A folder for temporary files into which nobody else can put machine code."""
+    if sys.platform == "win32":  # where each user has a temporary directory
+        return Path(tempfile.gettempdir()) / "swt"
+    path = Path(tempfile.gettempdir()) / f"swt-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return path
+    return Path(tempfile.mkdtemp(prefix="swt-"))  # somebody was here before: compile anew
+
+
+@cache
+def cache_dir(module: str) -> Path:
+    """Where the machine code of `module` is kept; old versions beyond `KEEP` are removed."""
+    path = cache_root() / f"{module}-{module_digest(module)}"
+    path.mkdir(exist_ok=True)
+    os.utime(path)
+    for stale in sorted(cache_root().glob(f"{module}-*"), key=_last_used)[:-KEEP]:
+        shutil.rmtree(stale, ignore_errors=True)
+    return path
+
+
+def _last_used(path: Path) -> float:
+    """Time of the last use; 0 where another process has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+class ProgramCacheLocator(UserProvidedCacheLocator):
+    """Keys a kernel on the text of its module's import closure, not of its own file."""
+
+    def __init__(self, py_func: Any, py_file: str) -> None:
+        self._py_file = py_file
+        self._module = py_func.__module__
+        self._lineno = py_func.__code__.co_firstlineno
+        self._cache_path = str(cache_dir(self._module))
+
+    def get_source_stamp(self) -> str:
+        """What numba compares before it trusts a cached kernel."""
+        return module_digest(self._module)
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> ProgramCacheLocator | None:
+        """A locator for the program's own modules; None leaves the function to numba's."""
+        return cls(py_func, py_file) if py_func.__module__ in _sources() else None
+
+
+config.CACHE_LOCATOR_CLASSES = (  # type: ignore[attr-defined]
+    f"{__name__}.ProgramCacheLocator,UserProvidedCacheLocator,InTreeCacheLocator,UserWideCacheLocator"
+)
+
+
+# Kernels write into arrays that their callers own.  Without numba's runtime they cannot allocate, and none of the
+# views they take is reference-counted: the atomic counts were two thirds of a search outside the networks.
+OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+
+
+def kernel(fn: F) -> F:
+    """Compile `fn`: cached, GIL-free, C division, no allocation.  Typed as the identity, so callers stay checked."""
+    return cast(F, njit(**OPTIONS)(fn))
+
+
+def inlined(fn: F) -> F:
+    """Compile `fn` as a kernel that callers take in whole: for the small steps of a search."""
+    return cast(F, njit(**OPTIONS, forceinline=True)(fn))
+
+
+def reordered(fn: F) -> F:
+    """Compile `fn` as a kernel whose sums may add up in any fixed order, so that they use the vector units.
+
+    The order is the compiler's choice: equal on one type of CPU, whatever the threads.
+    """
+    return cast(F, njit(**OPTIONS, fastmath={"reassoc", "nsz"})(fn))
+
+
+def entry(fn: F, *arguments: Any) -> F:
+    """The machine code of the kernel `fn` for arguments of these types, which a call no longer looks at.
+
+    To find the types of a whole agent again takes 25 us of a call, 100 when the caches are cold.  Arguments of other
+    types are memory errors: for a caller who always brings the same arrays.
+    """
+    return cast(F, fn.compile(tuple(map(typeof, arguments))))  # type: ignore[attr-defined]
+
+
+class _Compiling(event.Listener):
+    """Tells of each kernel of the program that the compiler begins, once."""
+
+    def __init__(self, tell: Callable[[int, int, str], None]) -> None:
+        self._tell = tell
+        modules = [module for name, module in [*sys.modules.items()] if name in _sources()]
+        found = {
+            value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)
+        }
+        self._loaded, self._seen = len(found), set[str]()
+
+    def on_start(self, event: Any) -> None:
+        """A function is compiled, maybe for the sake of another one."""
+        function = event.data["dispatcher"].py_func
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        if function.__module__ in _sources() and name not in self._seen:
+            self._seen.add(name)
+            self._tell(len(self._seen), self._loaded, name)
+
+    def on_end(self, event: Any) -> None:
+        """It is done."""
+
+
+@contextmanager
+def watch_compiler(tell: Callable[[int, int, str], None]) -> Iterator[None]:
+    """Call tell(number, loaded, name) for each of the `loaded` kernels that is compiled meanwhile, in any thread."""
+    with event.install_listener("numba:compile", _Compiling(tell)):
+        yield

@@ -1,0 +1,1 @@
+"""Self-play, reanalyse, and the replay buffer between them and the learner."""

@@ -1,0 +1,1 @@
+"""One decision after another, and the risk limits on them."""

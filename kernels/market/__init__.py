@@ -1,0 +1,1 @@
+"""Bars, the ledger, features and chance codes: the environment."""

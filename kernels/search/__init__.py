@@ -1,0 +1,1 @@
+"""Search: trees, the rules that walk them, and the networks they ask."""

@@ -1,0 +1,76 @@
+"""PUCT: the selection rule of AlphaZero and MuZero, and its policy of visits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.jit import inlined
+from kernels.search.config import SearchConfig
+from kernels.search.gumbel import TINY, best_legal, span
+from kernels.search.tree import LEGAL, ONE, ZERO, Tree, softmax
+from kernels.simd import FEW, choose, load_few, store, total
+
+PUCT_INIT, PUCT_BASE = 1.25, 19652.0
+
+
+@inlined
+def mix_noise(tree: Tree, config: SearchConfig, b: int) -> None:
+    """Root logits of (1 - share) prior + share noise, where `tree.noise` holds any: a draw over the legal actions."""
+    mass = 0.0
+    for a in range(tree.noise.shape[1]):
+        if tree.prior[b, 0, a] > LEGAL:
+            mass += tree.noise[b, a]
+    if mass == 0:
+        return
+    for a in range(tree.noise.shape[1]):
+        if tree.prior[b, 0, a] > LEGAL:
+            noise = config.noise_share * tree.noise[b, a] / mass
+            mixed = (1.0 - config.noise_share) * np.float64(tree.policy[b, 0, a]) + noise
+            tree.prior[b, 0, a] = math.log(max(mixed, TINY))
+    softmax(tree.policy[b, 0], tree.prior[b, 0], tree.score.shape[1])
+
+
+@inlined
+def puct_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
+    """Legal action of the highest Q + prior sqrt(N) / (1 + N_a) (1.25 + log((N + 19653) / 19652)).
+
+    An unvisited action takes the node's own value; Q is in units of S or, with `rescale`, within the node's range.
+    """
+    q, logits, visits, own = (
+        tree.score[b],
+        tree.prior[b, node],
+        tree.edge_visits[b, node],
+        tree.value[b, node],
+    )
+    count = ONE  # not tree.visits: at full width a code is added without a visit
+    for i in range(0, q.shape[0], FEW):
+        n = load_few(visits, i)
+        count += total(n)
+        store(q, i, choose(n > ZERO, load_few(tree.edge_value[b, node], i), own))
+    low, unit = ZERO, config.value_unit
+    if config.rescale:
+        low, high = span(q, logits)
+        low = min(low, own)
+        unit = max(max(high, own) - low, 1e-8)
+    bonus = np.float32(math.sqrt(count) * (PUCT_INIT + math.log((count + PUCT_BASE + 1.0) / PUCT_BASE)))
+    for i in range(0, q.shape[0], FEW):
+        explore = load_few(tree.policy[b, node], i) * bonus / (load_few(visits, i) + ONE)
+        store(q, i, (load_few(q, i) - low) / np.float32(unit) + explore)
+    return best_legal(q, logits)
+
+
+@inlined
+def visit_policy(out: NDArray[np.float64], tree: Tree, b: int) -> int:
+    """out [A] = shares of the root's visits; the most visited action, the first of equals."""
+    count, best = 0.0, 0
+    for a in range(out.shape[0]):
+        out[a] = tree.edge_visits[b, 0, a]
+        count += out[a]
+        if out[a] > out[best]:
+            best = a
+    for a in range(out.shape[0]):
+        out[a] /= count
+    return best

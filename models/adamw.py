@@ -1,0 +1,76 @@
+"""AdamW with decoupled decay (Loshchilov and Hutter 2019), clipping by the global norm, and its schedule."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.jit import kernel, reordered
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+CLIP = 5.0
+WARM_UP, FLOOR = 0.01, 0.1  # shares of the horizon and of the rate
+
+
+class Adam(NamedTuple):
+    """Moments of the gradient, one per parameter."""
+
+    mean: NDArray[Any]  # [N]
+    square: NDArray[Any]  # [N]
+
+
+def new_adam(parameters: NDArray[Any]) -> Adam:
+    """Moments of nothing yet."""
+    return Adam(np.zeros_like(parameters), np.zeros_like(parameters))
+
+
+def rate_at(step: int, rate: float, horizon: int) -> float:
+    """Warm-up over 1 % of the horizon, then a cosine down to 10 %, where it stays."""
+    warm = max(1.0, WARM_UP * horizon)
+    if step < warm:
+        return rate * (step + 1) / warm
+    share = min(1.0, (step - warm) / max(1.0, horizon - warm))
+    return rate * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+@reordered
+def add_up(parts: NDArray[Any], first: int, stop: int) -> float:
+    """Add parts [1 ..] of parts [M, N] to part 0 in their order, from `first` to `stop`; its squared norm there."""
+    # views, because a range that starts at 0 needs no check for negative indices, which costs the vectors
+    y = parts[0, first:stop]
+    for m in range(1, parts.shape[0]):
+        part = parts[m, first:stop]
+        for i in range(y.shape[0]):
+            y[i] += part[i]
+    norm = 0.0
+    for i in range(y.shape[0]):
+        norm += np.float64(y[i]) * np.float64(y[i])
+    return norm
+
+
+@kernel
+def update(
+    parameters: NDArray[Any],
+    adam: Adam,
+    gradient: NDArray[Any],
+    decays: NDArray[Any],
+    step: int,
+    rate: float,
+    scale: float,
+) -> None:
+    """One step with `scale` times the gradient; `decays` [N] is rate-free decay, 0 on biases."""
+    real = parameters.dtype.type  # float64 constants would halve the vectors
+    decay_1, decay_2, tiny = real(BETA_1), real(BETA_2), real(EPSILON)
+    fresh_1, fresh_2 = real(1.0 - BETA_1), real(1.0 - BETA_2)
+    correct_1 = real(1.0 / (1.0 - BETA_1 ** (step + 1)))
+    correct_2 = real(1.0 / (1.0 - BETA_2 ** (step + 1)))
+    rate, scale = real(rate), real(scale)
+    for i in range(parameters.shape[0]):
+        g = scale * gradient[i]
+        m = decay_1 * adam.mean[i] + fresh_1 * g
+        v = decay_2 * adam.square[i] + fresh_2 * g * g
+        adam.mean[i] = m
+        adam.square[i] = v
+        change = correct_1 * m / (np.sqrt(correct_2 * v) + tiny)
+        parameters[i] -= rate * (change + decays[i] * parameters[i])

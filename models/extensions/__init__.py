@@ -1,0 +1,1 @@
+"""What can be switched on beside the default network, one file each."""
