@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.trained import Trained, train
+from tests.fixtures.trained import Trained, train
 
 
 @pytest.fixture(scope="session")

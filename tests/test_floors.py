@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, how long a file may be, what stands in the top folder."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,14 @@ def modules() -> dict[str, Path]:
     return {name: path for name, path in named.items() if not name.endswith("__init__")}
 
 
+def files_of_tests() -> list[Path]:
+    return [
+        p
+        for p in sorted((ROOT / "tests").rglob("*.py"))
+        if p.parent.name != "data" or p.name.startswith("test_")
+    ]
+
+
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -102,6 +111,11 @@ def test_imports_go_down(name: str) -> None:
     assert name not in needs(name), f"{name} imports itself through another"
 
 
+def test_tests_share_through_fixtures_and_oracles() -> None:
+    for path in files_of_tests():
+        assert not re.search(r"^(from|import) tests\.(\w+\.)*test_", path.read_text(), re.M), path
+
+
 @pytest.mark.parametrize("name", ACTING)
 def test_acting_needs_no_models(name: str) -> None:
     assert not [other for other in needs(name) if other.startswith("models.")]
@@ -131,8 +145,8 @@ def test_top_folder_is_closed() -> None:
     assert {line.split("/")[0] for line in listed.splitlines() if not line.startswith(".")} <= TOP
 
 
-def test_files_and_functions_are_short() -> None:
-    for path in [*modules().values(), *sorted((ROOT / "tests").glob("*.py"))]:
+def files_of_tests_and_functions_are_short() -> None:
+    for path in [*modules().values(), *files_of_tests()]:
         text = path.read_text()
         lines = len(text.splitlines())
         assert lines <= 700, f"{path.name} has {lines} lines"

@@ -1,0 +1,280 @@
+"""A model file that anybody may have made: it acts, or it is refused with a reason; no third way, and no traceback.
+
+`SWT_FUZZ_SECONDS=600` doctors models for so long.
+"""
+
+import copy
+import json
+import os
+import random
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host.artifact import model_file
+from host.artifact.manifest import check_room, load_agent, tree_room
+from host.artifact.model_file import ModelRefused
+from host.artifact.networks import Sizes, graph_widths
+from host.artifact.onnx_check import layout_of
+from host.commands.act import act_on_feed
+from host.commands.backtest import backtest_csv
+from host.data.formats import ReadOptions
+from kernels.ort import Output, check
+from kernels.search.config import GUMBEL, PUCT, RULES, WIDENING, new_search_config
+from kernels.search.mcts import no_model
+from kernels.search.planner import new_planner, plan
+from kernels.search.progressive_widening import HEAD
+from models.onnx_builder import Graph
+from tests.fixtures.model_files import loaded, members_of, signed
+from tests.fixtures.trained import ROWS, Trained, feed_of
+
+SECONDS = int(os.environ.get("SWT_FUZZ_SECONDS", "0"))
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    10**9,
+    10**400,
+    1e308,
+    -0.5,
+    "",
+    "../../etc/passwd",
+    "9" * 99,
+    [],
+    {},
+    [[]],
+]
+
+
+def array(data: Any) -> bytes:
+    return model_file._npy(np.asarray(data))
+
+
+def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(members: dict[str, Any]) -> None:
+        at = members[model_file.MANIFEST]
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+
+    return apply
+
+
+def reordered(order: Callable[[list[Any]], list[Any]], members: dict[str, Any]) -> None:
+    """What afterstates share is not all that `dynamics` reads first."""
+    model = onnx.load_from_string(members["graphs/dynamics.onnx"])
+    carried, cuts, outputs = json.loads(model.metadata_props[0].value)
+    model.metadata_props[0].value = json.dumps([carried, order(cuts), outputs])
+    members["graphs/dynamics.onnx"] = model.SerializeToString()
+
+
+LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "J is 60": change("configuration", "features", "J", value=60),
+    "interval_s is 0": change("interval_s", value=0),
+    "simulations is 10": change("search", "simulations", value=10**9),
+    "considered is 9": change("search", "considered", value=9),
+    "unexpected keyword": change("search", "simulatoins", value=4),
+    "do not agree": change("costs", "interval_ns", value=10**400),
+    "do not  agree": change("instrument", "pip_px", value=0.01),
+    "costs beyond": change("costs", "slippage_px", value=1e300),
+    "a search with": change("search", "discount", value=1e300),
+    "a search  with": change("search", "noise_share", value=1e300),
+    "a search that is not": change("search", "stochastic", value=False),
+    "reuse is 1000": change("search", "reuse", value=10**22),
+    "rule is 4": change("search", "rule", value=4),
+    "range -1": change("costs", "range_px", value=-1.0),
+    "state is 100": change("sizes", "state", value=100_000),
+    "the graphs have widths": change("sizes", "state", value=9),
+    "the graphs  have widths": change("sizes", "window", value=2),
+    "context is 0": change("sizes", "context", value=0),
+    "its  history": change("sizes", "context", value=2),
+    "shift is float32": change("sizes", "features", value=7),
+    "reading.side is 7": change("data", "reading", value={"side": 7}),
+    "'drop_bad'": change("data", "reading", value={"drop_bad": True}),
+    "closed is 9999": change("instrument", "closed", value=[[0, 9999]]),
+    "not enough values": change("instrument", "closed", value=[[]]),
+    "an instrument that is none": change("instrument", "price", value=-1.0),
+    "an instrument that  is none": change("instrument", "symbol", value=7),
+    "prices that are none": change("instrument", "low", value=0.0),
+    "costs  beyond": lambda members: [
+        members[model_file.MANIFEST][section].update(pip_px=1e-300) for section in ("costs", "instrument")
+    ],
+    "a backtest with": change("backtest", "drawdown_pips", value=-1.0),
+    "a backtest  with": change("backtest", "changes_per_hour", value=10**400),
+    "'backtest'": lambda members: members[model_file.MANIFEST].pop("backtest"),
+    "spread_pips is -1": change("data", "spread_pips", value=-1.0),
+    "IndexError": change("data", "span", value=["2017-01-01"]),
+    "Error parsing datetime": change("data", "span", value=["2017-01-01", "then"]),
+    "other features": change("features", "digest", value="0" * 16),
+    "its history": change("history", value=9),
+    "'shift'": lambda members: members.pop("arrays/shift.npy"),
+    "normaliser": lambda members: members.update(
+        {"arrays/scale.npy": array(0 * np.frombuffer(members["arrays/scale.npy"][128:], np.float32))}
+    ),
+    "edges is float32": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7, np.float32))}),
+    "on its own": partial(reordered, lambda cuts: cuts[::-1]),
+    "on its  own": partial(reordered, lambda cuts: sorted(cuts, key=lambda cut: cut[1])),
+    "do not ascend": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7))}),
+}
+
+
+@pytest.mark.parametrize("reason", LIES)
+def test_a_manifest_that_lies_is_refused_before_any_inference(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    members = members_of(trained.path.read_bytes())
+    LIES[reason](members)
+    (tmp_path / "model.swt").write_bytes(signed(members))
+    monkeypatch.setattr(model_file, "Session", None)
+    with pytest.raises(ModelRefused, match=reason.replace(".", r"\.").replace("  ", " ")):
+        load_agent(tmp_path / "model.swt")
+
+
+def test_a_model_that_cannot_decide_is_refused(trained: Trained, tmp_path: Path) -> None:
+    members = members_of(trained.path.read_bytes())
+    members["arrays/centres.npy"] = array(np.full_like(trained.loaded.setting.codes.centres, 1e300))
+    assert loaded(signed(members), tmp_path) is None
+    feed = feed_of(ROWS, tmp_path / "feed.csv")
+    with pytest.raises(ModelRefused, match="cannot even decide on noise"):
+        act_on_feed(str(feed), tmp_path / "model.swt", ReadOptions(), False, sys.stdout, False)
+    with pytest.raises(ModelRefused, match="cannot even decide on noise"):
+        backtest_csv(feed, tmp_path / "model.swt", ReadOptions(), None, None, True)
+
+
+def test_a_decision_has_its_share_of_memory_and_time(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, search = trained.loaded.agent, trained.loaded.search
+    check_room(agent.sizes, search, agent.graphs)
+    for sizes in (agent.sizes._replace(codes=4096), agent.sizes._replace(state=4096, codes=512)):
+        with pytest.raises(ValueError, match="bytes and"):
+            check_room(sizes, search._replace(simulations=4096), agent.graphs)
+    wide = Graph()  # its 512 rows would be two gigabytes
+    wide.node("MatMul", ["x", wide.weight("w", np.ones((1, 1 << 15)))], "h")
+    for i in range(31):
+        wide.node("Relu", ["h"], f"h{i}")
+    wide.node("MatMul", ["h", wide.weight("v", np.ones((1 << 15, 1)))], "y")
+    with pytest.raises(ValueError, match="bytes and"):
+        check_room(agent.sizes, search, {**agent.graphs, "market": wide.serialise(1, [Output("y", 1)])})
+    monkeypatch.setattr("host.artifact.networks.MOST_WORK", 1000)
+    with pytest.raises(ModelRefused, match="multiplications"):
+        load_agent(trained.path)
+
+
+@pytest.mark.parametrize("rule", range(len(RULES)))
+@pytest.mark.parametrize("weight", [0.0, 0.01])
+def test_no_tree_needs_more_room_than_is_counted(rule: int, weight: float) -> None:
+    for n, codes, state, samples in ((40, 3, 100, 64), (300, 16, 8, 4), (4096, 2, 2, 1)):
+        sizes = Sizes(
+            features=1, position=9, state=state, actions=HEAD if rule == WIDENING else 12, codes=codes
+        )
+        search = new_search_config(rule=rule, simulations=n, samples=samples, excursion_weight=weight)
+        tracemalloc.start()
+        planner = new_planner(no_model(), search, 1, sizes.actions, codes, state)
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert planner.config.rule == rule
+        assert taken <= tree_room(sizes, search) + 50_000
+
+
+def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
+    agent = trained.loaded.agent
+    assert {name: layout_of(graph)[:2] for name, graph in agent.graphs.items()} == graph_widths(
+        agent.sizes, True, shared=2 * 8
+    )
+    assert loaded(signed(members_of(trained.path.read_bytes())), tmp_path)
+    for missing in (tmp_path, tmp_path / "model.swt" / "model.swt"):
+        with pytest.raises(ModelRefused, match="cannot be read"):
+            load_agent(missing)
+    with pytest.raises(
+        ModelRefused, match=r"no model at .*no\.swt: train one first: python swt\.py train CSV"
+    ):
+        load_agent(tmp_path / "no.swt")
+
+
+def test_a_model_without_a_graph_for_siblings_asks_for_all_of_an_afterstate(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """As those of versions before; the tree is the same."""
+    members, choices = members_of(trained.path.read_bytes()), list[Any]()
+    for rule in (GUMBEL, PUCT):
+        members[model_file.MANIFEST]["search"]["rule"] = rule
+        choices.append(decisions(signed(members), tmp_path))
+    del members["graphs/sibling.onnx"], members[model_file.MANIFEST]["selftest"]["sibling"]
+    for rule, expected in zip((GUMBEL, PUCT), choices, strict=True):
+        members[model_file.MANIFEST]["search"]["rule"] = rule
+        np.testing.assert_allclose(decisions(signed(members), tmp_path), expected, rtol=1e-5, atol=1e-7)
+
+
+def decisions(data: bytes, folder: Path) -> Any:
+    """Policies of eight roots of noise."""
+    model = loaded(data, folder)
+    assert model is not None
+    planner = model.agent.planner(8, model.search)
+    draw = np.random.default_rng(0)
+    for array in (planner.model.root.x, planner.noise, planner.outlook.move):
+        array[...] = draw.normal(size=array.shape)
+    check(plan(planner))
+    return planner.policy
+
+
+def doctor(members: dict[str, Any], draw: random.Random) -> None:
+    """One random change somewhere inside."""
+    name = draw.choice([*members, *[model_file.MANIFEST] * len(members)])
+    if name != model_file.MANIFEST:
+        data = bytearray(members[name])
+        at = draw.randrange(len(data))
+        data[at : at + draw.randrange(9)] = draw.randbytes(draw.randrange(9))
+        members[name] = bytes(data)
+        return
+    at: Any = members[name]
+    while True:
+        key = draw.choice(list(at) if isinstance(at, dict) else range(len(at)))
+        if not isinstance(at[key], dict | list) or not at[key] or draw.random() < 0.2:
+            break
+        at = at[key]
+    if isinstance(at, dict) and draw.random() < 0.2:
+        del at[key]
+    else:
+        at[key] = copy.deepcopy(draw.choice(ODD))  # or the next change would change the list
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**64))
+def test_doctored_models_act_or_are_refused(
+    trained: Trained, tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    draw, folder = random.Random(seed), tmp_path_factory.mktemp("doctored")
+    members = members_of(trained.path.read_bytes())
+    for _ in range(draw.randint(1, 3)):
+        doctor(members, draw)
+    loaded(signed(members), folder)
+
+
+@pytest.mark.skipif(not SECONDS, reason="long mode: SWT_FUZZ_SECONDS=600")
+def test_doctored_models_for_a_long_time(trained: Trained, tmp_path: Path) -> None:
+    original, end, refused, seed = trained.path.read_bytes(), time.monotonic() + SECONDS, 0, 0
+    while time.monotonic() < end:
+        seed += 1
+        draw, members = random.Random(seed), members_of(original)
+        for _ in range(draw.randint(1, 3)):
+            doctor(members, draw)
+        try:
+            refused += loaded(signed(members), tmp_path) is None
+        except BaseException:
+            print(f"seed {seed}")
+            raise
+    assert 0 < refused < seed

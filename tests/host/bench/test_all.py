@@ -1,0 +1,204 @@
+"""Every bench on its smallest size: the keys of its document, and that what is timed is what it says."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from host.bench import exogenous as bench_exogenous
+from host.bench.acting import QUICK, write_minutes
+from host.bench.all import BENCHES, bench, print_bench
+from host.bench.kernels import sample_bars
+from host.bench.learn import multiply, products_of, random_batch
+from host.bench.options import BenchError, Size
+from host.bench.process import Case, Work, medians
+from host.bench.search import SEARCHES, market_calls, new_searches, shape_of
+from host.data.csv_reader import read_bars
+from host.data.formats import ReadOptions
+from host.machine import memory_mb
+from kernels.ort import check
+from models.learner import Learner
+from models.loss import CHUNKS
+from models.params import Shape
+
+TINY_TRAINING = ("market.session=24", "network.hidden=8", "train.simulations=2", "search.simulations=2")
+TINY = Size(
+    rounds=1,
+    nets=("default",),
+    roots=(2,),
+    simulations=(2,),
+    threads_tried=(1,),
+    forests=((1, 2), (2, 2)),
+    sweeps=(2,),
+    cycles=1,
+    chains=8,
+    windows=8,
+    sessions=2,
+    length=2000,
+    batch=8,
+    decisions=3,
+    bars=700,
+    minutes=0.001,
+    idle_s=0.1,
+    settings=(*QUICK, *TINY_TRAINING),
+)
+KEYS = {
+    "search": {"impl", "search", "net", "B", "n", "threads", "ms", "us_per_decision", "rows", "rss_mb"},
+    "features": {"windows_per_s", "single_window_us", "kymatio_windows_per_s"},
+    "selfplay": {"sessions_per_minute", "decisions_per_s", "threads", "rss_mb"},
+    "learn": {
+        "ms_per_step",
+        "matmul_ms_per_step",
+        "torch_ms_per_step",
+        "torch_compile_ms_per_step",
+        "threads",
+        "rss_mb",
+    },
+    "act": {"p50_us", "p99_us", "max_us", "loaded", "first_decision_s", "rss_mb", "cpu_percent_idle"},
+    "memory": {"rss_anon_mb", "rss_mb", "bars"},
+    "widening": {
+        *("net", "B", "n", "threads", "trees", "ms", "us_per_decision"),
+        *("rows", "bytes_per_tree", "rss_mb"),
+    },
+    "rezero": {
+        *("search", "n", "reuse", "us_per_position", "rows_per_position"),
+        *("reuse_share", "policy_kl", "value_rmse"),
+    },
+    "exogenous": {"search", "allowed", "rows", "regret", "optimal"},
+    "ort": {"threads", "arena", "session", "rows", "us_per_call"},
+}
+
+
+MAY_BE_0 = {"cpu_percent_idle", "reuse_share", "policy_kl", "value_rmse", "regret"}
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("learn", "process", "search", "widening"):
+        monkeypatch.setattr(f"host.bench.{module}.BLOCK_S", 0.0)
+
+
+@pytest.mark.parametrize("what", KEYS)
+def test_documents_have_their_keys_and_positive_figures(what: str) -> None:
+    document = json.loads(json.dumps(bench(what, TINY)))
+    rows: list[dict[str, Any]] = document if isinstance(document, list) else [document]
+    for row in rows:
+        assert set(row) == KEYS[what]
+        figures = {k: v for k, v in row.items() if isinstance(v, float)}
+        assert all(v > 0 or (k in MAY_BE_0 and v == 0) for k, v in figures.items()), row
+    out = io.StringIO()
+    print_bench(what, document, out)
+    assert len(out.getvalue().splitlines()) == 1 + len(rows) // (2 if what == "search" else 1)
+    if what == "search":
+        assert [row["impl"] for row in rows] == ["swt", "network"] * len(SEARCHES)
+        assert "ratio" in out.getvalue()
+
+
+def test_at_equal_rows_the_market_search_decides_better() -> None:
+    rows = bench("exogenous", TINY)
+    for standard, market in zip(rows[::2], rows[1::2], strict=True):
+        assert (standard["search"], market["search"]) == ("gumbel", "market")
+        assert max(market["rows"], standard["rows"]) <= standard["allowed"]
+        assert market["regret"] < standard["regret"]
+        assert market["optimal"] > standard["optimal"]
+
+
+def test_networks_without_noise_give_the_exact_q(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_exogenous, "NOISE", 0.0)
+    chain = bench_exogenous.new_chain(3)
+    agent = bench_exogenous.Agent(bench_exogenous.graphs(chain), bench_exogenous.Sizes(6, 9, 6, 4, 3))
+    q = np.where(np.isfinite(chain.q), chain.q, np.nan).reshape(-1, 4)
+    market = bench_exogenous.decisions(agent, bench_exogenous.MARKET, 100)
+    np.testing.assert_allclose(market.q, q, atol=1e-5)
+    once = bench_exogenous.decisions(agent, bench_exogenous.GUMBEL, 13)  # flat: each action once
+    np.testing.assert_allclose(once.q[::3], q[::3], atol=1e-5)
+
+
+def test_every_bench_is_tested() -> None:
+    assert set(BENCHES) == {*KEYS, "enhancements"}  # of which tests/host/bench/test_enhancements.py
+
+
+def test_an_unknown_bench_is_a_usage_error() -> None:
+    with pytest.raises(BenchError, match="search, features"):
+        bench("nothing", TINY)
+    assert BenchError.exit_code == 2
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_network_alone_makes_the_calls_of_the_search(search: str) -> None:
+    """As many rows, and what it is given to call is what a search of the same roots has called."""
+    case = Case("swt", search, "default", 3, 12, 1)
+    (work,) = new_searches(case)
+    check(work())
+    planner = work.args[0]  # type: ignore[attr-defined]
+    (network,) = new_searches(case._replace(impl="network"))
+    *_, roots, calls = network.args  # type: ignore[attr-defined]
+    assert roots == 3
+    assert roots + calls.sum() == planner.rows.sum()
+    check(network())
+    if search == "market":
+        assert calls.tolist() == [24, 192, 72]  # 1, 8 and 3 nodes of each root, with 8 codes each
+        assert market_calls(100, 2, 8).tolist() == [
+            512,
+            288,
+            512,
+            288,
+        ]  # no call is larger than the cache likes
+    else:
+        np.testing.assert_array_equal(calls, planner.work.calls)
+        assert (calls.sum(axis=1) == 3).all()
+        assert (calls[:, 1] > 0).any() == (search == "stochastic")
+    assert shape_of(case).codes == {"gumbel": 4, "stochastic": 32, "market": 8}[search]
+
+
+def test_products_are_those_of_a_step() -> None:
+    """2 x multiply-adds of forward, gradient of weights and gradient of inputs, by hand for one layer and in all."""
+    s, n, K = Shape(features=20, latent=8, hidden=16), 4, 2
+    learner = Learner(s, n * CHUNKS, K, 0, 1e-3, 0.0, 100, 1)
+    chunks = products_of(learner, random_batch(n * CHUNKS, K, s), CHUNKS)
+    shapes = [[(a.shape, b.shape) for a, b, _ in chunk] for chunk in chunks]
+    assert all(chunk == shapes[0] for chunk in shapes)
+    assert ((n, 20), (20, 16)) in shapes[0]  # representation, forward
+    assert ((20, n), (n, 16)) in shapes[0]  # and the gradient of its weights
+    assert len(shapes[0]) == 13 + 2 * (K - 1) + 13 + 12 + 2 * (K - 1)
+    multiply(chunks[0])
+    for a, b, out in chunks[0][-1:]:
+        np.testing.assert_array_equal(out, a @ b)
+
+
+def test_medians_are_of_the_rounds_and_in_turns() -> None:
+    order = list[str]()
+    ticks = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 1, 0, 2, 0, 9, 0, 4, 0, 3, 0, 6])
+    works: list[Work] = [lambda: order.append("a"), lambda: order.append("b")]
+    assert medians(works, 3, lambda: next(ticks)) == [3, 4]
+    assert order[4:] == ["a", "b"] * 3
+
+
+def test_minutes_are_a_file_that_training_reads(tmp_path: Path) -> None:
+    path = tmp_path / "EURUSD_M1.csv"
+    write_minutes(path, sample_bars(), 3000)
+    bars, source = read_bars(path, ReadOptions())
+    assert (source.interval_s, source.rows, source.problems) == (60, 3000, [])
+    hours = sample_bars()
+    ratio = np.diff(np.log(bars.close)).std() / np.log(hours.close / hours.open).std()
+    assert ratio == pytest.approx(60**-0.5, rel=0.1)
+    first = path.read_bytes()
+    write_minutes(path, hours, 3000)
+    assert path.read_bytes() == first
+
+
+def test_memory_is_that_of_the_process_asked_for() -> None:
+    before = memory_mb("RssAnon")
+    held = np.ones(40 << 20, np.uint8)
+    assert memory_mb("RssAnon") - before == pytest.approx(held.nbytes / 2**20, abs=8)
+    waits = [sys.executable, "-c", "print(1, flush=True); input()"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline()
+        assert 1 < memory_mb("VmHWM", child.pid) < memory_mb("VmHWM")
+        child.kill()

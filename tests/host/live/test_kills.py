@@ -1,0 +1,151 @@
+"""`act` is killed, and meets disks that fail, at any moment: what it promised holds, and no error is without its line.
+
+SWT_TRIES=300 kills and injects so often; without it a few times.
+"""
+
+import io
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from host.atomic import Unwritten
+from host.commands.replay import replay
+from host.live import runner as module
+from host.live.journal import read_journal
+from host.live.live_agent import COLUMNS
+from host.live.target_file import DRY_RUN, UNWRITTEN, Row, parse_target
+from tests.fixtures.acting import outcomes
+from tests.fixtures.scenes import DECISIONS, Disk, Scene, failing
+
+TRIES = int(os.environ.get("SWT_TRIES", "12"))
+
+
+def target_of(folder: Path) -> Row | None:
+    path = folder / "target.csv"
+    return parse_target(path.read_bytes()) if path.exists() else None
+
+
+def decided(folder: Path) -> list[list[str]]:
+    return [outcome["row"] for outcome in outcomes(folder) if outcome["row"]]
+
+
+def printed(text: str) -> list[list[str]]:
+    """Rows without header and latency; a line that a kill cut short is none."""
+    lines = [line.split(",") for line in text.splitlines()]
+    return [line[:-1] for line in lines if line != [*COLUMNS] and len(line) == len(COLUMNS)]
+
+
+def check_end(scene: Scene, folder: Path, live: bool, text: str) -> int:
+    """All decisions are in the journal and on stdout; each part can be replayed; how many lines came twice."""
+    assert decided(folder) == scene.expected[live]
+    rows = printed(text)
+    assert [row for i, row in enumerate(rows) if row not in rows[:i]] == scene.expected[live]
+    for path in [*folder.glob("journal-*.jsonl"), folder / "journal.jsonl"]:
+        replay(path, scene.trained.path, io.StringIO(), False)
+    row, last = target_of(folder), outcomes(folder)[-1]
+    assert row
+    assert (row.seq, row.target) == (last["seq"], last["target"])
+    return len(rows) - len(scene.expected[live])
+
+
+def check_killed(folder: Path) -> None:
+    """The target is whole and of the last outcome, or of the one before; a position has a flat row in reserve."""
+    path = folder / "journal.jsonl"
+    made = [record["seq"] for _, record in read_journal(path) if "seq" in record] if path.exists() else []
+    row = target_of(folder)
+    if row:
+        last = made[-1] if made else row.seq  # a snapshot has no outcome of its own
+        assert last - 1 <= row.seq <= last
+    if row and row.target:
+        spare = parse_target((folder / ".target.reserve").read_bytes())
+        assert spare.target == 0
+        assert spare.seq >= row.seq + 2
+        assert spare.reason.endswith(UNWRITTEN)
+        assert spare.reason.startswith(DRY_RUN) == row.reason.startswith(DRY_RUN)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own takes seconds each without fork")
+@pytest.mark.parametrize("live", [False, True])
+def test_kills_at_any_moment(
+    live: bool, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, counts = random.Random(TRIES), Counter[str]()
+    while counts["kills"] < TRIES // 2:
+        monkeypatch.setattr(module, "ROTATE", draw.choice((40_000, module.ROTATE)))
+        folder = tmp_path / str(counts["runs"])
+        folder.mkdir()
+        size = 0
+        while not killed(scene, folder, live, draw.random() * draw.choice((0.1, 0.3, 1.0)), counts):
+            check_killed(folder)
+            before, size = size, sum(path.stat().st_size for path in folder.glob("journal*.jsonl"))
+            counts["kills at work"] += size > before
+        counts["runs"] += 1
+        counts["lines twice"] += check_end(scene, folder, live, (folder / "out").read_text())
+    print(f"live={live}: {dict(counts)}")
+    assert counts["lines twice"] <= 0.02 * TRIES + 1
+
+
+def killed(scene: Scene, folder: Path, live: bool, after_s: float, counts: Counter[str]) -> bool:
+    """Act in a process of its own that is killed after so long; whether it came to the end before."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            with (folder / "out").open("a") as out:
+                scene.act(folder, live, out)
+            code = 0
+        finally:
+            os._exit(code)
+    time.sleep(after_s)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    ended = os.WIFEXITED(status)
+    assert not ended or os.WEXITSTATUS(status) == 0
+    counts["ended" if ended else "kills"] += 1
+    return ended
+
+
+FAULTS = [
+    ("short", 10**9),
+    ("full", 1),
+    ("full", 10**9),
+    ("broken", 1),
+    ("rename", 1),
+    ("rename", 10**9),
+    ("fsync", 1),
+]
+
+
+def test_faults_of_a_disk_at_any_moment(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw, counts = random.Random(TRIES), Counter[str]()
+    for i in range(TRIES):
+        monkeypatch.setattr(module, "ROTATE", draw.choice((40_000, module.ROTATE)))
+        fault, times = FAULTS[i % len(FAULTS)]
+        live, folder, out = fault == "fsync" or draw.random() < 0.5, tmp_path / str(i), io.StringIO()
+        folder.mkdir()
+        first = draw.randrange({"rename": 2, "fsync": 1}.get(fault, 9) * DECISIONS)
+        disk, error = Disk(folder, fault, first, times, draw), None
+        try:
+            with failing(disk):
+                scene.act(folder, live, out)
+        except Unwritten as caught:
+            error = caught
+        counts[f"{fault} x{times}: {'ends' if error else 'goes on'}"] += 1
+        row = target_of(folder)
+        if error:
+            assert str(folder) in str(error)
+            assert error.exit_code == 1
+            assert row is None or row.target == 0, f"{error}: {row}"
+        assert bool(error) == (disk.failed > 0 and fault != "short")
+        assert "NOT FLAT" not in capsys.readouterr().err
+        scene.act(folder, live, out)
+        counts["lines twice"] += check_end(scene, folder, live, out.getvalue())
+    print(*sorted(counts.items()), sep="\n")
+    assert counts["lines twice"] <= 0.1 * TRIES + 1  # printed, and no room to note it

@@ -1,0 +1,172 @@
+"""A model trades the market that it was trained on: another instrument or scale is refused unless insisted on."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from host.artifact.manifest import Loaded, reading_of
+from host.artifact.model_file import ModelRefused
+from host.commands.act import act_on_feed
+from host.commands.backtest import backtest_csv
+from host.data.feed import feed_bars
+from host.data.formats import DataError, ReadOptions
+from host.data.instruments import same_instrument
+from host.live.market_check import check_scale, check_symbol
+from kernels.market.features import HISTORY
+from tests.fixtures.trained import HEADER, ROWS, Trained, feed_of
+
+
+def traded(trained: Trained, feed: Path, reading: ReadOptions, insist: bool = False) -> tuple[int, int]:
+    """Decisions of `act` and of a backtest; the refusal of one is that of the other."""
+    out, refusals = io.StringIO(), list[Exception]()
+    report = {"bars": 0}
+    for run in (
+        lambda: act_on_feed(str(feed), trained.path, reading, False, out, False, insist=insist),
+        lambda: report.update(backtest_csv(feed, trained.path, reading, None, None, True, insist=insist)),
+    ):
+        try:
+            run()
+        except (ModelRefused, DataError) as error:
+            refusals.append(error)
+    assert len({(type(e), e.exit_code) for e in refusals}) <= 1
+    if refusals:
+        assert len(refusals) == 2
+        assert len(out.getvalue().splitlines()) <= 1, "before any decision"
+        raise refusals[0]
+    return len(out.getvalue().splitlines()) - 1, report["bars"]
+
+
+def scaled(factor: float, path: Path, rows: list[str] | None = None) -> Path:
+    """The bundled bars at `factor` times their prices."""
+    text = [row.split(",") for row in rows or ROWS[: HISTORY + 20]]
+    lines = [
+        ",".join([t, *(f"{float(p) * factor:.6f}" for p in prices[:4]), *prices[4:]]) for t, *prices in text
+    ]
+    path.write_text(HEADER + "\n".join(line.strip() for line in lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["GBPJPY_M1.csv", "audusd.pro.csv", "US30.cash_H1.csv"])
+def test_another_instrument_by_the_name_of_the_feed_is_refused(
+    trained: Trained, tmp_path: Path, name: str
+) -> None:
+    feed = feed_of(ROWS[: HISTORY + 20], tmp_path / name)
+    with pytest.raises(ModelRefused, match=r"the model was trained on EURUSD: .*--insist") as refused:
+        traded(trained, feed, ReadOptions())
+    assert refused.value.exit_code == 5
+    assert traded(trained, feed, ReadOptions(symbol="EURUSD")) == (21, 20), "--symbol says what it is"
+    if "US30" not in name:  # whose usual spread is more than these prices
+        assert traded(trained, feed, ReadOptions(), insist=True) == (21, 20)
+
+
+def test_another_instrument_by_its_symbol_is_refused(trained: Trained, tmp_path: Path) -> None:
+    feed = feed_of(ROWS[: HISTORY + 20], tmp_path / "EURUSD.m_H1.csv")
+    assert traded(trained, feed, ReadOptions()) == (21, 20)
+    for symbol in ("GBPUSD", "SOLUSD"):
+        with pytest.raises(ModelRefused, match=f"is {symbol}, the model was trained on EURUSD"):
+            traded(trained, feed, ReadOptions(symbol=symbol))
+    for symbol in ("eurusd", "EURUSDpro", "EUR/USD"):
+        assert traded(trained, feed, ReadOptions(symbol=symbol)) == (21, 20)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("GOLD", "XAUUSD", True),
+        ("XAUUSD.m", "GOLD", True),
+        ("GER40.cash", "DE30EUR", True),
+        ("BTCUSDT", "XBTUSD", True),
+        ("BTCUSD", "BTCEUR", False),
+        ("XAUUSD", "XAUEUR", False),
+        ("XAUUSD", "XAGUSD", False),
+        ("USDJPY", "-", True),
+        ("mine", "MINE", True),
+        ("mine", "EURUSD", False),
+    ],
+)
+def test_names_of_one_instrument(one: str, other: str, same: bool) -> None:
+    assert same_instrument(one, other) == same == same_instrument(other, one)
+
+
+@pytest.mark.parametrize("factor", [0.007, 0.4, 2.5, 140.0])
+def test_a_scale_that_does_not_fit_is_refused_without_a_symbol(
+    trained: Trained, tmp_path: Path, factor: float
+) -> None:
+    feed = scaled(factor, tmp_path / "feed.csv")
+    with pytest.raises(ModelRefused, match=r"prices of about .* knows prices from 1\.0") as refused:
+        traded(trained, feed, ReadOptions())
+    assert refused.value.exit_code == 5
+    assert traded(trained, feed, ReadOptions(), insist=True) == (21, 20)
+
+
+@pytest.mark.parametrize(("factor", "fits"), [(0.05, False), (0.5, True), (4.0, True), (15.0, False)])
+def test_bars_of_another_volatility_are_refused_before_the_first_decision(
+    trained: Trained, tmp_path: Path, factor: float, fits: bool
+) -> None:
+    rows = []
+    for row in ROWS[: HISTORY + 20]:
+        time, *prices = row.strip().split(",")
+        o, h, low, c = (float(p) for p in prices[:4])
+        o, h, low, c = (1.06 + (p - o) * factor for p in (o, h, low, c))
+        rows.append(",".join([time, *(f"{p:.7f}" for p in (o, h, low, c)), *prices[4:]]) + "\n")
+    feed = feed_of(rows, tmp_path / "feed.csv")
+    if fits:
+        assert traded(trained, feed, ReadOptions()) == (21, 20)
+    else:
+        with pytest.raises(ModelRefused, match=r"bars of .* and bars of"):
+            traded(trained, feed, ReadOptions())
+
+
+def test_a_model_without_a_symbol_is_asked_for_the_scale_only(trained: Trained) -> None:
+    setting = trained.loaded.setting
+    nameless = trained.loaded._replace(setting=setting._replace(profile=setting.profile._replace(symbol="-")))
+    check_symbol(nameless, "GBPJPY", "GBPJPY.csv")
+    with pytest.raises(ModelRefused):
+        check_scale(nameless, np.array([150.0]), None, "GBPJPY.csv")
+
+
+def test_a_clock_of_its_own_is_no_conflict(trained: Trained, tmp_path: Path) -> None:
+    feed = feed_of(ROWS[: HISTORY + 20], tmp_path / "EURUSD_H1.csv")
+    assert traded(trained, feed, ReadOptions(timezone="UTC+2h")) == (21, 20)
+
+
+def test_what_a_model_remembers_is_no_word_of_the_user(trained: Trained) -> None:
+    """It fills what is open; the format of a feed may know better, and a pip of the model is not judged as typed."""
+    found = reading_of(trained.loaded, ReadOptions(label="close"), "EURUSD_H1.csv")
+    assert (found.side, found.timezone, found.label, found.interval_s) == (None, None, "close", 3600)
+    assert (found.pip, found.spread_pips) == (None, None)
+    memory = {"side": "ask", "timezone": "UTC", "label": "open", "pip": 0.0001, "spread_pips": 0.8}
+    assert found.remembered == memory
+
+
+def test_pip_and_spread_of_the_model_are_not_those_of_another_instrument(trained: Trained) -> None:
+    ours = reading_of(trained.loaded, ReadOptions(), "EURUSD_H1.csv").remembered
+    other = reading_of(trained.loaded, ReadOptions(), "GBPJPY_H1.csv").remembered
+    assert {"pip", "spread_pips"} <= ours.keys()
+    assert not {"pip", "spread_pips"} & other.keys()
+
+
+def test_a_symbol_that_only_the_first_line_tells_is_shown_to_the_check(
+    trained: Trained, tmp_path: Path
+) -> None:
+    feed, loaded = feed_of(ROWS[:5], tmp_path / "EURUSD_H1.csv"), trained.loaded
+    seen = list[str]()
+    bars = feed_bars(
+        feed, reading_of(loaded, ReadOptions()), check=lambda rules: seen.append(rules.instrument.symbol)
+    )
+    next(bars)
+    assert seen == ["EURUSD"]
+
+
+def test_the_manifest_knows_the_instrument(trained: Trained) -> None:
+    loaded: Loaded = trained.loaded
+    told = loaded.manifest["instrument"]
+    assert (told["symbol"], told["pip_px"], told["point"]) == ("EURUSD", 0.0001, 0.00001)
+    assert told["closed"] == [[468, 664]], "Friday 21:00 to Sunday 22:00"
+    assert 1.03 < told["low"] < told["price"] < told["high"] < 1.22
+    assert told["spread_px"] == pytest.approx(0.8e-4)
+    assert 4 < told["day_px"] / told["range_px"] < 12
+    assert loaded.record.drawdown_pips > 0
+    assert loaded.record.worst_day_pips > 0

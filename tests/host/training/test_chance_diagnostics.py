@@ -1,0 +1,219 @@
+"""What codes stand for, how they are logged, and learned codes from training to a model file that trades."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from host.artifact.manifest import load_agent, save_agent
+from host.artifact.networks import Agent
+from host.evaluation.backtest import trade_bars
+from host.live.live_agent import new_trader
+from host.training.chance_diagnostics import assess, calibration, chance_logits, perplexity
+from host.training.feature_store import FeatureStore
+from host.training.trainer import Trainer
+from kernels.learning.reanalyze import set_known
+from kernels.market.bars import Bars
+from kernels.market.chance import Codes, code_of, realised_code, realised_codes, standardised_move
+from kernels.market.features import HISTORY
+from kernels.market.position import RAW
+from kernels.ort import check, evaluate
+from kernels.search.planner import Planner, plan, set_root
+from kernels.search.tree import CHANCE_CHILD
+from models.extensions.chance_encoder import name_bars
+from models.params import views
+from tests.fixtures.trainings import BARS, WORLD, T, dataset, model_bytes, same_state, tiny, trained
+
+LEARNED = "train.codes=learned"
+
+
+def lively(setting: str = LEARNED) -> Trainer:
+    """A trainer whose networks have an opinion of every bar, and whose encoder, if any, never uses three codes."""
+    trainer = Trainer(dataset(tiny(setting)), tiny(setting), 1)
+    for _ in range(2):
+        trainer.run_cycle()
+    draw = np.random.default_rng(0)
+    trainer.target += draw.normal(0, 0.3, trainer.target.shape).astype(np.float32)
+    views(trainer.target, trainer.learner.shape).encoding_b[:3] = -1e3
+    return trainer
+
+
+def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None:
+    trainer = lively()
+    trainer.name_codes()
+    codes, starts = trainer.data.setting.codes, trainer.replay.start[: trainer.filled]
+    bars = {int(t) for start in starts for t in range(start, start + 24)}
+    move = {t: standardised_move(BARS, t) for t in bars}
+    x = np.stack([trainer.store.X[trainer.store.row_of_bar[t + 1]] for t in sorted(bars)])
+    p = views(trainer.target, trainer.learner.shape)
+    z = np.maximum(x @ p.encode_w + p.encode_b, 0) @ p.encoding_w + p.encoding_b
+    code = dict(zip(sorted(bars), z.argmax(axis=1).tolist(), strict=True))
+    assert set(code.values()) <= {3, 4, 5, 6, 7}
+    assert len(set(code.values())) > 2
+    mean = np.mean(list(move.values()))
+    for c in range(8):
+        mine = [move[t] - mean for t in bars if code[t] == c]
+        assert codes.centres[c] == pytest.approx(np.mean(mine) if mine else 0.0, abs=1e-12)
+    for t in bars:
+        assert realised_code(codes, BARS, t) == codes.of_bar[t + 1] == code[t]
+
+
+def test_a_cycle_names_every_bar_it_holds_with_the_networks_that_play_it() -> None:
+    trainer = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
+    trainer.run_cycle()
+    for _ in range(4):  # the ring goes round
+        draw = np.random.default_rng(trainer.cycle).normal(0, 0.3, trainer.target.shape)
+        trainer.target += draw.astype(np.float32)
+        playing = views(trainer.target.copy(), trainer.learner.shape)
+        trainer.run_cycle()
+        ts = trainer.bars_of(trainer.replay.start[: trainer.filled])
+        code = name_bars(playing, trainer.store.X, trainer.store.row_of_bar[ts + 1])
+        np.testing.assert_array_equal(trainer.data.setting.codes.of_bar[ts + 1], code)
+        assert len(set(code.tolist())) > 1
+
+
+def test_codes_of_quantiles_are_still_the_bins_of_their_moves() -> None:
+    codes, ts, found = trained().data.setting.codes, np.arange(300, 400), np.zeros(100, np.int64)
+    realised_codes(found, codes, BARS, ts)
+    assert codes.of_bar.size == 0
+    assert found.tolist() == [code_of(codes, standardised_move(BARS, t)) for t in ts]
+
+
+def test_perplexity_and_calibration_are_their_definitions() -> None:
+    assert perplexity(np.full(9, 4)) == 1
+    assert perplexity(np.arange(40) % 5) == pytest.approx(5)
+    draw = np.random.default_rng(1)
+    logits = draw.normal(size=(20_000, 6)) * 2
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    code = (p.cumsum(axis=1) < draw.random((len(p), 1))).sum(axis=1)  # the prior is right
+    found = calibration(logits + 3, code)
+    assert found["chance_nll"] == pytest.approx(-np.log(p[np.arange(len(p)), code]).mean())
+    assert found["chance_calibration_error"] < 0.015
+    sure, right = p.max(axis=1), p.argmax(axis=1) == code
+    expected = 0.0
+    for level in range(10):
+        here = (sure >= level / 10) & (sure < (level + 1) / 10)
+        expected += abs(sure[here].sum() - right[here].sum()) / len(p)
+    assert found["chance_calibration_error"] == pytest.approx(expected)
+    assert calibration(5 * logits, code)["chance_calibration_error"] > 0.1  # too sure
+    np.testing.assert_allclose(
+        list(calibration(np.zeros((4, 8)), np.array([0, 0, 0, 1])).values()), [np.log(8), 0.625]
+    )
+
+
+@pytest.mark.parametrize("kind", ["quantile", "learned", "transformer"])
+def test_what_is_logged_of_the_codes(kind: str) -> None:
+    config = tiny(*WORLD) if kind == "transformer" else tiny(f"train.codes={kind}")
+    trainer = Trainer(dataset(config), config, 1)
+    trainer.run_cycle()
+    row = trainer.run_cycle()
+    names = ("code_perplexity", "code_r2", "chance_nll", "chance_calibration_error")
+    assert all(np.isfinite(row[name]) for name in names)
+    assert 1 <= row["code_perplexity"] <= 8
+    assert ("commitment" in row) == ("usage" in row) == ("telling" in row) == (kind == "learned")
+    if kind != "learned":
+        assert row["code_r2"] > 0.8
+    agent, ts = trainer.agent(), trainer.bars_of(trainer.replay.start[:2])
+    logits = chance_logits(agent, trainer.store, ts)
+    logged = assess(agent, trainer.data.setting.codes, trainer.store, BARS, ts)
+    code = np.array([realised_code(trainer.data.setting.codes, BARS, t) for t in ts])
+    assert logged["chance_nll"] == calibration(logits, code)["chance_nll"]
+    net, sizes = agent.root(1), agent.sizes
+    assert sizes.context == (3 if kind == "transformer" else 1)
+    seen = ts[5] - np.arange(sizes.context)[::-1]
+    net.x[0, : sizes.context * sizes.features] = trainer.store.X[trainer.store.row_of_bar[seen]].ravel()
+    check(evaluate(net, 1))
+    expected = net.y[0, sizes.state + sizes.actions + 1 :]
+    np.testing.assert_allclose(logits[5], expected, rtol=1e-5, atol=1e-6)
+
+
+def decision(trainer: Trainer, agent: Agent, codes: Codes, t: int) -> Planner:
+    """A search from flat at the close of bar t."""
+    planner, market = agent.planner(1, trainer.acting_search()), trainer.data.setting.market
+    x = trainer.store.X[trainer.store.row_of_bar[t]]
+    set_root(planner, 0, x, np.zeros(RAW, np.float32), trainer.data.bars, t, codes, market)
+    check(plan(planner))
+    return planner
+
+
+@pytest.mark.parametrize("kind", ["quantile", "learned"])
+def test_the_code_of_the_next_move_reaches_neither_policy_nor_value(kind: str) -> None:
+    """Release gate: whatever bar comes and whatever it is called, the decision before it was the same."""
+    trainer = lively(f"train.codes={kind}")
+    agent, codes, store = trainer.agent(), trainer.data.setting.codes, trainer.store
+    found = set[bytes]()
+    for t in (trainer.replay.start[:4] + 5).tolist():
+        plain = decision(trainer, agent, codes, t)
+        kept, bars = store.X.copy(), trainer.data.bars
+        rows = store.row_of_bar[t + 1 :]
+        store.X[rows[rows >= 0]] += 5
+        changed = Bars(*(np.concatenate([column[: t + 1], column[t + 1 :] * 1.01]) for column in bars))
+        trainer.data = trainer.data._replace(bars=changed._replace(time=bars.time))
+        of_bar = codes.of_bar.copy()
+        of_bar[t + 1 :] = 7 - of_bar[t + 1 :]
+        other = decision(trainer, agent, codes._replace(of_bar=of_bar), t)
+        for name in ("policy", "value", "q", "action"):
+            assert getattr(other, name).tobytes() == getattr(plain, name).tobytes()
+        store.X[:], trainer.data = kept, trainer.data._replace(bars=bars)
+        found.add(plain.q.tobytes())
+        store.X[store.row_of_bar[t]] += 5  # what does count
+        assert decision(trainer, agent, codes, t).q.tobytes() not in found
+        store.X[:] = kept
+    assert len(found) == 4
+
+
+def test_a_sweep_takes_over_the_value_behind_the_learned_code() -> None:
+    trainer = lively()
+    trainer.name_codes()
+    codes = trainer.data.setting.codes
+    search = trainer.search_config(4)._replace(reuse=CHANCE_CHILD)
+    planner, found = trainer.agent().planner(1, search), []
+    for k in range(23):
+        set_known(planner, 0, trainer.replay, 2, k, trainer.store.tape)
+        found.append(int(planner.known.code[0]))
+    start = int(trainer.replay.start[2])
+    assert found == codes.of_bar[start + 1 : start + 24].tolist()
+    assert len(set(found)) > 1
+
+
+def test_learned_codes_change_with_neither_threads_nor_room_and_go_on_to_the_bit(tmp_path: Path) -> None:
+    straight = trained(6, 1, LEARNED)
+    assert same_state(straight, trained(6, 2, LEARNED))
+    assert model_bytes(straight, tmp_path) == model_bytes(trained(6, 2, LEARNED), tmp_path)
+    half = trained(5, 1, LEARNED)
+    arrays, state = half.snapshot()
+    resumed = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
+    resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
+    resumed.store = FeatureStore(resumed.data, 16 * 25, 1, room_mb=0)
+    resumed.store.hold(resumed.replay.start[: resumed.filled], 25)
+    resumed.run_cycle()
+    assert same_state(resumed, straight)
+    assert model_bytes(resumed, tmp_path) == model_bytes(straight, tmp_path)
+
+
+def test_a_model_of_learned_codes_trades_without_its_encoder(tmp_path: Path) -> None:
+    trainer = lively()
+    agent, setting, path = trainer.agent(), trainer.data.setting, tmp_path / "model.swt"
+    assert np.count_nonzero(setting.codes.centres) > 2
+    data = {"span": ["2017-01-01T00:00:00Z"] * 2, "sha256": "0" * 64, "reading": {}, "spread_pips": None}
+    save_agent(path, agent, setting, trainer.acting_search(), trainer.config.as_dict(), data)
+    loaded, extra = load_agent(path), np.zeros((T, 0), np.float32)
+    assert not [name for name, graph in loaded.agent.graphs.items() if b"encod" in graph]
+    np.testing.assert_array_equal(loaded.setting.codes.centres, setting.codes.centres)
+    assert loaded.setting.codes.of_bar.size == 0
+    args = BARS, extra, HISTORY + 10, HISTORY + 60
+    before = trade_bars(new_trader(agent, setting, trainer.acting_search()), *args)
+    after = trade_bars(new_trader(loaded.agent, loaded.setting, loaded.search), *args)
+    assert before.log.policy.tobytes() == after.log.policy.tobytes()
+    assert len(np.unique(after.log.policy)) > 40
+
+
+def test_before_any_session_nothing_is_named() -> None:
+    trainer = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
+    trainer.agent()
+    codes = trainer.data.setting.codes
+    assert not codes.centres.any()
+    assert codes.of_bar.shape == (T,)
+    assert trainer.learner.shape.encode == 8
+    assert trained(1).learner.shape.encode == 0
+    assert trained(1).data.setting.codes.centres.any()  # the quantiles' stay as they were

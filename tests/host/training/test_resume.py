@@ -1,0 +1,398 @@
+"""A run goes on as it began or not at all; a refused start leaves nothing; what is printed runs as printed."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+import swt
+from host import console as progress
+from host.commands import train
+from host.commands.train import FLAGS, flag_of, going_on, train_csv
+from host.config import Config, load_config
+from host.data.formats import ReadOptions
+from host.training import run_dir as run
+from host.training.run_dir import latest_run, open_run
+from host.training.trainer import Trainer
+from tests.fixtures.paths import ROOT
+from tests.fixtures.runs import LINES, TINY, printed
+
+OTHER = {  # another value of each reading option
+    "symbol": "GBPUSD",
+    "spread_unit": "pips",
+    "side": "mid", "timezone": "Europe/Athens", "label": "close", "spread_pips": 2.5, "pip": 0.001, "point": 0.1,
+    "dates": "dmy", "interval_s": 7200, "drop_bad": True,
+}  # fmt: skip
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Swt = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Swt:
+    """The command line within this process, in a folder of its own with bars and a tiny configuration."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(swt, "catch_signals", lambda: None)
+    Path("bars.csv").write_text("".join(LINES))
+    Path("tiny.toml").write_text(TINY)
+
+    def run_command(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["swt.py", *map(str, words)])
+        capsys.readouterr()
+        try:
+            swt.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return Ended(code, said.out, said.err)
+
+    return run_command
+
+
+def begin(command: Swt, *more: object, sessions: int = 4) -> Ended:
+    return command(
+        "train", "bars.csv", "--config", "tiny.toml", "--sessions", sessions, "--threads", 1, *more
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def test_every_reading_option_is_a_flag_of_train() -> None:
+    options = {
+        option for word in typer.main.get_command(swt.app).commands["train"].params for option in word.opts
+    }  # type: ignore[attr-defined]
+    names = {*ReadOptions().typed()}
+    assert set(FLAGS) <= names
+    assert {flag_of(name) for name in names - {"interval_s"}} <= options
+
+
+def test_a_resumed_run_reads_as_it_began(command: Swt) -> None:
+    """Without a word about them: bars, spread, side, label, clock and dates are the run's own, to the byte."""
+    reading = (
+        "--spread",
+        3.5,
+        "--side",
+        "mid",
+        "--label",
+        "close",
+        "--timezone",
+        "Europe/Athens",
+        "--dates",
+        "dmy",
+    )
+    assert begin(command, *reading, "--out", "straight", sessions=8).code == 0
+    assert begin(command, *reading, "--out", "halves").code == 0
+    done = command("train", "--resume", "--out", "halves", "--sessions", 8)
+    assert done.code == 0, done.err
+    assert "resuming after cycle 2, 4 sessions" in done.err
+    assert Path("halves/model.swt").read_bytes() == Path("straight/model.swt").read_bytes()
+    (backtest, act) = printed(done.err)
+    for flag, value in zip(reading[::2], reading[1::2], strict=True):
+        assert backtest[backtest.index(flag) + 1] == act[act.index(flag) + 1] == str(value)
+
+
+def test_another_reading_is_refused_by_the_name_of_its_flag(command: Swt, tmp_path: Path) -> None:
+    assert begin(command, "--spread", 1.5, "--out", "r").code == 0
+    before, stored = files(Path("r")), ReadOptions(spread_pips=1.5)
+    for name in ReadOptions().typed():
+        given = ReadOptions(**{name: OTHER[name]})
+        with pytest.raises(run.RunRefused) as refusal:
+            train_csv(None, given, load_config(Path("tiny.toml")), Path("r"), None, 8, True, 1)
+        value = getattr(stored, name)
+        assert refusal.value.exit_code == 3
+        assert f"{flag_of(name)}: the run has {'nothing' if value is None else value}" in str(refusal.value)
+        assert f"asked for is {OTHER[name]}" in str(refusal.value)
+    assert files(Path("r")) == before
+    said = begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.rate=0.05", "--seed", 0)
+    assert said.code == 3
+    assert "train.rate: the run has 0.001, asked for is 0.05" in said.err
+    assert begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.rate=0.001").code == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [("config.toml", "seed = 0", "seed = 1", "train.seed: the checkpoint has 0, config.toml 1"),
+     ("config.toml", "commission = 0.0", "commission = 0.3", "commission: the checkpoint has 0.0, config.toml 0.3"),
+     ("config.toml", "seed = 0", "seed = -1", "train.seed: -1 is not a number from 0"),
+     ("config.toml", "seed = 0", "seed = ", "config.toml"),
+     ("data.toml", "spread_pips = 1.5", "spread_pips = 0.5",
+      "reading.spread_pips: the checkpoint has 1.5, data.toml 0.5"),
+     ("data.toml", "drop_bad", "drop_good", "drop_good"),
+     ("data.toml", "[reading]", "[read", "data.toml")],
+)  # fmt: skip
+def test_a_changed_file_of_a_run_is_refused_by_name(
+    command: Swt, file: str, old: str, new: str, says: str
+) -> None:
+    assert begin(command, "--spread", 1.5, "--out", "r").code == 0
+    path = Path("r", file)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    before = files(Path("r"))
+    done = command("train", "--resume", "--out", "r", "--sessions", 8)
+    assert (done.code, done.out) == (3, "")
+    assert says in done.err.splitlines()[-1]
+    assert files(Path("r")) == before
+
+
+def test_other_bars_and_another_program_are_refused(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert begin(command, "--out", "r").code == 0
+    Path("other.csv").write_text("".join(LINES[:-1]))
+    before = files(Path("r"))
+    other = command("train", "other.csv", "--resume", "--out", "r", "--sessions", 8)
+    assert (other.code, "not those that r was begun with" in other.err) == (4, True)
+    Path("bars.csv").rename("moved.csv")
+    assert command("train", "--resume", "--out", "r", "--sessions", 8).code == 4  # the file it names is gone
+    assert command("train", "moved.csv", "--resume", "--out", "r", "--sessions", 4).code == 0
+    monkeypatch.setattr(train, "program_digest", lambda: "another")
+    done = command("train", "moved.csv", "--resume", "--out", "r", "--sessions", 8)
+    assert done.code == 3
+    assert re.search(
+        r"program: the checkpoint has \w{16}, this program is another; check out the version", done.err
+    )
+    after = files(Path("r"))
+    assert {name: after[name] for name in before if "model" not in name} == {
+        name: text for name, text in before.items() if "model" not in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(3, ["bars.csv", "--set", "market.reward=sharpe"]), (3, ["bars.csv", "--set", "train.simulations=0"]),
+     (3, ["bars.csv", "--seed", 2**32]), (3, ["bars.csv", "--minutes", "nan"]),
+     (3, ["bars.csv", "--config", "none.toml"]), (4, ["none.csv"]),
+     (4, ["bad.csv"]), (4, ["bars.csv", "--set", "market.session=1190"]), (4, ["bars.csv", "--timezone", "Mars"]),
+     (2, ["bars.csv", "--out", "bars.csv/x"]), (2, ["bars.csv", "--out", "bars.csv"]),
+     (3, ["bars.csv", "--out", "old"])],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_refused_start_leaves_no_run_behind(command: Swt, code: int, words: list[Any]) -> None:
+    Path("bad.csv").write_text("".join([*LINES[:700], LINES[600], *LINES[700:]]))
+    Path("old").mkdir()
+    Path("old/config.toml").write_text("mine")
+    before = files(Path())
+    for more in ([], ["--resume"]) if code != 3 or "old" not in words else ([],):
+        done = command("train", *words, "--sessions", 4, *more)
+        assert (done.code, done.out) == (code, "")
+        assert done.err.splitlines()[-1].startswith("swt: ")
+        assert files(Path()) == before
+        assert {path.name for path in Path().iterdir()} == {"bars.csv", "tiny.toml", "bad.csv", "old"}
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_plain_runs_are_numbered_and_latest_is_the_last_that_finished(
+    command: Swt, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", Windows.symlink_to)
+    for number, seed in enumerate((1, 2, 3), 1):
+        done = begin(command, "--seed", seed, "--json")
+        assert done.code == 0, done.err
+        model = Path(f"runs/000{number}/model.swt")
+        assert Path(json.loads(done.out)["model"]) == model
+        assert Path("runs/latest/model.swt").read_bytes() == model.read_bytes()
+        assert Path("runs/latest").is_symlink() == links
+        assert load_config(model.parent / "config.toml").train.seed == seed
+    assert len({path.read_bytes() for path in Path("runs").glob("0*/model.swt")}) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_cycle", interrupted_at(1))
+        assert begin(command).code == 130
+    assert latest_run() == Path("runs/0004")
+    assert Path("runs/latest/model.swt").read_bytes() == Path("runs/0003/model.swt").read_bytes()
+    done = command("train", "--resume", "--sessions", 4)
+    assert done.code == 0, done.err
+    assert Path("runs/latest/model.swt").read_bytes() == Path("runs/0004/model.swt").read_bytes()
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["0001", "0002", "0003", "0004", "latest"]
+
+
+class Windows:
+    """A system that lets ordinary users make no links."""
+
+    @staticmethod
+    def symlink_to(*_: Any, **__: Any) -> None:
+        raise OSError(22, "A required privilege is not held by the client")
+
+
+def test_a_run_that_an_earlier_version_called_latest_gets_a_number(command: Swt) -> None:
+    Path("runs/latest").mkdir(parents=True)
+    for name in ("config.toml", "model.swt"):
+        Path("runs/latest", name).write_text("of before")
+    assert begin(command).code == 0
+    assert Path("runs/0002/model.swt").read_text() == "of before"
+    assert Path("runs/latest").resolve().name == "0001"
+
+
+def test_a_named_run_leaves_latest_alone(command: Swt) -> None:
+    assert begin(command, "--out", "runs/mine").code == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["mine"]
+    assert going_on(None) == (None, None)
+
+
+def test_to_go_on_with_nothing_begins_and_says_so(command: Swt) -> None:
+    done = begin(command, "--resume")
+    assert done.code == 0
+    assert "no run at runs to go on with: starting from the beginning" in done.err
+    assert Path("runs/0001/model.swt").exists()
+
+
+def in_points(line: str) -> str:
+    time, *prices, volume = line.split(",")
+    return ",".join([time, *(str(round(float(price) * 100_000)) for price in prices), volume])
+
+
+@pytest.mark.parametrize("folder", ["plain", "two words & more"])
+def test_printed_commands_run_as_printed(command: Swt, folder: str) -> None:
+    Path(folder).mkdir()
+    bars = Path(folder, "bars 1.csv")
+    bars.write_text("".join([LINES[0], *map(in_points, LINES[1:])]))
+    reading = (
+        "--side",
+        "mid",
+        "--dates",
+        "mdy",
+        "--drop-bad",
+        "--spread",
+        1.25,
+        "--point",
+        0.00001,
+        "--pip",
+        0.0001,
+    )
+    done = command(
+        "train", bars, "--config", "tiny.toml", "--sessions", 4, *reading, "--out", Path(folder, "r 1")
+    )
+    assert done.code == 0, done.err
+    backtest, act = printed(done.err)
+    again = command(*backtest, "--json")
+    assert again.code == 0, again.err
+    assert "assumed" not in again.err.splitlines()[1]
+    assert json.loads(again.out)["bars"] > 0
+    assert command(*act).code == 0
+    assert {"--drop-bad", "--dates", "--side", "--spread", "--point"} <= set(backtest) & set(act)
+
+
+def test_commands_are_quoted_as_the_system_wants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    assert progress.command("act", Path("a b.csv")) == "python swt.py act 'a b.csv'"
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert progress.command("act", Path("a b.csv")) == 'python swt.py act "a b.csv"'
+    monkeypatch.chdir(tmp_path)
+    assert progress.command("act") == f"python {ROOT / 'swt.py'} act"
+
+
+def interrupted_at(cycle: int, by: BaseException | None = None) -> Callable[[Trainer], dict[str, Any]]:
+    run_cycle = Trainer.run_cycle
+
+    def step(trainer: Trainer) -> dict[str, Any]:
+        if trainer.cycle == cycle:
+            raise by or KeyboardInterrupt
+        return run_cycle(trainer)
+
+    return step
+
+
+@pytest.mark.parametrize("cycle", [0, 2])
+@pytest.mark.parametrize(
+    ("by", "code"),
+    [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (MemoryError("Unable to allocate 9 TiB"), 1),
+     (FloatingPointError("learning step 3: not finite: value"), 1)],
+    ids=["ctrl-c", "sigterm", "memory", "numbers"],
+)  # fmt: skip
+def test_who_is_stopped_learns_what_is_kept_and_how_to_go_on(
+    command: Swt, monkeypatch: pytest.MonkeyPatch, by: BaseException, code: int, cycle: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_cycle", interrupted_at(cycle, by))
+        done = begin(command, "--spread", 2, sessions=8)
+    assert (done.code, done.out) == (code, "")
+    last = done.err.splitlines()[-1]
+    assert str(by) in last or code > 1
+    assert (
+        "keeps all up to cycle 2; go on: "
+        if cycle
+        else "no cycle was finished, runs/0001 keeps the settings only"
+    ) in last
+    ((*again,),) = printed(last)
+    assert again == ["train", "--resume", "--out", "runs/0001", "--sessions", "8"]
+    assert command(*again).code == 0
+    assert begin(command, "--spread", 2, "--out", "straight", sessions=8).code == 0
+    assert Path("runs/0001/model.swt").read_bytes() == Path("straight/model.swt").read_bytes()
+
+
+def test_who_stops_before_the_run_began_learns_that(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "new_dataset", stop)
+    done = begin(command)
+    assert done.code == 130
+    assert done.err.splitlines()[-1] == "stopped; no run was begun: give the same command again"
+    assert not Path("runs").exists()
+
+
+def test_no_result_is_lost_with_a_path_that_cannot_be_written(command: Swt, tmp_path: Path) -> None:
+    assert begin(command).code == 0
+    Path("taken").mkdir()
+    for path, says in (
+        ("none/x.csv", f"{tmp_path / 'none'} does not exist"),
+        ("bars.csv/x.csv", f"{tmp_path / 'bars.csv'} is no folder"),
+        ("taken", "taken is a folder"),
+    ):
+        done = command("backtest", "bars.csv", "--decisions", path)
+        assert (done.code, done.out) == (2, "")
+        assert done.err == f"swt: {path} cannot be written: {says}\n"
+    if Path("/dev/full").exists():
+        for flags in ([], ["--json"]):
+            done = command("backtest", "bars.csv", "--decisions", "/dev/full", *flags)
+            assert done.code == 1
+            assert "net" in done.out
+            assert done.err.splitlines()[-1] == "swt: /dev/full: No space left on device"
+
+
+@pytest.mark.parametrize(
+    "start", ["2017-12-31", "1917-01-01T00:00:00Z", "2999-01-01", "999999-01-01", "NaT", "", "now"]
+)
+def test_a_start_outside_the_file_says_so(command: Swt, start: str) -> None:
+    assert begin(command).code == 0
+    done = command("backtest", "bars.csv", "--from", start)
+    span = "bars.csv has 2017-01-01T23:00:00Z .. "
+    if start.startswith("1917"):
+        assert done.code == 0
+        assert f"--from {start} is before the first bar: beginning after the warm-up; {span}" in done.err
+    else:
+        assert (done.code, done.out) == (4, "")
+        assert (
+            span if start.startswith("2") else "write it as 2017-10-02T08:00:00Z"
+        ) in done.err.splitlines()[-1]
+
+
+def test_a_locked_run_is_refused_before_its_bars_are_read(
+    command: Swt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert begin(command, "--out", "r").code == 0
+    monkeypatch.setattr(train, "read_bars", None)
+    with open_run(Path("r"), resume=True):
+        assert command("train", "--resume", "--out", "r").code == 8
+
+
+def test_the_configuration_of_no_run_is_the_default(tmp_path: Path) -> None:
+    assert going_on(tmp_path) == (tmp_path, None)
+    assert load_config(None, None, None) == Config()

@@ -1,0 +1,286 @@
+"""A run directory has one trainer, and what it promised outlives kills, damage and torn writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host.atomic import Locked, replacing
+from host.training import run_dir as run
+from host.training.run_dir import Run, RunRefused, holds_run, open_run, to_toml
+from tests.fixtures.paths import ROOT
+
+ARRAYS: dict[str, Any] = {
+    "weights": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "ring": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+    "empty": np.zeros((0, 5), np.int8),
+    "scalar": np.array(2.5),
+    "flags": np.array([True, False]),
+}
+STATE = {"step": 3, "random": [2**127 + 1, "x"], "best": 0.1 + 0.2, "nested": {"flat": None}}
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from host.run import open_run
+with open_run(Path(sys.argv[1]), resume=True) as run:
+    last = run.load_checkpoint()
+    step = last.step if last else 0
+    while True:
+        step += 1
+        run.append_metrics({"step": step})
+        run.save_checkpoint(step, {"a": np.full(200_000, step)}, {"step": step})
+        print(step, flush=True)
+"""
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from host.run import open_run
+run = open_run(Path(sys.argv[1]), resume=False)
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def start(script: str, path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, str(path)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def checkpoints(path: Path) -> list[str]:
+    return sorted(file.name for file in (path / "checkpoints").iterdir())
+
+
+def saved(path: Path, *steps: int) -> Run:
+    opened = open_run(path, resume=True)
+    for step in steps:
+        opened.save_checkpoint(step, {"a": np.full(3, step)}, {"step": step})
+    return opened
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    with open_run(tmp_path / "r", resume=False) as opened:
+        assert opened.load_checkpoint() is None
+        opened.save_checkpoint(7, ARRAYS, STATE)
+        loaded = opened.load_checkpoint()
+    assert loaded is not None
+    assert (loaded.step, loaded.state, [*loaded.arrays]) == (7, STATE, [*ARRAYS])
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(loaded.arrays[name], array)
+        assert loaded.arrays[name].dtype == array.dtype
+
+
+def test_a_state_that_json_would_change_is_refused(tmp_path: Path) -> None:
+    with open_run(tmp_path / "r", resume=False) as opened:
+        states: list[Any] = [{"t": (1, 2)}, {1: 2}, {"x": float("nan")}, {"x": np.float64}]
+        for state in states:
+            with pytest.raises(TypeError):
+                opened.save_checkpoint(1, {}, state)
+        with pytest.raises(ValueError, match="Object arrays"):
+            opened.save_checkpoint(1, {"o": np.array([{}])}, {})
+    assert checkpoints(tmp_path / "r") == []
+
+
+def test_the_last_three_are_kept_by_number_and_other_names_for_ever(tmp_path: Path) -> None:
+    with saved(tmp_path, 1) as opened:
+        for name in ("best", "best.ckpt", "step-1.ckpt.copy"):
+            (tmp_path / "checkpoints" / name).write_text("mine")
+        for step in (9, 10, 999_999_999, 1_000_000_000):
+            opened.save_checkpoint(step, {}, {})
+        loaded = opened.load_checkpoint()
+    assert loaded is not None
+    assert loaded.step == 1_000_000_000
+    kept = ["step-000000010.ckpt", "step-1000000000.ckpt", "step-999999999.ckpt"]
+    assert checkpoints(tmp_path) == sorted([*kept, "best", "best.ckpt", "step-1.ckpt.copy"])
+    assert (tmp_path / "checkpoints" / "best").read_text() == "mine"
+
+
+@settings(deadline=None, max_examples=40)
+@given(at=st.floats(0, 1, exclude_max=True), kind=st.sampled_from(["flip", "cut", "longer", "empty"]))
+def test_a_damaged_checkpoint_is_skipped(
+    at: float, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("run")
+    with saved(path, 1, 2) as opened:
+        newest = path / "checkpoints" / "step-000000002.ckpt"
+        data = newest.read_bytes()
+        byte = int(at * len(data))
+        flipped = data[:byte] + bytes([data[byte] ^ 1]) + data[byte + 1 :]
+        newest.write_bytes({"flip": flipped, "cut": data[:byte], "longer": data + b"0", "empty": b""}[kind])
+        loaded = opened.load_checkpoint()
+        assert loaded is not None
+        assert (loaded.step, loaded.state, loaded.arrays["a"].tolist()) == (1, {"step": 1}, [1, 1, 1])
+
+
+def test_a_damaged_checkpoint_is_named_and_never_outlasts_a_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with saved(tmp_path, 1, 20, 21, 22) as opened:
+        for step in (20, 21, 22):
+            (tmp_path / "checkpoints" / f"step-{step:09d}.ckpt").write_bytes(b"x")
+        assert opened.load_checkpoint() is None
+        opened.save_checkpoint(2, {}, {})
+        loaded = opened.load_checkpoint()
+    assert loaded is not None
+    assert loaded.step == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert lines[0].endswith("step-000000022.ckpt is damaged: skipped")
+
+
+def test_what_reads_back_differently_never_gets_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with saved(tmp_path, 1) as opened:
+        monkeypatch.setattr(run, "_is_whole", lambda file: False)
+        with pytest.raises(OSError, match="read back"):
+            opened.save_checkpoint(2, {}, {})
+    assert checkpoints(tmp_path) == ["step-000000001.ckpt"]
+
+
+def test_large_arrays_are_streamed(tmp_path: Path) -> None:
+    arrays = {"a": np.zeros(1 << 26, np.uint8)}
+    with open_run(tmp_path, resume=False) as opened:
+        tracemalloc.start()
+        opened.save_checkpoint(1, arrays, {})
+        saving = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        loaded = opened.load_checkpoint()
+        loading = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert loaded is not None
+    assert saving < 0.6 * (1 << 26)
+    assert loading < 1.2 * (1 << 26)
+
+
+def test_kills_lose_nothing_promised(tmp_path: Path) -> None:
+    promised, rows = 0, 0
+    for delay in (0.0, 0.003, 0.007, 0.011, 0.016):
+        writer = start(WRITER, tmp_path)
+        assert writer.stdout is not None
+        first = int(writer.stdout.readline())
+        assert first == promised + 1
+        time.sleep(0.05 + delay)
+        writer.send_signal(signal.SIGKILL)
+        printed = [int(line) for line in writer.stdout.read().split("\n")[:-1]]
+        writer.wait()
+        writer.stdout.close()
+        with open_run(tmp_path, resume=True) as opened:
+            loaded = opened.load_checkpoint()
+        assert loaded is not None
+        assert loaded.step in (max([first, *printed]), max([first, *printed]) + 1)
+        assert (loaded.state, set(loaded.arrays["a"].tolist())) == ({"step": loaded.step}, {loaded.step})
+        assert not list((tmp_path / "checkpoints").glob(".*"))
+        rows = len([json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()])
+        promised = loaded.step
+    assert rows >= promised
+
+
+def test_the_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path) -> None:
+    holder = start(HOLDER, tmp_path)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(Locked, match=f"process {holder.pid}$") as refusal:
+            open_run(tmp_path, resume=True)
+        assert refusal.value.exit_code == 8
+    finally:
+        holder.kill()
+        holder.communicate()
+    open_run(tmp_path, resume=True).close()
+
+
+def test_the_lock_holds_within_a_process_and_is_released_on_refusal(tmp_path: Path) -> None:
+    with open_run(tmp_path, resume=False) as opened:
+        opened.write_table("config", {"seed": 1})
+        with pytest.raises(Locked, match=f"process {os.getpid()}$"):
+            open_run(tmp_path, resume=True)
+    with pytest.raises(RunRefused, match="--resume"):
+        open_run(tmp_path, resume=False)
+    open_run(tmp_path, resume=True).close()
+    assert tomllib.loads((tmp_path / "config.toml").read_text()) == {"seed": 1}
+
+
+def test_metrics_are_there_at_once_and_a_torn_line_is_cut(tmp_path: Path) -> None:
+    with open_run(tmp_path, resume=False) as opened:
+        opened.append_metrics({"step": 1, "loss": 0.5})
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1, "loss": 0.5}\n'
+        with pytest.raises(ValueError, match="JSON compliant"):
+            opened.append_metrics({"loss": float("nan")})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "lo')
+    with open_run(tmp_path, resume=True) as opened:
+        opened.append_metrics({"step": 2})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 1, "loss": 0.5}, {"step": 2}]
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
+    saved(tmp_path, 1).close()
+    (tmp_path / "checkpoints" / ".step-000000002.ckpt.123.tmp").write_bytes(b"half")
+    open_run(tmp_path, resume=True).close()
+    assert checkpoints(tmp_path) == ["step-000000001.ckpt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.writelines([b"new", "not bytes"])  # type: ignore[list-item]
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]
+
+
+SCALARS = (
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"]))
+)
+VALUES = SCALARS | st.lists(SCALARS, max_size=3)
+KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    top=st.dictionaries(KEYS, VALUES, max_size=4), tables=st.dictionaries(KEYS, st.dictionaries(KEYS, VALUES))
+)
+def test_toml_reads_back(top: dict[str, Any], tables: dict[str, Any]) -> None:
+    config = {**top, **tables}
+    back = tomllib.loads(to_toml(config))
+    assert back == config
+    flat = [*config.values(), *(v for table in tables.values() for v in table.values())]
+    flat_back = [back[k] for k in config] + [back[t][k] for t in tables for k in tables[t]]
+    assert [type(v) for v in flat] == [type(v) for v in flat_back]
+
+
+def test_toml_of_special_values() -> None:
+    config = {"i": float("inf"), "e": 1e-7, "g": 1e22, "n": np.float64(0.1), "t": (1, 2)}
+    assert tomllib.loads(to_toml(config)) == config | {"t": [1, 2]}
+    assert to_toml({"a": None, "b": {"c": None, "d": 1}}) == "\n[b]\nd = 1\n", (
+        "what is left open is not written"
+    )
+    for odd in (object(), {"a": {"b": {"c": 1}}}, np.int64(1)):
+        with pytest.raises(TypeError, match="no TOML"):
+            to_toml({"a": odd})
+
+
+def test_checkpoints_without_their_settings_are_still_a_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert not holds_run(tmp_path)
+    (tmp_path / "checkpoints" / "step-000000003.ckpt").touch()
+    assert holds_run(tmp_path)
+    with pytest.raises(RunRefused, match="holds a run"):
+        open_run(tmp_path, False)

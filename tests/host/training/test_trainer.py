@@ -1,0 +1,274 @@
+"""A run is a pure function of configuration, data and cycles; what it stores is what the ledger booked."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from host.training.dataset import DatasetError
+from host.training.feature_store import FeatureStore
+from host.training.trainer import STREAM_SAMPLES, Trainer, train_for
+from kernels.market.bars import Bars
+from kernels.market.features import HISTORY
+from kernels.market.ledger import TRADE, new_accounts, raw_position, step, step_to
+from kernels.market.position import ACTIONS, BUY, RAW, SELL, SIDE, action_names, kind_to
+from kernels.rng import below
+from tests.fixtures.graphs import Naive
+from tests.fixtures.trainings import BARS, WORLD, T, dataset, model_bytes, same_state, tiny, trained
+from tests.oracles.naive import Broker
+
+
+@pytest.mark.parametrize("settings", [[], WORLD], ids=["mlp", "transformer"])
+def test_threads_do_not_change_the_model(settings: list[str], tmp_path: Path) -> None:
+    one, two = trained(3, 1, *settings), trained(3, 2, *settings)
+    assert model_bytes(one, tmp_path) == model_bytes(two, tmp_path)
+    assert same_state(one, two)
+
+
+def test_the_room_of_the_feature_store_does_not_change_the_model(tmp_path: Path) -> None:
+    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    trainer.store = FeatureStore(trainer.data, 16 * 25, 1, room_mb=0)
+    for _ in range(7):  # the replay holds four cycles
+        trainer.run_cycle()
+    assert model_bytes(trainer, tmp_path) == model_bytes(trained(7), tmp_path)
+
+
+def test_another_seed_gives_another_model(tmp_path: Path) -> None:
+    zero, one = trained(), trained(3, 1, "train.seed=1")
+    assert model_bytes(zero, tmp_path) != model_bytes(one, tmp_path)
+    assert (zero.replay.start[:12] != one.replay.start[:12]).any()
+
+
+@pytest.mark.parametrize("cycles", [1, 5])  # 5 > 16 / 4: the ring has gone round
+def test_a_restored_run_goes_on_to_the_bit(cycles: int, tmp_path: Path) -> None:
+    straight = trained(cycles)
+    arrays, state = straight.snapshot()
+    resumed = Trainer(dataset(tiny()), tiny(), 2)
+    resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
+    assert same_state(resumed, straight)
+    for _ in range(2):
+        resumed.run_cycle()
+    assert same_state(resumed, trained(cycles + 2))
+    assert model_bytes(resumed, tmp_path) == model_bytes(trained(cycles + 2), tmp_path)
+
+
+def test_a_restored_transformer_goes_on_to_the_bit() -> None:
+    arrays, state = trained(1, 1, *WORLD).snapshot()
+    resumed = Trainer(dataset(tiny(*WORLD)), tiny(*WORLD), 2)
+    resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
+    for _ in range(2):
+        resumed.run_cycle()
+    assert same_state(resumed, trained(3, 1, *WORLD))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["market.reverse=false", "market.reverse=true", "market.reward=amddp", "market.sizes=[0.1, 0.5, 0.75]"],
+    ids=lambda r: r[7:],
+)
+def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
+    settings = [rule, "market.excursion_weight=0.05", "market.commission=0.2", "market.slippage=0.3"]
+    trainer = trained(2, 1, *settings)
+    replay, market = trainer.replay, trainer.data.setting.market
+    assert market.excursion_weight == (0.05 if "amddp" in rule else 0.0)
+    trade, position = np.zeros(TRADE), np.zeros(RAW, np.float32)
+    names, orders = action_names(market.sizes), set[str]()
+    assert trainer.filled == 8
+    for slot in range(trainer.filled):
+        account, broker, start = new_accounts(1)[0], Broker(BARS, market), int(replay.start[slot])
+        for k, action in enumerate(replay.action[slot]):
+            raw_position(position, account, market)
+            assert (replay.position[slot, k] == position).all()
+            assert names[action] in broker.allowed()
+            reward = step(account, trade, BARS, start + k, int(action), market)
+            assert replay.reward[slot, k] == np.float32(reward)
+            orders.add(names[action])
+            naive = broker.trade(names[action], start + k)
+            assert reward == pytest.approx(naive, rel=1e-6, abs=1e-9)
+        raw_position(position, account, market)
+        assert (replay.position[slot, -1] == position).all()
+    assert {order.split()[0] for order in orders} >= {"HOLD", "BUY", "SELL"}
+    held = replay.position[: trainer.filled, :, SIDE]
+    turned = (held[:, 1:] * held[:, :-1] < 0).any()
+    assert turned == ("reverse=true" in rule)
+
+
+@pytest.mark.parametrize("reverse", ["false", "true"])
+def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
+    """Positions, rewards and kinds of a widened search; the candidates that are entries, with their shares."""
+    trainer = trained(
+        3, 1, "search.rule=widening", f"market.reverse={reverse}", "search.considered=9", "train.wanderers=2"
+    )
+    replay, market, sizes = trainer.replay, trainer.data.setting.market, set[float]()
+    trade, position = np.zeros(TRADE), np.zeros(RAW, np.float32)
+    for slot in range(trainer.filled):
+        account, start = new_accounts(1)[0], int(replay.start[slot])
+        for k, action in enumerate(replay.action[slot]):
+            raw_position(position, account, market)
+            assert (replay.position[slot, k] == position).all()
+            side, target = float(position[SIDE]), float(replay.position[slot, k + 1, SIDE])
+            assert action == kind_to(side, target)
+            assert replay.reward[slot, k] == np.float32(
+                step_to(account, trade, BARS, start + k, target, market)
+            )
+            size, share = replay.size[slot, k], replay.share[slot, k]
+            signs = (
+                {0: (4, 4), 1: (0, 4), -1: (4, 0)}
+                if reverse == "true"
+                else {0: (4, 4), 1: (0, 0), -1: (0, 0)}
+            )
+            assert ((size > 0).sum(), (size < 0).sum()) == signs[int(np.sign(side))]
+            assert share[size > 0].sum() == pytest.approx(replay.policy[slot, k, BUY], abs=1e-6)
+            assert share[size < 0].sum() == pytest.approx(replay.policy[slot, k, SELL], abs=1e-6)
+            assert (share[size == 0] == 0).all()
+            sizes |= {abs(target)} if action in (BUY, SELL) else set()
+    assert len(sizes) > 5
+    assert 0 < min(sizes) <= max(sizes) <= 1
+
+
+def test_rewards_of_a_session_sum_to_its_profit() -> None:
+    """`pnl`: the sum of rewards is the change of marked equity, in R."""
+    trainer = trained(2)
+    market = trainer.data.setting.market
+    for slot in range(trainer.filled):
+        broker, start = Broker(BARS, market), int(trainer.replay.start[slot])
+        for k, action in enumerate(trainer.replay.action[slot]):
+            broker.trade(ACTIONS[action], start + k)
+        total = float(trainer.replay.reward[slot].sum(dtype=np.float64))
+        assert total == pytest.approx(broker.equity() / market.range_px, rel=1e-5, abs=1e-5)
+
+
+def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
+    trainer = trained(5)
+    for name, array in trainer.snapshot()[0].items():
+        assert np.isfinite(array).all(), name
+    replay = trainer.replay
+    np.testing.assert_allclose(replay.policy.sum(axis=2), 1, rtol=1e-5)
+    assert (replay.start >= HISTORY - 1).all()
+    assert (replay.start + 24 < trainer.data.train_stop).all()
+    assert set(replay.searched.tolist()) <= set(range(1, 5))
+    assert trainer.learner.step == 15
+    assert trainer.sessions == 20
+
+
+@pytest.mark.parametrize("settings", [[], WORLD], ids=["mlp", "transformer"])
+def test_stored_values_are_those_of_the_network_that_played(settings: list[str]) -> None:
+    """After a cycle every value of the replay is the target network's of the cycle's begin."""
+    from kernels.market.position import position_features
+
+    trainer = Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
+    trainer.run_cycle()
+    root = Naive(trainer.graphs()["root"])
+    trainer.run_cycle()
+    for slot in range(trainer.filled):
+        context = trainer.sizes.context
+        rows = np.zeros((25, context * trainer.sizes.features + 9), np.float32)
+        bars = trainer.replay.start[slot] + np.arange(25)[:, None] + np.arange(1 - context, 1)
+        rows[:, :-9] = trainer.store.X[trainer.store.row_of_bar[bars]].reshape(25, -1)
+        for k in range(25):
+            position_features(rows[k, -9:], trainer.replay.position[slot, k], True)
+        y = root(rows)
+        value = y[:, trainer.sizes.state + trainer.sizes.actions]
+        np.testing.assert_allclose(trainer.replay.value[slot], value, rtol=1e-4, atol=1e-5)
+
+
+def test_codes_are_a_setting() -> None:
+    trainer = trained(2, 1, "network.codes=5")
+    assert trainer.sizes.codes == trainer.learner.shape.codes == 5
+    assert np.isfinite(trainer.learner.params).all()
+
+
+def test_a_nan_in_a_feature_stops_training() -> None:
+    extra = np.zeros((T, 1), np.float32)
+    extra[HISTORY + 100 :: 40] = np.nan
+    trainer = Trainer(dataset(tiny(), extra=extra), tiny(), 1)
+    with pytest.raises(FloatingPointError):
+        trainer.run_cycle()
+    assert np.isfinite(trainer.learner.params).all()
+
+
+def test_a_nan_among_the_weights_stops_training_and_changes_nothing() -> None:
+    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    trainer.run_cycle()
+    trainer.learner.params[5] = np.nan
+    before = trainer.target.copy()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer.learn()
+    assert (trainer.target == before).all()
+
+
+@pytest.mark.parametrize("column", ["close", "high", "open", "ask_close"])
+def test_a_nan_in_the_bars_is_refused(column: str) -> None:
+    bars = Bars(*(c.copy() for c in BARS))
+    getattr(bars, column)[HISTORY + 50 :: 5] = np.nan
+    with pytest.raises((ValueError, FloatingPointError)):
+        Trainer(dataset(tiny(), bars), tiny(), 1).run_cycle()
+
+
+def test_bars_after_the_training_part_change_no_weight() -> None:
+    changed = Bars(*(c.copy() for c in BARS))
+    stop = trained().data.train_stop
+    for column in changed[1:]:
+        column[stop:] *= 1.05
+    trainer = Trainer(dataset(tiny(), changed), tiny(), 1)
+    for _ in range(3):
+        trainer.run_cycle()
+    assert same_state(trainer, trained())
+    for column in changed[1:]:
+        column[stop - 300 :] *= 1.05
+    other = Trainer(dataset(tiny(), changed), tiny(), 1)
+    other.run_cycle()
+    assert not same_state(other, trained(1))
+
+
+def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more() -> None:
+    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    rows = list[dict[str, Any]]()
+    train_for(trainer, None, 9, rows.append, lambda share, text: None)
+    assert [row["sessions"] for row in rows] == [4, 8, 12]
+    train_for(trainer, None, 9, rows.append, lambda share, text: None)
+    assert trainer.sessions == 12
+
+
+def test_too_few_bars_are_refused_with_the_reason() -> None:
+    with pytest.raises(DatasetError, match=r"market\.session"):
+        dataset(tiny("market.session=800"))
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_transformer_learns_from_bars_before_the_first_of_a_window(mirror: bool) -> None:
+    """And nothing but its own layers: a root of three bars, sessions that have them, and errors by depth logged."""
+    config = tiny(*WORLD, f"train.mirror={str(mirror).lower()}")
+    trainer = Trainer(dataset(config), config, 1)
+    row = trainer.run_cycle()
+    assert [name for name in row if name.startswith("reward_error")] == [
+        f"reward_error_{k}" for k in range(1, 6)
+    ]
+    assert row["latent"] > 0
+    assert trainer.data.starts.min() == HISTORY + 1
+    assert (trainer.sizes.window, trainer.sizes.context, trainer.sizes.history) == (2, 3, HISTORY + 2)
+    step, F = trainer.learner.step - 1, trainer.sizes.features
+    for b in range(32):
+        draw = below(trainer.filled * 24, trainer.config.train.seed + STREAM_SAMPLES, step, b)
+        bars = int(trainer.replay.start[draw // 24]) + draw % 24 - np.arange(3)[::-1]
+        turned = mirror and below(2, trainer.config.train.seed + STREAM_SAMPLES, step, 32 + b) == 1
+        expected = trainer.store.X[trainer.store.row_of_bar[bars]] * (
+            trainer.store.tape.sign if turned else 1
+        )
+        np.testing.assert_array_equal(trainer.batch.x[b].reshape(3, F), expected)
+    for start in trainer.replay.start[:4]:
+        trainer.store.release(int(start), 25)
+    assert (trainer.store._users == 0).all()
+
+
+def test_consistency_and_the_age_cut_are_off_and_on_by_configuration() -> None:
+    off, on = trained(1), trained(1, 1, "train.consistency=1.0", "train.age_cut=0.3")
+    assert off.learner.shape.project == 0
+    assert on.learner.shape.project == 2 * on.learner.shape.latent
+    assert on.rule.age_cut == 0.3 * on.config.train.horizon / on.config.train.steps
+    assert (on.replay.played[:4] == 0).all()
+    losses = on.learn()
+    assert -1 <= losses["consistency"] <= 1
+    assert "consistency" not in off.learn()
+    assert {name: graph for name, graph in on.graphs().items() if b"project" in graph} == {}

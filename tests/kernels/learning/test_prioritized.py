@@ -1,0 +1,164 @@
+"""Draws by Bellman error against their exact table, their weights, and errors that stay with their decisions."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from host.training.trainer import HIGH
+from kernels.learning.prioritized import UNIFORM, bellman_errors, fill_table, pick, sample_by_priority
+from kernels.learning.replay_buffer import Batch, Replay, ValueTarget, new_batch
+from kernels.market.position import FEATURES
+from tests.fixtures.replays import (
+    A,
+    F,
+    L,
+    R,
+    check_window,
+    draw_batch,
+    few,
+    naive_value,
+    random_replay,
+    tape_of,
+)
+from tests.fixtures.trainings import same_state, trained
+
+RULE = ValueTarget(3, 0.9, 0.5)
+
+
+def naive_table(error: np.ndarray, cap: float, exponent: float) -> np.ndarray:
+    """[N] probabilities."""
+    share = np.minimum(error, cap) ** exponent
+    share = share / share.sum() if share.sum() > 0 else np.full(len(error), 1 / len(error))
+    return np.asarray(UNIFORM / len(error) + (1 - UNIFORM) * share)
+
+
+def draw(
+    replay: Replay, table: np.ndarray, correction: float, seed: int, step: int, B: int = 64
+) -> tuple[Batch, Any, np.ndarray]:
+    """(batch, (slots, first decisions), probabilities)."""
+    batch, chance = new_batch(B, 5, F, FEATURES, A), np.zeros(B)
+    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, correction, seed, step)
+    exact = np.diff(table, prepend=0.0)
+    i = np.abs(exact - chance[:, None]).argmin(axis=1)  # the errors of a random replay differ
+    return batch, np.divmod(i, L), chance
+
+
+def table_of(replay: Replay, filled: int, exponent: float = 1.0) -> np.ndarray:
+    error = np.zeros((filled, L))
+    bellman_errors(error, replay, RULE)
+    table = np.zeros(filled * L)
+    fill_table(table, error.ravel(), np.inf, exponent)
+    return table
+
+
+@given(st.integers(0, 2**20), st.integers(1, R))
+@few
+def test_errors_are_between_the_value_and_its_target(seed: int, filled: int) -> None:
+    replay, error = random_replay(seed), np.zeros((filled, L))
+    bellman_errors(error, replay, RULE)
+    for slot, k in np.ndindex(filled, L):
+        expected = abs(float(replay.value[slot, k]) - naive_value(replay, slot, k, RULE))
+        assert error[slot, k] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.1, 1.0, 3.0, 100.0]), min_size=1, max_size=40),
+    st.sampled_from([0.5, 5.0, np.inf]),
+    st.sampled_from([0.4, 1.0]),
+)
+@few
+def test_the_table_is_half_uniform_and_half_by_the_winsorised_error(
+    errors: list[float], cap: float, exponent: float
+) -> None:
+    error, table = np.array(errors), np.zeros(len(errors))
+    fill_table(table, error, cap, exponent)
+    expected = naive_table(error, cap, exponent)
+    np.testing.assert_allclose(np.diff(table, prepend=0.0), expected, atol=1e-14)
+    for u in (0.0, *np.random.default_rng(len(errors)).random(20), 1 - 2.0**-53):
+        assert pick(table, u) == min(np.searchsorted(table, u, side="right"), len(errors) - 1)
+
+
+def test_windows_are_drawn_as_often_as_the_table_says() -> None:
+    """Chi-square of 72 cells: 99.9 % quantile 113."""
+    replay, n = random_replay(3), 4
+    table, seen = table_of(replay, R), np.zeros(R * L)
+    for step in range(n):
+        _, (slot, first), _ = draw(replay, table, 0.0, 5, step, 6400)
+        np.add.at(seen, slot * L + first, 1)
+    expected = np.diff(table, prepend=0.0) * n * 6400
+    assert ((seen - expected) ** 2 / expected).sum() < 113
+    uniform = np.full(R * L, n * 6400 / (R * L))
+    assert ((seen - uniform) ** 2 / uniform).sum() > 1000
+
+
+@given(st.integers(0, 2**20), st.integers(1, R))
+@few
+def test_windows_are_those_of_uniform_draws_at_other_places(seed: int, filled: int) -> None:
+    replay = random_replay(seed)
+    batch, (slot, first), _ = draw(replay, table_of(replay, filled), 0.0, seed, 3)
+    assert (slot < filled).all()
+    for b in range(len(batch.x)):
+        check_window(batch, b, replay, int(slot[b]), int(first[b]), RULE)
+
+
+def test_weights_make_up_for_the_draws() -> None:
+    replay = random_replay(1)
+    table = table_of(replay, R)
+    plain, _, chance = draw(replay, table, 0.0, 2, 2)
+    for correction in (0.4, 1.0):
+        weighed, _, same = draw(replay, table, correction, 2, 2)
+        np.testing.assert_array_equal(chance, same)
+        w = (R * L * chance) ** -correction
+        np.testing.assert_allclose(weighed.weight, plain.weight * (w / w.max())[:, None], rtol=1e-6)
+        assert all((a == b).all() for a, b in zip(plain[:9], weighed[:9], strict=True))
+
+
+def test_without_errors_the_draws_are_the_uniform_ones() -> None:
+    replay, table = random_replay(2), np.zeros(R * L)
+    fill_table(table, np.zeros(R * L), 0.0, 0.4)
+    batch, chance = new_batch(64, 5, F, FEATURES, A), np.zeros(64)
+    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, 1.0, 4, 4)
+    plain = draw_batch(replay, R, RULE, 4, 4)
+    assert (batch.x == plain.x).all()
+    np.testing.assert_allclose(batch.weight, plain.weight, rtol=1e-12)
+
+
+def test_errors_follow_their_decisions_round_the_ring_and_new_sessions_have_their_own() -> None:
+    """Five cycles of four sessions in a ring of sixteen: the last four took the place of the first."""
+    trainer = trained(5, 1, "train.priority=0.4", "train.fresh=0")
+    replay, rule = trainer.replay, trainer.rule._replace(cycle=trainer.cycle)
+    assert trainer.sessions == 20
+    assert sorted(replay.played.tolist()) == sorted([*[1] * 4, *[2] * 4, *[3] * 4, *[4] * 4])
+    table = trainer.priorities(rule)
+    target = np.array([[naive_target(replay, s, k, rule) for k in range(24)] for s in range(16)])
+    error = np.abs(replay.value[:, :24].astype(float) - target)
+    np.testing.assert_allclose(trainer.error, error, atol=1e-5)
+    expected = naive_table(error.ravel(), float(np.quantile(error, HIGH)), 0.4)
+    np.testing.assert_allclose(np.diff(table, prepend=0.0), expected, rtol=1e-3)
+    assert len(np.unique(error[replay.played == 4].round(4))) > 20  # not one and the same
+
+
+def naive_target(replay: Replay, slot: int, k: int, rule: ValueTarget) -> float:
+    """Of a share of the search's value of 1, the default."""
+    assert rule.search_share == 1
+    return float(replay.search_value[slot, k])
+
+
+def test_off_it_costs_and_changes_nothing() -> None:
+    off, on = trained(3, 1, "train.correction=0.3"), trained(3, 1, "train.priority=0.4")
+    assert off.error.size == off.priorities(off.rule).size == 0
+    assert same_state(off, trained(3))
+    assert not same_state(on, trained(3))
+    assert same_state(on, trained(3, 2, "train.priority=0.4"))
+
+
+def test_an_error_that_is_not_finite_is_refused() -> None:
+    trainer = trained(2, 1, "train.priority=0.5")
+    kept = trainer.replay.search_value[3, 7]
+    trainer.replay.search_value[3, 7] = np.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer.priorities(trainer.rule)
+    trainer.replay.search_value[3, 7] = kept
