@@ -1,8 +1,17 @@
-"""What is compiled and pure.
+"""What is compiled and pure: the market, the search, self-play and the risk limits, over flat arrays.
 
-Letters used for shapes throughout: B searches or rows, N nodes, A actions, C chance codes, W = max(A, C) edges,
-E candidates of a widened node, T bars, K unroll steps, D width of a latent
-or, in a tree, of all that a node's network remembers (its state), F features of a bar, P features of a position,
-V value bins, R replay capacity.
-A module imports lower floors only; tests/test_floors.py lists the floors.
+The letters of array shapes, for the whole program:
+
+    B  searches that run together, or windows of a training batch
+    N  nodes of a tree
+    A  actions;  C  chance codes;  E  edges of a node, max(A, C);  W  E rounded up to whole SIMD vectors
+    J  candidates of a node under progressive widening
+    M  position hypotheses of a market tree
+    T  bars of a series;  L  bars of an episode;  R  episodes in the replay buffer;  K  unroll steps
+    F  features of a bar;  P  features of a position
+    D  width of a latent;  S  width of a node's state, which is the latent and what the dynamics remember;  H  hidden units
+    V  bins of a value or of a reward
+
+Any other width is spelled out.  Reading order: `market`, `search`, `learning`, `live`.  A module imports lower folders
+only: jit, ort, simd and rng; then market; then search; then learning and live.
 """
