@@ -9,7 +9,7 @@ The letters of array shapes, for the whole program:
     M  position hypotheses of a market tree
     T  bars of a series;  L  bars of an episode;  R  episodes in the replay buffer;  K  unroll steps
     F  features of a bar;  P  features of a position
-    D  width of a latent;  S  width of a node's state, which is the latent and what the dynamics remember;  H  hidden units
+    D  width of a latent;  H  hidden units;  S  width of a node's state: its latent and what the dynamics remember
     V  bins of a value or of a reward
 
 Any other width is spelled out.  Reading order: `market`, `search`, `learning`, `live`.  A module imports lower folders
