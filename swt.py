@@ -12,26 +12,23 @@ from typing import Annotated, Any
 
 import typer
 
-from host.stop import catch_signals
+from host.stop import install_signal_handlers
 
 HERE = Path(__file__).parent  # a folder, or the packed program
 PACKED = HERE.is_file()
-MODEL = HERE / "model.swt" if PACKED else Path("runs/latest/model.swt")
+DEFAULT_MODEL = HERE / "model.swt" if PACKED else Path("runs/latest/model.swt")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-Csv = Annotated[Path | None, typer.Argument(help="A file of bars; without it the bundled EURUSD H1 of 2017.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  More compute the same, sooner.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+CsvArgument = Annotated[Path | None, typer.Argument(help="A file of bars; without it the bundled EURUSD H1 of 2017.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  More compute the same, sooner.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ModelOption = Annotated[Path, typer.Option(help="The model.swt that `train` wrote.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
-Insist = Annotated[
-    bool,
-    typer.Option("--insist", help="Trade a feed of another instrument or price scale than the model's."),
+InsistOption = Annotated[
+    bool, typer.Option("--insist", help="Trade a feed of another instrument or price scale than the model's.")
 ]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting: section.key=value; repeatable.")
-]
-READING = {  # flags that say how a file is read: one for each field of ReadOptions that a person sets
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="A setting: section.key=value; repeatable.")]
+READING_FLAGS = {  # flags that say how a file is read: one for each field of ReadOptions that a person sets
     "symbol": typer.Option(help="What is traded, as EURUSD; else a column or the file name says it."),
     "side": typer.Option(help="Side of the prices: bid, ask or mid."),
     "timezone": typer.Option(
@@ -47,23 +44,21 @@ READING = {  # flags that say how a file is read: one for each field of ReadOpti
 }
 
 
-def reads(command: Callable[..., None]) -> Callable[..., None]:
+def with_reading_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` the flags of READING; what they say arrives as its argument `reading`."""
 
     def run(**given: Any) -> None:
         from host.data.formats import ReadOptions
 
-        command(reading=ReadOptions(**{name: given.pop(name) for name in READING}), **given)
+        command(reading=ReadOptions(**{name: given.pop(name) for name in READING_FLAGS}), **given)
 
     kinds: dict[str, Any] = {"drop_bad": bool, **dict.fromkeys(("spread_pips", "pip", "point"), float | None)}
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "reading"]
     flags = []
-    for name, option in READING.items():
+    for name, option in READING_FLAGS.items():
         hint: Any = Annotated[kinds.get(name, str | None), option]
         default = False if name == "drop_bad" else None
-        flags.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-        )
+        flags.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
@@ -71,108 +66,99 @@ def reads(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @app.command(hidden=PACKED)
-@reads
+@with_reading_flags
 def train(
     reading: Any,
-    csv: Csv = None,
+    csv: CsvArgument = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; without it runs/0001 and so on, and runs/latest.")
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.001, help="Stop after so many minutes of training (default 2.5).")
     ] = None,
-    sessions: Annotated[
+    episodes: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many sessions: the same model to the byte.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")
-    ] = False,
-    threads: Threads = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
+    threads: ThreadsOption = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train an agent on a file of bars and show what it earns on bars that it has not seen."""
-    from host.commands.train import going_on, train_csv
+    from host.commands.train import run_to_resume, train_csv
     from host.config import load_config
 
     chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
-    budget = minutes, sessions
-    out, begun = going_on(out) if resume else (out, None)
-    document = train_csv(
-        csv, reading, load_config(config, chosen, begun), out, *budget, resume, thread_count(threads)
-    )
+    budget = minutes, episodes
+    out, begun = run_to_resume(out) if resume else (out, None)
+    document = train_csv(csv, reading, load_config(config, chosen, begun), out, *budget, resume, thread_count(threads))
     if as_json:
         print(json.dumps(document))
 
 
 @app.command(hidden=PACKED)
-@reads
+@with_reading_flags
 def backtest(
     reading: Any,
-    csv: Csv = None,
-    model: ModelOption = MODEL,
+    csv: CsvArgument = None,
+    model: ModelOption = DEFAULT_MODEL,
     start: Annotated[
         str | None, typer.Option("--from", help="Close of the first bar to decide at; UTC without a zone.")
     ] = None,
     decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV file.")] = None,
     guards: Annotated[bool, typer.Option("--guards", help="Show what guards of `act` would cut.")] = False,
-    insist: Insist = False,
+    insist: InsistOption = False,
     config: ConfigOption = None,
     settings: SetOption = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Trade a file of bars with a model, decision by decision, beside four baselines."""
     from host.commands.backtest import backtest_csv
-    from host.config import ActConfig, load_into
+    from host.config import LiveConfig, apply_overrides
 
-    guard = load_into(ActConfig(), config, settings).guard if guards or config or settings else None
+    guard = apply_overrides(LiveConfig(), config, settings).risk if guards or config or settings else None
     backtest_csv(csv, model, reading, start, decisions, as_json=as_json, guard=guard, insist=insist)
 
 
 @app.command()
-@reads
+@with_reading_flags
 def act(
     reading: Any,
     feed: Annotated[str, typer.Argument(help="A file of closed bars, or - for stdin.")],
-    model: ModelOption = MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for more bars when the file ends.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for target.csv, heartbeat.json and journal.jsonl.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for target.csv, heartbeat.json and journal.jsonl.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Bridges may trade the target in --out.")] = False,
-    insist: Insist = False,
-    lift_halt: Annotated[
-        bool, typer.Option("--lift-halt", help="Forget the losses that led to a halt.")
-    ] = False,
+    insist: InsistOption = False,
+    lift_halt: Annotated[bool, typer.Option("--lift-halt", help="Forget the losses that led to a halt.")] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a decision for each closed bar of a feed, as `backtest` makes it."""
-    from host.commands.act import act_on_feed, new_publishing
+    from host.commands.act import act_on_feed, new_live_options
 
-    publishing = new_publishing(feed, out, live, reading.symbol, lift_halt, config, settings)
+    publishing = new_live_options(feed, out, live, reading.symbol, lift_halt, config, settings)
     act_on_feed(feed, model, reading, follow, sys.stdout, as_json, publishing, insist)
 
 
 @app.command()
 def replay(
     journal: Annotated[Path, typer.Argument(help="The journal.jsonl of `act --out`.")],
-    model: ModelOption = MODEL,
-    as_json: Json = False,
+    model: ModelOption = DEFAULT_MODEL,
+    as_json: JsonOption = False,
 ) -> None:
     """Decide again for every bar of a journal and print what `act` printed; exit 9 where that differs."""
-    from host.commands.replay import replay as run
+    from host.commands.replay import replay_journal as run
 
     run(journal, model, sys.stdout, as_json)
 
 
 @app.command(hidden=PACKED)
 def pack(
-    model: ModelOption = MODEL,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("swt.pyz"),
+    model: ModelOption = DEFAULT_MODEL, out: Annotated[Path, typer.Option(help="The file to write.")] = Path("swt.pyz")
 ) -> None:
     """Pack a model and all that acting needs into one file: `python swt.pyz act FEED`."""
     from host.commands.pack import pack as run
@@ -181,7 +167,7 @@ def pack(
 
 
 @app.command()
-def doctor(model: ModelOption = MODEL, as_json: Json = False) -> None:
+def doctor(model: ModelOption = DEFAULT_MODEL, as_json: JsonOption = False) -> None:
     """Check whether this machine is fit to act, and compile what `act` needs."""
     from host.commands.doctor import doctor as run
     from host.commands.doctor import print_doctor
@@ -193,11 +179,9 @@ def doctor(model: ModelOption = MODEL, as_json: Json = False) -> None:
 
 
 @app.command("data-check", hidden=PACKED)
-@reads
+@with_reading_flags
 def data_check(
-    reading: Any,
-    csv: Annotated[str, typer.Argument(help="A file of bars.")],
-    as_json: Json = False,
+    reading: Any, csv: Annotated[str, typer.Argument(help="A file of bars.")], as_json: JsonOption = False
 ) -> None:
     """Say how a file of bars is read, what is wrong with it, and which flags settle what it leaves open."""
     from host.commands.data_check import check_data, print_check
@@ -219,16 +203,16 @@ def selftest(
     length: Annotated[int | None, typer.Option(help="Bars; the last quarter is the test.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.001, help="Minutes of training a market.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the market and of the training.")] = 0,
-    threads: Threads = 0,
+    threads: ThreadsOption = 0,
     settings: SetOption = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train on SYNTHETIC markets whose best policy is known, and compare with it."""
-    from host.commands.selftest import new_options, print_selftest
+    from host.commands.selftest import new_synthetic_options, print_selftest
     from host.commands.selftest import selftest as run
     from host.evaluation.exam import selftest_config
 
-    options = new_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
+    options = new_synthetic_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
     config = selftest_config([*(settings or []), f"train.seed={seed}"])
     document = run(market or [], options, config, minutes, thread_count(threads))
     print(json.dumps(document)) if as_json else print_selftest(document, sys.stdout)
@@ -259,35 +243,35 @@ def bench(
     out: Annotated[Path, typer.Option(help="Where `enhancements` keeps what it has measured.")] = Path(
         "runs/enhancements"
     ),
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure what the program costs on this machine."""
-    from host.bench.all import bench as run
     from host.bench.all import print_bench
-    from host.bench.enhancement_run import Effort
-    from host.bench.options import Size
+    from host.bench.all import run_bench as run
+    from host.bench.enhancement_run import Budget
+    from host.bench.options import BenchOptions
 
-    effort = Effort(minutes=minutes, threads=thread_count(threads))
-    size = Size(thread_count(threads), rounds, seeds=seeds, only=only, out=out, effort=effort)
+    effort = Budget(minutes=minutes, threads=thread_count(threads))
+    size = BenchOptions(thread_count(threads), rounds, seeds=seeds, only=only, out=out, budget=effort)
     if quick:
-        size = replace(size, simulations=(16,), threads_tried=(1,))
+        size = replace(size, simulations=(16,), thread_counts=(1,))
     document = run(what, size)
     print(json.dumps(document)) if as_json else print_bench(what, document, sys.stdout)
 
 
 def thread_count(threads: int) -> int:
     """The number asked for, or every core this process may use."""
-    from host.machine import cores
+    from host.machine import usable_cores
 
-    return threads or cores()
+    return threads or usable_cores()
 
 
 def main() -> None:
     """Run a command; every foreseen error becomes one line on stderr and its exit code."""
-    from host.console import open_streams, say
+    from host.console import log, open_streams
 
     open_streams()
-    catch_signals()
+    install_signal_handlers()
     try:
         command = typer.main.get_command(app)  # its own `main` would take broken pipes and Ctrl-C for itself
         try:
@@ -298,20 +282,20 @@ def main() -> None:
     except BrokenPipeError:
         pass
     except KeyboardInterrupt as stop:
-        say(str(stop) or "swt: interrupted; what was written so far is kept")
+        log(str(stop) or "swt: interrupted; what was written so far is kept")
         sys.exit(130)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except ModuleNotFoundError as error:
         if not (PACKED and str(error.name).startswith(("host", "models"))):
             raise
-        say(f"swt: {HERE} holds what acting needs; {sys.argv[1]} is a command of the checkout")
+        log(f"swt: {HERE} holds what acting needs; {sys.argv[1]} is a command of the checkout")
         sys.exit(2)
     except Exception as error:
         code, text = explain(error)
         if code is None:
             raise
-        say(f"swt: {text}")
+        log(f"swt: {text}")
         sys.exit(code)
 
 

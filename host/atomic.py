@@ -13,36 +13,36 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-class Locked(OSError):  # noqa: N818
+class LockedError(OSError):
     """Another process is at work here."""
 
     exit_code = 8
 
 
-class Unwritten(OSError):  # noqa: N818
+class WriteError(OSError):
     """A file could not be written; the message names it and the reason."""
 
     exit_code = 1
 
 
-class Unwritable(OSError):  # noqa: N818
+class OutputPathError(OSError):
     """Nothing can be written where it was asked for."""
 
     exit_code = 2
 
 
-RETRY_S, PATIENCE_S = 0.01, 5.0  # while a reader holds a file that is to be replaced
+RETRY_S, RETRY_TIMEOUT_S = 0.01, 5.0  # while a reader holds a file that is to be replaced
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path_to_errors(path: Path) -> Iterator[None]:
     """Name the file in what the system says of it in the block; what has an exit code says enough already."""
     try:
         yield
     except OSError as error:
         if hasattr(error, "exit_code"):
             raise
-        raise Unwritten(f"{path}: {error.strerror or error}") from error
+        raise WriteError(f"{path}: {error.strerror or error}") from error
 
 
 def write_all(file: FileIO, data: bytes) -> None:
@@ -66,7 +66,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def by_number(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
+def numbered_files(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
     """What a folder holds by the number in its `name`, the least first; any other name is not ours to touch."""
     found = ((name.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
     return dict(sorted((int(match[1]), path) for match, path in found if match))
@@ -83,19 +83,19 @@ def check_writable(path: Path, folder: bool = False) -> None:
             tempfile.TemporaryFile(dir=place).close()
         else:
             kind = "is a folder" if path.is_dir() else "is no folder" if place.exists() else "does not exist"
-            raise Unwritable(f"{path} cannot be written: {path if path.is_dir() else place} {kind}")
+            raise OutputPathError(f"{path} cannot be written: {path if path.is_dir() else place} {kind}")
     except OSError as error:
-        raise error if isinstance(error, Unwritable) else Unwritable(f"{path}: {error.strerror}") from None
+        raise (error if isinstance(error, OutputPathError) else OutputPathError(f"{path}: {error.strerror}")) from None
 
 
-def check_apart(path: Path, *read: Path) -> None:
+def check_not_input(path: Path, *read: Path) -> None:
     """Raise Unwritable if what is to be written at `path` would take the place of what is read."""
     if any(path.exists() and each.exists() and path.samefile(each) for each in read):
-        raise Unwritable(f"{path} is read by this command and would be lost: name another file to write")
+        raise OutputPathError(f"{path} is read by this command and would be lost: name another file to write")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write (and read back) under a temporary name; becomes `path` once its bytes are on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -103,16 +103,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        swap(temporary, path)
+        replace_file(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
-def swap(temporary: Path, path: Path) -> None:
+def replace_file(temporary: Path, path: Path) -> None:
     """Rename over `path`, as often as it takes: on Windows a reader that has it open is in the way."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + RETRY_TIMEOUT_S
     while True:
         try:
             temporary.replace(path)
@@ -124,18 +124,18 @@ def swap(temporary: Path, path: Path) -> None:
             return
 
 
-def publish(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Replace `path` for readers at any moment; not fsynced, so what a power cut leaves must be checked by them."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with naming(path):
+    with add_path_to_errors(path):
         with temporary.open("wb", 0) as file:
             write_all(file, text.encode())
-        swap(temporary, path)
+        replace_file(temporary, path)
 
 
 def overwrite(path: Path, text: str) -> None:
     """Write over what a file holds, which takes no room; a reader may meet half of it."""
-    with naming(path), path.open("r+b", 0) as file:
+    with add_path_to_errors(path), path.open("r+b", 0) as file:
         write_all(file, text.encode())
         file.truncate()
 
@@ -148,12 +148,12 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
     something is written: it raises Locked once the folder was moved and another has its name.
     """
     with ExitStack() as stack:
-        with naming(path):
+        with add_path_to_errors(path):
             file = stack.enter_context(path.open("a+b"))
         try:
             _lock(file.fileno())
         except OSError:
-            raise Locked(f"{path.parent} is in use by process {_holder(file)}") from None
+            raise LockedError(f"{path.parent} is in use by process {_lock_holder(file)}") from None
         held, name = file.fileno(), path
         if sys.platform != "win32":  # there, nobody can delete an open file, and a folder cannot be opened
             folder = os.open(path.parent, os.O_RDONLY)
@@ -162,13 +162,13 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
                 _lock(folder)
                 held, name = folder, path.parent
             except BlockingIOError:
-                raise Locked(f"{path.parent} is in use by a process whose {path.name} was deleted") from None
+                raise LockedError(f"{path.parent} is in use by a process whose {path.name} was deleted") from None
             except OSError:
                 pass  # a drive whose folders have no locks
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
         file.flush()
-        yield lambda: check_held(held, name)
+        yield lambda: check_lock_held(held, name)
 
 
 def _lock(handle: int) -> None:
@@ -184,17 +184,17 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def check_held(held: int, name: Path) -> None:
+def check_lock_held(held: int, name: Path) -> None:
     """Raise Locked unless `name` is what is held open."""
     try:
         is_held = os.path.samestat(os.fstat(held), name.stat())
     except FileNotFoundError:
         is_held = False
     if not is_held:
-        raise Locked(f"{name} was moved or deleted while this process had it: it writes no more there")
+        raise LockedError(f"{name} was moved or deleted while this process had it: it writes no more there")
 
 
-def _holder(file: BinaryIO) -> str:
+def _lock_holder(file: BinaryIO) -> str:
     """Who wrote its number into a lock; Windows does not let others read it."""
     file.seek(0)
     try:

@@ -14,13 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
-PLAIN_EVERY_S = 15.0
-CALLED = 0.6  # of the kernels that are loaded, a training compiles about so many
+LOG_INTERVAL_S = 15.0
+COMPILED_FRACTION = 0.6  # of the kernels that are loaded, a training compiles about so many
 PROGRAM = Path(__file__).parents[1] / "swt.py"
-Report = Callable[[float, str], None]  # share done in [0, 1], what is happening
+ProgressCallback = Callable[[float, str], None]  # share done in [0, 1], what is happening
 
 
-class Stream(io.RawIOBase):
+class StandardStream(io.RawIOBase):
     """A standard stream: its first failed write is an error that names it, if it has a name; what follows is lost.
 
     So the interpreter, which writes out what is left when it ends, finds nothing to complain of.
@@ -60,14 +60,14 @@ def open_streams() -> None:
     while os.open(os.devnull, os.O_RDWR) < 3:
         pass
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)
-    sys.stdout, sys.stderr = _stream(sys.stdout, 1, "stdout"), _stream(sys.stderr, 2, "")
+    sys.stdout, sys.stderr = _wrap_stream(sys.stdout, 1, "stdout"), _wrap_stream(sys.stderr, 2, "")
 
 
-def _stream(text: Any, number: int, name: str) -> TextIO:
+def _wrap_stream(text: Any, number: int, name: str) -> TextIO:
     """The stream in the encoding that it has; lines end in one byte everywhere."""
     raw = io.FileIO(number, "w", closefd=False) if text is None else getattr(text.buffer, "raw", text.buffer)
     return io.TextIOWrapper(
-        io.BufferedWriter(Stream(raw, name)),
+        io.BufferedWriter(StandardStream(raw, name)),
         encoding=getattr(text, "encoding", "utf-8"),
         errors="backslashreplace",
         newline="\n",
@@ -75,53 +75,53 @@ def _stream(text: Any, number: int, name: str) -> TextIO:
     )
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line for people."""
     print(text, file=sys.stderr, flush=True)
 
 
-def silent(share: float, text: str) -> None:
-    """A `Report` for nobody."""
+def no_progress(share: float, text: str) -> None:
+    """A `ProgressCallback` for nobody."""
 
 
-def command(*words: object) -> str:
+def program_command(*words: object) -> str:
     """A command of this program, to be typed as it stands where the present one was typed."""
     is_elsewhere = PROGRAM.is_file() and PROGRAM.parent != Path.cwd()  # a packed program lacks most commands
-    return typed("python", PROGRAM if is_elsewhere else PROGRAM.name, *words)
+    return shell_join("python", PROGRAM if is_elsewhere else PROGRAM.name, *words)
 
 
-def typed(*words: object) -> str:
+def shell_join(*words: object) -> str:
     """Words of a command as they are typed into the shell of this machine."""
     line = [*map(str, words)]
     return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 
 
 @cache
-def say_why() -> None:
+def log_compile_notice() -> None:
     """Say once why the first minute is slow."""
-    say("compiling kernels: once, well under two minutes; later starts find them in the cache")
+    log("compiling kernels: once, well under two minutes; later starts find them in the cache")
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Report]:
-    """Yield a `Report` that shows how far a task titled `title` has come."""
+def progress(title: str) -> Iterator[ProgressCallback]:
+    """Yield a `ProgressCallback` that shows how far a task titled `title` has come."""
     if sys.stderr.isatty():
-        with _bar(title) as report:
+        with _progress_bar(title) as report:
             yield report
     else:
-        yield _plain(title)
+        yield _progress_lines(title)
 
 
 @contextmanager
-def compiling(title: str) -> Iterator[Report]:
+def compiling(title: str) -> Iterator[ProgressCallback]:
     """A `progress` that also counts the kernels compiled meanwhile."""
     from kernels.jit import watch_compiler
 
     with progress(title) as report:
 
         def tell(number: int, loaded: int, name: str) -> None:
-            say_why()
-            likely = max(round(CALLED * loaded), number)
+            log_compile_notice()
+            likely = max(round(COMPILED_FRACTION * loaded), number)
             report(min(number / likely, 0.99), f"compiling kernel {number} of about {likely}, {name}")
 
         with watch_compiler(tell):
@@ -130,7 +130,7 @@ def compiling(title: str) -> Iterator[Report]:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Report]:
+def _progress_bar(title: str) -> Iterator[ProgressCallback]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -145,19 +145,19 @@ def _bar(title: str) -> Iterator[Report]:
         yield report
 
 
-def _plain(title: str) -> Report:
+def _progress_lines(title: str) -> ProgressCallback:
     begin = time.monotonic()
-    last = begin - PLAIN_EVERY_S
+    last = begin - LOG_INTERVAL_S
 
     def report(share: float, text: str) -> None:
         nonlocal begin, last
         now = time.monotonic()
         if share == 0:
             begin = now  # what comes before the first progress, compiling say, tells nothing of the rest
-        if now - last < PLAIN_EVERY_S:
+        if now - last < LOG_INTERVAL_S:
             return
         last = now
         left = f", about {(now - begin) * (1 - share) / share:.0f} s left" if 0.02 < share < 1 else ""
-        say(f"{title}: {share:4.0%} {text}{left}")
+        log(f"{title}: {share:4.0%} {text}{left}")
 
     return report

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 
-def cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use; every core where the system does not say which."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def keep_to(count: int) -> None:
+def limit_cores(count: int) -> None:
     """Let this process use no more than `count` of its cores, where the system can see to it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
@@ -30,9 +30,7 @@ def memory_mb(field: str, pid: int | str = "self") -> float:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0.0
-    return next(
-        (round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith(f"{field}:")), 0.0
-    )
+    return next((round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith(f"{field}:")), 0.0)
 
 
 def cpu_s(pid: int) -> float:

@@ -28,10 +28,10 @@ from numba.core.caching import UserProvidedCacheLocator
 from numba.core.dispatcher import Dispatcher
 
 F = TypeVar("F", bound=Callable[..., Any])
-PACKAGES = ("kernels", "models")
+KERNEL_PACKAGES = ("kernels", "models")
 ROOT = Path(__file__).parents[1]
-KEEP = 8  # cached versions of a module
-IMPORT = re.compile(
+MAX_VERSIONS = 8  # cached versions of a module
+IMPORT_PATTERN = re.compile(
     rb"^(?:from|import) ((?:kernels|models)[\w.]*)(?: import (?:\(([^)]+)\)|([\w, ]+)))?", re.MULTILINE
 )
 
@@ -41,16 +41,14 @@ def _sources() -> dict[str, bytes]:
     """Text of every module of the program by its dotted name, from a checkout or from inside the zip."""
     if ROOT.is_file():
         with zipfile.ZipFile(ROOT) as z:
-            texts = {n: z.read(n) for n in z.namelist() if n.endswith(".py") and n.split("/")[0] in PACKAGES}
+            texts = {n: z.read(n) for n in z.namelist() if n.endswith(".py") and n.split("/")[0] in KERNEL_PACKAGES}
     else:
-        files = (p for d in PACKAGES for p in (ROOT / d).rglob("*.py"))
+        files = (p for d in KERNEL_PACKAGES for p in (ROOT / d).rglob("*.py"))
         texts = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in files}
-    return {
-        n.removesuffix(".py").removesuffix("/__init__").replace("/", "."): text for n, text in texts.items()
-    }
+    return {n.removesuffix(".py").removesuffix("/__init__").replace("/", "."): text for n, text in texts.items()}
 
 
-def _closure(module: str) -> list[str]:
+def _import_closure(module: str) -> list[str]:
     """`module` and every module of the program it imports, directly or not, sorted."""
     seen, todo = set[str](), [module]
     while todo:
@@ -58,7 +56,7 @@ def _closure(module: str) -> list[str]:
         if name in seen or name not in _sources():
             continue
         seen.add(name)
-        for package, block, line in IMPORT.findall(_sources()[name]):
+        for package, block, line in IMPORT_PATTERN.findall(_sources()[name]):
             todo.append(package.decode())
             todo += [f"{package.decode()}.{n.strip()}" for n in (block or line).decode().split(",")]
     return sorted(seen)
@@ -75,7 +73,7 @@ def _digest(names: list[str]) -> str:
 @cache
 def module_digest(module: str) -> str:
     """Hash of all the text that the machine code of `module` depends on."""
-    return _digest(_closure(module))
+    return _digest(_import_closure(module))
 
 
 @cache
@@ -95,13 +93,13 @@ def cache_root() -> Path:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except (OSError, RuntimeError) as error:
-        path = _private_temporary() / f"kernels-{key}"
+        path = _private_temp_dir() / f"kernels-{key}"
         path.mkdir(parents=True, exist_ok=True)
         print(f"swt: {error}: machine code goes to {path}, set SWT_CACHE_DIR", file=sys.stderr)
     return path
 
 
-def _private_temporary() -> Path:
+def _private_temp_dir() -> Path:
     """A folder for temporary files into which nobody else can put machine code."""
     if sys.platform == "win32":  # where each user has a temporary directory
         return Path(tempfile.gettempdir()) / "swt"
@@ -115,11 +113,11 @@ def _private_temporary() -> Path:
 
 @cache
 def cache_dir(module: str) -> Path:
-    """Where the machine code of `module` is kept; old versions beyond `KEEP` are removed."""
+    """Where the machine code of `module` is kept; old versions beyond `MAX_VERSIONS` are removed."""
     path = cache_root() / f"{module}-{module_digest(module)}"
     path.mkdir(exist_ok=True)
     os.utime(path)
-    for stale in sorted(cache_root().glob(f"{module}-*"), key=_last_used)[:-KEEP]:
+    for stale in sorted(cache_root().glob(f"{module}-*"), key=_last_used)[:-MAX_VERSIONS]:
         shutil.rmtree(stale, ignore_errors=True)
     return path
 
@@ -158,28 +156,28 @@ config.CACHE_LOCATOR_CLASSES = (  # type: ignore[attr-defined]
 
 # Kernels write into arrays that their callers own.  Without numba's runtime they cannot allocate, and none of the
 # views they take is reference-counted: the atomic counts were two thirds of a search outside the networks.
-OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+NJIT_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def kernel(fn: F) -> F:
     """Compile `fn`: cached, GIL-free, C division, no allocation.  Typed as the identity, so callers stay checked."""
-    return cast(F, njit(**OPTIONS)(fn))
+    return cast(F, njit(**NJIT_OPTIONS)(fn))
 
 
 def inlined(fn: F) -> F:
     """Compile `fn` as a kernel that callers take in whole: for the small steps of a search."""
-    return cast(F, njit(**OPTIONS, forceinline=True)(fn))
+    return cast(F, njit(**NJIT_OPTIONS, forceinline=True)(fn))
 
 
-def reordered(fn: F) -> F:
+def reassociated(fn: F) -> F:
     """Compile `fn` as a kernel whose sums may add up in any fixed order, so that they use the vector units.
 
     The order is the compiler's choice: equal on one type of CPU, whatever the threads.
     """
-    return cast(F, njit(**OPTIONS, fastmath={"reassoc", "nsz"})(fn))
+    return cast(F, njit(**NJIT_OPTIONS, fastmath={"reassoc", "nsz"})(fn))
 
 
-def entry(fn: F, *arguments: Any) -> F:
+def specialize(fn: F, *arguments: Any) -> F:
     """The machine code of the kernel `fn` for arguments of these types, which a call no longer looks at.
 
     To find the types of a whole agent again takes 25 us of a call, 100 when the caches are cold.  Arguments of other
@@ -188,16 +186,14 @@ def entry(fn: F, *arguments: Any) -> F:
     return cast(F, fn.compile(tuple(map(typeof, arguments))))  # type: ignore[attr-defined]
 
 
-class _Compiling(event.Listener):
+class _CompileListener(event.Listener):
     """Tells of each kernel of the program that the compiler begins, once."""
 
-    def __init__(self, tell: Callable[[int, int, str], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[int, int, str], None]) -> None:
+        self._report = report
         modules = [module for name, module in [*sys.modules.items()] if name in _sources()]
-        found = {
-            value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)
-        }
-        self._loaded, self._seen = len(found), set[str]()
+        found = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
+        self._num_loaded, self._seen = len(found), set[str]()
 
     def on_start(self, event: Any) -> None:
         """A function is compiled, maybe for the sake of another one."""
@@ -205,14 +201,14 @@ class _Compiling(event.Listener):
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         if function.__module__ in _sources() and name not in self._seen:
             self._seen.add(name)
-            self._tell(len(self._seen), self._loaded, name)
+            self._report(len(self._seen), self._num_loaded, name)
 
     def on_end(self, event: Any) -> None:
         """It is done."""
 
 
 @contextmanager
-def watch_compiler(tell: Callable[[int, int, str], None]) -> Iterator[None]:
+def watch_compiler(report: Callable[[int, int, str], None]) -> Iterator[None]:
     """Call tell(number, loaded, name) for each of the `loaded` kernels that is compiled meanwhile, in any thread."""
-    with event.install_listener("numba:compile", _Compiling(tell)):
+    with event.install_listener("numba:compile", _CompileListener(report)):
         yield

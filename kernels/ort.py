@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from kernels.jit import inlined, kernel
-from kernels.simd import LANES, Vector, choose, exponential, fused, largest, load, store, total
+from kernels.simd import LANES, Vector, exponential, fma, load, reduce_add, reduce_max, select, store
 
 # Position of each function in OrtApi, API version 5 and later (onnxruntime_c_api.h; the order is frozen upstream).
 API_VERSION = 17
@@ -62,9 +62,7 @@ def _functions() -> ctypes.Array[ctypes.c_void_p]:
     folder = Path(spec.origin).parent / "capi"
     found = [path for name in LIBRARIES for path in folder.glob(name)]
     if not found:
-        raise OrtError(
-            f"{folder} has none of {', '.join(LIBRARIES)}: pip install --force-reinstall onnxruntime"
-        )
+        raise OrtError(f"{folder} has none of {', '.join(LIBRARIES)}: pip install --force-reinstall onnxruntime")
     library = ctypes.CDLL(str(found[0]))
     library.OrtGetApiBase.restype = ctypes.POINTER(_ApiBase)
     return (PTR * (BIND_OUTPUT + 1)).from_address(library.OrtGetApiBase().contents.get_api(API_VERSION))
@@ -75,7 +73,7 @@ def _function(index: int, result: Any, *argtypes: Any) -> Any:
     return ctypes.CFUNCTYPE(result, *argtypes)(_functions()[index] or 0)
 
 
-def check(status: int | None) -> None:
+def check_status(status: int | None) -> None:
     """Raise what a failed call (a non-null OrtStatus) says, and release it."""
     if status:
         # it quotes the model, whose bytes need not be text
@@ -85,7 +83,7 @@ def check(status: int | None) -> None:
 
 
 def _call(index: int, *args: Any, argtypes: tuple[Any, ...]) -> None:
-    check(_function(index, PTR, *argtypes)(*args))
+    check_status(_function(index, PTR, *argtypes)(*args))
 
 
 def _new(index: int, *args: Any, argtypes: tuple[Any, ...] = ()) -> int:
@@ -106,126 +104,126 @@ def _environment() -> tuple[int, int]:
     return env, _new(CREATE_CPU_MEMORY_INFO, 0, 0, argtypes=(INT, INT))
 
 
-class Cut(NamedTuple):
+class InputSlice(NamedTuple):
     """An input of a graph besides `x`: columns of it once more, on their own, perhaps rectified."""
 
     name: str
-    first: int
+    first_column: int
     width: int
-    rectified: bool = False
+    relu: bool = False
 
 
-class Output(NamedTuple):
+class OutputHead(NamedTuple):
     """An output of a graph, the next columns of `y`: some as they are, then means of categorical distributions.
 
     Without columns of the first kind it may have a row for each distribution.
     """
 
     name: str
-    plain: int
-    means: int = 0
+    raw: int
+    categorical: int = 0
     bins: int = 0  # logits of a distribution
-    limit: float = 0.0  # their values are evenly spaced from -limit to limit
+    support_limit: float = 0.0  # their values are evenly spaced from -limit to limit
 
 
-class Layout(NamedTuple):
-    """How `x` and `y` of a `Net` are inputs and outputs of its graph; without `outputs` they are all there are."""
+class GraphLayout(NamedTuple):
+    """How `x` and `y` of a `BoundGraph` are inputs and outputs of its graph; without `heads` they are all there are."""
 
     width_in: int
     width_out: int
-    carried: int = 0  # first columns of x that are the first of y
-    cuts: tuple[Cut, ...] = ()
-    outputs: tuple[Output, ...] = ()
+    passthrough: int = 0  # first columns of x that are the first of y
+    input_slices: tuple[InputSlice, ...] = ()
+    heads: tuple[OutputHead, ...] = ()
 
 
-BEGIN, FIRST, WIDTH, RECTIFIED = range(4)  # columns of Net.cuts
-PLAIN, MEANS, BINS, SUPPORT = range(1, 5)  # columns of Net.parts, after BEGIN
-LEAST, ZERO = np.float32(-1e30), np.float32(0.0)  # a logit of probability 0
+OFFSET, SLICE_FIRST_COLUMN, SLICE_WIDTH, SLICE_RELU = range(4)  # columns of Net.input_slices
+HEAD_RAW, HEAD_CATEGORICAL, HEAD_BINS, HEAD_SUPPORT = range(1, 5)  # columns of Net.heads, after BEGIN
+PADDED_BIN_LOGIT, ZERO = np.float32(-1e30), np.float32(0.0)  # a logit of probability 0
 
 
-class Net(NamedTuple):
+class BoundGraph(NamedTuple):
     """One graph as a kernel sees it: write rows of `x`, call `evaluate`, read rows of `y`.
 
     Its bindings and its session live as long as `x` or `y`.  What is flat has matrices one after the other, each with
     room behind it for LANES numbers: a vector may begin in its last row.
     """
 
-    run: int  # address of RunWithBinding
+    run_address: int  # address of RunWithBinding
     session: int
     bindings: NDArray[np.int64]  # [R + 1] binding that evaluates the first r rows, 0 where none was made
     x: NDArray[np.float32]  # [R, I]
     y: NDArray[np.float32]  # [R, O]
     x_flat: NDArray[np.float32]
     y_flat: NDArray[np.float32]
-    carried: int
-    cuts: NDArray[np.int64]  # [.., 4] begin in `cut_flat`, `Cut`
-    cut_flat: NDArray[np.float32]
-    parts: NDArray[np.int64]  # [.., 5] begin in `part_flat`, `Output`, begin in `support`
-    part_flat: NDArray[np.float32]
+    passthrough: int
+    input_slices: NDArray[np.int64]  # [.., 4] begin in `slices_flat`, `InputSlice`
+    slices_flat: NDArray[np.float32]
+    heads: NDArray[np.int64]  # [.., 5] begin in `heads_flat`, `OutputHead`, begin in `support`
+    heads_flat: NDArray[np.float32]
     support: NDArray[np.float32]  # values of bins, and zeros up to a multiple of LANES
-    inside: NDArray[np.float32]  # 1 where there is a bin
+    bin_mask: NDArray[np.float32]  # 1 where there is a bin
 
 
-def _room(sizes: Iterable[int]) -> tuple[NDArray[np.float32], list[int]]:
+def _allocate_flat(sizes: Iterable[int]) -> tuple[NDArray[np.float32], list[int]]:
     """A flat array for matrices of so many numbers, and where each begins."""
     *begins, end = accumulate((size + LANES for size in sizes), initial=0)
     return np.zeros(end, np.float32), begins
 
 
-def _table(rows: Sequence[tuple[int, ...]], columns: int) -> NDArray[np.int64]:
+def _int_table(rows: Sequence[tuple[int, ...]], columns: int) -> NDArray[np.int64]:
     return np.array(rows, np.int64).reshape(-1, columns)
 
 
-def _new_net(layout: Layout, rows: int) -> Net:
+def _new_bound_graph(layout: GraphLayout, rows: int) -> BoundGraph:
     """Arrays for up to `rows` rows, and nothing to evaluate them with."""
-    (x, _), (y, _) = (_room([rows * width]) for width in layout[:2])
-    cut_flat, begins = _room(rows * cut.width for cut in layout.cuts)
-    cuts = [(begin, *cut[1:]) for begin, cut in zip(begins, layout.cuts, strict=True)]
-    part_flat, begins = _room(rows * (o.plain + o.means * o.bins) for o in layout.outputs)
+    (x, _), (y, _) = (_allocate_flat([rows * width]) for width in layout[:2])
+    cut_flat, begins = _allocate_flat(rows * cut.width for cut in layout.input_slices)
+    cuts = [(begin, *cut[1:]) for begin, cut in zip(begins, layout.input_slices, strict=True)]
+    part_flat, begins = _allocate_flat(rows * (o.raw + o.categorical * o.bins) for o in layout.heads)
     support, inside, parts = list[float](), list[float](), list[tuple[int, ...]]()
-    for begin, (_, *part, limit) in zip(begins, layout.outputs, strict=True):
+    for begin, (_, *part, limit) in zip(begins, layout.heads, strict=True):
         bins, beyond = part[-1], [0.0] * (-part[-1] % LANES)
         parts.append((begin, *part, len(support)))
         support += [*np.linspace(-limit, limit, bins), *beyond]
         inside += [*np.ones(bins), *beyond]
-    return Net(
-        run=0,
+    return BoundGraph(
+        run_address=0,
         session=0,
         bindings=np.zeros(rows + 1, np.int64),
         x=x[:-LANES].reshape(rows, layout.width_in),
         y=y[:-LANES].reshape(rows, layout.width_out),
         x_flat=x,
         y_flat=y,
-        carried=layout.carried,
-        cuts=_table(cuts, 4),
-        cut_flat=cut_flat,
-        parts=_table(parts, 5),
-        part_flat=part_flat,
+        passthrough=layout.passthrough,
+        input_slices=_int_table(cuts, 4),
+        slices_flat=cut_flat,
+        heads=_int_table(parts, 5),
+        heads_flat=part_flat,
         support=np.array(support, np.float32),
-        inside=np.array(inside, np.float32),
+        bin_mask=np.array(inside, np.float32),
     )
 
 
-def no_net() -> Net:
+def no_graph() -> BoundGraph:
     """Stands for a network that a search does not call."""
-    return _new_net(Layout(0, 0), 0)
+    return _new_bound_graph(GraphLayout(0, 0), 0)
 
 
-def _inputs(net: Net, layout: Layout, rows: int) -> dict[str, NDArray[np.float32]]:
+def _graph_inputs(graph: BoundGraph, layout: GraphLayout, rows: int) -> dict[str, NDArray[np.float32]]:
     """What the graph reads of the first `rows` rows."""
-    found = {"x": net.x[:rows]}
-    for cut, begin in zip(layout.cuts, net.cuts[:, BEGIN], strict=True):
-        found[cut.name] = net.cut_flat[begin : begin + rows * cut.width].reshape(rows, cut.width)
+    found = {"x": graph.x[:rows]}
+    for cut, begin in zip(layout.input_slices, graph.input_slices[:, OFFSET], strict=True):
+        found[cut.name] = graph.slices_flat[begin : begin + rows * cut.width].reshape(rows, cut.width)
     return found
 
 
-def _outputs(net: Net, layout: Layout, rows: int) -> dict[str, NDArray[np.float32]]:
+def _graph_outputs(graph: BoundGraph, layout: GraphLayout, rows: int) -> dict[str, NDArray[np.float32]]:
     """What the graph writes of the first `rows` rows."""
     found = dict[str, NDArray[np.float32]]()
-    for (name, plain, means, bins, _), begin in zip(layout.outputs, net.parts[:, BEGIN], strict=True):
-        part = net.part_flat[begin : begin + rows * (plain + means * bins)]
+    for (name, plain, means, bins, _), begin in zip(layout.heads, graph.heads[:, OFFSET], strict=True):
+        part = graph.heads_flat[begin : begin + rows * (plain + means * bins)]
         found[name] = part.reshape(rows if plain else rows * means, -1)
-    return found or {"y": net.y[:rows]}
+    return found or {"y": graph.y[:rows]}
 
 
 class Session:
@@ -249,19 +247,19 @@ class Session:
             _release(RELEASE_SESSION_OPTIONS, options)
         weakref.finalize(self, _release, RELEASE_SESSION, self.handle)
 
-    def bind(self, layout: Layout, rows: Iterable[int]) -> Net:
+    def bind(self, layout: GraphLayout, rows: Iterable[int]) -> BoundGraph:
         """Fresh arrays for up to max(rows) rows; a call evaluates the next larger of `rows`."""
         counts = sorted(set(rows))
-        net = _new_net(layout, counts[-1])
+        graph = _new_bound_graph(layout, counts[-1])
         for count in counts:
-            net.bindings[count] = self._binding(_inputs(net, layout, count), _outputs(net, layout, count))
-        owner = _Owner(self, [int(handle) for handle in net.bindings if handle])
-        x, y = (np.asarray(_Kept(array, owner)) for array in (net.x, net.y))
-        return net._replace(run=int(_functions()[RUN_WITH_BINDING] or 0), session=self.handle, x=x, y=y)
+            graph.bindings[count] = self._new_binding(
+                _graph_inputs(graph, layout, count), _graph_outputs(graph, layout, count)
+            )
+        owner = _BindingOwner(self, [int(handle) for handle in graph.bindings if handle])
+        x, y = (np.asarray(_KeepAlive(array, owner)) for array in (graph.x, graph.y))
+        return graph._replace(run_address=int(_functions()[RUN_WITH_BINDING] or 0), session=self.handle, x=x, y=y)
 
-    def _binding(
-        self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.float32]]
-    ) -> int:
+    def _new_binding(self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.float32]]) -> int:
         binding = _new(CREATE_IO_BINDING, self.handle, argtypes=(PTR,))
         for index, arrays in ((BIND_INPUT, inputs), (BIND_OUTPUT, outputs)):
             for name, array in arrays.items():
@@ -275,7 +273,7 @@ class Session:
         return binding
 
 
-class _Owner:
+class _BindingOwner:
     """Releases bindings, and only then lets go of their session."""
 
     def __init__(self, session: Session, bindings: list[int]) -> None:
@@ -284,12 +282,12 @@ class _Owner:
             weakref.finalize(self, _release, RELEASE_IO_BINDING, binding)
 
 
-class _Kept:
-    """An array that keeps its owner alive: a `Net` is a plain tuple and could not."""
+class _KeepAlive:
+    """An array that keeps its owner alive: a `BoundGraph` is a plain tuple and could not."""
 
-    def __init__(self, array: NDArray[np.float32], owner: _Owner) -> None:
+    def __init__(self, array: NDArray[np.float32], owner: _BindingOwner) -> None:
         self.__array_interface__ = array.__array_interface__
-        self._kept = array, owner
+        self._owned = array, owner
 
 
 @intrinsic
@@ -313,103 +311,109 @@ _run: Any = _run_interpreted if config.DISABLE_JIT else _run_compiled  # type: i
 
 
 @kernel
-def evaluate(net: Net, rows: int) -> int:
-    """y[:rows] = graph(x[:rows]); 0, or the OrtStatus that `check` turns into an exception."""
-    return evaluate_told(net, rows, 0)
+def evaluate(graph: BoundGraph, rows: int) -> int:
+    """y[:rows] = graph(x[:rows]); 0, or the OrtStatus that `check_status` turns into an exception."""
+    return evaluate_prefilled(graph, rows, 0)
 
 
 @kernel
-def evaluate_told(net: Net, rows: int, width: int) -> int:
-    """`evaluate` after `tell` has written so many columns of every row."""
+def evaluate_prefilled(graph: BoundGraph, rows: int, prefilled: int) -> int:
+    """`evaluate` after `write_preactivation` has written so many columns of every row."""
     bound = rows
-    while net.bindings[bound] == 0:
+    while graph.bindings[bound] == 0:
         bound += 1
-    cut(net, rows, width)
-    status = int(_run(net.run, net.session, 0, net.bindings[bound]))
+    gather_inputs(graph, rows, prefilled)
+    status = int(_run(graph.run_address, graph.session, 0, graph.bindings[bound]))
     if status == 0:
-        join(net, rows)
+        scatter_outputs(graph, rows)
     return status
 
 
 @inlined
-def tell(net: Net, row: int, a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
+def write_preactivation(graph: BoundGraph, row: int, a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
     """Have a + b stand for the columns of the first cuts in a row; both have room behind them for LANES numbers."""
     i = at = 0
     while at < a.shape[0]:
-        width = net.cuts[i, WIDTH]
-        to = net.cuts[i, BEGIN] + row * width
+        width = graph.input_slices[i, SLICE_WIDTH]
+        to = graph.input_slices[i, OFFSET] + row * width
         for j in range(0, width, LANES):
             z = load(a, at + j) + load(b, at + j)
-            if net.cuts[i, RECTIFIED] > 0:
-                z = rectified(z)
-            store(net.cut_flat, to + j, z)
+            if graph.input_slices[i, SLICE_RELU] > 0:
+                z = relu(z)
+            store(graph.slices_flat, to + j, z)
         at += width
         i += 1
 
 
 @inlined
-def cut(net: Net, rows: int, told: int) -> None:
+def gather_inputs(graph: BoundGraph, rows: int, prefilled: int) -> None:
     """Write what the graph reads besides `x` and has not been told."""
-    for i in range(net.cuts.shape[0]):
-        told -= net.cuts[i, WIDTH]
-        if told >= 0:
+    for i in range(graph.input_slices.shape[0]):
+        prefilled -= graph.input_slices[i, SLICE_WIDTH]
+        if prefilled >= 0:
             continue
-        begin, first, width = net.cuts[i, BEGIN], net.cuts[i, FIRST], net.cuts[i, WIDTH]
+        begin, first, width = (
+            graph.input_slices[i, OFFSET],
+            graph.input_slices[i, SLICE_FIRST_COLUMN],
+            graph.input_slices[i, SLICE_WIDTH],
+        )
         for row in range(rows):
-            to, at = begin + row * width, row * net.x.shape[1] + first
-            copy(net.cut_flat, to, net.x_flat, at, width)
-            if net.cuts[i, RECTIFIED] > 0:
+            to, at = begin + row * width, row * graph.x.shape[1] + first
+            copy_lanes(graph.slices_flat, to, graph.x_flat, at, width)
+            if graph.input_slices[i, SLICE_RELU] > 0:
                 for j in range(0, width, LANES):
-                    store(net.cut_flat, to + j, rectified(load(net.cut_flat, to + j)))
+                    store(graph.slices_flat, to + j, relu(load(graph.slices_flat, to + j)))
 
 
 @inlined
-def join(net: Net, rows: int) -> None:
+def scatter_outputs(graph: BoundGraph, rows: int) -> None:
     """Write the columns of `y` that are not an output of the graph as they stand, row by row: copies run over."""
     for row in range(rows):
-        to = row * net.y.shape[1]
-        copy(net.y_flat, to, net.x_flat, row * net.x.shape[1], net.carried)
-        to += net.carried
-        for i in range(net.parts.shape[0]):
-            plain, means, bins = net.parts[i, PLAIN], net.parts[i, MEANS], net.parts[i, BINS]
-            at = net.parts[i, BEGIN] + row * (plain + means * bins)
-            copy(net.y_flat, to, net.part_flat, at, plain)
+        to = row * graph.y.shape[1]
+        copy_lanes(graph.y_flat, to, graph.x_flat, row * graph.x.shape[1], graph.passthrough)
+        to += graph.passthrough
+        for i in range(graph.heads.shape[0]):
+            plain, means, bins = (graph.heads[i, HEAD_RAW], graph.heads[i, HEAD_CATEGORICAL], graph.heads[i, HEAD_BINS])
+            at = graph.heads[i, OFFSET] + row * (plain + means * bins)
+            copy_lanes(graph.y_flat, to, graph.heads_flat, at, plain)
             to += plain
             for k in range(means):
-                net.y_flat[to + k] = mean(net, at + plain + k * bins, net.parts[i, SUPPORT], bins)
+                graph.y_flat[to + k] = categorical_mean(
+                    graph, at + plain + k * bins, graph.heads[i, HEAD_SUPPORT], bins
+                )
             to += means
 
 
 @inlined
-def copy(to: NDArray[np.float32], i: int, of: NDArray[np.float32], k: int, count: int) -> None:
+def copy_lanes(to: NDArray[np.float32], i: int, of: NDArray[np.float32], k: int, count: int) -> None:
     """to[i : i + count] = of[k : k + count], and what follows, up to a multiple of LANES."""
     for j in range(0, count, LANES):
         store(to, i + j, load(of, k + j))
 
 
 @inlined
-def rectified(z: Vector) -> Vector:
+def relu(z: Vector) -> Vector:
     """z, or 0 where it is less; of what is no finite number comes one that is none."""
-    return choose(z > ZERO, z, z * ZERO)
+    return select(z > ZERO, z, z * ZERO)
 
 
 @inlined
-def mean(net: Net, at: int, support: int, bins: int) -> float:
+def categorical_mean(graph: BoundGraph, at: int, support: int, bins: int) -> float:
     """Expectation of the distribution whose logits begin at part_flat[at]; NaN if one of them is no finite number."""
-    top = logits(net, at, support)
+    top = load_logits(graph, at, support)
     for i in range(LANES, bins, LANES):
-        z = logits(net, at + i, support + i)
-        top = choose(z > top, z, top)
-    highest, mass = largest(top), load(net.support, support) * ZERO
+        z = load_logits(graph, at + i, support + i)
+        top = select(z > top, z, top)
+    highest, mass = reduce_max(top), load(graph.support, support) * ZERO
     worth = mass
     for i in range(0, bins, LANES):
-        z = logits(net, at + i, support + i)
+        z = load_logits(graph, at + i, support + i)
         weight = exponential(z - highest)
-        mass, worth = mass + weight, fused(weight, load(net.support, support + i), fused(z, ZERO, worth))
-    return float(total(worth) / total(mass))
+        mass, worth = mass + weight, fma(weight, load(graph.support, support + i), fma(z, ZERO, worth))
+    return float(reduce_add(worth) / reduce_add(mass))
 
 
 @inlined
-def logits(net: Net, at: int, support: int) -> Vector:
+def load_logits(graph: BoundGraph, at: int, support: int) -> Vector:
     """The next logits of a distribution, and LEAST where there are no more."""
-    return choose(load(net.inside, support) > ZERO, load(net.part_flat, at), LEAST)
+    return select(load(graph.bin_mask, support) > ZERO, load(graph.heads_flat, at), PADDED_BIN_LOGIT)

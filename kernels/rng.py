@@ -9,14 +9,14 @@ import numpy as np
 
 from kernels.jit import kernel
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
-BELOW_ONE = 1.0 - 2.0**-53
+MAX_UNIFORM = 1.0 - 2.0**-53
 
 
 @kernel
-def mix(word: np.uint64) -> np.uint64:
+def mix64(word: np.uint64) -> np.uint64:
     """Bijective scrambling of 64 bits."""
     word = (word ^ (word >> np.uint64(30))) * MIX_1
     word = (word ^ (word >> np.uint64(27))) * MIX_2
@@ -26,9 +26,9 @@ def mix(word: np.uint64) -> np.uint64:
 @kernel
 def bits(seed: int, stream: int, step: int) -> np.uint64:
     """64 random bits of draw `step` in `stream`."""
-    word = mix(np.uint64(seed) + GOLDEN)
-    word = mix(word ^ (np.uint64(stream) * GOLDEN + MIX_1))
-    return mix(word ^ (np.uint64(step) * GOLDEN + MIX_2))
+    word = mix64(np.uint64(seed) + GOLDEN_GAMMA)
+    word = mix64(word ^ (np.uint64(stream) * GOLDEN_GAMMA + MIX_1))
+    return mix64(word ^ (np.uint64(step) * GOLDEN_GAMMA + MIX_2))
 
 
 @kernel
@@ -40,12 +40,12 @@ def uniform(seed: int, stream: int, step: int) -> float:
 @kernel
 def gumbel(seed: int, stream: int, step: int) -> float:
     """A draw from the standard Gumbel distribution."""
-    u = min(max(uniform(seed, stream, step), 2.0**-53), BELOW_ONE)
+    u = min(max(uniform(seed, stream, step), 2.0**-53), MAX_UNIFORM)
     return -math.log(-math.log(u))
 
 
 @kernel
-def below(limit: int, seed: int, stream: int, step: int) -> int:
+def randint(limit: int, seed: int, stream: int, step: int) -> int:
     """An integer in [0, limit); its bias is at most limit / 2^53."""
     return int(uniform(seed, stream, step) * limit)
 

@@ -2,7 +2,7 @@
 
 A vectoriser cannot prove that the legs of a butterfly do not overlap, and its checks at run time cost more than the
 work; nor does it know that the actions of a node are one register.  Here nothing is left to prove.  Lanes do not mix,
-but in `total`, `largest`, `smallest` and `first`, and those add and compare in a fixed order.
+but in `reduce_add`, `reduce_max`, `reduce_min` and `first_set`, and those add and compare in a fixed order.
 """
 
 import math
@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 
 from kernels.jit import inlined
 
-LANES, FEW = 16, 4
+LANES, LANES_4 = 16, 4
 Vector = NDArray[np.float32]  # [LANES] or [FEW] where the code is interpreted
 Mask = NDArray[np.bool_]  # as many
-Number = Any  # a float32
+Scalar = Any  # a float32
 LOG2_E = np.float32(math.log2(math.e))
 LN2_HIGH = np.float32(0.693359375)  # a few bits: times a small integer it is exact
 LN2_LOW = np.float32(math.log(2.0) - 0.693359375)
-FACTORS = tuple(np.float32(1 / math.factorial(k)) for k in range(8))
-LEAST_POWER = np.float32(-87.0)  # e to it is about the smallest normal float32
+INVERSE_FACTORIALS = tuple(np.float32(1 / math.factorial(k)) for k in range(8))
+MIN_EXPONENT = np.float32(-87.0)  # e to it is about the smallest normal float32
 
 
 def padded(width: int) -> int:
     """The least multiple of FEW that is `width` or more."""
-    return -(-width // FEW) * FEW
+    return -(-width // LANES_4) * LANES_4
 
 
 def load(a: NDArray[np.float32], i: int) -> Vector:
@@ -41,9 +41,9 @@ def load(a: NDArray[np.float32], i: int) -> Vector:
     return a[i : i + LANES].copy()
 
 
-def load_few(a: NDArray[np.float32], i: int) -> Vector:
+def load_4(a: NDArray[np.float32], i: int) -> Vector:
     """a[i : i + FEW]; the numbers of a row follow one another in memory, whatever numba knows of its layout."""
-    return a[i : i + FEW].copy()
+    return a[i : i + LANES_4].copy()
 
 
 def store(a: NDArray[np.float32], i: int, x: Vector) -> None:
@@ -51,21 +51,21 @@ def store(a: NDArray[np.float32], i: int, x: Vector) -> None:
     a[i : i + len(x)] = x
 
 
-def fetch(a: NDArray[np.float32], i: int) -> None:
+def prefetch(a: NDArray[np.float32], i: int) -> None:
     """Ask memory for the line of the cache that holds a[i]: it comes while others are worked on."""
 
 
-def root(x: Vector) -> Vector:
+def sqrt(x: Vector) -> Vector:
     """Square roots."""
     return np.sqrt(x)
 
 
-def fused(x: Vector, y: Vector | Number, z: Vector | Number) -> Vector:
+def fma(x: Vector, y: Vector | Scalar, z: Vector | Scalar) -> Vector:
     """x y + z, rounded once."""
     return (x.astype(np.float64) * y + z).astype(np.float32)
 
 
-def nearest(x: Vector) -> Vector:
+def rint(x: Vector) -> Vector:
     """The nearest integers, halves to even."""
     return np.rint(x)
 
@@ -75,34 +75,34 @@ def power_of_two(x: Vector) -> Vector:
     return np.ldexp(np.float32(1), x.astype(np.int32))
 
 
-def choose(mask: Mask, x: Vector, y: Vector | Number) -> Vector:
+def select(mask: Mask, x: Vector, y: Vector | Scalar) -> Vector:
     """x where the mask is set, else y."""
     return np.where(mask, x, y).astype(np.float32)
 
 
-def _folded(x: Vector, combine: Callable[..., Any]) -> np.float32:
+def _reduce_lanes(x: Vector, combine: Callable[..., Any]) -> np.float32:
     while len(x) > 1:
         half = len(x) // 2
         x = combine(x[:half], x[half:])
     return np.float32(x[0])
 
 
-def total(x: Vector) -> Number:
+def reduce_add(x: Vector) -> Scalar:
     """Sum of the lanes: halves are added until one is left."""
-    return _folded(x, operator.add)
+    return _reduce_lanes(x, operator.add)
 
 
-def largest(x: Vector) -> Number:
+def reduce_max(x: Vector) -> Scalar:
     """The largest of the lanes."""
-    return _folded(x, lambda a, b: np.where(a > b, a, b))
+    return _reduce_lanes(x, lambda a, b: np.where(a > b, a, b))
 
 
-def smallest(x: Vector) -> Number:
+def reduce_min(x: Vector) -> Scalar:
     """The smallest of the lanes."""
-    return _folded(x, lambda a, b: np.where(a < b, a, b))
+    return _reduce_lanes(x, lambda a, b: np.where(a < b, a, b))
 
 
-def first(mask: Mask) -> int:
+def first_set(mask: Mask) -> int:
     """The first lane that is set; their number if none is."""
     return int(np.argmax(mask)) if mask.any() else len(mask)
 
@@ -133,11 +133,11 @@ class RegisterModel(models.PrimitiveModel):
         super().__init__(manager, of, of.register)  # type: ignore[no-untyped-call]
 
 
-NUMBER = types.float32
-ROWS = [types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "A")]
+SCALAR = types.float32
+ARRAY_TYPES = [types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "A")]
 
 
-def compiled(function: Callable[..., Any], result: Any, *arguments: Any) -> Callable[[Any], None]:
+def register_lowering(function: Callable[..., Any], result: Any, *arguments: Any) -> Callable[[Any], None]:
     """Let kernels call `function` on such arguments; what is decorated writes its instructions."""
 
     def register(emit: Callable[..., Any]) -> None:
@@ -152,25 +152,25 @@ def compiled(function: Callable[..., Any], result: Any, *arguments: Any) -> Call
     return register
 
 
-def address(context: Any, builder: Any, row: Any, a: Any, i: Any, vector: VectorType) -> Any:
+def pointer(context: Any, builder: Any, row: Any, a: Any, i: Any, vector: VectorType) -> Any:
     """Of a vector's lanes from a[i] on."""
     data = context.make_array(row)(context, builder, a).data
     return builder.bitcast(builder.gep(data, [i]), vector.register.as_pointer())
 
 
-def spread(builder: Any, x: Any, vector: VectorType) -> Any:
+def splat(builder: Any, x: Any, vector: VectorType) -> Any:
     """A number in every lane."""
     nothing = ir.Constant(vector.register, ir.Undefined)
     lane = builder.insert_element(nothing, x, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(lane, nothing, ir.Constant(words(vector.lanes), None))
+    return builder.shuffle_vector(lane, nothing, ir.Constant(int32_vector(vector.lanes), None))
 
 
-def words(lanes: int) -> Any:
+def int32_vector(lanes: int) -> Any:
     """As many integers of 32 bits."""
     return ir.VectorType(ir.IntType(32), lanes)
 
 
-def call(builder: Any, name: str, *vectors: Any) -> Any:
+def call_intrinsic(builder: Any, name: str, *vectors: Any) -> Any:
     """LLVM's own function of vectors of one type."""
     kind = vectors[0].type
     name = f"llvm.{name}.v{kind.count}f32"
@@ -179,7 +179,7 @@ def call(builder: Any, name: str, *vectors: Any) -> Any:
     return builder.call(function, vectors)
 
 
-def more(builder: Any, x: Any, y: Any) -> Any:
+def greater(builder: Any, x: Any, y: Any) -> Any:
     """Lanes in which x is more."""
     return builder.fcmp_ordered(">", x, y)
 
@@ -189,35 +189,35 @@ def less(builder: Any, x: Any, y: Any) -> Any:
     return builder.fcmp_ordered("<", x, y)
 
 
-def fold(builder: Any, x: Any, combine: Callable[[Any, Any], Any]) -> Any:
+def emit_reduction(builder: Any, x: Any, combine: Callable[[Any, Any], Any]) -> Any:
     """Combine the halves of a vector until one lane is left."""
     width = x.type.count
     while width > 1:
         width //= 2
         halves = (range(width), range(width, 2 * width))
-        x = combine(*(builder.shuffle_vector(x, x, ir.Constant(words(width), list(part))) for part in halves))
+        x = combine(*(builder.shuffle_vector(x, x, ir.Constant(int32_vector(width), list(part))) for part in halves))
     return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
 
 
 def compile_memory(vector: VectorType, loader: Callable[..., Any]) -> None:
     """Loads and stores."""
-    for row in ROWS:
+    for row in ARRAY_TYPES:
 
-        @compiled(loader, vector, row, types.intp)
+        @register_lowering(loader, vector, row, types.intp)
         def _load(context: Any, builder: Any, a: Any, i: Any, row: Any = row) -> Any:
-            return builder.load(address(context, builder, row, a, i, vector), align=4)
+            return builder.load(pointer(context, builder, row, a, i, vector), align=4)
 
-        @compiled(store, types.none, row, types.intp, vector)
+        @register_lowering(store, types.none, row, types.intp, vector)
         def _store(context: Any, builder: Any, a: Any, i: Any, x: Any, row: Any = row) -> Any:
-            builder.store(x, address(context, builder, row, a, i, vector), align=4)
+            builder.store(x, pointer(context, builder, row, a, i, vector), align=4)
             return context.get_dummy_value()
 
 
-def compile_fetch() -> None:
+def compile_prefetch() -> None:
     """The hint to the processor: to read, into the nearest cache, of data."""
-    for row in ROWS:
+    for row in ARRAY_TYPES:
 
-        @compiled(fetch, types.none, row, types.intp)
+        @register_lowering(prefetch, types.none, row, types.intp)
         def _fetch(context: Any, builder: Any, a: Any, i: Any, row: Any = row) -> Any:
             byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
@@ -229,18 +229,16 @@ def compile_fetch() -> None:
             return context.get_dummy_value()
 
 
-def compile_binary(
-    function: Callable[..., Any], vector: VectorType, result: Any, emit: Callable[..., Any]
-) -> None:
+def compile_binary(function: Callable[..., Any], vector: VectorType, result: Any, emit: Callable[..., Any]) -> None:
     """A function of two vectors, or of a vector and a number."""
 
-    @compiled(function, result, vector, vector)
+    @register_lowering(function, result, vector, vector)
     def of_vectors(context: Any, builder: Any, x: Any, y: Any) -> Any:
         return emit(builder, x, y)
 
-    @compiled(function, result, vector, NUMBER)
+    @register_lowering(function, result, vector, SCALAR)
     def of_number(context: Any, builder: Any, x: Any, y: Any) -> Any:
-        return emit(builder, x, spread(builder, y, vector))
+        return emit(builder, x, splat(builder, y, vector))
 
 
 def compile_arithmetic(vector: VectorType, mask: MaskType) -> None:
@@ -248,53 +246,52 @@ def compile_arithmetic(vector: VectorType, mask: MaskType) -> None:
     for operation, instruction in (("add", "fadd"), ("sub", "fsub"), ("mul", "fmul"), ("truediv", "fdiv")):
         emit = getattr(ir.IRBuilder, instruction)
         compile_binary(getattr(operator, operation), vector, vector, emit)
-    for kinds in product((vector, NUMBER), repeat=2):
+    for kinds in product((vector, SCALAR), repeat=2):
 
-        @compiled(fused, vector, vector, *kinds)
+        @register_lowering(fma, vector, vector, *kinds)
         def _fused(context: Any, builder: Any, x: Any, *others: Any, kinds: Any = kinds) -> Any:
             spreads = [
-                y if kind is vector else spread(builder, y, vector)
-                for y, kind in zip(others, kinds, strict=True)
+                y if kind is vector else splat(builder, y, vector) for y, kind in zip(others, kinds, strict=True)
             ]
-            return call(builder, "fma", x, *spreads)
+            return call_intrinsic(builder, "fma", x, *spreads)
 
-    compile_binary(operator.gt, vector, mask, more)
+    compile_binary(operator.gt, vector, mask, greater)
     compile_binary(operator.eq, vector, mask, lambda builder, x, y: builder.fcmp_ordered("==", x, y))
-    for function, name in ((root, "sqrt"), (nearest, "rint")):
+    for function, name in ((sqrt, "sqrt"), (rint, "rint")):
 
-        @compiled(function, vector, vector)
+        @register_lowering(function, vector, vector)
         def _call(context: Any, builder: Any, x: Any, name: str = name) -> Any:
-            return call(builder, name, x)
+            return call_intrinsic(builder, name, x)
 
-    @compiled(power_of_two, vector, vector)
+    @register_lowering(power_of_two, vector, vector)
     def _power_of_two(context: Any, builder: Any, x: Any) -> Any:
-        bias, shift = (ir.Constant(words(vector.lanes), [n] * vector.lanes) for n in (127, 23))
-        exponent = builder.shl(builder.add(builder.fptosi(x, words(vector.lanes)), bias), shift)
+        bias, shift = (ir.Constant(int32_vector(vector.lanes), [n] * vector.lanes) for n in (127, 23))
+        exponent = builder.shl(builder.add(builder.fptosi(x, int32_vector(vector.lanes)), bias), shift)
         return builder.bitcast(exponent, vector.register)
 
-    @compiled(choose, vector, mask, vector, vector)
+    @register_lowering(select, vector, mask, vector, vector)
     def _choose(context: Any, builder: Any, where: Any, x: Any, y: Any) -> Any:
         return builder.select(where, x, y)
 
-    @compiled(choose, vector, mask, vector, NUMBER)
+    @register_lowering(select, vector, mask, vector, SCALAR)
     def _choose_number(context: Any, builder: Any, where: Any, x: Any, y: Any) -> Any:
-        return builder.select(where, x, spread(builder, y, vector))
+        return builder.select(where, x, splat(builder, y, vector))
 
 
 def compile_reductions(vector: VectorType, mask: MaskType) -> None:
     """What the lanes come to together."""
 
-    @compiled(total, NUMBER, vector)
+    @register_lowering(reduce_add, SCALAR, vector)
     def _total(context: Any, builder: Any, x: Any) -> Any:
-        return fold(builder, x, builder.fadd)
+        return emit_reduction(builder, x, builder.fadd)
 
-    for function, compare in ((largest, more), (smallest, less)):
+    for function, compare in ((reduce_max, greater), (reduce_min, less)):
 
-        @compiled(function, NUMBER, vector)
+        @register_lowering(function, SCALAR, vector)
         def _extreme(context: Any, builder: Any, x: Any, compare: Any = compare) -> Any:
-            return fold(builder, x, lambda a, b: builder.select(compare(builder, a, b), a, b))
+            return emit_reduction(builder, x, lambda a, b: builder.select(compare(builder, a, b), a, b))
 
-    @compiled(first, types.intp, mask)
+    @register_lowering(first_set, types.intp, mask)
     def _first(context: Any, builder: Any, where: Any) -> Any:
         word = ir.IntType(64)
         bits = builder.zext(builder.bitcast(where, ir.IntType(vector.lanes)), word)
@@ -302,8 +299,8 @@ def compile_reductions(vector: VectorType, mask: MaskType) -> None:
         return builder.cttz(builder.or_(bits, stop), ir.Constant(ir.IntType(1), 1))
 
 
-compile_fetch()
-for _loader, _lanes in ((load, LANES), (load_few, FEW)):
+compile_prefetch()
+for _loader, _lanes in ((load, LANES), (load_4, LANES_4)):
     compile_memory(VectorType(_lanes), _loader)
     compile_arithmetic(VectorType(_lanes), MaskType(_lanes))
     compile_reductions(VectorType(_lanes), MaskType(_lanes))
@@ -312,12 +309,14 @@ for _loader, _lanes in ((load, LANES), (load_few, FEW)):
 @inlined
 def exponential(x: Vector) -> Vector:
     """e^x of numbers that are not positive, within two units in the last place; below -87 it stops falling."""
-    x = choose(x > LEAST_POWER, x, LEAST_POWER)
-    n = nearest(x * LOG2_E)
-    r = fused(n, -LN2_LOW, fused(n, -LN2_HIGH, x))  # |r| <= ln 2 / 2: eight terms of the series are enough
+    x = select(x > MIN_EXPONENT, x, MIN_EXPONENT)
+    n = rint(x * LOG2_E)
+    r = fma(n, -LN2_LOW, fma(n, -LN2_HIGH, x))  # |r| <= ln 2 / 2: eight terms of the series are enough
     r2 = r * r  # pairs of terms side by side: a chain of eight would be twice as long
-    high = fused(fused(r, FACTORS[7], FACTORS[6]), r2, fused(r, FACTORS[5], FACTORS[4]))
-    low = fused(fused(r, FACTORS[3], FACTORS[2]), r2, r + FACTORS[0])
-    y = fused(high, r2 * r2, low)
+    high = fma(
+        fma(r, INVERSE_FACTORIALS[7], INVERSE_FACTORIALS[6]), r2, fma(r, INVERSE_FACTORIALS[5], INVERSE_FACTORIALS[4])
+    )
+    low = fma(fma(r, INVERSE_FACTORIALS[3], INVERSE_FACTORIALS[2]), r2, r + INVERSE_FACTORIALS[0])
+    y = fma(high, r2 * r2, low)
     scaled: Vector = y * power_of_two(n)
     return scaled

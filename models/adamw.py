@@ -6,41 +6,41 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import kernel, reordered
+from kernels.jit import kernel, reassociated
 
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
-CLIP = 5.0
-WARM_UP, FLOOR = 0.01, 0.1  # shares of the horizon and of the rate
+BETA_1, BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
+MAX_GRADIENT_NORM = 5.0
+WARMUP_FRACTION, MIN_LR_FRACTION = 0.01, 0.1  # shares of the horizon and of the rate
 
 
-class Adam(NamedTuple):
+class AdamState(NamedTuple):
     """Moments of the gradient, one per parameter."""
 
     mean: NDArray[Any]  # [N]
     square: NDArray[Any]  # [N]
 
 
-def new_adam(parameters: NDArray[Any]) -> Adam:
+def new_adam_state(parameters: NDArray[Any]) -> AdamState:
     """Moments of nothing yet."""
-    return Adam(np.zeros_like(parameters), np.zeros_like(parameters))
+    return AdamState(np.zeros_like(parameters), np.zeros_like(parameters))
 
 
-def rate_at(step: int, rate: float, horizon: int) -> float:
+def learning_rate_at(step: int, peak_rate: float, decay_steps: int) -> float:
     """Warm-up over 1 % of the horizon, then a cosine down to 10 %, where it stays."""
-    warm = max(1.0, WARM_UP * horizon)
+    warm = max(1.0, WARMUP_FRACTION * decay_steps)
     if step < warm:
-        return rate * (step + 1) / warm
-    share = min(1.0, (step - warm) / max(1.0, horizon - warm))
-    return rate * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
+        return peak_rate * (step + 1) / warm
+    share = min(1.0, (step - warm) / max(1.0, decay_steps - warm))
+    return peak_rate * (MIN_LR_FRACTION + (1 - MIN_LR_FRACTION) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-@reordered
-def add_up(parts: NDArray[Any], first: int, stop: int) -> float:
+@reassociated
+def reduce_gradients(gradient_parts: NDArray[Any], first: int, stop: int) -> float:
     """Add parts [1 ..] of parts [M, N] to part 0 in their order, from `first` to `stop`; its squared norm there."""
     # views, because a range that starts at 0 needs no check for negative indices, which costs the vectors
-    y = parts[0, first:stop]
-    for m in range(1, parts.shape[0]):
-        part = parts[m, first:stop]
+    y = gradient_parts[0, first:stop]
+    for m in range(1, gradient_parts.shape[0]):
+        part = gradient_parts[m, first:stop]
         for i in range(y.shape[0]):
             y[i] += part[i]
     norm = 0.0
@@ -50,22 +50,22 @@ def add_up(parts: NDArray[Any], first: int, stop: int) -> float:
 
 
 @kernel
-def update(
+def adamw_update(
     parameters: NDArray[Any],
-    adam: Adam,
+    adam: AdamState,
     gradient: NDArray[Any],
-    decays: NDArray[Any],
+    weight_decay: NDArray[Any],
     step: int,
-    rate: float,
+    learning_rate: float,
     scale: float,
 ) -> None:
-    """One step with `scale` times the gradient; `decays` [N] is rate-free decay, 0 on biases."""
+    """One step with `scale` times the gradient; `weight_decay` [N] is rate-free decay, 0 on biases."""
     real = parameters.dtype.type  # float64 constants would halve the vectors
-    decay_1, decay_2, tiny = real(BETA_1), real(BETA_2), real(EPSILON)
+    decay_1, decay_2, tiny = real(BETA_1), real(BETA_2), real(ADAM_EPSILON)
     fresh_1, fresh_2 = real(1.0 - BETA_1), real(1.0 - BETA_2)
     correct_1 = real(1.0 / (1.0 - BETA_1 ** (step + 1)))
     correct_2 = real(1.0 / (1.0 - BETA_2 ** (step + 1)))
-    rate, scale = real(rate), real(scale)
+    learning_rate, scale = real(learning_rate), real(scale)
     for i in range(parameters.shape[0]):
         g = scale * gradient[i]
         m = decay_1 * adam.mean[i] + fresh_1 * g
@@ -73,4 +73,4 @@ def update(
         adam.mean[i] = m
         adam.square[i] = v
         change = correct_1 * m / (np.sqrt(correct_2 * v) + tiny)
-        parameters[i] -= rate * (change + decays[i] * parameters[i])
+        parameters[i] -= learning_rate * (change + weight_decay[i] * parameters[i])

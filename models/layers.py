@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import kernel, reordered
+from kernels.jit import kernel, reassociated
 
 Array = NDArray[Any]
-EPSILON = 1e-5  # of the layer norm
-HL_GAUSS_WIDTH = 0.75  # standard deviation of a target in bin widths (Imani and White 2018)
-FORBIDDEN = -1e30  # logit of an illegal action: finite, and its exponential is 0
+LAYERNORM_EPSILON = 1e-5  # of the layer norm
+HL_GAUSS_SIGMA = 0.75  # standard deviation of a target in bin widths (Imani and White 2018)
+MASKED_LOGIT = -1e30  # logit of an illegal action: finite, and its exponential is 0
 
 
 def linear_forward(y: Array, x: Array, w: Array, b: Array) -> None:
@@ -44,14 +44,14 @@ def linear_backward_input(dx: Array, dy: Array, w: Array) -> None:
     np.matmul(dy, w.T, out=dx)
 
 
-def hidden_forward(y: Array, x: Array, w: Array, b: Array) -> None:
+def linear_relu_forward(y: Array, x: Array, w: Array, b: Array) -> None:
     """y [n, O] = max(x [n, I] @ w [I, O] + b [O], 0)."""
     np.matmul(x, w, out=y)
-    _add_and_rectify(y, b)
+    _add_bias_relu(y, b)
 
 
 @kernel
-def _add_and_rectify(y: Array, b: Array) -> None:
+def _add_bias_relu(y: Array, b: Array) -> None:
     """y [n, O] = max(y + b, 0) in place; NaN stays NaN, or a broken weight would pass for a dead unit."""
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
@@ -68,14 +68,14 @@ def relu_backward(dy: Array, y: Array) -> None:
             dy[i, j] = zero if y[i, j] <= 0 else dy[i, j]
 
 
-def hidden_backward(dw: Array, db: Array, dy: Array, y: Array, x: Array) -> None:
+def linear_relu_backward(dw: Array, db: Array, dy: Array, y: Array, x: Array) -> None:
     """Gradients of the parameters of y = max(x @ w + b, 0); dy [n, O] becomes that of x @ w + b."""
-    _rectify_backward(dy, db, y)
+    _bias_relu_backward(dy, db, y)
     np.matmul(x.T, dy, out=dw)
 
 
 @kernel
-def _rectify_backward(dy: Array, db: Array, y: Array) -> None:
+def _bias_relu_backward(dy: Array, db: Array, y: Array) -> None:
     """dy [n, O] = 0 where y is; db [O] = sum of its rows."""
     db[:] = 0
     zero = dy.dtype.type(0)
@@ -86,8 +86,8 @@ def _rectify_backward(dy: Array, db: Array, y: Array) -> None:
             db[j] += z
 
 
-@reordered
-def norm_forward(y: Array, rstd: Array, x: Array) -> None:
+@reassociated
+def layernorm_forward(y: Array, rstd: Array, x: Array) -> None:
     """Layer norm without parameters: y [n, D] = (x - mean) rstd, rstd [n] = 1 / sqrt(var + EPSILON)."""
     D = x.shape[1]
     for i in range(x.shape[0]):
@@ -97,13 +97,13 @@ def norm_forward(y: Array, rstd: Array, x: Array) -> None:
             mean += value
             square += value * value
         mean /= D
-        rstd[i] = 1.0 / math.sqrt(max(square / D - mean * mean, 0.0) + EPSILON)
+        rstd[i] = 1.0 / math.sqrt(max(square / D - mean * mean, 0.0) + LAYERNORM_EPSILON)
         for j in range(D):
             y[i, j] = (x[i, j] - mean) * rstd[i]
 
 
 @kernel
-def residual(y: Array, x: Array, b: Array) -> None:
+def residual_forward(y: Array, x: Array, b: Array) -> None:
     """y [n, D] += x + b [D]."""
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
@@ -119,8 +119,8 @@ def residual_backward(dx: Array, dy: Array, inner: Array, factor: float) -> None
             dx[i, j] += scale * (dy[i, j] + inner[i, j])
 
 
-@reordered
-def norm_backward(dx: Array, dy: Array, y: Array, rstd: Array) -> None:
+@reassociated
+def layernorm_backward(dx: Array, dy: Array, y: Array, rstd: Array) -> None:
     """dx = rstd (dy - mean(dy) - y mean(dy y)) of y = (x - mean) rstd; dx may be dy."""
     D = y.shape[1]
     for i in range(y.shape[0]):
@@ -133,64 +133,64 @@ def norm_backward(dx: Array, dy: Array, y: Array, rstd: Array) -> None:
             dx[i, j] = rstd[i] * (dy[i, j] - mean - y[i, j] * slope)
 
 
-def _masses() -> NDArray[np.float64]:
+def _hl_gauss_table() -> NDArray[np.float64]:
     """[FINE + 1, BINS]: mass in the bins about bin 0 of a target at the fractions 0 ... 1 of the way to bin 1."""
-    fractions = np.arange(FINE + 1)[:, None] / FINE
-    edges = np.arange(-BELOW, BINS - BELOW + 1) - 0.5
-    cdf = np.vectorize(math.erf)((edges - fractions) / (HL_GAUSS_WIDTH * math.sqrt(2.0))) / 2
+    fractions = np.arange(HL_GAUSS_STEPS + 1)[:, None] / HL_GAUSS_STEPS
+    edges = np.arange(-HL_GAUSS_BINS_BELOW, HL_GAUSS_BINS - HL_GAUSS_BINS_BELOW + 1) - 0.5
+    cdf = np.vectorize(math.erf)((edges - fractions) / (HL_GAUSS_SIGMA * math.sqrt(2.0))) / 2
     return np.asarray(np.diff(cdf, axis=1))
 
 
-FINE, BINS, BELOW = (
+HL_GAUSS_STEPS, HL_GAUSS_BINS, HL_GAUSS_BINS_BELOW = (
     512,
     10,
     4,
 )  # linear between 512 fractions: wrong by less than 3e-7; 6 deviations on either side
-MASSES = _masses()
+HL_GAUSS_TABLE = _hl_gauss_table()
 
 
 @kernel
-def hl_gauss(mass: Array, x: float, limit: float, V: int) -> int:
+def hl_gauss(probability: Array, x: float, limit: float, V: int) -> int:
     """mass [T <= V]: N(x, 0.75 bins) over T of V bins whose centres span [-limit, limit]; the first of them.
 
     x is clipped to the centres; what lies beyond the bins is given to the others in proportion.
     """
-    T = mass.shape[0]
+    T = probability.shape[0]
     if math.isnan(x):  # min and max would swallow it
-        mass[:] = x
+        probability[:] = x
         return 0
     at = (min(max(x, -limit), limit) + limit) * (V - 1) / (2.0 * limit)
     at = min(at, V - 1.0)  # rounding
     nearest = int(at)
-    fraction = (at - nearest) * FINE
+    fraction = (at - nearest) * HL_GAUSS_STEPS
     row = int(fraction)
     share = fraction - row
-    first = min(max(nearest - BELOW, 0), V - T)
-    shift = first - nearest + BELOW
+    first = min(max(nearest - HL_GAUSS_BINS_BELOW, 0), V - T)
+    shift = first - nearest + HL_GAUSS_BINS_BELOW
     total = 0.0
     for i in range(T):
         j = i + shift
-        inside = 0 <= j < BINS
-        here = MASSES[row, j] + share * (MASSES[row + 1, j] - MASSES[row, j]) if inside else 0.0
-        mass[i] = here
+        inside = 0 <= j < HL_GAUSS_BINS
+        here = HL_GAUSS_TABLE[row, j] + share * (HL_GAUSS_TABLE[row + 1, j] - HL_GAUSS_TABLE[row, j]) if inside else 0.0
+        probability[i] = here
         total += here
-    scale = mass.dtype.type(1.0 / total)
+    scale = probability.dtype.type(1.0 / total)
     for i in range(T):
-        mass[i] *= scale
+        probability[i] *= scale
     return int(first)
 
 
 @kernel
-def forbid(z: Array, legal: NDArray[np.bool_]) -> None:
+def mask_logits(z: Array, legal: NDArray[np.bool_]) -> None:
     """Give illegal logits z [n, A] a probability, and so a gradient, of exactly 0."""
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
             if not legal[i, j]:
-                z[i, j] = FORBIDDEN
+                z[i, j] = MASKED_LOGIT
 
 
 @kernel
-def _largest(row: Array) -> Any:
+def _row_max(row: Array) -> Any:
     """The largest of row [O]; four at a time, or each comparison would wait for the last."""
     a = b = c = d = row[0]
     whole = row.shape[0] // 4 * 4
@@ -204,65 +204,65 @@ def _largest(row: Array) -> Any:
     return max(max(a, b), max(c, d))
 
 
-@reordered
-def _shift(z: Array, loss: Array, b: Array, first: Array, mass: Array) -> None:
+@reassociated
+def _subtract_max(z: Array, loss: Array, b: Array, first_bin: Array, probability: Array) -> None:
     """Add b to each row of z and subtract its largest logit; loss [n] = -<target, what is left>."""
     for i in range(z.shape[0]):
-        row, surprise, start = z[i], 0.0, first[i]
+        row, surprise, start = z[i], 0.0, first_bin[i]
         for j in range(row.shape[0]):
             row[j] += b[j]
-        highest = _largest(row)
+        highest = _row_max(row)
         for j in range(row.shape[0]):
             row[j] -= highest
-        for t in range(mass.shape[1]):
-            surprise -= np.float64(row[start + t]) * np.float64(mass[i, t])
+        for t in range(probability.shape[1]):
+            surprise -= np.float64(row[start + t]) * np.float64(probability[i, t])
         loss[i] = surprise
 
 
-@reordered
-def _normalise(
-    z: Array, db: Array, loss: Array, first: Array, mass: Array, weight: Array, factor: float
+@reassociated
+def _softmax_minus_target(
+    z: Array, db: Array, loss: Array, first_bin: Array, probability: Array, weight: Array, factor: float
 ) -> float:
     """From z = exp(shifted logits): the loss, z <- factor weight (softmax - target), and db = its column sums."""
     total = 0.0
     for j in range(db.shape[0]):
         db[j] = 0
     for i in range(z.shape[0]):
-        row, start, volume = z[i], first[i], 0.0
+        row, start, volume = z[i], first_bin[i], 0.0
         for j in range(row.shape[0]):
             volume += np.float64(row[j])
         w = z.dtype.type(factor * weight[i])
         scale = z.dtype.type(factor * weight[i] / volume)
         for j in range(row.shape[0]):
             row[j] *= scale
-        for t in range(mass.shape[1]):
-            row[start + t] -= w * mass[i, t]
+        for t in range(probability.shape[1]):
+            row[start + t] -= w * probability[i, t]
         for j in range(row.shape[0]):
             db[j] += row[j]
         total += weight[i] * (math.log(volume) + loss[i])
     return total
 
 
-class Target(NamedTuple):
+class CategoricalTarget(NamedTuple):
     """Categorical targets of n rows: T bins from the first on have mass, which sums to 1."""
 
-    first: NDArray[np.int32]  # [n]
-    mass: Array  # [n, T]
+    first_bin: NDArray[np.int32]  # [n]
+    probability: Array  # [n, T]
 
 
 def cross_entropy(
-    z: Array, db: Array, row: Array, b: Array, target: Target, weight: Array, factor: float
+    z: Array, db: Array, row_loss: Array, b: Array, target: CategoricalTarget, weight: Array, factor: float
 ) -> float:
     """sum_i weight_i CE(target_i, softmax(z_i + b)) over n rows, row [n] being scratch.
 
     z [n, O] becomes the gradient of `factor` times that, and db [O] the one of b.
     """
-    _shift(z, row, b, *target)
+    _subtract_max(z, row_loss, b, *target)
     np.exp(z, out=z)
-    return float(_normalise(z, db, row, *target, weight, factor))
+    return float(_softmax_minus_target(z, db, row_loss, *target, weight, factor))
 
 
-def support(limit: float, bins: int) -> NDArray[np.float64]:
+def bin_centres(limit: float, bins: int) -> NDArray[np.float64]:
     """[V] centres of the bins of a categorical value."""
     return np.linspace(-limit, limit, bins)
 
@@ -270,4 +270,4 @@ def support(limit: float, bins: int) -> NDArray[np.float64]:
 def decode(z: Array, limit: float) -> Array:
     """Expectation [n] of categorical logits z [n, V]."""
     p = np.exp(z - z.max(axis=1, keepdims=True))
-    return np.asarray(p @ support(limit, z.shape[1]) / p.sum(axis=1))
+    return np.asarray(p @ bin_centres(limit, z.shape[1]) / p.sum(axis=1))

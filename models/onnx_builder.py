@@ -1,6 +1,6 @@
 """An ONNX graph in the making, from rows `x` to rows `y`; equal weights give equal bytes.
 
-Nodes are dear, so a graph leaves to its caller what is no product: its metadata say how (`kernels.ort.Layout`).
+Nodes are dear, so a graph leaves to its caller what is no product: its metadata say how (`kernels.ort.GraphLayout`).
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from kernels.ort import Cut, Layout, Output
-from models.layers import EPSILON, Array, support
+from kernels.ort import GraphLayout, InputSlice, OutputHead
+from models.layers import LAYERNORM_EPSILON, Array, bin_centres
 
 OPSET, IR_VERSION = 17, 8
 
 
-class Graph:
+class GraphBuilder:
     """Nodes and weights in the order they are added."""
 
     def __init__(self) -> None:
         self._nodes: list[NodeProto] = []
         self._weights: dict[str, NDArray[Any]] = {}
-        self._cuts: list[Cut] = []
+        self._input_slices: list[InputSlice] = []
 
     def node(self, op: str, inputs: list[str], outputs: str | list[str], **attributes: Any) -> str:
         """Add a node; the name of its first output."""
@@ -41,21 +41,21 @@ class Graph:
         """y = x @ w + b."""
         return self.node("Gemm", [x, self.weight(f"{y}_w", w), self.weight(f"{y}_b", b)], y)
 
-    def hidden(self, x: str, y: str, w: Array, b: Array) -> str:
+    def linear_relu(self, x: str, y: str, w: Array, b: Array) -> str:
         """y = relu(x @ w + b)."""
         return self.node("Relu", [self.linear(x, f"{y}_z", w, b)], y)
 
-    def norm(self, x: str, y: str, width: int, scale: str = "ones", shift: Array | None = None) -> str:
+    def layernorm(self, x: str, y: str, width: int, scale: str = "ones", shift: Array | None = None) -> str:
         """Layer norm without parameters of its own, and `shift` added to it."""
         weights = [self.weight(scale, np.ones(width))]
         if shift is not None:
             weights.append(self.weight("shift", shift))
-        return self.node("LayerNormalization", [x, *weights], y, axis=-1, epsilon=EPSILON)
+        return self.node("LayerNormalization", [x, *weights], y, axis=-1, epsilon=LAYERNORM_EPSILON)
 
     def decode(self, z: str, y: str, limit: float, bins: int) -> str:
         """Expectation [rows, 1] of categorical logits."""
         p = self.node("Softmax", [z], f"{y}_p", axis=-1)
-        return self.node("MatMul", [p, self.weight(f"{y}_support", support(limit, bins)[:, None])], y)
+        return self.node("MatMul", [p, self.weight(f"{y}_support", bin_centres(limit, bins)[:, None])], y)
 
     def split(self, x: str, widths: dict[str, int]) -> None:
         """Cut the last axis of x into parts of these names and widths; one of width 0 is not made."""
@@ -67,31 +67,28 @@ class Graph:
         """x in the shape `size`, of which one may be -1."""
         return self.node("Reshape", [x, self.weight(f"{y}_shape", size, np.int64)], y)
 
-    def join(self, parts: list[str], y: str, axis: int = -1) -> str:
+    def concat(self, parts: list[str], y: str, axis: int = -1) -> str:
         """Put parts side by side; one of width 0 is not given."""
         if len(parts) == 1:
             return parts[0]
         return self.node("Concat", parts, y, axis=axis)
 
-    def cut(self, name: str, first: int, width: int, rectified: bool = False) -> str:
+    def input_slice(self, name: str, first: int, width: int, relu: bool = False) -> str:
         """Columns of `x`, or relu of them, as an input of their own; its name."""
-        self._cuts.append(Cut(name, first, width, rectified))
+        self._input_slices.append(InputSlice(name, first, width, relu))
         return name
 
-    def serialise(self, width_in: int, outputs: list[Output], carried: int = 0) -> bytes:
-        """The bytes of the model whose `y` are the first `carried` columns of `x` and then the outputs."""
-        width_out = carried + sum(output.plain + output.means for output in outputs)
-        layout = Layout(width_in, width_out, carried, tuple(self._cuts), tuple(outputs))
-        inputs = [("x", "rows", width_in), *((cut.name, "rows", cut.width) for cut in self._cuts)]
+    def serialise(self, width_in: int, outputs: list[OutputHead], passthrough: int = 0) -> bytes:
+        """The bytes of the model whose `y` are the first `passthrough` columns of `x` and then the outputs."""
+        width_out = passthrough + sum(output.raw + output.categorical for output in outputs)
+        layout = GraphLayout(width_in, width_out, passthrough, tuple(self._input_slices), tuple(outputs))
+        inputs = [("x", "rows", width_in), *((cut.name, "rows", cut.width) for cut in self._input_slices)]
         outcomes = [
             (name, "rows", plain + means * bins) if plain else (name, f"rows_{name}", bins)
             for name, plain, means, bins, _ in outputs
         ]
         read, written = (
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, width])
-                for name, rows, width in ends
-            ]
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, width]) for name, rows, width in ends]
             for ends in (inputs, outcomes)
         )
         constants = [numpy_helper.from_array(array, name) for name, array in self._weights.items()]

@@ -6,18 +6,18 @@ import numpy as np
 
 from models.layers import (
     Array,
-    hidden_backward,
-    hidden_forward,
+    layernorm_backward,
+    layernorm_forward,
     linear_backward,
     linear_backward_input,
     linear_forward,
-    norm_backward,
-    norm_forward,
+    linear_relu_backward,
+    linear_relu_forward,
 )
-from models.params import Params, Shape
+from models.params import ModelShape, Params
 
 
-class Encoded(NamedTuple):
+class RepresentationWork(NamedTuple):
     """Activations and gradients of the latents of so many bars."""
 
     hidden: Array  # [rows, H]
@@ -27,23 +27,25 @@ class Encoded(NamedTuple):
     dz: Array  # [rows, D]
 
 
-def new_encoded(shape: Shape, rows: int, dtype: Any = np.float32, z: Array | None = None) -> Encoded:
+def new_representation_work(
+    shape: ModelShape, rows: int, dtype: Any = np.float32, z: Array | None = None
+) -> RepresentationWork:
     """Room for `rows` bars, whose latents go to `z` [rows, D] if that is given."""
     hidden, d_hidden = np.zeros((2, rows, shape.hidden), dtype)
     latent, dz = np.zeros((2, rows, shape.latent), dtype)
-    return Encoded(hidden, np.zeros(rows, dtype), latent if z is None else z, d_hidden, dz)
+    return RepresentationWork(hidden, np.zeros(rows, dtype), latent if z is None else z, d_hidden, dz)
 
 
-def encode(work: Encoded, p: Params, x: Array) -> None:
+def represent(work: RepresentationWork, p: Params, x: Array) -> None:
     """Latents z of features x [rows, F]."""
-    hidden_forward(work.hidden, x, p.represent_w, p.represent_b)
-    linear_forward(work.z, work.hidden, p.latent_w, p.latent_b)
-    norm_forward(work.z, work.rstd, work.z)
+    linear_relu_forward(work.hidden, x, p.representation_hidden_w, p.representation_hidden_b)
+    linear_forward(work.z, work.hidden, p.representation_out_w, p.representation_out_b)
+    layernorm_forward(work.z, work.rstd, work.z)
 
 
-def encode_backward(d: Params, dz: Array, work: Encoded, p: Params, x: Array) -> None:
+def represent_backward(d: Params, dz: Array, work: RepresentationWork, p: Params, x: Array) -> None:
     """Gradients of the encoder from that of its latents, dz [rows, D]."""
-    norm_backward(work.dz, dz, work.z, work.rstd)
-    linear_backward(d.latent_w, d.latent_b, work.dz, work.hidden)
-    linear_backward_input(work.d_hidden, work.dz, p.latent_w)
-    hidden_backward(d.represent_w, d.represent_b, work.d_hidden, work.hidden, x)
+    layernorm_backward(work.dz, dz, work.z, work.rstd)
+    linear_backward(d.representation_out_w, d.representation_out_b, work.dz, work.hidden)
+    linear_backward_input(work.d_hidden, work.dz, p.representation_out_w)
+    linear_relu_backward(d.representation_hidden_w, d.representation_hidden_b, work.d_hidden, work.hidden, x)

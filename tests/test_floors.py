@@ -32,39 +32,18 @@ SHELVES = {  # lines that each may have
     "core": 13_400,
 }
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
-ACTING = (
-    "host.commands.act",
-    "host.commands.backtest",
-    "host.commands.doctor",
-)  # a trading machine has no trainer
-TOP = {
-    "swt.py",
-    "kernels",
-    "models",
-    "host",
-    "tests",
-    "pyproject.toml",
-    "README.md",
-    "LICENSE",
-    "CHANGELOG.md",
-}
+ACTING = ("host.commands.act", "host.commands.backtest", "host.commands.doctor")  # a trading machine has no trainer
+TOP = {"swt.py", "kernels", "models", "host", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 
 
 def modules() -> dict[str, Path]:
-    files = [
-        ROOT / "swt.py",
-        *(p for d in ("kernels", "models", "host") for p in sorted((ROOT / d).rglob("*.py"))),
-    ]
+    files = [ROOT / "swt.py", *(p for d in ("kernels", "models", "host") for p in sorted((ROOT / d).rglob("*.py")))]
     named = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p for p in files}
     return {name: path for name, path in named.items() if not name.endswith("__init__")}
 
 
 def files_of_tests() -> list[Path]:
-    return [
-        p
-        for p in sorted((ROOT / "tests").rglob("*.py"))
-        if p.parent.name != "data" or p.name.startswith("test_")
-    ]
+    return [p for p in sorted((ROOT / "tests").rglob("*.py")) if p.parent.name != "data" or p.name.startswith("test_")]
 
 
 def imports(path: Path) -> set[str]:
@@ -124,8 +103,7 @@ def test_acting_needs_no_models(name: str) -> None:
 def test_acting_needs_no_pandas() -> None:
     """A trading machine has numpy, numba, onnxruntime and typer."""
     program = (
-        "import sys\nsys.modules.update(dict.fromkeys(('pandas', 'onnx', 'threadpoolctl')))\n"
-        "import host.commands.act"
+        "import sys\nsys.modules.update(dict.fromkeys(('pandas', 'onnx', 'threadpoolctl')))\nimport host.commands.act"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
@@ -167,5 +145,5 @@ def test_kernel_imports_are_visible_to_the_cache_key() -> None:
     from kernels import jit
 
     for name, path in modules().items():
-        if name.split(".")[0] in jit.PACKAGES:
-            assert needs(name) <= set(jit._closure(name)), f"{path.name} hides an import from the cache"
+        if name.split(".")[0] in jit.KERNEL_PACKAGES:
+            assert needs(name) <= set(jit._import_closure(name)), f"{path.name} hides an import from the cache"

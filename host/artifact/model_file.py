@@ -21,16 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.artifact.onnx_check import layout_of
-from host.artifact.onnx_shapes import GraphRefused
-from host.atomic import replacing
-from host.console import command
-from host.data.parsing import finite
+from host.artifact.onnx_shapes import GraphError
+from host.atomic import atomic_write
+from host.console import program_command
+from host.data.parsing import parse_finite
 from kernels.jit import program_digest
-from kernels.ort import Layout, OrtError, Session, check, evaluate
+from kernels.ort import GraphLayout, OrtError, Session, check_status, evaluate
 
 Arrays = dict[str, NDArray[Any]]
-FORMAT = 2
-REQUIRED = {  # keys of the manifest that the trainer gives, with those that must be inside
+MODEL_FORMAT = 2
+REQUIRED_KEYS = {  # keys of the manifest that the trainer gives, with those that must be inside
     "features": ("spec", "digest"),
     "instrument": (),
     "interval_s": (),
@@ -41,21 +41,21 @@ REQUIRED = {  # keys of the manifest that the trainer gives, with those that mus
     "data": ("span", "sha256"),
     "configuration": (),
 }
-WRITTEN = {"format": int, "program": str, "members": dict, "selftest": dict}  # keys that `write_model` adds
+ADDED_KEYS = {"format": int, "program": str, "members": dict, "selftest": dict}  # keys that `write_model` adds
 MANIFEST = "manifest.json"
-MEMBER = re.compile(r"(graphs/[a-z0-9_]{1,64}\.onnx|arrays/[a-z0-9_]{1,64}\.npy)")
-NPY = re.compile(  # the header of an array: dtype and shape
+MEMBER_NAME = re.compile(r"(graphs/[a-z0-9_]{1,64}\.onnx|arrays/[a-z0-9_]{1,64}\.npy)")
+NPY_HEADER = re.compile(  # the header of an array: dtype and shape
     rb"\x93NUMPY\x01\0..\{'descr': '([<|](?:f[248]|[iu][1248]|b1))', "
     rb"'fortran_order': False, 'shape': \(([\d, ]{0,99})\), \} *\n",
     re.DOTALL,
 )
-MAX_FILE, MAX_MANIFEST, MAX_MEMBERS = 1 << 26, 1 << 23, 64
-MAX_ROWS = 16  # of a self-test
+MAX_MODEL_BYTES, MAX_MANIFEST_BYTES, MAX_MODEL_MEMBERS = 1 << 26, 1 << 23, 64
+MAX_SELFTEST_ROWS = 16  # of a self-test
 SELFTEST_ROWS, SELFTEST_SEED = 3, 20_240_229
-TOLERANCE = 1e-4  # of the self-test, relative to the output and to the largest output of the graph
+SELFTEST_TOLERANCE = 1e-4  # of the self-test, relative to the output and to the largest output of the graph
 
 
-class ModelRefused(Exception):  # noqa: N818
+class ModelError(Exception):
     """The file is not a model that may trade; the message says why."""
 
     exit_code = 5
@@ -72,33 +72,33 @@ class ModelFile(NamedTuple):
 
 def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], arrays: Arrays) -> str:
     """Write the model in place of `path`; the sha256 of the file.  Nothing is written that would be refused."""
-    clash = sorted(WRITTEN.keys() & manifest.keys())
+    clash = sorted(ADDED_KEYS.keys() & manifest.keys())
     if clash:
         raise ValueError(f"the manifest's {', '.join(clash)} are not the caller's to set")
     members = {f"graphs/{name}.onnx": graph for name, graph in graphs.items()}
-    members |= {f"arrays/{name}.npy": _npy(array) for name, array in arrays.items()}
+    members |= {f"arrays/{name}.npy": _npy_bytes(array) for name, array in arrays.items()}
     written = {
-        "format": FORMAT,
+        "format": MODEL_FORMAT,
         "program": program_digest(),
         "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
-        "selftest": {name: _selftest(name, graph) for name, graph in graphs.items()},
+        "selftest": {name: _selftest_vector(name, graph) for name, graph in graphs.items()},
     }
     text = json.dumps({**manifest, **written}, sort_keys=True, allow_nan=False, indent=1)
-    data = stored_zip({**members, MANIFEST: text.encode()})
+    data = pack_zip({**members, MANIFEST: text.encode()})
     model = parse_model(data)
     check_selftest(model)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(data)
     return model.sha256
 
 
 def read_model(path: Path) -> ModelFile:
-    """The model at `path`, or `ModelRefused` before anything of it is run."""
+    """The model at `path`, or `ModelError` before anything of it is run."""
     data = model_bytes(path)
     try:
         return parse_model(data)
-    except ModelRefused as error:
-        raise ModelRefused(f"{path}: {error}") from None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
 
 
 def model_bytes(path: Path) -> bytes:
@@ -108,85 +108,75 @@ def model_bytes(path: Path) -> bytes:
             with zipfile.ZipFile(path.parent) as archive:
                 _check_size(path, archive.getinfo(path.name).file_size)
                 with archive.open(path.name) as member:
-                    return member.read(MAX_FILE + 1)
+                    return member.read(MAX_MODEL_BYTES + 1)
         if not path.exists():
-            raise ModelRefused(f"no model at {path}: train one first: {command('train', 'CSV')}")
+            raise ModelError(f"no model at {path}: train one first: {program_command('train', 'CSV')}")
         if not path.is_file():
-            raise ModelRefused(f"{path}: cannot be read: not a file")
+            raise ModelError(f"{path}: cannot be read: not a file")
         _check_size(path, path.stat().st_size)
         with path.open("rb") as file:
-            return file.read(MAX_FILE + 1)
-    except (
-        OSError,
-        LookupError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ModelRefused(f"{path}: cannot be read: {error}") from None
+            return file.read(MAX_MODEL_BYTES + 1)
+    except (OSError, LookupError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from None
 
 
 def _check_size(path: Path, size: int) -> None:
-    if size > MAX_FILE:
-        raise ModelRefused(f"{path}: {size} bytes, larger than the {MAX_FILE} that a model may have")
+    if size > MAX_MODEL_BYTES:
+        raise ModelError(f"{path}: {size} bytes, larger than the {MAX_MODEL_BYTES} that a model may have")
 
 
 def parse_model(data: bytes) -> ModelFile:
-    """The model whose file is `data`, or `ModelRefused`."""
+    """The model whose file is `data`, or `ModelError`."""
     members = _unpack(data)
-    manifest = _manifest(members)
+    manifest = _read_manifest(members)
     graphs = {_stem(name): member for name, member in members.items() if name.startswith("graphs/")}
-    arrays = {
-        _stem(name): _array(name, member) for name, member in members.items() if name.startswith("arrays/")
-    }
+    arrays = {_stem(name): _parse_array(name, member) for name, member in members.items() if name.startswith("arrays/")}
     if not graphs or manifest["selftest"].keys() != graphs.keys():
-        raise ModelRefused(f"{MANIFEST}: a self-test vector for each graph, no more and no less")
+        raise ModelError(f"{MANIFEST}: a self-test vector for each graph, no more and no less")
     for name, graph in graphs.items():
-        vector = _vector(name, manifest["selftest"][name])
-        if _layout(name, graph)[:2] != tuple(rows.shape[1] for rows in vector):
-            raise ModelRefused(f"graph {name}: its shape is not that of its self-test vector")
+        vector = _parse_vector(name, manifest["selftest"][name])
+        if _checked_layout(name, graph)[:2] != tuple(rows.shape[1] for rows in vector):
+            raise ModelError(f"graph {name}: its shape is not that of its self-test vector")
     return ModelFile(manifest, graphs, arrays, hashlib.sha256(data).hexdigest())
 
 
 def check_selftest(model: ModelFile) -> None:
     """Refuse a model whose graphs do not return here what they returned where it was written."""
     for name, graph in model.graphs.items():
-        x, expected = _vector(name, model.manifest["selftest"][name])
+        x, expected = _parse_vector(name, model.manifest["selftest"][name])
         y = _evaluate(name, graph, x)
         scale = np.abs(expected) + np.abs(expected).max()
-        if not (np.abs(y - expected) <= TOLERANCE * scale).all():  # a NaN is not within anything
-            raise ModelRefused(f"graph {name}: its self-test gives other numbers on this machine")
+        if not (np.abs(y - expected) <= SELFTEST_TOLERANCE * scale).all():  # a NaN is not within anything
+            raise ModelError(f"graph {name}: its self-test gives other numbers on this machine")
 
 
 def _stem(name: str) -> str:
     return Path(name).stem
 
 
-def _npy(array: NDArray[Any]) -> bytes:
+def _npy_bytes(array: NDArray[Any]) -> bytes:
     out = io.BytesIO()
     np.lib.format.write_array(out, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return out.getvalue()
 
 
-def _array(name: str, data: bytes) -> NDArray[Any]:
-    """The array of a .npy member, a view of `data`, which is what `_npy` makes of it and nothing else."""
-    head = NPY.match(data)
+def _parse_array(name: str, data: bytes) -> NDArray[Any]:
+    """The array of a .npy member, a view of `data`, which is what `_npy_bytes` makes of it and nothing else."""
+    head = NPY_HEADER.match(data)
     if not head:
-        raise ModelRefused(f"{name}: not a plain array of numbers")
+        raise ModelError(f"{name}: not a plain array of numbers")
     dtype, shape = np.dtype(head[1].decode()), tuple(int(n) for n in head[2].replace(b",", b" ").split())
     if math.prod(shape) * dtype.itemsize != len(data) - head.end():
-        raise ModelRefused(f"{name}: not an array of that shape")
+        raise ModelError(f"{name}: not an array of that shape")
     array = np.frombuffer(data, dtype, offset=head.end()).reshape(shape)
-    if _npy(array) != data:
-        raise ModelRefused(f"{name}: not an array as this program writes it")
+    if _npy_bytes(array) != data:
+        raise ModelError(f"{name}: not an array as this program writes it")
     if not np.isfinite(array).all():
-        raise ModelRefused(f"{name}: NaN or infinite numbers")
+        raise ModelError(f"{name}: NaN or infinite numbers")
     return array
 
 
-def stored_zip(members: dict[str, bytes]) -> bytes:
+def pack_zip(members: dict[str, bytes]) -> bytes:
     """The one zip of these members."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
@@ -199,103 +189,103 @@ def stored_zip(members: dict[str, bytes]) -> bytes:
 
 def _unpack(data: bytes) -> dict[str, bytes]:
     """Members by name; refused unless packing them again gives `data`."""
-    if len(data) > MAX_FILE:
-        raise ModelRefused(f"larger than {MAX_FILE} bytes")
+    if len(data) > MAX_MODEL_BYTES:
+        raise ModelError(f"larger than {MAX_MODEL_BYTES} bytes")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_directory(archive.infolist(), len(data))
             members = {name: archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, struct.error, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise ModelRefused(f"not a model file, or damaged: {error}") from None
-    if stored_zip(members) != data:
-        raise ModelRefused("not a model file as this program writes it, or damaged")
+        raise ModelError(f"not a model file, or damaged: {error}") from None
+    if pack_zip(members) != data:
+        raise ModelError("not a model file as this program writes it, or damaged")
     return members
 
 
 def _check_directory(infos: list[zipfile.ZipInfo], size: int) -> None:
     """Refuse by name and size before a member is read."""
-    if len(infos) > MAX_MEMBERS:
-        raise ModelRefused(f"more than {MAX_MEMBERS} members")
+    if len(infos) > MAX_MODEL_MEMBERS:
+        raise ModelError(f"more than {MAX_MODEL_MEMBERS} members")
     for info in infos:
-        if info.filename != MANIFEST and not MEMBER.fullmatch(info.filename):
-            raise ModelRefused(f"a member that has no business in a model: {info.filename!r}")
+        if info.filename != MANIFEST and not MEMBER_NAME.fullmatch(info.filename):
+            raise ModelError(f"a member that has no business in a model: {info.filename!r}")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits or info.file_size != info.compress_size:
-            raise ModelRefused(f"{info.filename}: compressed or encrypted")
+            raise ModelError(f"{info.filename}: compressed or encrypted")
     if sum(info.file_size for info in infos) > size:
-        raise ModelRefused("members overlap")
+        raise ModelError("members overlap")
 
 
-def _manifest(members: dict[str, bytes]) -> dict[str, Any]:
+def _read_manifest(members: dict[str, bytes]) -> dict[str, Any]:
     """The manifest, with all it must have, agreeing with the members."""
     text = members.get(MANIFEST, b"")
-    if not text or len(text) > MAX_MANIFEST:
-        raise ModelRefused(f"no {MANIFEST}, or one beyond {MAX_MANIFEST} bytes")
+    if not text or len(text) > MAX_MANIFEST_BYTES:
+        raise ModelError(f"no {MANIFEST}, or one beyond {MAX_MANIFEST_BYTES} bytes")
     try:
-        manifest = json.loads(text, parse_float=finite, parse_constant=finite)
+        manifest = json.loads(text, parse_float=parse_finite, parse_constant=parse_finite)
     except (ValueError, RecursionError) as error:
-        raise ModelRefused(f"{MANIFEST}: {error}") from None
+        raise ModelError(f"{MANIFEST}: {error}") from None
     _check_keys(manifest)
     found = {name: hashlib.sha256(data).hexdigest() for name, data in members.items() if name != MANIFEST}
     if manifest["members"].keys() != found.keys():
         odd = sorted(manifest["members"].keys() ^ found.keys())
-        raise ModelRefused(f"members missing or not in the manifest: {', '.join(odd)}")
+        raise ModelError(f"members missing or not in the manifest: {', '.join(odd)}")
     for name, sha256 in found.items():
         if manifest["members"][name] != sha256:
-            raise ModelRefused(f"{name}: its sha256 is not the manifest's")
+            raise ModelError(f"{name}: its sha256 is not the manifest's")
     return dict(manifest)
 
 
 def _check_keys(manifest: Any) -> None:
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
-        raise ModelRefused(f"{MANIFEST}: no format number")
-    if manifest["format"] != FORMAT:
-        raise ModelRefused(f"format {manifest['format']}; this program reads {FORMAT}")
-    missing = [key for key, kind in WRITTEN.items() if not isinstance(manifest.get(key), kind)]
-    for key, inner in REQUIRED.items():
+        raise ModelError(f"{MANIFEST}: no format number")
+    if manifest["format"] != MODEL_FORMAT:
+        raise ModelError(f"format {manifest['format']}; this program reads {MODEL_FORMAT}")
+    missing = [key for key, kind in ADDED_KEYS.items() if not isinstance(manifest.get(key), kind)]
+    for key, inner in REQUIRED_KEYS.items():
         if manifest.get(key) is None:
             missing.append(key)
         elif inner:
             value = manifest[key]
             missing += [f"{key}.{k}" for k in inner if not isinstance(value, dict) or value.get(k) is None]
     if missing:
-        raise ModelRefused(f"{MANIFEST}: missing or of a wrong type: {', '.join(missing)}")
+        raise ModelError(f"{MANIFEST}: missing or of a wrong type: {', '.join(missing)}")
 
 
-def _layout(name: str, graph: bytes) -> Layout:
+def _checked_layout(name: str, graph: bytes) -> GraphLayout:
     try:
         return layout_of(graph)
-    except GraphRefused as error:
-        raise ModelRefused(f"graph {name}: {error}") from None
+    except GraphError as error:
+        raise ModelError(f"graph {name}: {error}") from None
 
 
-def _selftest(name: str, graph: bytes) -> dict[str, list[list[float]]]:
+def _selftest_vector(name: str, graph: bytes) -> dict[str, list[list[float]]]:
     """Seeded input rows of a graph and its output."""
-    width_in = _layout(name, graph).width_in
+    width_in = _checked_layout(name, graph).width_in
     generator = np.random.Generator(np.random.Philox(key=SELFTEST_SEED))
     x = generator.standard_normal((SELFTEST_ROWS, width_in)).astype(np.float32)
     return {"x": x.tolist(), "y": _evaluate(name, graph, x).tolist()}
 
 
-def _vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _parse_vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(x, y) of a self-test vector."""
     try:
         x, y = (np.array(vector[key], np.float32) for key in ("x", "y"))
     except (TypeError, ValueError, KeyError, OverflowError):
-        raise ModelRefused(f"graph {name}: no self-test vector") from None
+        raise ModelError(f"graph {name}: no self-test vector") from None
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not np.isfinite(x).all() or not np.isfinite(y).all():
-        raise ModelRefused(f"graph {name}: a self-test vector of a wrong shape, or not finite")
-    if x.size == 0 or y.size == 0 or len(x) > MAX_ROWS:
-        raise ModelRefused(f"graph {name}: an empty self-test vector, or one of more than {MAX_ROWS} rows")
+        raise ModelError(f"graph {name}: a self-test vector of a wrong shape, or not finite")
+    if x.size == 0 or y.size == 0 or len(x) > MAX_SELFTEST_ROWS:
+        raise ModelError(f"graph {name}: an empty self-test vector, or one of more than {MAX_SELFTEST_ROWS} rows")
     return x, y
 
 
 def _evaluate(name: str, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """graph(x) [rows, O] by the runtime that trades."""
-    layout = _layout(name, graph)
+    layout = _checked_layout(name, graph)
     try:
         net = Session(graph).bind(layout, [len(x)])
         net.x[:] = x
-        check(evaluate(net, len(x)))
+        check_status(evaluate(net, len(x)))
     except OrtError as error:
-        raise ModelRefused(f"graph {name}: {error}") from None
+        raise ModelError(f"graph {name}: {error}") from None
     return net.y.copy()

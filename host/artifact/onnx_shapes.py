@@ -12,170 +12,170 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-Shape = tuple[int, ...]
-ROWS, FLOATS, INTEGERS = "rfi"  # kinds of a tensor: a value, or a weight of float32 or int64
-ELEMENTWISE = 64  # multiplications that a number costs which is no product: a power, an exponential
-MAX_FLOATS, MAX_WORK = 1 << 24, 1 << 32  # of a row: all that a graph writes, and the multiplications for it
-PRODUCTS = (b"Gemm", b"MatMul")
+TensorShape = tuple[int, ...]
+ROW_VALUE, FLOAT_WEIGHT, INT_WEIGHT = "rfi"  # kinds of a tensor: a value, or a weight of float32 or int64
+ELEMENTWISE_COST = 64  # multiplications that a number costs which is no product: a power, an exponential
+MAX_ROW_FLOATS, MAX_ROW_WORK = (1 << 24, 1 << 32)  # of a row: all that a graph writes, and the multiplications for it
+MATMUL_OPERATORS = (b"Gemm", b"MatMul")
 
 
-class GraphRefused(ValueError):  # noqa: N818
+class GraphError(ValueError):
     """The graph holds what a model may not; the message says what."""
 
 
-class Tensor(NamedTuple):
+class TensorInfo(NamedTuple):
     """What is known of an input of a node before the graph runs."""
 
     kind: str
-    shape: Shape
-    integers: Shape = ()  # the numbers of a weight of int64
+    shape: TensorShape
+    integers: TensorShape = ()  # the numbers of a weight of int64
 
 
-class Cost(NamedTuple):
+class RowCost(NamedTuple):
     """What one row takes."""
 
     floats: int  # of every value
-    work: int  # multiplications
+    multiplications: int  # multiplications
 
 
 class Operator(NamedTuple):
     """What one operator may be told, and the shapes of its outputs from its inputs and attributes."""
 
-    reads: str  # pattern of the kinds of its inputs
-    shapes: Callable[..., list[Shape]]
+    input_kinds: str  # pattern of the kinds of its inputs
+    infer_shapes: Callable[..., list[TensorShape]]
     attributes: tuple[tuple[str, type], ...] = ()  # all of them must be there
 
 
-def run_node(name: bytes, reads: list[Tensor], attributes: dict[str, Any]) -> tuple[list[Shape], int]:
+def infer_node(name: bytes, reads: list[TensorInfo], attributes: dict[str, Any]) -> tuple[list[TensorShape], int]:
     """(shapes of the outputs, multiplications for them) of one node, or GraphRefused."""
     operator = OPERATORS.get(name)
     if operator is None:
-        raise GraphRefused(f"the operator {name!r} is not on the list")
+        raise GraphError(f"the operator {name!r} is not on the list")
     if {key: type(value) for key, value in attributes.items()} != dict(operator.attributes):
-        raise GraphRefused(f"{name!r} with the attributes {attributes}")
+        raise GraphError(f"{name!r} with the attributes {attributes}")
     kinds = "".join(tensor.kind for tensor in reads)
     try:
-        _want(re.fullmatch(operator.reads, kinds) is not None)
-        shapes = operator.shapes(*reads, **attributes)
-        _want(all(len(shape) > 1 for shape in shapes))
-    except GraphRefused as error:
+        _require(re.fullmatch(operator.input_kinds, kinds) is not None)
+        shapes = operator.infer_shapes(*reads, **attributes)
+        _require(all(len(shape) > 1 for shape in shapes))
+    except GraphError as error:
         told = [(tensor.kind, tensor.shape) for tensor in reads]
-        raise GraphRefused(f"{name!r} of {told}, {attributes}: {error}") from None
-    inner = reads[0].shape[-1] if name in PRODUCTS else ELEMENTWISE
+        raise GraphError(f"{name!r} of {told}, {attributes}: {error}") from None
+    inner = reads[0].shape[-1] if name in MATMUL_OPERATORS else ELEMENTWISE_COST
     return shapes, inner * sum(map(math.prod, shapes))
 
 
-def _want(fits: bool) -> None:
+def _require(fits: bool) -> None:
     if not fits:
-        raise GraphRefused("these do not fit together")
+        raise GraphError("these do not fit together")
 
 
-def _axis(x: Tensor, axis: int) -> int:
+def _axis(x: TensorInfo, axis: int) -> int:
     """An axis from the front that keeps the rows apart."""
     axis += len(x.shape) if axis < 0 else 0
-    _want(1 <= axis < len(x.shape))
+    _require(1 <= axis < len(x.shape))
     return axis
 
 
-def _same(x: Tensor) -> list[Shape]:
+def _same_shape(x: TensorInfo) -> list[TensorShape]:
     return [x.shape]
 
 
-def _clip(x: Tensor, low: Tensor, high: Tensor) -> list[Shape]:
-    _want(low.shape in ((), (1,)) and high.shape in ((), (1,)))
+def _clip(x: TensorInfo, low: TensorInfo, high: TensorInfo) -> list[TensorShape]:
+    _require(low.shape in ((), (1,)) and high.shape in ((), (1,)))
     return [x.shape]
 
 
-def _softmax(x: Tensor, axis: int) -> list[Shape]:
+def _softmax(x: TensorInfo, axis: int) -> list[TensorShape]:
     _axis(x, axis)
     return [x.shape]
 
 
-def _norm(x: Tensor, *weights: Tensor, axis: int, epsilon: float) -> list[Shape]:
-    _want(_axis(x, axis) == len(x.shape) - 1 and 0 < epsilon < 1)
-    _want(all(weight.shape == x.shape[-1:] for weight in weights))
+def _layernorm(x: TensorInfo, *weights: TensorInfo, axis: int, epsilon: float) -> list[TensorShape]:
+    _require(_axis(x, axis) == len(x.shape) - 1 and 0 < epsilon < 1)
+    _require(all(weight.shape == x.shape[-1:] for weight in weights))
     return [x.shape]
 
 
-def _broadcast(*tensors: Tensor) -> list[Shape]:
+def _broadcast(*tensors: TensorInfo) -> list[TensorShape]:
     """Weights stretch over the rows; rows meet rows of the same number."""
     rank = max(len(tensor.shape) for tensor in tensors)
     shapes = [(1,) * (rank - len(tensor.shape)) + tensor.shape for tensor in tensors]
-    counts = {shape[0] for tensor, shape in zip(tensors, shapes, strict=True) if tensor.kind == ROWS}
-    _want(len(counts) == 1)
+    counts = {shape[0] for tensor, shape in zip(tensors, shapes, strict=True) if tensor.kind == ROW_VALUE}
+    _require(len(counts) == 1)
     for tensor, shape in zip(tensors, shapes, strict=True):
-        _want(len(tensor.shape) == rank if tensor.kind == ROWS else shape[0] == 1)
+        _require(len(tensor.shape) == rank if tensor.kind == ROW_VALUE else shape[0] == 1)
     rest = list(zip(*shapes, strict=True))[1:]
-    _want(all(len({*sizes} - {1}) < 2 for sizes in rest))
+    _require(all(len({*sizes} - {1}) < 2 for sizes in rest))
     return [(*counts, *map(max, rest))]
 
 
-def _gemm(x: Tensor, w: Tensor, c: Tensor) -> list[Shape]:
-    _want(len(x.shape) == len(w.shape) == 2 and x.shape[1] == w.shape[0])
+def _gemm(x: TensorInfo, w: TensorInfo, c: TensorInfo) -> list[TensorShape]:
+    _require(len(x.shape) == len(w.shape) == 2 and x.shape[1] == w.shape[0])
     y = x.shape[0], w.shape[1]
-    _want(c.shape == y if c.kind == ROWS else c.shape == y[1:])
+    _require(c.shape == y if c.kind == ROW_VALUE else c.shape == y[1:])
     return [y]
 
 
-def _matmul(a: Tensor, b: Tensor) -> list[Shape]:
-    if b.kind == FLOATS:
-        _want(len(b.shape) == 2)
+def _matmul(a: TensorInfo, b: TensorInfo) -> list[TensorShape]:
+    if b.kind == FLOAT_WEIGHT:
+        _require(len(b.shape) == 2)
     else:
-        _want(len(a.shape) == len(b.shape) > 2 and a.shape[:-2] == b.shape[:-2])
-    _want(a.shape[-1] == b.shape[-2])
+        _require(len(a.shape) == len(b.shape) > 2 and a.shape[:-2] == b.shape[:-2])
+    _require(a.shape[-1] == b.shape[-2])
     return [a.shape[:-1] + b.shape[-1:]]
 
 
-def _concat(*parts: Tensor, axis: int) -> list[Shape]:
+def _concat(*parts: TensorInfo, axis: int) -> list[TensorShape]:
     axis, shapes = _axis(parts[0], axis), [part.shape for part in parts]
-    _want(len({(*shape[:axis], *shape[axis + 1 :], -len(shape)) for shape in shapes}) == 1)
+    _require(len({(*shape[:axis], *shape[axis + 1 :], -len(shape)) for shape in shapes}) == 1)
     return [(*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])]
 
 
-def _split(x: Tensor, sizes: Tensor, axis: int) -> list[Shape]:
-    _want(_axis(x, axis) == len(x.shape) - 1)
-    _want(min(sizes.integers) > 0 and sum(sizes.integers) == x.shape[-1])
+def _split(x: TensorInfo, sizes: TensorInfo, axis: int) -> list[TensorShape]:
+    _require(_axis(x, axis) == len(x.shape) - 1)
+    _require(min(sizes.integers) > 0 and sum(sizes.integers) == x.shape[-1])
     return [(*x.shape[:-1], size) for size in sizes.integers]
 
 
-def _slice(x: Tensor, *where: Tensor) -> list[Shape]:
-    _want(all(len(tensor.integers) == 1 for tensor in where))
+def _slice(x: TensorInfo, *where: TensorInfo) -> list[TensorShape]:
+    _require(all(len(tensor.integers) == 1 for tensor in where))
     start, end, axis = (tensor.integers[0] for tensor in where)
     axis = _axis(x, axis)
-    _want(0 <= start < end <= x.shape[axis])
+    _require(0 <= start < end <= x.shape[axis])
     return [(*x.shape[:axis], end - start, *x.shape[axis + 1 :])]
 
 
-def _reshape(x: Tensor, size: Tensor) -> list[Shape]:
+def _reshape(x: TensorInfo, size: TensorInfo) -> list[TensorShape]:
     rows, *inner = size.integers
-    _want(rows == -1 and len(inner) > 0 and min(inner) > 0 and math.prod(x.shape) % math.prod(inner) == 0)
+    _require(rows == -1 and len(inner) > 0 and min(inner) > 0 and math.prod(x.shape) % math.prod(inner) == 0)
     return [(math.prod(x.shape) // math.prod(inner), *inner)]
 
 
-def _reduce(x: Tensor, axes: Tensor, keepdims: int) -> list[Shape]:
-    _want(len(axes.integers) == 1 and keepdims in (0, 1))
+def _reduce(x: TensorInfo, axes: TensorInfo, keepdims: int) -> list[TensorShape]:
+    _require(len(axes.integers) == 1 and keepdims in (0, 1))
     axis = _axis(x, axes.integers[0])
     return [(*x.shape[:axis], *(1,) * keepdims, *x.shape[axis + 1 :])]
 
 
-def _transpose(x: Tensor, perm: Shape) -> list[Shape]:
-    _want(perm[0] == 0 and sorted(perm) == [*range(len(x.shape))])
+def _transpose(x: TensorInfo, perm: TensorShape) -> list[TensorShape]:
+    _require(perm[0] == 0 and sorted(perm) == [*range(len(x.shape))])
     return [tuple(x.shape[axis] for axis in perm)]
 
 
-MAP, PAIR, AXIS = Operator("r", _same), Operator("rr|rf|fr", _broadcast), ("axis", int)
+UNARY, BINARY, AXIS_ATTRIBUTE = Operator("r", _same_shape), Operator("rr|rf|fr", _broadcast), ("axis", int)
 OPERATORS = {
-    **dict.fromkeys((b"Relu", b"Sigmoid", b"Tanh"), MAP),
-    **dict.fromkeys((b"Add", b"Sub", b"Mul", b"Pow"), PAIR),
+    **dict.fromkeys((b"Relu", b"Sigmoid", b"Tanh"), UNARY),
+    **dict.fromkeys((b"Add", b"Sub", b"Mul", b"Pow"), BINARY),
     b"Clip": Operator("rff", _clip),
-    b"Concat": Operator("r{2,64}", _concat, (AXIS,)),
+    b"Concat": Operator("r{2,64}", _concat, (AXIS_ATTRIBUTE,)),
     b"Gemm": Operator("rf[rf]", _gemm),
-    b"LayerNormalization": Operator("rff?", _norm, (AXIS, ("epsilon", float))),
+    b"LayerNormalization": Operator("rff?", _layernorm, (AXIS_ATTRIBUTE, ("epsilon", float))),
     b"MatMul": Operator("r[rf]", _matmul),
     b"ReduceSum": Operator("ri", _reduce, (("keepdims", int),)),
     b"Reshape": Operator("ri", _reshape),
     b"Slice": Operator("riii", _slice),
-    b"Softmax": Operator("r", _softmax, (AXIS,)),
-    b"Split": Operator("ri", _split, (AXIS,)),
+    b"Softmax": Operator("r", _softmax, (AXIS_ATTRIBUTE,)),
+    b"Split": Operator("ri", _split, (AXIS_ATTRIBUTE,)),
     b"Transpose": Operator("r", _transpose, (("perm", tuple),)),
 }

@@ -16,37 +16,43 @@ from typing import IO
 import numpy as np
 import pandas as pd
 
-from host.artifact.manifest import load_agent
-from host.bench.kernels import sample_bars
-from host.bench.options import Size
-from host.bench.process import ROOT, Row
-from host.console import say
-from host.data.parsing import iso
+from host.artifact.manifest import load_model
+from host.bench.kernels import read_sample_bars
+from host.bench.options import BenchOptions
+from host.bench.process import ROOT, BenchRow
+from host.console import log
+from host.data.parsing import format_utc
 from host.live.live_agent import random_walk
 from host.machine import cpu_s, memory_mb
 from kernels.market.bars import Bars
 from kernels.market.features import HISTORY
 
-FOLLOWED = 64  # decisions of a followed file
+NUM_FOLLOWED = 64  # decisions of a followed file
 
 
 PAUSE_S, SETTLE_S = 0.005, 0.3  # after a decision, until what follows from it is done
 
 
-SAMPLE_EVERY_S = 0.2  # of another process's memory
+SAMPLE_INTERVAL_S = 0.2  # of another process's memory
 
 
-QUICK = ["train.block=2", "train.blocks=1", "train.steps=2", "train.batch=32", "train.replay=8"]
+SMALL_TRAINING = [
+    "train.num_envs=2",
+    "train.batches_per_iteration=1",
+    "train.updates_per_iteration=2",
+    "train.batch_size=32",
+    "train.replay_capacity=8",
+]
 
 
-def command(*arguments: str | Path, settings: Iterable[str] = ()) -> list[str]:
+def swt_command(*arguments: str | Path, settings: Iterable[str] = ()) -> list[str]:
     """The command line of a process of its own."""
     options = [part for setting in settings for part in ("--set", setting)]
     return [sys.executable, str(ROOT / "swt.py"), *map(str, arguments), *options]
 
 
 @contextmanager
-def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+def child_process(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A child with its stdout on a pipe, ended at the end."""
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -55,25 +61,25 @@ def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-def bench_act(size: Size) -> Row:
+def bench_act(options: BenchOptions) -> BenchRow:
     """The document of `bench act`: `act --out` with 32 simulations, fed bar by bar, alone and beside a busy process."""
     with tempfile.TemporaryDirectory() as folder:
         feed, run, out = (Path(folder) / name for name in ("feed.csv", "run", "out"))
-        settings = (*QUICK, "search.simulations=32")
-        subprocess.run(command("train", "--out", run, "--sessions", "1", settings=settings), check=True)
-        lines = noise_lines(run / "model.swt", HISTORY + max(FOLLOWED, size.decisions))
-        feed.write_text("".join(lines[: HISTORY + FOLLOWED]), encoding="ascii")
+        settings = (*SMALL_TRAINING, "search.num_simulations=32")
+        subprocess.run(swt_command("train", "--out", run, "--sessions", "1", settings=settings), check=True)
+        lines = random_walk_lines(run / "model.swt", HISTORY + max(NUM_FOLLOWED, options.decisions))
+        feed.write_text("".join(lines[: HISTORY + NUM_FOLLOWED]), encoding="ascii")
         acting = "--model", run / "model.swt", "--out", out
-        following = command("act", feed, *acting, "--follow")
+        following = swt_command("act", feed, *acting, "--follow")
         runs = list[tuple[float, float, float]]()
-        for _ in range(1 + min(size.rounds, 3)):
+        for _ in range(1 + min(options.rounds, 3)):
             shutil.rmtree(out, ignore_errors=True)
-            runs.append(follow(following, size.idle_s))
+            runs.append(measure_follow(following, options.idle_s))
         first_s, rss_mb, idle = zip(*runs[1:], strict=True)  # the first one warmed the cache up
-        lines = lines[: HISTORY + size.decisions]
-        quiet = round_trips(command("act", "-", *acting[:3], Path(folder) / "quiet"), lines)
-        with running([sys.executable, "-c", "while True: pass"]):
-            loaded = round_trips(command("act", "-", *acting[:3], Path(folder) / "loaded"), lines)
+        lines = lines[: HISTORY + options.decisions]
+        quiet = measure_round_trips(swt_command("act", "-", *acting[:3], Path(folder) / "quiet"), lines)
+        with child_process([sys.executable, "-c", "while True: pass"]):
+            loaded = measure_round_trips(swt_command("act", "-", *acting[:3], Path(folder) / "loaded"), lines)
     return {
         **quiet,
         "loaded": loaded,
@@ -83,17 +89,17 @@ def bench_act(size: Size) -> Row:
     }
 
 
-def noise_lines(model: Path, bars: int) -> list[str]:
+def random_walk_lines(model: Path, bars: int) -> list[str]:
     """A feed of a random walk that the model can trade, header and lines."""
-    market = load_agent(model).setting.market
+    market = load_model(model).market_spec.market
     lines = ["time,open,high,low,close,volume\n"]
     for bar in random_walk(market, bars):
         prices = ",".join(f"{price:.5f}" for price in bar[1:5])
-        lines.append(f"{iso(bar.time - market.interval_ns)},{prices},1\n")
+        lines.append(f"{format_utc(bar.time - market.interval_ns)},{prices},1\n")
     return lines
 
 
-def round_trips(arguments: list[str], lines: list[str]) -> Row:
+def measure_round_trips(arguments: list[str], lines: list[str]) -> BenchRow:
     """Microseconds from writing a line to the stdin of `act` until its decision is read; the first one left out."""
     found = list[float]()
     pipe = subprocess.PIPE
@@ -102,19 +108,19 @@ def round_trips(arguments: list[str], lines: list[str]) -> Row:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write("".join(lines[:HISTORY]).encode())
-        read_answer(child.stdout)
+        await_decision(child.stdout)
         for line in [line.encode() for line in lines[HISTORY:]]:
             time.sleep(PAUSE_S)
             begin = time.perf_counter()
             child.stdin.write(line)
-            read_answer(child.stdout)
+            await_decision(child.stdout)
             found.append((time.perf_counter() - begin) * 1e6)
         child.stdin.close()
     p50, p99, most = np.quantile(found[1:], (0.5, 0.99, 1.0)).round(1).tolist()
     return {"p50_us": p50, "p99_us": p99, "max_us": most}
 
 
-def read_answer(pipe: IO[bytes]) -> None:
+def await_decision(pipe: IO[bytes]) -> None:
     """Wait for a line."""
     answer = b""
     while not answer.endswith(b"\n"):
@@ -124,14 +130,14 @@ def read_answer(pipe: IO[bytes]) -> None:
         answer += part
 
 
-def follow(arguments: list[str], idle_s: float) -> tuple[float, float, float]:
+def measure_follow(arguments: list[str], idle_s: float) -> tuple[float, float, float]:
     """Start `act --follow`, take its decisions, leave it waiting: (first decision s, peak RSS MB, idle CPU %)."""
     begin = time.perf_counter()
-    with running(arguments) as child:
+    with child_process(arguments) as child:
         assert child.stdout is not None
         rows = [child.stdout.readline() for _ in range(2)]  # header, first decision
         first_s = time.perf_counter() - begin
-        rows += [child.stdout.readline() for _ in range(FOLLOWED - 1)]
+        rows += [child.stdout.readline() for _ in range(NUM_FOLLOWED - 1)]
         if not rows[-1]:
             raise RuntimeError("act ended before its last decision")
         time.sleep(SETTLE_S)
@@ -141,25 +147,25 @@ def follow(arguments: list[str], idle_s: float) -> tuple[float, float, float]:
         return first_s, memory_mb("VmHWM", child.pid), idle
 
 
-def bench_memory(size: Size) -> Row:
+def bench_memory(options: BenchOptions) -> BenchRow:
     """The document of `bench memory`: the peak of `train` on a long file of one-minute bars."""
-    say(f"{size.bars} M1 bars drawn from the bundled hours, their moves over sqrt(60): not a real market")
+    log(f"{options.bars} M1 bars drawn from the bundled hours, their moves over sqrt(60): not a real market")
     with tempfile.TemporaryDirectory() as folder:
         csv, run = Path(folder) / "EURUSD_M1.csv", Path(folder) / "run"
-        write_minutes(csv, sample_bars(), size.bars)
-        budget = "--minutes", str(size.minutes), "--threads", str(size.threads)
-        with running(command("train", csv, "--out", run, *budget, settings=size.settings)) as child:
+        write_m1_csv(csv, read_sample_bars(), options.bars)
+        budget = "--minutes", str(options.minutes), "--threads", str(options.threads)
+        with child_process(swt_command("train", csv, "--out", run, *budget, settings=options.settings)) as child:
             anonymous, resident = 0.0, 0.0
             while child.poll() is None:
                 anonymous = max(anonymous, memory_mb("RssAnon", child.pid))
                 resident = max(resident, memory_mb("VmHWM", child.pid))
-                time.sleep(SAMPLE_EVERY_S)
+                time.sleep(SAMPLE_INTERVAL_S)
         if child.returncode != 0:
             raise RuntimeError(f"train ended with {child.returncode}")
-    return {"rss_anon_mb": anonymous, "rss_mb": resident, "bars": size.bars}
+    return {"rss_anon_mb": anonymous, "rss_mb": resident, "bars": options.bars}
 
 
-def write_minutes(path: Path, hours: Bars, count: int) -> None:
+def write_m1_csv(path: Path, hours: Bars, count: int) -> None:
     """`count` one-minute bars around the clock: hours drawn with replacement, their log moves over sqrt(60)."""
     pick = np.random.Generator(np.random.Philox(key=0)).integers(len(hours.time), size=count)
     columns = hours.high, hours.low, hours.close

@@ -1,4 +1,4 @@
-"""`bench`: what the program costs on this box, measured now; every figure of the README comes out of here.
+"""`run_bench`: what the program costs on this box, measured now; every figure of the README comes out of here.
 
 A figure on 1 thread is CPU time, which a busy machine disturbs little; on more threads it is wall time.  What is
 compared is measured in turns within one run, and given as the median of the rounds.
@@ -13,12 +13,12 @@ from host.bench.enhancements import bench_enhancements, print_enhancements
 from host.bench.exogenous import bench_exogenous
 from host.bench.kernels import bench_features, bench_ort, bench_selfplay
 from host.bench.learn import bench_learn
-from host.bench.options import BenchError, Size
+from host.bench.options import BenchError, BenchOptions
 from host.bench.rezero import bench_rezero
 from host.bench.search import bench_search, print_search
 from host.bench.widening import bench_widening
-from host.console import say
-from host.machine import cores, load_average
+from host.console import log
+from host.machine import load_average, usable_cores
 
 BENCHES = {
     work.__name__.removeprefix("bench_"): work
@@ -27,14 +27,14 @@ BENCHES = {
 }  # fmt: skip
 
 
-def bench(what: str, size: Size) -> Any:
+def run_bench(what: str, options: BenchOptions) -> Any:
     """The document of `bench WHAT --json`; raises BenchError on an unknown name."""
     if what not in BENCHES:
         raise BenchError(f"bench {what}: there is {', '.join(BENCHES)}")
-    load, count = load_average(), cores()
+    load, count = load_average(), usable_cores()
     busy = ": too busy to trust, more than half of the cores" if load > count / 2 else ""
-    say(f"load average {load:.2f} on {count} cores{busy}")
-    return BENCHES[what](size)
+    log(f"load average {load:.2f} on {count} cores{busy}")
+    return BENCHES[what](options)
 
 
 PRINTERS = {"search": print_search, "enhancements": print_enhancements}

@@ -16,13 +16,13 @@ from itertools import product
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from host.atomic import check_writable, replacing
-from host.bench.enhancement_run import COST, LEARN, MARKETS, Beat, Effort, Unit, key_of, measured
-from host.bench.picture import picture
-from host.bench.process import Row
-from host.console import Report, progress, say
+from host.atomic import atomic_write, check_writable
+from host.bench.enhancement_run import COST, LEARN, LEARNED_MARKETS, Budget, Job, ReportProgress, job_key, run_job
+from host.bench.picture import render_svg
+from host.bench.process import BenchRow
+from host.console import ProgressCallback, log, progress
 
-Measure = Callable[[Unit, Beat], Row]
+JobRunner = Callable[[Job, ReportProgress], BenchRow]
 
 
 class Enhancement(NamedTuple):
@@ -35,62 +35,62 @@ class Enhancement(NamedTuple):
     reason: str = ""  # measured, why it is recommended; empty: it is not
 
 
-GUMBEL, PUCT = "search.rule=gumbel", "search.rule=puct"
-NO_REUSE, NO_SWEEP = "search.reuse=off", "train.sweep=false"
-NO_MIRROR, ALONE = "train.mirror=false", "train.joint=0"
-SIZES = "market.sizes=[0.2,0.4,0.6,0.8,1.0]"
+USE_GUMBEL, USE_PUCT = "search.algorithm=gumbel", "search.algorithm=puct"
+NO_REUSE, NO_REANALYZE = "search.value_reuse=off", "train.reanalyze=false"
+NO_MIRROR, NO_UNIZERO = "train.mirror_augmentation=false", "train.unizero_weight=0"
+FIVE_SIZES = "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]"
 ENHANCEMENTS = (
     Enhancement(
         "rezero",
         "memory -20..-40 %, CPU -50..-70 %, storage +5..10 %, cache hits 60-80 %",
-        on=(GUMBEL,),
-        off=(GUMBEL, NO_REUSE),
+        on=(USE_GUMBEL,),
+        off=(USE_GUMBEL, NO_REUSE),
     ),
     Enhancement("rezero, market search", "as above", off=(NO_REUSE,)),
     Enhancement(
         "backward reanalyse",
         "memory +10..15 %, CPU -10..+5 %, storage +15..30 %",
-        off=(NO_SWEEP,),
+        off=(NO_REANALYZE,),
         reason="`planted-hard` in 1280 sessions instead of 1664, by four seeds of five instead of three",
     ),
     Enhancement(
         "gumbel",
         "memory -5..-10 %, CPU of selection -30..-40 %, storage +2..5 %",
-        on=(GUMBEL,),
-        off=(PUCT,),
+        on=(USE_GUMBEL,),
+        off=(USE_PUCT,),
         reason="`planted` in 576 sessions instead of 1024, `close` in 448 instead of 896, `planted-hard` at all",
     ),
     Enhancement(
         "market search",
         "none: ours, against gumbel",
-        off=(GUMBEL,),
+        off=(USE_GUMBEL,),
         reason="as soon as gumbel or later, but a decision in 0.6 of its time and half the tree",
     ),
     Enhancement(
         "unizero",
         "memory +15..25 %, CPU +10..20 %, storage +10..20 %, 30-50 % fewer samples",
-        off=(ALONE,),
+        off=(NO_UNIZERO,),
         reason="no sooner, but further: `selftest` of seeds 0 and 1 98 and 92 % of `planted-hard`, 98 and 87 without",
     ),
     Enhancement(
         "transformer",
         "memory +40..80 % (500-1200 MB), CPU +20..30 %, storage +15..25 %: defer",
-        on=("network.model=transformer", ALONE),
-        off=(ALONE,),
+        on=("network.dynamics=transformer", NO_UNIZERO),
+        off=(NO_UNIZERO,),
     ),
-    Enhancement("transformer, unizero", "both of the above", on=("network.model=transformer",), off=(ALONE,)),
-    Enhancement("sizes", "memory +20..40 %, CPU +30..50 %, storage +5..10 % (of widening)", on=(SIZES,)),
+    Enhancement("transformer, unizero", "both of the above", on=("network.dynamics=transformer",), off=(NO_UNIZERO,)),
+    Enhancement("sizes", "memory +20..40 %, CPU +30..50 %, storage +5..10 % (of widening)", on=(FIVE_SIZES,)),
     Enhancement(
         "progressive widening",
         "memory +20..40 %, CPU +30..50 %, storage +5..10 %",
-        on=("search.rule=widening",),
-        off=(GUMBEL,),
+        on=("search.algorithm=widening",),
+        off=(USE_GUMBEL,),
     ),
-    Enhancement("value prefix", "none", on=(GUMBEL, "train.value_prefix=true"), off=(GUMBEL,)),
-    Enhancement("consistency", "none", on=("train.consistency=1.0",)),
-    Enhancement("learned codes", "none", on=("train.codes=learned",)),
-    Enhancement("bellman priority", "none", on=("train.priority=0.4",)),
-    Enhancement("age cut", "none", on=("train.age_cut=0.3",)),
+    Enhancement("value prefix", "none", on=(USE_GUMBEL, "train.value_prefix=true"), off=(USE_GUMBEL,)),
+    Enhancement("consistency", "none", on=("train.consistency_weight=1.0",)),
+    Enhancement("learned codes", "none", on=("train.chance_codes=learned",)),
+    Enhancement("bellman priority", "none", on=("train.per_alpha=0.4",)),
+    Enhancement("age cut", "none", on=("train.off_policy_correction=0.3",)),
     Enhancement(
         "mirrored windows",
         "none: ours",
@@ -100,16 +100,16 @@ ENHANCEMENTS = (
     Enhancement(
         "recommended",
         "memory -150..-550 MB, CPU -65..-85 %, CLOSE learnt in 5K instead of 13K episodes",
-        off=(PUCT, NO_REUSE, NO_SWEEP, NO_MIRROR, ALONE),
+        off=(USE_PUCT, NO_REUSE, NO_REANALYZE, NO_MIRROR, NO_UNIZERO),
     ),
 )
-COSTS = (
+COST_KEYS = (
     *("tree_kb", "us_per_decision", "selection_us", "us_per_decision_block", "selection_us_block"),
     *("rows_per_decision", "ms_per_step", "parameters_mb", "storage_mb"),
 )
-TRAINING = ("rss_anon_mb", "rss_mb", "reuse_share", "ms_per_session")
-LEARNT = ("sessions_to_90", "seconds_to_90", "fraction_of_optimum", "closing_regret")
-COLUMNS = {  # of the table for people
+TRAINING_KEYS = ("rss_anon_mb", "rss_mb", "reuse_share", "ms_per_session")
+LEARNING_KEYS = ("sessions_to_90", "seconds_to_90", "fraction_of_optimum", "closing_regret")
+TABLE_COLUMNS = {  # of the table for people
     "rss_anon_mb": "anon MB", "rss_mb": "RSS MB", "tree_kb": "tree kB", "us_per_decision": "us",
     "selection_us": "select us", "us_per_decision_block": "us (block)", "rows_per_decision": "rows",
     "reuse_share": "reuse", "ms_per_step": "ms/step", "ms_per_session": "ms/session", "parameters_mb": "param MB",
@@ -117,105 +117,105 @@ COLUMNS = {  # of the table for people
 }  # fmt: skip
 
 
-def chosen(only: str | None) -> list[Enhancement]:
+def select(only: str | None) -> list[Enhancement]:
     """All, or the one of that name."""
     found = [e for e in ENHANCEMENTS if only in (None, e.name)]
     if not found:
-        raise UnknownEnhancement(f"--only {only}: there is {', '.join(e.name for e in ENHANCEMENTS)}")
+        raise UnknownEnhancementError(f"--only {only}: there is {', '.join(e.name for e in ENHANCEMENTS)}")
     return found
 
 
-class UnknownEnhancement(ValueError):  # noqa: N818
+class UnknownEnhancementError(ValueError):
     """There is nothing of this name to measure."""
 
     exit_code = 2
 
 
-def units_of(settings: tuple[str, ...], seed: int, effort: Effort) -> list[Unit]:
+def variant_jobs(settings: tuple[str, ...], seed: int, budget: Budget) -> list[Job]:
     """What one variant and seed takes: its learning on all markets; its cost once, on the first market and seed."""
-    kinds = [*([(COST, MARKETS[0])] if seed == 0 else []), *((LEARN, market) for market in MARKETS)]
-    return [Unit(kind, market, seed, settings, effort) for kind, market in kinds]
+    kinds = [*([(COST, LEARNED_MARKETS[0])] if seed == 0 else []), *((LEARN, market) for market in LEARNED_MARKETS)]
+    return [Job(kind, market, seed, settings, budget) for kind, market in kinds]
 
 
-def all_units(rows: list[Enhancement], seeds: int, effort: Effort) -> dict[str, Unit]:
+def all_jobs(rows: list[Enhancement], seeds: int, budget: Budget) -> dict[str, Job]:
     """Every unit by its key, in the order of measuring; raises ConfigError for settings that do not exist."""
     variants = dict.fromkeys(settings for e in rows for settings in (e.on, e.off))
-    found = dict[str, Unit]()
+    found = dict[str, Job]()
     for seed, settings in product(range(seeds), variants):
-        for unit in units_of(settings, seed, effort):
-            found.setdefault(key_of(unit), unit)
+        for unit in variant_jobs(settings, seed, budget):
+            found.setdefault(job_key(unit), unit)
     return found
 
 
-def measure_all(units: dict[str, Unit], out: Path, report: Report, measure: Measure) -> dict[str, Row]:
+def run_jobs(jobs: dict[str, Job], out: Path, report: ProgressCallback, runner: JobRunner) -> dict[str, BenchRow]:
     """The result of every unit by key, from its file in `out` or measured now."""
     out.mkdir(parents=True, exist_ok=True)
-    files = {key: out / f"{key}.json" for key in units}
-    missing = [key for key in units if not files[key].exists()]
-    if len(missing) < len(units):
-        say(f"{len(units) - len(missing)} of {len(units)} units are in {out}")
+    files = {key: out / f"{key}.json" for key in jobs}
+    missing = [key for key in jobs if not files[key].exists()]
+    if len(missing) < len(jobs):
+        log(f"{len(jobs) - len(missing)} of {len(jobs)} units are in {out}")
     for i, key in enumerate(missing):
-        unit = units[key]
+        unit = jobs[key]
         text = f"{unit.kind} {unit.market} seed {unit.seed} {' '.join(unit.settings) or 'defaults'}"
         report(i / len(missing), text)
-        row = measure(unit, partial(tell, report, i, len(missing), text))
-        with replacing(files[key]) as file:
+        row = runner(unit, partial(report_job, report, i, len(missing), text))
+        with atomic_write(files[key]) as file:
             file.write(json.dumps({**unit._asdict(), "result": row}, allow_nan=False).encode())
     return {key: json.loads(file.read_text(encoding="utf-8"))["result"] for key, file in files.items()}
 
 
-def tell(report: Report, done: int, units: int, text: str, share: float) -> None:
+def report_job(report: ProgressCallback, done: int, num_jobs: int, text: str, share: float) -> None:
     """Report that `share` of the unit after the first `done` is done."""
-    report((done + share) / units, text)
+    report((done + share) / num_jobs, text)
 
 
-def middle(values: list[float | None]) -> float | None:
+def median(values: list[float | None]) -> float | None:
     """The median, where None is worse than any number."""
     found = statistics.median(math.inf if value is None else value for value in values)
     return None if math.isinf(found) else round(found, 4)
 
 
-def spread(values: list[float | None]) -> list[float | None]:
+def value_range(values: list[float | None]) -> list[float | None]:
     """Least and greatest; None is the greatest."""
     known = [round(value, 4) for value in values if value is not None]
     return [min(known, default=None), None if None in values else max(known)]
 
 
-def summary(settings: tuple[str, ...], seeds: int, effort: Effort, results: dict[str, Row]) -> Row:
+def summarize_side(settings: tuple[str, ...], seeds: int, budget: Budget, results: dict[str, BenchRow]) -> BenchRow:
     """One side of a row: medians over the seeds; memory and learning at the top are those of the first market."""
-    found = dict[tuple[str, str], list[Row]]()
+    found = dict[tuple[str, str], list[BenchRow]]()
     for seed in range(seeds):
-        for unit in units_of(settings, seed, effort):
-            found.setdefault((unit.kind, unit.market), []).append(results[key_of(unit)])
-    costs, trained = found[COST, MARKETS[0]], found[LEARN, MARKETS[0]]
-    markets = dict[str, Row]()
-    for market in MARKETS:
+        for unit in variant_jobs(settings, seed, budget):
+            found.setdefault((unit.kind, unit.market), []).append(results[job_key(unit)])
+    costs, trained = found[COST, LEARNED_MARKETS[0]], found[LEARN, LEARNED_MARKETS[0]]
+    markets = dict[str, BenchRow]()
+    for market in LEARNED_MARKETS:
         rows = found[LEARN, market]
-        medians = {name: middle([row[name] for row in rows]) for name in LEARNT}
-        ranges = {f"{name}_range": spread([row[name] for row in rows]) for name in LEARNT[:2]}
-        markets[market] = {**medians, **ranges, "reached": sum(row[LEARNT[0]] is not None for row in rows)}
+        medians = {name: median([row[name] for row in rows]) for name in LEARNING_KEYS}
+        ranges = {f"{name}_range": value_range([row[name] for row in rows]) for name in LEARNING_KEYS[:2]}
+        markets[market] = {**medians, **ranges, "reached": sum(row[LEARNING_KEYS[0]] is not None for row in rows)}
     return {
         "settings": list(settings),
         "seeds": seeds,
-        **{name: middle([row[name] for row in trained]) for name in TRAINING},
-        **{name: middle([row[name] for row in costs]) for name in COSTS},
-        **{name: markets[MARKETS[0]][name] for name in LEARNT[:2]},
+        **{name: median([row[name] for row in trained]) for name in TRAINING_KEYS},
+        **{name: median([row[name] for row in costs]) for name in COST_KEYS},
+        **{name: markets[LEARNED_MARKETS[0]][name] for name in LEARNING_KEYS[:2]},
         "weights_sha256": costs[0]["weights_sha256"],
         "markets": markets,
     }
 
 
-def bench_enhancements(size: Any, measure: Measure = measured) -> list[Row]:
-    """The document of `bench enhancements`, also written to `size.out` beside a picture of it."""
-    rows, effort = chosen(size.only), size.effort
-    check_writable(size.out, folder=True)
+def bench_enhancements(options: Any, runner: JobRunner = run_job) -> list[BenchRow]:
+    """The document of `bench enhancements`, also written to `options.out` beside a picture of it."""
+    rows, effort = select(options.only), options.effort
+    check_writable(options.out, folder=True)
     with progress("bench enhancements") as report:
-        results = measure_all(all_units(rows, size.seeds, effort), size.out, report, measure)
+        results = run_jobs(all_jobs(rows, options.seeds, effort), options.out, report, runner)
     document = [
         {
             **{"enhancement": e.name, "claim": e.claim, "recommended": e.reason or None},
             **{
-                name: summary(side, size.seeds, effort, results)
+                name: summarize_side(side, options.seeds, effort, results)
                 for name, side in (("on", e.on), ("off", e.off))
             },
         }
@@ -223,29 +223,29 @@ def bench_enhancements(size: Any, measure: Measure = measured) -> list[Row]:
     ]
     for name, text in (
         ("enhancements.json", json.dumps(document, indent=1)),
-        ("enhancements.svg", picture(document)),
+        ("enhancements.svg", render_svg(document)),
     ):
-        with replacing(size.out / name) as file:
+        with atomic_write(options.out / name) as file:
             file.write(text.encode())
-    say(f"{size.out}: enhancements.json, enhancements.svg")
+    log(f"{options.out}: enhancements.json, enhancements.svg")
     return document
 
 
-def print_enhancements(document: list[Row], out: IO[str]) -> None:
+def print_enhancements(document: list[BenchRow], out: IO[str]) -> None:
     """Two lines for each enhancement, off and on, under its claim."""
-    print(" " * 5 + "".join(f"{title:>11}" for title in COLUMNS.values()) + "  sessions to 90 %", file=out)
+    print(" " * 5 + "".join(f"{title:>11}" for title in TABLE_COLUMNS.values()) + "  sessions to 90 %", file=out)
     for row in document:
         print(f"{row['enhancement']}; claimed: {row['claim']}", file=out)
         for name in ("off", "on"):
             side = row[name]
-            figures = "".join(f"{side[key]:>11.4g}" for key in COLUMNS)
-            learnt = ", ".join(f"{market} {sessions_of(found)}" for market, found in side["markets"].items())
+            figures = "".join(f"{side[key]:>11.4g}" for key in TABLE_COLUMNS)
+            learnt = ", ".join(f"{market} {episodes_text(found)}" for market, found in side["markets"].items())
             print(f"{name:>5}{figures}  {learnt}", file=out)
         if row["recommended"]:
             print(f"  recommended: {row['recommended']}", file=out)
 
 
-def sessions_of(found: Row) -> str:
+def episodes_text(found: BenchRow) -> str:
     """Median and range of the sessions to 90 %, or how far it came."""
     low, high = ("-" if value is None else f"{value:.0f}" for value in found["sessions_to_90_range"])
     if found["sessions_to_90"] is None:

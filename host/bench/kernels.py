@@ -14,74 +14,91 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from host.artifact.onnx_check import layout_of
-from host.bench.options import Size
-from host.bench.process import NETS, SAMPLE, Row, Work, clock, fill, medians, run_on_all
+from host.bench.options import BenchOptions
+from host.bench.process import (
+    NETWORK_SHAPES,
+    SAMPLE_CSV,
+    BenchRow,
+    TimedCall,
+    clock,
+    fill_normal,
+    map_on_pool,
+    median_seconds,
+)
 from host.config import load_config
 from host.data.csv_reader import read_bars
 from host.data.formats import ReadOptions
-from host.evaluation.synthetic import INTERVAL_NS, MADE, Options, make_market
+from host.evaluation.synthetic import INTERVAL_NS, SYNTHETIC_INSTRUMENT, SyntheticOptions, make_market
 from host.machine import memory_mb
 from host.training.dataset import new_dataset
 from host.training.feature_store import FeatureStore
 from host.training.trainer import Trainer
 from kernels.market.bars import Bars
-from kernels.market.features import HISTORY, WINDOW, features_of, fill_features, new_features, new_work, width
-from kernels.ort import Net, Session, evaluate
+from kernels.market.features import (
+    HISTORY,
+    WINDOW,
+    compute_features,
+    fill_features,
+    new_feature_spec,
+    new_feature_work,
+    num_features,
+)
+from kernels.ort import BoundGraph, Session, evaluate
 from models.export import export
 from models.params import new_params
 
-ROWS = (1, 8, 64, 512)  # of `bench ort`
+BATCH_ROWS = (1, 8, 64, 512)  # of `bench ort`
 
 
 # Not cached: numba's own cache would not see an edit of `evaluate`, and kernels of the program live in kernels/.
 @njit(nogil=True)
-def run_often(net: Net, rows: int, calls: int) -> int:
+def evaluate_repeatedly(graph: BoundGraph, rows: int, calls: int) -> int:
     """The same call again and again."""
     status = 0
     for _ in range(calls):
-        status |= evaluate(net, rows)
+        status |= evaluate(graph, rows)
     return status
 
 
-def bench_ort(size: Size) -> list[Row]:
+def bench_ort(options: BenchOptions) -> list[BenchRow]:
     """Microseconds of a call of the dynamics network (64/256) by threads, memory arena, sharing and rows."""
-    graph = export(new_params(NETS["64/256"], seed=0), NETS["64/256"], 1)["dynamics"]
+    graph = export(new_params(NETWORK_SHAPES["64/256"], seed=0), NETWORK_SHAPES["64/256"], 1)["dynamics"]
     cases = product((1, 2), (True, False), (True, False))
-    return [row for case in cases for row in ort_rows(graph, size, *case)]
+    return [row for case in cases for row in time_sessions(graph, options, *case)]
 
 
-def ort_rows(graph: bytes, size: Size, threads: int, arena: bool, shared: bool) -> list[Row]:
+def time_sessions(graph: bytes, options: BenchOptions, threads: int, arena: bool, shared: bool) -> list[BenchRow]:
     """One arrangement of sessions at every number of rows."""
     sessions = [Session(graph, arena) for _ in range(1 if shared else threads)]
-    nets = [sessions[i % len(sessions)].bind(layout_of(graph), ROWS) for i in range(threads)]
-    fill((net.x for net in nets), seed=0)
+    nets = [sessions[i % len(sessions)].bind(layout_of(graph), BATCH_ROWS) for i in range(threads)]
+    fill_normal((net.x for net in nets), seed=0)
     case = {"threads": threads, "arena": arena, "session": "shared" if shared else "own"}
-    found: list[Row] = []
+    found: list[BenchRow] = []
     with ThreadPoolExecutor(threads) as pool:
-        for rows in ROWS:
+        for rows in BATCH_ROWS:
             calls = max(8, 8192 // (rows + 16))
-            each = partial(run_often, rows=rows, calls=calls)
-            (seconds,) = medians([partial(run_on_all, pool, each, nets)], size.rounds, clock(threads))
+            each = partial(evaluate_repeatedly, rows=rows, calls=calls)
+            (seconds,) = median_seconds([partial(map_on_pool, pool, each, nets)], options.rounds, clock(threads))
             found.append({**case, "rows": rows, "us_per_call": round(seconds / calls * 1e6, 2)})
     return found
 
 
-def sample_bars() -> Bars:
+def read_sample_bars() -> Bars:
     """The bundled bars."""
-    return read_bars(SAMPLE, ReadOptions(side="ask"))[0]
+    return read_bars(SAMPLE_CSV, ReadOptions(side="ask"))[0]
 
 
-def bench_features(size: Size) -> Row:
+def bench_features(options: BenchOptions) -> BenchRow:
     """The document of `bench features`: all features of a window here, kymatio its scattering alone."""
-    spec, bars = new_features(), sample_bars()
-    ts = np.arange(HISTORY - 1, min(HISTORY - 1 + size.windows, len(bars.time)))
-    one, work = np.zeros((1, width(spec)), np.float32), new_work(spec)
-    works: list[Work] = [
-        lambda: features_of(spec, bars, ts, size.threads),
+    spec, bars = new_feature_spec(), read_sample_bars()
+    ts = np.arange(HISTORY - 1, min(HISTORY - 1 + options.windows, len(bars.time)))
+    one, work = np.zeros((1, num_features(spec)), np.float32), new_feature_work(spec)
+    works: list[TimedCall] = [
+        lambda: compute_features(spec, bars, ts, options.threads),
         lambda: fill_features(one, spec, bars, ts[:1], work),
-        *kymatio_work(bars, ts),
+        *kymatio_calls(bars, ts),
     ]
-    many, single, *other = medians(works, size.rounds, clock(size.threads))
+    many, single, *other = median_seconds(works, options.rounds, clock(options.threads))
     return {
         "windows_per_s": round(len(ts) / many),
         "single_window_us": round(single * 1e6, 1),
@@ -89,7 +106,7 @@ def bench_features(size: Size) -> Row:
     }
 
 
-def kymatio_work(bars: Bars, ts: NDArray[np.int64]) -> list[Work]:
+def kymatio_calls(bars: Bars, ts: NDArray[np.int64]) -> list[TimedCall]:
     """The scattering of the same windows by kymatio, where it is installed."""
     try:  # by its module: the package as a whole does not import beside every SciPy
         frontend = import_module("kymatio.scattering1d.frontend.numpy_frontend")
@@ -101,22 +118,29 @@ def kymatio_work(bars: Bars, ts: NDArray[np.int64]) -> list[Work]:
         return [partial(frontend.ScatteringNumPy1D(J=6, Q=4, shape=WINDOW), windows)]
 
 
-def bench_selfplay(size: Size) -> Row:
+def bench_selfplay(options: BenchOptions) -> BenchRow:
     """The document of `bench selfplay`: 360 decisions of 16 simulations a session, features included, on `noise`."""
     # a replay of one cycle and no room for more: a collection computes most of the features that it reads
-    block = max(1, size.sessions // 2)
-    sessions = [f"train.block={block}", "train.blocks=2", f"train.replay={2 * block}", "train.simulations=16"]
+    block = max(1, options.episodes // 2)
+    sessions = [
+        f"train.num_envs={block}",
+        "train.batches_per_iteration=2",
+        f"train.replay_capacity={2 * block}",
+        "train.num_simulations=16",
+    ]
     config = load_config(None, sessions)
-    market = make_market("noise", Options(length=size.length))
-    data = new_dataset(market.bars, market.extra, config, MADE, INTERVAL_NS, size.threads)
-    trainer = Trainer(data, config, size.threads)
-    trainer.store = FeatureStore(data, 2 * block * (config.market.session + 1), size.threads, room_mb=0)
+    market = make_market("noise", SyntheticOptions(length=options.length))
+    data = new_dataset(market.bars, market.extra, config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, options.threads)
+    trainer = Trainer(data, config, options.threads)
+    trainer.feature_store = FeatureStore(
+        data, 2 * block * (config.market.episode_length + 1), options.threads, cache_mb=0
+    )
     with threadpool_limits(1, "blas"):
-        agent = trainer.agent()
-        (seconds,) = medians([lambda: trainer.collect(agent)], size.rounds, clock(size.threads))
+        agent = trainer.export_networks()
+        (seconds,) = median_seconds([lambda: trainer.collect(agent)], options.rounds, clock(options.threads))
     return {
         "sessions_per_minute": round(2 * block * 60 / seconds),
-        "decisions_per_s": round(2 * block * config.market.session / seconds),
-        "threads": size.threads,
+        "decisions_per_s": round(2 * block * config.market.episode_length / seconds),
+        "threads": options.threads,
         "rss_mb": memory_mb("VmHWM"),
     }

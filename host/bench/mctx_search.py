@@ -14,64 +14,64 @@ import jax.numpy as jnp
 import mctx
 import numpy as np
 
-from models.layers import EPSILON, support
-from models.params import Shape, new_params, views
+from models.layers import LAYERNORM_EPSILON, bin_centres
+from models.params import ModelShape, as_views, new_params
 
 DISCOUNT = 0.99
-MAX_CONSIDERED = 4
+MAX_NUM_CONSIDERED_ACTIONS = 4
 
 
-def hidden(p: Any, x: Any, name: str) -> Any:
+def relu_linear(p: Any, x: Any, name: str) -> Any:
     """A rectified layer."""
-    return jax.nn.relu(head(p, x, name))
+    return jax.nn.relu(linear(p, x, name))
 
 
-def head(p: Any, x: Any, name: str) -> Any:
+def linear(p: Any, x: Any, name: str) -> Any:
     """A linear layer."""
     return x @ p[f"{name}_w"] + p[f"{name}_b"]
 
 
-def norm(x: Any) -> Any:
+def layer_norm(x: Any) -> Any:
     """Layer norm without parameters."""
     x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + EPSILON)
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + LAYERNORM_EPSILON)
 
 
 def decode(z: Any, limit: float) -> Any:
     """Expectation of categorical logits."""
-    return jax.nn.softmax(z) @ jnp.asarray(support(limit, z.shape[-1]), jnp.float32)
+    return jax.nn.softmax(z) @ jnp.asarray(bin_centres(limit, z.shape[-1]), jnp.float32)
 
 
-def predict(p: Any, s: Shape, m: Any) -> Any:
+def predict(p: Any, s: ModelShape, m: Any) -> Any:
     """Policy logits and value."""
-    h = hidden(p, m, "predict")
-    return head(p, h, "policy"), decode(head(p, h, "value"), s.value_limit)
+    h = relu_linear(p, m, "predict")
+    return linear(p, h, "policy"), decode(linear(p, h, "value"), s.value_limit)
 
 
-def dynamics(s: Shape, p: Any, key: Any, edge: Any, m: Any) -> Any:
+def dynamics(s: ModelShape, p: Any, key: Any, edge: Any, m: Any) -> Any:
     """Next latent, reward, policy logits and value."""
     x = jnp.concatenate([m, jax.nn.one_hot(edge, s.codes)], axis=1)
-    reward = decode(head(p, hidden(p, x, "gain"), "reward"), s.reward_limit)
-    m = norm(m + head(p, hidden(p, x, "move"), "next"))
+    reward = decode(linear(p, relu_linear(p, x, "gain"), "reward"), s.reward_limit)
+    m = layer_norm(m + linear(p, relu_linear(p, x, "move"), "next"))
     return m, reward, *predict(p, s, m)
 
 
-def act(s: Shape, p: Any, key: Any, action: Any, m: Any) -> Any:
+def recurrent_fn(s: ModelShape, p: Any, key: Any, action: Any, m: Any) -> Any:
     """A step of a deterministic search."""
     m, reward, logits, value = dynamics(s, p, key, action, m)
     discount = jnp.full_like(reward, DISCOUNT)
     return mctx.RecurrentFnOutput(reward=reward, discount=discount, prior_logits=logits, value=value), m
 
 
-def decide(s: Shape, p: Any, key: Any, action: Any, m: Any) -> Any:
+def decision_recurrent_fn(s: ModelShape, p: Any, key: Any, action: Any, m: Any) -> Any:
     """The first half of a stochastic step."""
     x = jnp.concatenate([m, jax.nn.one_hot(action, s.actions)], axis=1)
-    value = decode(head(p, hidden(p, x, "after"), "after_value"), s.value_limit)
-    logits = head(p, hidden(p, m, "chance"), "code")
+    value = decode(linear(p, relu_linear(p, x, "after"), "after_value"), s.value_limit)
+    logits = linear(p, relu_linear(p, m, "chance"), "code")
     return mctx.DecisionRecurrentFnOutput(chance_logits=logits, afterstate_value=value), m
 
 
-def chance(s: Shape, p: Any, key: Any, code: Any, m: Any) -> Any:
+def chance_recurrent_fn(s: ModelShape, p: Any, key: Any, code: Any, m: Any) -> Any:
     """The second half."""
     m, reward, logits, value = dynamics(s, p, key, code, m)
     discount = jnp.full_like(reward, DISCOUNT)
@@ -79,22 +79,24 @@ def chance(s: Shape, p: Any, key: Any, code: Any, m: Any) -> Any:
     return out, m
 
 
-def search(s: Shape, kind: str, n: int, p: Any, key: Any, x: Any) -> Any:
+def run_search(s: ModelShape, kind: str, n: int, p: Any, key: Any, x: Any) -> Any:
     """Action and policy of every root."""
-    m = norm(head(p, hidden(p, x, "represent"), "latent"))
+    m = layer_norm(linear(p, relu_linear(p, x, "represent"), "latent"))
     logits, value = predict(p, s, m)
     root = mctx.RootFnOutput(prior_logits=logits, value=value, embedding=m)
     if kind == "gumbel":
-        considered = {"max_num_considered_actions": MAX_CONSIDERED}
-        found = mctx.gumbel_muzero_policy(p, key, root, partial(act, s), n, **considered)
+        considered = {"max_num_considered_actions": MAX_NUM_CONSIDERED_ACTIONS}
+        found = mctx.gumbel_muzero_policy(p, key, root, partial(recurrent_fn, s), n, **considered)
     else:
-        found = mctx.stochastic_muzero_policy(p, key, root, partial(decide, s), partial(chance, s), n)
+        found = mctx.stochastic_muzero_policy(
+            p, key, root, partial(decision_recurrent_fn, s), partial(chance_recurrent_fn, s), n
+        )
     return found.action, found.action_weights
 
 
-def new_search(shape: Shape, kind: str, B: int, n: int) -> Callable[[], Any]:
+def new_mctx_search(shape: ModelShape, kind: str, B: int, n: int) -> Callable[[], Any]:
     """A compiled search over B random roots, run and awaited by a call."""
-    p = {name: jnp.asarray(array) for name, array in views(new_params(shape, 0), shape)._asdict().items()}
+    p = {name: jnp.asarray(array) for name, array in as_views(new_params(shape, 0), shape)._asdict().items()}
     x = jnp.asarray(np.random.default_rng(0).standard_normal((B, shape.features)), jnp.float32)
-    compiled = jax.jit(partial(search, shape, kind, n))
+    compiled = jax.jit(partial(run_search, shape, kind, n))
     return lambda: jax.block_until_ready(compiled(p, jax.random.PRNGKey(0), x))

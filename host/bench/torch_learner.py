@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import Any
 
 from kernels.learning.replay_buffer import Batch
-from models.adamw import BETA_1, BETA_2, CLIP, EPSILON, rate_at
-from models.layers import EPSILON as NORM_EPSILON
-from models.layers import FORBIDDEN, HL_GAUSS_WIDTH
-from models.loss import LATENT_GRADIENT, LOSSES, WEIGHTS
-from models.params import Array, Shape, views
+from models.adamw import ADAM_EPSILON, BETA_1, BETA_2, MAX_GRADIENT_NORM, learning_rate_at
+from models.layers import HL_GAUSS_SIGMA, MASKED_LOGIT
+from models.layers import LAYERNORM_EPSILON as NORM_EPSILON
+from models.loss import DEFAULT_LOSS_WEIGHTS, LATENT_GRADIENT_SCALE, LOSSES
+from models.params import Array, ModelShape, as_views
 
 torch: Any = import_module("torch")
 Tensor = Any
@@ -21,17 +21,24 @@ class TorchLearner:
     """The networks, losses and optimiser of `models.learner.Learner`, with PyTorch's gradients."""
 
     def __init__(
-        self, shape: Shape, flat: Array, rate: float, decay: float, horizon: int, threads: int, compiled: bool
+        self,
+        shape: ModelShape,
+        flat: Array,
+        learning_rate: float,
+        weight_decay: float,
+        lr_decay_steps: int,
+        threads: int,
+        compiled: bool,
     ) -> None:
         torch.set_num_threads(threads)
-        named = views(flat.copy(), shape)._asdict()
+        named = as_views(flat.copy(), shape)._asdict()
         self._p = {name: torch.from_numpy(view).requires_grad_() for name, view in named.items()}
         groups = [
             {"params": [p for name, p in self._p.items() if name.endswith(part)], "weight_decay": w}
-            for part, w in (("_w", decay), ("_b", 0.0))
+            for part, w in (("_w", weight_decay), ("_b", 0.0))
         ]
-        self._adam = torch.optim.AdamW(groups, rate, (BETA_1, BETA_2), EPSILON, fused=True)
-        self._shape, self._rate, self._horizon, self._step = shape, rate, horizon, 0
+        self._optimizer = torch.optim.AdamW(groups, learning_rate, (BETA_1, BETA_2), ADAM_EPSILON, fused=True)
+        self._shape, self._learning_rate, self._lr_decay_steps, self._step = (shape, learning_rate, lr_decay_steps, 0)
         self._losses = torch.compile(self._eager_losses) if compiled else self._eager_losses
 
     def learn(self, batch: Batch) -> dict[str, float]:
@@ -41,57 +48,56 @@ class TorchLearner:
         data["value"] = hl_gauss(data["value"], s.value_limit, s.value_bins)
         data["reward"] = hl_gauss(data["reward"], s.reward_limit, s.reward_bins)
         losses = self._losses(**data)
-        self._adam.zero_grad()
-        (losses @ torch.tensor(WEIGHTS[: len(LOSSES)])).backward()
-        torch.nn.utils.clip_grad_norm_(self._p.values(), CLIP)
-        for group in self._adam.param_groups:
-            group["lr"] = rate_at(self._step, self._rate, self._horizon)
-        self._adam.step()
+        self._optimizer.zero_grad()
+        (losses @ torch.tensor(DEFAULT_LOSS_WEIGHTS[: len(LOSSES)])).backward()
+        torch.nn.utils.clip_grad_norm_(self._p.values(), MAX_GRADIENT_NORM)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate_at(self._step, self._learning_rate, self._lr_decay_steps)
+        self._optimizer.step()
         self._step += 1
         return dict(zip(LOSSES, losses.tolist(), strict=True))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return torch.nn.functional.linear(x, self._p[f"{name}_w"].T, self._p[f"{name}_b"])
 
-    def _two(self, hidden: str, out: str, *inputs: Tensor) -> Tensor:
+    def _mlp(self, hidden: str, out: str, *inputs: Tensor) -> Tensor:
         return self._linear(out, torch.relu(self._linear(hidden, torch.cat(inputs, -1))))
 
-    def _eager_losses(self, x: Tensor, position: Tensor, after: Tensor, **targets: Tensor) -> Tensor:
+    def _eager_losses(self, x: Tensor, position: Tensor, afterstate_position: Tensor, **targets: Tensor) -> Tensor:
         """[5] the losses in the order of LOSSES."""
-        s, K = self._shape, after.shape[1]
+        s, K = self._shape, afterstate_position.shape[1]
         one_hot = torch.nn.functional.one_hot
-        action, code = (
-            one_hot(targets["action"], s.actions).float(),
-            one_hot(targets["code"], s.codes).float(),
-        )
-        m = norm(self._two("represent", "latent", x))
+        action, code = (one_hot(targets["action"], s.actions).float(), one_hot(targets["code"], s.codes).float())
+        m = layer_norm(self._mlp("represent", "latent", x))
         latents = [m]
         for k in range(K):
-            m = LATENT_GRADIENT * m + (1 - LATENT_GRADIENT) * m.detach()
-            m = norm(m + self._two("move", "next", m, code[:, k]))
+            m = LATENT_GRADIENT_SCALE * m + (1 - LATENT_GRADIENT_SCALE) * m.detach()
+            m = layer_norm(m + self._mlp("move", "next", m, code[:, k]))
             latents.append(m)
         m = torch.stack(latents, 1)
         predict = torch.relu(self._linear("predict", torch.cat([m, position], -1)))
-        policy = self._linear("policy", predict).masked_fill(~targets["legal"], FORBIDDEN)
+        policy = self._linear("policy", predict).masked_fill(~targets["legal"], MASKED_LOGIT)
         value, reward = targets["value"], targets["reward"]
         decision, step = targets["weight"], targets["weight"][:, 1:]
         before = m[:, :K]
         found = [
-            surprise(policy, targets["policy"] * targets["legal"], decision),
-            surprise(self._linear("value", predict), value, decision),
-            surprise(self._two("after", "after_value", before, action, after), value[:, :K], step),
-            surprise(self._two("chance", "code", before), code, step),
-            surprise(self._two("gain", "reward", before, code, after, position[:, 1:]), reward, step),
+            cross_entropy(policy, targets["policy"] * targets["legal"], decision),
+            cross_entropy(self._linear("value", predict), value, decision),
+            cross_entropy(self._mlp("after", "after_value", before, action, afterstate_position), value[:, :K], step),
+            cross_entropy(self._mlp("chance", "code", before), code, step),
+            cross_entropy(
+                self._mlp("gain", "reward", before, code, afterstate_position, position[:, 1:]), reward, step
+            ),
         ]
         return torch.stack(found)
 
 
-def norm(x: Tensor) -> Tensor:
+def layer_norm(x: Tensor) -> Tensor:
     """Layer norm without parameters."""
     return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=NORM_EPSILON)
 
 
-def surprise(z: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def cross_entropy(z: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Mean weighted cross entropy of logits."""
     return -(weight * (target * torch.log_softmax(z, -1)).sum(-1)).mean()
 
@@ -100,6 +106,6 @@ def hl_gauss(x: Tensor, limit: float, bins: int) -> Tensor:
     """[..., bins] categorical targets of x [...]."""
     width = 2 * limit / (bins - 1)
     edges = torch.linspace(-limit - width / 2, limit + width / 2, bins + 1)
-    cdf = torch.erf((edges - x.clamp(-limit, limit)[..., None]) / (HL_GAUSS_WIDTH * width * math.sqrt(2)))
+    cdf = torch.erf((edges - x.clamp(-limit, limit)[..., None]) / (HL_GAUSS_SIGMA * width * math.sqrt(2)))
     mass = cdf.diff(dim=-1)
     return mass / mass.sum(-1, keepdim=True)

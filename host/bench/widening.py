@@ -11,61 +11,74 @@ from typing import Any
 
 import numpy as np
 
-from host.artifact.networks import Agent, Sizes
-from host.bench.process import BLOCK_S, NETS, Case, Row, fill, peak_mb, run_for, seconds_of
+from host.artifact.networks import NetworkShape, OnnxNetworks
+from host.bench.process import (
+    MIN_BLOCK_S,
+    NETWORK_SHAPES,
+    BenchRow,
+    Case,
+    fill_normal,
+    install_calls,
+    measure_seconds,
+    peak_rss_mb,
+)
 from kernels.search.config import WIDENING, new_search_config
 from kernels.search.planner import plan
-from kernels.search.progressive_widening import BETAS, tree_bytes
+from kernels.search.progressive_widening import NUM_BETA_PARAMS, sampled_tree_bytes
 from models.export import export
 from models.params import new_params
 
-CONSIDERED = 8
-_bytes: list[int] = []  # of a tree of the measuring process
+MAX_CONSIDERED_ACTIONS = 8
+_tree_bytes: list[int] = []  # of a tree of the measuring process
 
 
-def new_agent(case: Case) -> Agent:
+def new_random_agent(case: Case) -> OnnxNetworks:
     """Networks of random weights."""
-    s = NETS[case.net]._replace(sizes=BETAS)
-    return Agent(export(new_params(s, 0), s, 0), Sizes(s.features, s.position, s.latent, s.actions, s.codes))
+    s = NETWORK_SHAPES[case.net]._replace(num_beta_params=NUM_BETA_PARAMS)
+    return OnnxNetworks(
+        export(new_params(s, 0), s, 0), NetworkShape(s.features, s.position, s.latent, s.actions, s.codes)
+    )
 
 
-def new_wide_search(case: Case, agent: Agent, thread: int) -> Callable[[], int]:
+def new_widening_search(case: Case, agent: OnnxNetworks, thread: int) -> Callable[[], int]:
     """A search over any size of the entry."""
-    config = new_search_config(simulations=case.n, considered=CONSIDERED, rule=WIDENING)
+    config = new_search_config(
+        num_simulations=case.n, max_considered_actions=MAX_CONSIDERED_ACTIONS, algorithm=WIDENING
+    )
     planner = agent.planner(case.B, config)
-    fill((planner.model.root.x, planner.noise, planner.outlook.move), thread)
-    assert planner.wide is not None  # of its rule
-    planner.wide.key[:] = np.arange(case.B)
-    _bytes.append(tree_bytes(planner.wide))
+    fill_normal((planner.networks.root.x, planner.noise, planner.costs.move), thread)
+    assert planner.sampled_tree is not None  # of its rule
+    planner.sampled_tree.rng_key[:] = np.arange(case.B)
+    _tree_bytes.append(sampled_tree_bytes(planner.sampled_tree))
     return partial(plan, planner)
 
 
-def start(case: Case) -> None:
+def init_widening_process(case: Case) -> None:
     """Begin of a measuring process."""
-    agent = new_agent(case)
-    run_for(case, [new_wide_search(case, agent, thread) for thread in range(case.threads)])
+    agent = new_random_agent(case)
+    install_calls(case, [new_widening_search(case, agent, thread) for thread in range(case.threads)])
 
 
-def bytes_of_a_tree() -> int:
+def measured_tree_bytes() -> int:
     """Of a measuring process."""
-    return _bytes[0]
+    return _tree_bytes[0]
 
 
-def wide_row(case: Case, rounds: int) -> Row:
+def widening_row(case: Case, rounds: int) -> BenchRow:
     """One forest of trees on all threads, in a process of its own."""
-    with ProcessPoolExecutor(1, get_context("spawn"), start, (case,)) as pool:
-        once = min(pool.submit(seconds_of, 1).result() for _ in range(3))
-        count = max(1, round(BLOCK_S / once))
-        seconds = statistics.median(pool.submit(seconds_of, count).result() for _ in range(rounds)) / count
-        tree, peak = pool.submit(bytes_of_a_tree).result(), pool.submit(peak_mb).result()
+    with ProcessPoolExecutor(1, get_context("spawn"), init_widening_process, (case,)) as pool:
+        once = min(pool.submit(measure_seconds, 1).result() for _ in range(3))
+        count = max(1, round(MIN_BLOCK_S / once))
+        seconds = statistics.median(pool.submit(measure_seconds, count).result() for _ in range(rounds)) / count
+        tree, peak = pool.submit(measured_tree_bytes).result(), pool.submit(peak_rss_mb).result()
     known = {"net": case.net, "B": case.B, "n": case.n, "threads": case.threads}
     trees = case.B * case.threads
     cost = {"ms": round(seconds * 1e3, 3), "us_per_decision": round(seconds * 1e6 / trees, 2)}
-    rows = 1 + case.n * (1 + NETS[case.net].codes)
+    rows = 1 + case.n * (1 + NETWORK_SHAPES[case.net].codes)
     return {**known, "trees": trees, **cost, "rows": rows, "bytes_per_tree": tree, "rss_mb": peak}
 
 
-def bench_widening(size: Any) -> list[Row]:
+def bench_widening(options: Any) -> list[BenchRow]:
     """The document of `bench widening`."""
-    forests = [(threads, B, n) for n in size.simulations for threads, B in size.forests]
-    return [wide_row(Case("swt", "widening", "default", B, n, t), size.rounds) for t, B, n in forests]
+    forests = [(threads, B, n) for n in options.simulations for threads, B in options.forests]
+    return [widening_row(Case("swt", "widening", "default", B, n, t), options.rounds) for t, B, n in forests]

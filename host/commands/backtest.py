@@ -12,34 +12,41 @@ from typing import Any
 
 import numpy as np
 
-from host.artifact.manifest import reading_of
-from host.atomic import check_apart, check_writable, naming
-from host.commands.data_check import document_of, print_source
-from host.config import GuardConfig
-from host.console import progress, say
+from host.artifact.manifest import reading_options
+from host.atomic import add_path_to_errors, check_not_input, check_writable
+from host.commands.data_check import print_source, source_document
+from host.config import RiskConfig
+from host.console import log, progress
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
 from host.data.parsing import EPOCH_UTC, MICROSECOND
-from host.evaluation.backtest import Result, print_report, report, trade_bars
-from host.evaluation.rehearsal import print_rehearsal, rehearse
-from host.live.limits import limits_for, limits_text
-from host.live.live_agent import COLUMNS, format_decision, load_acting, new_trader
-from host.live.market_check import check_named, check_scale, check_symbol
+from host.evaluation.backtest import BacktestResult, backtest_report, print_report, run_backtest
+from host.evaluation.rehearsal import print_risk_report, run_risk_engine
+from host.live.limits import describe_limits, resolve_limits
+from host.live.live_agent import DECISION_COLUMNS, format_decision, load_live_model, new_policy_state
+from host.live.market_check import check_feed_name, check_scale, check_symbol
 from kernels.market.bars import Bars
 
-SAMPLE = Path(__file__).parents[1] / "data" / "sample.csv"
+SAMPLE_CSV = Path(__file__).parents[1] / "data" / "sample.csv"
 
 
-def write_decisions(path: Path, result: Result, bars: Bars, first: int) -> None:
+def write_decisions(path: Path, result: BacktestResult, bars: Bars, first: int) -> None:
     """The decisions in the columns of `act`; latency_us is the mean of the run."""
     n = len(result.log.action)
     latency = round(result.seconds / n * 1e6)
     with path.open("w", encoding="ascii", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(DECISION_COLUMNS)
         for i in range(n):
-            log = result.log
-            row = (bars.time[first + i], log.action[i], log.target[i], log.value[i], log.policy[i], latency)
+            decisions = result.log
+            row = (
+                bars.time[first + i],
+                decisions.action[i],
+                decisions.target[i],
+                decisions.value[i],
+                decisions.policy[i],
+                latency,
+            )
             writer.writerow(format_decision(*row))
 
 
@@ -51,42 +58,42 @@ def backtest_csv(
     decisions: Path | None,
     quiet: bool = False,
     as_json: bool = False,
-    guard: GuardConfig | None = None,
+    guard: RiskConfig | None = None,
     insist: bool = False,
 ) -> dict[str, Any]:
     """Trade a CSV with a model from the bar that closes at or after `start`; the report, with what `guard` cuts."""
     if decisions is not None:
         check_writable(decisions)
-        check_apart(decisions, model, csv or SAMPLE)
-    loaded = load_acting(model)
-    path = str(csv or SAMPLE)
+        check_not_input(decisions, model, csv or SAMPLE_CSV)
+    loaded = load_live_model(model)
+    path = str(csv or SAMPLE_CSV)
     reading = sample_reading(reading) if csv is None else reading
     if not insist:
-        check_named(loaded, reading, path)
-    bars, source = read_bars(path, reading_of(loaded, reading, Path(path).name))
-    describe(source)
+        check_feed_name(loaded, reading, path)
+    bars, source = read_bars(path, reading_options(loaded, reading, Path(path).name))
+    log_source(source)
     if not insist:
         check_symbol(loaded, source.instrument.symbol, path)
         check_scale(loaded, bars.close, bars.high - bars.low, path)
-    first = first_bar(bars, start, source, loaded.agent.sizes.history)
-    trader = new_trader(loaded.agent, loaded.setting, loaded.search)
+    first = first_decision_bar(bars, start, source, loaded.networks.shape.history)
+    trader = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
     with progress("backtest") as bar:
-        result = trade_bars(trader, bars, extra, first, len(bars.time), bar)
-    document = report(result, bars, first, loaded.setting, seed=0)
+        result = run_backtest(trader, bars, extra, first, len(bars.time), bar)
+    document = backtest_report(result, bars, first, loaded.market_spec, seed=0)
     if guard is not None:
-        limits = limits_for(guard, loaded)
-        for line in limits_text(limits, loaded):
-            say(line)
-        document["guards"] = rehearse(loaded, limits, result.log.target, bars, first)
+        limits = resolve_limits(guard, loaded)
+        for line in describe_limits(limits, loaded):
+            log(line)
+        document["guards"] = run_risk_engine(loaded, limits, result.log.target, bars, first)
     if as_json:
         print(json.dumps(document))
     elif not quiet:
         print_report(document, sys.stdout)
         if guard is not None:
-            print_rehearsal(document["guards"], sys.stdout)
+            print_risk_report(document["guards"], sys.stdout)
     if decisions is not None:
-        with naming(decisions):
+        with add_path_to_errors(decisions):
             write_decisions(decisions, result, bars, first)
     return document
 
@@ -96,25 +103,23 @@ def sample_reading(reading: ReadOptions) -> ReadOptions:
     return replace(reading, side="ask", symbol="EURUSD")
 
 
-def describe(source: Source) -> None:
+def log_source(source: Source) -> None:
     """Say what was recognised and what was assumed, as `data-check` does."""
-    print_source(document_of(source, None), sys.stderr)
+    print_source(source_document(source, None), sys.stderr)
 
 
-def first_bar(bars: Bars, start: str | None, source: Source, history: int) -> int:
+def first_decision_bar(bars: Bars, start: str | None, source: Source, history: int) -> int:
     """Index of the first decision: after the warm-up and not before `start`."""
     first, span = history - 1, f"{source.path} has {source.first} .. {source.last} UTC"
     if first + 1 >= len(bars.time):
-        raise DataError(
-            f"{source.path}: no bar to decide at; it has {len(bars.time)} and the warm-up takes {history}"
-        )
+        raise DataError(f"{source.path}: no bar to decide at; it has {len(bars.time)} and the warm-up takes {history}")
     if start is None:
         return first
     stamp = parse_start(start)
     if stamp >= bars.time[-1]:
         raise DataError(f"--from {start}: no bar to decide at, it is not before the last one; {span}")
     if stamp < bars.time[0]:
-        say(f"--from {start} is before the first bar: beginning after the warm-up; {span}")
+        log(f"--from {start} is before the first bar: beginning after the warm-up; {span}")
     return max(first, int(np.searchsorted(bars.time, stamp)))
 
 

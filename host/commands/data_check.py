@@ -8,16 +8,16 @@ from typing import IO, Any
 from host.config import Config
 from host.data.csv_reader import read_bars
 from host.data.file_checks import MAX_LISTED
-from host.data.formats import KINDS, DataError, Problem, ReadOptions, Source
+from host.data.formats import PROBLEM_KINDS, DataError, Problem, ReadOptions, Source
 from host.training.dataset import split_bars
-from kernels.market.bars import NS
+from kernels.market.bars import SECOND_NS
 
-SHOWN = 10  # problems of a kind
-READ = (  # fields of `Source` in the document
+MAX_PROBLEMS_SHOWN = 10  # problems of a kind
+SOURCE_FIELDS = (  # fields of `Source` in the document
     *("path", "format", "rows", "first", "last", "interval_s", "timezone", "label", "side", "spread"),
     *("spread_px", "range_px", "hours", "sha256"),
 )
-TRADED = ("symbol", "pip", "point")  # and of its instrument
+INSTRUMENT_FIELDS = ("symbol", "pip", "point")  # and of its instrument
 
 
 def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
@@ -26,20 +26,20 @@ def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
         bars, source = read_bars(path, options)
     except DataError as error:
         if error.source is None:
-            return unread(str(error))
-        return document_of(error.source, str(error))
-    config, interval_ns = Config(), source.interval_s * NS
-    lack = split_bars(bars.time, config, source.instrument, interval_ns).lack
-    said = f"not enough to train with the default session of {config.market.session} decisions: {lack}"
-    return {**document_of(source, None), "training": said if lack else None}
+            return unreadable_document(str(error))
+        return source_document(error.source, str(error))
+    config, interval_ns = Config(), source.interval_s * SECOND_NS
+    lack = split_bars(bars.time, config, source.instrument, interval_ns).shortage
+    said = f"not enough to train with the default session of {config.market.episode_length} decisions: {lack}"
+    return {**source_document(source, None), "training": said if lack else None}
 
 
-def document_of(source: Source, refused: str | None) -> dict[str, Any]:
+def source_document(source: Source, refused: str | None) -> dict[str, Any]:
     """What was recognised; among the problems are holes, which are no reason to refuse a file."""
-    problems = sorted([*source.problems, *source.holes], key=lambda problem: problem.line)
+    problems = sorted([*source.problems, *source.gaps], key=lambda problem: problem.line)
     return {
-        **{name: getattr(source, name) for name in READ},
-        **{name: getattr(source.instrument, name) for name in TRADED},
+        **{name: getattr(source, name) for name in SOURCE_FIELDS},
+        **{name: getattr(source.instrument, name) for name in INSTRUMENT_FIELDS},
         "problems": [problem._asdict() for problem in problems],
         "assumed": source.assumed,
         "notes": source.notes,
@@ -48,10 +48,10 @@ def document_of(source: Source, refused: str | None) -> dict[str, Any]:
     }
 
 
-def unread(reason: str) -> dict[str, Any]:
+def unreadable_document(reason: str) -> dict[str, Any]:
     """The document of a file that is in no known format, or leaves open what would change its prices."""
     return {
-        **dict.fromkeys((*READ, *TRADED, "training")),
+        **dict.fromkeys((*SOURCE_FIELDS, *INSTRUMENT_FIELDS, "training")),
         "rows": 0,
         "problems": [Problem("unreadable", 1, reason)._asdict()],
         "assumed": [],
@@ -91,10 +91,8 @@ def print_problems(problems: list[dict[str, Any]], out: IO[str]) -> None:
     for problem in problems:
         by_kind.setdefault(problem["kind"], []).append(problem)
     for kind, found in by_kind.items():
-        print(
-            f"{len(found)} x {kind}: {KINDS.get(kind, 'bars are missing, more than ten in a row')}", file=out
-        )
-        for problem in found[:SHOWN]:
+        print(f"{len(found)} x {kind}: {PROBLEM_KINDS.get(kind, 'bars are missing, more than ten in a row')}", file=out)
+        for problem in found[:MAX_PROBLEMS_SHOWN]:
             print(f"  line {problem['line']}: {problem['text']}", file=out)
-        if len(found) > SHOWN:
-            print(f"  and {len(found) - SHOWN} more: --json lists up to {MAX_LISTED} of a kind", file=out)
+        if len(found) > MAX_PROBLEMS_SHOWN:
+            print(f"  and {len(found) - MAX_PROBLEMS_SHOWN} more: --json lists up to {MAX_LISTED} of a kind", file=out)

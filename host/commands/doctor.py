@@ -13,17 +13,17 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
-from host.artifact.manifest import Loaded, load_agent
-from host.data.parsing import iso
-from host.live.live_agent import decide_on_noise
-from host.machine import cores, load_average
+from host.artifact.manifest import LoadedModel, load_model
+from host.data.parsing import format_utc
+from host.live.live_agent import measure_latencies
+from host.machine import load_average, usable_cores
 from kernels.jit import cache_root, module_digest
-from kernels.market.bars import NS
+from kernels.market.bars import SECOND_NS
 
 PACKAGES = ("numpy", "numba", "llvmlite", "onnxruntime", "typer")
-DECISIONS = 1000
-SLOW_US = 20_000  # p99 of a decision: more, and something else has the machine
-DRIFT_S = 2.0  # between the clock, the file system's stamps and the steady clock
+NUM_DECISIONS = 1000
+MAX_P99_US = 20_000  # p99 of a decision: more, and something else has the machine
+MAX_CLOCK_DRIFT_S = 2.0  # between the clock, the file system's stamps and the steady clock
 
 
 class Check(NamedTuple):
@@ -37,22 +37,22 @@ class Check(NamedTuple):
 def doctor(model: Path) -> dict[str, Any]:
     """The document of `doctor --json`; a model that is refused ends it with ModelRefused."""
     begin, wall = time.perf_counter(), time.time()
-    loaded = load_agent(model)
-    latency = decide_on_noise(loaded.agent, loaded.setting, loaded.search, 1 + DECISIONS)
+    loaded = load_model(model)
+    latency = measure_latencies(loaded.networks, loaded.market_spec, loaded.search, 1 + NUM_DECISIONS)
     steady = time.perf_counter() - begin
     first_s, rest = latency[0] / 1e6, np.array(latency[1:], np.float64)
     p50, p99, most = np.quantile(rest, (0.5, 0.99, 1.0)).tolist()
     checks = [
-        *versions(),
-        cache(),
-        clock(loaded, wall + steady),
-        zones(),
-        threads(),
-        Check("model", True, f"{model}: {loaded.sha256[:16]}, {describe(loaded)}"),
+        *check_packages(),
+        check_cache(),
+        check_clock(loaded, wall + steady),
+        check_time_zones(),
+        check_threads(),
+        Check("model", True, f"{model}: {loaded.sha256[:16]}, {describe_model(loaded)}"),
         Check("self-test", True, "the graphs return here what they returned where they were trained"),
         Check(
             "latency",
-            p99 < SLOW_US,
+            p99 < MAX_P99_US,
             f"p50 {p50:.0f} us, p99 {p99:.0f}, max {most:.0f} of {len(rest)} decisions; "
             f"the first one took {first_s:.2f} s, compilation included",
         ),
@@ -74,7 +74,7 @@ def print_doctor(document: dict[str, Any], out: IO[str]) -> None:
         print(f"{'ok' if check['passed'] else 'FAILED':>6}  {check['name']:<11} {check['text']}", file=out)
 
 
-def versions() -> list[Check]:
+def check_packages() -> list[Check]:
     """What is installed of what acting needs."""
     found = []
     for name in PACKAGES:
@@ -85,14 +85,14 @@ def versions() -> list[Check]:
     return [Check("packages", True, ", ".join(found))]
 
 
-def cache() -> Check:
+def check_cache() -> Check:
     """Where machine code outlasts the process."""
     passing = cache_root().is_relative_to(tempfile.gettempdir()) and "SWT_CACHE_DIR" not in os.environ
     hint = ", which a clean-up empties: then a start takes a minute; set SWT_CACHE_DIR" if passing else ""
     return Check("cache", True, f"{cache_root()}{hint}")
 
 
-def clock(loaded: Loaded, expected: float) -> Check:
+def check_clock(loaded: LoadedModel, expected: float) -> Check:
     """Whether the clock ran evenly, agrees with the file system and is past the model's training."""
     now = time.time()
     with tempfile.TemporaryFile() as file:
@@ -100,16 +100,16 @@ def clock(loaded: Loaded, expected: float) -> Check:
     faults = [
         text
         for text, is_fault in (
-            (f"moved by {now - expected:+.1f} s against the steady clock", abs(now - expected) > DRIFT_S),
-            (f"{now - stamp:+.1f} s from the file system's", abs(now - stamp) > DRIFT_S),
-            ("before the end of the model's training data", now < loaded.trained_ns / NS),
+            (f"moved by {now - expected:+.1f} s against the steady clock", abs(now - expected) > MAX_CLOCK_DRIFT_S),
+            (f"{now - stamp:+.1f} s from the file system's", abs(now - stamp) > MAX_CLOCK_DRIFT_S),
+            ("before the end of the model's training data", now < loaded.trained_ns / SECOND_NS),
         )
         if is_fault
     ]
-    return Check("clock", not faults, f"{iso(round(now) * NS)} {'; '.join(faults)}".rstrip())
+    return Check("clock", not faults, f"{format_utc(round(now) * SECOND_NS)} {'; '.join(faults)}".rstrip())
 
 
-def zones() -> Check:
+def check_time_zones() -> Check:
     """Whether feeds in local time can be read."""
     try:
         ZoneInfo("Europe/Athens")
@@ -118,14 +118,14 @@ def zones() -> Check:
     return Check("time zones", True, "known")
 
 
-def threads() -> Check:
+def check_threads() -> Check:
     """Cores and how busy they are."""
-    count, load = cores(), load_average()
+    count, load = usable_cores(), load_average()
     busy = ": busy, decisions may come late" if load > count else ""
     return Check("threads", True, f"act uses 1 of {count} cores, load average {load:.1f}{busy}")
 
 
-def describe(loaded: Loaded) -> str:
+def describe_model(loaded: LoadedModel) -> str:
     """Market and training of a model in a few words."""
     m = loaded.manifest
     pip = m["instrument"]["pip_px"]

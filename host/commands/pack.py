@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from host.artifact.model_file import check_selftest, model_bytes, parse_model, stored_zip
-from host.atomic import check_apart, replacing
-from host.console import say, typed
+from host.artifact.model_file import check_selftest, model_bytes, pack_zip, parse_model
+from host.atomic import atomic_write, check_not_input
+from host.console import log, shell_join
 
 ROOT = Path(__file__).parents[2]
-ENTRIES = (  # what `swt.py` imports for the commands of the packed program
+ENTRY_MODULES = (  # what `swt.py` imports for the commands of the packed program
     "host.commands.act",
     "host.commands.doctor",
     "host.commands.replay",
@@ -29,33 +29,33 @@ def pack(model: Path, out: Path) -> None:
     """Write the packed program to `out`, or OSError that names it; a model that would be refused is not packed."""
     if out.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
-    check_apart(out, model)
+    check_not_input(out, model)
     packed = model_bytes(model)
     checked = parse_model(packed)
     check_selftest(checked)
-    data = stored_zip({**sources(), "__main__.py": MAIN, "model.swt": packed})
+    data = pack_zip({**packed_sources(), "__main__.py": MAIN, "model.swt": packed})
     try:
-        with replacing(out) as file:
+        with atomic_write(out) as file:
             file.write(data)
     except OSError as error:  # of a file under a temporary name
         raise OSError(error.errno, error.strerror, str(out)) from None
-    say(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: {typed('python', out, 'doctor')}")
+    log(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: {shell_join('python', out, 'doctor')}")
 
 
-def sources() -> dict[str, bytes]:
+def packed_sources() -> dict[str, bytes]:
     """The files that the packed program is made of, by their names inside."""
-    todo, found = list(ENTRIES), dict[str, bytes]()
+    todo, found = list(ENTRY_MODULES), dict[str, bytes]()
     while todo:
         module = todo.pop()
         path = Path(*module.split(".")).with_suffix(".py").as_posix()
         if path not in found and (ROOT / path).is_file():
             found[path] = (ROOT / path).read_bytes()
-            todo += imports(found[path])
+            todo += imported_modules(found[path])
     packages = {f"{folder.as_posix()}/__init__.py" for path in found for folder in Path(path).parents[:-1]}
     return {**found, **{path: (ROOT / path).read_bytes() for path in ("swt.py", *packages)}}
 
 
-def imports(source: bytes) -> Iterator[str]:
+def imported_modules(source: bytes) -> Iterator[str]:
     """Every module that a source may import, at its head or in a function."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -5,35 +5,45 @@ from __future__ import annotations
 import time
 from typing import IO, Any
 
-from host.config import Config, check_minutes, refusal
+from host.config import Config, check_minutes, invalid_reason
 from host.console import compiling, progress
-from host.evaluation.exam import DEFAULT, LENGTH, LIMITS, MINUTES, SelftestRefused, measure, set_exam
-from host.evaluation.synthetic import MARKETS, Options
-from host.training.trainer import Trainer, first_cycle, train_for
+from host.evaluation.exam import (
+    DEFAULT_MARKETS,
+    NUM_BARS,
+    OPTION_RANGES,
+    TRAINING_MINUTES,
+    SelftestError,
+    evaluate_agent,
+    prepare_evaluation,
+)
+from host.evaluation.synthetic import MARKETS, SyntheticOptions
+from host.training.trainer import Trainer, run_first_iteration, train_for
 
 
-def run_market(name: str, options: Options, config: Config, minutes: float, threads: int) -> dict[str, Any]:
+def train_and_evaluate(
+    name: str, options: SyntheticOptions, config: Config, minutes: float, threads: int
+) -> dict[str, Any]:
     """Train on the first part of a known market, trade the rest; the figures beside the optimum's."""
     begin, title = time.perf_counter(), f"synthetic market '{name}'"
     with compiling(f"{title}, getting ready") as report:
         report(0.0, "features and first cycle")
-        exam, data = set_exam(name, options, config, threads)
+        exam, data = prepare_evaluation(name, options, config, threads)
         trainer = Trainer(data, config, threads)
-        first_cycle(trainer, None, lambda row: None)
+        run_first_iteration(trainer, None, lambda row: None)
     with progress(title) as report:
         train_for(trainer, minutes, None, lambda row: None, report)
     with progress(f"{title}, unseen bars") as report:
-        return {**measure(exam, trainer, report), "seconds": round(time.perf_counter() - begin, 1)}
+        return {**evaluate_agent(exam, trainer, report), "seconds": round(time.perf_counter() - begin, 1)}
 
 
-def new_options(**given: Any) -> Options:
+def new_synthetic_options(**given: Any) -> SyntheticOptions:
     """Options of a market, defaults where None was given; raises SelftestRefused out of their limits."""
     known = {name: value for name, value in given.items() if value is not None}
     for name, value in known.items():
-        fault = refusal(LIMITS.get(name), value)
+        fault = invalid_reason(OPTION_RANGES.get(name), value)
         if fault:
-            raise SelftestRefused(f"--{name.replace('_', '-')}: {value!r} is {fault}")
-    return Options(**{"length": LENGTH, **known})
+            raise SelftestError(f"--{name.replace('_', '-')}: {value!r} is {fault}")
+    return SyntheticOptions(**{"length": NUM_BARS, **known})
 
 
 def print_selftest(document: dict[str, Any], out: IO[str]) -> None:
@@ -50,17 +60,15 @@ def print_selftest(document: dict[str, Any], out: IO[str]) -> None:
 
 
 def selftest(
-    names: list[str],
-    options: Options,
-    config: Config,
-    minutes: float | None,
-    threads: int,
+    names: list[str], options: SyntheticOptions, config: Config, minutes: float | None, threads: int
 ) -> dict[str, Any]:
     """The document of `selftest --json`."""
     check_minutes(minutes)
-    chosen = names or DEFAULT
+    chosen = names or DEFAULT_MARKETS
     for name in chosen:
         if name not in MARKETS:
-            raise SelftestRefused(f"no market {name!r}: there is {', '.join(MARKETS)}")
-    markets = {name: run_market(name, options, config, minutes or MINUTES[name], threads) for name in chosen}
+            raise SelftestError(f"no market {name!r}: there is {', '.join(MARKETS)}")
+    markets = {
+        name: train_and_evaluate(name, options, config, minutes or TRAINING_MINUTES[name], threads) for name in chosen
+    }
     return {"passed": all(m["passed"] for m in markets.values()), "markets": markets}

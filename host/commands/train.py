@@ -17,58 +17,58 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from host.artifact.manifest import Loaded, load_agent, save_agent
-from host.artifact.networks import Record
-from host.atomic import Unwritten, check_writable, locked, naming
-from host.commands.backtest import SAMPLE, describe, sample_reading
-from host.config import Config, check_minutes, flat, load_config
-from host.console import Report, command, compiling, progress, say
+from host.artifact.manifest import LoadedModel, load_model, save_model
+from host.artifact.networks import BacktestStats
+from host.atomic import WriteError, add_path_to_errors, check_writable, locked
+from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
+from host.config import Config, check_minutes, flatten, load_config
+from host.console import ProgressCallback, compiling, log, program_command, progress
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
-from host.data.parsing import iso
-from host.evaluation.backtest import print_report, report, trade_bars
-from host.evaluation.rehearsal import record_of
-from host.live.live_agent import new_trader
+from host.data.parsing import format_utc
+from host.evaluation.backtest import backtest_report, print_report, run_backtest
+from host.evaluation.rehearsal import backtest_record
+from host.live.live_agent import new_policy_state
 from host.training.dataset import Dataset, new_dataset
 from host.training.run_dir import (
-    NUMBER,
-    RUNS,
-    Run,
-    RunRefused,
-    holds_run,
+    RUN_NUMBER,
+    RUNS_FOLDER,
+    RunDir,
+    RunError,
+    check_no_run,
+    create_next_run,
+    has_run,
     latest_run,
-    next_run,
-    open_run,
-    point_latest,
-    refuse_run,
-    stored_state,
+    link_latest,
+    open_run_dir,
+    peek_state,
 )
-from host.training.trainer import Trainer, first_cycle, train_for
+from host.training.trainer import Trainer, run_first_iteration, train_for
 from kernels.jit import program_digest
-from kernels.market.bars import NS
+from kernels.market.bars import SECOND_NS
 from kernels.market.features import feature_digest
 
-MINUTES = 2.5
-REMEMBERED = ("side", "timezone", "label")  # reading options that a model carries to its feed
-FLAGS = {"spread_pips": "--spread"}  # of reading options; else they are called as the field is
-AS_IT_BEGAN = "a run goes on as it began: leave that out, or start a new run without --resume"
-PUT_BACK = "put it back, or start a new run without --resume"
-CHECK_OUT = "check out the version that began the run, or start a new one without --resume"
-SOURCES = {  # of what determines a run: where it was found, and what to do
-    "config": ("config.toml", PUT_BACK),
-    "reading": ("data.toml", PUT_BACK),
-    "program": ("this program is", CHECK_OUT),
-    "features": ("this program has", CHECK_OUT),
+DEFAULT_MINUTES = 2.5
+READING_FIELDS = ("side", "timezone", "label")  # reading options that a model carries to its feed
+FLAG_NAMES = {"spread_pips": "--spread"}  # of reading options; else they are called as the field is
+SAME_SETTINGS_HINT = "a run goes on as it began: leave that out, or start a new run without --resume"
+RESTORE_HINT = "put it back, or start a new run without --resume"
+VERSION_HINT = "check out the version that began the run, or start a new one without --resume"
+ORIGIN_HINTS = {  # of what determines a run: where it was found, and what to do
+    "config": ("config.toml", RESTORE_HINT),
+    "reading": ("data.toml", RESTORE_HINT),
+    "program": ("this program is", VERSION_HINT),
+    "features": ("this program has", VERSION_HINT),
 }
 
 
-class TrainingFailed(RuntimeError):  # noqa: N818
+class TrainingError(RuntimeError):
     """Training cannot go on: numbers grew beyond all bounds, or the memory does not suffice."""
 
     exit_code = 1
 
 
-class Job(NamedTuple):
+class TrainingSpec(NamedTuple):
     """What is trained on, and how: everything that determines the weights but the bytes of the program."""
 
     csv: Path | None  # None: the bundled bars
@@ -76,10 +76,10 @@ class Job(NamedTuple):
     config: Config
 
 
-def going_on(out: Path | None) -> tuple[Path | None, Config | None]:
+def run_to_resume(out: Path | None) -> tuple[Path | None, Config | None]:
     """The run that `--resume` means, the latest without `--out`, and its configuration; None where there is none."""
     path = out or latest_run()
-    return path, load_config(path / "config.toml") if path is not None and holds_run(path) else None
+    return path, load_config(path / "config.toml") if path is not None and has_run(path) else None
 
 
 def train_csv(
@@ -88,253 +88,259 @@ def train_csv(
     config: Config,
     out: Path | None,
     minutes: float | None,
-    sessions: int | None,
+    episodes: int | None,
     resume: bool,
     threads: int,
 ) -> dict[str, Any]:
     """Train into the run directory `out`, a new one without; the out-of-sample report, with the path of the model."""
     check_minutes(minutes)
-    job = Job(csv, reading, config)
-    if resume and not (out and holds_run(out)):
-        say(f"no run at {out or RUNS} to go on with: starting from the beginning")
+    job = TrainingSpec(csv, reading, config)
+    if resume and not (out and has_run(out)):
+        log(f"no run at {out or RUNS_FOLDER} to go on with: starting from the beginning")
         resume = False
-    job = stored_job(job, out) if resume and out else new_job(job, out)
-    run: Run | None = None
-    with ExitStack() as stack, telling(lambda: kept(run, minutes, sessions)):
+    job = stored_training_spec(job, out) if resume and out else new_training_spec(job, out)
+    run: RunDir | None = None
+    with ExitStack() as stack, resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes)):
         with compiling("getting ready") as bar:
-            data, source = prepare(job, out if resume else None, threads, bar)
-            trainer, origin = Trainer(data, job.config, threads), origin_of(job, data, source)
+            data, source = prepare_data(job, out if resume else None, threads, bar)
+            trainer, origin = Trainer(data, job.config, threads), training_origin(job, data, source)
             if resume and out:
                 check_origin(out, origin)
-            run = stack.enter_context(open_run(out or next_run(), resume))
-            restore(trainer, run) if resume else begin(run, job, source)
+            run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
+            restore_checkpoint(trainer, run) if resume else write_run_settings(run, job, source)
             bar(0.0, "first cycle")
-            log = partial(keep, trainer=trainer, run=run, origin=origin)
-            first_cycle(trainer, sessions, log)
+            on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)
+            run_first_iteration(trainer, episodes, on_iteration)
             warm_up(trainer)
         with progress("training") as bar:
-            train_for(trainer, minutes or (None if sessions else MINUTES), sessions, log, bar)
-        document, record = out_of_sample(trainer, job.config)
-        loaded = save_trained(run, trainer, source, record)
+            train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, bar)
+        document, record = evaluate_out_of_sample(trainer, job.config)
+        loaded = export_model(run, trainer, source, record)
     print_report(document, sys.stderr)
     model = run.path / "model.swt"
-    advise(job, model, data)
+    print_next_steps(job, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
 
 
-def describe_market(data: Dataset) -> None:
+def log_market(data: Dataset) -> None:
     """Say what trading costs, in pips and bars, so that a person sees what is absurd."""
-    market, profile = data.setting.market, data.setting.profile
+    market, profile = data.market_spec.market, data.market_spec.profile
     pip = market.pip_px
-    say(
+    log(
         f"  bars of {market.range_px / pip:.1f} pips in the mean; spread {profile.spread_px / pip:.2f} pips = "
         f"{profile.spread_px / market.range_px:.1%} of a bar, slippage {market.slippage_px / pip:.2f} pips, "
         f"swap {market.swap_long_px / pip:.2f} long and {market.swap_short_px / pip:.2f} short a night"
     )
     if profile.symbol == "-":
-        say("  no symbol: name it with --symbol; without, act refuses another instrument by its scale only")
+        log("  no symbol: name it with --symbol; without, act refuses another instrument by its scale only")
 
 
 @contextmanager
-def telling(keeps: Callable[[], str]) -> Iterator[None]:
+def resume_hint_on_stop(hint: Callable[[], str]) -> Iterator[None]:
     """However training ends before its time, say what is kept and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {keeps()}") from None
+        raise KeyboardInterrupt(f"stopped; {hint()}") from None
     except SystemExit:
-        say(f"stopped; {keeps()}")
+        log(f"stopped; {hint()}")
         raise
-    except Unwritten as error:
-        raise Unwritten(f"{error}; {keeps()}") from error
+    except WriteError as error:
+        raise WriteError(f"{error}; {hint()}") from error
     except (FloatingPointError, MemoryError) as error:
-        raise TrainingFailed(f"{error}; {keeps()}") from error
+        raise TrainingError(f"{error}; {hint()}") from error
 
 
-def kept(run: Run | None, minutes: float | None, sessions: int | None) -> str:
+def resume_hint(run: RunDir | None, minutes: float | None, episodes: int | None) -> str:
     """What there is of a run, and the command that goes on with it."""
-    if run is None or not holds_run(run.path):
+    if run is None or not has_run(run.path):
         return "no run was begun: give the same command again"
-    budget = {"--minutes": minutes, "--sessions": sessions}
+    budget = {"--minutes": minutes, "--sessions": episodes}
     given = [word for name, value in budget.items() if value is not None for word in (name, value)]
-    again = command("train", "--resume", "--out", run.path, *given)
-    if run.saved is None:
+    again = program_command("train", "--resume", "--out", run.path, *given)
+    if run.saved_step is None:
         return f"no cycle was finished, {run.path} keeps the settings only; begin again: {again}"
-    return f"{run.path} keeps all up to cycle {run.saved}; go on: {again}"
+    return f"{run.path} keeps all up to cycle {run.saved_step}; go on: {again}"
 
 
-def new_job(job: Job, out: Path | None) -> Job:
+def new_training_spec(spec: TrainingSpec, out: Path | None) -> TrainingSpec:
     """What a new run is made of; raises where none can be made."""
-    check_writable(out or RUNS, folder=True)
+    check_writable(out or RUNS_FOLDER, folder=True)
     if out:
-        refuse_run(out)
-    if job.csv is None:  # what the bundled file does not say of itself
-        return job._replace(reading=sample_reading(job.reading))
-    return job
+        check_no_run(out)
+    if spec.csv is None:  # what the bundled file does not say of itself
+        return spec._replace(reading=sample_reading(spec.reading))
+    return spec
 
 
-def stored_job(given: Job, run: Path) -> Job:
+def stored_training_spec(given: TrainingSpec, run: Path) -> TrainingSpec:
     """What a run was begun with; raises where something else is asked for, or where its checkpoint says otherwise."""
     path, config = run / "data.toml", load_config(run / "config.toml")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         reading, csv = ReadOptions(**table["reading"]), table["csv"]
     except (OSError, ValueError, TypeError, LookupError) as error:
-        raise RunRefused(f"{path}: {error}: start a new run without --resume") from None
-    stored = Job(given.csv or (Path(csv) if csv else None), reading, config)
-    asked = dict(flat(given.config.as_dict()))
-    for name, value in flat(config.as_dict()):
+        raise RunError(f"{path}: {error}: start a new run without --resume") from None
+    stored = TrainingSpec(given.csv or (Path(csv) if csv else None), reading, config)
+    asked = dict(flatten(given.config.as_dict()))
+    for name, value in flatten(config.as_dict()):
         if asked[name] != value:
-            raise RunRefused(f"{run}: {name}: the run has {value}, asked for is {asked[name]}; {AS_IT_BEGAN}")
-    untyped, asked_reading = ReadOptions().typed(), given.reading.typed()
-    for name, value in reading.typed().items():
+            raise RunError(f"{run}: {name}: the run has {value}, asked for is {asked[name]}; {SAME_SETTINGS_HINT}")
+    untyped, asked_reading = ReadOptions().explicit(), given.reading.explicit()
+    for name, value in reading.explicit().items():
         wanted = asked_reading[name]
         if wanted not in (untyped[name], value):
-            flag = flag_of(name)
+            flag = flag_name(name)
             had = "nothing" if value is None else value
-            raise RunRefused(f"{run}: {flag}: the run has {had}, asked for is {wanted}; {AS_IT_BEGAN}")
-    check_origin(run, origin_of(stored))
+            raise RunError(f"{run}: {flag}: the run has {had}, asked for is {wanted}; {SAME_SETTINGS_HINT}")
+    check_origin(run, training_origin(stored))
     check_writable(run, folder=True)
-    with naming(run), locked(run / "lock"):
+    with add_path_to_errors(run), locked(run / "lock"):
         return stored
 
 
-def origin_of(job: Job, data: Dataset | None = None, source: Source | None = None) -> dict[str, Any]:
+def training_origin(spec: TrainingSpec, data: Dataset | None = None, source: Source | None = None) -> dict[str, Any]:
     """All that determines the weights, as a checkpoint holds it; of data and features once they are read."""
-    known = {} if data is None else {"features": feature_digest(data.setting.features)}
+    known = {} if data is None else {"features": feature_digest(data.market_spec.features)}
     known |= {} if source is None else {"data": source.sha256}
-    origin = {"config": job.config.as_dict(), "reading": job.reading.typed(), "program": program_digest()}
+    origin = {"config": spec.config.as_dict(), "reading": spec.reading.explicit(), "program": program_digest()}
     plain: dict[str, Any] = json.loads(json.dumps(origin | known))
     return plain
 
 
 def check_origin(run: Path, now: dict[str, Any]) -> None:
     """Raise unless the newest checkpoint of a run, if any, comes from what is `now`."""
-    state = stored_state(run)
+    state = peek_state(run)
     if state is None:
         return
-    then = dict(flat(state["origin"]))
-    for name, value in flat(now):
+    then = dict(flatten(state["origin"]))
+    for name, value in flatten(now):
         kind, _, setting = name.partition(".")
         if then.get(name) == value:
             continue
         if kind == "data":
             raise DataError(f"the bars are not those that {run} was begun with: the bytes of the file differ")
-        where, way = SOURCES[kind]
+        where, way = ORIGIN_HINTS[kind]
         what = setting if kind == "config" else name
-        raise RunRefused(f"{run}: {what}: the checkpoint has {then.get(name)}, {where} {value}; {way}")
+        raise RunError(f"{run}: {what}: the checkpoint has {then.get(name)}, {where} {value}; {way}")
 
 
-def prepare(job: Job, run: Path | None, threads: int, bar: Report) -> tuple[Dataset, Source]:
+def prepare_data(spec: TrainingSpec, run: Path | None, threads: int, bar: ProgressCallback) -> tuple[Dataset, Source]:
     """The bars of a job, those of the run that it goes on with, split, with everything fitted that is fitted."""
-    path = job.csv or SAMPLE
+    path = spec.csv or SAMPLE_CSV
     bar(0.0, f"reading {path}")
-    bars, source = read_bars(path, job.reading)
-    describe(source)
+    bars, source = read_bars(path, spec.reading)
+    log_source(source)
     if run is not None:
         check_origin(run, {"data": source.sha256})
     bar(0.0, "features")
     extra = np.zeros((len(bars.time), 0), np.float32)
-    data = new_dataset(bars, extra, job.config, source.instrument, source.interval_s * NS, threads)
-    describe_market(data)
-    describe_split(data)
+    data = new_dataset(bars, extra, spec.config, source.instrument, source.interval_s * SECOND_NS, threads)
+    log_market(data)
+    log_split(data)
     return data, source
 
 
-def describe_split(data: Dataset) -> None:
+def log_split(data: Dataset) -> None:
     """Say how many sessions there are and why others are not."""
     rejects = ", ".join(f"{count} {reason}" for reason, count in data.rejects.items() if count) or "none"
-    say(
+    log(
         f"training part: {data.train_stop} bars, {len(data.starts)} session starts (rejected: {rejects}); "
         f"test part: from bar {data.test_first}, {len(data.bars.time) - data.test_first} bars"
     )
 
 
-def begin(run: Run, job: Job, source: Source) -> None:
+def write_run_settings(run: RunDir, spec: TrainingSpec, source: Source) -> None:
     """Write down what the run is made of; with config.toml it has begun."""
-    reading = {name: value for name, value in job.reading.typed().items() if value is not None}
-    csv = str(job.csv.resolve()).encode(errors="replace").decode() if job.csv else ""
-    run.write_table("data", {"csv": csv, "sha256": source.sha256, "reading": reading})
-    run.write_table("config", job.config.as_dict())
-    say(f"run: {run.path}")
+    reading = {name: value for name, value in spec.reading.explicit().items() if value is not None}
+    csv = str(spec.csv.resolve()).encode(errors="replace").decode() if spec.csv else ""
+    run.write_toml("data", {"csv": csv, "sha256": source.sha256, "reading": reading})
+    run.write_toml("config", spec.config.as_dict())
+    log(f"run: {run.path}")
 
 
-def keep(row: dict[str, Any], trainer: Trainer, run: Run, origin: dict[str, Any]) -> None:
+def write_checkpoint(row: dict[str, Any], trainer: Trainer, run: RunDir, origin: dict[str, Any]) -> None:
     """Log a cycle and make it durable."""
     run.append_metrics(row)
     arrays, state = trainer.snapshot()
-    run.save_checkpoint(trainer.cycle, arrays, {**state, "origin": origin})
+    run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin})
 
 
-def restore(trainer: Trainer, run: Run) -> None:
+def restore_checkpoint(trainer: Trainer, run: RunDir) -> None:
     """Go on from the newest whole checkpoint."""
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
-        say(f"{run.path} has no checkpoint yet: starting from the beginning")
+        log(f"{run.path} has no checkpoint yet: starting from the beginning")
     else:
         trainer.restore(checkpoint.arrays, checkpoint.state)
-        say(f"resuming after cycle {trainer.cycle}, {trainer.sessions} sessions: {run.path}")
+        log(f"resuming after cycle {trainer.iteration}, {trainer.episodes} sessions: {run.path}")
 
 
-def save_trained(run: Run, trainer: Trainer, source: Source, record: Record) -> Loaded:
+def export_model(run: RunDir, trainer: Trainer, source: Source, record: BacktestStats) -> LoadedModel:
     """Export the target networks with everything that reading and acting need; the model, read back."""
     data = {
         "span": [source.first, source.last],
         "sha256": source.sha256,
-        "reading": {**{name: getattr(source, name) for name in REMEMBERED}, "pip": source.instrument.pip},
+        "reading": {**{name: getattr(source, name) for name in READING_FIELDS}, "pip": source.instrument.pip},
         "spread_pips": source.spread_pips,
     }
     path, configuration = run.path / "model.swt", trainer.config.as_dict()
-    with naming(path):
-        parts = trainer.agent(), trainer.data.setting, trainer.acting_search(), configuration, data
-        save_agent(path, *parts, record)
-    loaded = load_agent(path)
-    if run.path.parent == RUNS and NUMBER.fullmatch(run.path.name):
+    with add_path_to_errors(path):
+        parts = (
+            trainer.export_networks(),
+            trainer.data.market_spec,
+            trainer.acting_search_config(),
+            configuration,
+            data,
+        )
+        save_model(path, *parts, record)
+    loaded = load_model(path)
+    if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:
-            point_latest(run.path)
+            link_latest(run.path)
         except OSError as error:
-            say(f"{RUNS / 'latest'} does not lead to {run.path}: {error}")
+            log(f"{RUNS_FOLDER / 'latest'} does not lead to {run.path}: {error}")
     return loaded
 
 
 def warm_up(trainer: Trainer) -> None:
     """One decision as the finished agent makes it, so that its kernels are compiled by now."""
     data = trainer.data
-    trader = new_trader(trainer.agent(), data.setting, trainer.acting_search())
-    trade_bars(trader, data.bars, data.extra, data.test_first, data.test_first + 2)
+    trader = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    run_backtest(trader, data.bars, data.extra_features, data.test_first, data.test_first + 2)
 
 
-def out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, Any], Record]:
+def evaluate_out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, Any], BacktestStats]:
     """The report on the test part, and what the guards begin with."""
     data = trainer.data
     first, stop = data.test_first, len(data.bars.time)
-    trader = new_trader(trainer.agent(), data.setting, trainer.acting_search())
+    trader = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     with progress("out of sample") as bar:
-        result = trade_bars(trader, data.bars, data.extra, first, stop, bar)
-    document = report(result, data.bars, first, data.setting, config.train.seed)
-    return document, record_of(result.log.target, data.bars, first, data.setting.market)[0]
+        result = run_backtest(trader, data.bars, data.extra_features, first, stop, bar)
+    document = backtest_report(result, data.bars, first, data.market_spec, config.train.seed)
+    return document, backtest_record(result.log.target, data.bars, first, data.market_spec.market)[0]
 
 
-def flag_of(name: str) -> str:
+def flag_name(name: str) -> str:
     """The flag of a reading option."""
-    return FLAGS.get(name, f"--{name.replace('_', '-')}")
+    return FLAG_NAMES.get(name, f"--{name.replace('_', '-')}")
 
 
 def reading_flags(reading: ReadOptions) -> list[str]:
     """The flags that say what `reading` says, but for the pip, which a model knows."""
-    untyped, words = ReadOptions().typed(), list[str]()
-    for name, value in reading.typed().items():
+    untyped, words = ReadOptions().explicit(), list[str]()
+    for name, value in reading.explicit().items():
         if name not in ("pip", "interval_s") and value != untyped[name]:
-            words += [flag_of(name), *([] if value is True else [str(value)])]
+            words += [flag_name(name), *([] if value is True else [str(value)])]
     return words
 
 
-def advise(job: Job, model: Path, data: Dataset) -> None:
+def print_next_steps(spec: TrainingSpec, model: Path, data: Dataset) -> None:
     """The commands to try next."""
-    start, csv = iso(data.bars.time[data.test_first]), job.csv or SAMPLE
-    flags = [csv, "--model", model, *reading_flags(job.reading)]
-    say(
+    start, csv = format_utc(data.bars.time[data.test_first]), spec.csv or SAMPLE_CSV
+    flags = [csv, "--model", model, *reading_flags(spec.reading)]
+    log(
         f"out of sample, after costs, from {start}; model: {model}\n"
-        f"  {command('backtest', *flags, '--from', start)}\n"
-        f"  {command('act', *flags)}"
+        f"  {program_command('backtest', *flags, '--from', start)}\n"
+        f"  {program_command('act', *flags)}"
     )

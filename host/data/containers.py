@@ -1,7 +1,7 @@
 """What lies on a disk as the lines of text that it stands for: unpacked, decoded, written as a table.
 
 The kind of a file is told by its first bytes, never by its name.  `read_text` reads a whole file, in bounded memory;
-`is_plain` and `utf16_line` are for a file that is read line by line while it grows.
+`is_plain_text` and `decode_utf16_line` are for a file that is read line by line while it grows.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from host.console import typed
+from host.console import shell_join
 from host.data.formats import MAX_LINE, OHLC, DataError
 
-MAX_BYTES = 1 << 30  # of a file, packed and unpacked: 15 years of minutes
-MAX_JSON = 1 << 26  # a year of minutes takes half of it, and ten times as much memory
-MAX_MEMBERS = 1000  # of a zip
+MAX_FILE_BYTES = 1 << 30  # of a file, packed and unpacked: 15 years of minutes
+MAX_JSON_BYTES = 1 << 26  # a year of minutes takes half of it, and ten times as much memory
+MAX_ZIP_MEMBERS = 1000  # of a zip
 MAX_STREAMS = 1 << 16  # in a compressed file, one after another
-MAX_DICTIONARY = 1 << 27  # bytes that unpacking xz may take: `xz -9` asks for half of it
-PIECE = 1 << 16  # bytes that are unpacked at a time
-HEAD = MAX_LINE + 3  # bytes that tell the kind of a file
-MARK = b"\xef\xbb\xbf".decode("latin-1")  # the byte order mark of UTF-8, in the letters of its bytes
+MAX_XZ_BYTES = 1 << 27  # bytes that unpacking xz may take: `xz -9` asks for half of it
+UNPACK_CHUNK_BYTES = 1 << 16  # bytes that are unpacked at a time
+SNIFF_BYTES = MAX_LINE + 3  # bytes that tell the kind of a file
+UTF8_BOM = b"\xef\xbb\xbf".decode("latin-1")  # the byte order mark of UTF-8, in the letters of its bytes
 UTF16 = "UTF-16"
-WHITE = re.compile(r"[ \t\r\n]*")
-STREAMS: dict[str, Callable[[], Any]] = {
+WHITESPACE = re.compile(r"[ \t\r\n]*")
+DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "gzip": partial(zlib.decompressobj, 31),
     "bzip2": bz2.BZ2Decompressor,
-    "xz": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, MAX_DICTIONARY),
+    "xz": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, MAX_XZ_BYTES),
 }
-KINDS = {  # what is read, by how it begins
+MAGIC_BYTES = {  # what is read, by how it begins
     "gzip": rb"\x1f\x8b",
     "bzip2": rb"BZh[1-9]",
     "xz": rb"\xfd7zXZ\0",
@@ -49,7 +49,7 @@ KINDS = {  # what is read, by how it begins
     "Feather": rb"ARROW1",
     "JSON": rb"(\xef\xbb\xbf)?\s*[{\[]",
 }
-STRANGE = (  # what is never read, by how it begins, and what to do
+UNSUPPORTED_MAGIC = (  # what is never read, by how it begins, and what to do
     (rb"\x28\xb5\x2f\xfd", "packed by Zstandard: `zstd -d` unpacks it"),
     (rb"\x04\x22\x4d\x18", "packed by LZ4: `lz4 -d` unpacks it"),
     (rb"7z\xbc\xaf\x27\x1c", "packed by 7-Zip: `7z x` unpacks it"),
@@ -73,20 +73,20 @@ STRANGE = (  # what is never read, by how it begins, and what to do
     (rb"\xff\xfe\0\0|\0\0\xfe\xff|([^\0]\0{3}){2}|(\0{3}[^\0]){2}", "UTF-32: save it as UTF-8"),
 )
 WORKBOOKS = {"[Content_Types].xml": "an Excel workbook", "content.xml": "a workbook of LibreOffice"}
-DAMAGED = (  # what the libraries that unpack say of a broken file
+UNPACK_ERRORS = (  # what the libraries that unpack say of a broken file
     *(OSError, EOFError, ValueError, LookupError, ArithmeticError, RuntimeError),
     *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, zipfile.LargeZipFile, struct.error),
 )
-SHORT = {"t": "time", **dict(zip("ohlc", OHLC, strict=True)), "v": "volume"}  # keys of Polygon
-TIMES = ("date", "datetime", "timestamp", "time")
-VOLUME_AT = {6: 5, 8: 6, 12: 5}  # in a list of so many fields: ccxt and freqtrade; Kraken; Binance
-JSON_KNOWN = (
+POLYGON_KEYS = {"t": "time", **dict(zip("ohlc", OHLC, strict=True)), "v": "volume"}  # keys of Polygon
+TIME_KEYS = ("date", "datetime", "timestamp", "time")
+VOLUME_INDEX = {6: 5, 8: 6, 12: 5}  # in a list of so many fields: ccxt and freqtrade; Kraken; Binance
+JSON_FORMATS_TEXT = (
     "known are candles of OANDA with mid, or bid and ask, prices (price=M or price=BA), lists of time, open, high, "
     "low, close, volume as those of ccxt, freqtrade, Binance and Kraken, and records with these names"
 )
 
 
-class Text(NamedTuple):
+class FileText(NamedTuple):
     """The lines of a file of bars."""
 
     name: str  # for messages: the path and, where it is an archive, the member
@@ -94,18 +94,18 @@ class Text(NamedTuple):
     sha256: str  # of the bytes on the disk
 
 
-def read_text(path: Path) -> Text:
+def read_text(path: Path) -> FileText:
     """The lines that a file stands for; DataError if there are none."""
-    raw = read_file(path)
+    raw = read_file_bytes(path)
     name, data = unpack(raw, str(path))
-    while (kind := kind_of(data[:HEAD], name)) in CONVERT:
-        data = CONVERT[kind](data, name)
+    while (kind := detect_container(data[:SNIFF_BYTES], name)) in CONVERTERS:
+        data = CONVERTERS[kind](data, name)
     if kind:
         raise DataError(f"{name}: {kind} within a packed file: unpack {path.name}, and bring what is in it")
-    return Text(name, data, hashlib.sha256(raw).hexdigest())
+    return FileText(name, data, hashlib.sha256(raw).hexdigest())
 
 
-def is_plain(path: Path, follow: bool) -> bool:
+def is_plain_text(path: Path, follow: bool) -> bool:
     """Whether a path is read line by line as it stands; DataError for what cannot be followed.
 
     A pipe, a device and what cannot be opened are left to whoever opens them.
@@ -114,43 +114,39 @@ def is_plain(path: Path, follow: bool) -> bool:
         if not path.is_file():
             return True
         with path.open("rb") as file:
-            begin = file.read(HEAD)
+            begin = file.read(SNIFF_BYTES)
     except (OSError, ValueError):
         return True
-    kind = kind_of(begin, str(path))
+    kind = detect_container(begin, str(path))
     if follow and kind not in ("", UTF16):
-        raise DataError(
-            f"{path}: {kind}: a file that is followed is text, with a line for each bar as it closes"
-        )
+        raise DataError(f"{path}: {kind}: a file that is followed is text, with a line for each bar as it closes")
     return not kind or follow
 
 
-def kind_of(begin: bytes, name: str) -> str:
+def detect_container(begin: bytes, name: str) -> str:
     """The kind of a file with these first HEAD bytes, "" for text; DataError for what is never read."""
-    for pattern, reason in STRANGE:
+    for pattern, reason in UNSUPPORTED_MAGIC:
         if re.match(pattern, begin):
             raise DataError(f"{name}: {reason}")
-    if kind := next((kind for kind, pattern in KINDS.items() if re.match(pattern, begin)), ""):
+    if kind := next((kind for kind, pattern in MAGIC_BYTES.items() if re.match(pattern, begin)), ""):
         return kind
-    if utf16_of(begin):
+    if detect_utf16(begin):
         return UTF16
-    if len(begin) >= HEAD and b"\n" not in begin:
+    if len(begin) >= SNIFF_BYTES and b"\n" not in begin:
         raise DataError(f"{name}: line 1: longer than {MAX_LINE} bytes, this is no file of bars")
     return ""
 
 
-def read_file(path: Path) -> bytes:
+def read_file_bytes(path: Path) -> bytes:
     """The bytes of a file on a disk, unless they are more than a file of bars can have."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             folder = stat.S_ISDIR(status.st_mode)
-            what = (
-                "a folder: name a file in it" if folder else "a pipe or a device: write its bars into a file"
-            )
+            what = "a folder: name a file in it" if folder else "a pipe or a device: write its bars into a file"
             raise DataError(f"{path}: {what}")
-        if status.st_size > MAX_BYTES:
-            raise DataError(f"{path}: more than {MAX_BYTES >> 20} MB: bring it in parts")
+        if status.st_size > MAX_FILE_BYTES:
+            raise DataError(f"{path}: more than {MAX_FILE_BYTES >> 20} MB: bring it in parts")
         with path.open("rb") as file:
             return file.read(status.st_size)
     except DataError:
@@ -161,55 +157,55 @@ def read_file(path: Path) -> bytes:
 
 def unpack(data: bytes, name: str) -> tuple[str, bytes]:
     """Name and bytes of what a compressed file holds, and of any other file its own."""
-    kind = kind_of(data[:HEAD], name)
+    kind = detect_container(data[:SNIFF_BYTES], name)
     try:
         if kind == "zip":
-            return zip_member(data, name)
-        if kind in STREAMS:
-            return name, joined(streams(STREAMS[kind], data), name)
+            return read_zip_member(data, name)
+        if kind in DECOMPRESSORS:
+            return name, join_chunks(decompress_streams(DECOMPRESSORS[kind], data), name)
     except DataError:
         raise
-    except DAMAGED as error:
+    except UNPACK_ERRORS as error:
         raise DataError(f"{name}: {kind}, damaged or cut short ({error}): bring it again") from None
     return name, data
 
 
-def streams(new: Callable[[], Any], data: bytes) -> Iterator[bytes]:
+def decompress_streams(new: Callable[[], Any], data: bytes) -> Iterator[bytes]:
     """What the streams of a compressed file hold, in pieces of at most PIECE bytes; zeros may follow a stream."""
-    blocks = (data[at : at + PIECE] for at in range(0, len(data), PIECE))
+    blocks = (data[at : at + UNPACK_CHUNK_BYTES] for at in range(0, len(data), UNPACK_CHUNK_BYTES))
     rest = next(blocks, b"")
     for _ in range(MAX_STREAMS):
         if not rest:
             return
         stream, piece = new(), b""
         while not stream.eof:
-            if not rest and len(piece) < PIECE:  # a full piece: there may be more without further input
+            if not rest and len(piece) < UNPACK_CHUNK_BYTES:  # a full piece: there may be more without further input
                 rest = next(blocks, b"")
                 if not rest:
                     raise EOFError("the end is missing")
-            piece = stream.decompress(rest, PIECE)
+            piece = stream.decompress(rest, UNPACK_CHUNK_BYTES)
             rest = getattr(stream, "unconsumed_tail", b"")  # only zlib does not keep it
             yield piece
         rest = next(filter(None, (block.lstrip(b"\0") for block in chain([stream.unused_data], blocks))), b"")
     raise EOFError(f"more than {MAX_STREAMS} streams")
 
 
-def joined(pieces: Iterable[bytes], name: str) -> bytes:
+def join_chunks(pieces: Iterable[bytes], name: str) -> bytes:
     """The pieces of a file together, refused by how it begins or once they are too many."""
     whole = io.BytesIO()
     for piece in pieces:
         if not whole.tell():
-            kind_of(piece[:HEAD], name)
+            detect_container(piece[:SNIFF_BYTES], name)
         whole.write(piece)
-        if whole.tell() > MAX_BYTES:
-            raise DataError(f"{name}: unpacks to more than {MAX_BYTES >> 20} MB: bring it in parts")
+        if whole.tell() > MAX_FILE_BYTES:
+            raise DataError(f"{name}: unpacks to more than {MAX_FILE_BYTES >> 20} MB: bring it in parts")
     return whole.getvalue()
 
 
-def zip_member(data: bytes, name: str) -> tuple[str, bytes]:
+def read_zip_member(data: bytes, name: str) -> tuple[str, bytes]:
     """Name and bytes of the one file of bars in a zip."""
-    if data.count(b"PK\1\2") > MAX_MEMBERS:
-        raise DataError(f"{name}: more than {MAX_MEMBERS} files: {unzip(name)}")
+    if data.count(b"PK\1\2") > MAX_ZIP_MEMBERS:
+        raise DataError(f"{name}: more than {MAX_ZIP_MEMBERS} files: {unzip_hint(name)}")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         for workbook in WORKBOOKS.keys() & {member.filename for member in members}:
@@ -218,40 +214,40 @@ def zip_member(data: bytes, name: str) -> tuple[str, bytes]:
         if not found:
             raise DataError(f"{name}: no file in it")
         if len(found) > 1:
-            listed = ", ".join(sorted(map(shown, found))[:5]) + ", ..." * (len(found) > 5)
-            raise DataError(f"{name}: {len(found)} files ({listed}): {unzip(name)}")
+            listed = ", ".join(sorted(map(member_name, found))[:5]) + ", ..." * (len(found) > 5)
+            raise DataError(f"{name}: {len(found)} files ({listed}): {unzip_hint(name)}")
         member = archive.getinfo(found[0])
         if member.flag_bits & 1:
-            raise DataError(f"{name}: encrypted: unpack it with its password, and bring {shown(found[0])}")
+            raise DataError(f"{name}: encrypted: unpack it with its password, and bring {member_name(found[0])}")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(f"{name}: packed by method {member.compress_type} of zip: `7z x` unpacks it")
-        name = f"{name} ({shown(found[0])})"
+        name = f"{name} ({member_name(found[0])})"
         with archive.open(member) as file:
-            return name, joined(iter(partial(file.read, PIECE), b""), name)
+            return name, join_chunks(iter(partial(file.read, UNPACK_CHUNK_BYTES), b""), name)
 
 
 def data_members(names: list[str]) -> list[str]:
     """The members of a zip that may be bars: no folder, no hidden file, no report of HistData beside its bars."""
-    files = [name for name in names if shown(name)[:1] not in ("", ".") and "__MACOSX" not in name]
+    files = [name for name in names if member_name(name)[:1] not in ("", ".") and "__MACOSX" not in name]
     return [name for name in files if not (name.endswith(".txt") and f"{name[:-4]}.csv" in files)]
 
 
-def shown(member: str) -> str:
+def member_name(member: str) -> str:
     """The name of a member of an archive without folders, as it may be printed."""
-    return printable(re.split(r"[/\\]", member)[-1])
+    return to_printable(re.split(r"[/\\]", member)[-1])
 
 
-def printable(text: str) -> str:
+def to_printable(text: str) -> str:
     """A text from a file on one line."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def unzip(name: str) -> str:
+def unzip_hint(name: str) -> str:
     """What to do with a zip that is not read."""
-    return f"`{typed('python', '-m', 'zipfile', '-e', name, '.')}` unpacks it; bring one of them"
+    return f"`{shell_join('python', '-m', 'zipfile', '-e', name, '.')}` unpacks it; bring one of them"
 
 
-def utf16_of(begin: bytes) -> str:
+def detect_utf16(begin: bytes) -> str:
     """The encoding of a text in UTF-16, by its mark or by where its zeros stand; "" for any other."""
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16-le" if begin[:1] == b"\xff" else "utf-16-be"
@@ -261,29 +257,27 @@ def utf16_of(begin: bytes) -> str:
     return "utf-16-le" if second else "utf-16-be"
 
 
-def utf16_text(data: bytes, name: str) -> bytes:
+def utf16_to_utf8(data: bytes, name: str) -> bytes:
     """A text in UTF-16 in UTF-8."""
     try:
-        return data.decode(utf16_of(data[:HEAD])).removeprefix("\ufeff").encode()
+        return data.decode(detect_utf16(data[:SNIFF_BYTES])).removeprefix("\ufeff").encode()
     except UnicodeError as error:
         raise DataError(f"{name}: damaged UTF-16 ({error}): save it as UTF-8") from None
 
 
-def utf16_line(raw: bytes, encoding: str, where: str) -> str:
+def decode_utf16_line(raw: bytes, encoding: str, where: str) -> str:
     """What stands between two bytes 10 of a text in UTF-16; letters stand for the bytes of UTF-8.
 
     The other byte of a line feed, a zero, comes with the line after it, or before it (utf-16-be).
     """
     try:
-        text = (raw.removeprefix(b"\0") if encoding == "utf-16-le" else raw.removesuffix(b"\0")).decode(
-            encoding
-        )
+        text = (raw.removeprefix(b"\0") if encoding == "utf-16-le" else raw.removesuffix(b"\0")).decode(encoding)
     except UnicodeError:  # also where the byte 10 is half of another letter
         raise DataError(f"{where}: no line of UTF-16: save it as UTF-8") from None
     return text.encode().decode("latin-1")
 
 
-def arrow_lines(data: bytes, name: str) -> bytes:
+def arrow_to_csv(data: bytes, name: str) -> bytes:
     """The table of a Parquet or Feather file; the time, which pandas puts last where it is the index, comes first."""
     try:
         import pyarrow
@@ -295,9 +289,7 @@ def arrow_lines(data: bytes, name: str) -> bytes:
         table, text = pyarrow.Table.from_batches([batch]), io.BytesIO()
         names = sorted(table.column_names, key=lambda key: not re.match("date|time|__index", key.lower()))
         heads = ["" if key.startswith("__index_level_") else key for key in names]
-        csv.write_csv(
-            table.select(names).rename_columns(heads), text, csv.WriteOptions(include_header=not index)
-        )
+        csv.write_csv(table.select(names).rename_columns(heads), text, csv.WriteOptions(include_header=not index))
         return text.getvalue()
 
     try:
@@ -307,30 +299,30 @@ def arrow_lines(data: bytes, name: str) -> bytes:
         else:
             reader = ipc.open_file(source)
             batches = map(reader.get_batch, range(reader.num_record_batches))
-        return joined((piece(index, batch) for index, batch in enumerate(batches)), name)
+        return join_chunks((piece(index, batch) for index, batch in enumerate(batches)), name)
     except DataError:
         raise
-    except (pyarrow.ArrowException, *DAMAGED) as error:
+    except (pyarrow.ArrowException, *UNPACK_ERRORS) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"{name}: Parquet or Feather, damaged or no table of bars ({reason}): write it as CSV"
         ) from None
 
 
-def json_lines(data: bytes, name: str) -> bytes:
+def json_to_csv(data: bytes, name: str) -> bytes:
     """The bars of a JSON document, or of one a line, as a table; numbers stay as they are written."""
-    if len(data) > MAX_JSON:
-        raise DataError(f"{name}: more than {MAX_JSON >> 20} MB of JSON: bring it in parts")
+    if len(data) > MAX_JSON_BYTES:
+        raise DataError(f"{name}: more than {MAX_JSON_BYTES >> 20} MB of JSON: bring it in parts")
     document = None
     try:
         document = parse_json(data.decode("utf-8-sig"))
-        return "\n".join(bar_lines(find_rows(document))).encode(errors="replace")
+        return "\n".join(bar_rows_to_csv(find_bar_rows(document))).encode(errors="replace")
     except (UnicodeError, json.JSONDecodeError) as error:
         reason = f"broken JSON ({error}): bring it again, or the bars as CSV"
     except RecursionError:
         reason = "JSON, nested too deeply: bring the bars as CSV"
     except (LookupError, TypeError, AttributeError):
-        reason = f"JSON, but no bars that I know: found {keys_of(document)}; {JSON_KNOWN}"
+        reason = f"JSON, but no bars that I know: found {describe_json(document)}; {JSON_FORMATS_TEXT}"
     raise DataError(f"{name}: {reason}")
 
 
@@ -341,77 +333,76 @@ def parse_json(text: str) -> Any:
     while at < len(text):
         value, at = decoder.raw_decode(text, at)
         found.append(value)
-        at = WHITE.match(text, at).end()  # type: ignore[union-attr]
+        at = WHITESPACE.match(text, at).end()  # type: ignore[union-attr]
     return found[0] if len(found) == 1 else found
 
 
-def find_rows(value: Any) -> list[Any]:
+def find_bar_rows(value: Any) -> list[Any]:
     """The one list of lists or of records in a document; an empty one if there is none, or more than one.
 
     Kraken names the `last` bar that has closed: the one after it is left out.
     """
     if isinstance(value, list):
         return value if value and isinstance(value[0], list | dict) else []
-    found = [rows for rows in map(find_rows, value.values()) if rows] if isinstance(value, dict) else []
+    found = [rows for rows in map(find_bar_rows, value.values()) if rows] if isinstance(value, dict) else []
     if len(found) != 1:
         return []
     rows = found[0]
     return rows[:-1] if len(rows) > 1 and "last" in value and rows[-2][:1] == [value["last"]] else rows
 
 
-def bar_lines(rows: list[Any]) -> Iterable[str]:
+def bar_rows_to_csv(rows: list[Any]) -> Iterable[str]:
     """Bars of JSON as a table; LookupError, TypeError or AttributeError if they are of no known kind."""
     first = rows[0]
     if isinstance(first, dict):
-        return map(oanda_line, rows) if {"mid", "bid"} & first.keys() else record_lines(rows)
-    at = (0, 1, 2, 3, 4) if len(first) == 5 else (0, 1, 2, 3, 4, VOLUME_AT[len(first)])
+        return map(candle_to_csv, rows) if {"mid", "bid"} & first.keys() else records_to_csv(rows)
+    at = (0, 1, 2, 3, 4) if len(first) == 5 else (0, 1, 2, 3, 4, VOLUME_INDEX[len(first)])
     header = ",".join(("time", *OHLC, "volume")[: len(at)])
-    return chain([header], (",".join(cell(row[i]) for i in at if i < len(row)) for row in rows))
+    return chain([header], (",".join(to_csv_cell(row[i]) for i in at if i < len(row)) for row in rows))
 
 
-def record_lines(rows: list[dict[str, Any]]) -> Iterable[str]:
+def records_to_csv(rows: list[dict[str, Any]]) -> Iterable[str]:
     """Records with their names as the header: the time and the prices first, as formats have them."""
     first = rows[0]
-    order = (*TIMES, *OHLC)
+    order = (*TIME_KEYS, *OHLC)
     ordered = sorted(first, key=lambda key: order.index(key.lower()) if key.lower() in order else len(order))
     heads = {key: key for key in ordered if not isinstance(first[key], list | dict)}
     if "o" in first:
-        heads = {key: head for key, head in SHORT.items() if key in first}
+        heads = {key: head for key, head in POLYGON_KEYS.items() if key in first}
     names = [head.lower() for head in heads.values()]
-    if not {*TIMES} & {*names[:1]} or not {*OHLC} <= {*names}:
+    if not {*TIME_KEYS} & {*names[:1]} or not {*OHLC} <= {*names}:
         raise LookupError("no time, or not all of the prices")
     return chain(
-        [",".join(map(cell, heads.values()))], (",".join(cell(row.get(key)) for key in heads) for row in rows)
+        [",".join(map(to_csv_cell, heads.values()))],
+        (",".join(to_csv_cell(row.get(key)) for key in heads) for row in rows),
     )
 
 
-def cell(value: Any) -> str:
+def to_csv_cell(value: Any) -> str:
     """A value of JSON on one line."""
     return " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
 
 
-def oanda_line(candle: dict[str, Any]) -> str:
+def candle_to_csv(candle: dict[str, Any]) -> str:
     """Time, complete, open, high, low, close, volume, and the four of the ask where they are."""
     time = candle["time"] if "T" in candle["time"] else candle["time"].partition(".")[0]  # RFC 3339 or UNIX
-    first, *ask = [
-        [candle[side][k] for k in "ohlc"] for side in (("bid", "ask") if "bid" in candle else ("mid",))
-    ]
-    return ",".join(map(cell, (time, candle["complete"], *first, candle["volume"], *chain(*ask))))
+    first, *ask = [[candle[side][k] for k in "ohlc"] for side in (("bid", "ask") if "bid" in candle else ("mid",))]
+    return ",".join(map(to_csv_cell, (time, candle["complete"], *first, candle["volume"], *chain(*ask))))
 
 
-def keys_of(document: Any) -> str:
+def describe_json(document: Any) -> str:
     """What a document of JSON consists of, in words."""
     if isinstance(document, dict) and document:
-        return f"the keys {', '.join(printable(key)[:40] for key in list(document)[:12])}"
+        return f"the keys {', '.join(to_printable(key)[:40] for key in list(document)[:12])}"
     if isinstance(document, list) and document:
         first = document[0]
-        return f"lists of {len(first)}" if isinstance(first, list) else f"a list of {keys_of(first)}"
+        return f"lists of {len(first)}" if isinstance(first, list) else f"a list of {describe_json(first)}"
     return "nothing in it" if isinstance(document, list | dict) else "no lists and no records"
 
 
-CONVERT: dict[str, Callable[[bytes, str], bytes]] = {
-    UTF16: utf16_text,
-    "JSON": json_lines,
-    "Parquet": arrow_lines,
-    "Feather": arrow_lines,
+CONVERTERS: dict[str, Callable[[bytes, str], bytes]] = {
+    UTF16: utf16_to_utf8,
+    "JSON": json_to_csv,
+    "Parquet": arrow_to_csv,
+    "Feather": arrow_to_csv,
 }

@@ -19,46 +19,46 @@ from numpy.typing import NDArray
 from host.data.containers import read_text
 from host.data.file_checks import (
     MAX_LISTED,
-    breaks,
-    cell_text,
+    bad_cells_text,
     find_faults,
-    find_holes,
-    interval_of,
-    other_dates,
-    why_kept,
+    infer_interval,
+    list_gaps,
+    sequence_breaks,
+    swap_date_order,
+    why_not_dropped,
 )
 from host.data.formats import (
-    KINDS,
     MAX_LINE,
-    ORDERS,
+    OTHER_DATE_ORDER,
+    PROBLEM_KINDS,
     DataError,
-    Layout,
+    FileLayout,
     Problem,
     ReadOptions,
     Source,
-    head_of,
-    recognise,
+    detect_layout,
+    first_lines,
 )
 from host.data.parsing import (
-    FLAGS,
-    NUMBERS,
-    Ints,
-    Rules,
+    BOOLEANS,
+    NUMERIC_ROLES,
+    IntArray,
+    ParseRules,
     check_spread,
     explain_line,
-    instrument_for,
-    iso,
+    format_utc,
     parse_clock,
     parse_line,
     parse_stamp,
-    quotes,
-    rules_for,
+    resolve_instrument,
+    resolve_rules,
     spread_text,
+    to_quotes,
     to_utc,
 )
-from host.data.resample import merge_bars
-from host.data.weekly_open import AUTO, clock_doubt, find_weekends, prove_clock
-from kernels.market.bars import NS, Bars
+from host.data.resample import resample_bars
+from host.data.weekly_open import AUTO_TIMEZONE, clock_warning, find_weekends, infer_clock
+from kernels.market.bars import SECOND_NS, Bars
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,42 +66,42 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 50_000  # parsed at a time
 # Without pandas, as on a machine that only acts, every file is read line by line: to the same bits, four times slower.
 HAS_PANDAS = importlib.util.find_spec("pandas") is not None
-MISREAD = 4  # times as many faults as by the other order: dates are in that one
-SHOWN = 3  # bad rows in a refusal
+MISREAD_RATIO = 4  # times as many faults as by the other order: dates are in that one
+MAX_SHOWN_ROWS = 3  # bad rows in a refusal
 
 
-class Rows(NamedTuple):
+class ParsedRows(NamedTuple):
     """The parsable rows of a file as they stand."""
 
-    line: Ints  # [T] of the file, from 1
-    utc: Ints  # [T] stamp, nanoseconds
-    local: bool  # whether a stamp has no offset of its own
+    line: IntArray  # [T] of the file, from 1
+    utc: IntArray  # [T] stamp, nanoseconds
+    is_local_time: bool  # whether a stamp has no offset of its own
     columns: dict[str, NDArray[np.float64]]  # [T] by role
 
 
-class Findings(NamedTuple):
+class RowFindings(NamedTuple):
     """What is wrong with the rows of a file."""
 
     kinds: dict[int, str]  # of bad lines
     changes: list[Problem]  # from a line on for good: no reason to drop it
-    cells: dict[int, str]  # which numbers of a line are bad, for the first few
-    kept: str | None  # why the bad rows are not dropped, in words
-    good: Ints  # [T] rows
+    bad_cells: dict[int, str]  # which numbers of a line are bad, for the first few
+    keep_reason: str | None  # why the bad rows are not dropped, in words
+    good_rows: IntArray  # [T] rows
 
 
-class Lines(NamedTuple):
+class IndexedLines(NamedTuple):
     """The bytes of a file without byte order mark and carriage returns, and where its lines lie."""
 
     data: bytes
-    start: Ints
-    stop: Ints
+    start: IntArray
+    stop: IntArray
 
     def text(self, line: int) -> str:
         """Line `line`, counted from 1."""
         return self.data[self.start[line - 1] : self.stop[line - 1]].decode("latin-1")
 
 
-def split_lines(data: bytes, name: str) -> Lines:
+def split_lines(data: bytes, name: str) -> IndexedLines:
     """Index the lines of a file; refuses what cannot be text."""
     data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n")
     if not data.strip():
@@ -113,17 +113,17 @@ def split_lines(data: bytes, name: str) -> Lines:
     longest = int(np.argmax(stop - start))
     if stop[longest] - start[longest] > MAX_LINE:
         raise DataError(f"{name}: line {longest + 1}: longer than {MAX_LINE} bytes, this is no file of bars")
-    return Lines(data, start, stop)
+    return IndexedLines(data, start, stop)
 
 
-def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
+def read_with_pandas(lines: IndexedLines, layout: FileLayout, clock: str) -> ParsedRows | None:
     """The rows of a file without a fault in its form; None if there is one."""
-    body, columns = lines.data[lines.start[layout.header] :], layout.columns
-    if not HAS_PANDAS or b'"' in body or not same_width(lines, layout):
+    body, columns = lines.data[lines.start[layout.header_lines] :], layout.columns
+    if not HAS_PANDAS or b'"' in body or not has_uniform_columns(lines, layout):
         return None
     import pandas as pd  # heavy: not before it is needed
 
-    types = {i: "float64" if role in NUMBERS else "str" for i, role in enumerate(columns) if role}
+    types = {i: "float64" if role in NUMERIC_ROLES else "str" for i, role in enumerate(columns) if role}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -141,49 +141,49 @@ def read_whole(lines: Lines, layout: Layout, clock: str) -> Rows | None:
                 skip_blank_lines=False,
                 encoding="latin-1",
             )
-            pieces = [read_piece(frame, layout) for frame in frames]
+            pieces = [parse_chunk(frame, layout) for frame in frames]
     except (ValueError, OverflowError, Warning):
         return None
     stamp_ns, is_utc = (np.concatenate([piece[k] for piece in pieces]) for k in (0, 1))
     numbers = {role: np.concatenate([piece[2][role] for piece in pieces]) for role in pieces[0][2]}
-    if len(stamp_ns) != len(lines.start) - layout.header:
+    if len(stamp_ns) != len(lines.start) - layout.header_lines:
         return None
     if not all(np.isfinite(column).all() for column in numbers.values()):
         return None
-    line = np.arange(layout.header + 1, len(lines.start) + 1, dtype=np.int64)
-    return Rows(line, to_utc(stamp_ns, is_utc, clock), not is_utc.all(), numbers)
+    line = np.arange(layout.header_lines + 1, len(lines.start) + 1, dtype=np.int64)
+    return ParsedRows(line, to_utc(stamp_ns, is_utc, clock), not is_utc.all(), numbers)
 
 
-def same_width(lines: Lines, layout: Layout) -> bool:
+def has_uniform_columns(lines: IndexedLines, layout: FileLayout) -> bool:
     """Whether every line has the separators that the columns of the layout need."""
     separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.separator))
     per_line = np.searchsorted(separator, lines.stop) - np.searchsorted(separator, lines.start)
-    return bool((per_line[layout.header :] == len(layout.columns) - 1).all())
+    return bool((per_line[layout.header_lines :] == len(layout.columns) - 1).all())
 
 
-def read_piece(
-    frame: pd.DataFrame, layout: Layout
-) -> tuple[Ints, NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
+def parse_chunk(
+    frame: pd.DataFrame, layout: FileLayout
+) -> tuple[IntArray, NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
     """Stamps, whether they are UTC, and the numbers by role: texts take memory, so a few rows at a time."""
     columns = layout.columns
     texts = [frame[i].tolist() for i, role in enumerate(columns) if role == "time"]
-    stamps = [parse_stamp(layout.format.stamp, " ".join(t), layout.day) for t in zip(*texts, strict=True)]
+    stamps = [parse_stamp(layout.format.stamp_style, " ".join(t), layout.file_date) for t in zip(*texts, strict=True)]
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
-    numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMBERS}
+    numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMERIC_ROLES}
     if "symbol" in columns and (frame[columns.index("symbol")] != layout.symbol).any():
         raise ValueError("more than one symbol")
     if "complete" in columns:
         flags = frame[columns.index("complete")].tolist()
-        numbers["complete"] = np.array([FLAGS.get(flag.lower(), np.nan) for flag in flags])
+        numbers["complete"] = np.array([BOOLEANS.get(flag.lower(), np.nan) for flag in flags])
     return stamp_ns, is_utc, numbers
 
 
-def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
+def read_line_by_line(lines: IndexedLines, layout: FileLayout, clock: str) -> tuple[ParsedRows, IntArray]:
     """The rows that can be parsed, line by line, and the lines that cannot; blank lines are neither."""
     good, bad, stamps = [], [], []
-    numbers: dict[str, list[float]] = {role: [] for role in layout.columns if role in (*NUMBERS, "complete")}
-    for line in range(layout.header + 1, len(lines.start) + 1):
+    numbers: dict[str, list[float]] = {role: [] for role in layout.columns if role in (*NUMERIC_ROLES, "complete")}
+    for line in range(layout.header_lines + 1, len(lines.start) + 1):
         text = lines.text(line)
         parsed = parse_line(text, layout)
         if parsed is not None:
@@ -196,11 +196,11 @@ def read_each(lines: Lines, layout: Layout, clock: str) -> tuple[Rows, Ints]:
     columns = {role: np.array(values, np.float64) for role, values in numbers.items()}
     stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
     is_utc = np.array([utc for _, utc in stamps], np.bool_)
-    rows = Rows(np.array(good, np.int64), to_utc(stamp_ns, is_utc, clock), not is_utc.all(), columns)
+    rows = ParsedRows(np.array(good, np.int64), to_utc(stamp_ns, is_utc, clock), not is_utc.all(), columns)
     return rows, np.array(bad, np.int64)
 
 
-def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
+def list_problems(lines: IndexedLines, kinds: dict[int, str]) -> list[Problem]:
     """Problems by line, at most MAX_LISTED of a kind, from the kinds by line."""
     listed: dict[str, int] = {}
     problems = []
@@ -212,24 +212,24 @@ def list_problems(lines: Lines, kinds: dict[int, str]) -> list[Problem]:
     return problems
 
 
-def refuse_bad(source: Source, found: Findings, drop_bad: bool) -> None:
+def raise_on_findings(source: Source, found: RowFindings, drop_bad: bool) -> None:
     """Raise DataError if a file changes on the way, or if its bad rows may not, or cannot sensibly, be dropped."""
     for change in found.changes:
         raise DataError(f"{source.path}: line {change.line}: {change.text}", source)
-    if not found.kinds or (drop_bad and found.kept is None):
+    if not found.kinds or (drop_bad and found.keep_reason is None):
         return
     shown = "; ".join(
-        f"line {p.line}: {KINDS[p.kind]}{found.cells.get(p.line, '')}: {p.text!r}"
-        for p in source.problems[:SHOWN]
+        f"line {p.line}: {PROBLEM_KINDS[p.kind]}{found.bad_cells.get(p.line, '')}: {p.text!r}"
+        for p in source.problems[:MAX_SHOWN_ROWS]
     )
-    remedy = found.kept or "--drop-bad drops them"
-    raise DataError(f"{source.path}: {count_kinds(found.kinds)}; {shown}; {remedy}", source)
+    remedy = found.keep_reason or "--drop-bad drops them"
+    raise DataError(f"{source.path}: {problem_counts_text(found.kinds)}; {shown}; {remedy}", source)
 
 
-def count_kinds(kinds: dict[int, str]) -> str:
+def problem_counts_text(kinds: dict[int, str]) -> str:
     """`3 bad rows (2 flat, 1 range)`."""
     values = list(kinds.values())
-    counts = ", ".join(f"{values.count(kind)} {kind}" for kind in KINDS if kind in values)
+    counts = ", ".join(f"{values.count(kind)} {kind}" for kind in PROBLEM_KINDS if kind in values)
     return f"{len(values)} bad row{'s' * (len(values) > 1)} ({counts})"
 
 
@@ -239,161 +239,165 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     name, data, sha256 = read_text(path)
     lines = split_lines(data, name)
     layout = find_layout(lines, options, name)
-    proven = [f"clock proven by the weekly opens (--timezone {AUTO})"] * (options.timezone == AUTO)
+    proven = [f"clock proven by the weekly opens (--timezone {AUTO_TIMEZONE})"] * (options.timezone == AUTO_TIMEZONE)
     if proven:
-        options = replace(options, timezone=find_clock(lines, layout, options, name))
+        options = replace(options, timezone=infer_file_clock(lines, layout, options, name))
         layout = find_layout(lines, options, name)
-    check_dates(lines, layout, options, name)
+    check_date_order(lines, layout, options, name)
     rows, unparsable, notes = read_rows(lines, layout, options, name)
-    step_ns = interval_of(rows.utc, options, name)
+    step_ns = infer_interval(rows.utc, options, name)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
-        rules, said = rules_for(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
-        quote = quotes(rows.columns, rules)
+        rules, said = resolve_rules(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
+        quote = to_quotes(rows.columns, rules)
     opening = rows.utc - (step_ns if rules.label == "close" else 0)
-    found = judge_rows(rows, unparsable, quote, opening, rules, layout.format.ticks)
-    for n in unparsable[:SHOWN].tolist():
-        found.cells[n] = f": {explain_line(lines.text(n), layout)}"
-    good, line = found.good, rows.line[found.good]
+    found = check_rows(rows, unparsable, quote, opening, rules, layout.format.volume_required)
+    for n in unparsable[:MAX_SHOWN_ROWS].tolist():
+        found.bad_cells[n] = f": {explain_line(lines.text(n), layout)}"
+    good, line = found.good_rows, rows.line[found.good_rows]
     bars = Bars(opening[good] + step_ns, **{column: values[good] for column, values in quote.items()})
-    doubt = clock_doubt(find_weekends(opening[good], step_ns), rules, options, rows.local)
-    interval_ns = step_ns if options.interval_s is None else options.interval_s * NS
+    doubt = clock_warning(find_weekends(opening[good], step_ns), rules, options, rows.is_local_time)
+    interval_ns = step_ns if options.interval_s is None else options.interval_s * SECOND_NS
     if interval_ns > step_ns:
-        bars, first = merge_bars(bars, step_ns, interval_ns, rules.timezone)
+        bars, first = resample_bars(bars, step_ns, interval_ns, rules.timezone)
         line = line[first]
-        notes.append(f"bars of {step_ns // NS} s are put together into bars of {interval_ns // NS} s")
-    holes, gaps, closed = find_holes(bars.time, interval_ns, line, rules.instrument)
-    source = describe_source(name, layout, rules, options, rows.local, bars, interval_ns, closed, sha256)
+        notes.append(f"bars of {step_ns // SECOND_NS} s are put together into bars of {interval_ns // SECOND_NS} s")
+    holes, gaps, closed = list_gaps(bars.time, interval_ns, line, rules.instrument)
+    source = describe_source(name, layout, rules, options, rows.is_local_time, bars, interval_ns, closed, sha256)
     source.notes.extend([*proven, *said, *([doubt] if doubt else []), *notes])
     source.problems.extend(found.changes + list_problems(lines, found.kinds))
-    source.holes.extend(holes)
-    check_spread(*(mean_sizes(bars) if len(bars.time) else mean_sizes(quote)), rules, name)
-    refuse_bad(source, found, options.drop_bad)
-    source.notes.extend([f"dropped {count_kinds(found.kinds)}"] * bool(found.kinds) + gaps)
+    source.gaps.extend(holes)
+    check_spread(*(mean_spread_and_range(bars) if len(bars.time) else mean_spread_and_range(quote)), rules, name)
+    raise_on_findings(source, found, options.drop_bad)
+    source.notes.extend([f"dropped {problem_counts_text(found.kinds)}"] * bool(found.kinds) + gaps)
     return bars, source
 
 
-def judge_rows(
-    rows: Rows,
-    unparsable: Ints,
+def check_rows(
+    rows: ParsedRows,
+    unparsable: IntArray,
     quote: dict[str, NDArray[np.float64]],
-    opening: Ints,
-    rules: Rules,
+    opening: IntArray,
+    rules: ParseRules,
     ticks: bool,
-) -> Findings:
+) -> RowFindings:
     """What is wrong with the rows of a file whose bars have `quote` and open at `opening`."""
     faults, changes = find_faults(quote, opening, rules, ticks)
     line = {row: int(rows.line[row]) for row in (*faults, *changes)}
     kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {line[row]: k for row, k in faults.items()}
-    return Findings(
+    return RowFindings(
         kinds=kinds,
         changes=[Problem(kind, line[row], text) for row, (kind, text) in sorted(changes.items())],
-        cells={
-            line[row]: cell_text(
+        bad_cells={
+            line[row]: bad_cells_text(
                 faults[row],
                 {name: float(column[row]) for name, column in quote.items()},
                 float(np.median(quote["close"][max(0, row - 2) : row + 3])),
             )
-            for row in sorted(faults)[:SHOWN]
+            for row in sorted(faults)[:MAX_SHOWN_ROWS]
         },
-        kept=why_kept(kinds, rows.line, rows.utc, rules.interval_ns),
-        good=np.delete(np.arange(len(opening)), list(faults)),
+        keep_reason=why_not_dropped(kinds, rows.line, rows.utc, rules.interval_ns),
+        good_rows=np.delete(np.arange(len(opening)), list(faults)),
     )
 
 
-def find_layout(lines: Lines, options: ReadOptions, name: str) -> Layout:
+def find_layout(lines: IndexedLines, options: ReadOptions, name: str) -> FileLayout:
     """The layout of a file; where its dates could be either, which order makes sense is part of the refusal."""
-    head = head_of(map(lines.text, range(1, len(lines.start) + 1)))
+    head = first_lines(map(lines.text, range(1, len(lines.start) + 1)))
     try:
-        return recognise(head, options, name)
+        return detect_layout(head, options, name)
     except DataError as error:
         if options.dates is not None:
             raise
-        layouts = {order: recognise(head, replace(options, dates=order), name) for order in ORDERS}
-        faults = {order: count_breaks(lines, layout, options, name) for order, layout in layouts.items()}
-        likely = min(ORDERS, key=lambda order: faults[order][0])
-        other = ORDERS[likely]
-        if MISREAD * faults[likely][0] >= faults[other][0]:
+        layouts = {order: detect_layout(head, replace(options, dates=order), name) for order in OTHER_DATE_ORDER}
+        faults = {order: count_misread_lines(lines, layout, options, name) for order, layout in layouts.items()}
+        likely = min(OTHER_DATE_ORDER, key=lambda order: faults[order][0])
+        other = OTHER_DATE_ORDER[likely]
+        if MISREAD_RATIO * faults[likely][0] >= faults[other][0]:
             raise
-        raise DataError(f"{error}; {misread(other, faults[other], faults[likely][0])}") from None
+        raise DataError(f"{error}; {wrong_order_text(other, faults[other], faults[likely][0])}") from None
 
 
-def check_dates(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> None:
+def check_date_order(lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str) -> None:
     """Refuse --dates where the other order leaves far fewer lines that do not follow the one before."""
-    if options.dates is None or layout.format.stamp != options.dates:
+    if options.dates is None or layout.format.stamp_style != options.dates:
         return
-    here = count_breaks(lines, layout, options, name)
-    there = count_breaks(lines, other_dates(layout), options, name) if here[0] else here
-    if MISREAD * there[0] < here[0]:
-        raise DataError(f"{name}: {misread(options.dates, here, there[0])}")
+    here = count_misread_lines(lines, layout, options, name)
+    there = count_misread_lines(lines, swap_date_order(layout), options, name) if here[0] else here
+    if MISREAD_RATIO * there[0] < here[0]:
+        raise DataError(f"{name}: {wrong_order_text(options.dates, here, there[0])}")
 
 
-def count_breaks(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[int, int]:
+def count_misread_lines(lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str) -> tuple[int, int]:
     """How many lines of a layout are no bars or do not follow the one before, and the first of them."""
     try:
-        rows, unparsable = read_hands(lines, layout, options, name)
+        rows, unparsable = read_wall_clock_rows(lines, layout, options, name)
     except DataError:  # none is a bar
-        return len(lines.start), layout.header + 1
-    wrong = sorted([*unparsable.tolist(), *rows.line[breaks(rows.utc)].tolist()])
+        return len(lines.start), layout.header_lines + 1
+    wrong = sorted([*unparsable.tolist(), *rows.line[sequence_breaks(rows.utc)].tolist()])
     return len(wrong), wrong[0] if wrong else 0
 
 
-def read_hands(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints]:
+def read_wall_clock_rows(
+    lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str
+) -> tuple[ParsedRows, IntArray]:
     """The rows of a file by the hands of its clock, whichever that is, and the lines that are none."""
     layout = layout._replace(format=layout.format._replace(timezone="UTC"))
     return read_rows(lines, layout, replace(options, timezone="UTC"), name)[:2]
 
 
-def misread(order: str, faults: tuple[int, int], others: int) -> str:
+def wrong_order_text(order: str, faults: tuple[int, int], others: int) -> str:
     """Why dates are not in this `order`, in words."""
     return (
         f"read with --dates {order}, {faults[0]} lines from line {faults[1]} on are no dates or do not follow the line "
-        f"before; with --dates {ORDERS[order]} it is {others}: --dates {ORDERS[order]} is right"
+        f"before; with --dates {OTHER_DATE_ORDER[order]} it is {others}: --dates {OTHER_DATE_ORDER[order]} is right"
     )
 
 
-def find_clock(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> str:
+def infer_file_clock(lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str) -> str:
     """The clock of a file that its weekly opens prove."""
-    rows, _ = read_hands(lines, layout, options, name)
-    if not rows.local:
+    rows, _ = read_wall_clock_rows(lines, layout, options, name)
+    if not rows.is_local_time:
         return "UTC"  # every stamp says so itself
-    step_ns = interval_of(rows.utc, options, name)
-    instrument, _ = instrument_for(layout, options, name, float(np.median(rows.columns["open"])))
-    return prove_clock(rows.utc - (step_ns if options.label == "close" else 0), step_ns, instrument, name)
+    step_ns = infer_interval(rows.utc, options, name)
+    instrument, _ = resolve_instrument(layout, options, name, float(np.median(rows.columns["open"])))
+    return infer_clock(rows.utc - (step_ns if options.label == "close" else 0), step_ns, instrument, name)
 
 
-def read_rows(lines: Lines, layout: Layout, options: ReadOptions, name: str) -> tuple[Rows, Ints, list[str]]:
+def read_rows(
+    lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str
+) -> tuple[ParsedRows, IntArray, list[str]]:
     """The parsable rows of a file, oldest first, the lines that are none, and notes on what became of them."""
     clock, notes = layout.format.timezone, []
     parse_clock(clock)
-    whole = read_whole(lines, layout, clock)
-    rows, unparsable = (whole, np.zeros(0, np.int64)) if whole else read_each(lines, layout, clock)
+    whole = read_with_pandas(lines, layout, clock)
+    rows, unparsable = (whole, np.zeros(0, np.int64)) if whole else read_line_by_line(lines, layout, clock)
     if len(rows.utc) == 0:
-        text = lines.text(layout.header + 1)
+        text = lines.text(layout.header_lines + 1)
         why = explain_line(text, layout)
-        raise DataError(f"{name}: no bars: line {layout.header + 1}: {why}: {text[:80]!r}")
+        raise DataError(f"{name}: no bars: line {layout.header_lines + 1}: {why}: {text[:80]!r}")
     if np.sign(np.diff(rows.utc)).sum() < 0:
-        rows = pick_rows(rows, np.arange(len(rows.utc))[::-1])
+        rows = take_rows(rows, np.arange(len(rows.utc))[::-1])
         notes.append("the newest bar stands first: read from the end")
     if "complete" in rows.columns:
         complete = rows.columns["complete"] == 1
         if not complete.any():
             raise DataError(f"{name}: no bar is complete")
         if not complete.all():
-            rows = pick_rows(rows, np.flatnonzero(complete))
+            rows = take_rows(rows, np.flatnonzero(complete))
             notes.append(f"{(~complete).sum()} rows of bars that are not complete are left out")
     return rows, unparsable, notes
 
 
-def pick_rows(rows: Rows, index: Ints) -> Rows:
+def take_rows(rows: ParsedRows, index: IntArray) -> ParsedRows:
     """The rows at `index`."""
     columns = {role: column[index] for role, column in rows.columns.items()}
-    return Rows(rows.line[index], rows.utc[index], rows.local, columns)
+    return ParsedRows(rows.line[index], rows.utc[index], rows.is_local_time, columns)
 
 
 def describe_source(
     name: str,
-    layout: Layout,
-    rules: Rules,
+    layout: FileLayout,
+    rules: ParseRules,
     options: ReadOptions,
     local: bool,
     bars: Bars,
@@ -402,16 +406,16 @@ def describe_source(
     sha256: str,
 ) -> Source:
     """The record of a reading that ended in `bars`; `local`: the stamps follow a clock."""
-    in_file = bool(rules.unit_px) or rules.side == "both"
+    in_file = bool(rules.spread_unit_px) or rules.side == "both"
     usual, typed = rules.instrument.spread_pips, options.spread_pips is not None
-    origin = f"column of the file, in {layout.unit}" if rules.unit_px else "bid and ask of the file"
+    origin = f"column of the file, in {layout.spread_unit}" if rules.spread_unit_px else "bid and ask of the file"
     if not in_file:
-        origin = "given" if typed else "as in training" if "spread_pips" in options.remembered else "assumed"
-    spread_px, range_px = mean_sizes(bars)
+        origin = "given" if typed else "as in training" if "spread_pips" in options.model_defaults else "assumed"
+    spread_px, range_px = mean_spread_and_range(bars)
     choices = {
-        f"--side {rules.side}": options.side is None and rules.side != "both" and "side" not in rules.own,
-        f"--timezone {rules.timezone}": options.timezone is None and local and "timezone" not in rules.own,
-        f"--label {rules.label}": options.label is None and "label" not in rules.own,
+        f"--side {rules.side}": options.side is None and rules.side != "both" and "side" not in rules.fixed_options,
+        f"--timezone {rules.timezone}": options.timezone is None and local and "timezone" not in rules.fixed_options,
+        f"--label {rules.label}": options.label is None and "label" not in rules.fixed_options,
         f"--spread {usual:g}": not typed and not in_file,
         f"--pip {rules.instrument.pip:g}": options.pip is None,
     }
@@ -420,9 +424,9 @@ def describe_source(
         path=name,
         format=layout.format.name,
         rows=len(bars.time),
-        first=iso(bars.time[0]) if len(bars.time) else "",
-        last=iso(bars.time[-1]) if len(bars.time) else "",
-        interval_s=interval_ns // NS,
+        first=format_utc(bars.time[0]) if len(bars.time) else "",
+        last=format_utc(bars.time[-1]) if len(bars.time) else "",
+        interval_s=interval_ns // SECOND_NS,
         timezone=rules.timezone,
         label=rules.label,
         side=rules.side,
@@ -434,11 +438,11 @@ def describe_source(
         instrument=rules.instrument,
         sha256=sha256,
         assumed=[flag for flag, open_question in choices.items() if open_question],
-        notes=[understates] if rules.unit_px and layout.format.spread == "points" else [],
+        notes=[understates] if rules.spread_unit_px and layout.format.spread == "points" else [],
     )
 
 
-def mean_sizes(bars: Any) -> tuple[float, float]:
+def mean_spread_and_range(bars: Any) -> tuple[float, float]:
     """Mean of ask - bid at the closes, and of high - low, of bars or quotes; zero without any."""
     column = bars._asdict() if isinstance(bars, Bars) else bars
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.market.calendar import ALWAYS_OPEN, DAILY_CLOSE, WEEKDAYS, Hours, learn_hours
+from kernels.market.calendar import ALWAYS_OPEN, CLOSED_DAILY, CLOSED_ON_WEEKENDS, ClosedHours, infer_closed_hours
 
-FX, DAILY_BREAK, ALWAYS = "fx", "daily-break", "always"  # closed over the weekend; and an hour a day; never
-HOURS = {FX: WEEKDAYS, DAILY_BREAK: DAILY_CLOSE, ALWAYS: ALWAYS_OPEN}
+FX, DAILY_BREAK, ROUND_THE_CLOCK = ("fx", "daily-break", "always")  # closed over the weekend; and an hour a day; never
+DEFAULT_HOURS = {FX: CLOSED_ON_WEEKENDS, DAILY_BREAK: CLOSED_DAILY, ROUND_THE_CLOCK: ALWAYS_OPEN}
 
 
 class Instrument(NamedTuple):
@@ -29,21 +29,21 @@ class Instrument(NamedTuple):
     hours: str = FX
 
 
-QUOTED = {  # spread in pips of pairs quoted in a currency, where PAIRS does not say
+QUOTE_SPREAD_PIPS = {  # spread in pips of pairs quoted in a currency, where PAIRS does not say
     **{"USD": 1.5, "EUR": 2.0, "GBP": 2.0, "JPY": 2.5, "CHF": 3.0, "AUD": 3.0, "NZD": 4.0, "CAD": 3.0},
     **{"SEK": 50.0, "NOK": 55.0, "DKK": 12.0, "HKD": 15.0, "CNH": 10.0, "SGD": 5.0, "MXN": 80.0},
     **{"ZAR": 120.0, "TRY": 400.0, "CZK": 80.0, "PLN": 35.0, "HUF": 18.0},
 }
-PIPS = {"JPY": 0.01, "HUF": 0.01}  # of pairs quoted in a currency; 0.0001 in all others
-USUAL = (
+QUOTE_PIP = {"JPY": 0.01, "HUF": 0.01}  # of pairs quoted in a currency; 0.0001 in all others
+USUAL_SPREADS = (
     "EURUSD 0.8, GBPUSD 1.2, USDJPY 0.9, USDCHF 1.3, AUDUSD 1, NZDUSD 1.5, USDCAD 1.4, EURGBP 1.2, "
     "EURJPY 1.5, EURCHF 1.7, EURAUD 2.2, EURNZD 3.2, EURCAD 2.2, GBPJPY 2.2, GBPCHF 2.8, GBPAUD 3, "
     "GBPNZD 4.5, GBPCAD 3.2, AUDJPY 1.6, AUDCHF 1.9, AUDNZD 2.3, AUDCAD 2, NZDJPY 2.1, NZDCHF 2.4, "
     "NZDCAD 2.4, CADJPY 1.9, CADCHF 2.2, CHFJPY 2.3, USDDKK 10, USDHKD 8, USDCNH 12, USDSGD 3, "
     "USDMXN 60, USDPLN 25, EURPLN 25, USDHUF 20, EURHUF 20, USDZAR 100, USDSEK 45, USDNOK 50"
 )
-PAIRS = {pair: float(pips) for pair, pips in (entry.split() for entry in USUAL.split(", "))}
-OTHERS = {  # pip, point, spread in pips, hours, other names
+PAIR_SPREAD_PIPS = {pair: float(pips) for pair, pips in (entry.split() for entry in USUAL_SPREADS.split(", "))}
+OTHER_INSTRUMENTS = {  # pip, point, spread in pips, hours, other names
     "XAUUSD": (0.1, 0.01, 2.5, DAILY_BREAK, "GOLD XAUEUR"),
     "XAGUSD": (0.01, 0.001, 2.5, DAILY_BREAK, "SILVER"),
     "XPTUSD": (0.1, 0.01, 40.0, DAILY_BREAK, "PLATINUM"),
@@ -63,49 +63,49 @@ OTHERS = {  # pip, point, spread in pips, hours, other names
     "USOIL": (0.01, 0.001, 3.0, DAILY_BREAK, "WTI XTIUSD USCRUDE WTICOUSD WTIUSD"),
     "UKOIL": (0.01, 0.001, 3.0, DAILY_BREAK, "BRENT XBRUSD UKCRUDE BCOUSD"),
     "NATGAS": (0.001, 0.0001, 5.0, DAILY_BREAK, "XNGUSD NGAS NATGASUSD"),
-    "BTCUSD": (1.0, 0.01, 15.0, ALWAYS, "BTCUSDT BTCUSDC BTCEUR XBTUSD XBTEUR XXBTZUSD XXBTZEUR BITCOIN"),
-    "ETHUSD": (0.1, 0.01, 12.0, ALWAYS, "ETHUSDT ETHUSDC ETHEUR XETHZUSD XETHZEUR ETHEREUM"),
+    "BTCUSD": (1.0, 0.01, 15.0, ROUND_THE_CLOCK, "BTCUSDT BTCUSDC BTCEUR XBTUSD XBTEUR XXBTZUSD XXBTZEUR BITCOIN"),
+    "ETHUSD": (0.1, 0.01, 12.0, ROUND_THE_CLOCK, "ETHUSDT ETHUSDC ETHEUR XETHZUSD XETHZEUR ETHEREUM"),
 }
-ALIASES = {alias: symbol for symbol, row in OTHERS.items() for alias in (symbol, *row[4].split())}
-SPREAD_PIPS = 0.8  # of an instrument that is not here
-LEAST_PIPS = 300.0  # in a price
-CURRENCY = "|".join(QUOTED)
+ALIASES = {alias: symbol for symbol, row in OTHER_INSTRUMENTS.items() for alias in (symbol, *row[4].split())}
+DEFAULT_SPREAD_PIPS = 0.8  # of an instrument that is not here
+MIN_PRICE_PIPS = 300.0  # in a price
+CURRENCY_PATTERN = "|".join(QUOTE_SPREAD_PIPS)
 # What brokers put behind a symbol, glued to it; behind a mark (XAUUSD.m, US30-cash) anything may stand.
-SUFFIX = "PRO|ECN|RAW|STP|STD|VIP|PRM|ZERO|CASH|SPOT|MINI|MICRO|[MCIRBZ]"
-MINUTES = "1|5|15|30|60|240|1440|10080"  # MetaTrader 4 names its exports so: EURUSD60.csv
-SPELT = [
+BROKER_SUFFIX = "PRO|ECN|RAW|STP|STD|VIP|PRM|ZERO|CASH|SPOT|MINI|MICRO|[MCIRBZ]"
+TIMEFRAME_MINUTES = "1|5|15|30|60|240|1440|10080"  # MetaTrader 4 names its exports so: EURUSD60.csv
+ALIAS_PATTERNS = [
     re.sub("(?<=.)(USD[TC]?|EUR)$", r"[/_-]?\1", alias) for alias in sorted(ALIASES, key=len, reverse=True)
 ]
-SYMBOL = re.compile(
-    rf"(?<![A-Z0-9])({'|'.join(SPELT)}|(?:{CURRENCY})[/_-]?(?:{CURRENCY}))"
-    rf"(?:{SUFFIX})?(?:(?<=[A-Z])(?:{MINUTES}))?(?![A-Z0-9])"
+SYMBOL_PATTERN = re.compile(
+    rf"(?<![A-Z0-9])({'|'.join(ALIAS_PATTERNS)}|(?:{CURRENCY_PATTERN})[/_-]?(?:{CURRENCY_PATTERN}))"
+    rf"(?:{BROKER_SUFFIX})?(?:(?<=[A-Z])(?:{TIMEFRAME_MINUTES}))?(?![A-Z0-9])"
 )
 
 
-def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) -> Hours:
+def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) -> ClosedHours:
     """The hours that bars closing at `time` [T] show; those usual for the instrument where they show none."""
-    return learn_hours(time, interval_ns, HOURS[instrument.hours])
+    return infer_closed_hours(time, interval_ns, DEFAULT_HOURS[instrument.hours])
 
 
 def find_instrument(text: str) -> Instrument | None:
     """The one instrument that a symbol, or the name of a file, speaks of; None without one, or with several."""
-    found = {known(re.sub("[/_-]", "", match[1])) for match in SYMBOL.finditer(text.upper())} - {None}
+    found = {lookup_symbol(re.sub("[/_-]", "", match[1])) for match in SYMBOL_PATTERN.finditer(text.upper())} - {None}
     return found.pop() if len(found) == 1 else None
 
 
-def known(symbol: str) -> Instrument | None:
+def lookup_symbol(symbol: str) -> Instrument | None:
     """The instrument of a symbol without what brokers add to it."""
     name = ALIASES.get(symbol)
     if name is not None:
-        return Instrument(symbol, *OTHERS[name][:4])
+        return Instrument(symbol, *OTHER_INSTRUMENTS[name][:4])
     base, quote = symbol[:3], symbol[3:]
-    if base == quote or base not in QUOTED or quote not in QUOTED:
+    if base == quote or base not in QUOTE_SPREAD_PIPS or quote not in QUOTE_SPREAD_PIPS:
         return None
-    pip = PIPS.get(quote, 0.0001)
-    return Instrument(symbol, pip, round(pip / 10, 5), PAIRS.get(symbol, QUOTED[quote]))
+    pip = QUOTE_PIP.get(quote, 0.0001)
+    return Instrument(symbol, pip, round(pip / 10, 5), PAIR_SPREAD_PIPS.get(symbol, QUOTE_SPREAD_PIPS[quote]))
 
 
-def instrument_of_prices(symbol: str, price: float, digits: int) -> Instrument:
+def guess_instrument(symbol: str, price: float, digits: int) -> Instrument:
     """An instrument that is not in the table, from about what price it has and how many digits it is quoted with.
 
     Brokers quote a tenth of a pip as the last digit where there are one, three or five of them.  Digits tell nothing
@@ -114,15 +114,15 @@ def instrument_of_prices(symbol: str, price: float, digits: int) -> Instrument:
     about as much of its price.
     """
     pip = round(10.0 ** (digits % 2 - digits), 4)
-    if digits > 5 or pip * LEAST_PIPS > price:
+    if digits > 5 or pip * MIN_PRICE_PIPS > price:
         pip = 0.01 if price > 20 else 0.0001
-        if 0 < price < pip * LEAST_PIPS:
+        if 0 < price < pip * MIN_PRICE_PIPS:
             pip = 10.0 ** (math.floor(math.log10(price)) - 4)
-        return Instrument(symbol, pip, pip / 10, SPREAD_PIPS)
-    return Instrument(symbol, pip, 10.0**-digits, SPREAD_PIPS)
+        return Instrument(symbol, pip, pip / 10, DEFAULT_SPREAD_PIPS)
+    return Instrument(symbol, pip, 10.0**-digits, DEFAULT_SPREAD_PIPS)
 
 
-def canonical(symbol: str) -> str:
+def canonical_symbol(symbol: str) -> str:
     """The one name of an instrument that has several, without suffixes; gold in euros is not gold in dollars."""
     found = find_instrument(symbol)
     symbol = found.symbol if found else symbol.upper()
@@ -132,7 +132,7 @@ def canonical(symbol: str) -> str:
 
 def same_instrument(a: str, b: str) -> bool:
     """Whether two symbols may be of one instrument; "-", which nobody has said, may be of any."""
-    return "-" in (a, b) or canonical(a) == canonical(b)
+    return "-" in (a, b) or canonical_symbol(a) == canonical_symbol(b)
 
 
 def pip_fault(pip: float, symbol: str, price: float, digits: int) -> str:
@@ -140,9 +140,9 @@ def pip_fault(pip: float, symbol: str, price: float, digits: int) -> str:
 
     It is no finer than the last digit that is quoted, and a price has LEAST_PIPS of them.
     """
-    usual = find_instrument(symbol) or instrument_of_prices(symbol, price, digits)
+    usual = find_instrument(symbol) or guess_instrument(symbol, price, digits)
     if pip < usual.point * 0.999:
         return f"the prices have no digit so small: --pip {usual.pip:g}, for example"
-    if pip * LEAST_PIPS > price:
+    if pip * MIN_PRICE_PIPS > price:
         return f"that is {price / pip:.3g} pips in a price of {price:g}: --pip {usual.pip:g}, for example"
     return ""

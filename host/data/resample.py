@@ -12,25 +12,27 @@ from functools import lru_cache
 
 import numpy as np
 
-from host.data.parsing import EPOCH_UTC, HOUR, MICROSECOND, QUARTER_S, Ints, parse_clock, to_utc
-from kernels.market.bars import NS, Bars, take
+from host.data.parsing import EPOCH_UTC, HOUR, MICROSECOND, QUARTER_S, IntArray, parse_clock, to_utc
+from kernels.market.bars import SECOND_NS, Bars, slice_bars
 
 
-def merge_bars(bars: Bars, step_ns: int, interval_ns: int, clock: str) -> tuple[Bars, Ints]:
+def resample_bars(bars: Bars, step_ns: int, interval_ns: int, clock: str) -> tuple[Bars, IntArray]:
     """Bars of `interval_ns` from those of `step_ns`, and the index [T] of the first bar in each."""
     if len(bars.time) == 0:
         return bars, bars.time
-    start, end = periods(bars.time - step_ns, interval_ns, clock)
+    start, end = period_bounds(bars.time - step_ns, interval_ns, clock)
     begin = 0 if bars.time[0] - step_ns == start[0] else int(np.searchsorted(end, end[0], "right"))
     stop = len(end) if bars.time[-1] >= end[-1] else int(np.searchsorted(end, end[-1]))
     first = begin + np.flatnonzero(np.diff(end[begin:stop], prepend=-1))
     merged = (
-        join_bars(take(bars, begin, stop), end[first], first - begin) if begin < stop else take(bars, 0, 0)
+        aggregate_bars(slice_bars(bars, begin, stop), end[first], first - begin)
+        if begin < stop
+        else slice_bars(bars, 0, 0)
     )
     return merged, first
 
 
-def join_bars(bars: Bars, end: Ints, first: Ints) -> Bars:
+def aggregate_bars(bars: Bars, end: IntArray, first: IntArray) -> Bars:
     """One bar for each stretch that begins at `first`, closing at `end` [T]."""
     last = np.append(first[1:], len(bars.time)) - 1
     number = np.repeat(np.arange(len(first)), last + 1 - first)
@@ -46,9 +48,9 @@ def join_bars(bars: Bars, end: Ints, first: Ints) -> Bars:
     )
 
 
-def periods(open_ns: Ints, interval_ns: int, clock: str) -> tuple[Ints, Ints]:
+def period_bounds(open_ns: IntArray, interval_ns: int, clock: str) -> tuple[IntArray, IntArray]:
     """Start and end [T], UTC, of the period that holds each time."""
-    wall, start = by_clock(open_ns, clock), open_ns - open_ns % interval_ns
+    wall, start = to_wall_time(open_ns, clock), open_ns - open_ns % interval_ns
     # Where they are the same, UTC will do: it has no hour twice.
     differs = ((wall - open_ns) % interval_ns != 0) | (interval_ns > HOUR)
     wall, none_utc = wall - wall % interval_ns, np.zeros(len(wall), np.bool_)
@@ -56,15 +58,15 @@ def periods(open_ns: Ints, interval_ns: int, clock: str) -> tuple[Ints, Ints]:
     return start, np.where(differs, to_utc(wall + interval_ns, none_utc, clock), start + interval_ns)
 
 
-def by_clock(utc: Ints, clock: str) -> Ints:
+def to_wall_time(utc: IntArray, clock: str) -> IntArray:
     """What `clock` shows at each time [N]."""
-    quarter, where = np.unique(utc // (QUARTER_S * NS), return_inverse=True)
-    return utc + np.array([ahead_ns(clock, q) for q in quarter.tolist()], np.int64)[where]
+    quarter, where = np.unique(utc // (QUARTER_S * SECOND_NS), return_inverse=True)
+    return utc + np.array([utc_offset_ns(clock, q) for q in quarter.tolist()], np.int64)[where]
 
 
 @lru_cache(maxsize=1024)
-def ahead_ns(clock: str, quarter: int) -> int:
+def utc_offset_ns(clock: str, quarter: int) -> int:
     """Nanoseconds by which `clock` is ahead of UTC in a quarter of an hour of UTC."""
     zone, shift_s = parse_clock(clock)
     offset = (EPOCH_UTC + timedelta(seconds=quarter * QUARTER_S)).astimezone(zone).utcoffset() or timedelta()
-    return (offset // MICROSECOND) * 1000 + shift_s * NS
+    return (offset // MICROSECOND) * 1000 + shift_s * SECOND_NS

@@ -8,59 +8,64 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.artifact.networks import Setting
-from host.console import Report, silent
-from kernels.live.policy_step import Log, Trader, trade_through
+from host.artifact.networks import MarketSpec
+from host.console import ProgressCallback, no_progress
+from kernels.live.policy_step import PolicyState, TradingLog, simulate_trading
 from kernels.market.bars import Bars
-from kernels.market.ledger import TRADE, new_accounts
-from kernels.market.statistics import baselines, statistics
-from kernels.ort import check
+from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
+from kernels.market.statistics import baselines, compute_statistics
+from kernels.ort import check_status
 
-STRETCH = 1024  # decisions between two reports
+DECISIONS_PER_REPORT = 1024  # decisions between two reports
 
 
-class Result(NamedTuple):
+class BacktestResult(NamedTuple):
     """What came of a stretch of decisions."""
 
-    log: Log
+    log: TradingLog
     trades: NDArray[np.float64]  # [trades, TRADE]
     seconds: float
 
 
-def new_log(decisions: int, actions: int) -> Log:
+def new_decision_log(decisions: int, actions: int) -> TradingLog:
     """Room for `decisions` decisions."""
     n = decisions
-    return Log(
+    return TradingLog(
         action=np.zeros(n, np.int8),
         target=np.zeros(n),
         value=np.zeros(n),
         policy=np.zeros((n, actions)),
         equity=np.zeros(n),
-        trades=np.zeros((n + 1, TRADE)),
+        trades=np.zeros((n + 1, NUM_TRADE_FIELDS)),
     )
 
 
-def trade_bars(
-    trader: Trader, bars: Bars, extra: NDArray[np.float32], first: int, stop: int, report: Report = silent
-) -> Result:
+def run_backtest(
+    policy: PolicyState,
+    bars: Bars,
+    extra: NDArray[np.float32],
+    first: int,
+    stop: int,
+    report: ProgressCallback = no_progress,
+) -> BacktestResult:
     """Decide at the closes of bars [first, stop - 1), from flat; the position is closed out at bar stop - 1."""
     n = stop - 1 - first
-    log, account, trades = new_log(n, trader.planner.policy.shape[1]), new_accounts(1)[0], 0
+    log, account, trades = new_decision_log(n, policy.planner.policy.shape[1]), new_accounts(1)[0], 0
     begin = time.perf_counter()
-    for i in range(0, n, STRETCH):
+    for i in range(0, n, DECISIONS_PER_REPORT):
         report(i / n, f"{i} of {n} decisions")
-        stretch = first, i, min(i + STRETCH, n)
-        trades, status = trade_through(log, trader, account, bars, extra, *stretch, trades)
-        check(status)
+        stretch = first, i, min(i + DECISIONS_PER_REPORT, n)
+        trades, status = simulate_trading(log, policy, account, bars, extra, *stretch, trades)
+        check_status(status)
     report(1.0, f"{n} decisions")
-    return Result(log, log.trades[:trades], time.perf_counter() - begin)
+    return BacktestResult(log, log.trades[:trades], time.perf_counter() - begin)
 
 
-def report(result: Result, bars: Bars, first: int, setting: Setting, seed: int) -> dict[str, Any]:
+def backtest_report(result: BacktestResult, bars: Bars, first: int, spec: MarketSpec, seed: int) -> dict[str, Any]:
     """The document of `backtest --json`."""
-    market, n = setting.market, len(result.log.action)
+    market, n = spec.market, len(result.log.action)
     stretch = first, first + n + 1
-    figures = statistics(result.log.equity, result.trades, market.pip_px)
+    figures = compute_statistics(result.log.equity, result.trades, market.pip_px)
     return {
         **figures,
         "baselines": baselines(bars, *stretch, market, result.trades, seed),

@@ -8,33 +8,33 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.evaluation.synthetic import MOST_SWEEPS, PHASES_OF_CLOSE, Floats, Synthetic
+from host.evaluation.synthetic import CLOSE_PHASES, MAX_ITERATIONS, Floats, SyntheticMarket
 from kernels.market.bars import Bars
-from kernels.market.ledger import TRADE, Market, close_out, new_accounts, step
-from kernels.market.position import ACTIONS, FULL, HOLD, is_legal, target_side
+from kernels.market.ledger import NUM_TRADE_FIELDS, Market, close_out, new_accounts, step
+from kernels.market.position import ACTIONS, FULL_SIZE_ONLY, HOLD, action_target, is_legal
 
-CELLS = 401  # of the state's grid
-
-
-REACH = 6.0  # half-width of the grid, standard deviations of the state
+GRID_CELLS = 401  # of the state's grid
 
 
-PRECISION = 1e-7  # of the gain, in standard deviations of a move
+GRID_HALF_WIDTH = 6.0  # half-width of the grid, standard deviations of the state
+
+
+GAIN_TOLERANCE = 1e-7  # of the gain, in standard deviations of a move
 
 
 SIDES = (-1, 0, 1)
 
 
-class Optimum(NamedTuple):
+class OptimalPolicy(NamedTuple):
     """The best stationary policy over the true state."""
 
     gain_px: float  # average profit of a bar
-    points: Floats  # [S] states, ascending and evenly spaced
+    states: Floats  # [S] states, ascending and evenly spaced
     action: NDArray[np.int8]  # [3, S] best action of a short, flat, long position
     regret_px: Floats  # [3, A, S] what an action loses against the best one; inf where illegal
 
 
-class Played(NamedTuple):
+class LedgerResult(NamedTuple):
     """What the ledger booked for a sequence of actions."""
 
     profit_px: float
@@ -42,16 +42,16 @@ class Played(NamedTuple):
     trades: int
 
 
-def find_optimum(synthetic: Synthetic, market: Market, cells: int = CELLS) -> Optimum:
+def solve_optimal_policy(synthetic: SyntheticMarket, market: Market, cells: int = GRID_CELLS) -> OptimalPolicy:
     """The policy of the largest average profit, full positions only, under the ledger's rules and costs (no swap)."""
-    points, move, chain = _chain(synthetic, cells)
-    reward = _rewards(synthetic, market, move)
-    gain, q = _iterate(reward, chain, PRECISION * synthetic.noise_px)
+    points, move, chain = _markov_chain(synthetic, cells)
+    reward = _expected_rewards(synthetic, market, move)
+    gain, q = _value_iteration(reward, chain, GAIN_TOLERANCE * synthetic.noise_px)
     # ties go to the action of the lowest number, so to HOLD
-    return Optimum(gain, points, q.argmax(axis=1).astype(np.int8), q.max(axis=1, keepdims=True) - q)
+    return OptimalPolicy(gain, points, q.argmax(axis=1).astype(np.int8), q.max(axis=1, keepdims=True) - q)
 
 
-def _chain(synthetic: Synthetic, cells: int) -> tuple[Floats, Floats, Floats]:
+def _markov_chain(synthetic: SyntheticMarket, cells: int) -> tuple[Floats, Floats, Floats]:
     """(states [S], expected move from each [S], transition [S, S])."""
     if synthetic.name == "noise":
         return np.zeros(1), np.zeros(1), np.ones((1, 1))
@@ -59,10 +59,10 @@ def _chain(synthetic: Synthetic, cells: int) -> tuple[Floats, Floats, Floats]:
         mean_move = synthetic.noise_px * math.sqrt(2.0 / math.pi)
         return np.array([-1.0, 1.0]), np.array([-mean_move, mean_move]), np.full((2, 2), 0.5)
     if synthetic.name == "close":
-        phases = PHASES_OF_CLOSE
-        return np.arange(float(len(phases.drift))), phases.drift * synthetic.noise_px, phases.chain
+        phases = CLOSE_PHASES
+        return np.arange(float(len(phases.drift))), phases.drift * synthetic.noise_px, phases.transition
     noise_px = synthetic.state_noise_px
-    reach = REACH * noise_px / math.sqrt(1.0 - synthetic.phi**2)
+    reach = GRID_HALF_WIDTH * noise_px / math.sqrt(1.0 - synthetic.phi**2)
     x = np.linspace(-reach, reach, cells)
     if x[1] - x[0] > noise_px:
         raise ValueError(f"{cells} cells are too few for a half-life of {synthetic.options.half_life} bars")
@@ -70,7 +70,7 @@ def _chain(synthetic: Synthetic, cells: int) -> tuple[Floats, Floats, Floats]:
     return x, (synthetic.phi - 1.0) * x, density / density.sum(axis=1, keepdims=True)
 
 
-def _rewards(synthetic: Synthetic, market: Market, move: Floats) -> Floats:
+def _expected_rewards(synthetic: SyntheticMarket, market: Market, move: Floats) -> Floats:
     """[3, A, S] expected profit of a bar by side, action and state; -inf where illegal."""
     fill = market.slippage_px + market.commission_px
     reward = np.full((len(SIDES), len(ACTIONS), len(move)), -np.inf)
@@ -78,19 +78,19 @@ def _rewards(synthetic: Synthetic, market: Market, move: Floats) -> Floats:
         for action in range(len(ACTIONS)):
             if not is_legal(float(side), action, len(ACTIONS), market.reverse):
                 continue
-            target = target_side(float(side), action, FULL)
+            target = action_target(float(side), action, FULL_SIZE_ONLY)
             entered, left = target not in (0.0, side), side not in (0, target)
             cost = (synthetic.spread_px + fill if entered else 0.0) + (fill if left else 0.0)
             reward[s, action] = target * move - cost
     return reward
 
 
-def _iterate(reward: Floats, chain: Floats, precision: float) -> tuple[float, Floats]:
+def _value_iteration(reward: Floats, chain: Floats, precision: float) -> tuple[float, Floats]:
     """(gain, relative values of the actions [3, A, S])."""
     kinds = range(len(ACTIONS))
-    after = [[int(target_side(float(side), action, FULL)) + 1 for action in kinds] for side in SIDES]
+    after = [[int(action_target(float(side), action, FULL_SIZE_ONLY)) + 1 for action in kinds] for side in SIDES]
     value = np.zeros((len(SIDES), len(chain)))
-    for _ in range(MOST_SWEEPS):
+    for _ in range(MAX_ITERATIONS):
         ahead = value @ chain.T
         q = reward + ahead[after]
         best = q.max(axis=1)
@@ -101,9 +101,9 @@ def _iterate(reward: Floats, chain: Floats, precision: float) -> tuple[float, Fl
     raise ArithmeticError("value iteration does not converge: the half-life is too long")
 
 
-def optimal_actions(synthetic: Synthetic, optimum: Optimum) -> NDArray[np.int8]:
+def optimal_actions(synthetic: SyntheticMarket, policy: OptimalPolicy) -> NDArray[np.int8]:
     """[T] the policy's actions along the bars, from flat; the last bar's cannot be filled."""
-    table = optimum.action[:, _cells(synthetic, optimum)].T.tolist()
+    table = policy.action[:, _state_cells(synthetic, policy)].T.tolist()
     side, actions = 0, np.zeros(len(table), np.int8)
     for t, row in enumerate(table):
         actions[t] = action = row[side + 1]
@@ -111,16 +111,16 @@ def optimal_actions(synthetic: Synthetic, optimum: Optimum) -> NDArray[np.int8]:
     return actions
 
 
-def _cells(synthetic: Synthetic, optimum: Optimum) -> NDArray[np.int64]:
+def _state_cells(synthetic: SyntheticMarket, policy: OptimalPolicy) -> NDArray[np.int64]:
     """[T] index of the true state in the optimum's points."""
-    points = optimum.points
+    points = policy.states
     spacing = points[1] - points[0] if len(points) > 1 else 1.0
     cells = np.rint((synthetic.state - points[0]) / spacing)
     return np.asarray(np.clip(cells, 0, len(points) - 1), np.int64)
 
 
 def closing_regret(
-    synthetic: Synthetic, optimum: Optimum, target: Floats, action: NDArray[np.int8]
+    synthetic: SyntheticMarket, policy: OptimalPolicy, target: Floats, action: NDArray[np.int8]
 ) -> float | None:
     """What the decisions with an open position lose, as a share of what never closing would: 0 is the best.
 
@@ -128,23 +128,23 @@ def closing_regret(
     """
     side = np.sign(np.concatenate([[0], target[:-1]])).astype(np.int64)
     held = np.flatnonzero(side)
-    loss_px = optimum.regret_px[side[held] + 1, :, _cells(synthetic, optimum)[held]]  # [held, A]
+    loss_px = policy.regret_px[side[held] + 1, :, _state_cells(synthetic, policy)[held]]  # [held, A]
     due = float(loss_px[:, HOLD].sum())
     return float(loss_px[np.arange(len(held)), action[held]].sum()) / due if due > 0 else None
 
 
-def play(bars: Bars, actions: NDArray[np.int8], market: Market) -> Played:
+def run_ledger(bars: Bars, actions: NDArray[np.int8], market: Market) -> LedgerResult:
     """Book `actions` [T] through the ledger, from flat, closed at the last bar; profit is money, without excursions."""
-    market = market._replace(excursion_weight=0.0)
-    account, trade = new_accounts(1)[0], np.zeros(TRADE)
+    market = market._replace(mae_penalty=0.0)
+    account, trade = new_accounts(1)[0], np.zeros(NUM_TRADE_FIELDS)
     last = len(actions) - 1
     rewards = np.array([step(account, trade, bars, t, int(actions[t]), market) for t in range(last)])
     rewards[-1] += close_out(account, trade, bars, last, market)
     entries = int(np.isin(actions[:last], (1, 2)).sum())
-    return Played(float(rewards.sum() * market.range_px), rewards, entries)
+    return LedgerResult(float(rewards.sum() * market.range_px), rewards, entries)
 
 
-def play_optimum(synthetic: Synthetic, market: Market) -> Played:
+def run_optimal_policy(synthetic: SyntheticMarket, market: Market) -> LedgerResult:
     """What the best policy earns on these very bars, with the largest size: profit is proportional to it."""
-    market = market._replace(sizes=(max(market.sizes), *FULL[1:]))
-    return play(synthetic.bars, optimal_actions(synthetic, find_optimum(synthetic, market)), market)
+    market = market._replace(sizes=(max(market.sizes), *FULL_SIZE_ONLY[1:]))
+    return run_ledger(synthetic.bars, optimal_actions(synthetic, solve_optimal_policy(synthetic, market)), market)

@@ -8,45 +8,45 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.artifact.manifest import Loaded
-from host.artifact.networks import Record
+from host.artifact.manifest import LoadedModel
+from host.artifact.networks import BacktestStats
 from host.data.feed import Bar
-from host.data.parsing import iso
-from host.live.risk_engine import Desk, World
-from kernels.live.risk import HALTED, Limits
-from kernels.market.bars import NS, Bars, take
-from kernels.market.calendar import DAY_NS, HOUR_NS, closed_ns
-from kernels.market.ledger import PROFIT_PX, TRADE, Market, new_accounts, run_actions
-from kernels.market.position import BUY, CLOSE, FULL, HOLD, SELL
+from host.data.parsing import format_utc
+from host.live.risk_engine import HostInputs, RiskEngine
+from kernels.live.risk import HALTED, RiskLimits
+from kernels.market.bars import SECOND_NS, Bars, slice_bars
+from kernels.market.calendar import DAY_NS, HOUR_NS, closed_duration_ns
+from kernels.market.ledger import NUM_TRADE_FIELDS, PROFIT_PX, Market, new_accounts, run_actions
+from kernels.market.position import BUY, CLOSE, FULL_SIZE_ONLY, HOLD, SELL
 
-MOST_SHOWN = 20  # halts
+MAX_HALTS_SHOWN = 20  # halts
 
 
-def record_of(
+def backtest_record(
     target: NDArray[np.float64], bars: Bars, first: int, market: Market
-) -> tuple[Record, NDArray[np.float64]]:
+) -> tuple[BacktestStats, NDArray[np.float64]]:
     """What a position of 1 went through at the `target` [n] decided at bars first .., and its equity [n] in pips."""
     n, side = len(target), np.sign(target)
     before = np.append(0.0, side[:-1])
     action = np.where(side == before, HOLD, np.where(side == 0, CLOSE, np.where(side > 0, BUY, SELL)))
-    equity, trades = np.zeros(n), np.zeros((n + 1, TRADE))
-    account, full = new_accounts(1)[0], market._replace(sizes=FULL)
+    equity, trades = np.zeros(n), np.zeros((n + 1, NUM_TRADE_FIELDS))
+    account, full = new_accounts(1)[0], market._replace(sizes=FULL_SIZE_ONLY)
     count = run_actions(equity, trades, account, bars, first, action.astype(np.int8), full)
     equity /= market.pip_px
     curve, day = np.append(0.0, equity), bars.time[first + 1 : first + n + 1] // DAY_NS
     began = curve[np.searchsorted(day, day)]  # equity with which the day of each bar began
     changed = bars.time[first : first + n][np.diff(target, prepend=0.0) != 0]
     within = np.arange(len(changed)) - np.searchsorted(changed, changed - HOUR_NS, side="right") + 1
-    record = Record(
+    record = BacktestStats(
         drawdown_pips=float(np.max(np.maximum.accumulate(curve) - curve)),
         worst_day_pips=float(np.max(began - equity, initial=0.0)),
-        losing_streak=longest_streak(trades[:count, PROFIT_PX]),
+        losing_streak=longest_losing_streak(trades[:count, PROFIT_PX]),
         changes_per_hour=int(within.max(initial=0)),
     )
     return record, equity
 
 
-def longest_streak(profits: NDArray[np.float64]) -> int:
+def longest_losing_streak(profits: NDArray[np.float64]) -> int:
     """Losing trades in a row at most; one that neither wins nor loses does not end them."""
     longest = streak = 0
     for profit in profits:
@@ -55,48 +55,48 @@ def longest_streak(profits: NDArray[np.float64]) -> int:
     return longest
 
 
-def rehearse(
-    loaded: Loaded, limits: Limits, target: NDArray[np.float64], bars: Bars, first: int
+def run_risk_engine(
+    loaded: LoadedModel, limits: RiskLimits, target: NDArray[np.float64], bars: Bars, first: int
 ) -> dict[str, Any]:
     """What the guards make of the `target` [n] that the agent wants at bars first ..: `guards` of `backtest --json`.
 
     As in a dry run, a halt by drawdown lasts, and others end with their day.
     """
-    n, desk = len(target), Desk(loaded, limits)
+    n, desk = len(target), RiskEngine(loaded, limits)
     cuts, halts, halted = Counter[str](), list[dict[str, str]](), ""
-    seen = take(bars, first - loaded.agent.sizes.history + 1, first + n + 1)
+    seen = slice_bars(bars, first - loaded.networks.shape.history + 1, first + n + 1)
     for row in zip(*(column.tolist() for column in seen), strict=True):
         bar = Bar(*row)
-        outcome = desk.on_bar(bar, World(bar.time))
+        outcome = desk.on_bar(bar, HostInputs(bar.time))
         if outcome is None or bar.time == seen.time[-1]:  # there is no bar to fill the last one
             continue
-        if outcome.target != desk.actor.target:
+        if outcome.target != desk.agent.target:
             cuts[outcome.reason] += 1
         stopped = outcome.reason if outcome.state == HALTED else ""
         if stopped and not halted:
-            halts.append({"time": iso(bar.time), "reason": stopped})
+            halts.append({"time": format_utc(bar.time), "reason": stopped})
         halted = stopped
-    record, equity = record_of(target, bars, first, loaded.setting.market)
+    record, equity = backtest_record(target, bars, first, loaded.market_spec.market)
     return {
         "limits": limits._asdict(),
         "decisions": n,
         "cut": dict(cuts.most_common()),
         "halts": halts,
-        "late": late_bars(bars.time[first : first + n + 1], loaded, limits.stale_s),
-        "net_pips": desk.closed_out(),
+        "late": count_late_bars(bars.time[first : first + n + 1], loaded, limits.stale_s),
+        "net_pips": desk.net_pips(),
         "net_pips_unguarded": float(equity[-1]),
         "unguarded": record._asdict(),
     }
 
 
-def late_bars(time: NDArray[np.int64], loaded: Loaded, stale_s: float) -> int:
+def count_late_bars(time: NDArray[np.int64], loaded: LoadedModel, stale_s: float) -> int:
     """Bars that came so late while the market was open that `act` would have ended with 6."""
-    most_ns = loaded.setting.market.interval_ns + stale_s * NS
-    waited_ns = np.diff(time) - closed_ns(time[:-1], time[1:], loaded.setting.hours)
+    most_ns = loaded.market_spec.market.interval_ns + stale_s * SECOND_NS
+    waited_ns = np.diff(time) - closed_duration_ns(time[:-1], time[1:], loaded.market_spec.hours)
     return int((waited_ns > most_ns).sum()) if stale_s > 0 else 0
 
 
-def print_rehearsal(document: dict[str, Any], out: IO[str]) -> None:
+def print_risk_report(document: dict[str, Any], out: IO[str]) -> None:
     """What the guards cut, when they halted and what that cost."""
     cut = ", ".join(f"{count} {reason}" for reason, count in document["cut"].items())
     print(
@@ -104,9 +104,9 @@ def print_rehearsal(document: dict[str, Any], out: IO[str]) -> None:
         f"{document['net_pips']:.1f} pips with them, {document['net_pips_unguarded']:.1f} without",
         file=out,
     )
-    for halt in document["halts"][:MOST_SHOWN]:
+    for halt in document["halts"][:MAX_HALTS_SHOWN]:
         print(f"  halted {halt['time']}: {halt['reason']}", file=out)
-    if len(document["halts"]) > MOST_SHOWN:
-        print(f"  and {len(document['halts']) - MOST_SHOWN} times more", file=out)
+    if len(document["halts"]) > MAX_HALTS_SHOWN:
+        print(f"  and {len(document['halts']) - MAX_HALTS_SHOWN} times more", file=out)
     if document["late"]:
         print(f"  {document['late']} bars so late that act would have ended with 6", file=out)

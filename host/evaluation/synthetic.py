@@ -22,37 +22,31 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.data.instruments import SPREAD_PIPS, Instrument
-from kernels.market.bars import NS, Bars
+from host.data.instruments import DEFAULT_SPREAD_PIPS, Instrument
+from kernels.market.bars import SECOND_NS, Bars
 
 Floats = NDArray[np.float64]
 MARKETS = ("noise", "planted", "leak", "planted-hard", "close")
-SPREAD = {
-    "noise": 0.5,
-    "planted": 0.5,
-    "leak": 1.0,
-    "planted-hard": 1.0,
-    "close": 4.0,
-}  # deviations of a move
+SPREAD_STDS = {"noise": 0.5, "planted": 0.5, "leak": 1.0, "planted-hard": 1.0, "close": 4.0}  # deviations of a move
 HALF_LIFE = {"planted": math.log(0.5) / math.log(0.9), "planted-hard": math.log(0.5) / math.log(0.95)}  # bars
-WALK = 0.5  # of `planted-hard`: the walk's deviation in those of e
+WALK_STD = 0.5  # of `planted-hard`: the walk's deviation in those of e
 QUIET_BARS, RISE_BARS, FALL_BARS = 12, 4, 2  # of `close`; quiet on average
-RISE, FALL = 1.5, -1.7  # expected moves, deviations
-LEVEL, PIP, INTERVAL_NS = 1.1, 0.0001, 60 * NS
-MADE = Instrument("-", PIP, PIP / 10, SPREAD_PIPS)
-LOWEST = 0.2  # a random walk that comes here is refused: its pips would no longer mean the same
-FIRST_CLOSE = 1_577_836_800 * NS  # 2020-01-01 00:00 UTC
+RISE_MOVE, FALL_MOVE = 1.5, -1.7  # expected moves, deviations
+START_PRICE, PIP, INTERVAL_NS = 1.1, 0.0001, 60 * SECOND_NS
+SYNTHETIC_INSTRUMENT = Instrument("-", PIP, PIP / 10, DEFAULT_SPREAD_PIPS)
+MIN_PRICE = 0.2  # a random walk that comes here is refused: its pips would no longer mean the same
+FIRST_CLOSE_NS = 1_577_836_800 * SECOND_NS  # 2020-01-01 00:00 UTC
 SUBSTEPS = 16  # of a bar's path, for its high and low
-PATH, INSIDE, WALKS, PHASES = (
+STREAM_PATH, STREAM_INTRABAR, STREAM_WALK, STREAM_PHASES = (
     0,
     1,
     2,
     3,
 )  # streams of random numbers: what closes are made of must not depend on the rest
-MOST_SWEEPS = 100_000
+MAX_ITERATIONS = 100_000
 
 
-class Options(NamedTuple):
+class SyntheticOptions(NamedTuple):
     """What a market is made from."""
 
     half_life: float | None = None  # bars, of `planted` and `planted-hard`; None is HALF_LIFE
@@ -62,11 +56,11 @@ class Options(NamedTuple):
     seed: int = 0
 
 
-class Synthetic(NamedTuple):
+class SyntheticMarket(NamedTuple):
     """A market and what only its maker knows."""
 
     name: str
-    options: Options
+    options: SyntheticOptions
     bars: Bars
     extra: NDArray[np.float32]  # [T, E] features that the market gives away
     state: Floats  # [T] planted: x, px; planted-hard: Kalman's x; leak: sign of the next move; close: phase; noise: 0
@@ -76,38 +70,38 @@ class Synthetic(NamedTuple):
     state_noise_px: float  # deviation of what is new in x or in Kalman's x
 
 
-def make_market(name: str, options: Options) -> Synthetic:
+def make_market(name: str, options: SyntheticOptions) -> SyntheticMarket:
     """The market `name` of MARKETS; a longer one of the same seed begins with the same bars."""
     check_options(name, options)
     half_life = HALF_LIFE.get(name) if options.half_life is None else options.half_life
     options = options._replace(half_life=half_life)
     noise_px = options.noise * PIP
-    cost = SPREAD[name] if options.cost is None else options.cost
+    cost = SPREAD_STDS[name] if options.cost is None else options.cost
     phi = 0.5 ** (1.0 / half_life) if name in HALF_LIFE and half_life else 1.0
-    path, phase = _path(name, options, noise_px, phi)
-    if path.min() < LOWEST:
-        raise ValueError(f"the price falls below {LOWEST}: make the market shorter or its noise smaller")
-    bars = _bars(path[:-1], noise_px, cost * noise_px, options.seed)
+    path, phase = _draw_path(name, options, noise_px, phi)
+    if path.min() < MIN_PRICE:
+        raise ValueError(f"the price falls below {MIN_PRICE}: make the market shorter or its noise smaller")
+    bars = _make_bars(path[:-1], noise_px, cost * noise_px, options.seed)
     extra, state_noise_px = np.empty((options.length, 0)), noise_px
     if name == "planted":
-        state = path[1:-1] - LEVEL
+        state = path[1:-1] - START_PRICE
     elif name == "planted-hard":
-        gain, innovation = kalman_gain(phi, WALK)
+        gain, innovation = kalman_gain(phi, WALK_STD)
         state, state_noise_px = kalman_states(path, phi, gain)[1:-1], gain * innovation * noise_px
     elif name == "leak":
         state = np.sign(np.diff(path)[1:])
         extra = state[:, None]
     elif name == "close":
         state = phase[1:].astype(np.float64)
-        extra = PHASES_OF_CLOSE.features[phase[1:]]
+        extra = CLOSE_PHASES.features[phase[1:]]
     else:
         state = np.zeros(options.length)
-    return Synthetic(
+    return SyntheticMarket(
         name, options, bars, extra.astype(np.float32), state, cost * noise_px, noise_px, phi, state_noise_px
     )
 
 
-def check_options(name: str, options: Options) -> None:
+def check_options(name: str, options: SyntheticOptions) -> None:
     """Raise ValueError for a market that cannot be made."""
     if name not in MARKETS:
         raise ValueError(f"no market {name!r}: {', '.join(MARKETS)}")
@@ -122,49 +116,49 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))
 
 
-def _path(name: str, options: Options, noise_px: float, phi: float) -> tuple[Floats, NDArray[np.int64]]:
+def _draw_path(name: str, options: SyntheticOptions, noise_px: float, phi: float) -> tuple[Floats, NDArray[np.int64]]:
     """([T + 2] closes, one before the first bar and one after the last; [T + 1] phases of the moves between them)."""
-    draws = _generator(options.seed, PATH).standard_normal(options.length + 2) * noise_px
+    draws = _generator(options.seed, STREAM_PATH).standard_normal(options.length + 2) * noise_px
     draws[0] *= 0.0 if phi == 1.0 else 1.0 / math.sqrt(1.0 - phi * phi)  # stationary from the start
     phase = np.zeros(options.length + 1, np.int64)
     if name == "close":
-        phase = _phases(options)
-        draws[1:] += PHASES_OF_CLOSE.drift[phase] * noise_px
-    path = LEVEL + np.array(list(accumulate(draws.tolist(), lambda x, e: phi * x + e)))
+        phase = _draw_phases(options)
+        draws[1:] += CLOSE_PHASES.drift[phase] * noise_px
+    path = START_PRICE + np.array(list(accumulate(draws.tolist(), lambda x, e: phi * x + e)))
     if name == "planted-hard":
-        walk = _generator(options.seed, WALKS).standard_normal(options.length + 1)
-        path[1:] += np.cumsum(walk) * (WALK * noise_px)
+        walk = _generator(options.seed, STREAM_WALK).standard_normal(options.length + 1)
+        path[1:] += np.cumsum(walk) * (WALK_STD * noise_px)
     return path, phase
 
 
-class Phases(NamedTuple):
+class ClosePhases(NamedTuple):
     """The phases of `close`: 0 is quiet, then the bars of a rise and its fall, then the same mirrored."""
 
     drift: Floats  # [S] expected move, deviations
     features: Floats  # [S, 2] share that is left of a rise, of a fall; negative when mirrored
-    chain: Floats  # [S, S] transition
+    transition: Floats  # [S, S] transition
 
 
-def _new_phases() -> Phases:
+def _new_phases() -> ClosePhases:
     drift, features = [0.0], [(0.0, 0.0)]
     for sign in (1.0, -1.0):
-        drift += [sign * RISE] * RISE_BARS + [sign * FALL] * FALL_BARS
+        drift += [sign * RISE_MOVE] * RISE_BARS + [sign * FALL_MOVE] * FALL_BARS
         features += [(sign * left / RISE_BARS, 0.0) for left in range(RISE_BARS, 0, -1)]
         features += [(0.0, sign * left / FALL_BARS) for left in range(FALL_BARS, 0, -1)]
     chain, length = np.eye(len(drift), k=1), RISE_BARS + FALL_BARS
     chain[[0, length, 2 * length]] = 0.0
     chain[0, [0, 1, 1 + length]] = 1 - 1 / QUIET_BARS, 0.5 / QUIET_BARS, 0.5 / QUIET_BARS
     chain[[length, 2 * length], 0] = 1.0
-    return Phases(np.array(drift), np.array(features), chain)
+    return ClosePhases(np.array(drift), np.array(features), chain)
 
 
-PHASES_OF_CLOSE = _new_phases()
+CLOSE_PHASES = _new_phases()
 
 
-def _phases(options: Options) -> NDArray[np.int64]:
+def _draw_phases(options: SyntheticOptions) -> NDArray[np.int64]:
     """[T + 1] phases of `close`, quiet at first."""
-    draws = _generator(options.seed, PHASES).random(options.length)
-    table = np.cumsum(PHASES_OF_CLOSE.chain, axis=1)[:, :-1].tolist()
+    draws = _generator(options.seed, STREAM_PHASES).random(options.length)
+    table = np.cumsum(CLOSE_PHASES.transition, axis=1)[:, :-1].tolist()
     phases = accumulate(draws.tolist(), lambda phase, u: bisect_right(table[phase], u), initial=0)
     return np.array(list(phases))
 
@@ -175,7 +169,7 @@ def kalman_gain(phi: float, walk: float) -> tuple[float, float]:
     x' = phi x + e, w' = w + u, u of deviation `walk`, p seen exactly; P is the variance of x given all p.
     """
     P = 1.0 / (1.0 - phi * phi)
-    for _ in range(MOST_SWEEPS):
+    for _ in range(MAX_ITERATIONS):
         S = (phi - 1.0) ** 2 * P + 1.0 + walk * walk
         gain = (phi * (phi - 1.0) * P + 1.0) / S
         fresh = phi * phi * P + 1.0 - gain * gain * S
@@ -189,21 +183,17 @@ def kalman_states(path: Floats, phi: float, gain: float) -> Floats:
     """[T + 2] the steady filter's x along the closes `path`, from 0."""
     # x' = phi x + gain (move - (phi - 1) x)
     decay = phi - gain * (phi - 1.0)
-    return np.array(
-        list(accumulate((gain * np.diff(path)).tolist(), lambda x, e: decay * x + e, initial=0.0))
-    )
+    return np.array(list(accumulate((gain * np.diff(path)).tolist(), lambda x, e: decay * x + e, initial=0.0)))
 
 
-def _bars(path: Floats, noise_px: float, spread_px: float, seed: int) -> Bars:
+def _make_bars(path: Floats, noise_px: float, spread_px: float, seed: int) -> Bars:
     """T bars through the T + 1 prices of `path`; highs and lows are those of a Brownian bridge between them."""
     start, end = path[:-1], path[1:]
-    steps = _generator(seed, INSIDE).standard_normal((len(end), SUBSTEPS)) * (noise_px / math.sqrt(SUBSTEPS))
+    steps = _generator(seed, STREAM_INTRABAR).standard_normal((len(end), SUBSTEPS)) * (noise_px / math.sqrt(SUBSTEPS))
     walk = np.cumsum(steps, axis=1)
     share = np.arange(1, SUBSTEPS + 1) / SUBSTEPS
     inside = start[:, None] + walk + share * (end - start - walk[:, -1])[:, None]
     high = np.maximum(np.maximum(start, end), inside[:, :-1].max(axis=1))
     low = np.minimum(np.minimum(start, end), inside[:, :-1].min(axis=1))
-    time = FIRST_CLOSE + INTERVAL_NS * np.arange(len(end), dtype=np.int64)
-    return Bars(
-        time, start.copy(), high, low, end.copy(), start + spread_px, end + spread_px, np.ones(len(end))
-    )
+    time = FIRST_CLOSE_NS + INTERVAL_NS * np.arange(len(end), dtype=np.int64)
+    return Bars(time, start.copy(), high, low, end.copy(), start + spread_px, end + spread_px, np.ones(len(end)))

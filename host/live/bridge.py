@@ -9,53 +9,51 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from host.atomic import publish
+from host.atomic import write_atomic
 from host.live.target_file import (
-    DRY_RUN,
-    Position,
-    Row,
-    RowRefused,
+    DRY_RUN_PREFIX,
+    PositionRow,
+    RowError,
+    TargetRow,
     format_position,
     parse_target,
-    read_small,
+    read_row_file,
 )
-from kernels.market.bars import NS
+from kernels.market.bars import SECOND_NS
 
-AHEAD_S = 5.0  # that a decision may lie in the future: more, and one of the two clocks is wrong
+MAX_CLOCK_AHEAD_S = 5.0  # that a decision may lie in the future: more, and one of the two clocks is wrong
 
 
 class Bridge:
     """Follows a `target.csv`; `refusal` says why the last poll gave nothing."""
 
-    def __init__(
-        self, folder: Path, symbol: str, most: float, now_ns: Callable[[], int] = time.time_ns
-    ) -> None:
-        self._path, self._back = folder / "target.csv", folder / "position.csv"
-        self._symbol, self._most, self._now_ns = symbol, most, now_ns
+    def __init__(self, folder: Path, symbol: str, max_target: float, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._target_path, self._position_path = folder / "target.csv", folder / "position.csv"
+        self._symbol, self._max_target, self._now_ns = symbol, max_target, now_ns
         self.seq = 0  # of the last row acted on
         self.refusal = ""
 
     def poll(self) -> float | None:
         """The level to hold from now on, or None: stay as you are."""
         try:
-            row = parse_target(read_small(self._path))
-        except (OSError, RowRefused) as error:
+            row = parse_target(read_row_file(self._target_path))
+        except (OSError, RowError) as error:
             self.refusal = f"unreadable: {error}"
             return None
-        self.refusal = self._fault(row)
+        self.refusal = self._refusal_of(row)
         if self.refusal:
             return None
         self.seq = row.seq
         return row.target
 
-    def report(self, position: float) -> None:
+    def report_position(self, position: float) -> None:
         """Tell the agent what is held, in units of the target."""
-        text = format_position(Position(self.seq, self._now_ns(), self._symbol, position))
-        publish(self._back, text)
+        text = format_position(PositionRow(self.seq, self._now_ns(), self._symbol, position))
+        write_atomic(self._position_path, text)
 
-    def _fault(self, row: Row) -> str:
+    def _refusal_of(self, row: TargetRow) -> str:
         now = self._now_ns()
-        if row.reason.startswith(DRY_RUN):
+        if row.reason.startswith(DRY_RUN_PREFIX):
             return "dry-run"
         if row.symbol != self._symbol:
             return f"symbol {row.symbol}, not {self._symbol}"
@@ -63,8 +61,11 @@ class Bridge:
             return "repeated"
         if now >= row.valid_until_ns:
             return "expired"
-        if row.decided_ns > now + AHEAD_S * NS or row.bar_close_ns > row.decided_ns + AHEAD_S * NS:
+        if (
+            row.decided_ns > now + MAX_CLOCK_AHEAD_S * SECOND_NS
+            or row.bar_close_ns > row.decided_ns + MAX_CLOCK_AHEAD_S * SECOND_NS
+        ):
             return "from the future"
-        if abs(row.target) > self._most:
-            return f"above the maximum of {self._most:g}"
+        if abs(row.target) > self._max_target:
+            return f"above the maximum of {self._max_target:g}"
         return ""

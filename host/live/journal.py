@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from host.atomic import by_number, naming, publish, swap, write_all
-from host.console import say
+from host.atomic import add_path_to_errors, numbered_files, replace_file, write_all, write_atomic
+from host.console import log
 
-ROTATE, KEEP = 1 << 23, 64
+ROTATE_BYTES, MAX_ROTATED_FILES = 1 << 23, 64
 ROTATED = re.compile(r"journal-(\d{6,})\.jsonl")
-Record = dict[str, Any]
+JournalRecord = dict[str, Any]
 to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
@@ -29,16 +29,16 @@ class JournalError(ValueError):
     exit_code = 4
 
 
-def read_journal(path: Path) -> Iterator[tuple[int, Record]]:
+def read_journal(path: Path) -> Iterator[tuple[int, JournalRecord]]:
     """Number and record of each whole line."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}") from None
-    yield from parse_lines(data[: data.rfind(b"\n") + 1], path)  # the last line may be half written
+    yield from parse_records(data[: data.rfind(b"\n") + 1], path)  # the last line may be half written
 
 
-def parse_lines(data: bytes, path: Path) -> Iterator[tuple[int, Record]]:
+def parse_records(data: bytes, path: Path) -> Iterator[tuple[int, JournalRecord]]:
     """Number and record of each line of `data`."""
     for number, line in enumerate(data.splitlines(), 1):
         try:
@@ -51,22 +51,22 @@ def parse_lines(data: bytes, path: Path) -> Iterator[tuple[int, Record]]:
 
 
 class Journal:
-    """The journal of a folder, open for more; `found` are the bytes of its whole lines.
+    """The journal of a folder, open for more; `existing` are the bytes of its whole lines.
 
     What cannot be written raises Unwritten.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
-        self._next = folder / "journal.next.jsonl"
+        self._next_path = folder / "journal.next.jsonl"
         self.size, self.crc, self._is_torn = 0, 0, False
-        with naming(self.path):
-            self.found = self._open()
+        with add_path_to_errors(self.path):
+            self.existing = self._open()
 
-    def append(self, record: Record) -> None:
+    def append(self, record: JournalRecord) -> None:
         """Add a record.  One that could not be written whole is cut off before the next, or by the next start."""
         line = to_json(record).encode() + b"\n"
-        with naming(self.path):
+        with add_path_to_errors(self.path):
             if self._file.closed:  # a rotation failed
                 self._open()
             if self._is_torn:
@@ -77,41 +77,41 @@ class Journal:
         self.size += len(line)
         self.crc = zlib.crc32(line, self.crc)
 
-    def retract(self, size: int, crc: int) -> None:
+    def roll_back(self, size: int, crc: int) -> None:
         """Take back what was appended since the journal had this size and CRC."""
         self.size, self.crc, self._is_torn = size, crc, True
-        with naming(self.path):
+        with add_path_to_errors(self.path):
             self._file.truncate(size)
 
     def sync(self) -> None:
         """Make the records outlast a power cut."""
-        with naming(self.path):
+        with add_path_to_errors(self.path):
             os.fsync(self._file.fileno())
 
-    def rotate(self, first: Record) -> None:
+    def rotate(self, first: JournalRecord) -> None:
         """Go on in a new file that begins with `first`."""
-        parts = by_number(self.path.parent, ROTATED)
-        with naming(self._next), self._next.open("wb", 0) as file:
+        parts = numbered_files(self.path.parent, ROTATED)
+        with add_path_to_errors(self._next_path), self._next_path.open("wb", 0) as file:
             write_all(file, to_json(first).encode() + b"\n")
             os.fsync(file.fileno())
-        with naming(self.path):
+        with add_path_to_errors(self.path):
             self._file.close()
             try:
-                swap(self.path, self.path.with_name(f"journal-{max(parts, default=0) + 1:06}.jsonl"))
-                swap(self._next, self.path)
+                replace_file(self.path, self.path.with_name(f"journal-{max(parts, default=0) + 1:06}.jsonl"))
+                replace_file(self._next_path, self.path)
             finally:
                 self._open()
-        for path in [*parts.values()][: -KEEP + 1]:
+        for path in [*parts.values()][: -MAX_ROTATED_FILES + 1]:
             try:
                 path.unlink()
             except OSError as error:
-                say(f"{path}: {error.strerror}; the next rotation tries again")
+                log(f"{path}: {error.strerror}; the next rotation tries again")
 
     def _open(self) -> bytes:
         """Open the file behind its last whole line, which is all that a kill or a power cut leaves; its bytes."""
-        if self._next.exists() and not self.path.exists():  # the end came between the two renames of `rotate`
-            swap(self._next, self.path)
-        self._next.unlink(missing_ok=True)
+        if self._next_path.exists() and not self.path.exists():  # the end came between the two renames of `rotate`
+            replace_file(self._next_path, self.path)
+        self._next_path.unlink(missing_ok=True)
         data = self.path.read_bytes() if self.path.exists() else b""
         found = data[: data.rfind(b"\n") + 1]
         self._file = self.path.open("ab", 0)
@@ -124,21 +124,21 @@ class Journal:
         self._file.close()
 
 
-def write_cache(path: Path, journal: Journal, state: Record) -> None:
+def write_cache(path: Path, journal: Journal, state: JournalRecord) -> None:
     """Keep the state as it is after the journal's last record."""
     text = to_json({"size": journal.size, "crc": journal.crc, "state": state})
-    publish(path, f"{zlib.crc32(text.encode()):08x} {text}\n")
+    write_atomic(path, f"{zlib.crc32(text.encode()):08x} {text}\n")
 
 
-def read_cache(path: Path, found: bytes) -> tuple[int, Record] | None:
+def read_cache(path: Path, journal_bytes: bytes) -> tuple[int, JournalRecord] | None:
     """(bytes of the journal that it knows, state); None unless it fits the journal's bytes."""
     try:
         crc, _, text = path.read_text(encoding="utf-8").rstrip("\n").partition(" ")
         if int(crc, 16) != zlib.crc32(text.encode()):
             return None
-        cache: Record = json.loads(text)
+        cache: JournalRecord = json.loads(text)
     except (OSError, ValueError):
         return None
     size: int = cache["size"]
-    fits = 0 < size <= len(found) and zlib.crc32(found[:size]) == cache["crc"]
+    fits = 0 < size <= len(journal_bytes) and zlib.crc32(journal_bytes[:size]) == cache["crc"]
     return (size, cache["state"]) if fits else None

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from host.artifact.manifest import Loaded
-from host.config import GuardConfig
-from kernels.live.risk import Limits
+from host.artifact.manifest import LoadedModel
+from host.config import RiskConfig
+from kernels.live.risk import RiskLimits
 
-OF_BACKTEST = 2.0  # times what the backtest went through out of sample
-LEAST_DAILY_LOSS, LEAST_DRAWDOWN = 2.0, 5.0  # mean ranges of a day
-LEAST_STREAK, LEAST_CHANGES = 12.0, 20.0
-OF_SPREAD = 3.0  # times the mean of the training part, or the usual one of the instrument
+BACKTEST_FACTOR = 2.0  # times what the backtest went through out of sample
+MIN_DAILY_LOSS, MIN_DRAWDOWN = 2.0, 5.0  # mean ranges of a day
+MIN_LOSING_STREAK, MIN_CHANGES_PER_HOUR = 12.0, 20.0
+SPREAD_FACTOR = 3.0  # times the mean of the training part, or the usual one of the instrument
 
 
-def limits_for(guard: GuardConfig, loaded: Loaded) -> Limits:
+def resolve_limits(guard: RiskConfig, loaded: LoadedModel) -> RiskLimits:
     """The limits that `guard` gives; each that it leaves open is far enough from what the model is known to do."""
-    pip, profile, record = loaded.setting.market.pip_px, loaded.setting.profile, loaded.record
+    pip, profile, record = loaded.market_spec.market.pip_px, loaded.market_spec.profile, loaded.backtest_stats
     day = profile.day_px / pip
     usual = {
-        "changes_per_hour": max(LEAST_CHANGES, OF_BACKTEST * record.changes_per_hour),
-        "daily_loss": max(LEAST_DAILY_LOSS * day, OF_BACKTEST * record.worst_day_pips),
-        "drawdown": max(LEAST_DRAWDOWN * day, OF_BACKTEST * record.drawdown_pips),
-        "losing_streak": max(LEAST_STREAK, OF_BACKTEST * record.losing_streak),
-        "max_spread": OF_SPREAD * max(profile.spread_px, profile.usual_spread_px) / pip,
+        "changes_per_hour": max(MIN_CHANGES_PER_HOUR, BACKTEST_FACTOR * record.changes_per_hour),
+        "daily_loss": max(MIN_DAILY_LOSS * day, BACKTEST_FACTOR * record.worst_day_pips),
+        "drawdown": max(MIN_DRAWDOWN * day, BACKTEST_FACTOR * record.drawdown_pips),
+        "losing_streak": max(MIN_LOSING_STREAK, BACKTEST_FACTOR * record.losing_streak),
+        "max_spread": SPREAD_FACTOR * max(profile.spread_px, profile.usual_spread_px) / pip,
     }
     given = {name: value for name, value in asdict(guard).items() if value is not None}
-    return Limits(**(usual | given))
+    return RiskLimits(**(usual | given))
 
 
-def limits_text(limits: Limits, loaded: Loaded) -> list[str]:
+def describe_limits(limits: RiskLimits, loaded: LoadedModel) -> list[str]:
     """The limits in pips and as shares of the price, and a line for each that the own backtest would have hit."""
-    pip, profile, record = loaded.setting.market.pip_px, loaded.setting.profile, loaded.record
+    pip, profile, record = loaded.market_spec.market.pip_px, loaded.market_spec.profile, loaded.backtest_stats
 
     def size(pips: float) -> str:
         return f"{pips:.5g} pips = {pips * pip / profile.price:.2%} of the price" if pips else "off"

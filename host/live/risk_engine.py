@@ -1,6 +1,6 @@
 """The trading desk: the agent's decision, the guards, and the ledger of what was published, as one pure step.
 
-`Desk` reads no clock and no file: what it needs to know of the world comes with each bar and is in the journal, so
+`RiskEngine` reads no clock and no file: what it needs to know of the world comes with each bar and is in the journal, so
 `play` makes the same decisions again.
 """
 
@@ -10,27 +10,37 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from host.artifact.manifest import Loaded
-from host.artifact.model_file import ModelRefused
+from host.artifact.manifest import LoadedModel
+from host.artifact.model_file import ModelError
 from host.data.feed import Bar
-from host.live.live_agent import Actor
-from kernels.jit import entry
-from kernels.live.risk import HALTED, Guard, Limits, Seen, Verdict, bound, judge, lift, reason_of
+from host.live.live_agent import LiveAgent
+from kernels.jit import specialize
+from kernels.live.risk import (
+    HALTED,
+    MarketSnapshot,
+    RiskDecision,
+    RiskLimits,
+    RiskState,
+    apply_limits,
+    check_limits,
+    resume,
+    target_reason,
+)
 from kernels.market.calendar import weekly_close
 from kernels.market.ledger import (
     ACC_EQUITY,
     ACC_SIDE,
     EXIT_BAR,
+    NUM_TRADE_FIELDS,
     PROFIT_PX,
-    TRADE,
     close_out,
     new_accounts,
     step,
 )
-from kernels.market.position import BUY, CLOSE, FULL, HOLD, SELL
+from kernels.market.position import BUY, CLOSE, FULL_SIZE_ONLY, HOLD, SELL
 
 
-class World(NamedTuple):
+class HostInputs(NamedTuple):
     """What the host saw when a bar came."""
 
     now_ns: int
@@ -38,7 +48,7 @@ class World(NamedTuple):
     position_fault: str = ""  # why the bridge's position is not the published one
 
 
-class Outcome(NamedTuple):
+class Decision(NamedTuple):
     """What is published after a bar, or after a stop, which has no decision."""
 
     seq: int
@@ -50,116 +60,123 @@ class Outcome(NamedTuple):
     close_ns: int  # of the last bar
 
 
-class Desk:
+class RiskEngine:
     """Bars in, published targets out."""
 
-    def __init__(self, loaded: Loaded, limits: Limits) -> None:
+    def __init__(self, loaded: LoadedModel, limits: RiskLimits) -> None:
         self._loaded, self.limits = loaded, limits
-        self.actor = Actor(loaded.agent, loaded.setting, loaded.search)
-        self.guard = Guard()
-        self.outcome: Outcome | None = None  # the last one
-        self.last: Bar | None = None
-        self._market = loaded.setting.market._replace(sizes=FULL)  # limits are pips of a position of 1
-        self._weekly_close = weekly_close(loaded.setting.hours)
-        self._held = new_accounts(1)[0]  # the ledger of the published targets
-        self._trade = np.zeros(TRADE)
-        self._step = entry(step, self._held, self._trade, self.actor.bars, 0, HOLD, self._market)
+        self.agent = LiveAgent(loaded.networks, loaded.market_spec, loaded.search)
+        self.risk_state = RiskState()
+        self.last_decision: Decision | None = None  # the last one
+        self.last_bar: Bar | None = None
+        self._market = loaded.market_spec.market._replace(sizes=FULL_SIZE_ONLY)  # limits are pips of a position of 1
+        self._weekly_close = weekly_close(loaded.market_spec.hours)
+        self._account = new_accounts(1)[0]  # the ledger of the published targets
+        self._trade = np.zeros(NUM_TRADE_FIELDS)
+        self._step = specialize(step, self._account, self._trade, self.agent.bars, 0, HOLD, self._market)
 
-    def on_bar(self, bar: Bar, world: World) -> Outcome | None:
+    def on_bar(self, bar: Bar, inputs: HostInputs) -> Decision | None:
         """Take a bar in and decide; None during the warm-up."""
-        decided = self.actor.on_bar(bar)
-        self.last = bar
-        self._fill()
+        decided = self.agent.on_bar(bar)
+        self.last_bar = bar
+        self._fill_target()
         if not decided:
             return None
         pip = self._market.pip_px
         closed = self._trade[EXIT_BAR] >= 0
-        seen = self._seen(world)._replace(
-            profit=self._trade[PROFIT_PX] / pip if closed else 0.0,
+        seen = self._snapshot(inputs)._replace(
+            trade_profit=self._trade[PROFIT_PX] / pip if closed else 0.0,
             spread=(bar.ask_close - bar.close) / pip,
-            far=self.actor.far,
+            feature_drift=self.agent.feature_drift,
         )
-        return self._outcome(*judge(self.guard, seen, self.limits), self.actor.target, world, bar)
+        return self._decide(*check_limits(self.risk_state, seen, self.limits), self.agent.target, inputs, bar)
 
-    def check(self, world: World) -> Verdict:
+    def check(self, inputs: HostInputs) -> RiskDecision:
         """What the guards say between two bars."""
-        return judge(self.guard, self._seen(world), self.limits)[1]
+        return check_limits(self.risk_state, self._snapshot(inputs), self.limits)[1]
 
-    def stop(self, reason: str, world: World) -> Outcome:
+    def stop(self, reason: str, inputs: HostInputs) -> Decision:
         """Flat, whatever the agent wants."""
-        return self._outcome(self.guard, Verdict(HALTED, reason, 0.0), self.guard.wanted, world, None)
+        return self._decide(
+            self.risk_state, RiskDecision(HALTED, reason, 0.0), self.risk_state.agent_target, inputs, None
+        )
 
-    def lift(self) -> None:
+    def resume(self) -> None:
         """Forget the losses that halted it."""
-        self.guard = lift(self.guard)
+        self.risk_state = resume(self.risk_state)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on besides the last bars."""
         return {
             "model": self._loaded.sha256,
             "limits": self.limits._asdict(),
-            "actor": self.actor.state(),
-            "held": self._held.tolist(),
-            "guard": self.guard._asdict(),
-            "outcome": self.outcome._asdict() if self.outcome else None,
+            "actor": self.agent.state(),
+            "held": self._account.tolist(),
+            "guard": self.risk_state._asdict(),
+            "outcome": self.last_decision._asdict() if self.last_decision else None,
         }
 
     def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
         """Go on from `state`, as it was after the last of `bars`."""
         if state["model"] != self._loaded.sha256:
-            raise ModelRefused(
+            raise ModelError(
                 f"model {self._loaded.sha256[:16]}: the journal is of {state['model'][:16]}; "
                 "another model begins in another --out"
             )
-        self.limits = Limits(**state["limits"])
-        self.actor.restore(state["actor"], bars)
-        self._held[:] = state["held"]
-        self.guard = Guard(**{**state["guard"], "changes_ns": tuple(state["guard"]["changes_ns"])})
-        self.outcome = Outcome(**state["outcome"]) if state["outcome"] else None
-        self.last = bars[-1] if bars else None
+        self.limits = RiskLimits(**state["limits"])
+        self.agent.restore(state["actor"], bars)
+        self._account[:] = state["held"]
+        self.risk_state = RiskState(**{**state["guard"], "changes_ns": tuple(state["guard"]["changes_ns"])})
+        self.last_decision = Decision(**state["outcome"]) if state["outcome"] else None
+        self.last_bar = bars[-1] if bars else None
 
-    def closed_out(self) -> float:
+    def net_pips(self) -> float:
         """Profit in pips if what is held were closed at the last bar."""
-        held, bars = self._held.copy(), self.actor.bars
+        held, bars = self._account.copy(), self.agent.bars
         close_out(held, self._trade.copy(), bars, len(bars.time) - 1, self._market)
         return float(held[ACC_EQUITY] / self._market.pip_px)
 
-    def _fill(self) -> None:
+    def _fill_target(self) -> None:
         """Book the published target at the open of the newest bar."""
-        bars, side = self.actor.bars, self._held[ACC_SIDE]
-        wanted = (self.guard.target > 0) - (self.guard.target < 0)
+        bars, side = self.agent.bars, self._account[ACC_SIDE]
+        wanted = (self.risk_state.target > 0) - (self.risk_state.target < 0)
         action = HOLD if wanted == side else CLOSE if wanted == 0 else BUY if wanted > 0 else SELL
         self._trade[EXIT_BAR] = -1
         if len(bars.time) > 1:
-            self._step(self._held, self._trade, bars, len(bars.time) - 2, action, self._market)
+            self._step(self._account, self._trade, bars, len(bars.time) - 2, action, self._market)
 
-    def _seen(self, world: World) -> Seen:
-        return Seen(
-            now_ns=world.now_ns,
-            close_ns=self.last.time if self.last else world.now_ns,
+    def _snapshot(self, inputs: HostInputs) -> MarketSnapshot:
+        return MarketSnapshot(
+            now_ns=inputs.now_ns,
+            close_ns=self.last_bar.time if self.last_bar else inputs.now_ns,
             interval_ns=self._market.interval_ns,
             weekly_close=self._weekly_close,
             trained_ns=self._loaded.trained_ns,
-            equity=float(self._held[ACC_EQUITY] / self._market.pip_px),
-            profit=0.0,
+            equity=float(self._account[ACC_EQUITY] / self._market.pip_px),
+            trade_profit=0.0,
             spread=0.0,
-            far=0.0,
-            halt=world.halt,
-            position_fault=world.position_fault,
+            feature_drift=0.0,
+            halt_requested=inputs.halt,
+            position_fault=inputs.position_fault,
         )
 
-    def _outcome(
-        self, guard: Guard, verdict: Verdict, wanted: float, world: World, bar: Bar | None
-    ) -> Outcome:
-        guard = bound(guard, wanted, verdict, world.now_ns)
-        self.guard = guard._replace(target=guard.target + 0.0)  # no -0
-        self.outcome = Outcome(
-            seq=self.outcome.seq + 1 if self.outcome else 1,
-            row=self.actor.decision(bar, 0) if bar else [],
-            target=self.guard.target,
-            state=verdict.state,
-            reason=reason_of(self.guard, verdict),
-            decided_ns=world.now_ns,
-            close_ns=self.last.time if self.last else world.now_ns,
+    def _decide(
+        self,
+        risk_state: RiskState,
+        risk_decision: RiskDecision,
+        agent_target: float,
+        inputs: HostInputs,
+        bar: Bar | None,
+    ) -> Decision:
+        risk_state = apply_limits(risk_state, agent_target, risk_decision, inputs.now_ns)
+        self.risk_state = risk_state._replace(target=risk_state.target + 0.0)  # no -0
+        self.last_decision = Decision(
+            seq=self.last_decision.seq + 1 if self.last_decision else 1,
+            row=self.agent.decision_row(bar, 0) if bar else [],
+            target=self.risk_state.target,
+            state=risk_decision.state,
+            reason=target_reason(self.risk_state, risk_decision),
+            decided_ns=inputs.now_ns,
+            close_ns=self.last_bar.time if self.last_bar else inputs.now_ns,
         )
-        return self.outcome
+        return self.last_decision

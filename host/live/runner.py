@@ -14,382 +14,382 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from host.artifact.manifest import Loaded
-from host.atomic import Locked, overwrite, publish, swap
-from host.config import ConfigError, GuardConfig
-from host.console import say
+from host.artifact.manifest import LoadedModel
+from host.atomic import LockedError, overwrite, replace_file, write_atomic
+from host.config import ConfigError, RiskConfig
+from host.console import log
 from host.data.feed import Bar
-from host.data.follow import Taken
-from host.data.parsing import iso
+from host.data.follow import RewriteDetector
+from host.data.parsing import format_utc
 from host.live.event_log import (
     bar_record,
-    bars_of,
-    play,
+    printed_record,
+    record_bars,
+    replay_events,
     snapshot_record,
     start_record,
     stop_record,
-    told_record,
 )
-from host.live.journal import ROTATE, Journal, Record, parse_lines, read_cache, write_cache
-from host.live.limits import limits_for, limits_text
-from host.live.live_agent import Printer, microseconds_since
-from host.live.risk_engine import Desk, Outcome, World
+from host.live.journal import ROTATE_BYTES, Journal, JournalRecord, parse_records, read_cache, write_cache
+from host.live.limits import describe_limits, resolve_limits
+from host.live.live_agent import DecisionPrinter, elapsed_us
+from host.live.risk_engine import Decision, HostInputs, RiskEngine
 from host.live.target_file import (
-    DRY_RUN,
-    UNWRITTEN,
-    Row,
-    RowRefused,
+    DRY_RUN_PREFIX,
+    UNWRITTEN_REASON,
+    RowError,
+    TargetRow,
     format_target,
-    in_reserve,
     parse_position,
     parse_target,
-    read_small,
+    read_row_file,
+    reserve_row,
 )
-from kernels.live.risk import ACTIVE, HALT_FILE, HALTED, Limits
-from kernels.market.bars import NS
-from kernels.market.calendar import open_ns
+from kernels.live.risk import ACTIVE, HALT_FILE, HALTED, RiskLimits
+from kernels.market.bars import SECOND_NS
+from kernels.market.calendar import open_duration_ns
 
-VALID_BARS = 2  # intervals from a bar's close to the end of its target
+TARGET_VALID_BARS = 2  # intervals from a bar's close to the end of its target
 LATE_FEED = "late-feed"
-AT_END_S = 1.0  # without another bar: the feed has been read to its end
-BEAT_LEAST_S, BEAT_S = 1.0, 10.0  # between two heartbeats of a dry run at least, and when no bar comes
-CACHE_EVERY = 64  # decisions: what a restart has to make again at most
-SAME_POSITION = 1e-3  # of a target: less is rounding
+FEED_END_S = 1.0  # without another bar: the feed has been read to its end
+MIN_HEARTBEAT_S, HEARTBEAT_S = (1.0, 10.0)  # between two heartbeats of a dry run at least, and when no bar comes
+CACHE_INTERVAL = 64  # decisions: what a restart has to make again at most
+POSITION_TOLERANCE = 1e-3  # of a target: less is rounding
 
 
-class Halted(RuntimeError):  # noqa: N818
+class HaltedError(RuntimeError):
     """A guard has stopped trading; the target is flat."""
 
     exit_code = 7
 
 
-class FeedStale(RuntimeError):  # noqa: N818
+class StaleFeedError(RuntimeError):
     """The bar that was due has not come; the target is flat."""
 
     exit_code = 6
 
 
-class Publishing(NamedTuple):
+class LiveOptions(NamedTuple):
     """How `act` meets the world besides printing."""
 
     folder: Path
     live: bool
-    lift: bool  # the operator's order to forget a halt
+    lift_halt: bool  # the operator's order to forget a halt
     symbol: str
-    guard: GuardConfig
+    guard: RiskConfig
 
 
-class Office:
+class LiveRunner:
     """One process acting into one folder."""
 
     def __init__(
         self,
-        loaded: Loaded,
-        publishing: Publishing,
-        printer: Printer,
-        check_held: Callable[[], None] = lambda: None,  # raises Locked if the folder is another's
+        loaded: LoadedModel,
+        options: LiveOptions,
+        printer: DecisionPrinter,
+        check_lock: Callable[[], None] = lambda: None,  # raises Locked if the folder is another's
     ) -> None:
-        self._publishing, self._printer, self._model = publishing, printer, loaded.sha256[:16]
-        self._folder, self._live, self._check_held = publishing.folder, publishing.live, check_held
-        self._halt, self._position = self._folder / "HALT", self._folder / "position.csv"
-        self._target, self._reserve = self._folder / "target.csv", self._folder / ".target.reserve"
-        self._interval_ns = loaded.setting.market.interval_ns
-        self._hours = loaded.setting.hours
-        limits = limits_for(publishing.guard, loaded)
-        for line in limits_text(limits, loaded):
-            say(line)
-        self._desk = Desk(loaded, limits)
-        self._said = "active agent"  # reason of the last target, for people
-        self._arrived_ns, self._beat_ns = time.time_ns(), 0
-        self._is_late = self._is_late_said = False  # the last bar, when it came
+        self._options, self._printer, self._model = options, printer, loaded.sha256[:16]
+        self._folder, self._live, self._check_lock = options.folder, options.live, check_lock
+        self._halt_path, self._position_path = self._folder / "HALT", self._folder / "position.csv"
+        self._target_path, self._reserve_path = self._folder / "target.csv", self._folder / ".target.reserve"
+        self._interval_ns = loaded.market_spec.market.interval_ns
+        self._hours = loaded.market_spec.hours
+        limits = resolve_limits(options.guard, loaded)
+        for line in describe_limits(limits, loaded):
+            log(line)
+        self._engine = RiskEngine(loaded, limits)
+        self._logged_reason = "active agent"  # reason of the last target, for people
+        self._arrived_ns, self._heartbeat_ns = time.time_ns(), 0
+        self._is_late = self._is_late_logged = False  # the last bar, when it came
         self._is_unwritten = False  # something could not be written: nothing more is
-        self._unsettled: Outcome | None = None  # made, but not journaled yet
-        self._row = self._published()
+        self._unrecorded: Decision | None = None  # made, but not journaled yet
+        self._published_row = self._read_published_row()
         try:
             self._journal = Journal(self._folder)
             try:
-                self._begin(limits)
+                self._open_journal(limits)
             except BaseException:
                 self._journal.close()
                 raise
-        except Locked:
+        except LockedError:
             raise
         except OSError:
-            self._be_flat()
+            self._publish_flat()
             raise
 
-    def _begin(self, limits: Limits) -> None:
+    def _open_journal(self, limits: RiskLimits) -> None:
         """Begin the journal, or go on where it ends."""
         if self._journal.size == 0:
-            self._append(snapshot_record(self._desk, self._live))
-            self._row = None  # what there is belongs to another journal
+            self._append(snapshot_record(self._engine, self._live))
+            self._published_row = None  # what there is belongs to another journal
         else:
-            self._resume()
-        self._desk.limits = limits
-        if self._publishing.lift:
-            self._desk.lift()
-        self._append(start_record(self._desk, self._live, self._publishing.lift))
-        self._taken = Taken(self._publishing.symbol, self._interval_ns)
-        for time_ns, *prices in zip(*(column.tolist() for column in self._desk.actor.bars[:5]), strict=True):
-            self._taken.take(time_ns, tuple(prices))
-        self._taken.start_over()
+            self._recover()
+        self._engine.limits = limits
+        if self._options.lift_halt:
+            self._engine.resume()
+        self._append(start_record(self._engine, self._live, self._options.lift_halt))
+        self._recent_bars = RewriteDetector(self._options.symbol, self._interval_ns)
+        for time_ns, *prices in zip(*(column.tolist() for column in self._engine.agent.bars[:5]), strict=True):
+            self._recent_bars.remember(time_ns, tuple(prices))
+        self._recent_bars.start_rereading()
 
     def on_bar(self, bar: Bar) -> None:
         """Journal the bar, decide, journal the decision, print and publish it."""
-        last = self._desk.last
+        last = self._engine.last_bar
         if last is None or bar.time >= last.time:
             self._arrived_ns = time.time_ns()
-            valid_ns = bar.time + VALID_BARS * self._interval_ns
+            valid_ns = bar.time + TARGET_VALID_BARS * self._interval_ns
             self._is_late = self._live and self._arrived_ns >= valid_ns
-            self._is_late_said &= self._is_late
+            self._is_late_logged &= self._is_late
         if last and bar.time <= last.time:  # a feed that is read again from its beginning
-            self._taken.compare(bar.time, bar[1:5])
+            self._recent_bars.compare(bar.time, bar[1:5])
             return
         begin = time.perf_counter()
-        world = self._world(bar.time)
+        world = self._inputs(bar.time)
         before = self._journal.size, self._journal.crc
         self._append(bar_record(bar, world))
         try:
-            outcome = self._desk.on_bar(bar, world)
+            outcome = self._engine.on_bar(bar, world)
         except Exception:  # a restart may succeed with this bar: for the journal it has not come yet
-            self._journal.retract(*before)
+            self._journal.roll_back(*before)
             raise
-        self._taken.take(bar.time, bar[1:5])
+        self._recent_bars.remember(bar.time, bar[1:5])
         if outcome is not None:
-            self._settle(outcome, begin)
-            self._obey(outcome.state, outcome.reason)
+            self._record_and_publish(outcome, begin)
+            self._enforce(outcome.state, outcome.reason)
 
-    def look(self) -> None:
+    def check_between_bars(self) -> None:
         """Between two bars: stop if a guard says so, else show that all is well."""
-        self._check_held()
-        now, stale_s = time.time_ns(), self._publishing.guard.stale_s
-        if 0 < stale_s * NS < open_ns(self._arrived_ns, now, self._hours) - self._interval_ns:
+        self._check_lock()
+        now, stale_s = time.time_ns(), self._options.guard.stale_s
+        if 0 < stale_s * SECOND_NS < open_duration_ns(self._arrived_ns, now, self._hours) - self._interval_ns:
             self.stop("stale-feed")
-            raise FeedStale(f"no bar for {(now - self._arrived_ns) / NS:.0f} s; {self._flat()}")
-        if now - self._arrived_ns > AT_END_S * NS:
-            self._mind_lateness()
-        verdict = self._desk.check(self._world_now())
-        self._obey(verdict.state, verdict.reason)
-        if now - self._beat_ns > BEAT_S * NS:
-            self._beat()
+            raise StaleFeedError(f"no bar for {(now - self._arrived_ns) / SECOND_NS:.0f} s; {self._flat_message()}")
+        if now - self._arrived_ns > FEED_END_S * SECOND_NS:
+            self._check_late_feed()
+        verdict = self._engine.check(self._inputs_now())
+        self._enforce(verdict.state, verdict.reason)
+        if now - self._heartbeat_ns > HEARTBEAT_S * SECOND_NS:
+            self._write_heartbeat()
 
     def stop(self, reason: str) -> None:
         """Flat from now on, and journaled; flat even if it cannot be journaled, which raises Unwritten."""
-        world = self._world_now()
+        world = self._inputs_now()
         try:
-            if self._unsettled:  # the record of a decision could not be written
-                self._append(self._unsettled._asdict())
-                self._print(self._unsettled)
+            if self._unrecorded:  # the record of a decision could not be written
+                self._append(self._unrecorded._asdict())
+                self._print_decision(self._unrecorded)
             self._append(stop_record(reason, world))
-            self._settle(self._desk.stop(reason, world), time.perf_counter())
-        except Locked:
+            self._record_and_publish(self._engine.stop(reason, world), time.perf_counter())
+        except LockedError:
             raise
         except OSError:
             self._is_unwritten = True
-            self._be_flat()
+            self._publish_flat()
             raise
 
     def fail(self, error: Exception) -> None:
         """Flat because of an error that ends the process."""
-        if isinstance(error, Locked):
+        if isinstance(error, LockedError):
             return  # another process publishes here
         try:
             self.stop(type(error).__name__)
         except OSError as other:
             if str(other) != str(error):
-                say(f"swt: {other}")
+                log(f"swt: {other}")
         self._is_unwritten |= isinstance(error, OSError)
 
     def close(self) -> None:
         """The end of the process: the last target stays until it expires."""
         try:
             if not self._is_unwritten:
-                self._mind_lateness()
-                self._beat()
+                self._check_late_feed()
+                self._write_heartbeat()
                 self._journal.sync()
         finally:
             self._journal.close()
 
-    def _mind_lateness(self) -> None:
+    def _check_late_feed(self) -> None:
         """Say once that the feed ends with a bar whose target had expired; flat, but for what a weekend interrupts."""
-        outcome, last = self._desk.outcome, self._desk.last
+        outcome, last = self._engine.last_decision, self._engine.last_bar
         if not self._is_late or last is None:
             return
         now = time.time_ns()
-        is_weekend = open_ns(last.time, now, self._hours) < VALID_BARS * self._interval_ns
-        if not self._is_late_said:
-            self._is_late_said = True
+        is_weekend = open_duration_ns(last.time, now, self._hours) < TARGET_VALID_BARS * self._interval_ns
+        if not self._is_late_logged:
+            self._is_late_logged = True
             hint = "the market is closed" if is_weekend else "flat; is its clock another (--timezone)?"
-            hours = (now - last.time) / NS / 3600
-            say(f"the feed is late: its last bar closed at {iso(last.time)}, {hours:.1f} h ago: {hint}")
-        if (not is_weekend or self._row is None) and (outcome is None or outcome.row):
+            hours = (now - last.time) / SECOND_NS / 3600
+            log(f"the feed is late: its last bar closed at {format_utc(last.time)}, {hours:.1f} h ago: {hint}")
+        if (not is_weekend or self._published_row is None) and (outcome is None or outcome.row):
             self.stop(LATE_FEED)
 
-    def _resume(self) -> None:
+    def _recover(self) -> None:
         """Bring the desk to where the journal ends; prints the last decision if its line may have been lost."""
-        begin, found = time.perf_counter(), self._journal.found
-        records = list(parse_lines(found, self._journal.path))
+        begin, found = time.perf_counter(), self._journal.existing
+        records = list(parse_records(found, self._journal.path))
         first, last = records[0][1], records[-1][1]
         cache = read_cache(self._folder / "state.json", found)
         if cache is not None:
             size, state = cache
             known = found[:size].count(b"\n")
-            self._desk.restore(state, [bar for _, record in records[:known] for bar in bars_of(record)])
+            self._engine.restore(state, [bar for _, record in records[:known] for bar in record_bars(record)])
             records = records[known:]
-        played = list(play(self._desk, records))
+        played = list(replay_events(self._engine, records))
         if first["start"]["live"] != self._live:
             raise ConfigError(f"{self._folder}: a dry run and a live one each need a folder of their own")
         outcome, recorded = played[-1] if played else (None, True)
         if outcome is not None and not recorded:  # killed between the bar and its decision
-            self._settle(outcome, begin)
-        elif self._desk.outcome is not None:
-            self._tell(self._desk.outcome, is_printed="seq" not in last)
+            self._record_and_publish(outcome, begin)
+        elif self._engine.last_decision is not None:
+            self._publish_decision(self._engine.last_decision, is_printed="seq" not in last)
         while self._is_behind(self._seq()):
             self.stop("unwritten")  # what a bridge has read is journaled after all, with its number
 
-    def _settle(self, outcome: Outcome, begin: float) -> None:
+    def _record_and_publish(self, decision: Decision, begin: float) -> None:
         """Journal what came of a bar or a stop, then tell it."""
-        if outcome.row:
-            timed = [*outcome.row[:-1], str(microseconds_since(begin))]
-            outcome = self._desk.outcome = outcome._replace(row=timed)
-        self._unsettled = outcome
-        self._append(outcome._asdict())
-        self._unsettled = None
-        self._tell(outcome)
-        if self._journal.size > ROTATE:
-            self._journal.rotate(snapshot_record(self._desk, self._live))
+        if decision.row:
+            timed = [*decision.row[:-1], str(elapsed_us(begin))]
+            decision = self._engine.last_decision = decision._replace(row=timed)
+        self._unrecorded = decision
+        self._append(decision._asdict())
+        self._unrecorded = None
+        self._publish_decision(decision)
+        if self._journal.size > ROTATE_BYTES:
+            self._journal.rotate(snapshot_record(self._engine, self._live))
 
-    def _tell(self, outcome: Outcome, is_printed: bool = False) -> None:
+    def _publish_decision(self, decision: Decision, is_printed: bool = False) -> None:
         """Print a decision and publish its target, unless that has expired already."""
         if not is_printed:
-            self._print(outcome)
-        valid_ns = (outcome.close_ns if outcome.row else outcome.decided_ns) + VALID_BARS * self._interval_ns
-        if self._is_behind(outcome.seq) or (self._live and time.time_ns() >= valid_ns):
+            self._print_decision(decision)
+        valid_ns = (decision.close_ns if decision.row else decision.decided_ns) + TARGET_VALID_BARS * self._interval_ns
+        if self._is_behind(decision.seq) or (self._live and time.time_ns() >= valid_ns):
             return
-        reason = f"{outcome.state.lower()} {outcome.reason}"
-        if reason != self._said:
-            self._said = reason
-            say(f"{iso(outcome.decided_ns)} target {outcome.target:g}: {reason}")
-        row = Row(
-            seq=outcome.seq,
-            decided_ns=outcome.decided_ns,
-            bar_close_ns=outcome.close_ns,
+        reason = f"{decision.state.lower()} {decision.reason}"
+        if reason != self._logged_reason:
+            self._logged_reason = reason
+            log(f"{format_utc(decision.decided_ns)} target {decision.target:g}: {reason}")
+        row = TargetRow(
+            seq=decision.seq,
+            decided_ns=decision.decided_ns,
+            bar_close_ns=decision.close_ns,
             valid_until_ns=valid_ns,
-            symbol=self._publishing.symbol,
-            target=outcome.target,
-            reason=reason if self._live else f"{DRY_RUN} {reason}",
+            symbol=self._options.symbol,
+            target=decision.target,
+            reason=reason if self._live else f"{DRY_RUN_PREFIX} {reason}",
             model=self._model,
         )
         if row.target:  # a tenth of the time of a rename
-            keep = overwrite if self._reserve.exists() else publish
-            self._publish(self._reserve, format_target(in_reserve(row)), keep)
-        self._publish(self._target, format_target(row))
-        self._row = row
-        if outcome.seq % CACHE_EVERY == 0:
-            write_cache(self._folder / "state.json", self._journal, self._desk.state())
-        if self._live or not outcome.row or time.time_ns() - self._beat_ns > BEAT_LEAST_S * NS:
-            self._beat()
+            keep = overwrite if self._reserve_path.exists() else write_atomic
+            self._write_file(self._reserve_path, format_target(reserve_row(row)), keep)
+        self._write_file(self._target_path, format_target(row))
+        self._published_row = row
+        if decision.seq % CACHE_INTERVAL == 0:
+            write_cache(self._folder / "state.json", self._journal, self._engine.state())
+        if self._live or not decision.row or time.time_ns() - self._heartbeat_ns > MIN_HEARTBEAT_S * SECOND_NS:
+            self._write_heartbeat()
         if self._live:
             self._journal.sync()
 
-    def _print(self, outcome: Outcome) -> None:
+    def _print_decision(self, decision: Decision) -> None:
         """Print a decision and note that."""
-        if outcome.row:
-            self._printer.print(outcome.row)
-            self._append(told_record(outcome))
+        if decision.row:
+            self._printer.print(decision.row)
+            self._append(printed_record(decision))
 
-    def _append(self, record: Record) -> None:
+    def _append(self, record: JournalRecord) -> None:
         """Journal a record."""
-        self._check_held()
+        self._check_lock()
         self._journal.append(record)
 
-    def _publish(self, path: Path, text: str, way: Callable[[Path, str], None] = publish) -> None:
+    def _write_file(self, path: Path, text: str, write: Callable[[Path, str], None] = write_atomic) -> None:
         """Replace a file of the folder."""
-        self._check_held()
-        way(path, text)
+        self._check_lock()
+        write(path, text)
 
-    def _published(self) -> Row | None:
+    def _read_published_row(self) -> TargetRow | None:
         """The row that a bridge can have read."""
-        with suppress(OSError, RowRefused):
-            return parse_target(read_small(self._target))
+        with suppress(OSError, RowError):
+            return parse_target(read_row_file(self._target_path))
         return None
 
     def _is_behind(self, seq: int) -> bool:
         """Whether a bridge can have read a later flat row, which was not journaled."""
-        row = self._row
-        return row is not None and row.reason.endswith(UNWRITTEN) and seq < row.seq
+        row = self._published_row
+        return row is not None and row.reason.endswith(UNWRITTEN_REASON) and seq < row.seq
 
-    def _be_flat(self) -> None:
+    def _publish_flat(self) -> None:
         """Publish a flat row though something cannot be written: anew, by what is in reserve, or over the position."""
-        if self._row is None or not self._row.target:
+        if self._published_row is None or not self._published_row.target:
             return
-        row = in_reserve(self._row)
-        for way in (publish, self._take_reserve, overwrite):
+        row = reserve_row(self._published_row)
+        for way in (write_atomic, self._move_reserve, overwrite):
             try:
-                self._publish(self._target, format_target(row), way)
-            except (OSError, RowRefused) as error:
+                self._write_file(self._target_path, format_target(row), way)
+            except (OSError, RowError) as error:
                 fault = error
             else:
-                self._row = self._published() or row
-                say(f"{self._target}: target 0: {row.reason}")
+                self._published_row = self._read_published_row() or row
+                log(f"{self._target_path}: target 0: {row.reason}")
                 return
-        say(
-            f"swt: {fault}; {self._target} IS NOT FLAT: {self._row.target:g} until {iso(self._row.valid_until_ns)}"
+        log(
+            f"swt: {fault}; {self._target_path} IS NOT FLAT: {self._published_row.target:g} until {format_utc(self._published_row.valid_until_ns)}"
         )
 
-    def _take_reserve(self, path: Path, _: str) -> None:
-        parse_target(read_small(self._reserve))  # a power cut may have emptied it
-        swap(self._reserve, path)
+    def _move_reserve(self, path: Path, _: str) -> None:
+        parse_target(read_row_file(self._reserve_path))  # a power cut may have emptied it
+        replace_file(self._reserve_path, path)
 
-    def _obey(self, state: str, reason: str) -> None:
+    def _enforce(self, state: str, reason: str) -> None:
         """End where a guard halts.  A dry run goes on, flat, unless it is ordered to stop."""
         if state != HALTED or not (self._live or reason == HALT_FILE):
             return
-        if self._desk.outcome is None or self._desk.outcome.row:
+        if self._engine.last_decision is None or self._engine.last_decision.row:
             self.stop(reason)  # with a validity that begins now, should the bar be an old one
-        raise Halted(f"halted: {reason}; {self._flat()}")
+        raise HaltedError(f"halted: {reason}; {self._flat_message()}")
 
-    def _beat(self) -> None:
+    def _write_heartbeat(self) -> None:
         """Show that cycles are being completed."""
-        outcome, last, self._beat_ns = self._desk.outcome, self._desk.last, time.time_ns()
+        outcome, last, self._heartbeat_ns = self._engine.last_decision, self._engine.last_bar, time.time_ns()
         document = {
-            "utc": iso(self._beat_ns),
+            "utc": format_utc(self._heartbeat_ns),
             "state": outcome.state if outcome else ACTIVE,
             "reason": outcome.reason if outcome else "warm-up",
             "seq": self._seq(),
-            "target": self._desk.guard.target,
-            "bar_close_utc": iso(last.time) if last else None,
+            "target": self._engine.risk_state.target,
+            "bar_close_utc": format_utc(last.time) if last else None,
             "live": self._live,
             "pid": os.getpid(),
             "model": self._model,
         }
-        self._publish(self._folder / "heartbeat.json", json.dumps(document) + "\n")
+        self._write_file(self._folder / "heartbeat.json", json.dumps(document) + "\n")
 
     def _seq(self) -> int:
-        return self._desk.outcome.seq if self._desk.outcome else 0
+        return self._engine.last_decision.seq if self._engine.last_decision else 0
 
-    def _world_now(self) -> World:
-        return self._world(self._desk.last.time if self._desk.last else time.time_ns())
+    def _inputs_now(self) -> HostInputs:
+        return self._inputs(self._engine.last_bar.time if self._engine.last_bar else time.time_ns())
 
-    def _world(self, feed_ns: int) -> World:
+    def _inputs(self, feed_ns: int) -> HostInputs:
         """What there is to know.  A dry run lives in the feed's time."""
         now = time.time_ns() if self._live else feed_ns
-        return World(now, self._halt.exists(), self._position_fault())
+        return HostInputs(now, self._halt_path.exists(), self._position_fault())
 
     def _position_fault(self) -> str:
         """Why the bridge does not hold what it was told, or ""; without `position.csv` nobody asks."""
         try:
-            position = parse_position(read_small(self._position))
+            position = parse_position(read_row_file(self._position_path))
         except FileNotFoundError:
             return ""
-        except (OSError, RowRefused):
+        except (OSError, RowError):
             return "position-unreadable"
-        seq, target = (self._row.seq, self._row.target) if self._row else (0, 0.0)
-        if position.symbol != self._publishing.symbol:
+        seq, target = (self._published_row.seq, self._published_row.target) if self._published_row else (0, 0.0)
+        if position.symbol != self._options.symbol:
             return "position-of-another-symbol"
         if position.seq != seq:
             return "position-behind"
-        return "" if abs(position.position - target) <= SAME_POSITION else "position-mismatch"
+        return "" if abs(position.position - target) <= POSITION_TOLERANCE else "position-mismatch"
 
-    def _flat(self) -> str:
-        return f"the target in {self._target} is flat"
+    def _flat_message(self) -> str:
+        return f"the target in {self._target_path} is flat"

@@ -12,23 +12,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from host.data.parsing import finite, iso
-from kernels.market.bars import NS
+from host.data.parsing import format_utc, parse_finite
+from kernels.market.bars import SECOND_NS
 
-HEADER = "seq,decided_utc,bar_close_utc,valid_until_utc,symbol,target,reason,model,crc32"
+TARGET_HEADER = "seq,decided_utc,bar_close_utc,valid_until_utc,symbol,target,reason,model,crc32"
 POSITION_HEADER = "seq,utc,symbol,position,crc32"
-UNWRITTEN = "halted unwritten"  # how the reason of a row ends that was not journaled
-DRY_RUN = "dry-run"  # how the reason of a row begins that nobody may trade
-RESERVE_NS = 7 * 86_400 * NS  # that a row in reserve is valid: longer than any weekend
+UNWRITTEN_REASON = "halted unwritten"  # how the reason of a row ends that was not journaled
+DRY_RUN_PREFIX = "dry-run"  # how the reason of a row begins that nobody may trade
+RESERVE_VALID_NS = 7 * 86_400 * SECOND_NS  # that a row in reserve is valid: longer than any weekend
 READ_TRIES, READ_PAUSE_S = 5, 0.005
 MAX_BYTES = 4096  # of a file with one row
 
 
-class RowRefused(ValueError):  # noqa: N818
+class RowError(ValueError):
     """The file does not hold one whole row; the message says what is wrong."""
 
 
-class Row(NamedTuple):
+class TargetRow(NamedTuple):
     """The row of `target.csv`."""
 
     seq: int
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     model: str
 
 
-class Position(NamedTuple):
+class PositionRow(NamedTuple):
     """The row of `position.csv`."""
 
     seq: int  # of the last target that was acted on
@@ -50,76 +50,74 @@ class Position(NamedTuple):
     position: float  # in units of the target
 
 
-def nanoseconds(text: str) -> int:
-    """The moment of a stamp as `iso` writes it."""
-    return round(datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) * NS
+def parse_utc(text: str) -> int:
+    """The moment of a stamp as `format_utc` writes it."""
+    return round(datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) * SECOND_NS
 
 
-def signed(text: str) -> str:
+def with_crc(text: str) -> str:
     """`text` with its CRC-32."""
     return f"{text},{zlib.crc32(text.encode()):08x}"
 
 
-def format_target(row: Row) -> str:
+def format_target(row: TargetRow) -> str:
     """The file: header and row; a level that rounds to nothing has no sign."""
-    stamps = (iso(ns) for ns in (row.decided_ns, row.bar_close_ns, row.valid_until_ns))
+    stamps = (format_utc(ns) for ns in (row.decided_ns, row.bar_close_ns, row.valid_until_ns))
     fields = (str(row.seq), *stamps, row.symbol, f"{row.target:z.4f}", row.reason, row.model)
-    return f"{HEADER}\n{signed(','.join(fields))}\n"
+    return f"{TARGET_HEADER}\n{with_crc(','.join(fields))}\n"
 
 
-def in_reserve(row: Row) -> Row:
+def reserve_row(row: TargetRow) -> TargetRow:
     """The flat row that takes the place of `row` when nothing more can be written, not even the stop in the journal.
 
     Its number is behind those of a decision and a stop that failed; a bridge may come to it at the end of a weekend.
     """
-    reason = f"{DRY_RUN} {UNWRITTEN}" if row.reason.startswith(DRY_RUN) else UNWRITTEN
-    return row._replace(
-        seq=row.seq + 2, target=0.0, reason=reason, valid_until_ns=row.decided_ns + RESERVE_NS
-    )
+    reason = f"{DRY_RUN_PREFIX} {UNWRITTEN_REASON}" if row.reason.startswith(DRY_RUN_PREFIX) else UNWRITTEN_REASON
+    return row._replace(seq=row.seq + 2, target=0.0, reason=reason, valid_until_ns=row.decided_ns + RESERVE_VALID_NS)
 
 
-def format_position(position: Position) -> str:
+def format_position(position: PositionRow) -> str:
     """The file: header and row."""
     seq, utc_ns, symbol, held = position
-    return f"{POSITION_HEADER}\n{signed(f'{seq},{iso(utc_ns)},{symbol},{held:z.4f}')}\n"
+    return f"{POSITION_HEADER}\n{with_crc(f'{seq},{format_utc(utc_ns)},{symbol},{held:z.4f}')}\n"
 
 
-def parse_target(data: bytes) -> Row:
+def parse_target(data: bytes) -> TargetRow:
     """The row of a `target.csv`; RowRefused unless every byte is in order."""
-    seq, decided, closed, valid, symbol, target, reason, model = fields_of(data, HEADER)
+    seq, decided, closed, valid, symbol, target, reason, model = row_fields(data, TARGET_HEADER)
     try:
-        stamps = nanoseconds(decided), nanoseconds(closed), nanoseconds(valid)
-        return Row(int(seq), *stamps, symbol, finite(target), reason, model)
+        stamps = parse_utc(decided), parse_utc(closed), parse_utc(valid)
+        return TargetRow(int(seq), *stamps, symbol, parse_finite(target), reason, model)
     except ValueError as error:
-        raise RowRefused(str(error)) from None
+        raise RowError(str(error)) from None
 
 
-def parse_position(data: bytes) -> Position:
+def parse_position(data: bytes) -> PositionRow:
     """The row of a `position.csv`; RowRefused unless every byte is in order."""
-    seq, stamp, symbol, held = fields_of(data, POSITION_HEADER)
+    seq, stamp, symbol, held = row_fields(data, POSITION_HEADER)
     try:
-        return Position(int(seq), nanoseconds(stamp), symbol, finite(held))
+        return PositionRow(int(seq), parse_utc(stamp), symbol, parse_finite(held))
     except ValueError as error:
-        raise RowRefused(str(error)) from None
+        raise RowError(str(error)) from None
 
 
-def fields_of(data: bytes, header: str) -> list[str]:
+def row_fields(data: bytes, header: str) -> list[str]:
     """The fields of the one row below `header`, without the CRC, which fits them."""
     if len(data) > MAX_BYTES or not data.isascii():
-        raise RowRefused("not a file of one row of ASCII")
+        raise RowError("not a file of one row of ASCII")
     lines = data.decode().replace("\r\n", "\n").split("\n")
     if len(lines) != 3 or lines[2] or lines[0] != header:
-        raise RowRefused(f"not one whole row below {header}")
+        raise RowError(f"not one whole row below {header}")
     text, _, crc = lines[1].rpartition(",")
-    if signed(text) != f"{text},{crc}":
-        raise RowRefused(f"its CRC-32 is not {crc}")
+    if with_crc(text) != f"{text},{crc}":
+        raise RowError(f"its CRC-32 is not {crc}")
     fields = text.split(",")
     if len(fields) != header.count(","):
-        raise RowRefused(f"{len(fields) + 1} fields")
+        raise RowError(f"{len(fields) + 1} fields")
     return fields
 
 
-def read_small(path: Path) -> bytes:
+def read_row_file(path: Path) -> bytes:
     """The bytes of a file of one row, no more than it takes to see that it is none; OSError without it."""
     for _ in range(READ_TRIES - 1):
         try:

@@ -19,20 +19,20 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.atomic import by_number, locked, naming, replacing, write_all
+from host.atomic import add_path_to_errors, atomic_write, locked, numbered_files, write_all
 
 Arrays = dict[str, NDArray[Any]]
-RUNS = Path("runs")  # of those that were given no folder: 0001, 0002, ... and `latest`
-NUMBER = re.compile(r"(\d{4,})")
-FORMAT = 2
-KEEP = 3  # checkpoints of a run
-CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
+RUNS_FOLDER = Path("runs")  # of those that were given no folder: 0001, 0002, ... and `latest`
+RUN_NUMBER = re.compile(r"(\d{4,})")
+CHECKPOINT_FORMAT = 2
+MAX_CHECKPOINTS = 3  # checkpoints of a run
+CHECKPOINT_NAME = re.compile(r"step-(\d+)\.ckpt")
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-HEX = 64  # characters of a sha256
-BLOCK = 1 << 20
+SHA256_HEX_LENGTH = 64  # characters of a sha256
+READ_CHUNK_BYTES = 1 << 20
 
 
-class RunRefused(RuntimeError):  # noqa: N818
+class RunError(RuntimeError):
     """The directory cannot be used as asked: it holds a run and `resume` was not given."""
 
     exit_code = 3
@@ -46,22 +46,22 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-class Run:
-    """An open, locked run directory; `open_run` makes one."""
+class RunDir:
+    """An open, locked run directory; `open_run_dir` makes one."""
 
     def __init__(self, path: Path, lock: ExitStack, check_held: Callable[[], None]) -> None:
         self.path = path
-        self.saved: int | None = None  # step of the last checkpoint written or read
+        self.saved_step: int | None = None  # step of the last checkpoint written or read
         self._checkpoints = path / "checkpoints"
         self._checkpoints.mkdir(exist_ok=True)
         for leftover in (*path.glob(".*.tmp"), *self._checkpoints.glob(".*.tmp")):
             leftover.unlink()
-        _cut_torn_line(path / "metrics.jsonl")
+        _truncate_torn_line(path / "metrics.jsonl")
         self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
-        self._check_held = check_held  # before something is written: nobody else has the folder
+        self._check_lock_held = check_held  # before something is written: nobody else has the folder
         self._lock = lock.pop_all()  # only a run that is open keeps it
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> RunDir:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,17 +72,17 @@ class Run:
         self._metrics.close()
         self._lock.close()
 
-    def write_table(self, name: str, table: dict[str, Any]) -> None:
+    def write_toml(self, name: str, table: dict[str, Any]) -> None:
         """Store scalars and lists, and tables of them, as `name`.toml."""
         path = self.path / f"{name}.toml"
-        with naming(path), replacing(path) as file:
+        with add_path_to_errors(path), atomic_write(path) as file:
             file.write(to_toml(table).encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a whole line to metrics.jsonl, or none; a resumed run repeats the rows after its checkpoint."""
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        self._check_held()
-        with naming(self.path / "metrics.jsonl"):
+        self._check_lock_held()
+        with add_path_to_errors(self.path / "metrics.jsonl"):
             end = self._metrics.seek(0, os.SEEK_END)
             try:
                 write_all(self._metrics, line)
@@ -94,81 +94,81 @@ class Run:
     def save_checkpoint(self, step: int, arrays: Arrays, state: dict[str, Any]) -> None:
         """Store both under `step` >= 0; once this returns, no kill loses them.  `state` must survive JSON."""
         path = self._checkpoints / f"step-{step:09d}.ckpt"
-        self._check_held()
-        with naming(path):
-            with replacing(path) as file:
+        self._check_lock_held()
+        with add_path_to_errors(path):
+            with atomic_write(path) as file:
                 _write_checkpoint(file, Checkpoint(step, arrays, state))
                 os.fsync(file.fileno())
-                if not _is_whole(file):
+                if not _is_intact(file):
                     raise OSError("what was read back is not what was written")
-            self.saved = step
-            for old in [*by_number(self._checkpoints, CHECKPOINT).values()][:-KEEP]:
+            self.saved_step = step
+            for old in [*numbered_files(self._checkpoints, CHECKPOINT_NAME).values()][:-MAX_CHECKPOINTS]:
                 if old != path:  # a damaged file may carry a higher number than the one just saved
                     old.unlink()
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None; damaged ones are named on stderr and skipped."""
-        for path in reversed(by_number(self._checkpoints, CHECKPOINT).values()):
-            with naming(path), path.open("rb") as file:
-                if _is_whole(file):
+        for path in reversed(numbered_files(self._checkpoints, CHECKPOINT_NAME).values()):
+            with add_path_to_errors(path), path.open("rb") as file:
+                if _is_intact(file):
                     checkpoint = _read_checkpoint(file)
-                    self.saved = checkpoint.step
+                    self.saved_step = checkpoint.step
                     return checkpoint
             print(f"swt: {path} is damaged: skipped", file=sys.stderr)
         return None
 
 
-def open_run(path: Path, resume: bool) -> Run:
+def open_run_dir(path: Path, resume: bool) -> RunDir:
     """Create or, with `resume`, reopen the run at `path` and lock it."""
-    with naming(path):
+    with add_path_to_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as lock, naming(path):
+    with ExitStack() as lock, add_path_to_errors(path):
         check_held = lock.enter_context(locked(path / "lock"))
         if not resume:
-            refuse_run(path)
-        run = Run(path, lock, check_held)
+            check_no_run(path)
+        run = RunDir(path, lock, check_held)
     return run
 
 
-def holds_run(path: Path) -> bool:
+def has_run(path: Path) -> bool:
     """Whether a run has begun at `path`: checkpoints without config.toml are not to be mixed with others."""
     checkpoints = path / "checkpoints"
     return (path / "config.toml").exists() or (
-        checkpoints.is_dir() and bool(by_number(checkpoints, CHECKPOINT))
+        checkpoints.is_dir() and bool(numbered_files(checkpoints, CHECKPOINT_NAME))
     )
 
 
-def refuse_run(path: Path) -> None:
+def check_no_run(path: Path) -> None:
     """Raise RunRefused where a run has begun."""
-    if holds_run(path):
-        raise RunRefused(f"{path} holds a run: give --resume to continue it, or another --out")
+    if has_run(path):
+        raise RunError(f"{path} holds a run: give --resume to continue it, or another --out")
 
 
-def latest_run(runs: Path = RUNS) -> Path | None:
+def latest_run(runs: Path = RUNS_FOLDER) -> Path | None:
     """The run of the highest number, or None."""
-    return next(filter(holds_run, reversed(by_number(runs, NUMBER).values())), None)
+    return next(filter(has_run, reversed(numbered_files(runs, RUN_NUMBER).values())), None)
 
 
-def next_run(runs: Path = RUNS) -> Path:
+def create_next_run(runs: Path = RUNS_FOLDER) -> Path:
     """Make the folder of the next number."""
-    with naming(runs):
+    with add_path_to_errors(runs):
         runs.mkdir(parents=True, exist_ok=True)
     while True:
-        path = runs / f"{max(by_number(runs, NUMBER), default=0) + 1:04d}"
-        with naming(path), suppress(FileExistsError):  # another process was faster
+        path = runs / f"{max(numbered_files(runs, RUN_NUMBER), default=0) + 1:04d}"
+        with add_path_to_errors(path), suppress(FileExistsError):  # another process was faster
             path.mkdir()
             return path
 
 
-def point_latest(run: Path) -> None:
+def link_latest(run: Path) -> None:
     """Have `latest` beside a finished run lead to it: a link, or where there is none a folder with a copy of its model.
 
     A run that an earlier version has left under that name gets a number.
     """
     latest, link = run.parent / "latest", run.parent / f".latest.{os.getpid()}"
-    if holds_run(latest) and not latest.is_symlink():
+    if has_run(latest) and not latest.is_symlink():
         with locked(latest / "lock"):
-            place = next_run(run.parent)
+            place = create_next_run(run.parent)
         place.rmdir()
         latest.rename(place)
     try:
@@ -181,19 +181,19 @@ def point_latest(run: Path) -> None:
         if latest.is_symlink():
             latest.unlink()
         latest.mkdir(exist_ok=True)
-        with replacing(latest / "model.swt") as file:
+        with atomic_write(latest / "model.swt") as file:
             file.write((run / "model.swt").read_bytes())
 
 
-def stored_state(path: Path) -> dict[str, Any] | None:
+def peek_state(path: Path) -> dict[str, Any] | None:
     """The state in the newest checkpoint that begins as one does, or None: a look that takes no lock."""
-    for file in reversed(by_number(path / "checkpoints", CHECKPOINT).values()):
-        with naming(file), file.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
-            return dict(_head(stream)["state"])
+    for file in reversed(numbered_files(path / "checkpoints", CHECKPOINT_NAME).values()):
+        with add_path_to_errors(file), file.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
+            return dict(_read_header(stream)["state"])
     return None
 
 
-def _cut_torn_line(path: Path) -> None:
+def _truncate_torn_line(path: Path) -> None:
     """Drop what follows the last newline: the rest of a line that a power cut tore."""
     if not path.exists():
         return
@@ -202,7 +202,7 @@ def _cut_torn_line(path: Path) -> None:
         file.truncate(text.rfind(b"\n") + 1)
 
 
-class _Hashing:
+class _HashingWriter:
     """The write side of a file that hashes what passes, so that nothing is kept or read twice."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -216,7 +216,7 @@ class _Hashing:
 
 def _write_checkpoint(file: BinaryIO, checkpoint: Checkpoint) -> None:
     head = {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "step": checkpoint.step,
         "state": checkpoint.state,
         "arrays": [*checkpoint.arrays],
@@ -224,7 +224,7 @@ def _write_checkpoint(file: BinaryIO, checkpoint: Checkpoint) -> None:
     line = json.dumps(head)
     if json.loads(line) != head:
         raise TypeError("the state of a checkpoint must be made of what JSON returns unchanged")
-    out = _Hashing(file)
+    out = _HashingWriter(file)
     out.write(line.encode() + b"\n")
     for array in checkpoint.arrays.values():
         np.lib.format.write_array(out, np.asarray(array), allow_pickle=False)
@@ -232,12 +232,12 @@ def _write_checkpoint(file: BinaryIO, checkpoint: Checkpoint) -> None:
     file.flush()
 
 
-def _is_whole(file: BinaryIO) -> bool:
+def _is_intact(file: BinaryIO) -> bool:
     """Does the file end in the hash of what precedes it?  Leaves the file at its start."""
-    left = file.seek(0, os.SEEK_END) - HEX
+    left = file.seek(0, os.SEEK_END) - SHA256_HEX_LENGTH
     file.seek(0)
     sha256 = hashlib.sha256()
-    while left > 0 and (block := file.read(min(BLOCK, left))):
+    while left > 0 and (block := file.read(min(READ_CHUNK_BYTES, left))):
         sha256.update(block)
         left -= len(block)
     whole = file.read() == sha256.hexdigest().encode()
@@ -245,18 +245,18 @@ def _is_whole(file: BinaryIO) -> bool:
     return whole
 
 
-def _head(file: BinaryIO) -> dict[str, Any]:
+def _read_header(file: BinaryIO) -> dict[str, Any]:
     head: dict[str, Any] = json.loads(file.readline())
-    if head["format"] != FORMAT:
-        raise RunRefused(
-            f"{file.name}: a checkpoint of format {head['format']}, this program reads {FORMAT}: "
+    if head["format"] != CHECKPOINT_FORMAT:
+        raise RunError(
+            f"{file.name}: a checkpoint of format {head['format']}, this program reads {CHECKPOINT_FORMAT}: "
             "go on with the version that wrote it, or start a new run without --resume"
         )
     return head
 
 
 def _read_checkpoint(file: BinaryIO) -> Checkpoint:
-    head = _head(file)
+    head = _read_header(file)
     arrays = {name: np.lib.format.read_array(file, allow_pickle=False) for name in head["arrays"]}
     return Checkpoint(head["step"], arrays, head["state"])
 
@@ -264,21 +264,21 @@ def _read_checkpoint(file: BinaryIO) -> Checkpoint:
 def to_toml(config: dict[str, Any]) -> str:
     """TOML of scalars and lists, then of one table for each value that is a dict of them; without what is None."""
     tables = {key: value for key, value in config.items() if isinstance(value, dict)}
-    lines = [f"{_key(k)} = {_value(v)}" for k, v in config.items() if k not in tables and v is not None]
+    lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in config.items() if k not in tables and v is not None]
     for name, table in tables.items():
         lines += [
             "",
-            f"[{_key(name)}]",
-            *(f"{_key(k)} = {_value(v)}" for k, v in table.items() if v is not None),
+            f"[{_toml_key(name)}]",
+            *(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in table.items() if v is not None),
         ]
     return "\n".join(lines) + "\n"
 
 
-def _key(key: str) -> str:
-    return key if BARE_KEY.fullmatch(key) else _value(key)
+def _toml_key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else _toml_value(key)
 
 
-def _value(value: Any) -> str:
+def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):  # JSON escapes are TOML's but for DEL, which TOML wants escaped
@@ -288,5 +288,5 @@ def _value(value: Any) -> str:
     if isinstance(value, int):
         return int.__repr__(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(_toml_value, value))}]"
     raise TypeError(f"no TOML for {value!r}")

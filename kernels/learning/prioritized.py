@@ -8,40 +8,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import kernel
-from kernels.learning.replay_buffer import Batch, Replay, Tape, ValueTarget, fill_window, value_target
+from kernels.learning.replay_buffer import Batch, MarketData, ReplayBuffer, ValueTargetConfig, fill_window, value_target
 from kernels.rng import uniform
 
-UNIFORM = 0.5  # share of the draws
+UNIFORM_FRACTION = 0.5  # share of the draws
 
 
 @kernel
-def bellman_errors(error: NDArray[np.float64], replay: Replay, rule: ValueTarget) -> None:
+def bellman_errors(error: NDArray[np.float64], replay: ReplayBuffer, target_config: ValueTargetConfig) -> None:
     """error [n, L]: how far the stored values of the first n sessions are from their targets, R."""
     for slot in range(error.shape[0]):
         for step in range(error.shape[1]):
-            target = value_target(replay, slot, step, rule)
+            target = value_target(replay, slot, step, target_config)
             error[slot, step] = abs(np.float64(replay.value[slot, step]) - target)
 
 
 @kernel
-def fill_table(table: NDArray[np.float64], error: NDArray[np.float64], cap: float, exponent: float) -> None:
+def fill_cdf(cdf: NDArray[np.float64], error: NDArray[np.float64], cap: float, alpha: float) -> None:
     """table [N]: cumulative probabilities UNIFORM / N + (1 - UNIFORM) min(error, cap)^exponent / their sum."""
-    N, total, reached = table.shape[0], 0.0, 0.0
+    N, total, reached = cdf.shape[0], 0.0, 0.0
     for i in range(N):
-        total += min(error[i], cap) ** exponent
+        total += min(error[i], cap) ** alpha
     for i in range(N):
-        share = min(error[i], cap) ** exponent / total if total > 0 else 1.0 / N
-        reached += UNIFORM / N + (1.0 - UNIFORM) * share
-        table[i] = reached
+        share = min(error[i], cap) ** alpha / total if total > 0 else 1.0 / N
+        reached += UNIFORM_FRACTION / N + (1.0 - UNIFORM_FRACTION) * share
+        cdf[i] = reached
 
 
 @kernel
-def pick(table: NDArray[np.float64], u: float) -> int:
+def sample_index(cdf: NDArray[np.float64], u: float) -> int:
     """The first i with table[i] > u; the last one where rounding leaves none."""
-    low, high = 0, table.shape[0] - 1
+    low, high = 0, cdf.shape[0] - 1
     while low < high:
         middle = (low + high) // 2
-        if table[middle] > u:
+        if cdf[middle] > u:
             high = middle
         else:
             low = middle + 1
@@ -49,26 +49,26 @@ def pick(table: NDArray[np.float64], u: float) -> int:
 
 
 @kernel
-def weigh(weight: NDArray[np.float32], chance: NDArray[np.float64], correction: float) -> None:
+def apply_importance_weights(weight: NDArray[np.float32], probability: NDArray[np.float64], beta: float) -> None:
     """Multiply weight [B, K + 1] by chance[b]^-correction over the largest of these."""
-    least = chance[0]
-    for b in range(chance.shape[0]):
-        least = min(least, chance[b])
-    for b in range(chance.shape[0]):
-        w = (least / chance[b]) ** correction
+    least = probability[0]
+    for b in range(probability.shape[0]):
+        least = min(least, probability[b])
+    for b in range(probability.shape[0]):
+        w = (least / probability[b]) ** beta
         for k in range(weight.shape[1]):
             weight[b, k] *= w
 
 
 @kernel
-def sample_by_priority(
+def sample_prioritized(
     batch: Batch,
-    chance: NDArray[np.float64],
-    table: NDArray[np.float64],
-    replay: Replay,
-    tape: Tape,
-    rule: ValueTarget,
-    correction: float,
+    probability: NDArray[np.float64],
+    cdf: NDArray[np.float64],
+    replay: ReplayBuffer,
+    market_data: MarketData,
+    target_config: ValueTargetConfig,
+    beta: float,
     seed: int,
     step: int,
 ) -> None:
@@ -78,8 +78,8 @@ def sample_by_priority(
     weigh (N chance)^-correction over the largest of the batch.
     """
     L = replay.reward.shape[1]
-    for b in range(chance.shape[0]):
-        i = pick(table, uniform(seed, step, b))
-        chance[b] = table[i] - (table[i - 1] if i > 0 else 0.0)
-        fill_window(batch, b, replay, i // L, i % L, tape, rule)
-    weigh(batch.weight, chance, correction)
+    for b in range(probability.shape[0]):
+        i = sample_index(cdf, uniform(seed, step, b))
+        probability[b] = cdf[i] - (cdf[i - 1] if i > 0 else 0.0)
+        fill_window(batch, b, replay, i // L, i % L, market_data, target_config)
+    apply_importance_weights(batch.weight, probability, beta)

@@ -6,41 +6,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import inlined
-from kernels.learning.replay_buffer import Replay, Tape
-from kernels.market.position import BUY, FEATURES, SELL, SIDE, kind_to
+from kernels.learning.replay_buffer import MarketData, ReplayBuffer
+from kernels.market.position import BUY, NUM_POSITION_FEATURES, SELL, SIDE, action_kind_to
 from kernels.search.planner import Planner
-from kernels.search.progressive_widening import Wide
+from kernels.search.progressive_widening import SampledTree
 
 
 @inlined
-def past_columns(x: NDArray[np.float32], tape: Tape, t: int) -> int:
+def write_context(x: NDArray[np.float32], market_data: MarketData, t: int) -> int:
     """Write the features of the bars before t that the row x of a root has; the column of those of t."""
-    F = tape.X.shape[1]
+    F = market_data.features.shape[1]
     column = 0
-    for bar in range(t + 1 - (x.shape[0] - FEATURES) // F, t):
+    for bar in range(t + 1 - (x.shape[0] - NUM_POSITION_FEATURES) // F, t):
         past = x[column : column + F]
         for f in range(F):
-            past[f] = tape.X[tape.row_of_bar[bar], f]
+            past[f] = market_data.features[market_data.row_of_bar[bar], f]
         column += F
     return column
 
 
 @inlined
-def store(replay: Replay, slot: int, k: int, planner: Planner, b: int) -> None:
+def store_search_statistics(replay: ReplayBuffer, slot: int, k: int, planner: Planner, b: int) -> None:
     """Keep what the search of root b says of decision k."""
     replay.search_value[slot, k] = planner.value[b]
     for a in range(planner.policy.shape[1]):
         replay.policy[slot, k, a] = planner.policy[b, a]
-    store_sizes(replay, slot, k, planner.wide, b)
+    store_sampled_sizes(replay, slot, k, planner.sampled_tree, b)
 
 
 @inlined
-def store_sizes(replay: Replay, slot: int, k: int, wide: Wide | None, b: int) -> None:
+def store_sampled_sizes(replay: ReplayBuffer, slot: int, k: int, wide: SampledTree | None, b: int) -> None:
     """Keep the entries among the candidates of root b, each with its share of the improved policy."""
     if wide is not None:
         side = wide.tree.position[b, 0, SIDE]
-        for e in range(replay.size.shape[2]):
-            size = wide.size[b, 0, e]
-            is_entry = wide.drawn[b, 0, e] > 0 and kind_to(side, size) in (BUY, SELL)
-            replay.size[slot, k, e] = size if is_entry else 0.0
-            replay.share[slot, k, e] = wide.policy[b, e] if is_entry else 0.0
+        for e in range(replay.candidate_size.shape[2]):
+            size = wide.candidate_size[b, 0, e]
+            is_entry = wide.draw_count[b, 0, e] > 0 and action_kind_to(side, size) in (BUY, SELL)
+            replay.candidate_size[slot, k, e] = size if is_entry else 0.0
+            replay.candidate_policy[slot, k, e] = wide.policy[b, e] if is_entry else 0.0

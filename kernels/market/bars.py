@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from kernels.jit import kernel
 
-NS = 1_000_000_000
+SECOND_NS = 1_000_000_000
 
 
 class Bars(NamedTuple):
@@ -23,7 +23,7 @@ class Bars(NamedTuple):
     volume: NDArray[np.float64]  # [T]
 
 
-def take(bars: Bars, first: int, stop: int) -> Bars:
+def slice_bars(bars: Bars, first: int, stop: int) -> Bars:
     """Views of bars [first, stop)."""
     return Bars._make(column[first:stop] for column in bars)
 

@@ -14,19 +14,19 @@ from kernels.market.bars import Bars
 SCALE_BARS = 64  # moves that tell how large the next one may be
 
 
-SCALE_FLOOR = 1e-6  # of the price: the least scale of a move, a hundredth of a pip
+MIN_SCALE = 1e-6  # of the price: the least scale of a move, a hundredth of a pip
 
 
-NEVER_NAMED = np.zeros(0, np.int16)
+NO_LEARNED_CODES = np.zeros(0, np.int16)
 
 
-class Codes(NamedTuple):
+class ChanceCodes(NamedTuple):
     """C bins of the standardised next move, edges mirrored about 0; or C codes that an encoder learned."""
 
     edges: NDArray[np.float64]  # [C - 1] ascending
     centres: NDArray[np.float64]  # [C] mean standardised move of each bin
-    of_bar: NDArray[np.int16] = (
-        NEVER_NAMED  # [T] learned code by which each bar came; [0] where codes are bins
+    learned_code: NDArray[np.int16] = (
+        NO_LEARNED_CODES  # [T] learned code by which each bar came; [0] where codes are bins
     )
 
 
@@ -36,7 +36,7 @@ def move_scale_px(bars: Bars, t: int) -> float:
     total, n = 0.0, min(t, SCALE_BARS)
     for i in range(t - n + 1, t + 1):
         total += (bars.close[i] - bars.close[i - 1]) ** 2
-    return max(math.sqrt(total / max(n, 1)), float(SCALE_FLOOR * abs(bars.close[t])))
+    return max(math.sqrt(total / max(n, 1)), float(MIN_SCALE * abs(bars.close[t])))
 
 
 @kernel
@@ -53,7 +53,7 @@ def standardise_moves(out: NDArray[np.float64], bars: Bars, ts: NDArray[np.int64
 
 
 @kernel
-def code_of(codes: Codes, z: float) -> int:
+def code_of_move(codes: ChanceCodes, z: float) -> int:
     """Bin of the standardised move z; an edge belongs to the bin beyond it as seen from 0, and 0 to the upper one."""
     c = 0
     for edge in codes.edges:
@@ -63,48 +63,46 @@ def code_of(codes: Codes, z: float) -> int:
 
 
 @kernel
-def realised_code(codes: Codes, bars: Bars, t: int) -> int:
+def realised_code(codes: ChanceCodes, bars: Bars, t: int) -> int:
     """Chance code of the move from the close of bar t to that of t + 1; of a learned code bar t + 1 must be named."""
-    if codes.of_bar.shape[0] > 0:
-        return int(codes.of_bar[t + 1])
-    return code_of(codes, standardised_move(bars, t))
+    if codes.learned_code.shape[0] > 0:
+        return int(codes.learned_code[t + 1])
+    return code_of_move(codes, standardised_move(bars, t))
 
 
 @kernel
-def realised_codes(out: NDArray[np.int64], codes: Codes, bars: Bars, ts: NDArray[np.int64]) -> None:
+def fill_realised_codes(out: NDArray[np.int64], codes: ChanceCodes, bars: Bars, ts: NDArray[np.int64]) -> None:
     """out [n]: the chance code of the move after each bar of ts [n]."""
     for i in range(ts.shape[0]):
         out[i] = realised_code(codes, bars, ts[i])
 
 
 @kernel
-def sum_bins(
-    total: NDArray[np.float64], count: NDArray[np.int64], codes: Codes, moves: NDArray[np.float64]
+def accumulate_bins(
+    total: NDArray[np.float64], count: NDArray[np.int64], codes: ChanceCodes, moves: NDArray[np.float64]
 ) -> None:
     """Add the moves [n] and their mirror images to total [C] and count [C] of their bins."""
     for move in moves:
         for z in (move, -move):
-            c = code_of(codes, z)
+            c = code_of_move(codes, z)
             total[c] += z
             count[c] += 1
 
 
-def fit_codes(bars: Bars, ts: NDArray[np.int64], C: int = 8) -> Codes:
+def fit_chance_codes(bars: Bars, ts: NDArray[np.int64], C: int = 8) -> ChanceCodes:
     """C about equally frequent bins of the moves after bars `ts`, and of their mirror images.
 
     Up and down are made alike, so a training part that rose does not promise a rise; and as zero moves count in the
     mean of the bin they fall into, bins drawn as often as in the mirrored sample move the price by 0 on average.
     """
     if C < 2 or len(ts) == 0 or ts.min() < 0 or ts.max() + 1 >= len(bars.close):
-        raise ValueError(
-            f"{C} codes of {len(ts)} bars: needs two codes or more, and a bar after every bar of ts"
-        )
+        raise ValueError(f"{C} codes of {len(ts)} bars: needs two codes or more, and a bar after every bar of ts")
     moves = np.zeros(len(ts))
     standardise_moves(moves, bars, np.asarray(ts, np.int64))
     upper = np.quantile(np.abs(moves), np.arange(2 - C % 2, C - 1, 2) / C)
     edges = np.concatenate([-upper[::-1], np.zeros(1 - C % 2), upper])
-    codes = Codes(edges, np.concatenate([edges[:1], edges]))  # an empty bin keeps an edge for its centre
+    codes = ChanceCodes(edges, np.concatenate([edges[:1], edges]))  # an empty bin keeps an edge for its centre
     total, count = np.zeros(C), np.zeros(C, np.int64)
-    sum_bins(total, count, codes, moves)
+    accumulate_bins(total, count, codes, moves)
     np.divide(total, count, out=codes.centres, where=count > 0)
     return codes

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from kernels.jit import kernel
 from kernels.market import position
 from kernels.market.bars import Bars
-from kernels.market.calendar import nights
-from kernels.market.position import FULL, MOST_SIZES, count_actions, is_legal, target_side
+from kernels.market.calendar import rollovers
+from kernels.market.position import FULL_SIZE_ONLY, MAX_SIZES, action_target, count_actions, is_legal
 
 # An account is a row of ACCOUNT float64 numbers.  Zeros are an account that is flat and has traded nothing.
 ACC_BALANCE = 0  # sum of the profits of closed trades, px
@@ -25,15 +25,15 @@ ACC_EQUITY = 1  # balance + unrealised + swap of the open position, px
 ACC_SIDE = 2  # signed size: -1 short, 0 flat, +1 long, fractions between; from here on all is 0 when flat
 ACC_ENTRY_BAR = 3  # bar at whose open the position was filled
 ACC_ENTRY_PX = 4  # the fill, slippage included
-ACC_LEVEL_PX = 5  # price at the fill on the side that marks the position: bid for a long, ask for a short
+ACC_MARK_PX = 5  # price at the fill on the side that marks the position: bid for a long, ask for a short
 ACC_HELD = 6  # closes since the fill
 ACC_UNREALISED = 7  # at the last close, net of the commission of entry, without swap, px
-ACC_EXCURSION = 8  # how far the last close is beyond ACC_LEVEL_PX on the losing side, px, >= 0
-ACC_EXCURSIONS = 9  # sum of them since entry, px
-ACC_WORST = 10  # largest of them since entry, px
-ACC_BEST = 11  # largest ACC_UNREALISED since entry, px, >= 0
-ACC_SWAP = 12  # received since entry, px
-ACCOUNT = 13
+ACC_ADVERSE_EXCURSION = 8  # how far the last close is beyond ACC_LEVEL_PX on the losing side, px, >= 0
+ACC_ADVERSE_EXCURSION_SUM = 9  # sum of them since entry, px
+ACC_MAE = 10  # largest of them since entry, px
+ACC_MFE = 11  # largest ACC_UNREALISED since entry, px, >= 0
+ACC_FINANCING = 12  # received since entry, px
+NUM_ACCOUNT_FIELDS = 13
 
 # A trade is a row of TRADE float64 numbers.
 ENTRY_BAR = 0  # bar at whose open it was entered
@@ -42,10 +42,10 @@ TRADE_SIDE = 2  # signed size
 ENTRY_PX = 3  # fills, slippage included
 EXIT_PX = 4
 PROFIT_PX = 5  # net of every cost
-EXCURSIONS_PX = 6  # sum of the excursions at its closes
+ADVERSE_EXCURSION_SUM_PX = 6  # sum of the excursions at its closes
 BARS_HELD = 7  # closes it lived through
-SWAP_PX = 8  # part of PROFIT_PX
-TRADE = 9
+FINANCING_PX = 8  # part of PROFIT_PX
+NUM_TRADE_FIELDS = 9
 
 
 class Market(NamedTuple):
@@ -57,10 +57,10 @@ class Market(NamedTuple):
     commission_px: float  # of a side
     swap_long_px: float  # of a night, positive = received
     swap_short_px: float
-    excursion_weight: float  # k: what a bar's excursion takes from its reward; 0 = reward is profit
+    mae_penalty: float  # k: what a bar's excursion takes from its reward; 0 = reward is profit
     interval_ns: int  # from close to close
     reverse: bool  # an open position may be turned in one action
-    weekends: bool  # it closes over them, see `nights`
+    closes_weekends: bool  # it closes over them, see `rollovers`
     sizes: tuple[float, ...]  # [MOST_SIZES] of an entry: fractions of a full position, ascending, then 0
 
 
@@ -73,17 +73,15 @@ def new_market(
     commission_px: float = 0.0,
     swap_long_px: float = 0.0,
     swap_short_px: float = 0.0,
-    excursion_weight: float = 0.0,
+    mae_penalty: float = 0.0,
     reverse: bool = False,
-    weekends: bool = True,
-    sizes: Sequence[float] = FULL,
+    closes_weekends: bool = True,
+    sizes: Sequence[float] = FULL_SIZE_ONLY,
 ) -> Market:
     """A market whose fields have one type each, so that kernels compile once; no cost but the spread by default."""
     if not all(0 < value < math.inf for value in (range_px, pip_px, interval_ns)):
-        raise ValueError(
-            f"range {range_px}, pip {pip_px} and interval {interval_ns} must be positive and finite"
-        )
-    if not all(0 <= value < math.inf for value in (slippage_px, commission_px, excursion_weight)):
+        raise ValueError(f"range {range_px}, pip {pip_px} and interval {interval_ns} must be positive and finite")
+    if not all(0 <= value < math.inf for value in (slippage_px, commission_px, mae_penalty)):
         raise ValueError("slippage, commission and weight of the excursion must be finite and not negative")
     return Market(
         float(range_px),
@@ -92,50 +90,45 @@ def new_market(
         float(commission_px),
         float(swap_long_px),
         float(swap_short_px),
-        float(excursion_weight),
+        float(mae_penalty),
         int(interval_ns),
         bool(reverse),
-        bool(weekends),
-        _padded(sizes),
+        bool(closes_weekends),
+        _pad_sizes(sizes),
     )
 
 
-def _padded(sizes: Sequence[float]) -> tuple[float, ...]:
+def _pad_sizes(sizes: Sequence[float]) -> tuple[float, ...]:
     """`sizes` as MOST_SIZES numbers: a fixed length, so that kernels are the same for every number of sizes."""
     given = [float(size) for size in sizes]
     while given and given[-1] == 0:
         given.pop()
     if given != sorted(set(given)) or not all(0 < size <= 1 for size in given) or not given:
         raise ValueError(f"sizes {list(sizes)} are not ascending fractions of a position, within (0, 1]")
-    if len(given) > MOST_SIZES:
-        raise ValueError(f"{len(given)} sizes are more than {MOST_SIZES}")
-    return (*given, *[0.0] * (MOST_SIZES - len(given)))
+    if len(given) > MAX_SIZES:
+        raise ValueError(f"{len(given)} sizes are more than {MAX_SIZES}")
+    return (*given, *[0.0] * (MAX_SIZES - len(given)))
 
 
 def new_accounts(n: int) -> NDArray[np.float64]:
     """[n, ACCOUNT] flat accounts."""
-    return np.zeros((n, ACCOUNT))
+    return np.zeros((n, NUM_ACCOUNT_FIELDS))
 
 
 @kernel
 def step(
     account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, action: int, market: Market
 ) -> float:
-    """`step_to` where `action` leads; an illegal one is a HOLD and returns NaN."""
+    """`step_to_target` where `action` leads; an illegal one is a HOLD and returns NaN."""
     side = account[ACC_SIDE]
     legal = is_legal(side, action, count_actions(market.sizes), market.reverse)
-    target = target_side(side, action, market.sizes) if legal else math.nan
-    return step_to(account, trade, bars, t, target, market)
+    target = action_target(side, action, market.sizes) if legal else math.nan
+    return step_to_target(account, trade, bars, t, target, market)
 
 
 @kernel
-def step_to(
-    account: NDArray[np.float64],
-    trade: NDArray[np.float64],
-    bars: Bars,
-    t: int,
-    target: float,
-    market: Market,
+def step_to_target(
+    account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, target: float, market: Market
 ) -> float:
     """Reward in R of a signed size `target` decided at the close of bar t and filled at the open of bar t + 1.
 
@@ -152,30 +145,28 @@ def step_to(
     free = target == side or target * side == 0 or (market.reverse and target * side < 0)  # no resizing
     legal = free and abs(target) <= 1
     open_ns = max(seen_ns, close_ns - market.interval_ns)
-    pay_swap(account, seen_ns, open_ns, market)
+    book_financing(account, seen_ns, open_ns, market)
     if legal and target != side:
         if side != 0:
-            leave(account, trade, fill_px(open_bid, open_ask, -side, market), t + 1, market)
+            close_position(account, trade, fill_px(open_bid, open_ask, -side, market), t + 1, market)
         if target != 0:
-            enter(account, target, open_bid, open_ask, t + 1, market)
-    pay_swap(account, open_ns, close_ns, market)
-    mark(account, close_bid, close_ask, market)
+            open_position(account, target, open_bid, open_ask, t + 1, market)
+    book_financing(account, open_ns, close_ns, market)
+    mark_to_market(account, close_bid, close_ask, market)
     if not legal:
         return math.nan
     gain = account[ACC_EQUITY] - before
-    return float(gain - market.excursion_weight * account[ACC_EXCURSION]) / market.range_px
+    return float(gain - market.mae_penalty * account[ACC_ADVERSE_EXCURSION]) / market.range_px
 
 
 @kernel
-def close_out(
-    account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, market: Market
-) -> float:
+def close_out(account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, market: Market) -> float:
     """Reward in R of closing whatever is open at the close of bar t; `trade` as in `step`."""
     trade[EXIT_BAR] = -1
     before, side = account[ACC_EQUITY], account[ACC_SIDE]
     if side == 0:
         return 0.0
-    leave(account, trade, fill_px(bars.close[t], bars.ask_close[t], -side, market), t, market)
+    close_position(account, trade, fill_px(bars.close[t], bars.ask_close[t], -side, market), t, market)
     account[ACC_EQUITY] = account[ACC_BALANCE]
     return float(account[ACC_EQUITY] - before) / market.range_px
 
@@ -187,20 +178,20 @@ def fill_px(bid: float, ask: float, side: float, market: Market) -> float:
 
 
 @kernel
-def enter(account: NDArray[np.float64], side: float, bid: float, ask: float, t: int, market: Market) -> None:
+def open_position(account: NDArray[np.float64], side: float, bid: float, ask: float, t: int, market: Market) -> None:
     """Open a position of `side` in bar t, which opens at `bid` and `ask`."""
     account[ACC_SIDE] = side
     account[ACC_ENTRY_BAR] = t
     account[ACC_ENTRY_PX] = fill_px(bid, ask, side, market)
-    account[ACC_LEVEL_PX] = bid if side > 0 else ask
+    account[ACC_MARK_PX] = bid if side > 0 else ask
 
 
 @kernel
-def leave(
+def close_position(
     account: NDArray[np.float64], trade: NDArray[np.float64], exit_px: float, t: int, market: Market
 ) -> None:
     """Close the position with a fill in bar t at `exit_px` and write the trade."""
-    side, entry_px, swap_px = account[ACC_SIDE], account[ACC_ENTRY_PX], account[ACC_SWAP]
+    side, entry_px, swap_px = account[ACC_SIDE], account[ACC_ENTRY_PX], account[ACC_FINANCING]
     profit_px = side * (exit_px - entry_px) - 2.0 * market.commission_px * abs(side) + swap_px
     trade[ENTRY_BAR] = account[ACC_ENTRY_BAR]
     trade[EXIT_BAR] = t
@@ -208,43 +199,43 @@ def leave(
     trade[ENTRY_PX] = entry_px
     trade[EXIT_PX] = exit_px
     trade[PROFIT_PX] = profit_px
-    trade[EXCURSIONS_PX] = account[ACC_EXCURSIONS]
+    trade[ADVERSE_EXCURSION_SUM_PX] = account[ACC_ADVERSE_EXCURSION_SUM]
     trade[BARS_HELD] = account[ACC_HELD]
-    trade[SWAP_PX] = swap_px
+    trade[FINANCING_PX] = swap_px
     account[ACC_BALANCE] += profit_px
     account[ACC_SIDE:] = 0.0
 
 
 @kernel
-def mark(account: NDArray[np.float64], bid: float, ask: float, market: Market) -> None:
+def mark_to_market(account: NDArray[np.float64], bid: float, ask: float, market: Market) -> None:
     """Value the account at the close of a bar: a long at `bid`, a short at `ask`; `side` brings in the size."""
     side = account[ACC_SIDE]
     if side != 0:
         price = bid if side > 0 else ask
         unrealised = side * (price - account[ACC_ENTRY_PX]) - market.commission_px * abs(side)
-        excursion = max(0.0, side * (account[ACC_LEVEL_PX] - price))
+        excursion = max(0.0, side * (account[ACC_MARK_PX] - price))
         account[ACC_HELD] += 1
         account[ACC_UNREALISED] = unrealised
-        account[ACC_EXCURSION] = excursion
-        account[ACC_EXCURSIONS] += excursion
-        account[ACC_WORST] = max(account[ACC_WORST], excursion)
-        account[ACC_BEST] = max(account[ACC_BEST], unrealised)
-    account[ACC_EQUITY] = account[ACC_BALANCE] + account[ACC_UNREALISED] + account[ACC_SWAP]
+        account[ACC_ADVERSE_EXCURSION] = excursion
+        account[ACC_ADVERSE_EXCURSION_SUM] += excursion
+        account[ACC_MAE] = max(account[ACC_MAE], excursion)
+        account[ACC_MFE] = max(account[ACC_MFE], unrealised)
+    account[ACC_EQUITY] = account[ACC_BALANCE] + account[ACC_UNREALISED] + account[ACC_FINANCING]
 
 
 @kernel
-def raw_position(out: NDArray[np.float32], account: NDArray[np.float64], market: Market) -> None:
+def write_position(out: NDArray[np.float32], account: NDArray[np.float64], market: Market) -> None:
     """out [RAW]: the account's position as the search and the features know it, distances in R."""
     side, R = account[ACC_SIDE], market.range_px
     out[position.SIDE] = side
-    out[position.PREVIOUS] = side
+    out[position.PREVIOUS_SIDE] = side
     out[position.HELD] = account[ACC_HELD]
     out[position.UNREALISED] = account[ACC_UNREALISED] / R
-    out[position.EXCURSION] = account[ACC_EXCURSION] / R
-    out[position.WORST] = account[ACC_WORST] / R
-    out[position.BEST] = account[ACC_BEST] / R
-    fill_cost = side * (account[ACC_ENTRY_PX] - account[ACC_LEVEL_PX])
-    out[position.COST] = (fill_cost + market.commission_px * abs(side)) / R if side != 0 else 0.0
+    out[position.ADVERSE_EXCURSION] = account[ACC_ADVERSE_EXCURSION] / R
+    out[position.MAE] = account[ACC_MAE] / R
+    out[position.MFE] = account[ACC_MFE] / R
+    fill_cost = side * (account[ACC_ENTRY_PX] - account[ACC_MARK_PX])
+    out[position.ENTRY_COST] = (fill_cost + market.commission_px * abs(side)) / R if side != 0 else 0.0
 
 
 @kernel
@@ -282,9 +273,9 @@ def run_actions(
 
 
 @kernel
-def pay_swap(account: NDArray[np.float64], start_ns: int, stop_ns: int, market: Market) -> None:
+def book_financing(account: NDArray[np.float64], start_ns: int, stop_ns: int, market: Market) -> None:
     """Book the nights in (start_ns, stop_ns] to the open position, if there is one."""
     side = account[ACC_SIDE]
     if side != 0:
         rate = market.swap_long_px if side > 0 else market.swap_short_px
-        account[ACC_SWAP] += nights(start_ns, stop_ns, market.weekends) * rate * abs(side)
+        account[ACC_FINANCING] += rollovers(start_ns, stop_ns, market.closes_weekends) * rate * abs(side)

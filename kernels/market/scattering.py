@@ -15,81 +15,83 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import kernel
-from kernels.simd import LANES, Vector, load, root, store
+from kernels.simd import LANES, Vector, load, sqrt, store
 
 SIGMA_0 = 0.1  # width of phi at J = 0, cycles per sample
 OVERLAP = math.sqrt(0.5)  # height at which neighbouring wavelets meet
 ALIASING = 5.0  # a wavelet ends this many widths above its centre
-HIGHEST_CENTRE = 0.35  # of the first wavelet, cycles per sample, or more where Q asks for it
-EDGE = 1e-3  # mass of phi that padding may miss
+MIN_FIRST_CENTRE = 0.35  # of the first wavelet, cycles per sample, or more where Q asks for it
+MAX_MISSED_MASS = 1e-3  # mass of phi that padding may miss
 NEGLIGIBLE = 1e-8  # bins below this share of a filter's peak are not multiplied
-PERIODS = 5  # at most this many periods of a filter are folded into one
+MAX_PERIODS = 5  # at most this many periods of a filter are folded into one
 
-Array = NDArray[np.float64]
-Lanes = NDArray[np.float32]
-Index = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+LaneArray = NDArray[np.float32]
+IndexArray = NDArray[np.int64]
 
 
-class Bank(NamedTuple):
+class FilterBank(NamedTuple):
     """Filters and tables of one (J, Q, N).  Path 0 is order 0, then come orders 1 and 2, coarser filters later."""
 
     J: int
     Q: int
-    mirror: Index  # [L] sample of the window behind each sample of the padded window
-    cos: Lanes  # [L] cos(2 pi k / L)
-    sin: Lanes  # [L] sin(2 pi k / L)
-    place: Index  # [2 L] where `fft` leaves bin f of n: place[n + f]
-    smooth: Lanes  # [T', L] phi: weight of padded sample l in output position p
-    low_re: Lanes  # [T', K] the same of the real parts of the lowest K bins of a spectrum, at whatever level
-    low_im: Lanes  # [T', K] and of the imaginary parts
-    order: Index  # [P]
-    level: Index  # [P] at which the path's modulus is sampled
-    parent: Index  # [P] path whose modulus is filtered; 0 for the window
-    spectrum: Index  # [P] bin 0 of path 0 or of a path of order 1 among the spectra kept
-    first: Index  # [P] first bin that the path's filter takes of its parent's spectrum
-    tap: Index  # [P + 1] its weights are [tap[p], tap[p + 1])
-    weight: Lanes  # [taps] of all filters, the inverse transform's 1 / length included
-    lane: Index  # [P] path 0, then the paths by level, those of order 1 first, in the order of their numbers
-    group: Index  # [1 + levels, 3] path 0, then for each level: first place in `lane`, first of order 2, end
+    padding_index: IndexArray  # [L] sample of the window behind each sample of the padded window
+    cos: LaneArray  # [L] cos(2 pi k / L)
+    sin: LaneArray  # [L] sin(2 pi k / L)
+    bin_place: IndexArray  # [2 L] where `fft` leaves bin f of n: place[n + f]
+    low_pass: LaneArray  # [T', L] phi: weight of padded sample l in output position p
+    low_pass_re: LaneArray  # [T', K] the same of the real parts of the lowest K bins of a spectrum, at whatever level
+    low_pass_im: LaneArray  # [T', K] and of the imaginary parts
+    order: IndexArray  # [P]
+    level: IndexArray  # [P] at which the path's modulus is sampled
+    parent: IndexArray  # [P] path whose modulus is filtered; 0 for the window
+    spectrum_start: IndexArray  # [P] bin 0 of path 0 or of a path of order 1 among the spectra kept
+    first_bin: IndexArray  # [P] first bin that the path's filter takes of its parent's spectrum
+    tap_start: IndexArray  # [P + 1] its weights are [tap[p], tap[p + 1])
+    weight: LaneArray  # [taps] of all filters, the inverse transform's 1 / length included
+    path_of_lane: (
+        IndexArray  # [P] path 0, then the paths by level, those of order 1 first, in the order of their numbers
+    )
+    level_lanes: IndexArray  # [1 + levels, 3] path 0, then for each level: first place in `lane`, first of order 2, end
 
 
 class ScatterWork(NamedTuple):
     """Scratch of LANES lanes."""
 
-    u: Lanes  # [L * LANES] samples: of the windows, or of moduli
-    re: Lanes  # [L * LANES] a transform, in place
-    im: Lanes  # [L * LANES]
-    spectrum_re: Lanes  # [spectra * LANES] bins 0 .. n / 2 of the windows and of the paths of order 1
-    spectrum_im: Lanes  # [spectra * LANES] zero in bins 0 and n / 2, for good
-    total: Lanes  # [LANES]
+    u: LaneArray  # [L * LANES] samples: of the windows, or of moduli
+    re: LaneArray  # [L * LANES] a transform, in place
+    im: LaneArray  # [L * LANES]
+    spectrum_re: LaneArray  # [spectra * LANES] bins 0 .. n / 2 of the windows and of the paths of order 1
+    spectrum_im: LaneArray  # [spectra * LANES] zero in bins 0 and n / 2, for good
+    total: LaneArray  # [LANES]
 
 
-def aligned(size: int) -> Lanes:
+def aligned_zeros(size: int) -> LaneArray:
     """[size] zeros from a cache line's edge on: loads that straddle two make everything 1.3 times as slow."""
     raw = np.zeros(size + LANES, np.float32)
     return raw[-(raw.ctypes.data // 4) % LANES :][:size]
 
 
-def new_scatter_work(bank: Bank) -> ScatterWork:
+def new_scatter_work(bank: FilterBank) -> ScatterWork:
     """Scratch for one thread."""
-    samples = LANES * len(bank.mirror)
-    bins = LANES * int(kept_bins(bank.order, bank.level, len(bank.mirror)).sum())
-    return ScatterWork(*map(aligned, (samples, samples, samples, bins, bins, LANES)))
+    samples = LANES * len(bank.padding_index)
+    bins = LANES * int(kept_bins(bank.order, bank.level, len(bank.padding_index)).sum())
+    return ScatterWork(*map(aligned_zeros, (samples, samples, samples, bins, bins, LANES)))
 
 
-def kept_bins(order: Index, level: Index, L: int) -> Index:
+def kept_bins(order: IndexArray, level: IndexArray, L: int) -> IndexArray:
     """[P] bins that are kept of each path's spectrum: half, because the samples are real; none of order 2."""
     return np.where(order < 2, (L >> level) // 2 + 1, 0)
 
 
-def morlet(length: int, centre: float, width: float) -> Array:
+def morlet(length: int, centre: float, width: float) -> FloatArray:
     """Spectrum [length] of a Morlet wavelet, or of a Gaussian if `centre` is 0: zero mean, its modulus of sum 1."""
-    periods = min(math.ceil(math.sqrt(-2 * width**2 * math.log(1e-7)) + 1), PERIODS)
+    periods = min(math.ceil(math.sqrt(-2 * width**2 * math.log(1e-7)) + 1), MAX_PERIODS)
     if periods == 1:
         raise ValueError("the narrowest filter is narrower than a bin")
     f = np.arange((1 - periods) * length, periods * length) / length
 
-    def bump(at: float) -> Array:
+    def bump(at: float) -> FloatArray:
         folded = np.exp(-((f - at) ** 2) / (2 * width**2)).reshape(2 * periods - 1, length)
         return np.asarray(folded.mean(axis=0))
 
@@ -105,7 +107,7 @@ def wavelets(J: int, Q: int) -> list[tuple[float, float, int]]:
     """(centre, width, level) of Q wavelets an octave: geometric down to the width of phi, then Q - 1 of that width."""
     step = 2 ** (1 / Q)
     narrowest = SIGMA_0 / 2**J
-    centre = max(1 / (1 + 2 ** (3 / Q)), HIGHEST_CENTRE)
+    centre = max(1 / (1 + 2 ** (3 / Q)), MIN_FIRST_CENTRE)
     width = centre * (1 - 1 / step) / (1 + 1 / step) / math.sqrt(2 * math.log(1 / OVERLAP))
     if width <= narrowest:
         raise ValueError(f"J = {J} is too small for Q = {Q}")
@@ -126,13 +128,13 @@ def padded_length(J: int, length: int) -> int:
     """Power of two that leaves three half-widths of phi at each end, or what reflection can fill."""
     phi = np.abs(np.fft.ifft(morlet(length, 0.0, SIGMA_0 / 2**J)))[: length // 2]
     missed = np.cumsum(phi[::-1])[::-1]
-    enough = np.flatnonzero(missed <= EDGE)
+    enough = np.flatnonzero(missed <= MAX_MISSED_MASS)
     margin = 3 * (int(enough[0]) + 1 if len(enough) else length // 2)
     wanted = math.ceil(math.log2(length + 2 * margin))
     return int(2 ** min(wanted, math.floor(math.log2(3 * length - 2))))
 
 
-def support(spectrum: Array) -> tuple[int, int]:
+def filter_support(spectrum: FloatArray) -> tuple[int, int]:
     """First bin and number of bins outside the longest negligible stretch, around the circle."""
     L = len(spectrum)
     kept = np.flatnonzero(np.abs(spectrum) > NEGLIGIBLE * np.abs(spectrum).max())
@@ -141,7 +143,7 @@ def support(spectrum: Array) -> tuple[int, int]:
     return int(kept[(last + 1) % len(kept)]), L + 1 - int(hole[last])
 
 
-def new_bank(J: int, Q: int, length: int = 256) -> Bank:
+def new_filter_bank(J: int, Q: int, length: int = 256) -> FilterBank:
     """Filters for windows of `length` samples, Q wavelets an octave in order 1 and one in order 2."""
     L = padded_length(J, length)
     left = (L - length) // 2
@@ -157,29 +159,29 @@ def new_bank(J: int, Q: int, length: int = 256) -> Bank:
     lane = np.lexsort((order, stage))
     key = 2 * stage[lane] + (order[lane] == 2)
     edges = 2 * np.arange(stage.max() + 1)[:, None] + np.arange(3)
-    return Bank(
+    return FilterBank(
         J=J,
         Q=Q,
-        mirror=np.pad(np.arange(length), (left, L - length - left), mode="reflect"),
+        padding_index=np.pad(np.arange(length), (left, L - length - left), mode="reflect"),
         cos=np.cos(turn).astype(np.float32),
         sin=np.sin(turn).astype(np.float32),
-        place=new_places(L),
-        smooth=np.fft.ifft(low_pass).real[(read - np.arange(L)) % L].astype(np.float32),
-        low_re=low.real.astype(np.float32),
-        low_im=-low.imag.astype(np.float32),
+        bin_place=new_bin_places(L),
+        low_pass=np.fft.ifft(low_pass).real[(read - np.arange(L)) % L].astype(np.float32),
+        low_pass_re=low.real.astype(np.float32),
+        low_pass_im=-low.imag.astype(np.float32),
         order=order,
         level=level,
         parent=parent,
-        spectrum=np.cumsum(size) - size,
-        first=first_bin,
-        tap=np.cumsum([0, *map(len, weight)]),
+        spectrum_start=np.cumsum(size) - size,
+        first_bin=first_bin,
+        tap_start=np.cumsum([0, *map(len, weight)]),
         weight=np.concatenate(weight).astype(np.float32),
-        lane=lane,
-        group=np.searchsorted(key, edges),
+        path_of_lane=lane,
+        level_lanes=np.searchsorted(key, edges),
     )
 
 
-def new_paths(J: int, Q: int, L: int) -> tuple[Index, Index, Index, list[Array], Index]:
+def new_paths(J: int, Q: int, L: int) -> tuple[IndexArray, IndexArray, IndexArray, list[FloatArray], IndexArray]:
     """Order, level, parent, filter and the filter's first bin of each path."""
     ones, twos = wavelets(J, Q), wavelets(J, 1)
     edges = [(1, 0, one) for one in ones]
@@ -188,13 +190,13 @@ def new_paths(J: int, Q: int, L: int) -> tuple[Index, Index, Index, list[Array],
     for rank, n, (centre, width, j) in edges:
         # Kymatio's decimated filters are the mean, not the sum, of the folded periods: kept, so that scales agree.
         folded = morlet(L, centre, width).reshape(2 ** level[n], -1).mean(axis=0)
-        start, count = support(folded)
+        start, count = filter_support(folded)
         weight.append(np.roll(folded, -start)[:count] / len(folded))
         order, level, parent, first = [*order, rank], [*level, j], [*parent, n], [*first, start]
     return np.array(order), np.array(level), np.array(parent), weight, np.array(first)
 
 
-def new_places(L: int) -> Index:
+def new_bin_places(L: int) -> IndexArray:
     """[2 L] where `fft` leaves bin f of n = 1, 2, 4 .. L: at [n + f]."""
     place = np.zeros(2 * L, np.int64)
     for k in range(1, L.bit_length()):
@@ -205,7 +207,7 @@ def new_places(L: int) -> Index:
 
 
 @kernel
-def fft(bank: Bank, re: Lanes, im: Lanes, n: int) -> None:
+def fft(bank: FilterBank, re: LaneArray, im: LaneArray, n: int) -> None:
     """Forward transforms of n = 2^k values in place, bin f to `bank.place`; with re and im exchanged, n times inverse.
 
     Radix 4, decimation in frequency (Van Loan 1992, 1.9).
@@ -228,21 +230,21 @@ def fft(bank: Bank, re: Lanes, im: Lanes, n: int) -> None:
 
 
 @kernel
-def butterfly(bank: Bank, re: Lanes, im: Lanes, i: int, m: int, turn: int) -> None:
+def butterfly(bank: FilterBank, re: LaneArray, im: LaneArray, i: int, m: int, turn: int) -> None:
     """The four values at i, i + m, i + 2 m, i + 3 m, which become bins 0, 1, 2, 3 modulo 4, turned."""
     a_re, b_re, c_re, d_re = load(re, i), load(re, i + m), load(re, i + 2 * m), load(re, i + 3 * m)
     a_im, b_im, c_im, d_im = load(im, i), load(im, i + m), load(im, i + 2 * m), load(im, i + 3 * m)
     even_re, even_im, odd_re, odd_im = a_re + c_re, a_im + c_im, b_re + d_re, b_im + d_im
     store(re, i, even_re + odd_re)
     store(im, i, even_im + odd_im)
-    store_turned(bank, re, im, i + 2 * m, even_re - odd_re, even_im - odd_im, 2 * turn)
+    store_rotated(bank, re, im, i + 2 * m, even_re - odd_re, even_im - odd_im, 2 * turn)
     even_re, even_im, odd_re, odd_im = a_re - c_re, a_im - c_im, b_re - d_re, b_im - d_im
-    store_turned(bank, re, im, i + m, even_re + odd_im, even_im - odd_re, turn)
-    store_turned(bank, re, im, i + 3 * m, even_re - odd_im, even_im + odd_re, 3 * turn)
+    store_rotated(bank, re, im, i + m, even_re + odd_im, even_im - odd_re, turn)
+    store_rotated(bank, re, im, i + 3 * m, even_re - odd_im, even_im + odd_re, 3 * turn)
 
 
 @kernel
-def store_turned(bank: Bank, re: Lanes, im: Lanes, i: int, x: Vector, y: Vector, turn: int) -> None:
+def store_rotated(bank: FilterBank, re: LaneArray, im: LaneArray, i: int, x: Vector, y: Vector, turn: int) -> None:
     """Store (x + i y) exp(-2 pi i turn / L)."""
     c, s = bank.cos[turn], bank.sin[turn]
     store(re, i, x * c + y * s)
@@ -250,7 +252,7 @@ def store_turned(bank: Bank, re: Lanes, im: Lanes, i: int, x: Vector, y: Vector,
 
 
 @kernel
-def keep_spectra(bank: Bank, work: ScatterWork, at: int, level: int) -> None:
+def store_spectra(bank: FilterBank, work: ScatterWork, at: int, level: int) -> None:
     """The spectra of the real samples work.u, kept at `at`, by transforms of half the length."""
     half = bank.cos.shape[0] >> level >> 1
     for i in range(half):
@@ -261,13 +263,13 @@ def keep_spectra(bank: Bank, work: ScatterWork, at: int, level: int) -> None:
     store(work.spectrum_re, at * LANES, re + im)
     store(work.spectrum_re, (at + half) * LANES, re - im)
     for f in range(1, half):
-        untangle(bank, work, at, f, half)
+        split_real_spectrum(bank, work, at, f, half)
 
 
 @kernel
-def untangle(bank: Bank, work: ScatterWork, at: int, f: int, half: int) -> None:
+def split_real_spectrum(bank: FilterBank, work: ScatterWork, at: int, f: int, half: int) -> None:
     """Bin f of real samples, from the transform of (even sample + i odd sample)."""
-    i, j = bank.place[half + f] * LANES, bank.place[2 * half - f] * LANES
+    i, j = bank.bin_place[half + f] * LANES, bank.bin_place[2 * half - f] * LANES
     a_re, a_im, b_re, b_im = load(work.re, i), load(work.im, i), load(work.re, j), load(work.im, j)
     one_half, turn = np.float32(0.5), f * (bank.cos.shape[0] // (2 * half))
     x, y = (a_im + b_im) * one_half, (b_re - a_re) * one_half  # of the odd samples
@@ -277,12 +279,12 @@ def untangle(bank: Bank, work: ScatterWork, at: int, f: int, half: int) -> None:
 
 
 @kernel
-def apply_filter(bank: Bank, work: ScatterWork, path: int, k: int, windows: int, size: int) -> None:
+def apply_filter(bank: FilterBank, work: ScatterWork, path: int, k: int, windows: int, size: int) -> None:
     """Add the bins of u * psi, folded to `size`, to lanes [k, k + windows); u is the parent's modulus."""
-    parent, first, tap = bank.parent[path], bank.first[path], bank.tap[path]
+    parent, first, tap = bank.parent[path], bank.first_bin[path], bank.tap_start[path]
     bins = bank.cos.shape[0] >> bank.level[parent]
-    at, from_lane = spectrum_of(bank, parent, windows)
-    for i in range(bank.tap[path + 1] - tap):
+    at, from_lane = locate_spectrum(bank, parent, windows)
+    for i in range(bank.tap_start[path + 1] - tap):
         f = (first + i) & (bins - 1)
         to = (f & (size - 1)) * LANES + k
         weight = bank.weight[tap + i]
@@ -299,88 +301,88 @@ def apply_filter(bank: Bank, work: ScatterWork, path: int, k: int, windows: int,
 
 
 @kernel
-def spectrum_of(bank: Bank, path: int, windows: int) -> tuple[int, int]:
+def locate_spectrum(bank: FilterBank, path: int, windows: int) -> tuple[int, int]:
     """Where the spectrum of a path of order 0 or 1 is kept, and its first lane."""
     if path == 0:
         return 0, 0
-    first = bank.lane[bank.group[bank.level[path] + 1, 0]]
+    first = bank.path_of_lane[bank.level_lanes[bank.level[path] + 1, 0]]
     k = (path - first) % (LANES // windows)
-    return bank.spectrum[path - k], k * windows
+    return bank.spectrum_start[path - k], k * windows
 
 
 @kernel
-def wavelet_moduli(bank: Bank, work: ScatterWork, lane: int, stop: int, windows: int, level: int) -> None:
+def wavelet_moduli(bank: FilterBank, work: ScatterWork, lane: int, stop: int, windows: int, level: int) -> None:
     """work.u = |u * psi| of the paths bank.lane[lane .. stop), all at `level`."""
     size = bank.cos.shape[0] >> level
     for i in range(size * LANES):
         work.re[i], work.im[i] = np.float32(0.0), np.float32(0.0)
     for i in range(lane, stop):
-        apply_filter(bank, work, bank.lane[i], (i - lane) * windows, windows, size)
+        apply_filter(bank, work, bank.path_of_lane[i], (i - lane) * windows, windows, size)
     fft(bank, work.im, work.re, size)
     for i in range(size):
-        at = bank.place[size + i] * LANES
+        at = bank.bin_place[size + i] * LANES
         re, im = load(work.re, at), load(work.im, at)
-        store(work.u, i * LANES, root(re * re + im * im))
+        store(work.u, i * LANES, sqrt(re * re + im * im))
 
 
 @kernel
 def write_lanes(
-    out: NDArray[np.float32], p: int, bank: Bank, work: ScatterWork, lane: int, first: int, stop: int
+    out: NDArray[np.float32], p: int, bank: FilterBank, work: ScatterWork, lane: int, first: int, stop: int
 ) -> None:
     """Output position p of the paths bank.lane[first .. stop) from work.total, whose first path is bank.lane[lane]."""
     windows = out.shape[0]
     stride = 1 if windows == 1 else LANES
     for i in range(first, stop):
         for w in range(windows):
-            out[w, bank.lane[i], p] = work.total[(i - lane) * stride + w]
+            out[w, bank.path_of_lane[i], p] = work.total[(i - lane) * stride + w]
 
 
 @kernel
-def smooth_samples(
-    out: NDArray[np.float32], bank: Bank, work: ScatterWork, lane: int, first: int, stop: int, level: int
+def low_pass_samples(
+    out: NDArray[np.float32], bank: FilterBank, work: ScatterWork, lane: int, first: int, stop: int, level: int
 ) -> None:
     """out [n, P, T'] of the paths bank.lane[first .. stop): work.u * phi at the output positions."""
     for p in range(out.shape[2]):
-        total = load(work.u, 0) * bank.smooth[p, 0]
+        total = load(work.u, 0) * bank.low_pass[p, 0]
         for i in range(1, bank.cos.shape[0] >> level):
-            total = total + load(work.u, i * LANES) * bank.smooth[p, i << level]
+            total = total + load(work.u, i * LANES) * bank.low_pass[p, i << level]
         store(work.total, 0, total)
         write_lanes(out, p, bank, work, lane, first, stop)
 
 
 @kernel
-def smooth_spectra(
-    out: NDArray[np.float32], bank: Bank, work: ScatterWork, lane: int, stop: int, at: int
+def low_pass_spectra(
+    out: NDArray[np.float32], bank: FilterBank, work: ScatterWork, lane: int, stop: int, at: int
 ) -> None:
     """The same of the paths bank.lane[lane .. stop) from the spectra at `at`: phi has few bins and many samples."""
     for p in range(out.shape[2]):
-        total = load(work.spectrum_re, at * LANES) * bank.low_re[p, 0]
-        for f in range(1, bank.low_re.shape[1]):
+        total = load(work.spectrum_re, at * LANES) * bank.low_pass_re[p, 0]
+        for f in range(1, bank.low_pass_re.shape[1]):
             i = (at + f) * LANES
-            total = total + load(work.spectrum_re, i) * bank.low_re[p, f]
-            total = total + load(work.spectrum_im, i) * bank.low_im[p, f]
+            total = total + load(work.spectrum_re, i) * bank.low_pass_re[p, f]
+            total = total + load(work.spectrum_im, i) * bank.low_pass_im[p, f]
         store(work.total, 0, total)
         write_lanes(out, p, bank, work, lane, lane, stop)
 
 
 @kernel
-def scatter(out: NDArray[np.float32], bank: Bank, x: Array, work: ScatterWork) -> None:
+def scatter(out: NDArray[np.float32], bank: FilterBank, x: FloatArray, work: ScatterWork) -> None:
     """out [n, P, T'] of n windows x [n, N], n <= LANES."""
     windows = x.shape[0]
-    for i in range(bank.mirror.shape[0]):
+    for i in range(bank.padding_index.shape[0]):
         for w in range(windows):
-            work.u[i * LANES + w] = x[w, bank.mirror[i]]
+            work.u[i * LANES + w] = x[w, bank.padding_index[i]]
     stride = 1 if windows == 1 else LANES  # lanes of a path
-    for stage in range(bank.group.shape[0]):
+    for stage in range(bank.level_lanes.shape[0]):
         level = max(stage - 1, 0)
-        first, second, end = bank.group[stage, 0], bank.group[stage, 1], bank.group[stage, 2]
+        first, second, end = (bank.level_lanes[stage, 0], bank.level_lanes[stage, 1], bank.level_lanes[stage, 2])
         for lane in range(first, end, LANES // stride):
             stop = min(lane + LANES // stride, end)
             if stage > 0:
                 wavelet_moduli(bank, work, lane, stop, stride, level)
             if stop > second:
-                smooth_samples(out, bank, work, lane, max(lane, second), stop, level)
+                low_pass_samples(out, bank, work, lane, max(lane, second), stop, level)
             if lane < second:
-                at = bank.spectrum[bank.lane[lane]]
-                keep_spectra(bank, work, at, level)
-                smooth_spectra(out, bank, work, lane, min(stop, second), at)
+                at = bank.spectrum_start[bank.path_of_lane[lane]]
+                store_spectra(bank, work, at, level)
+                low_pass_spectra(out, bank, work, lane, min(stop, second), at)

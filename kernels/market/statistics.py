@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from kernels.jit import kernel
 from kernels.market.bars import Bars
-from kernels.market.ledger import BARS_HELD, PROFIT_PX, TRADE, TRADE_SIDE, Market, new_accounts, run_actions
+from kernels.market.ledger import BARS_HELD, NUM_TRADE_FIELDS, PROFIT_PX, TRADE_SIDE, Market, new_accounts, run_actions
 from kernels.market.position import BUY, HOLD
-from kernels.rng import below, uniform
+from kernels.rng import randint, uniform
 
-SCHEDULES = 64  # of the random baseline
-STREAM_SCHEDULES = 1 << 20  # schedule i draws from stream STREAM_SCHEDULES + i, a trainer from far lower ones
+NUM_SCHEDULES = 64  # of the random baseline
+SCHEDULE_STREAM = 1 << 20  # schedule i draws from stream STREAM_SCHEDULES + i, a trainer from far lower ones
 
 
-def statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float64], pip_px: float) -> dict[str, Any]:
+def compute_statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float64], pip_px: float) -> dict[str, Any]:
     """Figures of the equity [n] one bar after each decision, from 0, and of its trades [m, TRADE]; None = undefined.
 
     `share_in_market`: closes with a position open.  `max_drawdown_pips`: largest fall below an earlier equity, 0 at the
@@ -56,7 +56,7 @@ def baselines(
     actions = np.full(stop - 1 - first, HOLD, np.int8)
     if len(actions) < 1:
         raise ValueError(f"no decision in bars [{first}, {stop}): it takes two bars")
-    equity, trades, pips = np.zeros(len(actions)), np.zeros((len(actions), TRADE)), {}
+    equity, trades, pips = np.zeros(len(actions)), np.zeros((len(actions), NUM_TRADE_FIELDS)), {}
     sizes = np.trim_zeros(np.array(market.sizes))
     k = len(sizes)
     for name, action in (("flat", HOLD), ("long", k), ("short", 2 * k)):
@@ -65,10 +65,10 @@ def baselines(
     held = turnover[:, BARS_HELD].astype(np.int64)
     size = np.searchsorted(sizes, np.abs(turnover[:, TRADE_SIDE]))
     total = 0.0
-    for schedule in range(SCHEDULES if len(held) else 0):
-        draw_schedule(actions, held, size, k, market.reverse, seed, STREAM_SCHEDULES + schedule)
+    for schedule in range(NUM_SCHEDULES if len(held) else 0):
+        draw_schedule(actions, held, size, k, market.reverse, seed, SCHEDULE_STREAM + schedule)
         total += _net_pips(equity, trades, bars, first, actions, market)
-    return {**pips, "random": total / SCHEDULES}
+    return {**pips, "random": total / NUM_SCHEDULES}
 
 
 def _net_pips(
@@ -130,10 +130,10 @@ def place_trades(
             idle -= 1
             i += 1
             continue
-        pick = done + below(left, seed, stream, 3 * i + 1)
+        pick = done + randint(left, seed, stream, 3 * i + 1)
         held[done], held[pick] = held[pick], held[done]
         size[done], size[pick] = size[pick], size[done]
-        side = below(2, seed, stream, 3 * i + 2) if touching < 0 else 1 - touching
+        side = randint(2, seed, stream, 3 * i + 2) if touching < 0 else 1 - touching
         actions[i] = BUY + side * k + size[done]
         i += held[done]
         done += 1

@@ -9,28 +9,28 @@ from numpy.typing import NDArray
 
 from kernels.jit import inlined
 from kernels.search.config import SearchConfig
-from kernels.search.gumbel import TINY, best_legal, span
-from kernels.search.tree import LEGAL, ONE, ZERO, Tree, softmax
-from kernels.simd import FEW, choose, load_few, store, total
+from kernels.search.gumbel import TINY, best_legal_action, min_max_q
+from kernels.search.tree import MIN_LEGAL_LOGIT, ONE, ZERO, Tree, masked_softmax
+from kernels.simd import LANES_4, load_4, reduce_add, select, store
 
 PUCT_INIT, PUCT_BASE = 1.25, 19652.0
 
 
 @inlined
-def mix_noise(tree: Tree, config: SearchConfig, b: int) -> None:
+def add_dirichlet_noise(tree: Tree, config: SearchConfig, b: int) -> None:
     """Root logits of (1 - share) prior + share noise, where `tree.noise` holds any: a draw over the legal actions."""
     mass = 0.0
     for a in range(tree.noise.shape[1]):
-        if tree.prior[b, 0, a] > LEGAL:
+        if tree.prior[b, 0, a] > MIN_LEGAL_LOGIT:
             mass += tree.noise[b, a]
     if mass == 0:
         return
     for a in range(tree.noise.shape[1]):
-        if tree.prior[b, 0, a] > LEGAL:
-            noise = config.noise_share * tree.noise[b, a] / mass
-            mixed = (1.0 - config.noise_share) * np.float64(tree.policy[b, 0, a]) + noise
+        if tree.prior[b, 0, a] > MIN_LEGAL_LOGIT:
+            noise = config.dirichlet_fraction * tree.noise[b, a] / mass
+            mixed = (1.0 - config.dirichlet_fraction) * np.float64(tree.policy[b, 0, a]) + noise
             tree.prior[b, 0, a] = math.log(max(mixed, TINY))
-    softmax(tree.policy[b, 0], tree.prior[b, 0], tree.score.shape[1])
+    masked_softmax(tree.policy[b, 0], tree.prior[b, 0], tree.score.shape[1])
 
 
 @inlined
@@ -39,27 +39,22 @@ def puct_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
 
     An unvisited action takes the node's own value; Q is in units of S or, with `rescale`, within the node's range.
     """
-    q, logits, visits, own = (
-        tree.score[b],
-        tree.prior[b, node],
-        tree.edge_visits[b, node],
-        tree.value[b, node],
-    )
+    q, logits, visits, own = (tree.score[b], tree.prior[b, node], tree.edge_visits[b, node], tree.value[b, node])
     count = ONE  # not tree.visits: at full width a code is added without a visit
-    for i in range(0, q.shape[0], FEW):
-        n = load_few(visits, i)
-        count += total(n)
-        store(q, i, choose(n > ZERO, load_few(tree.edge_value[b, node], i), own))
-    low, unit = ZERO, config.value_unit
-    if config.rescale:
-        low, high = span(q, logits)
+    for i in range(0, q.shape[0], LANES_4):
+        n = load_4(visits, i)
+        count += reduce_add(n)
+        store(q, i, select(n > ZERO, load_4(tree.edge_value[b, node], i), own))
+    low, unit = ZERO, config.q_scale
+    if config.rescale_values:
+        low, high = min_max_q(q, logits)
         low = min(low, own)
         unit = max(max(high, own) - low, 1e-8)
     bonus = np.float32(math.sqrt(count) * (PUCT_INIT + math.log((count + PUCT_BASE + 1.0) / PUCT_BASE)))
-    for i in range(0, q.shape[0], FEW):
-        explore = load_few(tree.policy[b, node], i) * bonus / (load_few(visits, i) + ONE)
-        store(q, i, (load_few(q, i) - low) / np.float32(unit) + explore)
-    return best_legal(q, logits)
+    for i in range(0, q.shape[0], LANES_4):
+        explore = load_4(tree.policy[b, node], i) * bonus / (load_4(visits, i) + ONE)
+        store(q, i, (load_4(q, i) - low) / np.float32(unit) + explore)
+    return best_legal_action(q, logits)
 
 
 @inlined

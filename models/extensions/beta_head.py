@@ -9,19 +9,19 @@ import math
 from typing import NamedTuple
 
 from kernels.jit import inlined, kernel
-from kernels.search.progressive_widening import BETAS, softplus
+from kernels.search.progressive_widening import NUM_BETA_PARAMS, softplus
 from models.layers import Array
 
-BONUS = 5e-3  # of the entropy
-EDGE = 2.0**-10  # the nearest that a size comes to 0 or 1, where its logarithm has no end
+ENTROPY_BONUS = 5e-3  # of the entropy
+MIN_SIZE = 2.0**-10  # the nearest that a size comes to 0 or 1, where its logarithm has no end
 ASYMPTOTIC = 8.0  # from here on the series below are right to 1e-12
 
 
-class Candidates(NamedTuple):
+class SizeCandidates(NamedTuple):
     """Entries that a search tried, of n decisions."""
 
     size: Array  # [n, E] signed, 0 = none
-    share: Array  # [n, E] of each in the improved policy
+    candidate_policy: Array  # [n, E] of each in the improved policy
 
 
 @kernel
@@ -49,33 +49,33 @@ def trigamma(x: float) -> float:
 
 
 @inlined
-def side_loss(mass: float, log_x: float, log_y: float, p: float, q: float) -> tuple[float, float, float]:
+def side_loss(total_probability: float, log_x: float, log_y: float, p: float, q: float) -> tuple[float, float, float]:
     """(loss, its slopes in alpha = p and beta = q) of sizes x, y = 1 - x, with sums of share, share log x and log y."""
     norm = math.lgamma(p) + math.lgamma(q) - math.lgamma(p + q)
     psi_p, psi_q, psi = digamma(p), digamma(q), digamma(p + q)
     entropy = norm - (p - 1.0) * psi_p - (q - 1.0) * psi_q + (p + q - 2.0) * psi
     spread = (p + q - 2.0) * trigamma(p + q)
-    loss = mass * norm - (p - 1.0) * log_x - (q - 1.0) * log_y - BONUS * entropy
-    d_p = mass * (psi_p - psi) - log_x - BONUS * (spread - (p - 1.0) * trigamma(p))
-    d_q = mass * (psi_q - psi) - log_y - BONUS * (spread - (q - 1.0) * trigamma(q))
+    loss = total_probability * norm - (p - 1.0) * log_x - (q - 1.0) * log_y - ENTROPY_BONUS * entropy
+    d_p = total_probability * (psi_p - psi) - log_x - ENTROPY_BONUS * (spread - (p - 1.0) * trigamma(p))
+    d_q = total_probability * (psi_q - psi) - log_y - ENTROPY_BONUS * (spread - (q - 1.0) * trigamma(q))
     return loss, d_p, d_q
 
 
 @kernel
-def beta_loss(z: Array, db: Array, b: Array, candidates: Candidates, weight: Array, factor: float) -> float:
+def beta_loss(z: Array, db: Array, b: Array, candidates: SizeCandidates, weight: Array, factor: float) -> float:
     """sum_i weight_i loss_i of the head's z_i + b over n rows, of the sides that have candidates.
 
     z [n, BETAS], a and b of a BUY and of a SELL, becomes the gradient of `factor` times that, and db [BETAS] the one
     of b.
     """
-    size, share, total = candidates.size, candidates.share, 0.0
+    size, share, total = candidates.size, candidates.candidate_policy, 0.0
     db[:] = 0
     for i in range(z.shape[0]):
-        for first in range(0, BETAS, 2):
+        for first in range(0, NUM_BETA_PARAMS, 2):
             found, mass, log_x, log_y = False, 0.0, 0.0, 0.0
             for e in range(size.shape[1]):
                 if size[i, e] != 0 and (size[i, e] > 0) == (first == 0):
-                    x = min(max(abs(float(size[i, e])), EDGE), 1.0 - EDGE)
+                    x = min(max(abs(float(size[i, e])), MIN_SIZE), 1.0 - MIN_SIZE)
                     found = True
                     mass += share[i, e]
                     log_x += share[i, e] * math.log(x)

@@ -17,44 +17,44 @@ from numpy.typing import NDArray
 from kernels.jit import kernel
 from models.layers import (
     Array,
-    hidden_backward,
-    hidden_forward,
     linear_backward,
     linear_backward_input,
     linear_forward,
+    linear_relu_backward,
+    linear_relu_forward,
 )
-from models.params import Params, Shape
+from models.params import ModelShape, Params
 
-CALL_ROWS = 4096  # bars that are named at once
-TINY = 1e-9
-MOST_MOVE = 4.0  # that a code has to tell of, in standard deviations
+ENCODE_ROWS = 4096  # bars that are named at once
+MIN_PROBABILITY = 1e-9
+MAX_MOVE = 4.0  # that a code has to tell of, in standard deviations
 
 
-class Coder(NamedTuple):
+class ChanceEncoderWork(NamedTuple):
     """Activations and gradients of the encoder; everything else is step by step, [K, n]."""
 
     hidden: Array  # [n K, E]
-    p: Array  # [n, K, C] probabilities of the codes; becomes the gradient of their logits
+    probability: Array  # [n, K, C] probabilities of the codes; becomes the gradient of their logits
     d_hidden: Array  # [n K, E]
     d_code: Array  # [K, n, C] gradient of the one-hots
-    d_part: Array  # [K, n, C]
-    use: Array  # [C] mean of p
+    d_code_part: Array  # [K, n, C]
+    mean_probability: Array  # [C] mean of p
 
 
-def new_coder(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Coder:
+def new_chance_encoder_work(shape: ModelShape, n: int, K: int, dtype: Any = np.float32) -> ChanceEncoderWork:
     """Room for n windows of K steps."""
-    E, C = shape.encode, shape.codes
+    E, C = shape.chance_encoder_width, shape.codes
     sizes = (n * K, E), (n, K, C), (n * K, E), (K, n, C), (K, n, C), (C,)
-    return Coder(*(np.zeros(size, dtype) for size in sizes))
+    return ChanceEncoderWork(*(np.zeros(size, dtype) for size in sizes))
 
 
-def choose_codes(coder: Coder, gain_in: Array, code: NDArray[np.int32], p: Params, x: Array) -> None:
+def quantise(work: ChanceEncoderWork, reward_input: Array, code: NDArray[np.int32], p: Params, x: Array) -> None:
     """Name the later bars x [n, K, F]: one-hots into gain_in [K n, D + C + 2P], numbers into code [K n]."""
-    logits = coder.p.reshape(-1, coder.p.shape[2])
-    hidden_forward(coder.hidden, x.reshape(len(logits), -1), p.encode_w, p.encode_b)
-    linear_forward(logits, coder.hidden, p.encoding_w, p.encoding_b)
+    logits = work.probability.reshape(-1, work.probability.shape[2])
+    linear_relu_forward(work.hidden, x.reshape(len(logits), -1), p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
+    linear_forward(logits, work.hidden, p.chance_encoder_out_w, p.chance_encoder_out_b)
     softmax(logits)
-    put_codes(gain_in, code, coder.p, p.latent_w.shape[1])
+    write_one_hot(reward_input, code, work.probability, p.representation_out_w.shape[1])
 
 
 @kernel
@@ -72,28 +72,28 @@ def softmax(z: Array) -> None:
 
 
 @kernel
-def put_codes(gain_in: Array, code: NDArray[np.int32], p: Array, D: int) -> None:
+def write_one_hot(reward_input: Array, code: NDArray[np.int32], p: Array, D: int) -> None:
     """The likeliest code of each bar as a one-hot from column D on, and as a number."""
     n, K, C = p.shape
     for i in range(n):
         for k in range(K):
             best, row = 0, k * n + i
             for c in range(C):
-                gain_in[row, D + c] = 0.0
+                reward_input[row, D + c] = 0.0
                 if p[i, k, c] > p[i, k, best]:
                     best = c
-            gain_in[row, D + best] = 1.0
+            reward_input[row, D + best] = 1.0
             code[row] = best
 
 
-def backward_codes(
+def chance_encoder_backward(
     d: Params,
-    coder: Coder,
+    work: ChanceEncoderWork,
     p: Params,
     x: Array,
     move: Array,
     readers: tuple[tuple[Array, Array], tuple[Array, Array]],
-    gain_in: Array,
+    reward_input: Array,
     code: NDArray[np.int32],
     weight: Array,
     factors: tuple[float, float, float],
@@ -103,32 +103,26 @@ def backward_codes(
     `readers` are the layers that read the code, the reward head's and the dynamics': the gradient [K n, O] of what
     each makes of its input, and its weights, those of the code first.
     """
-    D, C = p.latent_w.shape[1], coder.p.shape[2]
-    for dc, (reader, w) in zip((coder.d_code, coder.d_part), readers, strict=True):
+    D, C = p.representation_out_w.shape[1], work.probability.shape[2]
+    for dc, (reader, w) in zip((work.d_code, work.d_code_part), readers, strict=True):
         linear_backward_input(dc.reshape(-1, C), reader, w[:C])
-    told = d.meaning_w, d.meaning_b, coder.d_code, p.meaning_w, p.meaning_b
-    telling = tell(*told, move, gain_in[:, D : D + C], weight, factors[2])
-    usage = mean_code(coder.use, coder.p, weight)
-    losses = coder.p, coder.d_code, coder.d_part, coder.use, code, weight
+    told = d.code_move_w, d.code_move_b, work.d_code, p.code_move_w, p.code_move_b
+    telling = move_loss(*told, move, reward_input[:, D : D + C], weight, factors[2])
+    usage = mean_code_probability(work.mean_probability, work.probability, weight)
+    losses = work.probability, work.d_code, work.d_code_part, work.mean_probability, code, weight
     commitment = straight_through(*losses, factors[0], factors[1])
-    dz = coder.p.reshape(-1, C)
-    linear_backward(d.encoding_w, d.encoding_b, dz, coder.hidden)
-    linear_backward_input(coder.d_hidden, dz, p.encoding_w)
-    hidden_backward(d.encode_w, d.encode_b, coder.d_hidden, coder.hidden, x.reshape(len(dz), -1))
+    dz = work.probability.reshape(-1, C)
+    linear_backward(d.chance_encoder_out_w, d.chance_encoder_out_b, dz, work.hidden)
+    linear_backward_input(work.d_hidden, dz, p.chance_encoder_out_w)
+    linear_relu_backward(
+        d.chance_encoder_hidden_w, d.chance_encoder_hidden_b, work.d_hidden, work.hidden, x.reshape(len(dz), -1)
+    )
     return [commitment, usage, telling]
 
 
 @kernel
-def tell(
-    dw: Array,
-    db: Array,
-    d_code: Array,
-    w: Array,
-    b: Array,
-    move: Array,
-    hot: Array,
-    weight: Array,
-    factor: float,
+def move_loss(
+    dw: Array, db: Array, d_code: Array, w: Array, b: Array, move: Array, one_hot: Array, weight: Array, factor: float
 ) -> float:
     """sum_i weight_i (<c_i, w> + b - z_i)^2 / 2 of moves z [n, K], one-hots c [K n, C]; dw, db: `factor` its gradient.
 
@@ -142,32 +136,32 @@ def tell(
         for k in range(K):
             row, off = k * n + i, np.float64(b[0])
             for c in range(w.shape[0]):
-                off += np.float64(hot[row, c]) * np.float64(w[c, 0])
-            off -= min(max(np.float64(move[i, k]), -MOST_MOVE), MOST_MOVE)
+                off += np.float64(one_hot[row, c]) * np.float64(w[c, 0])
+            off -= min(max(np.float64(move[i, k]), -MAX_MOVE), MAX_MOVE)
             total += 0.5 * weight[row] * off * off
             off *= factor * weight[row]
             db[0] += off
             for c in range(w.shape[0]):
-                dw[c, 0] += off * hot[row, c]
+                dw[c, 0] += off * one_hot[row, c]
                 d_code[k, i, c] += off * w[c, 0]
     return total
 
 
 @kernel
-def mean_code(use: Array, p: Array, weight: Array) -> float:
+def mean_code_probability(mean_probability: Array, p: Array, weight: Array) -> float:
     """use [C] = weighted mean of p [n, K, C]; minus its entropy, times the sum of the weights [K n]."""
     n, K, C = p.shape
     total, found = 0.0, 0.0
-    use[:] = 0
+    mean_probability[:] = 0
     for i in range(n):
         for k in range(K):
             w = weight[k * n + i]
             total += np.float64(w)
             for c in range(C):
-                use[c] += w * p[i, k, c]
+                mean_probability[c] += w * p[i, k, c]
     for c in range(C):
-        use[c] = max(use[c] / max(total, TINY), TINY)
-        found += total * use[c] * math.log(use[c])
+        mean_probability[c] = max(mean_probability[c] / max(total, MIN_PROBABILITY), MIN_PROBABILITY)
+        found += total * mean_probability[c] * math.log(mean_probability[c])
     return found
 
 
@@ -175,12 +169,12 @@ def mean_code(use: Array, p: Array, weight: Array) -> float:
 def straight_through(
     p: Array,
     d_code: Array,
-    d_part: Array,
-    use: Array,
+    d_code_part: Array,
+    mean_probability: Array,
     code: NDArray[np.int32],
     weight: Array,
     commitment: float,
-    usage: float,
+    code_entropy: float,
 ) -> float:
     """sum_i weight_i |c_i - p_i|^2; p [n, K, C] becomes the gradient of its logits, p (g - <g, p>) for g that of c."""
     n, K, C = p.shape
@@ -192,19 +186,21 @@ def straight_through(
             for c in range(C):
                 off = np.float64(said[c]) - (1.0 if c == code[row] else 0.0)
                 total += w * off * off
-                g[c] += d_part[k, i, c] + w * (2.0 * commitment * off + usage * math.log(use[c]))
+                g[c] += d_code_part[k, i, c] + w * (
+                    2.0 * commitment * off + code_entropy * math.log(mean_probability[c])
+                )
                 mean += np.float64(g[c]) * np.float64(said[c])
             for c in range(C):
                 said[c] *= g[c] - mean
     return total
 
 
-def name_bars(p: Params, X: Array, rows: NDArray[np.int32]) -> NDArray[np.int64]:
+def encode_bars(p: Params, X: Array, rows: NDArray[np.int32]) -> NDArray[np.int64]:
     """[n] codes of the bars whose features are X[rows]."""
     found = np.zeros(len(rows), np.int64)
-    for first in range(0, len(rows), CALL_ROWS):
-        part = rows[first : first + CALL_ROWS]
-        hidden = np.empty((len(part), len(p.encode_b)), X.dtype)
-        hidden_forward(hidden, X[part], p.encode_w, p.encode_b)
-        found[first : first + len(part)] = np.argmax(hidden @ p.encoding_w + p.encoding_b, axis=1)
+    for first in range(0, len(rows), ENCODE_ROWS):
+        part = rows[first : first + ENCODE_ROWS]
+        hidden = np.empty((len(part), len(p.chance_encoder_hidden_b)), X.dtype)
+        linear_relu_forward(hidden, X[part], p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
+        found[first : first + len(part)] = np.argmax(hidden @ p.chance_encoder_out_w + p.chance_encoder_out_b, axis=1)
     return found

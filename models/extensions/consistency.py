@@ -9,23 +9,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.jit import reordered
+from kernels.jit import reassociated
 from models.layers import (
     Array,
-    hidden_forward,
+    layernorm_backward,
+    layernorm_forward,
     linear_backward,
     linear_backward_input,
     linear_forward,
-    norm_backward,
-    norm_forward,
+    linear_relu_forward,
     relu_backward,
 )
-from models.params import Params, Shape
+from models.params import ModelShape, Params
 
-FLOOR = 1e-5  # of a length, below which a direction means nothing
+MIN_LENGTH = 1e-5  # of a length, below which a direction means nothing
 
 
-class Block(NamedTuple):
+class MlpActivations(NamedTuple):
     """y = relu(norm(x @ w + b)) @ w_out + b_out and what its backward needs."""
 
     normed: Array  # [M, W]
@@ -34,67 +34,69 @@ class Block(NamedTuple):
     y: Array  # [M, W]
 
 
-class Foresight(NamedTuple):
+class ConsistencyWork(NamedTuple):
     """Activations and gradients of the consistency loss."""
 
     x: Array  # [M, F] features of the later bars, step by step
-    represent: Array  # [M, H]
-    seen: Array  # [M, D] latents of the target network
+    representation_hidden: Array  # [M, H]
+    target_latent: Array  # [M, D] latents of the target network
     rstd: Array  # [M]
-    aim: Block  # of the target network
-    project: Block
-    guess: Block
+    target_projection: MlpActivations  # of the target network
+    projection: MlpActivations
+    prediction: MlpActivations
     dy: Array  # [M, W]
     d_hidden: Array  # [M, W]
 
 
-def new_foresight(shape: Shape, rows: int, dtype: Any = np.float32) -> Foresight:
+def new_consistency_work(shape: ModelShape, rows: int, dtype: Any = np.float32) -> ConsistencyWork:
     """Room for `rows` steps."""
-    M, W = rows, shape.project
+    M, W = rows, shape.projector_width
 
     def zeros(*size: int) -> Array:
         return np.zeros(size, dtype)
 
-    aim, project, guess = (Block(zeros(M, W), zeros(M), zeros(M, W), zeros(M, W)) for _ in range(3))
+    aim, project, guess = (MlpActivations(zeros(M, W), zeros(M), zeros(M, W), zeros(M, W)) for _ in range(3))
     x, represent, seen = (zeros(M, width) for width in (shape.features, shape.hidden, shape.latent))
-    return Foresight(x, represent, seen, zeros(M), aim, project, guess, zeros(M, W), zeros(M, W))
+    return ConsistencyWork(x, represent, seen, zeros(M), aim, project, guess, zeros(M, W), zeros(M, W))
 
 
-Four = tuple[Array, Array, Array, Array]  # w, b, w_out, b_out of a block
+MlpParams = tuple[Array, Array, Array, Array]  # w, b, w_out, b_out of a block
 
 
-def projector(p: Params) -> Four:
+def projector(p: Params) -> MlpParams:
     """P1."""
-    return p.project_w, p.project_b, p.projection_w, p.projection_b
+    return p.projector_1_w, p.projector_1_b, p.projector_2_w, p.projector_2_b
 
 
-def predictor(p: Params) -> Four:
+def predictor(p: Params) -> MlpParams:
     """P2."""
-    return p.guess_w, p.guess_b, p.guessed_w, p.guessed_b
+    return p.predictor_1_w, p.predictor_1_b, p.predictor_2_w, p.predictor_2_b
 
 
-def block_forward(block: Block, x: Array, layers: Four) -> None:
+def mlp_forward(work: MlpActivations, x: Array, layers: MlpParams) -> None:
     """y = relu(norm(x @ w + b)) @ w_out + b_out."""
     w, b, w_out, b_out = layers
-    linear_forward(block.hidden, x, w, b)
-    norm_forward(block.normed, block.rstd, block.hidden)
-    np.maximum(block.normed, 0, out=block.hidden)
-    linear_forward(block.y, block.hidden, w_out, b_out)
+    linear_forward(work.hidden, x, w, b)
+    layernorm_forward(work.normed, work.rstd, work.hidden)
+    np.maximum(work.normed, 0, out=work.hidden)
+    linear_forward(work.y, work.hidden, w_out, b_out)
 
 
-def block_backward(d: Four, dx: Array, dh: Array, dy: Array, block: Block, x: Array, layers: Four) -> None:
+def mlp_backward(
+    d: MlpParams, dx: Array, dh: Array, dy: Array, work: MlpActivations, x: Array, layers: MlpParams
+) -> None:
     """Gradients d of the layers, and dx, which may be dy; dh [M, W] is scratch."""
     dw, db, dw_out, db_out = d
     w, _, w_out, _ = layers
-    linear_backward(dw_out, db_out, dy, block.hidden)
+    linear_backward(dw_out, db_out, dy, work.hidden)
     linear_backward_input(dh, dy, w_out)
-    relu_backward(dh, block.hidden)
-    norm_backward(dh, dh, block.normed, block.rstd)
+    relu_backward(dh, work.hidden)
+    layernorm_backward(dh, dh, work.normed, work.rstd)
     linear_backward(dw, db, dh, x)
     linear_backward_input(dx, dh, w)
 
 
-@reordered
+@reassociated
 def negative_cosine(da: Array, a: Array, b: Array, weight: Array, factor: float) -> float:
     """sum_i -weight_i cos(a_i, b_i); da [M, W] becomes `factor` times its gradient, b [M, W] being constant."""
     total = 0.0
@@ -105,36 +107,43 @@ def negative_cosine(da: Array, a: Array, b: Array, weight: Array, factor: float)
             aa += u * u
             bb += v * v
             ab += u * v
-        length_a, length_b = max(math.sqrt(aa), FLOOR), max(math.sqrt(bb), FLOOR)
+        length_a, length_b = max(math.sqrt(aa), MIN_LENGTH), max(math.sqrt(bb), MIN_LENGTH)
         cosine = ab / (length_a * length_b)
         w = np.float64(weight[i])
         total -= w * cosine
         w *= factor / length_a
-        turn = cosine / length_a if math.sqrt(aa) > FLOOR else 0.0  # a fixed length does not turn
+        turn = cosine / length_a if math.sqrt(aa) > MIN_LENGTH else 0.0  # a fixed length does not turn
         for j in range(a.shape[1]):
             da[i, j] = w * (turn * a[i, j] - b[i, j] / length_b)
     return total
 
 
-def consistency(
+def consistency_loss(
     d: Params,
     d_latent: Array,
-    work: Foresight,
+    work: ConsistencyWork,
     p: Params,
-    target: Params,
+    target_params: Params,
     latent: Array,
     weight: Array,
     factor: float,
 ) -> float:
     """The loss of latents [M, D] against those of work.x; d of its layers and d_latent become `factor` its gradient."""
-    hidden_forward(work.represent, work.x, target.represent_w, target.represent_b)
-    linear_forward(work.seen, work.represent, target.latent_w, target.latent_b)
-    norm_forward(work.seen, work.rstd, work.seen)
-    block_forward(work.aim, work.seen, projector(target))
-    block_forward(work.project, latent, projector(p))
-    block_forward(work.guess, work.project.y, predictor(p))
-    loss = negative_cosine(work.dy, work.guess.y, work.aim.y, weight, factor)
+    linear_relu_forward(
+        work.representation_hidden, work.x, target_params.representation_hidden_w, target_params.representation_hidden_b
+    )
+    linear_forward(
+        work.target_latent,
+        work.representation_hidden,
+        target_params.representation_out_w,
+        target_params.representation_out_b,
+    )
+    layernorm_forward(work.target_latent, work.rstd, work.target_latent)
+    mlp_forward(work.target_projection, work.target_latent, projector(target_params))
+    mlp_forward(work.projection, latent, projector(p))
+    mlp_forward(work.prediction, work.projection.y, predictor(p))
+    loss = negative_cosine(work.dy, work.prediction.y, work.target_projection.y, weight, factor)
     dy, dh = work.dy, work.d_hidden
-    block_backward(predictor(d), dy, dh, dy, work.guess, work.project.y, predictor(p))
-    block_backward(projector(d), d_latent, dh, dy, work.project, latent, projector(p))
+    mlp_backward(predictor(d), dy, dh, dy, work.prediction, work.projection.y, predictor(p))
+    mlp_backward(projector(d), d_latent, dh, dy, work.projection, latent, projector(p))
     return float(loss)

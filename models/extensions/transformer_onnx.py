@@ -8,134 +8,135 @@ slot, and a row needs to know no position.
 
 import numpy as np
 
-from models.extensions.transformer import CUBE, SLOPE, turns
-from models.onnx_builder import Graph
-from models.params import Array, Params, Shape
+from models.extensions.transformer import GELU_CUBIC, SQRT_2_OVER_PI, rope_table
+from models.onnx_builder import GraphBuilder
+from models.params import Array, ModelShape, Params
 
-OUT_OF_SIGHT = -1e9  # beside any score: its share is exactly 0
+MASKED_SCORE = -1e9  # beside any score: its share is exactly 0
 
 
-def turned(x: Array, position: int, heads: int) -> Array:
-    """Queries or keys x [.., D] turned by a position, as `models.extensions.transformer.rotate` does."""
+def rope_rotated(x: Array, position: int, heads: int) -> Array:
+    """Queries or keys x [.., D] turned by a position, as `models.extensions.transformer.apply_rope` does."""
     parts = x.reshape(*x.shape[:-1], heads, 2, -1)
-    cosine, sine = turns([position], x.shape[-1] // heads)[0].T
+    cosine, sine = rope_table([position], x.shape[-1] // heads)[0].T
     a, b = parts[..., 0, :], parts[..., 1, :]
     return np.stack([a * cosine - b * sine, a * sine + b * cosine], axis=-2).reshape(x.shape)
 
 
-def quarter_turned(x: Array, heads: int) -> Array:
+def rotate_half(x: Array, heads: int) -> Array:
     """The part of a turn that goes with the sine: (a, b) -> (-b, a) of the halves of each head."""
     parts = x.reshape(*x.shape[:-1], heads, 2, -1)
     return np.stack([-parts[..., 1, :], parts[..., 0, :]], axis=-2).reshape(x.shape)
 
 
-def state_parts(s: Shape) -> dict[str, int]:
+def state_parts(s: ModelShape) -> dict[str, int]:
     """Names and widths of the parts of a state; an MLP's is its latent, and what its value prefix remembers."""
-    if s.layers == 0:
+    if s.num_layers == 0:
         return {"latent": s.latent} | (
-            {"h": s.prefix, "c": s.prefix, "prefix": 1, "steps": 1} if s.prefix else {}
+            {"h": s.value_prefix_width, "c": s.value_prefix_width, "prefix": 1, "steps": 1}
+            if s.value_prefix_width
+            else {}
         )
-    kept = {f"{part}{i}": s.latent for i in range(s.layers) for part in ("key", "value_of")}
+    kept = {f"{part}{i}": s.latent for i in range(s.num_layers) for part in ("key", "value_of")}
     return {"present": 1, "latent": s.latent} | kept
 
 
-def _feed_forward(g: Graph, x: str, p: Params, i: int, D: int) -> str:
+def _feed_forward(g: GraphBuilder, x: str, p: Params, i: int, D: int) -> str:
     """x + down(GELU(up(norm(x)))) of block i."""
-    u = g.linear(g.norm(x, f"thought{i}", D), f"up{i}", p.up_w[i], p.up_b[i])
+    u = g.linear(g.layernorm(x, f"thought{i}", D), f"up{i}", p.fc_w[i], p.fc_b[i])
     three, cube, slope, one, half = (
         g.weight(name, value)
-        for name, value in (("three", 3.0), ("cube", CUBE), ("slope", SLOPE), ("one", 1.0), ("half", 0.5))
+        for name, value in (
+            ("three", 3.0),
+            ("cube", GELU_CUBIC),
+            ("slope", SQRT_2_OVER_PI),
+            ("one", 1.0),
+            ("half", 0.5),
+        )
     )
     cubed = g.node("Mul", [g.node("Pow", [u, three], f"power{i}"), cube], f"cubed{i}")
     inner = g.node("Mul", [g.node("Add", [u, cubed], f"sum{i}"), slope], f"inner{i}")
     bend = g.node("Add", [g.node("Tanh", [inner], f"tanh{i}"), one], f"bend{i}")
     bent = g.node("Mul", [g.node("Mul", [u, half], f"half{i}"), bend], f"bent{i}")
-    return g.node("Add", [x, g.linear(bent, f"down{i}", p.down_w[i], p.down_b[i])], f"x{i + 1}")
+    return g.node("Add", [x, g.linear(bent, f"down{i}", p.fcproj_w[i], p.fcproj_b[i])], f"x{i + 1}")
 
 
-def newest_latent(g: Graph, states: str, s: Shape) -> str:
+def newest_latent(g: GraphBuilder, states: str, s: ModelShape) -> str:
     """The latent of the first of `states` [n, window S]."""
     cut = [g.weight(name, [at], np.int64) for name, at in (("from", 1), ("to", 1 + s.latent), ("axis", 1))]
     return g.node("Slice", [states, *cut], "newest_latent")
 
 
-def code_token(g: Graph, states: str, code: str, p: Params, s: Shape) -> list[str]:
+def imagined_token(g: GraphBuilder, states: str, code: str, p: Params, s: ModelShape) -> list[str]:
     """The parts of the state after a chance code [n, C] behind `states` [n, window S]."""
-    D, slots = s.latent, s.window + 1
+    D, slots = s.latent, s.attention_window + 1
     seen = {f"seen_{name}": width for name, width in state_parts(s).items()}
-    g.split(g.reshape(states, "seen", -1, s.window, s.state), seen)
+    g.split(g.reshape(states, "seen", -1, s.attention_window, s.state), seen)
     # the last column is 0 x + 1: that there is a token
-    w, b = np.pad(p.embed_w, ((0, 0), (0, 1))), np.append(p.embed_b, 1.0)
+    w, b = np.pad(p.code_embedding_w, ((0, 0), (0, 1))), np.append(p.code_embedding_b, 1.0)
     g.split(g.linear(code, "embedded", w, b), {"x0": D, "present": 1})
-    here = g.join([g.reshape("present", "here", -1, 1, 1), "seen_present"], "is_there", axis=1)
+    here = g.concat([g.reshape("present", "here", -1, 1, 1), "seen_present"], "is_there", axis=1)
     absent = g.node("Sub", [g.weight("unit", 1.0), here], "absent")
-    mask = g.node("Mul", [absent, g.weight("hide", OUT_OF_SIGHT)], "mask")
-    heads = np.kron(np.eye(s.heads), np.ones((D // s.heads, 1)))  # [D, E] the columns of each head
-    g.weight("add_heads", heads / np.sqrt(D // s.heads))
+    mask = g.node("Mul", [absent, g.weight("hide", MASKED_SCORE)], "mask")
+    heads = np.kron(np.eye(s.num_heads), np.ones((D // s.num_heads, 1)))  # [D, E] the columns of each head
+    g.weight("add_heads", heads / np.sqrt(D // s.num_heads))
     g.weight("spread_heads", heads.T)
     x = "x0"
-    for i in range(s.layers):
+    for i in range(s.num_layers):
         (wq, wk, wv), (bq, bk, bv) = np.split(p.qkv_w[i], 3, axis=1), np.split(p.qkv_b[i], 3)
-        w = np.concatenate([*(turned(wq, d, s.heads) for d in range(slots)), wk, wv], axis=1)
-        b = np.concatenate([*(turned(bq, d, s.heads) for d in range(slots)), bk, bv])
-        qkv = g.linear(g.norm(x, f"heard{i}", D), f"qkv{i}", w, b)
+        w = np.concatenate([*(rope_rotated(wq, d, s.num_heads) for d in range(slots)), wk, wv], axis=1)
+        b = np.concatenate([*(rope_rotated(bq, d, s.num_heads) for d in range(slots)), bk, bv])
+        qkv = g.linear(g.layernorm(x, f"heard{i}", D), f"qkv{i}", w, b)
         g.split(qkv, {f"query{i}": slots * D, f"key{i}": D, f"value_of{i}": D})
         keys, values = (
-            g.join(
-                [g.reshape(f"{name}{i}", f"own_{name}{i}", -1, 1, D), f"seen_{name}{i}"], f"all_{name}{i}", 1
-            )
+            g.concat([g.reshape(f"{name}{i}", f"own_{name}{i}", -1, 1, D), f"seen_{name}{i}"], f"all_{name}{i}", 1)
             for name in ("key", "value_of")
         )
         product = g.node("Mul", [g.reshape(f"query{i}", f"queries{i}", -1, slots, D), keys], f"product{i}")
         score = g.node("Add", [g.node("MatMul", [product, "add_heads"], f"plain{i}"), mask], f"score{i}")
         share = g.node("Softmax", [score], f"share{i}", axis=1)
-        weighted = g.node(
-            "Mul", [g.node("MatMul", [share, "spread_heads"], f"spread{i}"), values], f"weighted{i}"
-        )
+        weighted = g.node("Mul", [g.node("MatMul", [share, "spread_heads"], f"spread{i}"), values], f"weighted{i}")
         told = g.node("ReduceSum", [weighted, g.weight("slot_axis", [1], np.int64)], f"told{i}", keepdims=0)
-        h = g.node("Add", [x, g.linear(told, f"mix{i}", p.mix_w[i], p.mix_b[i])], f"h{i}")
+        h = g.node("Add", [x, g.linear(told, f"mix{i}", p.attproj_w[i], p.attproj_b[i])], f"h{i}")
         x = _feed_forward(g, h, p, i, D)
-    g.norm(x, "latent", D)
+    g.layernorm(x, "latent", D)
     return list(state_parts(s))
 
 
-def bar_token(g: Graph, features: str, p: Params, s: Shape) -> list[str]:
+def observed_token(g: GraphBuilder, features: str, p: Params, s: ModelShape) -> list[str]:
     """The parts of the state of the last of `context` bars, from their features [n, context F]."""
     D, c = s.latent, s.context
     bars = g.reshape(features, "bars", -1, s.features) if c > 1 else features
-    hidden = g.hidden(bars, "represent", p.represent_w, p.represent_b)
-    x = g.norm(g.linear(hidden, "before", p.latent_w, p.latent_b), "x0", D)
+    hidden = g.linear_relu(bars, "represent", p.representation_hidden_w, p.representation_hidden_b)
+    x = g.layernorm(g.linear(hidden, "before", p.representation_out_w, p.representation_out_b), "x0", D)
     kept = list[str]()
-    for i in range(s.layers):
-        heard = g.norm(x, f"heard{i}", D)
-        told, *own = (_attend_bars if c > 1 else _attend_itself)(g, heard, p, s, i)
+    for i in range(s.num_layers):
+        heard = g.layernorm(x, f"heard{i}", D)
+        told, *own = (_attend_context if c > 1 else _attend_single_bar)(g, heard, p, s, i)
         kept += own
-        h = g.node("Add", [x, g.linear(told, f"mix{i}", p.mix_w[i], p.mix_b[i])], f"h{i}")
+        h = g.node("Add", [x, g.linear(told, f"mix{i}", p.attproj_w[i], p.attproj_b[i])], f"h{i}")
         x = _feed_forward(g, h, p, i, D)
-    whole = g.norm(_last(g, x, "last", s), "latent", D)
+    whole = g.layernorm(_last_bar(g, x, "last", s), "latent", D)
     present = g.linear(whole, "present", np.zeros((D, 1)), np.ones(1))  # of a token that is there
     return [present, whole, *kept]
 
 
-def _attend_itself(g: Graph, heard: str, p: Params, s: Shape, i: int) -> list[str]:
+def _attend_single_bar(g: GraphBuilder, ln1: str, p: Params, s: ModelShape, i: int) -> list[str]:
     """A bar that sees no other takes its own value whole: names of that, its key and its value."""
     D = s.latent
-    kv = g.linear(heard, f"kv{i}", p.qkv_w[i][:, D:], p.qkv_b[i][D:])
+    kv = g.linear(ln1, f"kv{i}", p.qkv_w[i][:, D:], p.qkv_b[i][D:])
     g.split(kv, {f"key{i}": D, f"value_of{i}": D})
     return [f"value_of{i}", f"key{i}", f"value_of{i}"]
 
 
-def _attend_bars(g: Graph, heard: str, p: Params, s: Shape, i: int) -> list[str]:
+def _attend_context(g: GraphBuilder, ln1: str, p: Params, s: ModelShape, i: int) -> list[str]:
     """Bars that see those before them: names of what they are told [n c, D], and of key and value of the last."""
-    D, E, c = s.latent, s.heads, s.context
+    D, E, c = s.latent, s.num_heads, s.context
     w, b = p.qkv_w[i], p.qkv_b[i][None]
-    w, b = (
-        np.concatenate([a, quarter_turned(a[:, :D], E), quarter_turned(a[:, D : 2 * D], E)], axis=1)
-        for a in (w, b)
-    )
+    w, b = (np.concatenate([a, rotate_half(a[:, :D], E), rotate_half(a[:, D : 2 * D], E)], axis=1) for a in (w, b))
     names = [f"{name}{i}" for name in ("query", "keys", "values", "query_up", "keys_up")]
-    g.split(g.linear(heard, f"qkv{i}", w, b[0]), dict.fromkeys(names, D))
-    wave = turns(np.arange(c), D // E)  # [c, D / E / 2, 2]
+    g.split(g.linear(ln1, f"qkv{i}", w, b[0]), dict.fromkeys(names, D))
+    wave = rope_table(np.arange(c), D // E)  # [c, D / E / 2, 2]
     cosine, sine = (np.tile(np.concatenate([part, part], axis=1), (1, E)) for part in np.moveaxis(wave, 2, 0))
     g.weight("cosine", cosine)
     g.weight("sine", sine)
@@ -149,25 +150,20 @@ def _attend_bars(g: Graph, heard: str, p: Params, s: Shape, i: int) -> list[str]
         sides.append(g.node("Transpose", [each], f"{name}_heads{i}", perm=order))
     scale = g.weight("scale", 1 / np.sqrt(D // E))
     score = g.node("Mul", [g.node("MatMul", sides, f"plain{i}"), scale], f"scaled{i}")
-    later = g.weight("later", np.triu(np.full((c, c), OUT_OF_SIGHT), 1))
+    later = g.weight("later", np.triu(np.full((c, c), MASKED_SCORE), 1))
     share = g.node("Softmax", [g.node("Add", [score, later], f"score{i}")], f"share{i}", axis=-1)
     each = g.reshape(f"values{i}", f"values{i}_each", -1, c, E, D // E)
     value = g.node("Transpose", [each], f"values{i}_heads", perm=[0, 2, 1, 3])
-    told = g.node(
-        "Transpose", [g.node("MatMul", [share, value], f"weighed{i}")], f"told{i}_bars", perm=[0, 2, 1, 3]
-    )
-    own = [_last(g, f"{name}{i}", f"last_{name}{i}", s) for name in ("keys", "values")]
+    told = g.node("Transpose", [g.node("MatMul", [share, value], f"weighed{i}")], f"told{i}_bars", perm=[0, 2, 1, 3])
+    own = [_last_bar(g, f"{name}{i}", f"last_{name}{i}", s) for name in ("keys", "values")]
     return [g.reshape(told, f"told{i}", -1, D), *own]
 
 
-def _last(g: Graph, x: str, y: str, s: Shape) -> str:
+def _last_bar(g: GraphBuilder, x: str, y: str, s: ModelShape) -> str:
     """Of rows x [n c, D] those of the last bar of each context [n, D]."""
     if s.context == 1:
         return x
     wide = g.reshape(x, f"{y}_bars", -1, s.context * s.latent)
     ends = (s.context - 1) * s.latent, s.context * s.latent, 1
-    cut = [
-        g.weight(f"last_{name}", [at], np.int64)
-        for name, at in zip(("from", "to", "axis"), ends, strict=True)
-    ]
+    cut = [g.weight(f"last_{name}", [at], np.int64) for name, at in zip(("from", "to", "axis"), ends, strict=True)]
     return g.node("Slice", [wide, *cut], y)

@@ -8,40 +8,46 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.jit import reordered
-from models.extensions.transformer import Stream, forward_tokens, new_stream
+from kernels.jit import reassociated
+from models.extensions.transformer import TransformerActivations, new_transformer_activations, transformer_forward
 from models.layers import Array
-from models.params import Params, Shape
-from models.representation import Encoded, encode, new_encoded
+from models.params import ModelShape, Params
+from models.representation import RepresentationWork, new_representation_work, represent
 
-LATENT_WEIGHT = 2.0  # of the latent loss beside policy and value
+LATENT_LOSS_WEIGHT = 2.0  # of the latent loss beside policy and value
 
 
-class Seen(NamedTuple):
+class TargetLatents(NamedTuple):
     """Workspace of the target network."""
 
     latent: Array  # [K + 1, n, D] of z_1 .. z_K and z_0
-    encoded: Encoded  # K n bars, where there is no transformer
-    stream: Stream | None
+    representation: RepresentationWork  # K n bars, where there is no transformer
+    transformer: TransformerActivations | None
 
 
-def new_seen(shape: Shape, n: int, K: int, dtype: Any = np.float32) -> Seen:
+def new_target_latents(shape: ModelShape, n: int, K: int, dtype: Any = np.float32) -> TargetLatents:
     """Room for K later bars of n windows."""
     latent = np.zeros((K + 1, n, shape.latent), dtype)
-    encoded = new_encoded(shape, 0 if shape.layers else K * n, dtype, latent[:K].reshape(-1, shape.latent))
-    return Seen(latent, encoded, new_stream(shape, n, 0, K, dtype) if shape.layers else None)
+    encoded = new_representation_work(
+        shape, 0 if shape.num_layers else K * n, dtype, latent[:K].reshape(-1, shape.latent)
+    )
+    return TargetLatents(
+        latent, encoded, new_transformer_activations(shape, n, 0, K, dtype) if shape.num_layers else None
+    )
 
 
-def see(seen: Seen, target: Params, x: Array) -> Array:
+def represent_targets(work: TargetLatents, target_params: Params, x: Array) -> Array:
     """Latents [K, n, D] of z_1 .. z_K by the target network, from the features x [Z n, F] of a window's bars."""
-    if seen.stream is None:
-        encode(seen.encoded, target, x[: len(seen.encoded.z)])
+    if work.transformer is None:
+        represent(work.representation, target_params, x[: len(work.representation.z)])
     else:
-        forward_tokens(seen.latent, seen.stream, target, x, np.zeros((0, len(target.embed_w)), x.dtype))
-    return seen.latent[:-1]
+        transformer_forward(
+            work.latent, work.transformer, target_params, x, np.zeros((0, len(target_params.code_embedding_w)), x.dtype)
+        )
+    return work.latent[:-1]
 
 
-@reordered
+@reassociated
 def latent_loss(dm: Array, m: Array, z: Array, weight: Array, factor: float) -> float:
     """sum_i weight_i mean_d (m - z)^2 of latents m and z [M, D]; dm becomes `factor` times the gradient of m."""
     total, D = 0.0, m.shape[1]

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from host import atomic as module
-from host.atomic import Locked, Unwritable, Unwritten, locked, overwrite, publish, write_all
-from host.commands.act import act_beside_money, act_on_feed, new_publishing
+from host.atomic import LockedError, OutputPathError, WriteError, locked, overwrite, write_all, write_atomic
+from host.commands.act import act_on_feed, new_live_options, run_live
 from host.commands.backtest import backtest_csv
 from host.commands.pack import pack
 from host.data.formats import ReadOptions
 from host.live.journal import Journal, read_journal
-from host.live.live_agent import Printer
-from host.live.runner import Office, Publishing
-from host.live.target_file import UNWRITTEN, Row, in_reserve, parse_target
-from kernels.market.bars import NS
+from host.live.live_agent import DecisionPrinter
+from host.live.runner import LiveOptions, LiveRunner
+from host.live.target_file import UNWRITTEN_REASON, TargetRow, parse_target, reserve_row
+from kernels.market.bars import SECOND_NS
 from kernels.market.features import HISTORY
 from tests.fixtures.paths import ROOT
 from tests.fixtures.scenes import GUARD, Disk, Scene, failing, scene
@@ -54,18 +54,18 @@ def test_what_a_command_reads_is_not_written_over(trained: Trained, tmp_path: Pa
     model.write_bytes(trained.path.read_bytes())
     (tmp_path / "link.csv").symlink_to(feed)
     for out in (feed, model, tmp_path / "link.csv"):
-        with pytest.raises(Unwritable, match="is read by this command"):
+        with pytest.raises(OutputPathError, match="is read by this command"):
             backtest_csv(feed, model, ReadOptions(), None, out)
-    with pytest.raises(Unwritable, match="is read by this command"):
+    with pytest.raises(OutputPathError, match="is read by this command"):
         pack(model, model)
     assert model.read_bytes() == trained.path.read_bytes()
 
 
 def test_what_is_written_over_leaves_nothing_behind(tmp_path: Path) -> None:
-    publish(tmp_path / "x", "a long text\n")
+    write_atomic(tmp_path / "x", "a long text\n")
     overwrite(tmp_path / "x", "short\n")
     assert (tmp_path / "x").read_bytes() == b"short\n"
-    with pytest.raises(Unwritten, match=f"{tmp_path}/none: No such file") as caught:
+    with pytest.raises(WriteError, match=f"{tmp_path}/none: No such file") as caught:
         overwrite(tmp_path / "none", "x")
     assert caught.value.exit_code == 1
 
@@ -116,10 +116,10 @@ def test_who_holds_a_folder_notices_that_it_was_moved(
         (folder / "file").touch()
         check_held()
         folder.rename(tmp_path / "moved")
-        with pytest.raises(Locked, match="was moved or deleted"):
+        with pytest.raises(LockedError, match="was moved or deleted"):
             check_held()
         folder.mkdir()
-        with pytest.raises(Locked, match="writes no more there") as caught:
+        with pytest.raises(LockedError, match="writes no more there") as caught:
             check_held()
         assert caught.value.exit_code == 8
         assert another(folder / "lock") == "1"
@@ -138,18 +138,16 @@ def test_a_folder_made_anew_is_not_written_into(scene: Scene, tmp_path: Path) ->
             yield bar
 
     with locked(folder / "lock") as check_held:
-        publishing = Publishing(folder, False, False, "EURUSD", GUARD)
-        office = Office(scene.trained.loaded, publishing, Printer(io.StringIO(), False), check_held)
-        with pytest.raises(Locked, match="out was moved"):
-            act_beside_money(office, bars())
+        publishing = LiveOptions(folder, False, False, "EURUSD", GUARD)
+        office = LiveRunner(scene.trained.loaded, publishing, DecisionPrinter(io.StringIO(), False), check_held)
+        with pytest.raises(LockedError, match="out was moved"):
+            run_live(office, bars())
     assert list(folder.iterdir()) == []
     assert parse_target((tmp_path / "moved" / "target.csv").read_bytes()).seq == 10
 
 
 def test_files_of_other_names_are_left_alone_by_a_rotation(tmp_path: Path) -> None:
-    others = [
-        f"journal-{name}" for name in ("old.jsonl", ".jsonl", "1.jsonl", "000007.bak", "\u00b2\u00b2.jsonl")
-    ]
+    others = [f"journal-{name}" for name in ("old.jsonl", ".jsonl", "1.jsonl", "000007.bak", "\u00b2\u00b2.jsonl")]
     for name in others:
         (tmp_path / name).write_text("mine")
     journal = Journal(tmp_path)
@@ -165,13 +163,11 @@ def test_files_of_other_names_are_left_alone_by_a_rotation(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("renames", [0, 1])
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_a_rotation_that_fails_leaves_a_journal_to_go_on_with(
-    renames: int, times: int, tmp_path: Path
-) -> None:
+def test_a_rotation_that_fails_leaves_a_journal_to_go_on_with(renames: int, times: int, tmp_path: Path) -> None:
     """A stop must be journaled after it: no closed file, nothing lost."""
     journal = Journal(tmp_path)
     journal.append({"a": 1})
-    with failing(Disk(tmp_path, "rename", renames, times, None)), pytest.raises(Unwritten):  # type: ignore[arg-type]
+    with failing(Disk(tmp_path, "rename", renames, times, None)), pytest.raises(WriteError):  # type: ignore[arg-type]
         journal.rotate({"b": 2})
     journal.append({"c": 3})
     journal.close()
@@ -185,7 +181,7 @@ def test_a_record_that_was_torn_is_cut_off_before_the_next(tmp_path: Path) -> No
     with failing(Disk(tmp_path, "full", 1, 1, random.Random(0))):
         journal = Journal(tmp_path)
         journal.append({"a": 1})
-        with pytest.raises(Unwritten, match="No space"):
+        with pytest.raises(WriteError, match="No space"):
             journal.append({"torn": 1})
         assert not journal.path.read_bytes().endswith(b"\n")
         journal.append({"b": 2})
@@ -194,7 +190,7 @@ def test_a_record_that_was_torn_is_cut_off_before_the_next(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def position(scene: Scene, tmp_path: Path) -> Row:
+def position(scene: Scene, tmp_path: Path) -> TargetRow:
     """What `out` holds once a process was killed over a position."""
     folder = tmp_path / "out"
     folder.mkdir()
@@ -202,40 +198,37 @@ def position(scene: Scene, tmp_path: Path) -> Row:
     office = new_office(scene, folder)
     for bar in scene.bars():
         office.on_bar(bar)
-        if office._row and office._row.target:
+        if office._published_row and office._published_row.target:
             break
     office._journal.close()
     return parse_target((folder / "target.csv").read_bytes())
 
 
-def new_office(scene: Scene, folder: Path) -> Office:
-    publishing = Publishing(folder, True, False, "EURUSD", GUARD)
-    return Office(scene.trained.loaded, publishing, Printer(io.StringIO(), False))
+def new_office(scene: Scene, folder: Path) -> LiveRunner:
+    publishing = LiveOptions(folder, True, False, "EURUSD", GUARD)
+    return LiveRunner(scene.trained.loaded, publishing, DecisionPrinter(io.StringIO(), False))
 
 
 def test_a_start_that_cannot_journal_goes_flat(
-    scene: Scene, position: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scene: Scene, position: TargetRow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the row in reserve: nothing can be written.  It keeps its number once there is room again."""
     folder = tmp_path / "out"
-    with (
-        failing(Disk(folder, "full", 0, 10**9, random.Random(0))),
-        pytest.raises(Unwritten, match="No space"),
-    ):
+    with failing(Disk(folder, "full", 0, 10**9, random.Random(0))), pytest.raises(WriteError, match="No space"):
         new_office(scene, folder)
     spare = parse_target((folder / "target.csv").read_bytes())
-    assert spare == in_reserve(position)
-    assert (spare.seq, spare.target, spare.reason) == (position.seq + 2, 0.0, UNWRITTEN)
-    assert spare.valid_until_ns > position.valid_until_ns + 50 * 3600 * NS
+    assert spare == reserve_row(position)
+    assert (spare.seq, spare.target, spare.reason) == (position.seq + 2, 0.0, UNWRITTEN_REASON)
+    assert spare.valid_until_ns > position.valid_until_ns + 50 * 3600 * SECOND_NS
     again = new_office(scene, folder)
-    assert (again._seq(), again._desk.guard.target) == (position.seq + 2, 0.0)
+    assert (again._seq(), again._engine.risk_state.target) == (position.seq + 2, 0.0)
     again._journal.close()
     assert "target 0: halted unwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reserve", [b"", b"seq,", None])
 def test_where_nothing_can_be_renamed_flat_is_written_over_the_position(
-    reserve: bytes | None, scene: Scene, position: Row, tmp_path: Path
+    reserve: bytes | None, scene: Scene, position: TargetRow, tmp_path: Path
 ) -> None:
     """A power cut may leave no more of the row in reserve, which is not fsynced."""
     folder = tmp_path / "out"
@@ -244,21 +237,21 @@ def test_where_nothing_can_be_renamed_flat_is_written_over_the_position(
     else:
         (folder / ".target.reserve").write_bytes(reserve)
     disk = Disk(folder, "rename", 0, 10**9, random.Random(0))
-    with failing(disk), pytest.raises(Unwritten, match="target"):
+    with failing(disk), pytest.raises(WriteError, match="target"):
         new_office(scene, folder)
-    assert parse_target((folder / "target.csv").read_bytes()) == in_reserve(position)
+    assert parse_target((folder / "target.csv").read_bytes()) == reserve_row(position)
 
 
 def test_a_position_that_cannot_be_made_flat_is_said_aloud(
     scene: Scene,
-    position: Row,
+    position: TargetRow,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("host.live.runner.overwrite", publish)
+    monkeypatch.setattr("host.live.runner.overwrite", write_atomic)
     disk = Disk(tmp_path / "out", "rename", 0, 10**9, random.Random(0))
-    with failing(disk), pytest.raises(Unwritten):
+    with failing(disk), pytest.raises(WriteError):
         new_office(scene, tmp_path / "out")
     assert f"target.csv IS NOT FLAT: {position.target:g} until 20" in capsys.readouterr().err
 
@@ -266,6 +259,6 @@ def test_a_position_that_cannot_be_made_flat_is_said_aloud(
 def test_a_folder_that_is_none_is_one_line(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     feed = feed_of(ROWS[:HISTORY], tmp_path / "EURUSD.csv")
-    publishing = new_publishing(str(feed), tmp_path / "out", False, None, False, None, None)
-    with pytest.raises(Unwritten, match="out: File exists"):
+    publishing = new_live_options(str(feed), tmp_path / "out", False, None, False, None, None)
+    with pytest.raises(WriteError, match="out: File exists"):
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)

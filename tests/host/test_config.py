@@ -9,35 +9,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.artifact.networks import MOST_CONTEXT
+from host.artifact.networks import MAX_CONTEXT
 from host.config import (
-    ActConfig,
     Config,
     ConfigError,
+    LiveConfig,
     Range,
+    apply_overrides,
+    list_settings,
     load_config,
-    load_into,
     merge,
-    settings_of,
     state_width,
 )
-from host.evaluation.synthetic import INTERVAL_NS, MADE, Options, make_market
+from host.evaluation.synthetic import INTERVAL_NS, SYNTHETIC_INSTRUMENT, SyntheticOptions, make_market
 from host.training.dataset import new_dataset
 from host.training.trainer import Trainer, new_shape
-from models.loss import CHUNKS
+from models.loss import NUM_CHUNKS
 
-SETTINGS = settings_of(Config()) | settings_of(ActConfig())
+SETTINGS = list_settings(Config()) | list_settings(LiveConfig())
 NUMBERS = sorted(name for name, (_, allowed) in SETTINGS.items() if isinstance(allowed, Range))
 WORDS = sorted(name for name, (value, _) in SETTINGS.items() if isinstance(value, str))
 ODD = [float("nan"), float("inf"), float("-inf")]
 TRIES = int(os.environ.get("SWT_TRIES", "15"))
-BARS = make_market("planted", Options(length=900)).bars
+BARS = make_market("planted", SyntheticOptions(length=900)).bars
 
 
 def merged(name: str, value: Any) -> Any:
     """The setting alone, so that only its own range can refuse it."""
     section, key = name.split(".")
-    base: Any = ActConfig() if section == "guard" else Config()
+    base: Any = LiveConfig() if section == "guard" else Config()
     return getattr(getattr(merge(base, {section: {key: value}}, "here"), section), key)
 
 
@@ -50,15 +50,8 @@ def test_every_number_and_every_word_has_its_range() -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(
-    name=st.sampled_from(NUMBERS),
-    beyond=st.floats(1e-9, 1e12),
-    odd=st.sampled_from([None, *ODD]),
-    up=st.booleans(),
-)
-def test_what_is_out_of_a_range_is_refused_with_its_name(
-    name: str, beyond: float, odd: Any, up: bool
-) -> None:
+@given(name=st.sampled_from(NUMBERS), beyond=st.floats(1e-9, 1e12), odd=st.sampled_from([None, *ODD]), up=st.booleans())
+def test_what_is_out_of_a_range_is_refused_with_its_name(name: str, beyond: float, odd: Any, up: bool) -> None:
     default, allowed = SETTINGS[name]
     value: Any = allowed.high + beyond if up else allowed.low - beyond
     if odd is not None:
@@ -77,10 +70,7 @@ def test_the_ends_of_a_range_are_in_it(name: str) -> None:
     default = 0.0 if default is None else default
     for end in (low, high):
         value = [end] if isinstance(default, list) else type(default)(end)
-        assert (
-            merged(name, float(end) if isinstance(end, int) and isinstance(default, float) else value)
-            == value
-        )
+        assert merged(name, float(end) if isinstance(end, int) and isinstance(default, float) else value) == value
     if step > 1:
         with pytest.raises(ConfigError, match=f"{name}: {low + 1} is not a multiple of {step}"):
             merged(name, low + 1)
@@ -96,8 +86,8 @@ def test_words_that_mean_nothing_are_refused_with_those_that_do(name: str) -> No
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("search.simulation", "search.simulations"), ("serach.discount", "search.discount"), ("seed", "train.seed"),
-     ("simulations", "search.simulations or train.simulations"), ("train.latent", "network.latent"),
+    [("search.simulation", "search.num_simulations"), ("serach.discount", "search.discount"), ("seed", "train.seed"),
+     ("simulations", "search.num_simulations or train.num_simulations"), ("train.latent", "network.latent"),
      ("xyzzy", "sections: features, market"), ("train", "train.seed")],
 )  # fmt: skip
 def test_the_nearest_key_is_suggested(key: str, meant: str) -> None:
@@ -107,27 +97,27 @@ def test_the_nearest_key_is_suggested(key: str, meant: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["train.replay=31", "train.batch=30", "train.n_step=360", "train.decay=2 train.rate=0.6", "network.model=rnn",
-     "network.heads=3 network.model=transformer", "train.consistency=1 network.model=transformer",
-     "train.value_prefix=true network.model=transformer search.rule=puct", "train.value_prefix=true",
-     "network.latent=1400 train.value_prefix=true search.rule=gumbel", "features.Q=16 features.J=2",
-     "network.latent=1024 network.model=transformer", "market.sizes=[0.5,0.2]", "market.sizes=[]",
-     "market.sizes=[0.0,1.0]", "market.sizes=['half']", "market.sizes=[2.0]", "market.sizes=[0.1,0.2,0.3,0.4,0.5,0.6]",
-     "search.considered=5", "search.rule=widening market.sizes=[0.5,1.0]", "search.considered=10 search.rule=widening"],
+    ["train.replay_capacity=31", "train.batch_size=30", "train.td_steps=360", "train.weight_decay=2 train.learning_rate=0.6", "network.dynamics=rnn",
+     "network.num_heads=3 network.dynamics=transformer", "train.consistency_weight=1 network.dynamics=transformer",
+     "train.value_prefix=true network.dynamics=transformer search.algorithm=puct", "train.value_prefix=true",
+     "network.latent=1400 train.value_prefix=true search.algorithm=gumbel", "features.Q=16 features.J=2",
+     "network.latent=1024 network.dynamics=transformer", "market.position_sizes=[0.5,0.2]", "market.position_sizes=[]",
+     "market.position_sizes=[0.0,1.0]", "market.position_sizes=['half']", "market.position_sizes=[2.0]", "market.position_sizes=[0.1,0.2,0.3,0.4,0.5,0.6]",
+     "search.max_considered_actions=5", "search.algorithm=widening market.position_sizes=[0.5,1.0]", "search.max_considered_actions=10 search.algorithm=widening"],
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused_by_name(change: str) -> None:
     first, *rest = change.split()
     name = first.split("=")[0]
-    with pytest.raises(ConfigError, match=name if "widening market" not in change else "search.rule"):
+    with pytest.raises(ConfigError, match=name if "widening market" not in change else "search.algorithm"):
         load_config(None, [first, *rest])
 
 
 @pytest.mark.parametrize(
-    "setting", ["guard.daily_loss=-1", "guard.max_target=1.5", "guard.far=nan", "guard.stale=1"]
+    "setting", ["risk.daily_loss=-1", "risk.max_target=1.5", "risk.feature_drift=nan", "guard.stale=1"]
 )
 def test_a_guard_that_makes_no_sense_is_refused_not_off(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.split("=")[0]):
-        load_into(ActConfig(), None, [setting])
+        apply_overrides(LiveConfig(), None, [setting])
 
 
 def test_a_file_is_read_as_utf8_whatever_the_system(tmp_path: Path) -> None:
@@ -140,64 +130,64 @@ def test_a_file_is_read_as_utf8_whatever_the_system(tmp_path: Path) -> None:
 
 def test_what_is_written_twice_agrees() -> None:
     """The configuration is read without the trainer and without models, so it repeats three of their numbers."""
-    assert SETTINGS["train.batch"][1].step == CHUNKS
-    assert SETTINGS["network.context"][1].high == MOST_CONTEXT
-    for change in ([], ["network.model=transformer"], ["train.value_prefix=true", "search.rule=puct"]):
+    assert SETTINGS["train.batch_size"][1].step == NUM_CHUNKS
+    assert SETTINGS["network.context"][1].high == MAX_CONTEXT
+    for change in ([], ["network.dynamics=transformer"], ["train.value_prefix=true", "search.algorithm=puct"]):
         config = load_config(None, change)
         assert state_width(config) == new_shape(config, 10, 4).state
 
 
 SMALL = {
-    "market.session": st.integers(2, 40),
-    "market.sizes": st.sampled_from(["[1.0]", "[0.5,1.0]", "[0.1,0.2,0.3,0.4,0.5]"]),
+    "market.episode_length": st.integers(2, 40),
+    "market.position_sizes": st.sampled_from(["[1.0]", "[0.5,1.0]", "[0.1,0.2,0.3,0.4,0.5]"]),
     "network.latent": st.integers(1, 12),
     "network.hidden": st.integers(1, 12),
-    "network.codes": st.integers(2, 9),
-    "network.heads": st.integers(1, 2),
+    "network.num_chance_codes": st.integers(2, 9),
+    "network.num_heads": st.integers(1, 2),
     "network.context": st.integers(1, 3),
-    "search.simulations": st.integers(1, 6),
-    "search.considered": st.integers(1, 4),
+    "search.num_simulations": st.integers(1, 6),
+    "search.max_considered_actions": st.integers(1, 4),
     "search.discount": st.sampled_from([0.01, 0.5, 1.0]),
     "search.c_scale": st.sampled_from([0.0, 1.0, 100_000.0]),
-    "train.block": st.integers(1, 3),
-    "train.blocks": st.integers(1, 2),
-    "train.wanderers": st.integers(0, 3),
-    "train.simulations": st.integers(1, 4),
-    "train.replay": st.integers(1, 8),
-    "train.batch": st.integers(1, 5).map(lambda n: 4 * n),
-    "train.unroll": st.integers(1, 45),
-    "train.n_step": st.integers(1, 39),
-    "train.age_cut": st.sampled_from([0.0, 1.0]),
-    "train.search_share": st.sampled_from([0.0, 1.0]),
-    "train.priority": st.sampled_from([0.0, 4.0]),
-    "train.correction": st.sampled_from([0.0, 4.0]),
-    "train.joint": st.sampled_from([0.0, 1000.0]),
-    "train.consistency": st.sampled_from([0.0, 1000.0]),
-    "train.usage": st.sampled_from([0.0, 1000.0]),
-    "train.rate": st.sampled_from([1e-9, 0.1, 1.0]),
-    "train.decay": st.sampled_from([0.0, 10.0]),
-    "train.horizon": st.sampled_from([1, 10**9]),
-    "train.target_rate": st.sampled_from([1e-6, 1.0]),
+    "train.num_envs": st.integers(1, 3),
+    "train.batches_per_iteration": st.integers(1, 2),
+    "train.random_episodes": st.integers(0, 3),
+    "train.num_simulations": st.integers(1, 4),
+    "train.replay_capacity": st.integers(1, 8),
+    "train.batch_size": st.integers(1, 5).map(lambda n: 4 * n),
+    "train.num_unroll_steps": st.integers(1, 45),
+    "train.td_steps": st.integers(1, 39),
+    "train.off_policy_correction": st.sampled_from([0.0, 1.0]),
+    "train.search_value_weight": st.sampled_from([0.0, 1.0]),
+    "train.per_alpha": st.sampled_from([0.0, 4.0]),
+    "train.per_beta": st.sampled_from([0.0, 4.0]),
+    "train.unizero_weight": st.sampled_from([0.0, 1000.0]),
+    "train.consistency_weight": st.sampled_from([0.0, 1000.0]),
+    "train.code_entropy_weight": st.sampled_from([0.0, 1000.0]),
+    "train.learning_rate": st.sampled_from([1e-9, 0.1, 1.0]),
+    "train.weight_decay": st.sampled_from([0.0, 10.0]),
+    "train.lr_decay_steps": st.sampled_from([1, 10**9]),
+    "train.target_ema": st.sampled_from([1e-6, 1.0]),
     "train.seed": st.sampled_from([0, 2**32 - 1]),
-    "train.train_share": st.sampled_from([0.5, 0.75]),
+    "train.train_fraction": st.sampled_from([0.5, 0.75]),
 } | {
     name: st.sampled_from([str(word).lower() for word in allowed or (True, False)])
-    for name, (_, allowed) in settings_of(Config()).items()
+    for name, (_, allowed) in list_settings(Config()).items()
     if not isinstance(allowed, Range)
 }  # fmt: skip
-FIXED = ["network.layers=1", "train.steps=2"]
+FIXED = ["network.num_layers=1", "train.updates_per_iteration=2"]
 
 
 @settings(deadline=None, max_examples=TRIES)
 @given(chosen=st.fixed_dictionaries({}, optional=SMALL))
 def test_what_is_not_refused_trains(chosen: dict[str, Any]) -> None:
     base = {
-        "market.session": 24,
-        "train.block": 2,
-        "train.blocks": 1,
-        "train.wanderers": 1,
-        "train.replay": 4,
-        "train.batch": 8,
+        "market.episode_length": 24,
+        "train.num_envs": 2,
+        "train.batches_per_iteration": 1,
+        "train.random_episodes": 1,
+        "train.replay_capacity": 4,
+        "train.batch_size": 8,
         "network.latent": 8,
         "network.hidden": 8,
     }
@@ -206,7 +196,7 @@ def test_what_is_not_refused_trains(chosen: dict[str, Any]) -> None:
     except ConfigError:
         return
     trainer = Trainer(
-        new_dataset(BARS, np.zeros((900, 0), np.float32), config, MADE, INTERVAL_NS, 1), config, 1
+        new_dataset(BARS, np.zeros((900, 0), np.float32), config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, 1), config, 1
     )
-    assert all(np.isfinite(value) for value in trainer.run_cycle().values())
-    assert np.isfinite(trainer.target).all()
+    assert all(np.isfinite(value) for value in trainer.run_iteration().values())
+    assert np.isfinite(trainer.target_params).all()

@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 def compile_anew() -> None:
     """Two kernels of the program, one for the sake of the other, whatever the cache holds."""
-    njit(rng.below.py_func)(5, 1, 2, 3)
+    njit(rng.randint.py_func)(5, 1, 2, 3)
 
 
 def test_the_compiler_tells_of_each_kernel_once() -> None:
@@ -40,9 +40,9 @@ def test_the_compiler_tells_of_each_kernel_once() -> None:
 def test_compilation_moves_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     screen = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.0)
     monkeypatch.setenv("COLUMNS", "200")
-    progress.say_why.cache_clear()
+    progress.log_compile_notice.cache_clear()
     with compiling("getting ready") as report:
         report(0.0, "reading bars.csv")
         compile_anew()
@@ -53,9 +53,7 @@ def test_compilation_moves_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch, ter
         assert re.search(r"getting ready: +\d+% compiling kernel 1 of about \d+, rng\.below", said)
 
 
-def test_a_plain_line_comes_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plain_line_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with progress.progress("training") as report:

@@ -16,24 +16,8 @@ from tests.fixtures.paths import ROOT, SAMPLE
 from tests.fixtures.program import TINY
 from tests.fixtures.trained import by_time
 
-SOURCES = [
-    ROOT / "swt.py",
-    *(path for d in ("host", "kernels", "models") for path in sorted((ROOT / d).rglob("*.py"))),
-]
-MODULES = {
-    "fcntl",
-    "resource",
-    "pwd",
-    "grp",
-    "termios",
-    "tty",
-    "pty",
-    "syslog",
-    "posix",
-    "spwd",
-    "crypt",
-    "nis",
-}
+SOURCES = [ROOT / "swt.py", *(path for d in ("host", "kernels", "models") for path in sorted((ROOT / d).rglob("*.py")))]
+MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "spwd", "crypt", "nis"}
 OS = set("""
     chown chroot ctermid fchmod fchown fdatasync fork forkpty getegid geteuid getgid getgroups getloadavg
     getpgid getpgrp getpriority getresuid getsid getuid initgroups killpg lchown lockf major makedev
@@ -46,9 +30,7 @@ SIGNAL = {"signal", "getsignal", "raise_signal", "Signals", "SIGINT", "SIGTERM",
           "default_int_handler"}  # fmt: skip
 LINKS = {"symlink_to", "symlink", "hardlink_to", "link_to"}  # Windows wants a privilege for them
 FOLDERS = re.compile(r"/(proc|dev|sys|tmp|etc|var|usr|home)(/|$)")
-GUARD = re.compile(
-    r"hasattr\(os, |sys\.platform|os\.name|except OSError"
-)  # in a function that knows what it does
+GUARD = re.compile(r"hasattr\(os, |sys\.platform|os\.name|except OSError")  # in a function that knows what it does
 
 
 def only_on_linux(source: str) -> list[str]:
@@ -124,12 +106,12 @@ def test_the_search_finds_what_is_planted(source: str, count: int) -> None:
 
 
 def test_cores_and_load_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= machine.cores() <= (os.cpu_count() or 1)
+    assert 1 <= machine.usable_cores() <= (os.cpu_count() or 1)
     for name in ("sched_getaffinity", "sched_setaffinity", "getloadavg"):
         monkeypatch.delattr(os, name, raising=False)
-    assert machine.cores() == os.cpu_count()
+    assert machine.usable_cores() == os.cpu_count()
     assert machine.load_average() == 0.0
-    machine.keep_to(1)
+    machine.limit_cores(1)
     monkeypatch.setattr(machine, "Path", lambda path: Path("nowhere") / "at all")
     assert machine.memory_mb("VmHWM") == machine.cpu_s(1) == 0.0
 
@@ -152,9 +134,7 @@ class Foreign(NamedTuple):
             *map(str, args),
         ]
         given = {"PYTHONIOENCODING": "cp1252", "TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT), **env}
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, env={**os.environ, **given}, timeout=400
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, env={**os.environ, **given}, timeout=400)
         assert b"Traceback" not in done.stderr, done.stderr.decode("cp1252")
         return done
 
@@ -165,15 +145,11 @@ def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("f") / "Zürich 東京 data"
     folder.mkdir()
     bars = folder / "EURUSD é.csv"
-    bars.write_text(
-        "".join(SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)[:1500]), encoding="utf-8"
-    )
+    bars.write_text("".join(SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)[:1500]), encoding="utf-8")
     (folder / "tiny ü.toml").write_text(TINY + "# ü\n", encoding="utf-8")
     there = Foreign(request.param, folder, bars, folder / "run" / "model.swt")
     config = ("--config", folder / "tiny ü.toml", "--threads", "0")
-    done = there.run(
-        "train", bars, "--side", "ask", "--out", folder / "run", "--sessions", "4", *config, "--json"
-    )
+    done = there.run("train", bars, "--side", "ask", "--out", folder / "run", "--sessions", "4", *config, "--json")
     assert done.returncode == 0, done.stderr.decode("cp1252")
     assert json.loads(done.stdout)["model"] == str(there.model)
     return there
@@ -202,7 +178,7 @@ def test_the_other_commands_run_there(foreign: Foreign) -> None:
     if foreign.system == "darwin":
         pytest.skip("what it has not, Windows has not either")
     program, model = foreign.folder / "swt 東.pyz", ("--model", foreign.model)
-    small = "--length 1500 --minutes 0.001 --threads 0 --set market.session=24 --set train.steps=1".split()
+    small = "--length 1500 --minutes 0.001 --threads 0 --set market.episode_length=24 --set train.updates_per_iteration=1".split()
     for args, codes in (
         (("pack", *model, "--out", program), (0,)),
         (("doctor", *model), (0, 9)),

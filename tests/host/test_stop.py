@@ -55,9 +55,7 @@ while True:
 
 
 def ended(program: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + program], cwd=ROOT, capture_output=True, text=True, timeout=20
-    )
+    done = subprocess.run([sys.executable, "-c", HEAD + program], cwd=ROOT, capture_output=True, text=True, timeout=20)
     return done.returncode, done.stderr
 
 
@@ -79,11 +77,7 @@ def test_no_signal_is_lost_among_finalizers() -> None:
     """A process whose time goes into finalizers, again and again."""
     for _ in range(TRIES):
         process = subprocess.Popen(
-            [sys.executable, "-c", HEAD + STORM],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-c", HEAD + STORM], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -11,20 +11,20 @@ from hypothesis.extra import numpy as hnp
 from kernels import simd
 from kernels.jit import kernel
 from kernels.simd import (
-    FEW,
     LANES,
-    choose,
+    LANES_4,
     exponential,
-    fetch,
-    first,
-    fused,
-    largest,
+    first_set,
+    fma,
     load,
-    load_few,
-    root,
-    smallest,
+    load_4,
+    prefetch,
+    reduce_add,
+    reduce_max,
+    reduce_min,
+    select,
+    sqrt,
     store,
-    total,
 )
 
 SHIFTS = (0, 3, LANES)  # not only at the edge of a cache line
@@ -33,13 +33,13 @@ SHIFTS = (0, 3, LANES)  # not only at the edge of a cache line
 @kernel
 def everything(out: Any, x: Any, i: int, number: Any) -> None:
     """All operations of the module on the vectors of x at i and i + 1."""
-    fetch(x, i)  # changes nothing
+    prefetch(x, i)  # changes nothing
     a, b = load(x, i), load(x, i + 1)
     store(out, 0, a + b)
     store(out, LANES, a - b)
     store(out, 2 * LANES, a * b)
     store(out, 3 * LANES, a * number + b)
-    store(out, 4 * LANES, root(a * a + b * b))
+    store(out, 4 * LANES, sqrt(a * a + b * b))
 
 
 @given(
@@ -58,11 +58,11 @@ def test_compiled_is_interpreted(x: Any, i: int, number: float) -> None:
 
 @kernel
 def once(out: Any, x: Any, y: Any, z: Any, number: Any) -> None:
-    """`fused` of vectors and of numbers."""
-    store(out, 0, fused(load(x, 0), load(y, 0), load(z, 0)))
-    store(out, LANES, fused(load(x, 0), number, load(z, 0)))
-    store(out, 2 * LANES, fused(load(x, 0), load(y, 0), number))
-    store(out, 3 * LANES, fused(load(x, 0), number, number))
+    """`fma` of vectors and of numbers."""
+    store(out, 0, fma(load(x, 0), load(y, 0), load(z, 0)))
+    store(out, LANES, fma(load(x, 0), number, load(z, 0)))
+    store(out, 2 * LANES, fma(load(x, 0), load(y, 0), number))
+    store(out, 3 * LANES, fma(load(x, 0), number, number))
 
 
 def test_a_fused_product_is_rounded_once() -> None:
@@ -89,39 +89,38 @@ def test_lanes_do_not_mix(lane: int) -> None:
 @kernel
 def together(out: Any, x: Any, number: Any) -> int:
     """What the first four lanes of x and the next four come to."""
-    a, b = load_few(x, 0), load_few(x, FEW)
-    store(out, 0, choose(a > b, a / b, number))
-    store(out, FEW, choose(a > number, a, b))
-    out[2 * FEW], out[2 * FEW + 1], out[2 * FEW + 2] = total(a), largest(a), smallest(a)
-    return int(first(a == largest(a)) * 10 + first(a > number))
+    a, b = load_4(x, 0), load_4(x, LANES_4)
+    store(out, 0, select(a > b, a / b, number))
+    store(out, LANES_4, select(a > number, a, b))
+    out[2 * LANES_4], out[2 * LANES_4 + 1], out[2 * LANES_4 + 2] = reduce_add(a), reduce_max(a), reduce_min(a)
+    return int(first_set(a == reduce_max(a)) * 10 + first_set(a > number))
 
 
 @given(
-    hnp.arrays(np.float32, 2 * FEW, elements=st.floats(0.125, 2**10, width=32)),
-    st.floats(0.125, 2**10, width=32),
+    hnp.arrays(np.float32, 2 * LANES_4, elements=st.floats(0.125, 2**10, width=32)), st.floats(0.125, 2**10, width=32)
 )
 @settings(deadline=None, max_examples=50)
 def test_few_lanes_compiled_are_interpreted(x: Any, number: float) -> None:
-    out, expected = np.zeros((2, 3 * FEW), np.float32)
+    out, expected = np.zeros((2, 3 * LANES_4), np.float32)
     found = together(out, x, np.float32(number))
     assert found == getattr(together, "py_func", together)(expected, x, np.float32(number))
     assert out.tobytes() == expected.tobytes()
-    a = x[:FEW]
+    a = x[:LANES_4]
     assert out[8:11].tolist() == [pytest.approx(a.sum(), rel=1e-6), a.max(), a.min()]
-    assert found == 10 * a.argmax() + ((a > number).argmax() if (a > number).any() else FEW)
+    assert found == 10 * a.argmax() + ((a > number).argmax() if (a > number).any() else LANES_4)
 
 
 @kernel
 def powers(out: Any, x: Any) -> None:
     """out = e^x, four at a time."""
-    for i in range(0, x.shape[0], FEW):
-        store(out, i, exponential(load_few(x, i)))
+    for i in range(0, x.shape[0], LANES_4):
+        store(out, i, exponential(load_4(x, i)))
 
 
 def test_the_exponential_is_right_to_two_units_in_the_last_place() -> None:
     x = np.concatenate([np.linspace(-87, 0, 40_000), [0.0, -1e-30, -87.0, -1e30]]).astype(np.float32)
     out = np.zeros_like(x)
     powers(out, x)
-    right = np.exp(np.maximum(x.astype(np.float64), simd.LEAST_POWER))
+    right = np.exp(np.maximum(x.astype(np.float64), simd.MIN_EXPONENT))
     assert (np.abs(out - right) <= 2 * np.spacing(right.astype(np.float32))).all()
     assert (out[np.abs(x) < 1e-20] == 1).all()

@@ -14,7 +14,7 @@ from tests.oracles.networks import naive_outputs
 def test_graphs_equal_the_networks_of_the_trainer() -> None:
     """Through the naive forward, which the trainer's losses equal."""
     batch, flat, n = random_batch(6, SHAPE, K), lively().astype(np.float32), 6
-    p = net.views(flat.astype(float), SHAPE)
+    p = net.as_views(flat.astype(float), SHAPE)
     limits = {"value": SHAPE.value_limit, "after_value": SHAPE.value_limit, "reward": SHAPE.reward_limit}
     windows = [naive_outputs(p, batch, b) for b in range(n)]
 
@@ -24,25 +24,25 @@ def test_graphs_equal_the_networks_of_the_trainer() -> None:
 
     sides = np.random.default_rng(0).normal(size=(2, SHAPE.position)).astype(np.float32)
     graphs = export(flat, SHAPE, 2, sides)
-    latent, later = (rows(k, "latent") + p.next_b for k in (0, 1))
+    latent, later = (rows(k, "latent") + p.dynamics_out_b for k in (0, 1))
     action, code = np.eye(SHAPE.actions)[batch.action[:, 0]], np.eye(SHAPE.codes)[batch.code[:, 0]]
     D = SHAPE.latent
-    first_layers = np.hstack([p.move_w, p.gain_w[: D + SHAPE.codes]])
-    shared = rows(0, "latent") @ first_layers[:D] + np.hstack([p.move_b, p.gain_b])
+    first_layers = np.hstack([p.dynamics_hidden_w, p.reward_hidden_w[: D + SHAPE.codes]])
+    shared = rows(0, "latent") @ first_layers[:D] + np.hstack([p.dynamics_hidden_b, p.reward_hidden_b])
     told_code = code @ first_layers[D:]
     told = {
-        "root": (batch.x, batch.position[:, 0]),
-        "afterstate": (latent, action, batch.after[:, 0]),
-        "sibling": (latent, action, batch.after[:, 0]),
+        "root": (batch.features, batch.position[:, 0]),
+        "afterstate": (latent, action, batch.afterstate_position[:, 0]),
+        "sibling": (latent, action, batch.afterstate_position[:, 0]),
         "code": (code,),
-        "dynamics": (latent, shared + told_code, batch.after[:, 0], batch.position[:, 1]),
+        "dynamics": (latent, shared + told_code, batch.afterstate_position[:, 0], batch.position[:, 1]),
         "market": (latent, code),
     }
 
     def judged(side: np.ndarray) -> np.ndarray:
         """Values of the next latents in a position of the caller's."""
         told = np.concatenate([rows(1, "latent"), np.tile(side, (n, 1))], axis=1)
-        hidden = np.maximum(told @ p.predict_w + p.predict_b, 0)
+        hidden = np.maximum(told @ p.prediction_hidden_w + p.prediction_hidden_b, 0)
         return decode(hidden @ p.value_w + p.value_b, SHAPE.value_limit)[:, None]
 
     expected = {
@@ -58,17 +58,15 @@ def test_graphs_equal_the_networks_of_the_trainer() -> None:
         np.testing.assert_allclose(found, np.concatenate(expected[name], axis=1), atol=1e-4, err_msg=name)
     whole = export(flat, SHAPE, 0, afterstates=False)
     assert whole.keys() == {"root", "dynamics"}
-    x = np.concatenate([latent, code, batch.after[:, 0], batch.position[:, 1]], axis=1)
-    np.testing.assert_allclose(
-        run(whole["dynamics"], x), np.concatenate(expected["dynamics"], axis=1), atol=1e-4
-    )
+    x = np.concatenate([latent, code, batch.afterstate_position[:, 0], batch.position[:, 1]], axis=1)
+    np.testing.assert_allclose(run(whole["dynamics"], x), np.concatenate(expected["dynamics"], axis=1), atol=1e-4)
     x = np.concatenate([latent, code, np.tile(sides.ravel(), (n, 1))], axis=1).astype(np.float32)
     given = run(export(flat, SHAPE, 2)["market"], x)  # positions in the input instead of the graph
     np.testing.assert_allclose(given, np.concatenate(expected["market"], axis=1), atol=1e-4)
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:
-    shape = net.Shape(features=300)
+    shape = net.ModelShape(features=300)
     rng = np.random.default_rng(0)
     for name, graph in export(net.new_params(shape, 3), shape, 6).items():
         x = rng.normal(size=(512, layout_of(graph).width_in)).astype(np.float32)

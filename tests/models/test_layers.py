@@ -12,12 +12,7 @@ RNG = np.random.default_rng(7)
 
 
 def test_linear() -> None:
-    x, w, b, dy = (
-        RNG.normal(size=(5, 3)),
-        RNG.normal(size=(3, 4)),
-        RNG.normal(size=4),
-        RNG.normal(size=(5, 4)),
-    )
+    x, w, b, dy = (RNG.normal(size=(5, 3)), RNG.normal(size=(3, 4)), RNG.normal(size=4), RNG.normal(size=(5, 4)))
 
     def loss(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> float:
         y = np.empty((5, 4))
@@ -36,17 +31,17 @@ def test_linear() -> None:
 def test_hidden_layer() -> None:
     x, w, b = RNG.normal(size=(6, 3)), RNG.normal(size=(3, 5)), RNG.normal(size=5)
     y, dy = np.empty((6, 5)), RNG.normal(size=(6, 5))
-    layers.hidden_forward(y, x, w, b)
+    layers.linear_relu_forward(y, x, w, b)
     np.testing.assert_array_equal(y, np.maximum(x @ w + b, 0))
     dx, dz, dw, db = dy.copy(), dy.copy(), np.empty_like(w), np.empty_like(b)
     layers.relu_backward(dx, y)
     np.testing.assert_array_equal(dx, np.where(y > 0, dy, 0))
-    layers.hidden_backward(dw, db, dz, y, x)
+    layers.linear_relu_backward(dw, db, dz, y, x)
     np.testing.assert_array_equal(dz, dx)
     np.testing.assert_allclose(dw, x.T @ dx, rtol=1e-12)
     np.testing.assert_allclose(db, dx.sum(axis=0), rtol=1e-12)
     b[2] = np.nan
-    layers.hidden_forward(y, x, w, b)
+    layers.linear_relu_forward(y, x, w, b)
     assert np.isnan(y[:, 2]).all()
 
 
@@ -55,24 +50,24 @@ def test_norm() -> None:
 
     def forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         y, rstd = np.empty_like(x), np.empty(len(x))
-        layers.norm_forward(y, rstd, x)
+        layers.layernorm_forward(y, rstd, x)
         return y, rstd
 
     y, rstd = forward(x)
     np.testing.assert_allclose(y.mean(axis=1), 0, atol=1e-12)
     variance = x.var(axis=1)
-    np.testing.assert_allclose(y.var(axis=1), variance / (variance + layers.EPSILON), rtol=1e-12)
+    np.testing.assert_allclose(y.var(axis=1), variance / (variance + layers.LAYERNORM_EPSILON), rtol=1e-12)
     dx = np.empty_like(x)
-    layers.norm_backward(dx, dy, y, rstd)
+    layers.layernorm_backward(dx, dy, y, rstd)
     assert (dx * v).sum() == pytest.approx(slope(lambda t: (forward(t)[0] * dy).sum(), x, v), rel=1e-6)
-    layers.norm_backward(dy, dy.copy(), y, rstd)
+    layers.layernorm_backward(dy, dy.copy(), y, rstd)
     np.testing.assert_array_equal(dy, dx)
 
 
 def test_residual() -> None:
     x, y, b, dy, inner = (RNG.normal(size=size) for size in ((4, 6), (4, 6), 6, (4, 6), (4, 6)))
     expected = x + y + b
-    layers.residual(y, x, b)
+    layers.residual_forward(y, x, b)
     np.testing.assert_allclose(y, expected, rtol=1e-12)
     dx = x.copy()
     layers.residual_backward(dx, dy, inner, 0.5)
@@ -82,7 +77,7 @@ def test_residual() -> None:
 @pytest.mark.parametrize("bins", [1, 3, 4, 5, 41])
 def test_largest(bins: int) -> None:
     for row in RNG.normal(size=(20, bins)):
-        assert layers._largest(row) == row.max()
+        assert layers._row_max(row) == row.max()
 
 
 def test_cross_entropy() -> None:
@@ -95,8 +90,8 @@ def test_cross_entropy() -> None:
     b, db = RNG.normal(size=4), np.empty(4)
 
     def loss(z: np.ndarray, b: np.ndarray, factor: float = 0.7) -> float:
-        layers.forbid(z, legal)
-        whole = layers.Target(np.zeros(5, np.int32), target)
+        layers.mask_logits(z, legal)
+        whole = layers.CategoricalTarget(np.zeros(5, np.int32), target)
         return layers.cross_entropy(z, db, np.empty(5), b, whole, weight, factor)
 
     dz, v, u = z.copy(), RNG.normal(size=z.shape), RNG.normal(size=4)
@@ -115,7 +110,7 @@ def test_cross_entropy() -> None:
 def test_cross_entropy_of_huge_logits_is_finite() -> None:
     z, target = (
         np.array([[3e4, -3e4, 0.0]], np.float32),
-        layers.Target(np.ones(1, np.int32), np.ones((1, 1), np.float32)),
+        layers.CategoricalTarget(np.ones(1, np.int32), np.ones((1, 1), np.float32)),
     )
     one, b, db = np.ones(1, np.float32), np.zeros(3, np.float32), np.empty(3, np.float32)
     assert layers.cross_entropy(z, db, np.empty(1, np.float32), b, target, one, 1.0) == pytest.approx(6e4)
@@ -127,12 +122,12 @@ def test_hl_gauss_keeps_the_mean(x: float) -> None:
     target = dense_target(x, 12.0, 41)
     assert target.sum() == pytest.approx(1)
     if abs(x) < 10:  # nearer to the edge a part of the mass has no bin
-        assert target @ layers.support(12.0, 41) == pytest.approx(x, abs=1e-3)
+        assert target @ layers.bin_centres(12.0, 41) == pytest.approx(x, abs=1e-3)
     width = 24 / 40
     naive = [
         0.5 * (math.erf((c + width / 2 - x) / (0.75 * width * math.sqrt(2)))
                - math.erf((c - width / 2 - x) / (0.75 * width * math.sqrt(2))))
-        for c in layers.support(12.0, 41)
+        for c in layers.bin_centres(12.0, 41)
     ]  # fmt: skip
     np.testing.assert_allclose(target, naive / np.sum(naive), atol=1e-6)
 

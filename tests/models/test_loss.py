@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from kernels.learning.replay_buffer import Batch
 from models import loss as unroll
 from models import params as net
-from models.adamw import CLIP, Adam, add_up, new_adam, rate_at, update
+from models.adamw import MAX_GRADIENT_NORM, AdamState, adamw_update, learning_rate_at, new_adam_state, reduce_gradients
 from models.learner import Learner
 from tests.fixtures.windows import SHAPE, K, evaluate, lively, random_batch
 from tests.oracles.gradients import dense_target
@@ -18,7 +18,7 @@ from tests.oracles.networks import naive_outputs
 
 def weighted(flat: np.ndarray, batch: Batch) -> float:
     losses = evaluate(flat, batch)[0]
-    return float(np.dot(losses, unroll.WEIGHTS[: len(losses)]))
+    return float(np.dot(losses, unroll.DEFAULT_LOSS_WEIGHTS[: len(losses)]))
 
 
 def test_gradient_of_the_whole_loss() -> None:
@@ -38,7 +38,7 @@ def test_losses_are_their_definition() -> None:
     batch, n = random_batch(3, SHAPE, K), 3
     batch.weight[2, 2:] = 0
     flat = lively()
-    p = net.views(flat, SHAPE)
+    p = net.as_views(flat, SHAPE)
 
     def surprise(z: np.ndarray, target: np.ndarray) -> float:
         return float(-(target * (z - np.log(np.exp(z).sum()))).sum())
@@ -68,15 +68,15 @@ def test_losses_are_their_definition() -> None:
 
 def test_every_parameter_gets_gradient() -> None:
     _, gradient, _ = evaluate(lively(), random_batch(64, SHAPE, K))
-    for name, view in net.views(gradient, SHAPE)._asdict().items():
+    for name, view in net.as_views(gradient, SHAPE)._asdict().items():
         assert view.size == 0 or (np.abs(view) > 0).mean() > 0.9, name
 
 
 def test_latent_gradient_scales_only_what_flows_back_through_time() -> None:
     flat, batch = lively(), random_batch(8, SHAPE, K)
-    whole, half = (net.views(evaluate(flat, batch, s)[1], SHAPE) for s in (1.0, 0.5))
-    np.testing.assert_array_equal(whole.predict_w, half.predict_w)
-    assert np.abs(whole.represent_w - half.represent_w).max() > 0
+    whole, half = (net.as_views(evaluate(flat, batch, s)[1], SHAPE) for s in (1.0, 0.5))
+    np.testing.assert_array_equal(whole.prediction_hidden_w, half.prediction_hidden_w)
+    assert np.abs(whole.representation_hidden_w - half.representation_hidden_w).max() > 0
 
 
 def test_rewards_change_the_update() -> None:
@@ -102,7 +102,7 @@ def test_position_reaches_neither_latent_nor_chance() -> None:
     batch, flat = random_batch(8, SHAPE, K), lively()
     old, _, before = evaluate(flat, batch)
     batch.position[:] += 1
-    batch.after[:] -= 1
+    batch.afterstate_position[:] -= 1
     new, _, after = evaluate(flat, batch)
     np.testing.assert_array_equal(before.latent, after.latent)
     same = [a == b for a, b in zip(old, new, strict=True)]
@@ -123,7 +123,9 @@ def test_threads_change_no_byte() -> None:
     batch = random_batch(32, SHAPE, K)
     found = []
     for threads in (1, 2):
-        learner = Learner(SHAPE, 32, K, seed=5, rate=1e-3, decay=1e-2, horizon=10, threads=threads)
+        learner = Learner(
+            SHAPE, 32, K, seed=5, learning_rate=1e-3, weight_decay=1e-2, lr_decay_steps=10, threads=threads
+        )
         with threadpool_limits(1, "blas"):
             for _ in range(5):
                 learner.learn(batch)
@@ -133,7 +135,7 @@ def test_threads_change_no_byte() -> None:
 
 def test_learning_lowers_every_loss_and_nan_is_refused() -> None:
     batch = random_batch(32, SHAPE, K)
-    learner = Learner(SHAPE, 32, K, seed=5, rate=1e-2, decay=0.0, horizon=10_000, threads=1)
+    learner = Learner(SHAPE, 32, K, seed=5, learning_rate=1e-2, weight_decay=0.0, lr_decay_steps=10_000, threads=1)
     first = learner.learn(batch)
     for _ in range(300):
         last = learner.learn(batch)
@@ -150,23 +152,21 @@ def test_illegal_actions_have_no_gradient() -> None:
     batch = random_batch(8, SHAPE, K)
     batch.legal[:, :, 2] = False
     batch.policy[:, :, 2] = 0.5  # what a careless target would say
-    gradient = net.views(evaluate(lively(), batch)[1], SHAPE)
+    gradient = net.as_views(evaluate(lively(), batch)[1], SHAPE)
     assert (gradient.policy_w[:, 2] == 0).all()
     assert gradient.policy_b[2] == 0
     assert (gradient.policy_b[[0, 1, 3]] != 0).all()
 
 
 def test_weights_of_the_losses_scale_their_gradient() -> None:
-    batch = random_batch(4 * unroll.CHUNKS, SHAPE, K)
+    batch = random_batch(4 * unroll.NUM_CHUNKS, SHAPE, K)
     nothing = unroll.LossWeights(0, 0, 0, 0, 0)
     heads = ("policy_w", "value_w", "after_value_w", "code_w", "reward_w")
     for loss, head in zip(unroll.LOSSES, heads, strict=True):
-        learner = Learner(
-            SHAPE, len(batch.x), K, 0, 1e-2, 0.0, 10, 1, weights=nothing._replace(**{loss: 1.0})
-        )
+        learner = Learner(SHAPE, len(batch.features), K, 0, 1e-2, 0.0, 10, 1, weights=nothing._replace(**{loss: 1.0}))
         before = learner.params.copy()
         learner.learn(batch)
-        change = net.views(learner.params - before, SHAPE)
+        change = net.as_views(learner.params - before, SHAPE)
         assert {name for name in heads if np.abs(getattr(change, name)).max() > 0} == {head}
 
 
@@ -178,11 +178,11 @@ def test_a_batch_that_is_not_equal_chunks_is_refused() -> None:
 def test_adamw_is_its_formula() -> None:
     rng = np.random.default_rng(2)
     theta, decay = rng.normal(size=6), np.array([0.1, 0, 0.1, 0, 0.1, 0])
-    adam: Adam = new_adam(theta)
+    adam: AdamState = new_adam_state(theta)
     expected, m, v = theta.copy(), np.zeros(6), np.zeros(6)
     for step in range(4):
         g = rng.normal(size=6)
-        update(theta, adam, g, decay, step, 0.01, 0.5)
+        adamw_update(theta, adam, g, decay, step, 0.01, 0.5)
         m, v = 0.9 * m + 0.1 * (g / 2), 0.999 * v + 0.001 * (g / 2) ** 2
         ratio = (m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
         expected -= 0.01 * (ratio + decay * expected)
@@ -192,7 +192,7 @@ def test_adamw_is_its_formula() -> None:
 def test_parts_add_up_in_their_order() -> None:
     parts = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
     expected = ((parts[0] + parts[1]) + parts[2]) + parts[3]
-    square = add_up(parts, 0, 20) + add_up(parts, 20, 50)
+    square = reduce_gradients(parts, 0, 20) + reduce_gradients(parts, 20, 50)
     np.testing.assert_array_equal(parts[0], expected)
     assert square == pytest.approx((expected.astype(float) ** 2).sum(), rel=1e-12)
 
@@ -201,13 +201,13 @@ def test_a_long_gradient_is_clipped() -> None:
     batch = random_batch(32, SHAPE, K)
     weights = unroll.LossWeights(1e4, 1e4, 1e4, 1e4, 1e4)
     learner = Learner(SHAPE, 32, K, 0, 1e-2, 0.0, 10, 1, weights=weights)
-    assert learner.learn(batch)["gradient_norm"] > 100 * CLIP
+    assert learner.learn(batch)["gradient_norm"] > 100 * MAX_GRADIENT_NORM
     norm = np.linalg.norm(learner.adam.mean.astype(float)) / 0.1  # after one step: the gradient it was given
-    assert norm == pytest.approx(CLIP, rel=1e-4)
+    assert norm == pytest.approx(MAX_GRADIENT_NORM, rel=1e-4)
 
 
 def test_schedule() -> None:
-    rates = [rate_at(step, 1.0, 1000) for step in range(1500)]
+    rates = [learning_rate_at(step, 1.0, 1000) for step in range(1500)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.1)

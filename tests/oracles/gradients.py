@@ -12,7 +12,7 @@ def slope(f, x: np.ndarray, direction: np.ndarray, h: float = 1e-6) -> float:  #
 
 def dense_target(x: float, limit: float, bins: int) -> np.ndarray:
     """[bins] the whole categorical target of x."""
-    target, mass = np.zeros(bins), np.empty(min(bins, layers.BINS))
+    target, mass = np.zeros(bins), np.empty(min(bins, layers.HL_GAUSS_BINS))
     first = layers.hl_gauss(mass, x, limit, bins)
     target[first : first + len(mass)] = mass
     return target

@@ -13,12 +13,22 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from kernels.market.bars import NS, Bars
+from kernels.market.bars import SECOND_NS, Bars
 from kernels.market.ledger import Market
-from kernels.market.position import BEST, COST, EXCURSION, HELD, PREVIOUS, RAW, SIDE, UNREALISED, WORST
+from kernels.market.position import (
+    ADVERSE_EXCURSION,
+    ENTRY_COST,
+    HELD,
+    MAE,
+    MFE,
+    NUM_POSITION_FIELDS,
+    PREVIOUS_SIDE,
+    SIDE,
+    UNREALISED,
+)
 
 NEW_YORK = ZoneInfo("America/New_York")
-MONDAY = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * NS
+MONDAY = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * SECOND_NS
 
 
 def moment(ns: int) -> datetime:
@@ -76,11 +86,7 @@ class Broker:
     def orders(self) -> list[str]:
         """All orders: entries name their size where it is not a full position."""
         sizes = [size for size in self.market.sizes if size > 0]
-        return [
-            "HOLD",
-            *(f"{side} {s:g}".removesuffix(" 1") for side in ("BUY", "SELL") for s in sizes),
-            "CLOSE",
-        ]
+        return ["HOLD", *(f"{side} {s:g}".removesuffix(" 1") for side in ("BUY", "SELL") for s in sizes), "CLOSE"]
 
     def allowed(self) -> list[str]:
         if self.open is None:
@@ -102,7 +108,7 @@ class Broker:
         self._carry(opening, closing)
         self._value(t + 1)
         excursion = self.open.excursions[-1] if self.open else 0.0
-        return (self.equity() - before - self.market.excursion_weight * excursion) / self.market.range_px
+        return (self.equity() - before - self.market.mae_penalty * excursion) / self.market.range_px
 
     def finish(self, t: int) -> float:
         before = self.equity()
@@ -144,9 +150,9 @@ class Broker:
 def wandering_bars(seed: int, n: int, minutes: int, spread: float = 1e-4, first_ns: int = MONDAY) -> Bars:
     """n bars about 1.1 that open away from the last close; none between Friday 22:00 and Sunday 22:00 UTC."""
     draw = np.random.default_rng(seed)
-    step = minutes * 60 * NS
+    step = minutes * 60 * SECOND_NS
     times = first_ns + step * (1 + np.arange(2 * n + 2 * 2880 // minutes, dtype=np.int64))
-    hour = (times - step) // (3600 * NS) - MONDAY // (3600 * NS)
+    hour = (times - step) // (3600 * SECOND_NS) - MONDAY // (3600 * SECOND_NS)
     times = times[(hour % 168 < 4 * 24 + 22) | (hour % 168 >= 6 * 24 + 22)][:n]
     path = 1.1 + np.cumsum(draw.normal(0, 2e-4, 2 * n))
     start, end = path[0::2], path[1::2]
@@ -157,12 +163,12 @@ def wandering_bars(seed: int, n: int, minutes: int, spread: float = 1e-4, first_
 
 def naive_move(before: Any, move: float) -> Any:
     """What a bar makes of an open position, from the words of `kernels.market.position`."""
-    after, side = np.zeros(RAW), before[SIDE]
-    after[SIDE] = after[PREVIOUS] = side
+    after, side = np.zeros(NUM_POSITION_FIELDS), before[SIDE]
+    after[SIDE] = after[PREVIOUS_SIDE] = side
     if side:
-        after[HELD], after[COST] = before[HELD] + 1, before[COST]
+        after[HELD], after[ENTRY_COST] = before[HELD] + 1, before[ENTRY_COST]
         after[UNREALISED] = before[UNREALISED] + side * move
-        after[EXCURSION] = max(0.0, -(after[UNREALISED] + before[COST]))
-        after[WORST] = max(before[WORST], after[EXCURSION])
-        after[BEST] = max(before[BEST], after[UNREALISED])
+        after[ADVERSE_EXCURSION] = max(0.0, -(after[UNREALISED] + before[ENTRY_COST]))
+        after[MAE] = max(before[MAE], after[ADVERSE_EXCURSION])
+        after[MFE] = max(before[MFE], after[UNREALISED])
     return after

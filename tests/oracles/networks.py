@@ -12,13 +12,13 @@ def naive_outputs(p: net.Params, batch: Batch, b: int) -> list[dict[str, np.ndar
     """Latent and logits of window b at every step, layer by layer."""
 
     def norm(x: np.ndarray) -> np.ndarray:
-        return (x - x.mean()) / np.sqrt(x.var() + layers.EPSILON)
+        return (x - x.mean()) / np.sqrt(x.var() + layers.LAYERNORM_EPSILON)
 
     def head(hidden: str, out: str, *inputs: np.ndarray) -> np.ndarray:
         z = np.maximum(np.concatenate(inputs) @ getattr(p, f"{hidden}_w") + getattr(p, f"{hidden}_b"), 0)
         return np.asarray(z @ getattr(p, f"{out}_w") + getattr(p, f"{out}_b"))
 
-    m, found = norm(head("represent", "latent", batch.x[b].astype(float))), []
+    m, found = norm(head("represent", "latent", batch.features[b].astype(float))), []
     for k in range(K + 1):
         here = {
             "latent": m,
@@ -29,8 +29,8 @@ def naive_outputs(p: net.Params, batch: Batch, b: int) -> list[dict[str, np.ndar
         if k == K:
             break
         action, code = np.eye(SHAPE.actions)[batch.action[b, k]], np.eye(SHAPE.codes)[batch.code[b, k]]
-        here["after_value"] = head("after", "after_value", m, action, batch.after[b, k])
+        here["after_value"] = head("after", "after_value", m, action, batch.afterstate_position[b, k])
         here["code"] = head("chance", "code", m)
-        here["reward"] = head("gain", "reward", m, code, batch.after[b, k], batch.position[b, k + 1])
+        here["reward"] = head("gain", "reward", m, code, batch.afterstate_position[b, k], batch.position[b, k + 1])
         m = norm(m + head("move", "next", m, code))
     return found

@@ -22,45 +22,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.artifact import model_file
-from host.artifact.manifest import check_room, load_agent, tree_room
-from host.artifact.model_file import ModelRefused
-from host.artifact.networks import Sizes, graph_widths
+from host.artifact.manifest import check_decision_cost, load_model, max_tree_bytes
+from host.artifact.model_file import ModelError
+from host.artifact.networks import NetworkShape, graph_widths
 from host.artifact.onnx_check import layout_of
 from host.commands.act import act_on_feed
 from host.commands.backtest import backtest_csv
 from host.data.formats import ReadOptions
-from kernels.ort import Output, check
-from kernels.search.config import GUMBEL, PUCT, RULES, WIDENING, new_search_config
-from kernels.search.mcts import no_model
+from kernels.ort import OutputHead, check_status
+from kernels.search.config import ALGORITHMS, GUMBEL, PUCT, WIDENING, new_search_config
+from kernels.search.mcts import no_networks
 from kernels.search.planner import new_planner, plan
-from kernels.search.progressive_widening import HEAD
-from models.onnx_builder import Graph
+from kernels.search.progressive_widening import POLICY_HEAD_WIDTH
+from models.onnx_builder import GraphBuilder
 from tests.fixtures.model_files import loaded, members_of, signed
 from tests.fixtures.trained import ROWS, Trained, feed_of
 
 SECONDS = int(os.environ.get("SWT_FUZZ_SECONDS", "0"))
-ODD: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    1,
-    3,
-    10**9,
-    10**400,
-    1e308,
-    -0.5,
-    "",
-    "../../etc/passwd",
-    "9" * 99,
-    [],
-    {},
-    [[]],
-]
+ODD: list[Any] = [None, True, -1, 0, 1, 3, 10**9, 10**400, 1e308, -0.5, "", "../../etc/passwd", "9" * 99, [], {}, [[]]]
 
 
 def array(data: Any) -> bytes:
-    return model_file._npy(np.asarray(data))
+    return model_file._npy_bytes(np.asarray(data))
 
 
 def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -139,75 +122,69 @@ def test_a_manifest_that_lies_is_refused_before_any_inference(
     LIES[reason](members)
     (tmp_path / "model.swt").write_bytes(signed(members))
     monkeypatch.setattr(model_file, "Session", None)
-    with pytest.raises(ModelRefused, match=reason.replace(".", r"\.").replace("  ", " ")):
-        load_agent(tmp_path / "model.swt")
+    with pytest.raises(ModelError, match=reason.replace(".", r"\.").replace("  ", " ")):
+        load_model(tmp_path / "model.swt")
 
 
 def test_a_model_that_cannot_decide_is_refused(trained: Trained, tmp_path: Path) -> None:
     members = members_of(trained.path.read_bytes())
-    members["arrays/centres.npy"] = array(np.full_like(trained.loaded.setting.codes.centres, 1e300))
+    members["arrays/centres.npy"] = array(np.full_like(trained.loaded.market_spec.codes.centres, 1e300))
     assert loaded(signed(members), tmp_path) is None
     feed = feed_of(ROWS, tmp_path / "feed.csv")
-    with pytest.raises(ModelRefused, match="cannot even decide on noise"):
+    with pytest.raises(ModelError, match="cannot even decide on noise"):
         act_on_feed(str(feed), tmp_path / "model.swt", ReadOptions(), False, sys.stdout, False)
-    with pytest.raises(ModelRefused, match="cannot even decide on noise"):
+    with pytest.raises(ModelError, match="cannot even decide on noise"):
         backtest_csv(feed, tmp_path / "model.swt", ReadOptions(), None, None, True)
 
 
-def test_a_decision_has_its_share_of_memory_and_time(
-    trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    agent, search = trained.loaded.agent, trained.loaded.search
-    check_room(agent.sizes, search, agent.graphs)
-    for sizes in (agent.sizes._replace(codes=4096), agent.sizes._replace(state=4096, codes=512)):
+def test_a_decision_has_its_share_of_memory_and_time(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, search = trained.loaded.networks, trained.loaded.search
+    check_decision_cost(agent.shape, search, agent.graphs)
+    for sizes in (agent.shape._replace(codes=4096), agent.shape._replace(state=4096, codes=512)):
         with pytest.raises(ValueError, match="bytes and"):
-            check_room(sizes, search._replace(simulations=4096), agent.graphs)
-    wide = Graph()  # its 512 rows would be two gigabytes
+            check_decision_cost(sizes, search._replace(num_simulations=4096), agent.graphs)
+    wide = GraphBuilder()  # its 512 rows would be two gigabytes
     wide.node("MatMul", ["x", wide.weight("w", np.ones((1, 1 << 15)))], "h")
     for i in range(31):
         wide.node("Relu", ["h"], f"h{i}")
     wide.node("MatMul", ["h", wide.weight("v", np.ones((1 << 15, 1)))], "y")
     with pytest.raises(ValueError, match="bytes and"):
-        check_room(agent.sizes, search, {**agent.graphs, "market": wide.serialise(1, [Output("y", 1)])})
-    monkeypatch.setattr("host.artifact.networks.MOST_WORK", 1000)
-    with pytest.raises(ModelRefused, match="multiplications"):
-        load_agent(trained.path)
+        check_decision_cost(agent.shape, search, {**agent.graphs, "market": wide.serialise(1, [OutputHead("y", 1)])})
+    monkeypatch.setattr("host.artifact.networks.MAX_DECISION_WORK", 1000)
+    with pytest.raises(ModelError, match="multiplications"):
+        load_model(trained.path)
 
 
-@pytest.mark.parametrize("rule", range(len(RULES)))
+@pytest.mark.parametrize("rule", range(len(ALGORITHMS)))
 @pytest.mark.parametrize("weight", [0.0, 0.01])
 def test_no_tree_needs_more_room_than_is_counted(rule: int, weight: float) -> None:
     for n, codes, state, samples in ((40, 3, 100, 64), (300, 16, 8, 4), (4096, 2, 2, 1)):
-        sizes = Sizes(
-            features=1, position=9, state=state, actions=HEAD if rule == WIDENING else 12, codes=codes
+        sizes = NetworkShape(
+            features=1, position=9, state=state, actions=POLICY_HEAD_WIDTH if rule == WIDENING else 12, codes=codes
         )
-        search = new_search_config(rule=rule, simulations=n, samples=samples, excursion_weight=weight)
+        search = new_search_config(algorithm=rule, num_simulations=n, num_sampled_sizes=samples, mae_penalty=weight)
         tracemalloc.start()
-        planner = new_planner(no_model(), search, 1, sizes.actions, codes, state)
+        planner = new_planner(no_networks(), search, 1, sizes.actions, codes, state)
         taken = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        assert planner.config.rule == rule
-        assert taken <= tree_room(sizes, search) + 50_000
+        assert planner.config.algorithm == rule
+        assert taken <= max_tree_bytes(sizes, search) + 50_000
 
 
 def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
-    agent = trained.loaded.agent
+    agent = trained.loaded.networks
     assert {name: layout_of(graph)[:2] for name, graph in agent.graphs.items()} == graph_widths(
-        agent.sizes, True, shared=2 * 8
+        agent.shape, True, preactivation=2 * 8
     )
     assert loaded(signed(members_of(trained.path.read_bytes())), tmp_path)
     for missing in (tmp_path, tmp_path / "model.swt" / "model.swt"):
-        with pytest.raises(ModelRefused, match="cannot be read"):
-            load_agent(missing)
-    with pytest.raises(
-        ModelRefused, match=r"no model at .*no\.swt: train one first: python swt\.py train CSV"
-    ):
-        load_agent(tmp_path / "no.swt")
+        with pytest.raises(ModelError, match="cannot be read"):
+            load_model(missing)
+    with pytest.raises(ModelError, match=r"no model at .*no\.swt: train one first: python swt\.py train CSV"):
+        load_model(tmp_path / "no.swt")
 
 
-def test_a_model_without_a_graph_for_siblings_asks_for_all_of_an_afterstate(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_a_model_without_a_graph_for_siblings_asks_for_all_of_an_afterstate(trained: Trained, tmp_path: Path) -> None:
     """As those of versions before; the tree is the same."""
     members, choices = members_of(trained.path.read_bytes()), list[Any]()
     for rule in (GUMBEL, PUCT):
@@ -223,11 +200,11 @@ def decisions(data: bytes, folder: Path) -> Any:
     """Policies of eight roots of noise."""
     model = loaded(data, folder)
     assert model is not None
-    planner = model.agent.planner(8, model.search)
+    planner = model.networks.planner(8, model.search)
     draw = np.random.default_rng(0)
-    for array in (planner.model.root.x, planner.noise, planner.outlook.move):
+    for array in (planner.networks.root.x, planner.noise, planner.costs.move):
         array[...] = draw.normal(size=array.shape)
-    check(plan(planner))
+    check_status(plan(planner))
     return planner.policy
 
 

@@ -18,11 +18,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from host.artifact import onnx_check
-from host.artifact.onnx_check import judge, layout_of
-from host.artifact.onnx_shapes import MAX_FLOATS, OPERATORS, Cost, GraphRefused
+from host.artifact.onnx_check import check_graph, layout_of
+from host.artifact.onnx_shapes import MAX_ROW_FLOATS, OPERATORS, GraphError, RowCost
 from models import params as net
 from models.export import export
-from models.onnx_builder import Graph
+from models.onnx_builder import GraphBuilder
 from tests.fixtures.model_files import loaded, members_of, signed
 from tests.fixtures.paths import ROOT
 from tests.fixtures.trained import Trained
@@ -38,8 +38,8 @@ def graphs_of_everything() -> list[bytes]:
         given = dict(zip(kinds, chosen, strict=True))
         if (given["prefix"] and given["layers"]) or (given["context"] > 1 and not given["layers"]):
             continue
-        shape = net.Shape(features=12, latent=8, hidden=10, codes=5, heads=2, window=3, **given)
-        flat, slots = net.new_params(shape, 0), 0 if shape.prefix or not shape.position else 3
+        shape = net.ModelShape(features=12, latent=8, hidden=10, codes=5, num_heads=2, attention_window=3, **given)
+        flat, slots = net.new_params(shape, 0), 0 if shape.value_prefix_width or not shape.position else 3
         for sides in (None, np.zeros((slots, shape.position), np.float32)):
             for afterstates in (True, False):
                 found += export(flat, shape, slots, sides if slots else None, afterstates).values()
@@ -48,25 +48,23 @@ def graphs_of_everything() -> list[bytes]:
 
 def test_all_that_is_exported_is_let_in_and_no_operator_that_is_not_exported() -> None:
     graphs = graphs_of_everything()
-    costs = [judge(graph)[1] for graph in graphs]
+    costs = [check_graph(graph)[1] for graph in graphs]
     assert all(min(cost) > 0 for cost in costs)
     nodes = [node for graph in graphs for node in onnx.load_from_string(graph).graph.node]
     assert {node.op_type.encode() for node in nodes} == OPERATORS.keys()
     for node in nodes:
-        assert {a.name for a in node.attribute} == {
-            name for name, _ in OPERATORS[node.op_type.encode()].attributes
-        }
+        assert {a.name for a in node.attribute} == {name for name, _ in OPERATORS[node.op_type.encode()].attributes}
 
 
 def test_what_a_row_takes() -> None:
-    g = Graph()
+    g = GraphBuilder()
     g.linear("x", "y", np.ones((4, 3)), np.ones(3))
-    assert judge(bare(g))[1] == Cost(4 + 3 + 3, 4 * 3)  # x, y of the graph and y of the caller; a product
+    assert check_graph(bare(g))[1] == RowCost(4 + 3 + 3, 4 * 3)  # x, y of the graph and y of the caller; a product
     g.node("Relu", ["y"], "z")
-    assert judge(bare(g))[1] == Cost(4 + 3 + 3 + 3, 4 * 3 + 64 * 3)
+    assert check_graph(bare(g))[1] == RowCost(4 + 3 + 3 + 3, 4 * 3 + 64 * 3)
 
 
-def bare(g: Graph, width: int = 4, outcome: int = 3) -> bytes:
+def bare(g: GraphBuilder, width: int = 4, outcome: int = 3) -> bytes:
     """A graph of `x` [rows, 4] and its `y` [rows, 3], whatever else it has."""
     info = helper.make_tensor_value_info
     x, y = info("x", TensorProto.FLOAT, ["rows", width]), info("y", TensorProto.FLOAT, ["rows", outcome])
@@ -78,7 +76,7 @@ def bare(g: Graph, width: int = 4, outcome: int = 3) -> bytes:
 
 def nodes(*steps: tuple[Any, ...], **weights: Any) -> bytes:
     """A graph of these nodes: operator, inputs, outputs, attributes."""
-    g = Graph()
+    g = GraphBuilder()
     for name, array in weights.items():
         g._weights[name] = np.asarray(array)
     for op, reads, writes, *attributes in steps:
@@ -125,8 +123,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("reason", HOSTILE)
 def test_hostile_graphs_are_refused(reason: str) -> None:
-    assert judge(nodes(GEMM, w=W, c=C))
-    with pytest.raises(GraphRefused):
+    assert check_graph(nodes(GEMM, w=W, c=C))
+    with pytest.raises(GraphError):
         layout_of(HOSTILE[reason])
 
 
@@ -138,11 +136,11 @@ def test_a_fixed_batch_is_refused_with_its_reason() -> None:
     for ends in ("input", "output"):
         model = good()
         getattr(model.graph, ends)[0].type.tensor_type.shape.dim[0].dim_value = 4
-        with pytest.raises(GraphRefused, match="has 4 rows, however many are asked for: a fixed batch"):
+        with pytest.raises(GraphError, match="has 4 rows, however many are asked for: a fixed batch"):
             layout_of(model.SerializeToString())
     model = good()
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "others"
-    with pytest.raises(GraphRefused, match="others"):
+    with pytest.raises(GraphError, match="others"):
         layout_of(model.SerializeToString())
 
 
@@ -163,9 +161,7 @@ def test_what_a_parser_would_merge_or_overlook_is_refused() -> None:
     value.CopyFrom(good().graph.input[0])
     value.name = "more"
     for more in (
-        field(
-            11, value.SerializeToString() + of_one_column
-        ),  # a type that comes twice is merged: four dimensions
+        field(11, value.SerializeToString() + of_one_column),  # a type that comes twice is merged: four dimensions
         field(13, b""),
         field(15, b""),
         field(2, b"another name"),
@@ -176,18 +172,18 @@ def test_what_a_parser_would_merge_or_overlook_is_refused() -> None:
     ):
         data = rest + field(7, graph + more)
         assert onnx.load_from_string(data).graph.node  # a parser takes it
-        with pytest.raises(GraphRefused):
+        with pytest.raises(GraphError):
             layout_of(data)
-    with pytest.raises(GraphRefused, match="more than one graph"):
+    with pytest.raises(GraphError, match="more than one graph"):
         layout_of(rest + field(7, graph) + field(7, b""))
-    with pytest.raises(GraphRefused, match="cut short"):
+    with pytest.raises(GraphError, match="cut short"):
         layout_of(rest + field(7, graph)[:-1])
     later = good()
     later.opset_import[0].version = 18
     older = good()
     older.ir_version = 3
     for model in (later, older):
-        with pytest.raises(GraphRefused, match="IR version 8 and opset 17"):
+        with pytest.raises(GraphError, match="IR version 8 and opset 17"):
             layout_of(model.SerializeToString())
 
 
@@ -199,12 +195,12 @@ def bomb(doublings: int) -> bytes:
 
 
 def test_a_row_takes_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert judge(bomb(10))[1].floats < MAX_FLOATS
+    assert check_graph(bomb(10))[1].floats < MAX_ROW_FLOATS
     for doublings in (24, 60, 900):
-        with pytest.raises(GraphRefused, match="a row takes"):
+        with pytest.raises(GraphError, match="a row takes"):
             layout_of(bomb(doublings))
-    monkeypatch.setattr(onnx_check, "MAX_WORK", 5000)
-    with pytest.raises(GraphRefused, match="multiplications"):
+    monkeypatch.setattr(onnx_check, "MAX_ROW_WORK", 5000)
+    with pytest.raises(GraphError, match="multiplications"):
         layout_of(bomb(10))
 
 

@@ -11,41 +11,41 @@ import numpy as np
 import pytest
 
 from host.bench import exogenous as bench_exogenous
-from host.bench.acting import QUICK, write_minutes
-from host.bench.all import BENCHES, bench, print_bench
-from host.bench.kernels import sample_bars
-from host.bench.learn import multiply, products_of, random_batch
-from host.bench.options import BenchError, Size
-from host.bench.process import Case, Work, medians
-from host.bench.search import SEARCHES, market_calls, new_searches, shape_of
+from host.bench.acting import SMALL_TRAINING, write_m1_csv
+from host.bench.all import BENCHES, print_bench, run_bench
+from host.bench.kernels import read_sample_bars
+from host.bench.learn import random_batch, record_matmuls, run_matmuls
+from host.bench.options import BenchError, BenchOptions
+from host.bench.process import Case, TimedCall, median_seconds
+from host.bench.search import SEARCHES, case_shape, market_call_rows, new_searches
 from host.data.csv_reader import read_bars
 from host.data.formats import ReadOptions
 from host.machine import memory_mb
-from kernels.ort import check
+from kernels.ort import check_status
 from models.learner import Learner
-from models.loss import CHUNKS
-from models.params import Shape
+from models.loss import NUM_CHUNKS
+from models.params import ModelShape
 
-TINY_TRAINING = ("market.session=24", "network.hidden=8", "train.simulations=2", "search.simulations=2")
-TINY = Size(
+TINY_TRAINING = ("market.episode_length=24", "network.hidden=8", "train.num_simulations=2", "search.num_simulations=2")
+TINY = BenchOptions(
     rounds=1,
-    nets=("default",),
+    networks=("default",),
     roots=(2,),
     simulations=(2,),
-    threads_tried=(1,),
-    forests=((1, 2), (2, 2)),
-    sweeps=(2,),
-    cycles=1,
+    thread_counts=(1,),
+    threads_and_roots=((1, 2), (2, 2)),
+    reanalyze_simulations=(2,),
+    iterations=1,
     chains=8,
     windows=8,
-    sessions=2,
+    episodes=2,
     length=2000,
-    batch=8,
+    batch_size=8,
     decisions=3,
     bars=700,
     minutes=0.001,
     idle_s=0.1,
-    settings=(*QUICK, *TINY_TRAINING),
+    settings=(*SMALL_TRAINING, *TINY_TRAINING),
 )
 KEYS = {
     "search": {"impl", "search", "net", "B", "n", "threads", "ms", "us_per_decision", "rows", "rss_mb"},
@@ -85,7 +85,7 @@ def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("what", KEYS)
 def test_documents_have_their_keys_and_positive_figures(what: str) -> None:
-    document = json.loads(json.dumps(bench(what, TINY)))
+    document = json.loads(json.dumps(run_bench(what, TINY)))
     rows: list[dict[str, Any]] = document if isinstance(document, list) else [document]
     for row in rows:
         assert set(row) == KEYS[what]
@@ -100,7 +100,7 @@ def test_documents_have_their_keys_and_positive_figures(what: str) -> None:
 
 
 def test_at_equal_rows_the_market_search_decides_better() -> None:
-    rows = bench("exogenous", TINY)
+    rows = run_bench("exogenous", TINY)
     for standard, market in zip(rows[::2], rows[1::2], strict=True):
         assert (standard["search"], market["search"]) == ("gumbel", "market")
         assert max(market["rows"], standard["rows"]) <= standard["allowed"]
@@ -109,13 +109,15 @@ def test_at_equal_rows_the_market_search_decides_better() -> None:
 
 
 def test_networks_without_noise_give_the_exact_q(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_exogenous, "NOISE", 0.0)
+    monkeypatch.setattr(bench_exogenous, "VALUE_NOISE", 0.0)
     chain = bench_exogenous.new_chain(3)
-    agent = bench_exogenous.Agent(bench_exogenous.graphs(chain), bench_exogenous.Sizes(6, 9, 6, 4, 3))
+    agent = bench_exogenous.OnnxNetworks(
+        bench_exogenous.chain_graphs(chain), bench_exogenous.NetworkShape(6, 9, 6, 4, 3)
+    )
     q = np.where(np.isfinite(chain.q), chain.q, np.nan).reshape(-1, 4)
-    market = bench_exogenous.decisions(agent, bench_exogenous.MARKET, 100)
+    market = bench_exogenous.decide_everywhere(agent, bench_exogenous.MARKET, 100)
     np.testing.assert_allclose(market.q, q, atol=1e-5)
-    once = bench_exogenous.decisions(agent, bench_exogenous.GUMBEL, 13)  # flat: each action once
+    once = bench_exogenous.decide_everywhere(agent, bench_exogenous.GUMBEL, 13)  # flat: each action once
     np.testing.assert_allclose(once.q[::3], q[::3], atol=1e-5)
 
 
@@ -125,7 +127,7 @@ def test_every_bench_is_tested() -> None:
 
 def test_an_unknown_bench_is_a_usage_error() -> None:
     with pytest.raises(BenchError, match="search, features"):
-        bench("nothing", TINY)
+        run_bench("nothing", TINY)
     assert BenchError.exit_code == 2
 
 
@@ -134,39 +136,34 @@ def test_the_network_alone_makes_the_calls_of_the_search(search: str) -> None:
     """As many rows, and what it is given to call is what a search of the same roots has called."""
     case = Case("swt", search, "default", 3, 12, 1)
     (work,) = new_searches(case)
-    check(work())
+    check_status(work())
     planner = work.args[0]  # type: ignore[attr-defined]
     (network,) = new_searches(case._replace(impl="network"))
     *_, roots, calls = network.args  # type: ignore[attr-defined]
     assert roots == 3
     assert roots + calls.sum() == planner.rows.sum()
-    check(network())
+    check_status(network())
     if search == "market":
         assert calls.tolist() == [24, 192, 72]  # 1, 8 and 3 nodes of each root, with 8 codes each
-        assert market_calls(100, 2, 8).tolist() == [
-            512,
-            288,
-            512,
-            288,
-        ]  # no call is larger than the cache likes
+        assert market_call_rows(100, 2, 8).tolist() == [512, 288, 512, 288]  # no call is larger than the cache likes
     else:
         np.testing.assert_array_equal(calls, planner.work.calls)
         assert (calls.sum(axis=1) == 3).all()
         assert (calls[:, 1] > 0).any() == (search == "stochastic")
-    assert shape_of(case).codes == {"gumbel": 4, "stochastic": 32, "market": 8}[search]
+    assert case_shape(case).codes == {"gumbel": 4, "stochastic": 32, "market": 8}[search]
 
 
 def test_products_are_those_of_a_step() -> None:
     """2 x multiply-adds of forward, gradient of weights and gradient of inputs, by hand for one layer and in all."""
-    s, n, K = Shape(features=20, latent=8, hidden=16), 4, 2
-    learner = Learner(s, n * CHUNKS, K, 0, 1e-3, 0.0, 100, 1)
-    chunks = products_of(learner, random_batch(n * CHUNKS, K, s), CHUNKS)
+    s, n, K = ModelShape(features=20, latent=8, hidden=16), 4, 2
+    learner = Learner(s, n * NUM_CHUNKS, K, 0, 1e-3, 0.0, 100, 1)
+    chunks = record_matmuls(learner, random_batch(n * NUM_CHUNKS, K, s), NUM_CHUNKS)
     shapes = [[(a.shape, b.shape) for a, b, _ in chunk] for chunk in chunks]
     assert all(chunk == shapes[0] for chunk in shapes)
     assert ((n, 20), (20, 16)) in shapes[0]  # representation, forward
     assert ((20, n), (n, 16)) in shapes[0]  # and the gradient of its weights
     assert len(shapes[0]) == 13 + 2 * (K - 1) + 13 + 12 + 2 * (K - 1)
-    multiply(chunks[0])
+    run_matmuls(chunks[0])
     for a, b, out in chunks[0][-1:]:
         np.testing.assert_array_equal(out, a @ b)
 
@@ -174,21 +171,21 @@ def test_products_are_those_of_a_step() -> None:
 def test_medians_are_of_the_rounds_and_in_turns() -> None:
     order = list[str]()
     ticks = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 1, 0, 2, 0, 9, 0, 4, 0, 3, 0, 6])
-    works: list[Work] = [lambda: order.append("a"), lambda: order.append("b")]
-    assert medians(works, 3, lambda: next(ticks)) == [3, 4]
+    works: list[TimedCall] = [lambda: order.append("a"), lambda: order.append("b")]
+    assert median_seconds(works, 3, lambda: next(ticks)) == [3, 4]
     assert order[4:] == ["a", "b"] * 3
 
 
 def test_minutes_are_a_file_that_training_reads(tmp_path: Path) -> None:
     path = tmp_path / "EURUSD_M1.csv"
-    write_minutes(path, sample_bars(), 3000)
+    write_m1_csv(path, read_sample_bars(), 3000)
     bars, source = read_bars(path, ReadOptions())
     assert (source.interval_s, source.rows, source.problems) == (60, 3000, [])
-    hours = sample_bars()
+    hours = read_sample_bars()
     ratio = np.diff(np.log(bars.close)).std() / np.log(hours.close / hours.open).std()
     assert ratio == pytest.approx(60**-0.5, rel=0.1)
     first = path.read_bytes()
-    write_minutes(path, hours, 3000)
+    write_m1_csv(path, hours, 3000)
     assert path.read_bytes() == first
 
 

@@ -17,81 +17,75 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.atomic import Unwritable
+from host.atomic import OutputPathError
 from host.bench import enhancement_run as run
 from host.bench import enhancements as module
-from host.bench.enhancement_run import MARKETS, Beat, Effort, Unit, config_of, is_learnt, key_of, version
+from host.bench.enhancement_run import (
+    LEARNED_MARKETS,
+    Budget,
+    Job,
+    ReportProgress,
+    is_learnt,
+    job_config,
+    job_key,
+    program_version,
+)
 from host.bench.enhancements import (
     ENHANCEMENTS,
     Enhancement,
-    UnknownEnhancement,
-    all_units,
+    UnknownEnhancementError,
+    all_jobs,
     bench_enhancements,
-    chosen,
-    measure_all,
-    middle,
+    median,
     print_enhancements,
-    spread,
+    run_jobs,
+    select,
+    value_range,
 )
-from host.bench.options import Size
-from host.bench.picture import PANELS, picture
+from host.bench.options import BenchOptions
+from host.bench.picture import PANELS, render_svg
 from host.config import ConfigError
 from tests.fixtures.paths import ROOT
 
 KEYS = {
-    *(
-        "rss_anon_mb",
-        "rss_mb",
-        "tree_kb",
-        "us_per_decision",
-        "selection_us",
-        "rows_per_decision",
-        "reuse_share",
-    ),
-    *(
-        "ms_per_step",
-        "parameters_mb",
-        "storage_mb",
-        "sessions_to_90",
-        "seconds_to_90",
-        "seeds",
-        "weights_sha256",
-    ),
+    *("rss_anon_mb", "rss_mb", "tree_kb", "us_per_decision", "selection_us", "rows_per_decision", "reuse_share"),
+    *("ms_per_step", "parameters_mb", "storage_mb", "sessions_to_90", "seconds_to_90", "seeds", "weights_sha256"),
 }
-TINY = Effort(
+TINY = Budget(
     minutes=0.001,
     length=2000,
-    every=1,
-    glance=32,
-    cycles=1,
+    eval_interval=1,
+    quick_eval_bars=32,
+    iterations=1,
     rounds=1,
     decisions=4,
     settings=(
-        *("market.session=24", "network.latent=8", "network.hidden=8", "train.simulations=2"),
-        *("train.block=2", "train.blocks=1", "train.steps=2", "train.batch=32", "train.replay=8"),
-        "search.simulations=2",
+        *("market.episode_length=24", "network.latent=8", "network.hidden=8", "train.num_simulations=2"),
+        *(
+            "train.num_envs=2",
+            "train.batches_per_iteration=1",
+            "train.updates_per_iteration=2",
+            "train.batch_size=32",
+            "train.replay_capacity=8",
+        ),
+        "search.num_simulations=2",
     ),
 )
 LEARNS_IN = {"planted": 320, "planted-hard": None, "close": 96}
 
 
-def pretend(unit: Unit, beat: Beat) -> dict[str, Any]:
+def pretend(unit: Job, beat: ReportProgress) -> dict[str, Any]:
     """A measurement that takes no time; odd seeds learn nothing."""
     beat(0.5)
     if unit.kind == run.COST:
-        return {**dict.fromkeys(module.COSTS, 1.5 + unit.seed), "weights_sha256": f"sha {unit.seed}"}
+        return {**dict.fromkeys(module.COST_KEYS, 1.5 + unit.seed), "weights_sha256": f"sha {unit.seed}"}
     sessions = None if unit.seed % 2 else LEARNS_IN[unit.market]
     learnt = {"sessions_to_90": sessions, "seconds_to_90": sessions and sessions / 20}
-    return {
-        **dict.fromkeys(module.TRAINING, 100.0),
-        **learnt,
-        "fraction_of_optimum": 0.7,
-        "closing_regret": None,
-    }
+    return {**dict.fromkeys(module.TRAINING_KEYS, 100.0), **learnt, "fraction_of_optimum": 0.7, "closing_regret": None}
 
 
 def test_the_document_has_its_keys_and_the_picture_is_xml(tmp_path: Path) -> None:
-    size = Size(seeds=3, out=tmp_path, effort=TINY)
+    size = BenchOptions(seeds=3, out=tmp_path, budget=TINY)
     document = bench_enhancements(size, pretend)
     assert json.loads((tmp_path / "enhancements.json").read_text()) == document
     assert [row["enhancement"] for row in document] == [e.name for e in ENHANCEMENTS]
@@ -100,7 +94,7 @@ def test_the_document_has_its_keys_and_the_picture_is_xml(tmp_path: Path) -> Non
         for side in (row["on"], row["off"]):
             assert set(side) >= KEYS
             assert (side["seeds"], side["sessions_to_90"], side["seconds_to_90"]) == (3, 320, 16)
-            assert set(side["markets"]) == set(MARKETS)
+            assert set(side["markets"]) == set(LEARNED_MARKETS)
             assert side["markets"]["planted"]["sessions_to_90_range"] == [320, None]
             assert side["markets"]["planted-hard"]["sessions_to_90"] is None
             assert (side["tree_kb"], side["weights_sha256"]) == (1.5, "sha 0")
@@ -116,54 +110,54 @@ def test_the_document_has_its_keys_and_the_picture_is_xml(tmp_path: Path) -> Non
 
 
 def test_words_of_a_picture_are_escaped() -> None:
-    side = {**dict.fromkeys(PANELS, -1.0), "markets": {m: {"sessions_to_90": None} for m in MARKETS}}
-    ElementTree.fromstring(picture([{"enhancement": "a < b & c", "on": side, "off": side}]))
+    side = {**dict.fromkeys(PANELS, -1.0), "markets": {m: {"sessions_to_90": None} for m in LEARNED_MARKETS}}
+    ElementTree.fromstring(render_svg([{"enhancement": "a < b & c", "on": side, "off": side}]))
 
 
 def test_equal_variants_are_measured_once() -> None:
     rows = [
-        Enhancement("a", "", on=("train.sweep=true",), off=("train.sweep=false",)),
-        Enhancement("b", "", on=("search.rule=gumbel",)),  # its other side is the first one's
+        Enhancement("a", "", on=("train.reanalyze=true",), off=("train.reanalyze=false",)),
+        Enhancement("b", "", on=("search.algorithm=gumbel",)),  # its other side is the first one's
     ]
-    units = all_units(rows, 2, TINY)
-    assert len(units) == 3 * (1 + 2 * len(MARKETS))  # costs once, not once a seed
+    units = all_jobs(rows, 2, TINY)
+    assert len(units) == 3 * (1 + 2 * len(LEARNED_MARKETS))  # costs once, not once a seed
     assert [unit.seed for unit in units.values()] == [0] * 12 + [1] * 9
     assert {unit.settings for unit in units.values()} == {rows[0].on, rows[0].off, rows[1].on}
 
 
 def test_a_key_tells_all_that_decides() -> None:
-    unit = Unit(run.LEARN, "planted", 0, (), TINY)
+    unit = Job(run.LEARN, "planted", 0, (), TINY)
     others = [
         unit._replace(kind=run.COST),
         unit._replace(market="close"),
         unit._replace(seed=1),
-        unit._replace(settings=("train.rate=0.5",)),
-        unit._replace(effort=TINY._replace(minutes=1.0)),
-        unit._replace(effort=TINY._replace(threads=2)),
+        unit._replace(settings=("train.learning_rate=0.5",)),
+        unit._replace(budget=TINY._replace(minutes=1.0)),
+        unit._replace(budget=TINY._replace(threads=2)),
     ]
-    assert len({key_of(one) for one in (unit, *others)}) == 7
-    assert key_of(unit._replace(settings=("train.rate=0.001",))) == key_of(unit)
-    assert config_of(others[2]).train.seed == 1
+    assert len({job_key(one) for one in (unit, *others)}) == 7
+    assert job_key(unit._replace(settings=("train.learning_rate=0.001",))) == job_key(unit)
+    assert job_config(others[2]).train.seed == 1
 
 
 def test_another_program_measures_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = version()
-    for name in ("trainer.py", run.TABLE):
+    before = program_version()
+    for name in ("trainer.py", run.ENHANCEMENTS_FILE):
         (tmp_path / name).write_text("")
-    monkeypatch.setattr(run, "HOST", tmp_path)
-    here = version()
+    monkeypatch.setattr(run, "HOST_FOLDER", tmp_path)
+    here = program_version()
     assert here != before
-    (tmp_path / run.TABLE).write_text("a line more")
-    assert version() == here
+    (tmp_path / run.ENHANCEMENTS_FILE).write_text("a line more")
+    assert program_version() == here
     (tmp_path / "trainer.py").write_text("a line more")
-    assert version() != here
+    assert program_version() != here
 
 
 def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
-    units = all_units([Enhancement("a", "", on=("search.rule=gumbel",))], 2, TINY)
-    done = list[Unit]()
+    units = all_jobs([Enhancement("a", "", on=("search.algorithm=gumbel",))], 2, TINY)
+    done = list[Job]()
 
-    def fails_at_the_sixth(unit: Unit, beat: Beat) -> dict[str, Any]:
+    def fails_at_the_sixth(unit: Job, beat: ReportProgress) -> dict[str, Any]:
         if len(done) == 5:
             raise KeyboardInterrupt
         done.append(unit)
@@ -173,14 +167,12 @@ def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
         assert 0 <= share <= 1
 
     with pytest.raises(KeyboardInterrupt):
-        measure_all(units, tmp_path, report, fails_at_the_sixth)
+        run_jobs(units, tmp_path, report, fails_at_the_sixth)
     assert len(list(tmp_path.glob("*.json"))) == 5
-    again = list[Unit]()
-    results = measure_all(
-        units, tmp_path, report, lambda unit, beat: again.append(unit) or pretend(unit, beat)
-    )
+    again = list[Job]()
+    results = run_jobs(units, tmp_path, report, lambda unit, beat: again.append(unit) or pretend(unit, beat))
     assert done + again == list(units.values())
-    whole = measure_all(units, tmp_path / "other", report, pretend)
+    whole = run_jobs(units, tmp_path / "other", report, pretend)
     assert results == whole
 
 
@@ -197,41 +189,41 @@ def test_a_kill_loses_the_running_unit_at_most(tmp_path: Path) -> None:
             time.sleep(0.02)
         os.kill(child.pid, signal.SIGKILL)
     kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
-    assert 2 <= len(kept) < 9 * (1 + len(MARKETS))
-    units = all_units([Enhancement("a", "")], 9, TINY)
+    assert 2 <= len(kept) < 9 * (1 + len(LEARNED_MARKETS))
+    units = all_jobs([Enhancement("a", "")], 9, TINY)
     count = [0]
 
-    def counted(unit: Unit, beat: Beat) -> dict[str, Any]:
+    def counted(unit: Job, beat: ReportProgress) -> dict[str, Any]:
         count[0] += 1
         return pretend(unit, beat)
 
-    measure_all(units, tmp_path, lambda *_: None, counted)
+    run_jobs(units, tmp_path, lambda *_: None, counted)
     assert count[0] == len(units) - len(kept)
     assert all(path.read_bytes() == text for path, text in kept.items())
 
 
 def test_what_does_not_exist_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    for setting in ("train.nothing=1", "search.rule=guess"):
+    for setting in ("train.nothing=1", "search.algorithm=guess"):
         with pytest.raises(ConfigError):
-            all_units([Enhancement("a", "", on=(setting,))], 1, TINY)
-    with pytest.raises(UnknownEnhancement, match="rezero"):
-        chosen("nothing")
-    assert UnknownEnhancement.exit_code == 2
+            all_jobs([Enhancement("a", "", on=(setting,))], 1, TINY)
+    with pytest.raises(UnknownEnhancementError, match="rezero"):
+        select("nothing")
+    assert UnknownEnhancementError.exit_code == 2
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(Unwritable, match="is no folder"):
-        bench_enhancements(Size(out=tmp_path / "file" / "x"), pretend)
-    assert [e.name for e in chosen("gumbel")] == ["gumbel"]
+    with pytest.raises(OutputPathError, match="is no folder"):
+        bench_enhancements(BenchOptions(out=tmp_path / "file" / "x"), pretend)
+    assert [e.name for e in select("gumbel")] == ["gumbel"]
 
 
 def test_every_line_of_the_table_resolves_and_its_sides_differ() -> None:
     for e in ENHANCEMENTS:
-        on, off = (config_of(Unit(run.COST, "planted", 0, side, Effort())) for side in (e.on, e.off))
+        on, off = (job_config(Job(run.COST, "planted", 0, side, Budget())) for side in (e.on, e.off))
         assert on != off, e.name
 
 
 @given(st.lists(st.none() | st.floats(0, 1e6), min_size=1, max_size=9))
 def test_null_is_worse_than_any_number(values: list[float | None]) -> None:
-    found, (low, high) = middle(values), spread(values)
+    found, (low, high) = median(values), value_range(values)
     known = [value for value in values if value is not None]
     if 2 * len(known) <= len(values):
         assert found is None
@@ -263,18 +255,16 @@ def test_learnt_is_the_optimum_or_closing_in_time(
 
 def test_units_measure_in_processes_of_their_own() -> None:
     """The real thing on its smallest size; equal weights are visible."""
-    unit, shares = Unit(run.COST, "planted", 0, ("train.age_cut=0.5",), TINY), list[float]()
-    costs = run.measured(unit, shares.append)
-    assert set(costs) == {*module.COSTS, "weights_sha256", "rss_anon_mb", "rss_mb"}
-    timed = [
-        name for name in module.COSTS if not name.startswith("selection")
-    ]  # which is a difference of two
+    unit, shares = Job(run.COST, "planted", 0, ("train.off_policy_correction=0.5",), TINY), list[float]()
+    costs = run.run_job(unit, shares.append)
+    assert set(costs) == {*module.COST_KEYS, "weights_sha256", "rss_anon_mb", "rss_mb"}
+    timed = [name for name in module.COST_KEYS if not name.startswith("selection")]  # which is a difference of two
     assert all(costs[name] > 0 for name in timed)
     assert costs["selection_us"] < costs["us_per_decision"]
-    other = run.cost(unit._replace(settings=()), lambda share: None)
+    other = run.measure_cost(unit._replace(settings=()), lambda share: None)
     assert other["weights_sha256"] == costs["weights_sha256"]  # in one cycle nothing is old
-    learnt = run.measured(unit._replace(kind=run.LEARN), shares.append)
-    assert set(learnt) >= {*module.TRAINING, *module.LEARNT}
+    learnt = run.run_job(unit._replace(kind=run.LEARN), shares.append)
+    assert set(learnt) >= {*module.TRAINING_KEYS, *module.LEARNING_KEYS}
     assert 40 < learnt["rss_anon_mb"] < learnt["rss_mb"] < 600
     assert learnt["ms_per_session"] > 0
     assert 0 in shares
@@ -283,4 +273,4 @@ def test_units_measure_in_processes_of_their_own() -> None:
 def test_a_process_that_fails_fails_the_bench() -> None:
     """Names what it was measuring; nothing is skipped."""
     with pytest.raises(RuntimeError, match=r"train\.batch=33.*ended with 1"):
-        run.measured(Unit(run.COST, "planted", 0, ("train.batch=33",), TINY), lambda share: None)
+        run.run_job(Job(run.COST, "planted", 0, ("train.batch_size=33",), TINY), lambda share: None)

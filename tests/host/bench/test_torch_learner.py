@@ -6,7 +6,7 @@ from threadpoolctl import threadpool_limits
 
 from models.learner import Learner
 from models.loss import LOSSES
-from models.params import Shape, new_params
+from models.params import ModelShape, new_params
 from tests.fixtures.windows import random_batch
 
 pytest.importorskip("torch")
@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 def test_losses_of_100_steps_are_pytorchs(rate: float) -> None:
     from host.bench.torch_learner import TorchLearner
 
-    shape, K, windows = Shape(features=40, hidden=64), 5, 32
+    shape, K, windows = ModelShape(features=40, hidden=64), 5, 32
     ours = Learner(shape, windows, K, 0, rate, 1e-2, 3000, 1)
     theirs = TorchLearner(shape, new_params(shape, 0), rate, 1e-2, 3000, 1, compiled=False)
     with threadpool_limits(1, "blas"):

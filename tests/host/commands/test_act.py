@@ -1,4 +1,4 @@
-"""`act` decides what `backtest` decides, wherever its feed starts, however it arrives, and never from a later bar."""
+"""`print_decisions` decides what `backtest` decides, wherever its feed starts, however it arrives, and never from a later bar."""
 
 import io
 import json
@@ -12,31 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.artifact.manifest import load_agent, reading_of
-from host.artifact.model_file import WRITTEN, ModelRefused, read_model, write_model
+from host.artifact.manifest import load_model, reading_options
+from host.artifact.model_file import ADDED_KEYS, ModelError, read_model, write_model
 from host.artifact.onnx_check import layout_of
-from host.commands.act import act, act_on_feed
+from host.commands.act import act_on_feed, print_decisions
 from host.commands.train import train_csv
 from host.config import load_config
 from host.data.feed import Bar, feed_bars
 from host.data.formats import ReadOptions
-from host.live.live_agent import COLUMNS, Actor, DecisionError, History, Printer
+from host.live.live_agent import DECISION_COLUMNS, BarRing, DecisionError, DecisionPrinter, LiveAgent
 from host.training.trainer import Trainer
-from kernels.market.features import HISTORY, features_of, normalise_rows
+from kernels.market.features import HISTORY, compute_features, normalise_rows
 from kernels.market.position import ACTIONS
 from kernels.ort import OrtError, Session
 from tests.fixtures.paths import ROOT, SAMPLE
-from tests.fixtures.trained import (
-    DECIDED,
-    HEADER,
-    ROWS,
-    TINY,
-    Trained,
-    backtest_rows,
-    by_time,
-    feed_of,
-    opinionated,
-)
+from tests.fixtures.trained import DECIDED, HEADER, ROWS, TINY, Trained, backtest_rows, by_time, feed_of, opinionated
 
 
 def acted(model: Path, feed: Path, as_json: bool = False) -> str:
@@ -52,9 +42,7 @@ def test_the_decisions_are_worth_comparing(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1, 700, 3000])
-def test_act_makes_the_decisions_of_a_backtest_from_the_same_bar(
-    trained: Trained, first: int, tmp_path: Path
-) -> None:
+def test_act_makes_the_decisions_of_a_backtest_from_the_same_bar(trained: Trained, first: int, tmp_path: Path) -> None:
     """Wherever the feed starts: both start flat; from row 0 the ring of bars wraps three times."""
     stop = len(ROWS) if first == 0 else first + 900
     got = by_time(acted(trained.path, feed_of(ROWS[first:stop], tmp_path / "feed.csv")))
@@ -96,7 +84,7 @@ def test_json_lines_say_what_csv_lines_say(trained: Trained, tmp_path: Path) -> 
     feed = feed_of(ROWS[: HISTORY + 40], tmp_path / "feed.csv")
     rows = by_time(acted(trained.path, feed))
     records = [json.loads(line) for line in acted(trained.path, feed, as_json=True).splitlines()]
-    assert [tuple(record) for record in records] == [COLUMNS] * len(rows)
+    assert [tuple(record) for record in records] == [DECISION_COLUMNS] * len(rows)
     for record, row in zip(records, rows.values(), strict=True):
         assert [record["time"], record["action"]] == row[:2]
         assert [record[name] for name in DECIDED[2:]] == [float(text) for text in row[2:]]
@@ -148,10 +136,12 @@ def test_following_a_growing_file_waits_for_whole_lines(trained: Trained, tmp_pa
     pieces = [whole[a:b] for a, b in pairwise(cuts)]
     half = ROWS[HISTORY + 12][:30]  # never completed: no decision
     out, loaded = io.StringIO(), trained.loaded
-    reading = reading_of(loaded, ReadOptions())
+    reading = reading_options(loaded, ReadOptions())
     bars = feed_bars(feed, reading, follow=True, wait=grow_by(feed, [*pieces, half]))
     with pytest.raises(Enough):
-        act(Actor(loaded.agent, loaded.setting, loaded.search), bars, Printer(out, False))
+        print_decisions(
+            LiveAgent(loaded.networks, loaded.market_spec, loaded.search), bars, DecisionPrinter(out, False)
+        )
     got = by_time(out.getvalue())
     assert len(got) == 13
     assert all(got[time] == trained.decisions[time] for time in got)
@@ -168,11 +158,11 @@ def test_a_line_is_out_before_the_next_bar_is_asked_for(trained: Trained, tmp_pa
 
     def feed() -> Any:
         path = feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv")
-        for bar in feed_bars(path, reading_of(loaded, ReadOptions())):
+        for bar in feed_bars(path, reading_options(loaded, ReadOptions())):
             lines.append(out.seen)
             yield bar
 
-    act(Actor(loaded.agent, loaded.setting, loaded.search), feed(), Printer(out, False))
+    print_decisions(LiveAgent(loaded.networks, loaded.market_spec, loaded.search), feed(), DecisionPrinter(out, False))
     assert lines[-6:] == [1, 2, 3, 4, 5, 6]
 
 
@@ -197,7 +187,7 @@ def test_a_closed_pipe_ends_it_quietly(trained: Trained) -> None:
         assert process.stdout
         assert process.stderr
         process.stdin.write((HEADER + "".join(ROWS[:HISTORY])).encode())
-        assert process.stdout.readline().decode().strip() == ",".join(COLUMNS)
+        assert process.stdout.readline().decode().strip() == ",".join(DECISION_COLUMNS)
         assert process.stdout.readline().decode().startswith(next(iter(trained.decisions)))
         process.stdout.close()
         process.stdin.write("".join(ROWS[HISTORY : HISTORY + 3]).encode())
@@ -208,7 +198,7 @@ def test_a_closed_pipe_ends_it_quietly(trained: Trained) -> None:
 
 
 def test_history_keeps_what_a_decision_needs_however_often_it_wraps() -> None:
-    history = History(capacity=HISTORY + 3)
+    history = BarRing(capacity=HISTORY + 3)
     for i in range(3 * HISTORY):
         history.append(Bar(i, *(float(i + k) for k in range(7))))
         n = len(history.bars.time)
@@ -219,42 +209,42 @@ def test_history_keeps_what_a_decision_needs_however_often_it_wraps() -> None:
 
 def test_a_decision_that_is_not_a_number_is_none(trained: Trained, tmp_path: Path) -> None:
     loaded, out = trained.loaded, io.StringIO()
-    actor = Actor(loaded.agent, loaded.setting, loaded.search)
-    shift = np.full_like(loaded.setting.normaliser.shift, np.nan)
+    actor = LiveAgent(loaded.networks, loaded.market_spec, loaded.search)
+    shift = np.full_like(loaded.market_spec.normaliser.shift, np.nan)
     shift.flags.writeable = False  # as a model's arrays are: another type would be compiled for
-    actor._trader = actor._trader._replace(normaliser=loaded.setting.normaliser._replace(shift=shift))
-    feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_of(loaded, ReadOptions()))
+    actor._policy = actor._policy._replace(normaliser=loaded.market_spec.normaliser._replace(shift=shift))
+    feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_options(loaded, ReadOptions()))
     with pytest.raises(DecisionError, match="not a finite number"):
-        act(actor, feed, Printer(out, False))
-    assert out.getvalue() == ",".join(COLUMNS) + "\n"
+        print_decisions(actor, feed, DecisionPrinter(out, False))
+    assert out.getvalue() == ",".join(DECISION_COLUMNS) + "\n"
 
 
 def test_a_failing_network_ends_acting_with_an_error(trained: Trained, tmp_path: Path) -> None:
     loaded, out = trained.loaded, io.StringIO()
-    actor = Actor(loaded.agent, loaded.setting, loaded.search)
-    planner = actor._trader.planner
-    net = planner.model.market
-    graph = loaded.agent.graphs["market"]
+    actor = LiveAgent(loaded.networks, loaded.market_spec, loaded.search)
+    planner = actor._policy.planner
+    net = planner.networks.market
+    graph = loaded.networks.graphs["market"]
     layout = layout_of(graph)
     broken = Session(graph).bind(layout._replace(width_in=layout.width_in + 1), [1, len(net.x)])
-    model = planner.model._replace(market=broken)
-    actor._trader = actor._trader._replace(planner=planner._replace(model=model))
-    feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_of(loaded, ReadOptions()))
+    model = planner.networks._replace(market=broken)
+    actor._policy = actor._policy._replace(planner=planner._replace(networks=model))
+    feed = feed_bars(feed_of(ROWS[: HISTORY + 5], tmp_path / "feed.csv"), reading_options(loaded, ReadOptions()))
     with pytest.raises(OrtError):
-        act(actor, feed, Printer(out, False))
-    assert out.getvalue() == ",".join(COLUMNS) + "\n"
+        print_decisions(actor, feed, DecisionPrinter(out, False))
+    assert out.getvalue() == ",".join(DECISION_COLUMNS) + "\n"
 
 
 def test_sizes_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve actions: the manifest names them, `target` is a signed size, and p_buy is the sum over the sizes."""
-    monkeypatch.setattr(Trainer, "graphs", opinionated)
+    monkeypatch.setattr(Trainer, "export_graphs", opinionated)
     sizes = [0.1, 0.25, 0.5, 0.75, 1.0]
     config = load_config(
-        None, [*TINY, f"market.sizes={sizes}", "search.considered=12", "search.simulations=12"]
+        None, [*TINY, f"market.position_sizes={sizes}", "search.max_considered_actions=12", "search.num_simulations=12"]
     )
     train_csv(None, ReadOptions(), config, tmp_path / "run", None, 16, False, 2)
     model = tmp_path / "run" / "model.swt"
-    actions = load_agent(model).manifest["actions"]
+    actions = load_model(model).manifest["actions"]
     assert len(actions) == 12
     assert actions[1:3] == ["BUY 0.1", "BUY 0.25"]
     feed = feed_of(ROWS[: HISTORY + 600], tmp_path / "feed.csv")
@@ -270,19 +260,17 @@ def test_sizes_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: 
         assert kinds.get(row[1], held != 0 == target), "no resizing"
 
 
-def test_any_size_of_an_entry_from_training_to_acting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Widening: four kinds of action, `target` is any signed size, the same in `act` and `backtest`."""
-    monkeypatch.setattr(Trainer, "graphs", opinionated)
+def test_any_size_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widening: four kinds of action, `target` is any signed size, the same in `print_decisions` and `backtest`."""
+    monkeypatch.setattr(Trainer, "export_graphs", opinionated)
     config = load_config(
-        None, [*TINY, "search.rule=widening", "search.considered=9", "train.value_prefix=true"]
+        None, [*TINY, "search.algorithm=widening", "search.max_considered_actions=9", "train.value_prefix=true"]
     )
     train_csv(None, ReadOptions(), config, tmp_path / "run", None, 16, False, 2)
     model = tmp_path / "run" / "model.swt"
-    loaded = load_agent(model)
+    loaded = load_model(model)
     assert loaded.manifest["actions"] == list(ACTIONS)
-    assert loaded.agent.graphs.keys() == {"root", "afterstate", "dynamics"}
+    assert loaded.networks.graphs.keys() == {"root", "afterstate", "dynamics"}
     feed = feed_of(ROWS[: HISTORY + 600], tmp_path / "feed.csv")
     got, expected = by_time(acted(model, feed)), backtest_rows(feed, model, None)
     assert all(got[time] == row for time, row in expected.items())
@@ -300,34 +288,34 @@ def test_a_transformer_acts_as_it_trades_in_a_backtest_and_goes_on_after_a_resta
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three bars at once: its first decision needs two more than another's."""
-    monkeypatch.setattr(Trainer, "graphs", opinionated)
-    world = ["network.model=transformer", "network.heads=2", "network.context=3"]
+    monkeypatch.setattr(Trainer, "export_graphs", opinionated)
+    world = ["network.dynamics=transformer", "network.num_heads=2", "network.context=3"]
     train_csv(None, ReadOptions(), load_config(None, [*TINY, *world]), tmp_path / "run", None, 8, False, 2)
     model, feed = tmp_path / "run" / "model.swt", feed_of(ROWS[: HISTORY + 200], tmp_path / "feed.csv")
-    loaded, rows = load_agent(model), by_time(acted(model, feed))
+    loaded, rows = load_model(model), by_time(acted(model, feed))
     expected = backtest_rows(feed, model, None)
     assert len(rows) == 200 - 2 + 1
     assert all(rows[time] == row for time, row in expected.items())
     assert len({row[3] for row in rows.values()}) > 100
-    bars, parts = list(feed_bars(feed, reading_of(loaded, ReadOptions()))), (loaded.setting, loaded.search)
-    first, second = (Actor(loaded.agent, *parts) for _ in range(2))
+    bars, parts = (list(feed_bars(feed, reading_options(loaded, ReadOptions()))), (loaded.market_spec, loaded.search))
+    first, second = (LiveAgent(loaded.networks, *parts) for _ in range(2))
     decided = [first.on_bar(bar) for bar in bars[:-20]]
     assert decided.index(True) == HISTORY + 1
-    trader, F = first._trader, loaded.agent.sizes.features
-    x = features_of(trader.features, first.bars, len(first.bars.time) - np.arange(3, 0, -1), 1)
+    trader, F = first._policy, loaded.networks.shape.features
+    x = compute_features(trader.feature_spec, first.bars, len(first.bars.time) - np.arange(3, 0, -1), 1)
     normalise_rows(x, np.arange(3, dtype=np.int32), trader.normaliser)
-    np.testing.assert_array_equal(trader.planner.model.root.x[0, : 3 * F].reshape(3, F), x)
+    np.testing.assert_array_equal(trader.planner.networks.root.x[0, : 3 * F].reshape(3, F), x)
     second.restore(first.state(), bars[:-20])
     for bar in bars[-20:]:
         assert second.on_bar(bar)
-        assert second.decision(bar, 0)[:-1] in list(rows.values())
+        assert second.decision_row(bar, 0)[:-1] in list(rows.values())
 
 
 def test_a_model_of_impossible_sizes_is_refused(trained: Trained, tmp_path: Path) -> None:
     model, path = read_model(trained.path), tmp_path / "model.swt"
-    manifest = {key: value for key, value in model.manifest.items() if key not in WRITTEN}
+    manifest = {key: value for key, value in model.manifest.items() if key not in ADDED_KEYS}
     for sizes, reason in (([2.0], "sizes .* are not ascending"), ([0.5], "its actions")):
         changed = {**manifest, "costs": {**manifest["costs"], "sizes": sizes}}
         write_model(path, changed, model.graphs, model.arrays)
-        with pytest.raises(ModelRefused, match=reason):
-            load_agent(path)
+        with pytest.raises(ModelError, match=reason):
+            load_model(path)

@@ -13,22 +13,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from host.console import command
+from host.console import program_command
 from host.evaluation.synthetic import MARKETS
-from host.training.run_dir import open_run
+from host.training.run_dir import open_run_dir
 from tests.fixtures.paths import ROOT, SAMPLE
 from tests.fixtures.program import TINY
 from tests.fixtures.trained import by_time
 
-BACKTEST_KEYS = {
-    "net_pips",
-    "trades",
-    "share_in_market",
-    "max_drawdown_pips",
-    "baselines",
-    "bars",
-    "decisions_per_s",
-}
+BACKTEST_KEYS = {"net_pips", "trades", "share_in_market", "max_drawdown_pips", "baselines", "bars", "decisions_per_s"}
 SESSIONS = "600"  # 150 cycles: time enough to be killed in
 
 
@@ -142,7 +134,7 @@ def test_a_flipped_byte_in_the_model_is_5(setup: Setup, tmp_path: Path) -> None:
 
 def test_a_locked_run_is_8_and_left_alone(setup: Setup) -> None:
     before = setup.model.read_bytes()
-    with open_run(setup.folder / "run", resume=True):
+    with open_run_dir(setup.folder / "run", resume=True):
         said = refused(8, *train_args(setup.bars, setup.config, setup.folder / "run"), "--resume")
     assert "in use by process" in said
     assert setup.model.read_bytes() == before
@@ -154,7 +146,7 @@ def test_a_finished_run_is_neither_overwritten_nor_trained_on(setup: Setup, tmp_
     before = setup.model.read_bytes()
     assert swt(*again, "--resume").returncode == 0
     assert setup.model.read_bytes() == before
-    refused(3, *again, "--resume", "--set", "train.rate=0.5")
+    refused(3, *again, "--resume", "--set", "train.learning_rate=0.5")
     other = tmp_path / "other.csv"
     other.write_text("".join(setup.bars.read_text().splitlines(keepends=True)[:-1]))
     assert "other.csv" in refused(4, *train_args(other, setup.config, setup.folder / "run"), "--resume")
@@ -212,9 +204,7 @@ def test_ctrl_c_while_acting_says_that_what_was_written_is_kept(setup: Setup) ->
 def redirected(how: str, *args: Any) -> subprocess.CompletedProcess[str]:
     """A command whose streams lead where `how` says, as a shell understands it."""
     words = shlex.join([sys.executable, str(ROOT / "swt.py"), *map(str, args)])
-    done = subprocess.run(
-        ["sh", "-c", f"{words} {how}"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(["sh", "-c", f"{words} {how}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     return done
@@ -239,11 +229,7 @@ def test_a_stdout_that_cannot_be_written_is_one_line_and_1(setup: Setup) -> None
 @pytest.mark.skipif(os.name == "nt", reason="a shell of its own")
 def test_nothing_depends_on_stderr_and_a_closed_stdout_is_no_file(setup: Setup, tmp_path: Path) -> None:
     act, whole = ("act", setup.bars, "--model", setup.model), swt("act", setup.bars, "--model", setup.model)
-    for how in (
-        "2>&-",
-        "2>/dev/full" if Path("/dev/full").exists() else "2>/dev/null",
-        "2>&1 >/dev/null | head -n 0",
-    ):
+    for how in ("2>&-", "2>/dev/full" if Path("/dev/full").exists() else "2>/dev/null", "2>&1 >/dev/null | head -n 0"):
         done = redirected(how, *act)
         assert done.returncode == 0, how
         assert done.stderr == ""
@@ -271,11 +257,6 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(setup: Setup, tm
 
 
 def test_without_a_model_it_says_how_to_make_one(setup: Setup, tmp_path: Path) -> None:
-    says = f"swt: no model at {tmp_path / 'm.swt'}: train one first: {command('train', 'CSV')}\n"
-    for args in (
-        ("act", setup.bars),
-        ("backtest", setup.bars),
-        ("doctor",),
-        ("pack", "--out", tmp_path / "x"),
-    ):
+    says = f"swt: no model at {tmp_path / 'm.swt'}: train one first: {program_command('train', 'CSV')}\n"
+    for args in (("act", setup.bars), ("backtest", setup.bars), ("doctor",), ("pack", "--out", tmp_path / "x")):
         assert refused(5, *args, "--model", tmp_path / "m.swt") == says

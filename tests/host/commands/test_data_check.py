@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.commands.backtest import describe
+from host.commands.backtest import log_source
 from host.commands.data_check import check_data, print_check
 from host.commands.train import train_csv
 from host.config import load_config
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions
 from host.training.dataset import DatasetError, new_dataset
-from kernels.market.bars import NS
+from kernels.market.bars import SECOND_NS
 from tests.fixtures.excerpts import SAMPLES
 from tests.fixtures.files import FAULTS, HEADER, rows, write
 from tests.fixtures.headers import KNOWN
@@ -77,7 +77,7 @@ def test_training_says_what_the_check_says(tmp_path: Path, capsys: pytest.Captur
     """On one screen: symbol, pip, point, spread, clock with its doubts, holes and what was assumed."""
     later = [line.replace("03-24", "04-24") for line in rows()]
     path = write(tmp_path, [*rows(), *later], "GBPUSD.csv")
-    describe(read_bars(path)[1])
+    log_source(read_bars(path)[1])
     said = capsys.readouterr().err
     document = check_data(path, ReadOptions())
     assert printed(document) == f"{said}{document['training']}\nnothing to refuse\n"
@@ -99,11 +99,7 @@ def test_flags_that_would_settle_it(tmp_path: Path) -> None:
     assert check_data(path, said)["assumed"] == []
     with_offset = check_data(write(tmp_path, rows()), ReadOptions())["assumed"]
     assert with_offset == [flag for flag in assumed if "timezone" not in flag]
-    assert check_data(DATA / "lean.csv", ReadOptions())["assumed"] == [
-        "--timezone UTC",
-        *assumed[2:3],
-        assumed[4],
-    ]
+    assert check_data(DATA / "lean.csv", ReadOptions())["assumed"] == ["--timezone UTC", *assumed[2:3], assumed[4]]
 
 
 @pytest.mark.parametrize(
@@ -129,8 +125,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "code"),
-    [(HEADER + "\n".join(rows()), 0), (HEADER + "\n".join([*rows(), rows()[-1]]), 4)],
+    ("content", "code"), [(HEADER + "\n".join(rows()), 0), (HEADER + "\n".join([*rows(), rows()[-1]]), 4)]
 )
 def test_the_command(content: str, code: int, tmp_path: Path) -> None:
     path = tmp_path / "b.csv"
@@ -147,7 +142,7 @@ def test_every_format_is_known_to_the_tests() -> None:
     from host.data.formats import FORMATS
 
     names = {check_data(path, ReadOptions())["format"] for path in DATA.glob("*.csv")}
-    asked = {fmt.name for fmt in FORMATS if fmt.asks}  # test_columns answers
+    asked = {fmt.name for fmt in FORMATS if fmt.question}  # test_columns answers
     assert {fmt.name for fmt in FORMATS} - names - asked == {row[0] for row in KNOWN} - names
     assert {read[0] for read in SAMPLES.values() if isinstance(read, tuple)} <= names
 
@@ -157,10 +152,8 @@ def test_a_file_that_is_too_short_to_train_on_says_so(tmp_path: Path) -> None:
     path = write_bars(tmp_path / "USDSEK_H1.csv", "USDSEK", KINDS["USDSEK"], 700)
     document, (bars, source) = check_data(path, ReadOptions()), read_bars(path)
     with pytest.raises(DatasetError) as refused:
-        new_dataset(bars, np.zeros((700, 0)), load_config(), source.instrument, source.interval_s * NS, 1)
-    said = re.fullmatch(
-        r"not enough to train with the default session of \d+ decisions: (.*)", document["training"]
-    )
+        new_dataset(bars, np.zeros((700, 0)), load_config(), source.instrument, source.interval_s * SECOND_NS, 1)
+    said = re.fullmatch(r"not enough to train with the default session of \d+ decisions: (.*)", document["training"])
     assert said
     assert str(refused.value).endswith(said[1])
     assert document["refused"] is None

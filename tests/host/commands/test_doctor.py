@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from host.artifact.model_file import ModelRefused
+from host.artifact.model_file import ModelError
 from host.commands import doctor as module
-from host.commands.doctor import cache, clock, doctor, print_doctor, versions, zones
+from host.commands.doctor import check_cache, check_clock, check_packages, check_time_zones, doctor, print_doctor
 from kernels import jit
 from tests.fixtures.trained import Trained
 
@@ -30,15 +30,15 @@ def test_a_sound_machine_passes(trained: Trained) -> None:
 
 
 def test_what_is_wrong_fails(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SLOW_US", 0)
+    monkeypatch.setattr(module, "MAX_P99_US", 0)
     assert not doctor(trained.path)["passed"]
     monkeypatch.setattr(module, "PACKAGES", ("numpy", "no-such-package"))
-    assert "pip install no-such-package" in versions()[0].text
+    assert "pip install no-such-package" in check_packages()[0].text
     now = time.time()
-    assert clock(trained.loaded, now).passed
-    assert not clock(trained.loaded, now + 60).passed
+    assert check_clock(trained.loaded, now).passed
+    assert not check_clock(trained.loaded, now + 60).passed
     monkeypatch.setattr(module.time, "time", lambda: 1e9)
-    late = clock(trained.loaded, 1e9)
+    late = check_clock(trained.loaded, 1e9)
     assert "file system" in late.text
     assert "training data" in late.text
 
@@ -46,8 +46,8 @@ def test_what_is_wrong_fails(trained: Trained, monkeypatch: pytest.MonkeyPatch) 
         raise module.ZoneInfoNotFoundError(name)
 
     monkeypatch.setattr(module, "ZoneInfo", unknown)
-    assert "tzdata" in zones().text
-    with pytest.raises(ModelRefused):
+    assert "tzdata" in check_time_zones().text
+    with pytest.raises(ModelError):
         doctor(Path("no/such/model.swt"))
 
 
@@ -67,4 +67,4 @@ def test_without_a_home_machine_code_goes_where_only_this_user_can_write(
     assert stranger.parent.stat().st_mode & 0o077 == 0
     monkeypatch.delenv("SWT_CACHE_DIR")
     monkeypatch.setattr(module, "cache_root", lambda: stranger)
-    assert "set SWT_CACHE_DIR" in cache().text
+    assert "set SWT_CACHE_DIR" in check_cache().text

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import swt
-from host.artifact.model_file import ModelRefused
-from host.commands.pack import pack, sources
+from host.artifact.model_file import ModelError
+from host.commands.pack import pack, packed_sources
 from kernels.jit import cache_root
 from kernels.market.features import HISTORY
 from tests.fixtures.paths import ROOT
@@ -50,23 +50,19 @@ def packed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(python: Path, program: Path, *args: Any, **env: str) -> "subprocess.CompletedProcess[str]":
     """Run the packed program from a folder that has nothing to do with it."""
     command = [str(python), str(program), *map(str, args)]
-    return subprocess.run(
-        command, cwd="/", capture_output=True, text=True, env={**os.environ, **env}, timeout=300
-    )
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
 
 
 def test_two_packs_are_the_same_bytes(trained: Trained, packed: Path, tmp_path: Path) -> None:
     pack(trained.path, tmp_path / "other.name")
     assert (tmp_path / "other.name").read_bytes() == packed.read_bytes()
     with zipfile.ZipFile(packed) as archive:
-        assert {(info.date_time, info.compress_type) for info in archive.infolist()} == {
-            ((1980, 1, 1, 0, 0, 0), 0)
-        }
+        assert {(info.date_time, info.compress_type) for info in archive.infolist()} == {((1980, 1, 1, 0, 0, 0), 0)}
         assert archive.read("model.swt") == trained.path.read_bytes()
 
 
 def test_there_is_no_trainer_inside() -> None:
-    names = set(sources())
+    names = set(packed_sources())
     packages = {"kernels/__init__.py", "kernels/search/__init__.py"}
     assert {"swt.py", "host/commands/act.py", "host/commands/replay.py", "kernels/jit.py", *packages} <= names
     assert not {name for name in names if name.startswith(("models/", "tests/"))}
@@ -77,7 +73,7 @@ def test_there_is_no_trainer_inside() -> None:
 
 def test_a_model_that_would_be_refused_is_not_packed(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "model.swt").write_bytes(trained.path.read_bytes()[:-1])
-    with pytest.raises(ModelRefused):
+    with pytest.raises(ModelError):
         pack(tmp_path / "model.swt", tmp_path / "swt.pyz")
     assert not (tmp_path / "swt.pyz").exists()
 
@@ -122,19 +118,12 @@ def test_help_of_the_pack_lists_what_it_holds(packed: Path) -> None:
     done = run(Path(sys.executable), packed, "--help")
     assert done.returncode == 0
     assert "Usage: swt.pyz" in done.stdout
-    every = [
-        command.callback.__name__.replace("_", "-")
-        for command in swt.app.registered_commands
-        if command.callback
-    ]
+    every = [command.callback.__name__.replace("_", "-") for command in swt.app.registered_commands if command.callback]
     listed = [name for name in every if re.search(rf"^\W+{name}\s", done.stdout, re.MULTILINE)]
     assert sorted(listed) == ["act", "doctor", "replay"]
     for name in sorted({*every} - {*listed}):
         needs = {"data-check": ["x"], "bench": ["ort"], "pack": ["--model", packed / "model.swt"]}
-        assert (
-            "a command of the checkout"
-            in run(Path(sys.executable), packed, name, *needs.get(name, [])).stderr
-        )
+        assert "a command of the checkout" in run(Path(sys.executable), packed, name, *needs.get(name, [])).stderr
 
 
 def test_doctor_from_the_pack(bare: Path, packed: Path) -> None:

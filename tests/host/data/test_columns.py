@@ -12,7 +12,7 @@ import pytest
 from host.data.csv_reader import read_bars
 from host.data.feed import feed_bars
 from host.data.formats import DataError, ReadOptions, Source
-from kernels.market.bars import NS, Bars
+from kernels.market.bars import SECOND_NS, Bars
 from tests.fixtures.feeds import assert_same
 from tests.fixtures.headers import ATHENS, HEAD, IB, ISO, KNOWN
 from tests.fixtures.paths import FOUND
@@ -20,29 +20,15 @@ from tests.fixtures.paths import FOUND
 N = 70  # bars: more than the lines that a file is recognised by
 OPENED = [datetime(2023, 1, 2, 6, tzinfo=UTC) + timedelta(hours=h) for h in range(N)]
 STEP = (0.0, 0.00013, 0.0003, -0.00012, 0.00021, 0.0)
-PX = [
-    [f"{1.08 + STEP[(t + k) % 6] + d:.5f}" for k, d in enumerate((0.0, 0.001, -0.001, 0.0))] for t in range(N)
-]
+PX = [[f"{1.08 + STEP[(t + k) % 6] + d:.5f}" for k, d in enumerate((0.0, 0.001, -0.001, 0.0))] for t in range(N)]
 
 
 def lines_of(template: str, count: int = N) -> list[str]:
     """Lines of the first bars: `template` has their opening, t in UTC (u: UNIX), s 2 h ahead (us) and n 5 h behind."""
     lines = []
     for i, t in enumerate(OPENED[:count]):
-        clocks = {
-            "t": t,
-            "s": t + timedelta(hours=2),
-            "n": t - timedelta(hours=5),
-            "c": t + timedelta(hours=1),
-        }
-        words: dict[str, object] = {
-            "o": PX[i][0],
-            "h": PX[i][1],
-            "l": PX[i][2],
-            "p": PX[i][3],
-            "v": 100 + i,
-            "i": i,
-        }
+        clocks = {"t": t, "s": t + timedelta(hours=2), "n": t - timedelta(hours=5), "c": t + timedelta(hours=1)}
+        words: dict[str, object] = {"o": PX[i][0], "h": PX[i][1], "l": PX[i][2], "p": PX[i][3], "v": 100 + i, "i": i}
         words |= {"u": int(t.timestamp()), "us": int(clocks["s"].timestamp())}
         words |= {"half": t.hour % 12 or 12, "ap": "ap"[t.hour > 11], "ymd": f"{t.year}/{t.month}/{t.day}"}
         lines.append(template.replace("BAR", "{o},{h},{l},{p},{v}").format(**clocks, **words))
@@ -89,23 +75,14 @@ HEADED = {  # header and line of files that tell the same bars
     "all end": (HEAD + ",", f"{ISO},BAR,"),
     "header ends": (HEAD + ",", f"{ISO},BAR"),
     "lines end": (HEAD, f"{ISO},BAR,"),
-    "quotes": (
-        '"Date","Open","High","Low","Close","Volume"',
-        f'"{ISO}","{{o}}","{{h}}","{{l}}","{{p}}","{{v}}"',
-    ),
+    "quotes": ('"Date","Open","High","Low","Close","Volume"', f'"{ISO}","{{o}}","{{h}}","{{l}}","{{p}}","{{v}}"'),
     "blanks": ("time, open, high, low, close, volume", f"{ISO}, {{o}}, {{h}}, {{l}}, {{p}}, {{v}}"),
     "title": (f"EURUSD one hour\n# by hand\n\n{HEAD}", f"{ISO},BAR"),
     "mark": (f"\ufeff{HEAD}\r", f"{ISO},BAR\r"),
     "date and time": ("Date,Time,Open,High,Low,Close,Volume", "{t:%Y/%m/%d},{t:%H:%M},BAR"),
     "time and date": ("Time,Date,Open,High,Low,Close,Volume", "{t:%H:%M:%S},{t:%d-%b-%Y},BAR"),
-    "packed": (
-        "<TICKER>,<DTYYYYMMDD>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>",
-        "EURUSD,{t:%Y%m%d},{t:%H%M%S},BAR",
-    ),
-    "last": (
-        "Date, Time, Open, High, Low, Last, Volume, # of Trades",
-        "{ymd}, {t:%H:%M:%S}, BAR, 3",
-    ),
+    "packed": ("<TICKER>,<DTYYYYMMDD>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>", "EURUSD,{t:%Y%m%d},{t:%H%M%S},BAR"),
+    "last": ("Date, Time, Open, High, Low, Last, Volume, # of Trades", "{ymd}, {t:%H:%M:%S}, BAR, 3"),
     "seconds": (HEAD, "{u},BAR"),
     "milliseconds": (HEAD, "{u}000,BAR"),
     "microseconds": (HEAD, "{u}000000,BAR"),
@@ -136,7 +113,7 @@ HEADED = {  # header and line of files that tell the same bars
 @pytest.mark.parametrize("name", HEADED)
 def test_a_header_is_read_by_the_names_of_its_columns(name: str, tmp_path: Path) -> None:
     bars, source = both_ways(write(tmp_path, *HEADED[name]))
-    assert bars.time.tolist() == [int((t + timedelta(hours=1)).timestamp()) * NS for t in OPENED]
+    assert bars.time.tolist() == [int((t + timedelta(hours=1)).timestamp()) * SECOND_NS for t in OPENED]
     for column, px in zip(("open", "high", "low", "close"), zip(*PX, strict=True), strict=True):
         assert getattr(bars, column).tolist() == [float(p) for p in px]
     assert bars.volume.tolist() == [100.0 + t for t in range(N)]
@@ -149,21 +126,13 @@ def test_formats_that_have_marks_of_their_own(known: tuple[str, ...], tmp_path: 
     bars, source = both_ways(write(tmp_path, header, line, separator=separator))
     shift = 0.00004 if source.side == "mid" else 0.0
     np.testing.assert_allclose(bars.close + shift, [float(px[3]) for px in PX], rtol=1e-12)
-    assert bars.time.tolist() == [int((t + timedelta(hours=1)).timestamp()) * NS for t in OPENED]
+    assert bars.time.tolist() == [int((t + timedelta(hours=1)).timestamp()) * SECOND_NS for t in OPENED]
     assert bars.volume.tolist() == [100.0 + t for t in range(N)]
     assert [source.format, source.timezone, source.label] == told
 
 
 FILES = [  # format, first close, clock, label, spread in price, symbol
-    (
-        "canonical_spread_and_symbol.csv",
-        "canonical",
-        "2023-01-01T23:00:00Z",
-        "UTC",
-        "open",
-        0.00031,
-        "EURUSD",
-    ),
+    ("canonical_spread_and_symbol.csv", "canonical", "2023-01-01T23:00:00Z", "UTC", "open", 0.00031, "EURUSD"),
     ("mt5_dump_gold_20_points.csv", "MetaTrader 5 dump", "2023-01-01T21:00:00Z", ATHENS, "open", 0.2, "GOLD"),
     ("mt5_chart_save.csv", "MetaTrader 5 chart", "2023-01-01T21:00:00Z", ATHENS, "open", 0.00008, "-"),
     ("iso_hour_without_zero.csv", "canonical", "2023-01-01T23:00:00Z", "UTC", "open", 0.00008, "-"),
@@ -235,11 +204,7 @@ def test_a_spread_is_an_amount(
 @pytest.mark.parametrize(
     ("column", "text", "reason"),
     [
-        (
-            "spread",
-            "12",
-            "whole numbers, such as 12, .*--spread-unit points makes 0.00012 of 12, --spread-unit pips",
-        ),
+        ("spread", "12", "whole numbers, such as 12, .*--spread-unit points makes 0.00012 of 12, --spread-unit pips"),
         ("spread", "1.2", "0.002.*: in which unit is it. --spread-unit pips, --spread-unit points"),
         ("spread_pips", "120.5", "wider than the mean bar"),
         ("spread", "0", "zero throughout: --spread 0.8, or --spread 0"),
@@ -274,9 +239,7 @@ def test_points_are_of_the_last_digit_whatever_a_pip_is(pip: float | None, tmp_p
         ("b.csv", "1.08,1.081,1.07900000000001,1.0805", 0.0001),  # noise
     ],
 )
-def test_the_last_digit_is_told_by_all_of_the_head(
-    name: str, price: str, point: float, tmp_path: Path
-) -> None:
+def test_the_last_digit_is_told_by_all_of_the_head(name: str, price: str, point: float, tmp_path: Path) -> None:
     header = "time,open,high,low,close,tick_volume,spread,real_volume"
     bars, _ = both_ways(write(tmp_path, header, f"{ISO},{price},7,8,0", name))
     np.testing.assert_allclose(bars.ask_close - bars.close, 8 * point, rtol=1e-6)
@@ -332,18 +295,9 @@ def test_commas_between_thousands(prices: str, told: float | str, separator: str
 
 
 REASONS = [  # a bad line among good ones, and what is said of it
-    (
-        "2023-01-02 06:00:00,1.08,1.081,1.0x,1.08,5",
-        "line 8: not a bar: the price '1.0x' in column low is no number",
-    ),
-    (
-        "2023-01-02 06:00:00,1.08,1.081,1.07,1.08,-",
-        "line 8: not a bar: the volume '-' in column volume is no number",
-    ),
-    (
-        "2023-01-32 06:00:00,1.08,1.081,1.07,1.08,5",
-        "line 8: not a bar: '2023-01-32 06:00:00' in column time is no",
-    ),
+    ("2023-01-02 06:00:00,1.08,1.081,1.0x,1.08,5", "line 8: not a bar: the price '1.0x' in column low is no number"),
+    ("2023-01-02 06:00:00,1.08,1.081,1.07,1.08,-", "line 8: not a bar: the volume '-' in column volume is no number"),
+    ("2023-01-32 06:00:00,1.08,1.081,1.07,1.08,5", "line 8: not a bar: '2023-01-32 06:00:00' in column time is no"),
     ("2023-01-02 06:00:00,1.08,1.081,1.07,1.08", "line 8: not a bar: 5 fields where 6 are wanted"),
     ("1.67E+09,1.08,1.081,1.07,1.08,5", "line 8: not a bar: '1.67E+09' in column time is no"),
 ]
@@ -375,9 +329,7 @@ def test_columns_that_nobody_needs_are_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_volume_is_none(tmp_path: Path) -> None:
-    bars, source = both_ways(
-        write(tmp_path, IB, "{n:%Y%m%d  %H:%M:%S} US/Eastern,{o},{h},{l},{p},-1,1.08,-1")
-    )
+    bars, source = both_ways(write(tmp_path, IB, "{n:%Y%m%d  %H:%M:%S} US/Eastern,{o},{h},{l},{p},-1,1.08,-1"))
     assert not bars.volume.any()
     assert "columns not used: volume, average, barCount" in source.notes
 
@@ -386,7 +338,7 @@ def test_twelve_hours_in_dates_that_could_be_either(tmp_path: Path) -> None:
     path = write(tmp_path, HEAD, "{t:%m/%d/%Y} {half}:{t:%M:%S} {ap}m,BAR")
     assert "day or month first? --dates dmy or --dates mdy" in refused(path)
     bars, _ = both_ways(path, ReadOptions(dates="mdy"))
-    assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * NS
+    assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * SECOND_NS
 
 
 def test_volume_tells_whose_minutes_they_are(tmp_path: Path) -> None:
@@ -403,12 +355,10 @@ def test_volume_tells_whose_minutes_they_are(tmp_path: Path) -> None:
         assert both_ways(told, flags)[1].format == "NinjaTrader"
     assert read_bars(told, flags)[1].first == "2023-01-01T22:00:00Z"
     path = write(tmp_path, "", silent)
-    assert "HistData (--timezone Europe/Athens-7h --label open) from NinjaTrader (--timezone UTC" in refused(
-        path
-    )
+    assert "HistData (--timezone Europe/Athens-7h --label open) from NinjaTrader (--timezone UTC" in refused(path)
     again, source = both_ways(path, flags)
     assert source.label == "close"
-    assert again.time[0] == int((OPENED[0] - timedelta(hours=5)).timestamp()) * NS
+    assert again.time[0] == int((OPENED[0] - timedelta(hours=5)).timestamp()) * SECOND_NS
     typed, _ = both_ways(write(tmp_path, "", f"{silent},0"), flags)
     assert np.array_equal(typed.time, again.time)
 
@@ -419,7 +369,7 @@ def test_local_time_is_of_where_the_user_says(tmp_path: Path) -> None:
     server = write(tmp_path, "Server Time,Open,High,Low,Close,Volume", "{s:%Y-%m-%d %H:%M},BAR", "s.csv")
     assert "of most servers: --timezone Europe/Athens" in refused(server)
     bars, _ = both_ways(path, ReadOptions(timezone="America/New_York"))
-    assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * NS
+    assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * SECOND_NS
 
 
 def test_the_column_of_symbols_wins_over_the_name_of_the_file(tmp_path: Path) -> None:
@@ -460,29 +410,22 @@ def test_the_clock_of_a_format_wins_over_what_a_model_remembers(tmp_path: Path) 
     """Both readings are said; what the format leaves open is taken from the model, and the user has the last word."""
     model = {"timezone": "UTC", "side": "ask", "label": "open", "pip": 0.0001, "spread_pips": 1.4}
     path = write(tmp_path, "", "{s:%Y.%m.%d},{s:%H:%M},BAR")
-    said = refused(path, ReadOptions(remembered=model))
-    assert (
-        "the file's clock is Europe/Athens (MetaTrader 4), the model was trained on UTC: --timezone" in said
-    )
-    assert (
-        "the file's side is bid (MetaTrader 4), the model was trained on ask: --side bid or --side ask"
-        in said
-    )
-    _, source = both_ways(path, ReadOptions(timezone="Europe/Athens", side="bid", remembered=model))
+    said = refused(path, ReadOptions(model_defaults=model))
+    assert "the file's clock is Europe/Athens (MetaTrader 4), the model was trained on UTC: --timezone" in said
+    assert "the file's side is bid (MetaTrader 4), the model was trained on ask: --side bid or --side ask" in said
+    _, source = both_ways(path, ReadOptions(timezone="Europe/Athens", side="bid", model_defaults=model))
     assert (source.timezone, source.side) == ("Europe/Athens", "bid")
-    _, source = both_ways(
-        path, ReadOptions(remembered={**model, "timezone": "Europe/Athens", "side": "both"})
-    )
+    _, source = both_ways(path, ReadOptions(model_defaults={**model, "timezone": "Europe/Athens", "side": "both"}))
     assert source.spread_pips == 1.4
     path = write(tmp_path, HEAD, "{n:%Y-%m-%d %H:%M},BAR")
-    bars, source = both_ways(path, ReadOptions(remembered={**model, "timezone": "America/New_York"}))
+    bars, source = both_ways(path, ReadOptions(model_defaults={**model, "timezone": "America/New_York"}))
     assert (source.timezone, source.side, source.spread_pips) == ("America/New_York", "ask", 1.4)
-    assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * NS
+    assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * SECOND_NS
     assert "side ask: as in training (--side)" in source.notes
-    both_ways(write(tmp_path, "", "{u},BAR,17"), ReadOptions(remembered={"timezone": "Europe/Athens"}))
-    _, source = both_ways(write(tmp_path, HEAD, "{u},BAR"), ReadOptions(remembered={"side": "both"}))
+    both_ways(write(tmp_path, "", "{u},BAR,17"), ReadOptions(model_defaults={"timezone": "Europe/Athens"}))
+    _, source = both_ways(write(tmp_path, HEAD, "{u},BAR"), ReadOptions(model_defaults={"side": "both"}))
     assert source.side == "bid"
-    _, source = both_ways(spread_file(tmp_path, "0.0002"), ReadOptions(remembered={**model, "side": "bid"}))
+    _, source = both_ways(spread_file(tmp_path, "0.0002"), ReadOptions(model_defaults={**model, "side": "bid"}))
     assert source.spread_pips is None
     assert source.spread_px == pytest.approx(0.0002)
 

@@ -30,7 +30,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.data.containers import PIECE, read_text
+from host.data.containers import UNPACK_CHUNK_BYTES, read_text
 from host.data.csv_reader import read_bars
 from host.data.feed import feed_bars
 from host.data.formats import DataError, ReadOptions, Source
@@ -42,9 +42,7 @@ from tests.fixtures.paths import DATA, FOUND, ROOT
 PLAIN = (HEADER + "\n".join(rows()) + "\n").encode()
 QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HAS_ARROW = importlib.util.find_spec("pyarrow") is not None
-arrow = pytest.mark.skipif(
-    not HAS_ARROW, reason="pyarrow is not installed: Feather and Parquet are not tried for real"
-)
+arrow = pytest.mark.skipif(not HAS_ARROW, reason="pyarrow is not installed: Feather and Parquet are not tried for real")
 
 
 def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -121,11 +119,11 @@ def test_packed_bars_are_the_bars(way: str, tmp_path: Path) -> None:
 
 def test_pieces_of_any_size_are_put_together(tmp_path: Path) -> None:
     """Packed and unpacked, streams end anywhere in a piece of PIECE bytes."""
-    text = np.random.default_rng(1).integers(33, 126, 3 * PIECE, np.uint8).tobytes() + b"\n"
-    blank = b"\n" * (40 * PIECE)
+    text = np.random.default_rng(1).integers(33, 126, 3 * UNPACK_CHUNK_BYTES, np.uint8).tobytes() + b"\n"
+    blank = b"\n" * (40 * UNPACK_CHUNK_BYTES)
     for pack in (gzip.compress, bz2.compress, lzma.compress):
         spare = len(pack(b"")) - 3
-        for cut in (0, PIECE - spare, 2 * PIECE, 3 * PIECE - 1):
+        for cut in (0, UNPACK_CHUNK_BYTES - spare, 2 * UNPACK_CHUNK_BYTES, 3 * UNPACK_CHUNK_BYTES - 1):
             packed = pack(b"\n" + text[:cut]) + pack(text[cut:])
             assert read_text(put(tmp_path, packed)).data == b"\n" + text
         assert read_text(put(tmp_path, pack(blank))).data == blank
@@ -136,11 +134,7 @@ def test_the_file_that_was_found(tmp_path: Path) -> None:
     plain, _ = read_bars(put(tmp_path, lzma.decompress(packed)))
     bars, source = read_both(FOUND / "plain.csv.xz")
     assert equal(bars, plain)
-    assert (source.format, source.rows, source.first) == (
-        "canonical",
-        len(plain.time),
-        "2023-01-01T23:00:00Z",
-    )
+    assert (source.format, source.rows, source.first) == ("canonical", len(plain.time), "2023-01-01T23:00:00Z")
 
 
 def test_the_name_of_a_member_tells_what_that_of_a_file_does(tmp_path: Path) -> None:
@@ -188,10 +182,7 @@ STRANGE: dict[str, tuple[bytes | Callable[[Path], bytes], str]] = {
     "tar": (tape, "a tar archive: `tar -xf` unpacks it"),
     "tar.gz": (lambda folder: gzip.compress(tape(folder)), "a tar archive"),
     "xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "an Excel workbook: save it as CSV"),
-    "xlsx": (
-        zipped({"[Content_Types].xml": b"<Types/>", "xl/workbook.xml": b""}),
-        "an Excel workbook: save it as CSV",
-    ),
+    "xlsx": (zipped({"[Content_Types].xml": b"<Types/>", "xl/workbook.xml": b""}), "an Excel workbook: save it as CSV"),
     "ods": (zipped({"mimetype": b"", "content.xml": b"<x/>"}), "a workbook of LibreOffice: save it as CSV"),
     "h5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file"),
     "npy": (b"\x93NUMPY\1\0", "an array of numpy"),
@@ -204,10 +195,7 @@ STRANGE: dict[str, tuple[bytes | Callable[[Path], bytes], str]] = {
     "report": ("<html>\n".encode("utf-16"), "a web page"),
     "UTF-32": ("time,open".encode("utf-32"), "UTF-32: save it as UTF-8"),
     "UTF-32 without a mark": (PLAIN.decode().encode("utf-32-be"), "UTF-32"),
-    "gzip within zip": (
-        zipped({"b.csv.gz": gzip.compress(PLAIN)}),
-        r"\(b.csv.gz\): gzip within a packed file",
-    ),
+    "gzip within zip": (zipped({"b.csv.gz": gzip.compress(PLAIN)}), r"\(b.csv.gz\): gzip within a packed file"),
     "gzip within gzip": (gzip.compress(gzip.compress(PLAIN)), "gzip within a packed file: unpack bars.csv"),
     "zip within zip": (zipped({"b.zip": zipped({"b.csv": PLAIN})}), "zip within"),
     "two members": (
@@ -220,10 +208,7 @@ STRANGE: dict[str, tuple[bytes | Callable[[Path], bytes], str]] = {
     "no member": (zipped({"a/": b""}), "no file in it"),
     "empty zip": (zipped({}), "no file in it"),
     "encrypted": (encrypted, "encrypted"),
-    "zip by LZMA": (
-        zipped({"b.csv": PLAIN}, zipfile.ZIP_LZMA),
-        "packed by method 14 of zip: `7z x` unpacks it",
-    ),
+    "zip by LZMA": (zipped({"b.csv": PLAIN}, zipfile.ZIP_LZMA), "packed by method 14 of zip: `7z x` unpacks it"),
     "a name of two lines": (zipped({"a\nb.csv": b"\n"}), r"\(a\?b.csv\): empty"),
     "gzip and more": (gzip.compress(PLAIN) + b"more", "gzip, damaged or cut short"),
     "bzip2 and more": (bz2.compress(PLAIN) + b"more", "bzip2, damaged or cut short"),
@@ -254,10 +239,8 @@ def test_a_file_cut_short_is_one_line(pack: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", PACKERS)
-def test_a_bomb_is_refused_in_little_memory(
-    pack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("host.data.containers.MAX_BYTES", 1 << 20)
+def test_a_bomb_is_refused_in_little_memory(pack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("host.data.containers.MAX_FILE_BYTES", 1 << 20)
     path = put(tmp_path, PACKERS[pack](b"\n" * (1 << 25)))
     tracemalloc.start()
     try:
@@ -277,11 +260,7 @@ def test_only_files_of_a_disk_are_read_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
-        for path, what in (
-            (tmp_path, "a folder"),
-            (tmp_path / "pipe", "a pipe"),
-            (tmp_path / "socket", "a pipe"),
-        ):
+        for path, what in ((tmp_path, "a folder"), (tmp_path / "pipe", "a pipe"), (tmp_path / "socket", "a pipe")):
             with pytest.raises(DataError, match=f"{path}: {what}"):
                 read_bars(path)
 
@@ -354,12 +333,7 @@ def test_letters_that_hold_a_line_feed_are_refused_where_they_are_followed(tmp_p
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [
-        (gzip.compress(PLAIN), "gzip"),
-        (zipped({"b.csv": PLAIN}), "zip"),
-        (b"[]", "JSON"),
-        (b"PAR1", "Parquet"),
-    ],
+    [(gzip.compress(PLAIN), "gzip"), (zipped({"b.csv": PLAIN}), "zip"), (b"[]", "JSON"), (b"PAR1", "Parquet")],
 )
 def test_what_is_no_text_is_not_followed(content: bytes, says: str, tmp_path: Path) -> None:
     path = put(tmp_path, content)
@@ -385,10 +359,7 @@ DOCUMENTS: dict[str, Any] = {
     "without volume": [row[:5] for row in BARS],
     "Binance": [[ms, *row[1:], ms + 1, "7", 9, "1", "2", "0"] for ms, row in zip(MS, TABLE, strict=True)],
     "Kraken": {"error": [], "result": {"XXBTZUSD": KRAKEN, "last": 7}},
-    "Kraken, open bar": {
-        "error": [],
-        "result": {"X": [*KRAKEN, [MS[-1], *KRAKEN[0][1:]]], "last": KRAKEN[-1][0]},
-    },
+    "Kraken, open bar": {"error": [], "result": {"X": [*KRAKEN, [MS[-1], *KRAKEN[0][1:]]], "last": KRAKEN[-1][0]}},
     "records": RECORDS,
     "records of texts": [dict(zip(NAMES, row, strict=True)) for row in TABLE],
     "records in any order": [dict(reversed(record.items())) for record in RECORDS],
@@ -397,8 +368,7 @@ DOCUMENTS: dict[str, Any] = {
     "Polygon": {
         "ticker": "C:EURUSD",
         "results": [
-            dict(zip(["v", "o", "c", "h", "l", "t"], (r[5], r[1], r[4], r[2], r[3], r[0]), strict=True))
-            for r in BARS
+            dict(zip(["v", "o", "c", "h", "l", "t"], (r[5], r[1], r[4], r[2], r[3], r[0]), strict=True)) for r in BARS
         ],
     },
 }
@@ -497,7 +467,7 @@ def test_broken_json(content: bytes, says: str, tmp_path: Path) -> None:
 
 
 def test_too_much_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("host.data.containers.MAX_JSON", 1 << 20)
+    monkeypatch.setattr("host.data.containers.MAX_JSON_BYTES", 1 << 20)
     assert "more than 1 MB of JSON" in refused(put(tmp_path, b"[" + b" " * (1 << 20) + b"]"))
 
 
@@ -552,9 +522,7 @@ def fake_arrow(batches: list[FakeTable]) -> dict[str, ModuleType]:
         def iter_batches(self) -> list[FakeTable]:
             return batches
 
-    modules = {
-        name: ModuleType(name) for name in ("pyarrow", *(f"pyarrow.{n}" for n in ("csv", "ipc", "parquet")))
-    }
+    modules = {name: ModuleType(name) for name in ("pyarrow", *(f"pyarrow.{n}" for n in ("csv", "ipc", "parquet")))}
     modules["pyarrow"].__dict__.update(
         {name.split(".")[1]: module for name, module in modules.items() if "." in name},
         BufferReader=bytes,
@@ -569,9 +537,7 @@ def fake_arrow(batches: list[FakeTable]) -> dict[str, ModuleType]:
 
 @pytest.mark.parametrize("magic", [b"PAR1", b"ARROW1\0\0"])
 @pytest.mark.parametrize("time", ["date", "__index_level_0__"])
-def test_tables_as_pyarrow_gives_them(
-    magic: bytes, time: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_as_pyarrow_gives_them(magic: bytes, time: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In batches, with the index last, where pandas puts it."""
     expected, _ = read_bars(put(tmp_path, PLAIN))
     parts = [
@@ -585,7 +551,7 @@ def test_tables_as_pyarrow_gives_them(
     assert equal(read_both(path)[0], expected)
     assert equal(read_both(put(tmp_path, zipped({"b": path.read_bytes()})))[0], expected)
     assert "no table of bars (no footer): write it as CSV" in refused(put(tmp_path, magic + b"broken"))
-    monkeypatch.setattr("host.data.containers.MAX_BYTES", 500)
+    monkeypatch.setattr("host.data.containers.MAX_FILE_BYTES", 500)
     assert "unpacks to more than 0 MB" in refused(put(tmp_path, magic))
 
 
@@ -600,9 +566,7 @@ def test_feather_of_freqtrade_and_parquet_of_pandas(tmp_path: Path) -> None:
     columns_ = dict(zip(NAMES[1:], [price] * 4 + [expected.volume], strict=True))
     stamps = pa.array(np.array(MS, "datetime64[ms]"))
     utc = stamps.cast(pa.timestamp("ms", "UTC"))
-    feather.write_feather(
-        pa.table({"date": utc, **columns_}), tmp_path / "BTC_USDT-1h.feather", compression="lz4"
-    )
+    feather.write_feather(pa.table({"date": utc, **columns_}), tmp_path / "BTC_USDT-1h.feather", compression="lz4")
     parquet.write_table(pa.table({**columns_, "time": stamps}), tmp_path / "b.parquet", row_group_size=5)
     parquet.write_table(pa.table({**columns_, "__index_level_0__": utc}), tmp_path / "index.parquet")
     for path in ("BTC_USDT-1h.feather", "b.parquet", "index.parquet"):
@@ -629,17 +593,7 @@ def test_a_plain_feed_needs_neither_pandas_nor_pyarrow(tmp_path: Path) -> None:
 
 MAGIC = [
     *(pack(b"")[:6] for pack in (gzip.compress, bz2.compress, lzma.compress)),
-    *(
-        b"PK\3\4",
-        b"PK\5\6",
-        b"\xff\xfe",
-        b"\xfe\xff",
-        b"[",
-        b"{",
-        b'[{"time":',
-        b"[[1,",
-        b'{"candles":[{"bid":{',
-    ),
+    *(b"PK\3\4", b"PK\5\6", b"\xff\xfe", b"\xfe\xff", b"[", b"{", b'[{"time":', b"[[1,", b'{"candles":[{"bid":{'),
     *((b"PAR1", b"ARROW1\0\0") if not HAS_ARROW else ()),
 ]
 

@@ -12,21 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.data.csv_reader import read_bars, read_whole, split_lines
+from host.data.csv_reader import read_bars, read_with_pandas, split_lines
 from host.data.formats import DataError, Problem, ReadOptions, Source
-from kernels.market.bars import NS
-from tests.fixtures.files import (
-    FAULTS,
-    FILES,
-    HEADER,
-    REAL_FILES,
-    check_both_ways,
-    equal,
-    layout_of,
-    real,
-    rows,
-    write,
-)
+from kernels.market.bars import SECOND_NS
+from tests.fixtures.files import FAULTS, FILES, HEADER, REAL_FILES, check_both_ways, equal, layout_of, real, rows, write
 from tests.fixtures.paths import DATA, REAL, SAMPLE
 
 SAME = [p.name for p in FILES if not p.name.startswith(("2", "daily"))]  # the same bars in every format
@@ -54,9 +43,7 @@ def test_every_format_tells_the_same_bars(name: str) -> None:
     assert np.array_equal(bars.time, expected.time)
     exact = source.side in ("bid", "both")
     for column in ("open", "high", "low", "close"):
-        np.testing.assert_allclose(
-            getattr(bars, column), getattr(expected, column), rtol=0 if exact else 1e-15
-        )
+        np.testing.assert_allclose(getattr(bars, column), getattr(expected, column), rtol=0 if exact else 1e-15)
     for column in ("ask_open", "ask_close"):
         np.testing.assert_allclose(getattr(bars, column), getattr(expected, column), rtol=1e-12)
     assert np.array_equal(bars.volume, expected.volume * (0 if "histdata" in name or "lean" in name else 1))
@@ -70,7 +57,7 @@ def test_every_format_of_days_tells_the_same_bars(name: str) -> None:
     for column in ("open", "high", "low", "close"):
         assert np.array_equal(getattr(bars, column), getattr(expected, column))
     midnight = [datetime(2021, 10, 4 + i, tzinfo=ZoneInfo(source.timezone)) for i in range(5)]
-    assert (bars.time[:5] - 86_400 * NS).tolist() == [int(t.timestamp()) * NS for t in midnight]
+    assert (bars.time[:5] - 86_400 * SECOND_NS).tolist() == [int(t.timestamp()) * SECOND_NS for t in midnight]
     reversed_too = "the newest bar stands first: read from the end"
     assert (reversed_too in source.notes) == (name in ("daily_investing.csv", "daily_myfxbook.csv"))
 
@@ -117,16 +104,11 @@ def test_a_list_that_was_turned_round_is_read_as_it_stands(tmp_path: Path) -> No
 def test_canonical_file_by_hand() -> None:
     bars, source = read_bars(DATA / "canonical_spread.csv")
     assert bars.time.dtype == np.int64
-    assert bars.time[0] == datetime(2021, 3, 26, 4, tzinfo=UTC).timestamp() * NS  # opened at 3
+    assert bars.time[0] == datetime(2021, 3, 26, 4, tzinfo=UTC).timestamp() * SECOND_NS  # opened at 3
     first = [column[0] for column in bars[1:]]
     assert first == [1.18, 1.1801, 1.17943, 1.18004, 1.18 + 0.00008, 1.18004 + 0.00008, 88.0]
     assert (source.first, source.last) == ("2021-03-26T04:00:00Z", "2021-03-29T19:00:00Z")
-    assert (source.side, source.label, source.timezone, source.instrument.pip) == (
-        "bid",
-        "open",
-        "UTC",
-        0.0001,
-    )
+    assert (source.side, source.label, source.timezone, source.instrument.pip) == ("bid", "open", "UTC", 0.0001)
     assert source.spread_pips is None
     assert source.sha256 == hashlib.sha256((DATA / "canonical_spread.csv").read_bytes()).hexdigest()
     assert source.notes == ["side bid: assumed (--side)", "1 weekends and 0 other gaps between bars"]
@@ -176,7 +158,7 @@ def test_label_and_interval(tmp_path: Path) -> None:
     opened, _ = read_bars(path)
     closed, source = read_bars(path, ReadOptions(label="close"))
     assert source.label == "close"
-    assert set(opened.time - closed.time) == {3600 * NS}
+    assert set(opened.time - closed.time) == {3600 * SECOND_NS}
     with pytest.raises(DataError, match="bars of 3600 s where 60 s are wanted"):
         read_bars(path, ReadOptions(interval_s=60))
     with pytest.raises(DataError, match="1 bars do not tell"):
@@ -188,18 +170,14 @@ def test_what_was_read_is_read_again_alike() -> None:
     """`Source` can be given back as options: what a model remembers must be understood by its feed."""
     for path in sorted(DATA.glob("*.csv")):
         bars, source = read_bars(path)
-        known = {
-            key: getattr(source, key) for key in ("side", "timezone", "label", "interval_s", "spread_pips")
-        }
+        known = {key: getattr(source, key) for key in ("side", "timezone", "label", "interval_s", "spread_pips")}
         known["pip"] = source.instrument.pip
         again, _ = read_bars(path, ReadOptions(**known))
         assert equal(bars, again)
 
 
 @pytest.mark.parametrize(("changes", "kind"), FAULTS)
-def test_a_bad_row_is_named_and_dropped_on_request(
-    changes: dict[int, str], kind: str, tmp_path: Path
-) -> None:
+def test_a_bad_row_is_named_and_dropped_on_request(changes: dict[int, str], kind: str, tmp_path: Path) -> None:
     lines = rows()
     fields = lines[5].split(",")
     for column, text in changes.items():
@@ -215,10 +193,7 @@ def test_a_bad_row_is_named_and_dropped_on_request(
 def test_first_and_last_rows_are_watched_too(tmp_path: Path) -> None:
     lines = rows()
     damaged = lines[0].replace("1.1", "1001.1"), lines[-1].replace(",1.", ",1001.")
-    assert problems(write(tmp_path, [damaged[0], *lines[1:-1], damaged[1]])) == [
-        ("damaged", 2),
-        ("damaged", 13),
-    ]
+    assert problems(write(tmp_path, [damaged[0], *lines[1:-1], damaged[1]])) == [("damaged", 2), ("damaged", 13)]
 
 
 def test_negative_and_absurd_spreads(tmp_path: Path) -> None:
@@ -227,10 +202,7 @@ def test_negative_and_absurd_spreads(tmp_path: Path) -> None:
     spreads[3], spreads[8] = "-0.0001", "15"
     body = [f"{row},{spread}" for row, spread in zip(rows(), spreads, strict=True)]
     path.write_text(HEADER.replace("volume", "volume,spread") + "\n".join(body))
-    assert problems(path) == [("spread", 5), ("number", 10)] or problems(path) == [
-        ("spread", 5),
-        ("spread", 10),
-    ]
+    assert problems(path) == [("spread", 5), ("number", 10)] or problems(path) == [("spread", 5), ("spread", 10)]
     lean = (DATA / "lean.csv").read_text().replace("1.18008,", "1.17008,", 1)
     (tmp_path / "lean.csv").write_text(lean)
     assert problems(tmp_path / "lean.csv") == [("spread", 1)]
@@ -244,9 +216,7 @@ def test_a_level_that_moves_is_refused_with_its_line(factor: float, tmp_path: Pa
 
     path = write(tmp_path, [*rows()[:6], *map(scaled, rows()[6:])])
     for drop_bad in (False, True):
-        with pytest.raises(
-            DataError, match=rf"line 8: prices move from 1.102 to {1.1 * factor:g} .* stay there"
-        ):
+        with pytest.raises(DataError, match=rf"line 8: prices move from 1.102 to {1.1 * factor:g} .* stay there"):
             read_bars(path, ReadOptions(drop_bad=drop_bad))
 
 
@@ -291,14 +261,14 @@ def test_holes_are_noted(tmp_path: Path) -> None:
     later = [line.replace("03-24", "04-24") for line in rows()]
     _, source = read_bars(write(tmp_path, [*rows(), *later]))
     assert source.notes[1:] == ["0 weekends and 1 other gaps between bars"]
-    assert source.holes == [Problem("hole", 14, "no bars for 732 h, from 2021-03-24T12:00:00Z")]
+    assert source.gaps == [Problem("hole", 14, "no bars for 732 h, from 2021-03-24T12:00:00Z")]
 
 
 def test_whole_and_line_by_line_agree() -> None:
     for path in sorted(DATA.glob("*.csv")):
         lines = split_lines(path.read_bytes(), path.name)
         layout = layout_of(lines, path.name)
-        fast = read_whole(lines, layout, "UTC") is not None
+        fast = read_with_pandas(lines, layout, "UTC") is not None
         assert fast == (path.name not in QUOTED), "a good file must take the fast way"
         check_both_ways(path.read_bytes(), path.name)
 
@@ -329,9 +299,7 @@ def test_whole_and_line_by_line_agree() -> None:
     ],
 )
 def test_both_ways_take_the_same_for_a_number(text: str) -> None:
-    check_both_ways(
-        "\n".join([HEADER + f"1600000000,1,{text},1,1,1", f"1600000060,1,1,1,1,{text}"]).encode(), "b.csv"
-    )
+    check_both_ways("\n".join([HEADER + f"1600000000,1,{text},1,1,1", f"1600000060,1,1,1,1,{text}"]).encode(), "b.csv")
 
 
 @given(st.lists(st.floats(1.0, 1.1), min_size=8, max_size=40))
@@ -362,14 +330,8 @@ NOT_BARS = [
     (b"timestamp,bid,ask\n2013-01-01 22:00:00.295,86.655,86.728\n", "ticks"),
     (b"EUR/USD,20130101 21:59:59.981,1.1,1.2\n", "ticks"),
     (b"USDJPY,,,EURUSD,,,\nDate,Open,,Date,Open,,\n2007/04/02,117.8,,2007/04/02,1.33,,\n", "many pairs"),
-    (
-        b"Local time,Open,High,Low,Close,Volume\n01.01.2017 22:00:00.000,1,1,1,1,1\n",
-        "local time, but of where",
-    ),
-    (
-        b"2021-03-24;true" + b";1.1,1.1" * 4 + b";1.1\n",
-        "not a format I know",
-    ),  # commas among other separators
+    (b"Local time,Open,High,Low,Close,Volume\n01.01.2017 22:00:00.000,1,1,1,1,1\n", "local time, but of where"),
+    (b"2021-03-24;true" + b";1.1,1.1" * 4 + b";1.1\n", "not a format I know"),  # commas among other separators
     (b"Price,Close,High,Open\nTicker,X,X,X\nDate,,,\n2021-03-24,1.1,1.2,1.0\n", "no column for low"),
     (b"PK\3\4" + bytes(30), "zip, damaged"),
     (b"title\n" * 9, "not a format I know"),
@@ -511,7 +473,7 @@ def test_real_files(name: str, count: int, side: str, first: str, last: str) -> 
 @real
 def test_holes_of_a_real_terminal_are_noted() -> None:
     _, source = read_bars(REAL / "EURUSD_M1_mt4_2022-08_10.csv")
-    assert Problem("hole", 6541, "no bars for 772 h, from 2022-08-19T20:59:00Z") in source.holes
+    assert Problem("hole", 6541, "no bars for 772 h, from 2022-08-19T20:59:00Z") in source.gaps
 
 
 def test_the_bundled_bars() -> None:

@@ -16,10 +16,10 @@ import pytest
 
 from host.data.csv_reader import read_bars
 from host.data.feed import POLL_S, Bar, LineParser, feed_bars
-from host.data.file_checks import TWICE
-from host.data.formats import DataError, ReadOptions, recognise
-from host.data.row_checks import LEARN
-from kernels.market.bars import NS, Bars
+from host.data.file_checks import MIN_OTHER_STEPS
+from host.data.formats import DataError, ReadOptions, detect_layout
+from host.data.row_checks import SNIFF_LINES
+from kernels.market.bars import SECOND_NS, Bars
 from kernels.market.features import HISTORY
 from tests.fixtures.excerpts import SAMPLES, SETTLED
 from tests.fixtures.feeds import HOURLY, Script, append, assert_same, follow
@@ -44,8 +44,7 @@ def test_lines_are_read_as_the_file_is(path: Path, options: ReadOptions) -> None
 
 
 @pytest.mark.parametrize(
-    ("clock", "first"),
-    [("America/New_York+7h", datetime(2021, 3, 12)), ("Europe/Athens", datetime(2021, 3, 26))],
+    ("clock", "first"), [("America/New_York+7h", datetime(2021, 3, 12)), ("Europe/Athens", datetime(2021, 3, 26))]
 )
 def test_a_server_changes_its_clock(clock: str, first: datetime, tmp_path: Path) -> None:
     """Over the weekend of the change, on American and on European dates: two hours ahead of UTC, then three."""
@@ -57,16 +56,14 @@ def test_a_server_changes_its_clock(clock: str, first: datetime, tmp_path: Path)
     path.write_text("".join(lines))
     bars, _ = read_bars(path, options)
     expected = [(t + timedelta(hours=1)).replace(tzinfo=UTC).timestamp() for t in before + after]
-    assert (bars.time / NS).tolist() == expected
+    assert (bars.time / SECOND_NS).tolist() == expected
     assert_same(list(feed_bars(path, options)), bars)
 
 
 @pytest.mark.parametrize("side", ["bid", "mid", "ask"])
 def test_sides_are_read_as_the_file_is(side: str) -> None:
     options = ReadOptions(side=side)
-    assert_same(
-        list(feed_bars(DATA / "metatrader5.csv", options)), read_bars(DATA / "metatrader5.csv", options)[0]
-    )
+    assert_same(list(feed_bars(DATA / "metatrader5.csv", options)), read_bars(DATA / "metatrader5.csv", options)[0])
 
 
 @real
@@ -113,9 +110,7 @@ def test_a_bad_line_stops_the_feed_or_is_dropped(changes: dict[int, str], kind: 
 
 
 def test_bars_that_are_not_complete_tell_nothing(tmp_path: Path) -> None:
-    lines = [
-        f"2021-03-24T{m // 60:02}:{m % 60:02}:00,{m % 30 == 0},1.1,1.2,1.0,1.1,5" for m in range(0, 600, 5)
-    ]
+    lines = [f"2021-03-24T{m // 60:02}:{m % 60:02}:00,{m % 30 == 0},1.1,1.2,1.0,1.1,5" for m in range(0, 600, 5)]
     path = tmp_path / "b.csv"
     path.write_text("\n".join(lines))
     for interval_s in (None, 3600):
@@ -135,7 +130,7 @@ def test_filler_at_the_beginning_is_judged_as_in_bulk(name: str, tmp_path: Path)
 
 
 def test_a_parser_by_itself() -> None:
-    parser = LineParser(recognise(["20210325 220000;1.1;1.2;1.0;1.1;0"], HOURLY, "feed"), HOURLY, "feed")
+    parser = LineParser(detect_layout(["20210325 220000;1.1;1.2;1.0;1.1;0"], HOURLY, "feed"), HOURLY, "feed")
     assert parser.parse("20210325 220000;1.1;1.2;1.0;1.15;0", 1) == Bar(
         1_616_731_200_000_000_000, 1.1, 1.2, 1.0, 1.15, 1.1 + 0.8 * 0.0001, 1.15 + 0.8 * 0.0001, 0.0
     )
@@ -144,9 +139,7 @@ def test_a_parser_by_itself() -> None:
         LineParser(parser.layout, ReadOptions(), "feed")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", HEADER.encode(), b"\0\1\2", b"1" * 5000, HEADER.encode() + b"2" * 5000]
-)
+@pytest.mark.parametrize("content", [b"", HEADER.encode(), b"\0\1\2", b"1" * 5000, HEADER.encode() + b"2" * 5000])
 @pytest.mark.parametrize("options", [HOURLY, ReadOptions()])
 def test_no_feed_of_bars(content: bytes, options: ReadOptions, tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(content)
@@ -192,10 +185,10 @@ def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_a_line() -> None:
 
 
 def test_longer_bars_than_asked_for_are_refused(tmp_path: Path) -> None:
-    lines = [f"{1_600_000_000 + 7200 * i},1,1,1,1,1" for i in range(LEARN)]
+    lines = [f"{1_600_000_000 + 7200 * i},1,1,1,1,1" for i in range(SNIFF_LINES)]
     with pytest.raises(DataError, match="bars of 7200 s where 3600 s are wanted"):
         list(feed_bars(write(tmp_path, lines), HOURLY))
-    assert len(list(feed_bars(write(tmp_path, lines[:TWICE]), HOURLY))) == TWICE, "too few to tell"
+    assert len(list(feed_bars(write(tmp_path, lines[:MIN_OTHER_STEPS]), HOURLY))) == MIN_OTHER_STEPS, "too few to tell"
 
 
 def test_dash_is_stdin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -371,9 +364,7 @@ def test_bars_come_one_by_one_through_a_pipe(tmp_path: Path) -> None:
 def test_a_growing_file_as_a_stream(tmp_path: Path) -> None:
     path = write(tmp_path, rows(3))
     with path.open("rb") as stream:
-        feed: Iterator[Bar] = feed_bars(
-            stream, HOURLY, follow=True, wait=Script(append(path, rows()[3] + "\n"))
-        )
+        feed: Iterator[Bar] = feed_bars(stream, HOURLY, follow=True, wait=Script(append(path, rows()[3] + "\n")))
         assert len(list(islice(feed, 4))) == 4
         with pytest.raises(Script.Over):
             next(feed)
@@ -403,9 +394,6 @@ def test_an_absurd_spread_is_refused_before_the_first_decision(
 def test_a_quiet_night_is_no_absurd_spread(tmp_path: Path) -> None:
     """Bars of a minute are narrower than their spread for hours; the file as a whole is not."""
     path, half = tmp_path / "b.csv", [0.00005] * (HISTORY + 9) + [0.002] * 500
-    lines = [
-        f"{1_672_700_400 + 60 * i},1.08,{1.08 + h:.5f},{1.08 - h:.5f},1.08,7,0.00025"
-        for i, h in enumerate(half)
-    ]
+    lines = [f"{1_672_700_400 + 60 * i},1.08,{1.08 + h:.5f},{1.08 - h:.5f},1.08,7,0.00025" for i, h in enumerate(half)]
     path.write_text("\n".join([f"{HEADER.strip()},spread", *lines]))
     assert_same(list(feed_bars(path)), read_bars(path)[0])

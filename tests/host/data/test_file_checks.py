@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from host.commands.data_check import check_data
 from host.data.csv_reader import read_bars
 from host.data.feed import feed_bars
-from host.data.file_checks import COARSER, FINER, TWICE, find_change
+from host.data.file_checks import MIN_LONGER_STEPS, MIN_OTHER_STEPS, MIN_SHORTER_STEPS, find_interval_change
 from host.data.formats import DataError, ReadOptions
 from host.data.instruments import hours_of
-from kernels.market.bars import NS
-from kernels.market.calendar import hours_text
-from kernels.market.episodes import HOLE, hole_before
+from kernels.market.bars import SECOND_NS
+from kernels.market.calendar import format_closed_hours
+from kernels.market.episodes import GAP, classify_gaps
 from tests.fixtures.feeds import columns
 from tests.fixtures.files import DAY, HEADER, HOUR, MINUTE, equal
 from tests.fixtures.markets import KINDS, write_bars
@@ -104,9 +104,7 @@ def test_finer_bars_in_the_middle_and_coarser_ones(tmp_path: Path) -> None:
         ]
         at = sum(stamp < MONDAY + 35 * DAY for stamp in stamps) + 2
         bulk, _ = refusals(write(tmp_path, [line(stamp) for stamp in stamps]))
-        assert (
-            f"line {at}: bars of {outer} s before" in bulk or f"line {at}: bars of {middle} s before" in bulk
-        )
+        assert f"line {at}: bars of {outer} s before" in bulk or f"line {at}: bars of {middle} s before" in bulk
 
 
 @pytest.mark.parametrize("missing", [0.02, 0.3, 0.5, 0.6, 0.75, 0.9])
@@ -116,7 +114,7 @@ def test_missing_bars_are_no_bars_of_another_length(missing: float, seed: int) -
     times = np.flatnonzero(rng.random(400_000) > missing).astype(np.int64)
     nights = times[(times % 1440 > 480) | (rng.random(len(times)) > 0.8)]  # thin by night
     for stamps in (times, nights, times[(times % 1440 < 1260) | (times % 1440 >= 1320)]):
-        assert find_change(stamps * MINUTE * NS, MINUTE * NS) is None
+        assert find_interval_change(stamps * MINUTE * SECOND_NS, MINUTE * SECOND_NS) is None
 
 
 def test_what_markets_do_is_no_other_length() -> None:
@@ -135,16 +133,22 @@ def test_what_markets_do_is_no_other_length() -> None:
         (hours[hours // HOUR % 24 % 4 == 1], 4 * HOUR),
         (day[::7] + np.where(day[::7] // DAY % 365 > 180, HOUR, 0), 7 * DAY),
     ):
-        assert find_change(stamps.astype(np.int64) * NS, step * NS) is None
+        assert find_interval_change(stamps.astype(np.int64) * SECOND_NS, step * SECOND_NS) is None
 
 
-@pytest.mark.parametrize(("step", "count"), [(0.25, FINER), (2.0, TWICE), (4.0, COARSER)])
+@pytest.mark.parametrize(
+    ("step", "count"), [(0.25, MIN_SHORTER_STEPS), (2.0, MIN_OTHER_STEPS), (4.0, MIN_LONGER_STEPS)]
+)
 def test_so_many_steps_tell(step: float, count: int) -> None:
     steps = [1.0] * 40 + [step] * count
     opening = np.cumsum([0.0, *steps, 1.0]) * HOUR
-    assert find_change(opening.astype(np.int64) * NS, HOUR * NS) == (40, HOUR * NS, int(step * HOUR) * NS)
+    assert find_interval_change(opening.astype(np.int64) * SECOND_NS, HOUR * SECOND_NS) == (
+        40,
+        HOUR * SECOND_NS,
+        int(step * HOUR) * SECOND_NS,
+    )
     opening = np.cumsum([0.0, *steps[:-1], 1.0]) * HOUR
-    assert find_change(opening.astype(np.int64) * NS, HOUR * NS) is None
+    assert find_interval_change(opening.astype(np.int64) * SECOND_NS, HOUR * SECOND_NS) is None
 
 
 def test_a_level_that_moves(tmp_path: Path) -> None:
@@ -170,15 +174,11 @@ STEPS = st.sampled_from([1.0] * 12 + [1.01, 0.98, 1.15, 0.87, 1.3, 0.75, 1.5, 0.
     st.sampled_from(["", "EURUSD", "BTCUSD"]),
 )
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_files_and_feeds_agree_on_prices(
-    tmp_path: Path, steps: list[float], slips: list[int], symbol: str
-) -> None:
+def test_files_and_feeds_agree_on_prices(tmp_path: Path, steps: list[float], slips: list[int], symbol: str) -> None:
     price = 1000 * np.clip(np.cumprod(steps), 0.05, 20)
     price[[at for at in slips if at < len(price)]] *= 7
     stamps = week(HOUR, MONDAY, MONDAY + len(steps) * HOUR)
-    path = write(
-        tmp_path, [line(stamp, p) for stamp, p in zip(stamps, price.tolist(), strict=True)], f"{symbol}_x.csv"
-    )
+    path = write(tmp_path, [line(stamp, p) for stamp, p in zip(stamps, price.tolist(), strict=True)], f"{symbol}_x.csv")
     options = ReadOptions(interval_s=HOUR, pip=0.1)
     try:
         bars = read_bars(path, options)[0]
@@ -214,9 +214,7 @@ def test_how_far_prices_go_depends_on_the_market(
     lines = [line(s, scale) for s in stamps[:half]] + [line(s, scale * factor) for s in stamps[half:]]
     crash = lines[half].split(",")
     crash[1], crash[2] = f"{scale:.5f}", f"{scale * 1.002:.5f}"
-    path = write(
-        tmp_path, [*lines[:half], ",".join(crash), *lines[half + 1 :]] if factor < 1 else lines, name
-    )
+    path = write(tmp_path, [*lines[:half], ",".join(crash), *lines[half + 1 :]] if factor < 1 else lines, name)
     if refused:
         refusals(path)
     else:
@@ -239,7 +237,7 @@ def test_after_a_month_without_bars_the_level_may_be_another(tmp_path: Path) -> 
     stamps = [*week(HOUR, MONDAY, MONDAY + 3 * DAY), *week(HOUR, MONDAY + 70 * DAY, MONDAY + 73 * DAY)]
     lines = [line(s, 1.1 if i < 72 else 1.5) for i, s in enumerate(stamps)]
     bars, source = read_bars(write(tmp_path, lines))
-    assert len(source.holes) == 1
+    assert len(source.gaps) == 1
     assert equal(columns(list(feed_bars(tmp_path / "bars.csv"))), bars)
 
 
@@ -248,9 +246,7 @@ def test_dates_in_the_wrong_order() -> None:
     bulk, feed = refusals(path, dates="mdy")
     assert "read with --dates mdy, 8 lines from line 26 on" in bulk
     assert "--dates dmy is right" in bulk
-    assert (
-        "line 26: read with --dates mdy, it does not follow the line before; with --dates dmy it does" in feed
-    )
+    assert "line 26: read with --dates mdy, it does not follow the line before; with --dates dmy it does" in feed
     assert "--dates dmy is right" in refusals(path)[0]  # said without being asked
     assert read_bars(path, ReadOptions(dates="dmy"))[1].rows == 180
 
@@ -290,11 +286,7 @@ def spoil(folder: Path, bad: list[int], step: int = HOUR, days: int = 70) -> Pat
         (range(5, 1200, 77), HOUR, "16 of 1200 rows are more than 1 %"),
         ([40, 41, 42], HOUR, "from line 42 on, 3 or more follow each other"),
         (range(100, 1000, 240), HOUR, "they are every row in 240"),
-        (
-            [118 + 120 * k for k in (0, 1, 2, 4, 5, 7, 8, 9)],
-            HOUR,
-            r"they are 8 of the 10 rows at Sunday 22:00",
-        ),
+        ([118 + 120 * k for k in (0, 1, 2, 4, 5, 7, 8, 9)], HOUR, r"they are 8 of the 10 rows at Sunday 22:00"),
         ([0, 24, 72, 96, 120], HOUR, None),  # Mondays to Fridays: fewer than half of the midnights
         ([4, 30, 31, 700], HOUR, None),
     ],
@@ -324,9 +316,7 @@ def test_lines_of_certain_hours_that_are_no_bars_are_kept(tmp_path: Path) -> Non
 def test_filler_is_dropped_in_any_number(tmp_path: Path) -> None:
     stamps = range(MONDAY, MONDAY + 21 * DAY, HOUR)
     traded = set(week(HOUR, MONDAY, MONDAY + 21 * DAY))
-    path = write(
-        tmp_path, [line(s) if s in traded else f"{line(s).split(',')[0]},1.1,1.1,1.1,1.1,0" for s in stamps]
-    )
+    path = write(tmp_path, [line(s) if s in traded else f"{line(s).split(',')[0]},1.1,1.1,1.1,1.1,0" for s in stamps])
     with pytest.raises(DataError, match=r"144 bad rows \(144 flat\).*--drop-bad drops them"):
         read_bars(path)
     bars, source = read_bars(path, ReadOptions(drop_bad=True))
@@ -345,7 +335,7 @@ def test_a_feed_does_not_drop_bad_rows_in_a_row_or_in_number(tmp_path: Path) -> 
 
 def holes(path: Path, stamps: list[int]) -> tuple[list[str], list[str]]:
     _, source = read_bars(write(path.parent, [line(s, 2000.0) for s in stamps], path.name))
-    return [hole.text for hole in source.holes], source.notes
+    return [hole.text for hole in source.gaps], source.notes
 
 
 def test_a_daily_break_is_no_hole(tmp_path: Path) -> None:
@@ -366,9 +356,7 @@ def test_a_market_without_weekends_has_holes_on_them(name: str, tmp_path: Path) 
     rests, notes = holes(tmp_path / name, list(week(HOUR, MONDAY, MONDAY + 35 * DAY)))
     assert rests == []
     assert any(note.startswith("5 weekends and 0 other gaps") for note in notes)
-    assert any(
-        note.startswith("hours as the bars show them, closed (UTC): Fri 22:00-Sun 2") for note in notes
-    )
+    assert any(note.startswith("hours as the bars show them, closed (UTC): Fri 22:00-Sun 2") for note in notes)
 
 
 @pytest.mark.parametrize("symbol", ["DE40", "JP225", "XAUUSD", "BTCUSD"])
@@ -376,7 +364,7 @@ def test_the_holes_of_a_file_are_those_that_no_session_spans(symbol: str, tmp_pa
     """An index that pauses for 3 h 15 had a hole every day that training did not have."""
     path = write_bars(tmp_path / f"{symbol}.csv", symbol, KINDS[symbol], 6000, slice(2000, 2030))
     bars, source = read_bars(path)
-    hours = hours_of(bars.time, source.instrument, source.interval_s * NS)
-    before = np.flatnonzero(hole_before(bars.time, source.interval_s * NS, hours) == HOLE)
-    assert [hole.line for hole in source.holes] == (before + 2).tolist() == [2002]
-    assert check_data(path, ReadOptions())["hours"] == f"closed (UTC): {hours_text(hours)}"
+    hours = hours_of(bars.time, source.instrument, source.interval_s * SECOND_NS)
+    before = np.flatnonzero(classify_gaps(bars.time, source.interval_s * SECOND_NS, hours) == GAP)
+    assert [hole.line for hole in source.gaps] == (before + 2).tolist() == [2002]
+    assert check_data(path, ReadOptions())["hours"] == f"closed (UTC): {format_closed_hours(hours)}"

@@ -19,9 +19,9 @@ import pytest
 from host.data import follow as module
 from host.data.csv_reader import read_bars
 from host.data.feed import Bar, feed_bars
-from host.data.follow import Taken
+from host.data.follow import RewriteDetector
 from host.data.formats import DataError, ReadOptions
-from kernels.market.bars import NS
+from kernels.market.bars import SECOND_NS
 from tests.fixtures.feeds import HOURLY, Script, append, assert_same, follow
 from tests.fixtures.files import rows, write
 from tests.fixtures.paths import ROOT
@@ -30,7 +30,7 @@ from tests.fixtures.writer import FIRST, WAYS, line, prices
 TRIES = int(os.environ.get("SWT_TRIES", "25"))
 MINUTE = ReadOptions(interval_s=60, spread_pips=0.0, side="bid")
 LOOK_S, PATIENCE_S = 0.003, 20.0
-CHUNKS = (8_000, 20_000, module.CHUNK)
+CHUNKS = (8_000, 20_000, module.MAX_NEW_BYTES)
 
 
 class Late(Exception):  # noqa: N818
@@ -65,7 +65,7 @@ def until(last: int, path: Path, draw: random.Random) -> Iterator[Bar]:
 
 
 def number(bar: Bar) -> int:
-    return bar.time // NS // 60 - FIRST // 60 - 1
+    return bar.time // SECOND_NS // 60 - FIRST // 60 - 1
 
 
 def judge(bars: list[Bar], begin: int, last: int, refused: bool, told: bool) -> str:
@@ -82,16 +82,14 @@ def judge(bars: list[Bar], begin: int, last: int, refused: bool, told: bool) -> 
 
 def test_files_rewritten_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, counts, said = random.Random(TRIES), {way: Counter[str]() for way in WAYS}, list[str]()
-    monkeypatch.setattr(module, "say", said.append)
-    monkeypatch.setattr("host.data.feed.say", lambda _: None)
+    monkeypatch.setattr(module, "log", said.append)
+    monkeypatch.setattr("host.data.feed.log", lambda _: None)
     with bridge() as process:
         for i in range(TRIES):
             way, path = WAYS[i % len(WAYS)], tmp_path / f"{i}.csv"
-            monkeypatch.setattr(module, "CHUNK", draw.choice(CHUNKS))
+            monkeypatch.setattr(module, "MAX_NEW_BYTES", draw.choice(CHUNKS))
             bars, scrolls = draw.choice((40, 300, 1500)), [draw.randint(1, 3) for _ in range(3)]
-            path.write_text(
-                "time,open,high,low,close,volume\n" + "".join(map(line, range(1000, 1000 + bars)))
-            )
+            path.write_text("time,open,high,low,close,volume\n" + "".join(map(line, range(1000, 1000 + bars))))
             assert process.stdin
             command = [str(path), way, 1000, bars, scrolls, i]
             process.stdin.write(json.dumps(command).encode() + b"\n")
@@ -116,7 +114,7 @@ def test_files_rewritten_at_any_moment(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
-    monkeypatch.setattr(module, "say", found.append)
+    monkeypatch.setattr(module, "log", found.append)
     return found
 
 
@@ -125,7 +123,7 @@ def test_a_window_that_moves_while_it_is_read_gives_every_bar_once(
     shift: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reader is in the middle: what follows there is another part of the text now."""
-    monkeypatch.setattr(module, "CHUNK", 300)
+    monkeypatch.setattr(module, "MAX_NEW_BYTES", 300)
     lines = rows(20)
     feed = feed_bars(write(tmp_path, lines[:12]), HOURLY, follow=True, wait=Script(lambda: None))
     bars = [next(feed) for _ in range(5)]
@@ -185,15 +183,13 @@ def test_a_window_that_has_passed_unread_bars_is_said(tmp_path: Path, said: list
     assert "was never read" in said[0]
 
 
-def test_no_more_bars_are_remembered_than_a_window_has(
-    monkeypatch: pytest.MonkeyPatch, said: list[str]
-) -> None:
-    monkeypatch.setattr(module, "REMEMBERED", 3)
-    taken = Taken("feed", NS)
+def test_no_more_bars_are_remembered_than_a_window_has(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    monkeypatch.setattr(module, "MAX_REMEMBERED_BARS", 3)
+    taken = RewriteDetector("feed", SECOND_NS)
     for i in range(9):
-        taken.take(i * NS, (float(i),))
+        taken.remember(i * SECOND_NS, (float(i),))
     for i in range(9):
-        taken.compare(i * NS, (-1.0,))
+        taken.compare(i * SECOND_NS, (-1.0,))
     assert len(said) == 3
 
 
@@ -211,17 +207,15 @@ def test_a_look_reads_no_more_than_it_must(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module, "read_at", counted)
     steps = [read.clear, append(path, line(6_000)), lambda: None]
     assert len(follow(path, *steps, options=MINUTE)) == 6_001
-    assert path.stat().st_size > 4 * module.BEFORE
-    assert sum(read) <= 6 * module.BEFORE + 2 * len(line(6_000))
+    assert path.stat().st_size > 4 * module.OVERLAP_BYTES
+    assert sum(read) <= 6 * module.OVERLAP_BYTES + 2 * len(line(6_000))
 
 
-def test_on_windows_nobody_is_kept_from_replacing_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_windows_nobody_is_kept_from_replacing_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two looks the file is closed; what was read before holds all the same."""
     lines, held = rows(), list[object]()
     path = write(tmp_path, lines[:6])
-    opened = module.opened
+    opened = module.open_when_there
 
     def noted(*arguments: object) -> object:
         held.append(opened(*arguments))  # type: ignore[arg-type]
@@ -231,8 +225,8 @@ def test_on_windows_nobody_is_kept_from_replacing_the_file(
         assert all(file.closed for file in held)  # type: ignore[attr-defined]
         os.replace(write(tmp_path, lines[2:8], "new.csv"), path)
 
-    monkeypatch.setattr(module, "opened", noted)
-    monkeypatch.setattr(module, "HOLDS", False)
+    monkeypatch.setattr(module, "open_when_there", noted)
+    monkeypatch.setattr(module, "KEEPS_FILE_OPEN", False)
     bars = follow(path, replace, append(path, lines[8] + "\n"))
     monkeypatch.undo()
     assert_same(bars, read_bars(write(tmp_path, lines[:9], "whole.csv"))[0])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions
-from host.data.parsing import offset_ns, parse_stamp
-from kernels.market.bars import NS
+from host.data.parsing import parse_stamp, wall_offset_ns
+from kernels.market.bars import SECOND_NS
 from tests.fixtures.excerpts import SAMPLES, SETTLED
 from tests.fixtures.files import check_both_ways, real, rows, write
 from tests.fixtures.paths import REAL, ROOT
@@ -21,11 +21,7 @@ from tests.fixtures.paths import REAL, ROOT
 CLOCKS = [  # clock, its hands, UTC
     ("Europe/Athens", "2021-01-15 12:00", "2021-01-15 10:00"),
     ("Europe/Athens", "2021-07-15 12:00", "2021-07-15 09:00"),
-    (
-        "Europe/Athens-7h",
-        "2021-03-26 17:00",
-        "2021-03-26 22:00",
-    ),  # New York has changed already, Europe has not
+    ("Europe/Athens-7h", "2021-03-26 17:00", "2021-03-26 22:00"),  # New York has changed already, Europe has not
     ("Europe/Athens-7h", "2021-03-28 17:00", "2021-03-28 21:00"),
     ("Europe/Athens-7h", "2021-10-29 16:59", "2021-10-29 20:59"),
     ("Europe/Athens-7h", "2021-11-01 17:00", "2021-11-01 22:00"),
@@ -42,7 +38,7 @@ CLOCKS = [  # clock, its hands, UTC
 def test_clocks(clock: str, hands: str, utc: str) -> None:
     wall_ns, is_utc = parse_stamp("iso", hands, "")
     assert not is_utc
-    assert wall_ns - offset_ns(clock, wall_ns // (900 * NS)) == parse_stamp("iso", utc, "")[0]
+    assert wall_ns - wall_offset_ns(clock, wall_ns // (900 * SECOND_NS)) == parse_stamp("iso", utc, "")[0]
 
 
 @given(st.datetimes(datetime(1990, 1, 1), datetime(2035, 1, 1)))
@@ -51,7 +47,7 @@ def test_offsets_are_those_of_the_zone(wall: datetime) -> None:
     wall = wall.replace(second=0, microsecond=0, fold=0)
     expected = wall.replace(tzinfo=ZoneInfo("Europe/Athens")).timestamp()
     wall_ns = parse_stamp("iso", wall.isoformat(), "")[0]
-    assert wall_ns - offset_ns("Europe/Athens", wall_ns // (900 * NS)) == expected * NS
+    assert wall_ns - wall_offset_ns("Europe/Athens", wall_ns // (900 * SECOND_NS)) == expected * SECOND_NS
 
 
 def test_a_machine_without_time_zones_knows_utc() -> None:
@@ -63,7 +59,7 @@ def test_a_machine_without_time_zones_knows_utc() -> None:
         "try:\n    offset_ns('Europe/Athens', 0)\nexcept DataError as error:\n    print(error)"
     )
     said = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
-    assert said.startswith(f"0 {7200 * NS}\n--timezone Europe/Athens")
+    assert said.startswith(f"0 {7200 * SECOND_NS}\n--timezone Europe/Athens")
     assert "pip install tzdata" in said
 
 

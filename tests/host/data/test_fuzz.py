@@ -91,9 +91,7 @@ PIECES = st.one_of(
         ]
     ),
     st.sampled_from(["始値", "цена", "é"]).flatmap(
-        lambda text: st.sampled_from(
-            [text.encode("utf-8"), text.encode("utf-16"), text.encode("cp932", "replace")]
-        )
+        lambda text: st.sampled_from([text.encode("utf-8"), text.encode("utf-16"), text.encode("cp932", "replace")])
     ),
 )
 
@@ -150,12 +148,8 @@ def test_a_line_without_end_is_refused_soon(begin: bytes, byte: bytes) -> None:
 
 @pytest.mark.parametrize("separator", [",", "\t", ";"])
 @pytest.mark.parametrize("field", ["1" * 380, "1." * 190, "a" * 380, "1,1" * 120, '"' * 380, "time" * 95])
-@pytest.mark.parametrize(
-    "begin", ["20210326 03:00", "0", "2021-03-26", "time,open,high,low,close\n2021-03-26"]
-)
-def test_long_lines_cost_no_more_than_their_length(
-    begin: str, field: str, separator: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("begin", ["20210326 03:00", "0", "2021-03-26", "time,open,high,low,close\n2021-03-26"])
+def test_long_lines_cost_no_more_than_their_length(begin: str, field: str, separator: str, tmp_path: Path) -> None:
     """Patterns with two ways to match a number would take for ever to find that ten of them do not."""
     path = tmp_path / "20210101.csv"
     path.write_text(separator.join([begin, *[field] * 9, "x"]) + "\n")

@@ -2,7 +2,14 @@
 
 import pytest
 
-from host.data.instruments import ALIASES, PAIRS, QUOTED, find_instrument, instrument_of_prices, known
+from host.data.instruments import (
+    ALIASES,
+    PAIR_SPREAD_PIPS,
+    QUOTE_SPREAD_PIPS,
+    find_instrument,
+    guess_instrument,
+    lookup_symbol,
+)
 
 NAMES = [  # name, symbol, pip, point
     ("EURUSD_H1.csv", "EURUSD", 0.0001, 0.00001),
@@ -30,35 +37,26 @@ def test_names_that_brokers_give(name: str, symbol: str, pip: float, point: floa
     assert (found.symbol, found.pip, found.point) == (symbol, pip, point)
 
 
-@pytest.mark.parametrize(
-    "name", ["bars.csv", "EURUSD_and_GBPUSD.csv", "EURUSDT.csv", "AAPL", "USDUSD", "MYEURUSDX"]
-)
+@pytest.mark.parametrize("name", ["bars.csv", "EURUSD_and_GBPUSD.csv", "EURUSDT.csv", "AAPL", "USDUSD", "MYEURUSDX"])
 def test_names_that_say_nothing(name: str) -> None:
     assert find_instrument(name) is None
 
 
 def test_every_instrument_finds_itself() -> None:
-    crosses = {a + b for a in QUOTED for b in QUOTED if a != b}
-    assert crosses >= PAIRS.keys()
+    crosses = {a + b for a in QUOTE_SPREAD_PIPS for b in QUOTE_SPREAD_PIPS if a != b}
+    assert crosses >= PAIR_SPREAD_PIPS.keys()
     for symbol in [*ALIASES, *crosses]:
-        found = known(symbol)
+        found = lookup_symbol(symbol)
         assert found is not None
         assert find_instrument(f"{symbol}.x_M5.csv") == found
         assert found.pip / found.point > 1
         assert found.spread_pips > 0
 
 
-DIGITS = [
-    (1.08, 5, 0.0001),
-    (1.08, 4, 0.0001),
-    (165.0, 3, 0.01),
-    (165.0, 2, 0.01),
-    (39e3, 1, 1.0),
-    (39e3, 0, 1.0),
-]
+DIGITS = [(1.08, 5, 0.0001), (1.08, 4, 0.0001), (165.0, 3, 0.01), (165.0, 2, 0.01), (39e3, 1, 1.0), (39e3, 0, 1.0)]
 NOISE = [(1.1, 15, 0.0001), (150.0, 13, 0.01), (1.234e-5, 8, 1e-9), (0.0, 5, 0.0001)]
 
 
 @pytest.mark.parametrize(("price", "digits", "pip"), [*DIGITS, *NOISE])
 def test_pips_from_digits(price: float, digits: int, pip: float) -> None:
-    assert instrument_of_prices("-", price, digits).pip == pip
+    assert guess_instrument("-", price, digits).pip == pip

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.data.csv_reader import read_bars
-from host.data.feed import Bar, feed_bars, longer_bars
+from host.data.feed import Bar, feed_bars, resample_feed
 from host.data.formats import DataError, ReadOptions
 from host.data.parsing import parse_clock
-from host.data.resample import merge_bars, periods
-from kernels.market.bars import NS, Bars
+from host.data.resample import period_bounds, resample_bars
+from kernels.market.bars import SECOND_NS, Bars
 from tests.fixtures.feeds import Script, append, assert_same, columns, follow
 from tests.fixtures.files import HEADER, real
 from tests.fixtures.paths import REAL
 
-MINUTE, HOUR = 60 * NS, 3600 * NS
+MINUTE, HOUR = 60 * SECOND_NS, 3600 * SECOND_NS
 CLOCKS = ("UTC", "Europe/Athens", "Europe/Athens-7h", "America/New_York+7h", "Asia/Kolkata")
 BEGIN = datetime(2021, 3, 27, tzinfo=UTC)  # European clocks change on the next day
 
@@ -38,19 +38,12 @@ def by_hand(bars: list[Bar], step_ns: int, interval_s: int, clock: str) -> list[
     shift = timedelta(seconds=shift_s)
 
     def period(bar: Bar) -> tuple[int, int]:
-        utc = datetime.fromtimestamp((bar.time - step_ns) // NS, UTC)
-        wall = (
-            (utc.astimezone(zone) + shift).replace(tzinfo=None)
-            if clock != "UTC"
-            else utc.replace(tzinfo=None)
-        )
+        utc = datetime.fromtimestamp((bar.time - step_ns) // SECOND_NS, UTC)
+        wall = (utc.astimezone(zone) + shift).replace(tzinfo=None) if clock != "UTC" else utc.replace(tzinfo=None)
         since = (wall - datetime(1970, 1, 1)).total_seconds() % interval_s
         begin = wall - timedelta(seconds=since)
-        ends = [
-            (t - shift).replace(tzinfo=zone).timestamp()
-            for t in (begin, begin + timedelta(seconds=interval_s))
-        ]
-        return int(ends[0]) * NS, int(ends[1]) * NS
+        ends = [(t - shift).replace(tzinfo=zone).timestamp() for t in (begin, begin + timedelta(seconds=interval_s))]
+        return int(ends[0]) * SECOND_NS, int(ends[1]) * SECOND_NS
 
     longer = []
     groups = [(key, list(group)) for key, group in groupby(bars, key=period)]
@@ -74,26 +67,20 @@ def by_hand(bars: list[Bar], step_ns: int, interval_s: int, clock: str) -> list[
     st.sampled_from(CLOCKS),
 )
 @settings(deadline=None, max_examples=100)
-def test_bulk_and_feed_do_what_is_done_by_hand(
-    begin: int, steps: list[int], interval_s: int, clock: str
-) -> None:
+def test_bulk_and_feed_do_what_is_done_by_hand(begin: int, steps: list[int], interval_s: int, clock: str) -> None:
     minutes = [int(BEGIN.timestamp()) // 60 + begin]
     for step in steps:
         minutes.append(minutes[-1] + step)
     bars = [minute(m * MINUTE, i) for i, m in enumerate(minutes)]
     expected = by_hand(bars, MINUTE, interval_s, clock if clock == "Asia/Kolkata" else "UTC")
-    merged, first = merge_bars(columns(bars), MINUTE, interval_s * NS, clock)
-    assert list(longer_bars(bars, MINUTE, interval_s * NS, clock)) == expected
+    merged, first = resample_bars(columns(bars), MINUTE, interval_s * SECOND_NS, clock)
+    assert list(resample_feed(bars, MINUTE, interval_s * SECOND_NS, clock)) == expected
     assert [Bar(*row) for row in zip(*(column.tolist() for column in merged), strict=True)] == expected
     assert [bars[t].open for t in first] == [bar.open for bar in expected]
     assert merged.volume.dtype == np.float64
 
 
-@given(
-    st.integers(0, 20 * 24),
-    st.lists(st.sampled_from([1, 1, 1, 2, 49]), max_size=120),
-    st.sampled_from([2, 4, 24]),
-)
+@given(st.integers(0, 20 * 24), st.lists(st.sampled_from([1, 1, 1, 2, 49]), max_size=120), st.sampled_from([2, 4, 24]))
 @settings(deadline=None, max_examples=60)
 def test_days_and_their_parts_follow_the_clock_of_the_file(begin: int, steps: list[int], hours: int) -> None:
     """Over both changes of the clocks: the hour that comes twice is in one period, the one that is skipped in none."""
@@ -104,8 +91,8 @@ def test_days_and_their_parts_follow_the_clock_of_the_file(begin: int, steps: li
         bars = [minute(h * HOUR, i)._replace(time=(h + 1) * HOUR) for i, h in enumerate(opens)]
         for clock in ("Europe/Athens", "America/New_York+7h"):
             expected = by_hand(bars, HOUR, hours * 3600, clock)
-            merged, _ = merge_bars(columns(bars), HOUR, hours * HOUR, clock)
-            assert list(longer_bars(bars, HOUR, hours * HOUR, clock)) == expected
+            merged, _ = resample_bars(columns(bars), HOUR, hours * HOUR, clock)
+            assert list(resample_feed(bars, HOUR, hours * HOUR, clock)) == expected
             assert merged.time.tolist() == [bar.time for bar in expected]
             assert merged.high.tolist() == [bar.high for bar in expected]
 
@@ -114,8 +101,8 @@ def test_days_and_their_parts_follow_the_clock_of_the_file(begin: int, steps: li
 @settings(deadline=None, max_examples=15)
 def test_periods_lie_one_after_another(clock: str, interval_s: int) -> None:
     for start in (datetime(2021, 3, 10, tzinfo=UTC), datetime(2021, 10, 28, tzinfo=UTC)):
-        opens = int(start.timestamp()) * NS + np.arange(30 * 96, dtype=np.int64) * 900 * NS
-        begin, end = periods(opens, interval_s * NS, clock)
+        opens = int(start.timestamp()) * SECOND_NS + np.arange(30 * 96, dtype=np.int64) * 900 * SECOND_NS
+        begin, end = period_bounds(opens, interval_s * SECOND_NS, clock)
         assert ((begin <= opens) & (opens < end)).all()
         assert (np.diff(end) >= 0).all()
         assert (np.diff(begin) >= 0).all()
@@ -123,10 +110,10 @@ def test_periods_lie_one_after_another(clock: str, interval_s: int) -> None:
 
 
 def test_a_day_of_a_server_begins_at_its_midnight() -> None:
-    summer = int(datetime(2021, 7, 15, 12, tzinfo=UTC).timestamp()) * NS
-    (begin,), (end,) = periods(np.array([summer]), 24 * HOUR, "Europe/Athens")
+    summer = int(datetime(2021, 7, 15, 12, tzinfo=UTC).timestamp()) * SECOND_NS
+    (begin,), (end,) = period_bounds(np.array([summer]), 24 * HOUR, "Europe/Athens")
     midnight = datetime(2021, 7, 15, tzinfo=ZoneInfo("Europe/Athens")).timestamp()
-    assert (begin, end) == (midnight * NS, (midnight + 86_400) * NS)
+    assert (begin, end) == (midnight * SECOND_NS, (midnight + 86_400) * SECOND_NS)
 
 
 def minutes_file(folder: Path, minutes: list[int], name: str = "m1.csv") -> Path:
@@ -140,14 +127,12 @@ def test_a_bar_is_given_with_its_last_minute_or_the_next_that_comes(tmp_path: Pa
     text = minutes_file(tmp_path, [119, 120, 178, 181], "rest.csv").read_text().splitlines(keepends=True)[1:]
     given_after: list[int] = []
     bars: list[Bar] = []
-    script = Script(
-        *(lambda line=line: (given_after.append(len(bars)), append(path, line)()) for line in text)
-    )  # type: ignore[misc]
+    script = Script(*(lambda line=line: (given_after.append(len(bars)), append(path, line)()) for line in text))  # type: ignore[misc]
     with suppress(Script.Over):
         for bar in feed_bars(path, ReadOptions(interval_s=3600), follow=True, wait=script):
             bars.append(bar)
     assert [*given_after, len(bars)] == [1, 2, 2, 2, 3]
-    assert [bar.time // NS for bar in bars] == [1_617_062_400 + 3600 * h for h in (1, 2, 3)]
+    assert [bar.time // SECOND_NS for bar in bars] == [1_617_062_400 + 3600 * h for h in (1, 2, 3)]
     assert [bar.high for bar in bars] == [1.2059, 1.2119, 1.2178]
     assert_same(bars, read_bars(path, ReadOptions(interval_s=3600))[0])
 
@@ -156,7 +141,7 @@ def test_what_is_not_whole_is_left_out_and_said(tmp_path: Path, capsys: pytest.C
     path = minutes_file(tmp_path, list(range(17, 200)))
     options = ReadOptions(interval_s=3600)
     bars, source = read_bars(path, options)
-    assert [bar_time // NS - 1_617_062_400 for bar_time in bars.time] == [7200, 10_800]
+    assert [bar_time // SECOND_NS - 1_617_062_400 for bar_time in bars.time] == [7200, 10_800]
     said = "bars of 60 s are put together into bars of 3600 s"
     assert said in source.notes
     assert (source.interval_s, source.rows) == (3600, 2)

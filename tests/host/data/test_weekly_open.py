@@ -11,19 +11,17 @@ from host.commands.data_check import check_data
 from host.data.csv_reader import read_bars
 from host.data.feed import feed_bars
 from host.data.formats import DataError, ReadOptions
-from host.data.instruments import find_instrument, instrument_of_prices
+from host.data.instruments import find_instrument, guess_instrument
 from host.data.parsing import parse_clock
-from host.data.weekly_open import CLOCKS, NEW_YORK, prove_clock
-from kernels.market.bars import NS
+from host.data.weekly_open import CANDIDATE_CLOCKS, NEW_YORK, infer_clock
+from kernels.market.bars import SECOND_NS
 from tests.fixtures.files import HEADER, HOUR, MINUTE, real
 from tests.fixtures.paths import FOUND, REAL
 
 NY = ZoneInfo(NEW_YORK)
 
 
-def openings(
-    first: datetime, weeks: int, step_s: int = HOUR, at: int = 17, close: int = 17
-) -> list[datetime]:
+def openings(first: datetime, weeks: int, step_s: int = HOUR, at: int = 17, close: int = 17) -> list[datetime]:
     """When bars open, UTC, of a market that opens on Sunday `at` an hour of New York and closes on Friday."""
     found = []
     for week in range(weeks):
@@ -41,9 +39,7 @@ def by_hands(utc: datetime, clock: str) -> datetime:
     return utc.astimezone(zone).replace(tzinfo=None) + timedelta(seconds=shift_s)
 
 
-def write(
-    folder: Path, times: list[datetime], clock: str = "UTC", name: str = "bars.csv", shift_s: int = 0
-) -> Path:
+def write(folder: Path, times: list[datetime], clock: str = "UTC", name: str = "bars.csv", shift_s: int = 0) -> Path:
     price = next((price for symbol, price in PRICES.items() if name.startswith(symbol)), 1.1)
     bar = ",".join(f"{price * (1 + part):.5f}" for part in (0, 0.001, -0.001, 0))
     lines = [
@@ -75,19 +71,17 @@ def test_a_clock_of_a_server_read_as_utc(capsys: pytest.CaptureFixture[str]) -> 
     assert len(list(feed_bars(path))) == 192
     assert capsys.readouterr().err.count(said) == 1
     assert doubts(path, timezone="Europe/Athens") == []
-    with pytest.raises(
-        DataError, match=r"Europe/Athens and America/New_York\+7h and UTC\+2h fit, but .* 1 of winter"
-    ):
+    with pytest.raises(DataError, match=r"Europe/Athens and America/New_York\+7h and UTC\+2h fit, but .* 1 of winter"):
         read_bars(path, ReadOptions(timezone="auto"))
     with pytest.raises(DataError, match="a feed cannot prove its clock"):
         list(feed_bars(path, ReadOptions(timezone="auto")))
 
 
-@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("clock", CANDIDATE_CLOCKS)
 def test_every_clock_is_proven_by_a_year(clock: str) -> None:
     walls = [by_hands(t, clock).replace(tzinfo=UTC).timestamp() for t in openings(JANUARY, 52)]
-    fx = instrument_of_prices("-", 1.1, 5)
-    assert prove_clock(np.array(walls).astype(np.int64) * NS, HOUR * NS, fx, "x") == clock
+    fx = guess_instrument("-", 1.1, 5)
+    assert infer_clock(np.array(walls).astype(np.int64) * SECOND_NS, HOUR * SECOND_NS, fx, "x") == clock
 
 
 @pytest.mark.parametrize("clock", ["UTC", "Europe/Athens", "America/New_York+7h", "Asia/Kolkata"])
@@ -97,10 +91,8 @@ def test_a_year_proves_its_clock(clock: str, tmp_path: Path) -> None:
     bars, source = read_bars(path, ReadOptions(timezone="auto", drop_bad=True))
     assert source.timezone == clock
     assert "clock proven by the weekly opens (--timezone auto)" in source.notes
-    assert not any(
-        "doubtful" in note or "--timezone" in flag for note in source.notes for flag in source.assumed
-    )
-    assert bars.time[0] == int(openings(JANUARY, 1, step_s)[0].timestamp() + step_s) * NS
+    assert not any("doubtful" in note or "--timezone" in flag for note in source.notes for flag in source.assumed)
+    assert bars.time[0] == int(openings(JANUARY, 1, step_s)[0].timestamp() + step_s) * SECOND_NS
     assert doubts(path, timezone=clock) == []
     wrong = "Asia/Tokyo" if clock != "Asia/Tokyo" else "UTC"
     (said,) = doubts(path, timezone=wrong)
@@ -118,9 +110,7 @@ def test_a_right_clock_is_not_doubted(step_s: int, name: str, tmp_path: Path) ->
 
 
 def test_a_thin_market_opens_late_and_closes_early(tmp_path: Path) -> None:
-    times = [
-        t for t in openings(MARCH, 6, MINUTE) if not (t.weekday() == 6 and t.minute < 20 and t.hour < 22)
-    ]
+    times = [t for t in openings(MARCH, 6, MINUTE) if not (t.weekday() == 6 and t.minute < 20 and t.hour < 22)]
     assert doubts(write(tmp_path, times, "UTC", "USDCZK.csv")) == []
     assert doubts(write(tmp_path, openings(MARCH, 6, close=16), "UTC", "EURUSD.csv")) == []
 
@@ -139,8 +129,7 @@ def test_stamps_that_claim_an_offset_are_doubted_too(tmp_path: Path) -> None:
     (said,) = doubts(path)
     assert "clock UTC, of the stamps, is doubtful" in said
     assert (
-        "no flag moves stamps with an offset of their own: write them without it, and --timezone Europe/Athens"
-        in said
+        "no flag moves stamps with an offset of their own: write them without it, and --timezone Europe/Athens" in said
     )
 
 
@@ -171,27 +160,23 @@ def test_what_tells_nothing_is_not_doubted(tmp_path: Path) -> None:
 
 
 def test_gold_opens_an_hour_later() -> None:
-    gold, other = find_instrument("XAUUSD"), instrument_of_prices("-", 2000.0, 2)
+    gold, other = find_instrument("XAUUSD"), guess_instrument("-", 2000.0, 2)
     assert gold is not None
-    times = np.array([int(t.timestamp()) for t in openings(JANUARY, 52, at=18)], np.int64) * NS
-    assert prove_clock(times, HOUR * NS, gold, "x") == "UTC"
+    times = np.array([int(t.timestamp()) for t in openings(JANUARY, 52, at=18)], np.int64) * SECOND_NS
+    assert infer_clock(times, HOUR * SECOND_NS, gold, "x") == "UTC"
     with pytest.raises(DataError, match="do not prove"):  # closed for an hour at either end
-        prove_clock(times, HOUR * NS, other, "x")
+        infer_clock(times, HOUR * SECOND_NS, other, "x")
 
 
 def test_one_season_proves_nothing() -> None:
-    fx = instrument_of_prices("-", 1.1, 5)
-    times = np.array([int(t.timestamp()) for t in openings(JANUARY, 9)], np.int64) * NS
-    with pytest.raises(
-        DataError, match="UTC and Europe/London fit, but 0 weekends of summer and 8 of winter"
-    ):
-        prove_clock(times, HOUR * NS, fx, "x")
-    with pytest.raises(
-        DataError, match="Asia/Tokyo fit, but 0 weekends of summer"
-    ):  # and clocks that are not listed
-        prove_clock(times + 9 * HOUR * NS, HOUR * NS, fx, "x")
+    fx = guess_instrument("-", 1.1, 5)
+    times = np.array([int(t.timestamp()) for t in openings(JANUARY, 9)], np.int64) * SECOND_NS
+    with pytest.raises(DataError, match="UTC and Europe/London fit, but 0 weekends of summer and 8 of winter"):
+        infer_clock(times, HOUR * SECOND_NS, fx, "x")
+    with pytest.raises(DataError, match="Asia/Tokyo fit, but 0 weekends of summer"):  # and clocks that are not listed
+        infer_clock(times + 9 * HOUR * SECOND_NS, HOUR * SECOND_NS, fx, "x")
     with pytest.raises(DataError, match="no clock that I know opens"):
-        prove_clock(times + 21 * 60 * NS * 37, HOUR * NS, fx, "x")
+        infer_clock(times + 21 * 60 * SECOND_NS * 37, HOUR * SECOND_NS, fx, "x")
 
 
 @real

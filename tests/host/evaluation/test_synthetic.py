@@ -8,45 +8,51 @@ import numpy as np
 import pytest
 
 from host.evaluation import synthetic
-from host.evaluation.optimum import closing_regret, find_optimum, optimal_actions, play, play_optimum
-from host.evaluation.synthetic import MARKETS, Options, Synthetic, make_market
-from kernels.market.bars import NS, take
+from host.evaluation.optimum import (
+    closing_regret,
+    optimal_actions,
+    run_ledger,
+    run_optimal_policy,
+    solve_optimal_policy,
+)
+from host.evaluation.synthetic import MARKETS, SyntheticMarket, SyntheticOptions, make_market
+from kernels.market.bars import SECOND_NS, slice_bars
 from kernels.market.features import HISTORY
 from kernels.market.ledger import Market, new_market
 from kernels.market.position import BUY, CLOSE, HOLD, SELL
 
-LONG_PATH = Options(length=60_000, seed=11)
+LONG_PATH = SyntheticOptions(length=60_000, seed=11)
 PX = 5.0 * 0.0001  # the default noise
 
 
-def ledger(made: Synthetic, **options: Any) -> Market:
+def ledger(made: SyntheticMarket, **options: Any) -> Market:
     range_px = float((made.bars.high - made.bars.low).mean())
     return new_market(range_px=range_px, pip_px=synthetic.PIP, interval_ns=synthetic.INTERVAL_NS, **options)
 
 
 @pytest.fixture(scope="module")
-def planted() -> Synthetic:
+def planted() -> SyntheticMarket:
     return make_market("planted", LONG_PATH)
 
 
 @pytest.fixture(scope="module")
-def leak() -> Synthetic:
+def leak() -> SyntheticMarket:
     return make_market("leak", LONG_PATH)
 
 
 @pytest.mark.parametrize("name", MARKETS)
 def test_bars_are_sound(name: str) -> None:
-    made = make_market(name, Options(length=20_000, seed=3))
+    made = make_market(name, SyntheticOptions(length=20_000, seed=3))
     bars = made.bars
     assert all(len(column) == 20_000 and np.isfinite(column).all() for column in bars)
     assert [column.dtype for column in bars] == [np.int64] + [np.float64] * 7
     np.testing.assert_array_equal(bars.open[1:], bars.close[:-1])
     np.testing.assert_array_equal(bars.ask_open[1:], bars.ask_close[:-1])
-    np.testing.assert_array_equal(np.diff(bars.time), 60 * NS)
+    np.testing.assert_array_equal(np.diff(bars.time), 60 * SECOND_NS)
     assert (bars.high >= np.maximum(bars.open, bars.close)).all()
     assert (bars.low <= np.minimum(bars.open, bars.close)).all()
-    np.testing.assert_allclose(bars.ask_close - bars.close, synthetic.SPREAD[name] * PX, atol=1e-12)
-    assert made.spread_px == pytest.approx(synthetic.SPREAD[name] * PX)
+    np.testing.assert_allclose(bars.ask_close - bars.close, synthetic.SPREAD_STDS[name] * PX, atol=1e-12)
+    assert made.spread_px == pytest.approx(synthetic.SPREAD_STDS[name] * PX)
     # a Brownian path's mean range is 1.60 standard deviations; watched at 16 instants, less; a drift adds to it
     assert 1.2 < (bars.high - bars.low).mean() / PX < (1.7 if name == "close" else 1.6)
 
@@ -62,18 +68,18 @@ def test_moves_of_noise_are_gaussian_and_unrelated(name: str) -> None:
         assert abs((moves[lag:] * moves[:-lag]).mean()) < 4 * error
 
 
-def test_planted_level_reverts_as_told(planted: Synthetic) -> None:
+def test_planted_level_reverts_as_told(planted: SyntheticMarket) -> None:
     x = planted.state
     np.testing.assert_allclose(planted.bars.close, 1.1 + x, atol=1e-12)
     noise = x[1:] - 0.9 * x[:-1]
     assert noise.std() == pytest.approx(PX, rel=0.015)
     assert abs(np.corrcoef(noise, x[:-1])[0, 1]) < 4 / math.sqrt(len(x))
-    assert make_market("planted", Options(half_life=20, length=2)).phi ** 20 == pytest.approx(0.5)
-    starts = [make_market("planted", Options(length=2, seed=seed)).bars.open[0] - 1.1 for seed in range(400)]
+    assert make_market("planted", SyntheticOptions(half_life=20, length=2)).phi ** 20 == pytest.approx(0.5)
+    starts = [make_market("planted", SyntheticOptions(length=2, seed=seed)).bars.open[0] - 1.1 for seed in range(400)]
     assert np.std(starts) == pytest.approx(PX / math.sqrt(1 - 0.81), rel=0.15)
 
 
-def test_leak_gives_away_the_next_move_and_nothing_else_does(leak: Synthetic) -> None:
+def test_leak_gives_away_the_next_move_and_nothing_else_does(leak: SyntheticMarket) -> None:
     np.testing.assert_array_equal(leak.extra[:-1, 0], np.sign(np.diff(leak.bars.close)))
     np.testing.assert_array_equal(leak.state, leak.extra[:, 0])
     noise = make_market("noise", LONG_PATH)
@@ -84,9 +90,7 @@ def test_leak_gives_away_the_next_move_and_nothing_else_does(leak: Synthetic) ->
 
 @pytest.mark.parametrize("name", MARKETS)
 def test_a_longer_market_begins_with_the_same_bars(name: str) -> None:
-    short, long, other = (
-        make_market(name, Options(length=n, seed=s)) for n, s in ((50, 1), (90, 1), (50, 2))
-    )
+    short, long, other = (make_market(name, SyntheticOptions(length=n, seed=s)) for n, s in ((50, 1), (90, 1), (50, 2)))
     for column, longer in zip(short.bars, long.bars, strict=True):
         np.testing.assert_array_equal(column, longer[:50])
     np.testing.assert_array_equal(short.extra, long.extra[:50])
@@ -97,39 +101,32 @@ def test_a_longer_market_begins_with_the_same_bars(name: str) -> None:
 
 
 def test_options_that_make_no_market_are_refused() -> None:
-    for bad in (
-        {"half_life": 0.0},
-        {"noise": -1.0},
-        {"length": 1},
-        {"seed": -1},
-        {"cost": -0.1},
-        {"cost": math.nan},
-    ):
+    for bad in ({"half_life": 0.0}, {"noise": -1.0}, {"length": 1}, {"seed": -1}, {"cost": -0.1}, {"cost": math.nan}):
         with pytest.raises(ValueError, match=r"must|positive"):
-            make_market("planted", Options(**bad))
+            make_market("planted", SyntheticOptions(**bad))
     with pytest.raises(ValueError, match="noise, planted, leak"):
-        make_market("trend", Options())
+        make_market("trend", SyntheticOptions())
     with pytest.raises(ValueError, match="falls below"):
-        make_market("noise", Options(noise=500.0, length=5_000))
-    made = make_market("planted", Options(length=2))
+        make_market("noise", SyntheticOptions(noise=500.0, length=5_000))
+    made = make_market("planted", SyntheticOptions(length=2))
     with pytest.raises(ValueError, match="too few"):
-        find_optimum(made, ledger(made), cells=9)
+        solve_optimal_policy(made, ledger(made), cells=9)
 
 
 def test_noise_is_best_left_alone() -> None:
-    noise = make_market("noise", Options(length=500))
+    noise = make_market("noise", SyntheticOptions(length=500))
     for reverse in (False, True):
-        optimum = find_optimum(noise, ledger(noise, reverse=reverse))
+        optimum = solve_optimal_policy(noise, ledger(noise, reverse=reverse))
         assert optimum.gain_px == 0
         assert not optimal_actions(noise, optimum).any()
-        assert play_optimum(noise, ledger(noise, reverse=reverse)) [0::2] == (0.0, 0)  # fmt: skip
+        assert run_optimal_policy(noise, ledger(noise, reverse=reverse)) [0::2] == (0.0, 0)  # fmt: skip
 
 
 def test_free_reversal_earns_the_mean_absolute_expected_move() -> None:
     """Without costs and with `reverse` the best is to follow the sign: (1 - phi) E|x| a bar."""
-    free = make_market("planted", Options(length=2, cost=0.0))
+    free = make_market("planted", SyntheticOptions(length=2, cost=0.0))
     expected = 0.1 * PX / math.sqrt(1 - 0.81) * math.sqrt(2 / math.pi)
-    assert find_optimum(free, ledger(free, reverse=True)).gain_px == pytest.approx(expected, rel=1e-4)
+    assert solve_optimal_policy(free, ledger(free, reverse=True)).gain_px == pytest.approx(expected, rel=1e-4)
 
 
 def gain_of_policy(policy: dict[tuple[int, int], int], move: float, spread: float) -> float:
@@ -145,11 +142,9 @@ def gain_of_policy(policy: dict[tuple[int, int], int], move: float, spread: floa
     return float(occupancy @ reward)
 
 
-@pytest.mark.parametrize(
-    ("cost", "reverse"), [(1.0, False), (0.2, False), (0.2, True), (1.0, True), (3.0, False)]
-)
+@pytest.mark.parametrize(("cost", "reverse"), [(1.0, False), (0.2, False), (0.2, True), (1.0, True), (3.0, False)])
 def test_leak_optimum_is_the_best_of_all_policies(cost: float, reverse: bool) -> None:
-    made = make_market("leak", Options(length=2, cost=cost))
+    made = make_market("leak", SyntheticOptions(length=2, cost=cost))
     legal = {0: (HOLD, BUY, SELL), 1: (HOLD, CLOSE), -1: (HOLD, CLOSE)}
     if reverse:
         legal = legal | {1: (HOLD, CLOSE, SELL), -1: (HOLD, CLOSE, BUY)}
@@ -157,16 +152,14 @@ def test_leak_optimum_is_the_best_of_all_policies(cost: float, reverse: bool) ->
     move = PX * math.sqrt(2 / math.pi)
     policies = itertools.product(*(legal[side] for side, _ in states))
     best = max(gain_of_policy(dict(zip(states, policy, strict=True)), move, cost * PX) for policy in policies)
-    assert find_optimum(made, ledger(made, reverse=reverse)).gain_px == pytest.approx(
-        best, rel=1e-5, abs=1e-9
-    )
+    assert solve_optimal_policy(made, ledger(made, reverse=reverse)).gain_px == pytest.approx(best, rel=1e-5, abs=1e-9)
     assert (best > 0) == (cost < 2 * math.sqrt(2 / math.pi))  # a right bar and, on average, one more
 
 
 @pytest.mark.parametrize("half_life", [3.0, 6.58, 30.0])
 def test_a_finer_grid_changes_the_gain_by_less_than_half_a_percent(half_life: float) -> None:
-    made = make_market("planted", Options(length=2, half_life=half_life))
-    gains = [find_optimum(made, ledger(made), cells).gain_px for cells in (401, 601)]
+    made = make_market("planted", SyntheticOptions(length=2, half_life=half_life))
+    gains = [solve_optimal_policy(made, ledger(made), cells).gain_px for cells in (401, 601)]
     assert gains[0] == pytest.approx(gains[1], rel=0.005)
 
 
@@ -177,8 +170,8 @@ def test_a_finer_grid_changes_the_gain_by_less_than_half_a_percent(half_life: fl
 def test_the_ledger_books_the_predicted_gain(name: str, reverse: bool, fill: float) -> None:
     made = make_market(name, LONG_PATH)
     market = ledger(made, reverse=reverse, slippage_px=fill * PX / 2, commission_px=fill * PX / 2)
-    optimum = find_optimum(made, market)
-    played = play(made.bars, optimal_actions(made, optimum), market)
+    optimum = solve_optimal_policy(made, market)
+    played = run_ledger(made.bars, optimal_actions(made, optimum), market)
     blocks = (played.rewards[: 59 * 1000] * market.range_px).reshape(59, 1000).mean(axis=1)
     error = blocks.std(ddof=1) / math.sqrt(len(blocks))
     assert np.isfinite(played.rewards).all()
@@ -208,11 +201,11 @@ def test_no_threshold_policy_beats_the_optimum_and_the_best_comes_close(
     name: str, enter: np.ndarray, leave: np.ndarray
 ) -> None:
     made = make_market(name, LONG_PATH)
-    optimum = find_optimum(made, ledger(made)).gain_px
+    optimum = solve_optimal_policy(made, ledger(made)).gain_px
     x, moves = made.state.tolist(), np.diff(made.bars.close).tolist()
     grid = itertools.product(enter * PX, leave * PX)
     best = max(threshold_profit(x, moves, *edges, made.spread_px) for edges in grid) / len(moves)
-    played = play_optimum(made, ledger(made)).profit_px / len(moves)
+    played = run_optimal_policy(made, ledger(made)).profit_px / len(moves)
     assert 0.97 * best < played  # the best of 48 on this path is chosen with hindsight
     assert 0.9 * optimum < best < 1.15 * optimum
 
@@ -233,9 +226,7 @@ def test_the_filter_is_kalmans_and_knows_what_the_next_move_is_worth() -> None:
     error = np.sqrt(1.25 / (len(x) * x.var()))
     assert abs((x * moves).mean() / x.var() - (phi - 1)) < 4 * error
     innovation = moves - (phi - 1) * x
-    assert abs(np.corrcoef(innovation[:-1], innovation[1:])[0, 1]) < 4 / math.sqrt(
-        len(x)
-    )  # nothing more to know
+    assert abs(np.corrcoef(innovation[:-1], innovation[1:])[0, 1]) < 4 / math.sqrt(len(x))  # nothing more to know
 
 
 def close_chain() -> tuple[np.ndarray, np.ndarray]:
@@ -250,8 +241,8 @@ def close_chain() -> tuple[np.ndarray, np.ndarray]:
 
 def test_close_optimum_is_the_best_of_all_plans() -> None:
     """Enter at one bar of the cycle, leave at a later one, enter again the other way after a bar: every plan."""
-    made = make_market("close", Options(length=2))
-    optimum = find_optimum(made, ledger(made))
+    made = make_market("close", SyntheticOptions(length=2))
+    optimum = solve_optimal_policy(made, ledger(made))
     move, chain = close_chain()
     starts_a_bar = 1 / (12 + 6)  # a cycle: 12 quiet bars on average, then 6
 
@@ -267,7 +258,7 @@ def test_close_optimum_is_the_best_of_all_plans() -> None:
     assert optimum.gain_px == pytest.approx(2 * starts_a_bar * PX, rel=1e-5)
     assert held(0, 6) == pytest.approx(-1.4)
     assert optimum.action[2, [1, 2, 3, 4, 5, 6]].tolist() == [HOLD] * 4 + [CLOSE] * 2
-    np.testing.assert_array_equal(synthetic.PHASES_OF_CLOSE.chain, chain)
+    np.testing.assert_array_equal(synthetic.CLOSE_PHASES.transition, chain)
 
 
 def test_phases_follow_their_chain_and_their_features_tell_them() -> None:
@@ -284,8 +275,8 @@ def test_phases_follow_their_chain_and_their_features_tell_them() -> None:
 
 
 def test_the_regret_of_closing() -> None:
-    made = make_market("close", Options(length=5000))
-    optimum = find_optimum(made, ledger(made))
+    made = make_market("close", SyntheticOptions(length=5000))
+    optimum = solve_optimal_policy(made, ledger(made))
     best = optimal_actions(made, optimum)
 
     def regret(action: np.ndarray) -> float | None:
@@ -304,10 +295,10 @@ def test_the_regret_of_closing() -> None:
 
 
 def test_the_optimum_takes_the_largest_size() -> None:
-    made = make_market("planted", Options(length=3000))
-    full = play_optimum(made, ledger(made))
+    made = make_market("planted", SyntheticOptions(length=3000))
+    full = run_optimal_policy(made, ledger(made))
     for sizes, share in (((0.1, 0.5, 1.0), 1.0), ((0.25, 0.5), 0.5)):
-        played = play_optimum(made, ledger(made, sizes=sizes))
+        played = run_optimal_policy(made, ledger(made, sizes=sizes))
         assert played.profit_px == pytest.approx(share * full.profit_px)
         assert played.trades == full.trades > 0
 
@@ -315,45 +306,45 @@ def test_the_optimum_takes_the_largest_size() -> None:
 def test_costs_hurt_and_freedom_helps() -> None:
     gains = {}
     for cost, reverse in itertools.product((0.0, 0.5, 2.0), (False, True)):
-        made = make_market("planted", Options(length=2, cost=cost))
-        gains[cost, reverse] = find_optimum(made, ledger(made, reverse=reverse)).gain_px
+        made = make_market("planted", SyntheticOptions(length=2, cost=cost))
+        gains[cost, reverse] = solve_optimal_policy(made, ledger(made, reverse=reverse)).gain_px
     assert gains[0.0, False] > gains[0.5, False] > gains[2.0, False] > 0
     assert all(gains[cost, True] > gains[cost, False] for cost in (0.0, 0.5, 2.0))
 
 
-def test_going_short_from_long_takes_two_bars(planted: Synthetic) -> None:
+def test_going_short_from_long_takes_two_bars(planted: SyntheticMarket) -> None:
     """Without `reverse` a position ends in CLOSE; with it, in the opposite order."""
-    optimum = find_optimum(planted, ledger(planted))
+    optimum = solve_optimal_policy(planted, ledger(planted))
     assert set(optimum.action[2].tolist()) == {HOLD, CLOSE}
     assert set(optimum.action[1].tolist()) == {HOLD, BUY, SELL}
-    assert SELL in find_optimum(planted, ledger(planted, reverse=True)).action[2]
+    assert SELL in solve_optimal_policy(planted, ledger(planted, reverse=True)).action[2]
     mirror = np.array([HOLD, SELL, BUY, CLOSE])
     np.testing.assert_array_equal(mirror[optimum.action[::-1, ::-1]], optimum.action)
 
 
-def test_a_window_of_bars_does_not_show_all_of_planted(planted: Synthetic) -> None:
+def test_a_window_of_bars_does_not_show_all_of_planted(planted: SyntheticMarket) -> None:
     """The mean of the price is not given away: who takes it from a window, as well as can be, earns 94 % at most."""
-    part = planted._replace(bars=take(planted.bars, 30_000, 60_000), state=planted.state[30_000:])
+    part = planted._replace(bars=slice_bars(planted.bars, 30_000, 60_000), state=planted.state[30_000:])
     market, close, total = ledger(part), planted.bars.close, np.cumsum(planted.bars.close)
-    optimum, known = find_optimum(part, market), {}
+    optimum, known = solve_optimal_policy(part, market), {}
     for bars in (65, HISTORY, 4097):
         t, inner = np.arange(30_000, 60_000), 1.0 - planted.phi
         # least squares for an autoregression: the ends of the window weigh 1, each bar between them 1 - phi
         ends = close[t] + close[t + 1 - bars]
         mean = ((total[t - 1] - total[t + 1 - bars]) * inner + ends) / (2.0 + (bars - 2) * inner)
         guessed = part._replace(state=close[t] - mean)
-        profit = play(part.bars, optimal_actions(guessed, optimum), market).profit_px
-        known[bars] = profit / play_optimum(part, market).profit_px
+        profit = run_ledger(part.bars, optimal_actions(guessed, optimum), market).profit_px
+        known[bars] = profit / run_optimal_policy(part, market).profit_px
     assert 0.80 < known[65] < 0.90 < known[HISTORY] < 0.97 < known[4097] < 1.02, known
 
 
-def test_play_books_by_hand(leak: Synthetic) -> None:
-    bars = take(leak.bars, 0, 6)
+def test_play_books_by_hand(leak: SyntheticMarket) -> None:
+    bars = slice_bars(leak.bars, 0, 6)
     actions = np.array([HOLD, BUY, HOLD, CLOSE, SELL, HOLD], np.int8)
-    played = play(bars, actions, ledger(leak))
+    played = run_ledger(bars, actions, ledger(leak))
     close = bars.close
     expected = (close[3] - close[1]) - (close[5] - close[4]) - 2 * leak.spread_px
     assert played.profit_px == pytest.approx(expected, abs=1e-12)
     assert played.trades == 2
     assert played.rewards[0] == played.rewards[3] == 0
-    assert play(bars, actions, ledger(leak, excursion_weight=0.05)).profit_px == played.profit_px
+    assert run_ledger(bars, actions, ledger(leak, excursion_weight=0.05)).profit_px == played.profit_px

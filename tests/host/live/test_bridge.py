@@ -8,27 +8,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.atomic import publish, swap
+from host.atomic import replace_file, write_atomic
 from host.live import target_file as module
 from host.live.bridge import Bridge
 from host.live.target_file import (
-    HEADER,
     POSITION_HEADER,
-    Position,
-    Row,
-    RowRefused,
+    TARGET_HEADER,
+    PositionRow,
+    RowError,
+    TargetRow,
     format_position,
     format_target,
     parse_position,
     parse_target,
 )
-from kernels.market.bars import NS
+from kernels.market.bars import SECOND_NS
 from tests.fixtures.paths import ROOT
 from tests.fixtures.targets import FAULTS, GOOD, NOW, ROW
 
 
-def bridge(folder: Path, row: Row | bytes | None, now_ns: int = NOW) -> Bridge:
-    data = format_target(row).encode() if isinstance(row, Row) else row
+def bridge(folder: Path, row: TargetRow | bytes | None, now_ns: int = NOW) -> Bridge:
+    data = format_target(row).encode() if isinstance(row, TargetRow) else row
     if data is not None:
         (folder / "target.csv").write_bytes(data)
     return Bridge(folder, "EURUSD", 1.0, lambda: now_ns)
@@ -60,20 +60,18 @@ def test_a_torn_or_damaged_file_is_never_a_row(data: st.DataObject) -> None:
     damaged = GOOD[:first] + data.draw(st.binary(max_size=9)) + GOOD[stop:]
     for parse in (parse_target, parse_position):
         if parse is parse_position or damaged.replace(b"\r\n", b"\n") != GOOD:
-            with pytest.raises(RowRefused):
+            with pytest.raises(RowError):
                 parse(damaged)
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    seq=st.integers(0, 2**62),
-    at=st.integers(0, 4_000_000_000),
-    held=st.floats(-1, 1).map(lambda x: round(x, 4)),
-)
+@given(seq=st.integers(0, 2**62), at=st.integers(0, 4_000_000_000), held=st.floats(-1, 1).map(lambda x: round(x, 4)))
 def test_rows_survive_a_round_trip(seq: int, at: int, held: float) -> None:
-    row = Row(seq, at * NS, at * NS, (at + 60) * NS, "EURUSD.m", held, "reducing spread", "ab")
+    row = TargetRow(
+        seq, at * SECOND_NS, at * SECOND_NS, (at + 60) * SECOND_NS, "EURUSD.m", held, "reducing spread", "ab"
+    )
     assert parse_target(format_target(row).encode()) == row
-    position = Position(seq, at * NS, "EURUSD.m", held)
+    position = PositionRow(seq, at * SECOND_NS, "EURUSD.m", held)
     assert parse_position(format_position(position).encode()) == position
 
 
@@ -90,25 +88,17 @@ def test_the_row_is_the_documented_one() -> None:
 def test_the_bridge_reports_what_it_holds(tmp_path: Path) -> None:
     reader = bridge(tmp_path, ROW)
     reader.poll()
-    reader.report(-0.5)
-    assert parse_position((tmp_path / "position.csv").read_bytes()) == Position(7, NOW, "EURUSD", -0.5)
+    reader.report_position(-0.5)
+    assert parse_position((tmp_path / "position.csv").read_bytes()) == PositionRow(7, NOW, "EURUSD", -0.5)
 
 
 def test_the_expert_advisor_knows_the_same_files_and_faults() -> None:
     text = (ROOT / "host" / "live" / "swt_bridge.mq5").read_text()
     assert len(text.splitlines()) <= 150
-    assert f'"{HEADER}"' in text
+    assert f'"{TARGET_HEADER}"' in text
     assert f'"{POSITION_HEADER}"' in text
-    assert f'"{module.DRY_RUN}"' in text
-    for refusal in (
-        "torn",
-        "bad crc",
-        "symbol ",
-        "repeated",
-        "expired",
-        "from the future",
-        "above the maximum",
-    ):
+    assert f'"{module.DRY_RUN_PREFIX}"' in text
+    for refusal in ("torn", "bad crc", "symbol ", "repeated", "expired", "from the future", "above the maximum"):
         assert f'return "{refusal}"' in text
 
 
@@ -122,10 +112,10 @@ def test_replacing_waits_for_a_reader_as_on_windows(tmp_path: Path, monkeypatch:
         return replace(self, other)
 
     monkeypatch.setattr(Path, "replace", busy)
-    publish(tmp_path / "target.csv", "one\n")
+    write_atomic(tmp_path / "target.csv", "one\n")
     assert (tmp_path / "target.csv").read_bytes() == b"one\n"
     assert refusals == [-1]
-    monkeypatch.setattr("host.atomic.PATIENCE_S", 0.03)
+    monkeypatch.setattr("host.atomic.RETRY_TIMEOUT_S", 0.03)
     refusals[0] = 10**9
     with pytest.raises(PermissionError):
-        swap(tmp_path / "target.csv", tmp_path / "other.csv")
+        replace_file(tmp_path / "target.csv", tmp_path / "other.csv")

@@ -16,8 +16,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from host.live.bridge import Bridge
-from host.live.target_file import HEADER, Position, Row, format_target, parse_position, parse_target, signed
-from kernels.market.bars import NS
+from host.live.target_file import (
+    TARGET_HEADER,
+    PositionRow,
+    TargetRow,
+    format_target,
+    parse_position,
+    parse_target,
+    with_crc,
+)
+from kernels.market.bars import SECOND_NS
 from tests.fixtures.paths import ROOT
 from tests.fixtures.targets import FAULTS, GOOD, NOW, ROW
 
@@ -57,18 +65,13 @@ class Terminal:
         self.said = ""
 
     def start(
-        self,
-        step: float = 0.01,
-        least: float = 0.01,
-        most: float = 100.0,
-        hedging: bool = True,
-        **inputs: object,
+        self, step: float = 0.01, least: float = 0.01, most: float = 100.0, hedging: bool = True, **inputs: object
     ) -> None:
         """A new terminal; the expert is put on its EURUSD chart."""
         shutil.rmtree(self._data, ignore_errors=True)
         self.files = self._data / "Files" / "swt"
         self.files.mkdir(parents=True)
-        self.now = self.quote = NOW // NS
+        self.now = self.quote = NOW // SECOND_NS
         self.tell(f"terminal {self._data} {step} {least} {most} {hedging:d}")
         for name, value in inputs.items():
             self.tell(f"input {name} {value}")
@@ -83,9 +86,9 @@ class Terminal:
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
 
-    def publish(self, row: Row | bytes | None) -> None:
+    def publish(self, row: TargetRow | bytes | None) -> None:
         """Let `target.csv` be this."""
-        data = format_target(row).encode() if isinstance(row, Row) else row
+        data = format_target(row).encode() if isinstance(row, TargetRow) else row
         if data is None:
             (self.files / "target.csv").unlink(missing_ok=True)
         else:
@@ -105,7 +108,7 @@ class Terminal:
             lots[key] = round(lots.get(key, 0) + float(volume), 8)
         return lots
 
-    def position(self) -> Position:
+    def position(self) -> PositionRow:
         return parse_position((self.files / "position.csv").read_bytes())
 
     def stop(self) -> None:
@@ -154,7 +157,7 @@ def test_every_fault_is_refused_by_name(terminal: Terminal, reason: str) -> None
         terminal.now -= 1  # which the timer adds
     assert terminal.wait() == {}
     assert kind(terminal.said or "repeated") == kind(re.sub(" +", " ", reason))
-    assert terminal.position() == Position(0, terminal.now * NS, "EURUSD", 0.0)
+    assert terminal.position() == PositionRow(0, terminal.now * SECOND_NS, "EURUSD", 0.0)
 
 
 def test_a_file_that_is_being_written_is_not_taken_before_its_end(terminal: Terminal) -> None:
@@ -162,7 +165,7 @@ def test_a_file_that_is_being_written_is_not_taken_before_its_end(terminal: Term
     for size in range(len(GOOD)):
         terminal.publish(GOOD[:size])
         assert terminal.wait() == {}
-    terminal.publish(ROW._replace(valid_until_ns=terminal.now * NS + 9 * NS))
+    terminal.publish(ROW._replace(valid_until_ns=terminal.now * SECOND_NS + 9 * SECOND_NS))
     assert terminal.wait() == {"EURUSD": -0.05}
 
 
@@ -198,7 +201,7 @@ def test_a_target_is_a_level(terminal: Terminal) -> None:
         terminal.publish(ROW._replace(seq=seq, target=target))
         assert [terminal.wait(), terminal.wait()] == held
         assert "refused" not in terminal.said
-        assert terminal.position() == Position(seq, terminal.now * NS, "EURUSD", target)
+        assert terminal.position() == PositionRow(seq, terminal.now * SECOND_NS, "EURUSD", target)
 
 
 @settings(deadline=None, max_examples=40)
@@ -240,7 +243,7 @@ def test_a_broker_who_does_not_answer_is_asked_again_until_the_row_expires(termi
     terminal.publish(ROW)
     assert terminal.wait(10) == {}
     assert terminal.said.count("order refused") == 10
-    assert terminal.position() == Position(7, terminal.now * NS, "EURUSD", 0.0)
+    assert terminal.position() == PositionRow(7, terminal.now * SECOND_NS, "EURUSD", 0.0)
     terminal.tell("broker 1")
     assert terminal.wait() == {"EURUSD": -0.05}
     terminal.tell("broker 0")
@@ -253,12 +256,12 @@ def test_a_broker_who_does_not_answer_is_asked_again_until_the_row_expires(termi
 
 def test_silence_closes_once_the_market_has_been_open_that_long(terminal: Terminal) -> None:
     terminal.start(InpSilentMin=1)
-    terminal.publish(ROW._replace(valid_until_ns=NOW + 3600 * NS))
+    terminal.publish(ROW._replace(valid_until_ns=NOW + 3600 * SECOND_NS))
     assert terminal.wait(60) == {"EURUSD": -0.05}
     assert terminal.wait(600, quotes=False) == {"EURUSD": -0.05}  # a weekend is no silence
     assert terminal.wait(2) == {}
-    assert terminal.position() == Position(7, terminal.now * NS, "EURUSD", 0.0)
-    terminal.publish(ROW._replace(seq=8, target=1.0, valid_until_ns=NOW + 3600 * NS))
+    assert terminal.position() == PositionRow(7, terminal.now * SECOND_NS, "EURUSD", 0.0)
+    terminal.publish(ROW._replace(seq=8, target=1.0, valid_until_ns=NOW + 3600 * SECOND_NS))
     assert terminal.wait() == {"EURUSD": 0.1}
 
 
@@ -272,7 +275,7 @@ def test_an_expert_started_again_finds_its_position_and_its_row(terminal: Termin
     terminal.publish(None)
     terminal.attach()
     assert terminal.wait(2) == {"EURUSD": -0.05}
-    assert terminal.position() == Position(0, terminal.now * NS, "EURUSD", -0.5)
+    assert terminal.position() == PositionRow(0, terminal.now * SECOND_NS, "EURUSD", -0.5)
 
 
 def test_the_common_folder_is_another(terminal: Terminal) -> None:
@@ -292,7 +295,7 @@ ODD = [*NUMBERS.split("|"), *STAMPS.split("|")]
 
 
 def signed_file(fields: list[str]) -> bytes:
-    return f"{HEADER}\n{signed(','.join(fields))}\n".encode()
+    return f"{TARGET_HEADER}\n{with_crc(','.join(fields))}\n".encode()
 
 
 def damaged() -> st.SearchStrategy[bytes]:
@@ -303,10 +306,10 @@ def damaged() -> st.SearchStrategy[bytes]:
     replaced = st.tuples(st.integers(0, len(fields) - 1), st.sampled_from(ODD + fields))
     fields_changed = replaced.map(lambda r: signed_file([*fields[: r[0]], r[1], *fields[r[0] + 1 :]]))
     rows = st.builds(
-        Row,
+        TargetRow,
         st.integers(-1, 2**62),
-        *[st.integers(-9, 9).map(lambda s: NOW + s * NS)] * 2,
-        st.integers(-9, 99).map(lambda s: NOW + s * NS),
+        *[st.integers(-9, 9).map(lambda s: NOW + s * SECOND_NS)] * 2,
+        st.integers(-9, 99).map(lambda s: NOW + s * SECOND_NS),
         st.sampled_from(["EURUSD"] * 9 + ["GBPUSD", "eurusd", "EURUSD.m"]),
         st.floats(-1.2, 1.2),
         st.sampled_from(["active agent", "reducing spread", "dry-run active agent", "a dry-run"]),

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from host.atomic import Unwritten
-from host.commands.replay import replay
+from host.atomic import WriteError
+from host.commands.replay import replay_journal
 from host.live import runner as module
 from host.live.journal import read_journal
-from host.live.live_agent import COLUMNS
-from host.live.target_file import DRY_RUN, UNWRITTEN, Row, parse_target
+from host.live.live_agent import DECISION_COLUMNS
+from host.live.target_file import DRY_RUN_PREFIX, UNWRITTEN_REASON, TargetRow, parse_target
 from tests.fixtures.acting import outcomes
 from tests.fixtures.scenes import DECISIONS, Disk, Scene, failing
 
 TRIES = int(os.environ.get("SWT_TRIES", "12"))
 
 
-def target_of(folder: Path) -> Row | None:
+def target_of(folder: Path) -> TargetRow | None:
     path = folder / "target.csv"
     return parse_target(path.read_bytes()) if path.exists() else None
 
@@ -37,7 +37,7 @@ def decided(folder: Path) -> list[list[str]]:
 def printed(text: str) -> list[list[str]]:
     """Rows without header and latency; a line that a kill cut short is none."""
     lines = [line.split(",") for line in text.splitlines()]
-    return [line[:-1] for line in lines if line != [*COLUMNS] and len(line) == len(COLUMNS)]
+    return [line[:-1] for line in lines if line != [*DECISION_COLUMNS] and len(line) == len(DECISION_COLUMNS)]
 
 
 def check_end(scene: Scene, folder: Path, live: bool, text: str) -> int:
@@ -46,7 +46,7 @@ def check_end(scene: Scene, folder: Path, live: bool, text: str) -> int:
     rows = printed(text)
     assert [row for i, row in enumerate(rows) if row not in rows[:i]] == scene.expected[live]
     for path in [*folder.glob("journal-*.jsonl"), folder / "journal.jsonl"]:
-        replay(path, scene.trained.path, io.StringIO(), False)
+        replay_journal(path, scene.trained.path, io.StringIO(), False)
     row, last = target_of(folder), outcomes(folder)[-1]
     assert row
     assert (row.seq, row.target) == (last["seq"], last["target"])
@@ -65,18 +65,16 @@ def check_killed(folder: Path) -> None:
         spare = parse_target((folder / ".target.reserve").read_bytes())
         assert spare.target == 0
         assert spare.seq >= row.seq + 2
-        assert spare.reason.endswith(UNWRITTEN)
-        assert spare.reason.startswith(DRY_RUN) == row.reason.startswith(DRY_RUN)
+        assert spare.reason.endswith(UNWRITTEN_REASON)
+        assert spare.reason.startswith(DRY_RUN_PREFIX) == row.reason.startswith(DRY_RUN_PREFIX)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own takes seconds each without fork")
 @pytest.mark.parametrize("live", [False, True])
-def test_kills_at_any_moment(
-    live: bool, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kills_at_any_moment(live: bool, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, counts = random.Random(TRIES), Counter[str]()
     while counts["kills"] < TRIES // 2:
-        monkeypatch.setattr(module, "ROTATE", draw.choice((40_000, module.ROTATE)))
+        monkeypatch.setattr(module, "ROTATE_BYTES", draw.choice((40_000, module.ROTATE_BYTES)))
         folder = tmp_path / str(counts["runs"])
         folder.mkdir()
         size = 0
@@ -110,15 +108,7 @@ def killed(scene: Scene, folder: Path, live: bool, after_s: float, counts: Count
     return ended
 
 
-FAULTS = [
-    ("short", 10**9),
-    ("full", 1),
-    ("full", 10**9),
-    ("broken", 1),
-    ("rename", 1),
-    ("rename", 10**9),
-    ("fsync", 1),
-]
+FAULTS = [("short", 10**9), ("full", 1), ("full", 10**9), ("broken", 1), ("rename", 1), ("rename", 10**9), ("fsync", 1)]
 
 
 def test_faults_of_a_disk_at_any_moment(
@@ -126,7 +116,7 @@ def test_faults_of_a_disk_at_any_moment(
 ) -> None:
     draw, counts = random.Random(TRIES), Counter[str]()
     for i in range(TRIES):
-        monkeypatch.setattr(module, "ROTATE", draw.choice((40_000, module.ROTATE)))
+        monkeypatch.setattr(module, "ROTATE_BYTES", draw.choice((40_000, module.ROTATE_BYTES)))
         fault, times = FAULTS[i % len(FAULTS)]
         live, folder, out = fault == "fsync" or draw.random() < 0.5, tmp_path / str(i), io.StringIO()
         folder.mkdir()
@@ -135,7 +125,7 @@ def test_faults_of_a_disk_at_any_moment(
         try:
             with failing(disk):
                 scene.act(folder, live, out)
-        except Unwritten as caught:
+        except WriteError as caught:
             error = caught
         counts[f"{fault} x{times}: {'ends' if error else 'goes on'}"] += 1
         row = target_of(folder)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.artifact.manifest import Loaded, reading_of
-from host.artifact.model_file import ModelRefused
+from host.artifact.manifest import LoadedModel, reading_options
+from host.artifact.model_file import ModelError
 from host.commands.act import act_on_feed
 from host.commands.backtest import backtest_csv
 from host.data.feed import feed_bars
@@ -28,7 +28,7 @@ def traded(trained: Trained, feed: Path, reading: ReadOptions, insist: bool = Fa
     ):
         try:
             run()
-        except (ModelRefused, DataError) as error:
+        except (ModelError, DataError) as error:
             refusals.append(error)
     assert len({(type(e), e.exit_code) for e in refusals}) <= 1
     if refusals:
@@ -41,19 +41,15 @@ def traded(trained: Trained, feed: Path, reading: ReadOptions, insist: bool = Fa
 def scaled(factor: float, path: Path, rows: list[str] | None = None) -> Path:
     """The bundled bars at `factor` times their prices."""
     text = [row.split(",") for row in rows or ROWS[: HISTORY + 20]]
-    lines = [
-        ",".join([t, *(f"{float(p) * factor:.6f}" for p in prices[:4]), *prices[4:]]) for t, *prices in text
-    ]
+    lines = [",".join([t, *(f"{float(p) * factor:.6f}" for p in prices[:4]), *prices[4:]]) for t, *prices in text]
     path.write_text(HEADER + "\n".join(line.strip() for line in lines) + "\n")
     return path
 
 
 @pytest.mark.parametrize("name", ["GBPJPY_M1.csv", "audusd.pro.csv", "US30.cash_H1.csv"])
-def test_another_instrument_by_the_name_of_the_feed_is_refused(
-    trained: Trained, tmp_path: Path, name: str
-) -> None:
+def test_another_instrument_by_the_name_of_the_feed_is_refused(trained: Trained, tmp_path: Path, name: str) -> None:
     feed = feed_of(ROWS[: HISTORY + 20], tmp_path / name)
-    with pytest.raises(ModelRefused, match=r"the model was trained on EURUSD: .*--insist") as refused:
+    with pytest.raises(ModelError, match=r"the model was trained on EURUSD: .*--insist") as refused:
         traded(trained, feed, ReadOptions())
     assert refused.value.exit_code == 5
     assert traded(trained, feed, ReadOptions(symbol="EURUSD")) == (21, 20), "--symbol says what it is"
@@ -65,7 +61,7 @@ def test_another_instrument_by_its_symbol_is_refused(trained: Trained, tmp_path:
     feed = feed_of(ROWS[: HISTORY + 20], tmp_path / "EURUSD.m_H1.csv")
     assert traded(trained, feed, ReadOptions()) == (21, 20)
     for symbol in ("GBPUSD", "SOLUSD"):
-        with pytest.raises(ModelRefused, match=f"is {symbol}, the model was trained on EURUSD"):
+        with pytest.raises(ModelError, match=f"is {symbol}, the model was trained on EURUSD"):
             traded(trained, feed, ReadOptions(symbol=symbol))
     for symbol in ("eurusd", "EURUSDpro", "EUR/USD"):
         assert traded(trained, feed, ReadOptions(symbol=symbol)) == (21, 20)
@@ -91,11 +87,9 @@ def test_names_of_one_instrument(one: str, other: str, same: bool) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.007, 0.4, 2.5, 140.0])
-def test_a_scale_that_does_not_fit_is_refused_without_a_symbol(
-    trained: Trained, tmp_path: Path, factor: float
-) -> None:
+def test_a_scale_that_does_not_fit_is_refused_without_a_symbol(trained: Trained, tmp_path: Path, factor: float) -> None:
     feed = scaled(factor, tmp_path / "feed.csv")
-    with pytest.raises(ModelRefused, match=r"prices of about .* knows prices from 1\.0") as refused:
+    with pytest.raises(ModelError, match=r"prices of about .* knows prices from 1\.0") as refused:
         traded(trained, feed, ReadOptions())
     assert refused.value.exit_code == 5
     assert traded(trained, feed, ReadOptions(), insist=True) == (21, 20)
@@ -115,15 +109,15 @@ def test_bars_of_another_volatility_are_refused_before_the_first_decision(
     if fits:
         assert traded(trained, feed, ReadOptions()) == (21, 20)
     else:
-        with pytest.raises(ModelRefused, match=r"bars of .* and bars of"):
+        with pytest.raises(ModelError, match=r"bars of .* and bars of"):
             traded(trained, feed, ReadOptions())
 
 
 def test_a_model_without_a_symbol_is_asked_for_the_scale_only(trained: Trained) -> None:
-    setting = trained.loaded.setting
-    nameless = trained.loaded._replace(setting=setting._replace(profile=setting.profile._replace(symbol="-")))
+    setting = trained.loaded.market_spec
+    nameless = trained.loaded._replace(market_spec=setting._replace(profile=setting.profile._replace(symbol="-")))
     check_symbol(nameless, "GBPJPY", "GBPJPY.csv")
-    with pytest.raises(ModelRefused):
+    with pytest.raises(ModelError):
         check_scale(nameless, np.array([150.0]), None, "GBPJPY.csv")
 
 
@@ -134,39 +128,37 @@ def test_a_clock_of_its_own_is_no_conflict(trained: Trained, tmp_path: Path) -> 
 
 def test_what_a_model_remembers_is_no_word_of_the_user(trained: Trained) -> None:
     """It fills what is open; the format of a feed may know better, and a pip of the model is not judged as typed."""
-    found = reading_of(trained.loaded, ReadOptions(label="close"), "EURUSD_H1.csv")
+    found = reading_options(trained.loaded, ReadOptions(label="close"), "EURUSD_H1.csv")
     assert (found.side, found.timezone, found.label, found.interval_s) == (None, None, "close", 3600)
     assert (found.pip, found.spread_pips) == (None, None)
     memory = {"side": "ask", "timezone": "UTC", "label": "open", "pip": 0.0001, "spread_pips": 0.8}
-    assert found.remembered == memory
+    assert found.model_defaults == memory
 
 
 def test_pip_and_spread_of_the_model_are_not_those_of_another_instrument(trained: Trained) -> None:
-    ours = reading_of(trained.loaded, ReadOptions(), "EURUSD_H1.csv").remembered
-    other = reading_of(trained.loaded, ReadOptions(), "GBPJPY_H1.csv").remembered
+    ours = reading_options(trained.loaded, ReadOptions(), "EURUSD_H1.csv").model_defaults
+    other = reading_options(trained.loaded, ReadOptions(), "GBPJPY_H1.csv").model_defaults
     assert {"pip", "spread_pips"} <= ours.keys()
     assert not {"pip", "spread_pips"} & other.keys()
 
 
-def test_a_symbol_that_only_the_first_line_tells_is_shown_to_the_check(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_a_symbol_that_only_the_first_line_tells_is_shown_to_the_check(trained: Trained, tmp_path: Path) -> None:
     feed, loaded = feed_of(ROWS[:5], tmp_path / "EURUSD_H1.csv"), trained.loaded
     seen = list[str]()
     bars = feed_bars(
-        feed, reading_of(loaded, ReadOptions()), check=lambda rules: seen.append(rules.instrument.symbol)
+        feed, reading_options(loaded, ReadOptions()), check=lambda rules: seen.append(rules.instrument.symbol)
     )
     next(bars)
     assert seen == ["EURUSD"]
 
 
 def test_the_manifest_knows_the_instrument(trained: Trained) -> None:
-    loaded: Loaded = trained.loaded
+    loaded: LoadedModel = trained.loaded
     told = loaded.manifest["instrument"]
     assert (told["symbol"], told["pip_px"], told["point"]) == ("EURUSD", 0.0001, 0.00001)
     assert told["closed"] == [[468, 664]], "Friday 21:00 to Sunday 22:00"
     assert 1.03 < told["low"] < told["price"] < told["high"] < 1.22
     assert told["spread_px"] == pytest.approx(0.8e-4)
     assert 4 < told["day_px"] / told["range_px"] < 12
-    assert loaded.record.drawdown_pips > 0
-    assert loaded.record.worst_day_pips > 0
+    assert loaded.backtest_stats.drawdown_pips > 0
+    assert loaded.backtest_stats.worst_day_pips > 0

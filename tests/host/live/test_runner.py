@@ -21,21 +21,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.artifact.model_file import ModelRefused
+from host.artifact.model_file import ModelError
 from host.artifact.onnx_check import layout_of
-from host.atomic import Locked, locked
-from host.commands.act import act_beside_money, act_on_feed, new_publishing, symbol_of, watch_over
-from host.commands.replay import replay
-from host.config import ConfigError, GuardConfig
+from host.atomic import LockedError, locked
+from host.commands.act import act_on_feed, feed_symbol, new_live_options, run_live, watch_limits
+from host.commands.replay import replay_journal
+from host.config import ConfigError, RiskConfig
 from host.data.feed import Bar
 from host.data.formats import DataError, ReadOptions
 from host.live import runner as module
 from host.live.event_log import ReplayError
 from host.live.journal import Journal, JournalError, read_cache, read_journal, write_cache
-from host.live.live_agent import Printer, format_decision
-from host.live.runner import FeedStale, Halted, Office, Publishing
-from host.live.target_file import Position, format_position, parse_target
-from kernels.market.bars import NS
+from host.live.live_agent import DecisionPrinter, format_decision
+from host.live.runner import HaltedError, LiveOptions, LiveRunner, StaleFeedError
+from host.live.target_file import PositionRow, format_position, parse_target
+from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import DAY_NS, HOUR_NS
 from kernels.market.features import HISTORY
 from kernels.ort import OrtError, Session
@@ -73,11 +73,11 @@ def test_a_dry_run_says_so_and_lives_in_the_feeds_time(acting: Any, bars: list[B
 
 
 HALTS: list[tuple[str, dict[str, Any], int]] = [
-    ("daily-loss", {"daily_loss": 1.0}, NS),
-    ("drawdown", {"drawdown": 1.0}, NS),
-    ("losing-streak", {"losing_streak": 1}, NS),
+    ("daily-loss", {"daily_loss": 1.0}, SECOND_NS),
+    ("drawdown", {"drawdown": 1.0}, SECOND_NS),
+    ("losing-streak", {"losing_streak": 1}, SECOND_NS),
     ("model-age", {"model_age_days": 400.0}, 900 * DAY_NS),
-    ("clock-skew", {"clock_skew_s": 5.0}, -6 * NS),
+    ("clock-skew", {"clock_skew_s": 5.0}, -6 * SECOND_NS),
 ]
 
 
@@ -86,14 +86,14 @@ def test_a_limit_that_halts_leaves_a_flat_target_and_ends_with_7(
     acting: Any, bars: list[Bar], reason: str, guard: dict[str, Any], after_ns: int
 ) -> None:
     live = acting(**guard)
-    with pytest.raises(Halted, match=reason) as halt:
+    with pytest.raises(HaltedError, match=reason) as halt:
         live.feed(bars, after_ns)
     assert halt.value.exit_code == 7
     row = live.row()
     assert (row.target, row.reason) == (0.0, f"halted {reason}")
     assert row.valid_until_ns > live.now
     last = live.start()._desk.last
-    with pytest.raises(Halted, match=reason):  # nor does a restart trade
+    with pytest.raises(HaltedError, match=reason):  # nor does a restart trade
         live.office.on_bar(last._replace(time=last.time + 1))
 
 
@@ -105,7 +105,7 @@ def test_a_dry_run_goes_on_where_a_live_one_would_halt(acting: Any, bars: list[B
 
 def test_a_halt_is_lifted_by_order(acting: Any, bars: list[Bar]) -> None:
     live = acting(drawdown=1.0)
-    with pytest.raises(Halted):
+    with pytest.raises(HaltedError):
         live.feed(bars)
     rest = [bar for bar in bars if bar.time > live.office._desk.last.time]
     live.start(lift=True)
@@ -113,9 +113,9 @@ def test_a_halt_is_lifted_by_order(acting: Any, bars: list[Bar]) -> None:
 
 
 REDUCES: list[tuple[str, dict[str, Any], int]] = [
-    ("spread", {"max_spread": 0.1}, NS),
-    ("far-features", {"far": 0.01}, NS),
-    ("late-bar", {}, HOUR_NS + NS),
+    ("spread", {"max_spread": 0.1}, SECOND_NS),
+    ("far-features", {"far": 0.01}, SECOND_NS),
+    ("late-bar", {}, HOUR_NS + SECOND_NS),
 ]
 
 
@@ -133,40 +133,36 @@ def test_a_halt_file_stops_at_once_even_a_dry_run(acting: Any, bars: list[Bar]) 
         run = acting(live=live)
         run.feed(bars[: HISTORY + 9])
         (run.folder / "HALT").touch()
-        with pytest.raises(Halted, match="halt-file"):
+        with pytest.raises(HaltedError, match="halt-file"):
             run.office.look()
         assert (run.row().target, run.row().reason.split()[-2:]) == (0.0, ["halted", "halt-file"])
-        with pytest.raises(Halted, match="halt-file"):
+        with pytest.raises(HaltedError, match="halt-file"):
             run.start().on_bar(bars[HISTORY + 9])
         shutil.rmtree(run.folder)
 
 
-def test_a_halt_file_holds_where_no_bar_is_new(
-    acting: Any, bars: list[Bar], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_halt_file_holds_where_no_bar_is_new(acting: Any, bars: list[Bar], monkeypatch: pytest.MonkeyPatch) -> None:
     run = acting()
     run.feed(bars[: HISTORY + 9])
     run.office.close()
     (run.folder / "HALT").touch()
     again = run.start()
-    with pytest.raises(Halted, match="halt-file"):
-        act_beside_money(again, bars[: HISTORY + 9])
+    with pytest.raises(HaltedError, match="halt-file"):
+        run_live(again, bars[: HISTORY + 9])
     assert (run.row().target, run.row().reason) == (0.0, "halted halt-file")
 
 
 def test_a_silent_feed_ends_with_6_but_not_over_the_weekend(acting: Any, bars: list[Bar]) -> None:
     live = acting(stale_s=600.0)
-    friday = next(
-        i for i, (a, b) in enumerate(pairwise(bars)) if i > HISTORY and b.time - a.time > 40 * HOUR_NS
-    )
+    friday = next(i for i, (a, b) in enumerate(pairwise(bars)) if i > HISTORY and b.time - a.time > 40 * HOUR_NS)
     live.feed(bars[: friday + 1])
-    live.now = bars[friday + 1].time + 300 * NS
+    live.now = bars[friday + 1].time + 300 * SECOND_NS
     live.office.look()
     live.feed(bars[friday + 1 : friday + 2])
-    live.now += HOUR_NS + 599 * NS
+    live.now += HOUR_NS + 599 * SECOND_NS
     live.office.look()
-    live.now += 2 * NS
-    with pytest.raises(FeedStale) as stale:
+    live.now += 2 * SECOND_NS
+    with pytest.raises(StaleFeedError) as stale:
         live.office.look()
     assert stale.value.exit_code == 6
     assert (live.row().target, live.row().reason) == (0.0, "halted stale-feed")
@@ -181,13 +177,11 @@ def test_nothing_is_minus_zero(
     assert any(row[2].startswith("-") for row in (outcome["row"] for outcome in outcomes(live.folder)))
     live.office._beat()
     texts = [path.read_text() for path in live.folder.iterdir()]
-    assert not any(
-        re.search(r"-0(\.0*)?(?![.\d])", text.replace("e-0", "")) for text in (*texts, live.out.getvalue())
-    )
+    assert not any(re.search(r"-0(\.0*)?(?![.\d])", text.replace("e-0", "")) for text in (*texts, live.out.getvalue()))
     assert "target -0" not in capsys.readouterr().err
     shares = np.zeros(4)
     assert format_decision(0, 0, -0.0, 0.0, shares, 1)[2] == "0"
-    assert "-0.0000" not in format_position(Position(1, 0, "EURUSD", -0.0))
+    assert "-0.0000" not in format_position(PositionRow(1, 0, "EURUSD", -0.0))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +199,7 @@ def test_a_bridge_that_holds_something_else_means_reducing(
 ) -> None:
     live = acting()
     row = live.feed(bars[: HISTORY + 20])[-1]
-    told = Position(row.seq, live.now, "EURUSD", row.target)
+    told = PositionRow(row.seq, live.now, "EURUSD", row.target)
     if fault is not None:
         fault = {**fault, "seq": row.seq - 1} if "seq" in fault else fault
         text = format_position(told._replace(**fault))
@@ -216,9 +210,7 @@ def test_a_bridge_that_holds_something_else_means_reducing(
     assert after.reason == (f"reducing {reason}" if reason else "active agent")
 
 
-def test_a_position_that_cannot_be_looked_at_is_not_one_that_nobody_holds(
-    acting: Any, bars: list[Bar]
-) -> None:
+def test_a_position_that_cannot_be_looked_at_is_not_one_that_nobody_holds(acting: Any, bars: list[Bar]) -> None:
     live = acting()
     live.feed(bars[: HISTORY + 20])
     (live.folder / "position.csv").symlink_to("position.csv")  # a loop
@@ -229,7 +221,7 @@ def test_a_position_that_cannot_be_looked_at_is_not_one_that_nobody_holds(
 def test_a_fault_of_the_feed_goes_flat_first(trained: Trained, tmp_path: Path) -> None:
     feed = tmp_path / "EURUSD.csv"
     feed.write_text(HEADER + "".join(ROWS[: HISTORY + 5]) + "rubbish\n" + "".join(ROWS[HISTORY + 5 :]))
-    publishing = new_publishing(str(feed), tmp_path / "out", False, None, False, None, None)
+    publishing = new_live_options(str(feed), tmp_path / "out", False, None, False, None, None)
     with pytest.raises(DataError, match="rubbish"):
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
     row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
@@ -240,17 +232,17 @@ def test_a_decision_that_fails_goes_flat_and_can_be_made_after_a_restart(
     trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
 ) -> None:
     act_dry(trained, tmp_path / "out", bars[:-3])
-    publishing = Publishing(tmp_path / "out", False, False, "EURUSD", GuardConfig())
-    office = Office(trained.loaded, publishing, Printer(io.StringIO(), False))
-    trader = office._desk.actor._trader
-    net = trader.planner.model.market
-    graph = trained.loaded.agent.graphs["market"]
+    publishing = LiveOptions(tmp_path / "out", False, False, "EURUSD", RiskConfig())
+    office = LiveRunner(trained.loaded, publishing, DecisionPrinter(io.StringIO(), False))
+    trader = office._engine.agent._policy
+    net = trader.planner.networks.market
+    graph = trained.loaded.networks.graphs["market"]
     layout = layout_of(graph)
     broken = Session(graph).bind(layout._replace(width_in=layout.width_in + 1), [1, len(net.x)])
-    model = trader.planner.model._replace(market=broken)
-    office._desk.actor._trader = trader._replace(planner=trader.planner._replace(model=model))
+    model = trader.planner.networks._replace(market=broken)
+    office._engine.agent._policy = trader._replace(planner=trader.planner._replace(networks=model))
     with pytest.raises(OrtError):
-        act_beside_money(office, iter(bars))
+        run_live(office, iter(bars))
     row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
     assert (row.target, row.reason) == (0.0, "dry-run halted OrtError")
     beat = json.loads((tmp_path / "out" / "heartbeat.json").read_text())
@@ -272,8 +264,8 @@ def act_dry(trained: Trained, folder: Path, bars: list[Bar]) -> str:
     """Act over all bars into `folder`, from wherever it stands; what was printed."""
     folder.mkdir(exist_ok=True)
     out = io.StringIO()
-    office = Office(
-        trained.loaded, Publishing(folder, False, False, "EURUSD", GuardConfig()), Printer(out, False)
+    office = LiveRunner(
+        trained.loaded, LiveOptions(folder, False, False, "EURUSD", RiskConfig()), DecisionPrinter(out, False)
     )
     for bar in bars:
         office.on_bar(bar)
@@ -289,9 +281,7 @@ def test_a_restart_at_any_byte_makes_the_same_decisions(
     """A kill leaves a beginning of the journal, a state file of any age before it, and perhaps half a line."""
     journal = (whole / "journal.jsonl").read_bytes()
     lines = journal.splitlines(keepends=True)
-    kept = data.draw(
-        st.sampled_from([0, *range(1, len(lines), 7), len(lines) - 2, len(lines) - 1, len(lines)])
-    )
+    kept = data.draw(st.sampled_from([0, *range(1, len(lines), 7), len(lines) - 2, len(lines) - 1, len(lines)]))
     torn = data.draw(st.sampled_from([0, 1, 50])) if 0 < kept < len(lines) else 0
     cut = sum(map(len, lines[:kept])) + torn
     folder = tmp_path / "out"
@@ -309,9 +299,7 @@ def test_a_restart_at_any_byte_makes_the_same_decisions(
     assert (folder / "target.csv").read_bytes() == (whole / "target.csv").read_bytes()
 
 
-def test_the_state_file_is_only_a_cache(
-    trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
-) -> None:
+def test_the_state_file_is_only_a_cache(trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path) -> None:
     """With it a restart plays the rest of the journal, without it all; both end in the same state."""
     states = []
     for keep in (True, False):
@@ -319,12 +307,12 @@ def test_the_state_file_is_only_a_cache(
         shutil.copytree(whole, folder)
         if not keep:
             (folder / "state.json").unlink()
-        office = Office(
+        office = LiveRunner(
             trained.loaded,
-            Publishing(folder, False, False, "EURUSD", GuardConfig()),
-            Printer(io.StringIO(), False),
+            LiveOptions(folder, False, False, "EURUSD", RiskConfig()),
+            DecisionPrinter(io.StringIO(), False),
         )
-        states.append(office._desk.state())
+        states.append(office._engine.state())
         office.close()
     assert states[0]["guard"] == states[1]["guard"]
     assert states[0]["actor"]["account"][:3] == states[1]["actor"]["account"][:3]
@@ -359,17 +347,12 @@ def test_a_state_file_of_another_journal_is_not_believed(tmp_path: Path) -> None
     assert read_cache(tmp_path / "none.json", found) is None
 
 
-@pytest.mark.parametrize("rotate", [module.ROTATE, 1])
+@pytest.mark.parametrize("rotate", [module.ROTATE_BYTES, 1])
 def test_a_restart_prints_no_decision_twice_and_goes_on(
-    rotate: int,
-    trained: Trained,
-    bars: list[Bar],
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    rotate: int, trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where each journal begins with a snapshot; the last line was told, and that is in the journal."""
-    monkeypatch.setattr(module, "ROTATE", rotate)
+    monkeypatch.setattr(module, "ROTATE_BYTES", rotate)
     parts = [act_dry(trained, tmp_path / "out", bars[: HISTORY + n]) for n in (50, 50, 60, 60, 200)]
     untimed = [line.rpartition(",")[0].split(",") for part in parts for line in part.splitlines()[1:]]
     assert untimed == [outcome["row"] for outcome in outcomes(whole)]
@@ -392,8 +375,8 @@ def test_a_decision_that_may_not_have_been_printed_is_printed(
 def test_a_full_journal_is_rotated_and_each_part_stands_alone(
     trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ROTATE", 40_000)
-    monkeypatch.setattr("host.live.journal.KEEP", 3)
+    monkeypatch.setattr(module, "ROTATE_BYTES", 40_000)
+    monkeypatch.setattr("host.live.journal.MAX_ROTATED_FILES", 3)
     folder = tmp_path / "out"
     for stop in (HISTORY + 70, HISTORY + 71, len(bars)):  # restarts in between
         act_dry(trained, folder, bars[:stop])
@@ -403,7 +386,7 @@ def test_a_full_journal_is_rotated_and_each_part_stands_alone(
     expected = outcomes(whole)
     assert outcomes(folder) == expected[-len(outcomes(folder)) :]
     for path in [*parts, folder / "journal.jsonl"]:
-        replay(path, trained.path, io.StringIO(), False)
+        replay_journal(path, trained.path, io.StringIO(), False)
 
 
 def test_a_kill_between_the_renames_of_a_rotation_loses_nothing(tmp_path: Path) -> None:
@@ -418,7 +401,7 @@ def test_a_kill_between_the_renames_of_a_rotation_loses_nothing(tmp_path: Path) 
             (tmp_path / "journal.next.jsonl").write_bytes(half)
         journal = Journal(tmp_path)
         journal.close()
-        assert journal.found == b'{"b":2}\n'
+        assert journal.existing == b'{"b":2}\n'
     assert not (tmp_path / "journal.next.jsonl").exists()
 
 
@@ -430,7 +413,7 @@ def test_the_last_heartbeat_is_of_the_last_decision(whole: Path) -> None:
 
 def test_replay_prints_the_same_bytes(trained: Trained, bars: list[Bar], tmp_path: Path) -> None:
     printed, out = act_dry(trained, tmp_path / "out", bars), io.StringIO()
-    replay(tmp_path / "out" / "journal.jsonl", trained.path, out, False)
+    replay_journal(tmp_path / "out" / "journal.jsonl", trained.path, out, False)
     assert out.getvalue() == printed
 
 
@@ -441,31 +424,31 @@ def test_replay_finds_what_is_not_this_programs(trained: Trained, whole: Path, t
         (('"target":-1.0', '"target":1.0'), ReplayError, "journal line"),
         (('"bar":[', '"bar":["'), JournalError, "damaged"),
         (('"world":[', '"world":[null,'), JournalError, "not a record"),
-        ((f'"model": "{trained.loaded.sha256}"', '"model": "other"'), ModelRefused, "another model"),
-        ((f'"model":"{trained.loaded.sha256}"', '"model":"other"'), ModelRefused, "another model"),
+        ((f'"model": "{trained.loaded.sha256}"', '"model": "other"'), ModelError, "another model"),
+        ((f'"model":"{trained.loaded.sha256}"', '"model":"other"'), ModelError, "another model"),
     ):
         changed = [line.replace(*change) for line in lines]
         if changed == lines:
             continue
         path.write_text("".join(changed))
         with pytest.raises(error, match=says):
-            replay(path, trained.path, io.StringIO(), False)
-    assert (ReplayError.exit_code, JournalError.exit_code, ModelRefused.exit_code) == (9, 4, 5)
+            replay_journal(path, trained.path, io.StringIO(), False)
+    assert (ReplayError.exit_code, JournalError.exit_code, ModelError.exit_code) == (9, 4, 5)
 
 
 def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> None:
     feed = feed_of(ROWS[:HISTORY], tmp_path / "EURUSD_H1.csv")
-    publishing = new_publishing(str(feed), tmp_path, True, None, False, None, ["guard.max_target=0.5"])
+    publishing = new_live_options(str(feed), tmp_path, True, None, False, None, ["risk.max_target=0.5"])
     assert publishing
     assert (publishing.symbol, publishing.guard.max_target) == ("EURUSD", 0.5)
-    with locked(tmp_path / "lock"), pytest.raises(Locked, match=f"in use by process {os.getpid()}$") as busy:
+    with locked(tmp_path / "lock"), pytest.raises(LockedError, match=f"in use by process {os.getpid()}$") as busy:
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
     assert busy.value.exit_code == 8
 
 
 def test_what_a_dry_run_held_is_not_taken_for_real(trained: Trained, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "out")
-    out = Publishing(tmp_path / "out", True, False, "EURUSD", GuardConfig())
+    out = LiveOptions(tmp_path / "out", True, False, "EURUSD", RiskConfig())
     feed = feed_of(ROWS[:HISTORY], tmp_path / "EURUSD_H1.csv")
     with pytest.raises(ConfigError, match="a folder of their own"):
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, out)
@@ -474,26 +457,18 @@ def test_what_a_dry_run_held_is_not_taken_for_real(trained: Trained, whole: Path
 def test_flags_that_make_no_sense_are_refused() -> None:
     for flags in ((None, True, None, False, None, None), (Path("x"), True, "EUR,USD", False, None, None)):
         with pytest.raises(ConfigError):
-            new_publishing("feed.csv", *flags)
+            new_live_options("feed.csv", *flags)
     with pytest.raises(ConfigError, match="max_targt"):
-        new_publishing("feed.csv", None, False, None, False, None, ["guard.max_targt=1"])
-    assert [symbol_of(feed) for feed in ("a/gbpjpy_M1.csv", "-", "sample_data.csv")] == [
-        "GBPJPY",
-        "-",
-        "-",
-    ]
+        new_live_options("feed.csv", None, False, None, False, None, ["guard.max_targt=1"])
+    assert [feed_symbol(feed) for feed in ("a/gbpjpy_M1.csv", "-", "sample_data.csv")] == ["GBPJPY", "-", "-"]
 
 
 def started(trained: Trained, feed: Path, folder: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, ROOT / "swt.py", "act", feed, "--model", trained.path, "--out", folder]
-    return subprocess.Popen(
-        [*map(str, command), "--follow"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen([*map(str, command), "--follow"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def test_killed_processes_leave_what_one_process_leaves(
-    trained: Trained, whole: Path, tmp_path: Path
-) -> None:
+def test_killed_processes_leave_what_one_process_leaves(trained: Trained, whole: Path, tmp_path: Path) -> None:
     feed, folder = feed_of(ROWS[: HISTORY + 200], tmp_path / "EURUSD.csv"), tmp_path / "out"
     draw = random.Random(5)
     for goal in sorted(draw.sample(range(30_000, 110_000), 2)):
@@ -510,7 +485,7 @@ def test_killed_processes_leave_what_one_process_leaves(
     assert outcomes(folder)[-1]["target"] == 0.0
 
 
-@pytest.mark.parametrize(("error", "code"), [(FeedStale("no bar"), 6), (OSError("disk full"), 1)])
+@pytest.mark.parametrize(("error", "code"), [(StaleFeedError("no bar"), 6), (OSError("disk full"), 1)])
 def test_whatever_the_watch_meets_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
 ) -> None:
@@ -529,10 +504,10 @@ def test_whatever_the_watch_meets_ends_the_process(
     def end(code: int) -> None:
         raise Ended(code)
 
-    monkeypatch.setattr("host.commands.act.WATCH_S", 0.0)
+    monkeypatch.setattr("host.commands.act.WATCH_INTERVAL_S", 0.0)
     monkeypatch.setattr("host.commands.act.os._exit", end)
     with pytest.raises(Ended, match=str(code)):
-        watch_over(Faulty(), threading.Lock(), threading.Event())  # type: ignore[arg-type]
+        watch_limits(Faulty(), threading.Lock(), threading.Event())  # type: ignore[arg-type]
     assert f"swt: {error}" in capsys.readouterr().err
     assert Faulty.failed == [error] * (code == 1), "flat first, unless it is already"
 

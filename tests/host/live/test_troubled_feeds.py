@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from host.data.feed import Bar
-from kernels.market.bars import NS
+from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import ALWAYS_OPEN, HOUR_NS
 from kernels.market.features import HISTORY
 from tests.fixtures.acting import acting, bars, outcomes
@@ -23,7 +23,7 @@ def test_a_late_feed_is_flat_and_says_so_until_it_is_in_time(
     assert live.feed(bars[:given], after_ns=5 * HOUR_NS) == []
     live.office.look()
     assert not (live.folder / "target.csv").exists(), "there may be more bars at once"
-    live.now += 2 * NS
+    live.now += 2 * SECOND_NS
     for _ in range(3):
         live.office.look()
     row = live.row()
@@ -57,30 +57,26 @@ def test_over_the_weekend_a_bar_is_old_and_not_late(
     acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is held stays, but in a market that is always open."""
-    friday = next(
-        i for i, (a, b) in enumerate(pairwise(bars)) if i > HISTORY and b.time - a.time > 40 * HOUR_NS
-    )
+    friday = next(i for i, (a, b) in enumerate(pairwise(bars)) if i > HISTORY and b.time - a.time > 40 * HOUR_NS)
     live = acting()
     rows = live.feed(bars[: friday + 1])
     live.start()
     live.now += 9 * HOUR_NS
     live.office.on_bar(bars[friday])
-    live.now += 2 * NS
+    live.now += 2 * SECOND_NS
     live.office.look()
     assert live.row() == rows[-1]
     assert ", 9.0 h ago: the market is closed" in capsys.readouterr().err
     live.office._hours = ALWAYS_OPEN
     live.feed([bars[friday]._replace(time=bars[friday].time + 20 * HOUR_NS)], after_ns=5 * HOUR_NS)
-    live.now += 2 * NS
+    live.now += 2 * SECOND_NS
     live.office.look()
     assert live.row().reason == "halted late-feed"
 
 
 def test_a_first_start_at_a_weekend_publishes_flat(acting: Any, bars: list[Bar]) -> None:
     """There is nothing that could be held."""
-    friday = next(
-        i for i, (a, b) in enumerate(pairwise(bars)) if i > HISTORY and b.time - a.time > 40 * HOUR_NS
-    )
+    friday = next(i for i, (a, b) in enumerate(pairwise(bars)) if i > HISTORY and b.time - a.time > 40 * HOUR_NS)
     live = acting()
     for bar in bars[: friday + 1]:
         live.now = bars[friday].time + 9 * HOUR_NS
@@ -94,7 +90,7 @@ def test_catching_up_is_not_late(acting: Any, bars: list[Bar]) -> None:
     live = acting()
     rows = live.feed(bars[: HISTORY + 20])
     office = live.start()
-    live.now = bars[HISTORY + 29].time + NS
+    live.now = bars[HISTORY + 29].time + SECOND_NS
     for bar in bars[: HISTORY + 30]:
         office.on_bar(bar)
         office.look()

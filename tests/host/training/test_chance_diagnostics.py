@@ -5,48 +5,51 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.artifact.manifest import load_agent, save_agent
-from host.artifact.networks import Agent
-from host.evaluation.backtest import trade_bars
-from host.live.live_agent import new_trader
-from host.training.chance_diagnostics import assess, calibration, chance_logits, perplexity
+from host.artifact.manifest import load_model, save_model
+from host.artifact.networks import OnnxNetworks
+from host.evaluation.backtest import run_backtest
+from host.live.live_agent import new_policy_state
+from host.training.chance_diagnostics import calibration, chance_logits, diagnose, perplexity
 from host.training.feature_store import FeatureStore
 from host.training.trainer import Trainer
-from kernels.learning.reanalyze import set_known
+from kernels.learning.reanalyze import set_reused_value
 from kernels.market.bars import Bars
-from kernels.market.chance import Codes, code_of, realised_code, realised_codes, standardised_move
+from kernels.market.chance import ChanceCodes, code_of_move, fill_realised_codes, realised_code, standardised_move
 from kernels.market.features import HISTORY
-from kernels.market.position import RAW
-from kernels.ort import check, evaluate
+from kernels.market.position import NUM_POSITION_FIELDS
+from kernels.ort import check_status, evaluate
 from kernels.search.planner import Planner, plan, set_root
-from kernels.search.tree import CHANCE_CHILD
-from models.extensions.chance_encoder import name_bars
-from models.params import views
+from kernels.search.tree import REUSE_CHANCE_CHILD
+from models.extensions.chance_encoder import encode_bars
+from models.params import as_views
 from tests.fixtures.trainings import BARS, WORLD, T, dataset, model_bytes, same_state, tiny, trained
 
-LEARNED = "train.codes=learned"
+LEARNED = "train.chance_codes=learned"
 
 
 def lively(setting: str = LEARNED) -> Trainer:
     """A trainer whose networks have an opinion of every bar, and whose encoder, if any, never uses three codes."""
     trainer = Trainer(dataset(tiny(setting)), tiny(setting), 1)
     for _ in range(2):
-        trainer.run_cycle()
+        trainer.run_iteration()
     draw = np.random.default_rng(0)
-    trainer.target += draw.normal(0, 0.3, trainer.target.shape).astype(np.float32)
-    views(trainer.target, trainer.learner.shape).encoding_b[:3] = -1e3
+    trainer.target_params += draw.normal(0, 0.3, trainer.target_params.shape).astype(np.float32)
+    as_views(trainer.target_params, trainer.learner.shape).chance_encoder_out_b[:3] = -1e3
     return trainer
 
 
 def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None:
     trainer = lively()
-    trainer.name_codes()
-    codes, starts = trainer.data.setting.codes, trainer.replay.start[: trainer.filled]
+    trainer.assign_chance_codes()
+    codes, starts = trainer.data.market_spec.codes, trainer.replay.start_bar[: trainer.num_stored_episodes]
     bars = {int(t) for start in starts for t in range(start, start + 24)}
     move = {t: standardised_move(BARS, t) for t in bars}
-    x = np.stack([trainer.store.X[trainer.store.row_of_bar[t + 1]] for t in sorted(bars)])
-    p = views(trainer.target, trainer.learner.shape)
-    z = np.maximum(x @ p.encode_w + p.encode_b, 0) @ p.encoding_w + p.encoding_b
+    x = np.stack([trainer.feature_store.X[trainer.feature_store.row_of_bar[t + 1]] for t in sorted(bars)])
+    p = as_views(trainer.target_params, trainer.learner.shape)
+    z = (
+        np.maximum(x @ p.chance_encoder_hidden_w + p.chance_encoder_hidden_b, 0) @ p.chance_encoder_out_w
+        + p.chance_encoder_out_b
+    )
     code = dict(zip(sorted(bars), z.argmax(axis=1).tolist(), strict=True))
     assert set(code.values()) <= {3, 4, 5, 6, 7}
     assert len(set(code.values())) > 2
@@ -55,28 +58,28 @@ def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None
         mine = [move[t] - mean for t in bars if code[t] == c]
         assert codes.centres[c] == pytest.approx(np.mean(mine) if mine else 0.0, abs=1e-12)
     for t in bars:
-        assert realised_code(codes, BARS, t) == codes.of_bar[t + 1] == code[t]
+        assert realised_code(codes, BARS, t) == codes.learned_code[t + 1] == code[t]
 
 
 def test_a_cycle_names_every_bar_it_holds_with_the_networks_that_play_it() -> None:
     trainer = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
-    trainer.run_cycle()
+    trainer.run_iteration()
     for _ in range(4):  # the ring goes round
-        draw = np.random.default_rng(trainer.cycle).normal(0, 0.3, trainer.target.shape)
-        trainer.target += draw.astype(np.float32)
-        playing = views(trainer.target.copy(), trainer.learner.shape)
-        trainer.run_cycle()
-        ts = trainer.bars_of(trainer.replay.start[: trainer.filled])
-        code = name_bars(playing, trainer.store.X, trainer.store.row_of_bar[ts + 1])
-        np.testing.assert_array_equal(trainer.data.setting.codes.of_bar[ts + 1], code)
+        draw = np.random.default_rng(trainer.iteration).normal(0, 0.3, trainer.target_params.shape)
+        trainer.target_params += draw.astype(np.float32)
+        playing = as_views(trainer.target_params.copy(), trainer.learner.shape)
+        trainer.run_iteration()
+        ts = trainer.decision_bars(trainer.replay.start_bar[: trainer.num_stored_episodes])
+        code = encode_bars(playing, trainer.feature_store.X, trainer.feature_store.row_of_bar[ts + 1])
+        np.testing.assert_array_equal(trainer.data.market_spec.codes.learned_code[ts + 1], code)
         assert len(set(code.tolist())) > 1
 
 
 def test_codes_of_quantiles_are_still_the_bins_of_their_moves() -> None:
-    codes, ts, found = trained().data.setting.codes, np.arange(300, 400), np.zeros(100, np.int64)
-    realised_codes(found, codes, BARS, ts)
-    assert codes.of_bar.size == 0
-    assert found.tolist() == [code_of(codes, standardised_move(BARS, t)) for t in ts]
+    codes, ts, found = trained().data.market_spec.codes, np.arange(300, 400), np.zeros(100, np.int64)
+    fill_realised_codes(found, codes, BARS, ts)
+    assert codes.learned_code.size == 0
+    assert found.tolist() == [code_of_move(codes, standardised_move(BARS, t)) for t in ts]
 
 
 def test_perplexity_and_calibration_are_their_definitions() -> None:
@@ -96,62 +99,60 @@ def test_perplexity_and_calibration_are_their_definitions() -> None:
         expected += abs(sure[here].sum() - right[here].sum()) / len(p)
     assert found["chance_calibration_error"] == pytest.approx(expected)
     assert calibration(5 * logits, code)["chance_calibration_error"] > 0.1  # too sure
-    np.testing.assert_allclose(
-        list(calibration(np.zeros((4, 8)), np.array([0, 0, 0, 1])).values()), [np.log(8), 0.625]
-    )
+    np.testing.assert_allclose(list(calibration(np.zeros((4, 8)), np.array([0, 0, 0, 1])).values()), [np.log(8), 0.625])
 
 
 @pytest.mark.parametrize("kind", ["quantile", "learned", "transformer"])
 def test_what_is_logged_of_the_codes(kind: str) -> None:
-    config = tiny(*WORLD) if kind == "transformer" else tiny(f"train.codes={kind}")
+    config = tiny(*WORLD) if kind == "transformer" else tiny(f"train.chance_codes={kind}")
     trainer = Trainer(dataset(config), config, 1)
-    trainer.run_cycle()
-    row = trainer.run_cycle()
+    trainer.run_iteration()
+    row = trainer.run_iteration()
     names = ("code_perplexity", "code_r2", "chance_nll", "chance_calibration_error")
     assert all(np.isfinite(row[name]) for name in names)
     assert 1 <= row["code_perplexity"] <= 8
     assert ("commitment" in row) == ("usage" in row) == ("telling" in row) == (kind == "learned")
     if kind != "learned":
         assert row["code_r2"] > 0.8
-    agent, ts = trainer.agent(), trainer.bars_of(trainer.replay.start[:2])
-    logits = chance_logits(agent, trainer.store, ts)
-    logged = assess(agent, trainer.data.setting.codes, trainer.store, BARS, ts)
-    code = np.array([realised_code(trainer.data.setting.codes, BARS, t) for t in ts])
+    agent, ts = trainer.export_networks(), trainer.decision_bars(trainer.replay.start_bar[:2])
+    logits = chance_logits(agent, trainer.feature_store, ts)
+    logged = diagnose(agent, trainer.data.market_spec.codes, trainer.feature_store, BARS, ts)
+    code = np.array([realised_code(trainer.data.market_spec.codes, BARS, t) for t in ts])
     assert logged["chance_nll"] == calibration(logits, code)["chance_nll"]
-    net, sizes = agent.root(1), agent.sizes
+    net, sizes = agent.root(1), agent.shape
     assert sizes.context == (3 if kind == "transformer" else 1)
     seen = ts[5] - np.arange(sizes.context)[::-1]
-    net.x[0, : sizes.context * sizes.features] = trainer.store.X[trainer.store.row_of_bar[seen]].ravel()
-    check(evaluate(net, 1))
+    net.x[0, : sizes.context * sizes.features] = trainer.feature_store.X[trainer.feature_store.row_of_bar[seen]].ravel()
+    check_status(evaluate(net, 1))
     expected = net.y[0, sizes.state + sizes.actions + 1 :]
     np.testing.assert_allclose(logits[5], expected, rtol=1e-5, atol=1e-6)
 
 
-def decision(trainer: Trainer, agent: Agent, codes: Codes, t: int) -> Planner:
+def decision(trainer: Trainer, agent: OnnxNetworks, codes: ChanceCodes, t: int) -> Planner:
     """A search from flat at the close of bar t."""
-    planner, market = agent.planner(1, trainer.acting_search()), trainer.data.setting.market
-    x = trainer.store.X[trainer.store.row_of_bar[t]]
-    set_root(planner, 0, x, np.zeros(RAW, np.float32), trainer.data.bars, t, codes, market)
-    check(plan(planner))
+    planner, market = agent.planner(1, trainer.acting_search_config()), trainer.data.market_spec.market
+    x = trainer.feature_store.X[trainer.feature_store.row_of_bar[t]]
+    set_root(planner, 0, x, np.zeros(NUM_POSITION_FIELDS, np.float32), trainer.data.bars, t, codes, market)
+    check_status(plan(planner))
     return planner
 
 
 @pytest.mark.parametrize("kind", ["quantile", "learned"])
 def test_the_code_of_the_next_move_reaches_neither_policy_nor_value(kind: str) -> None:
     """Release gate: whatever bar comes and whatever it is called, the decision before it was the same."""
-    trainer = lively(f"train.codes={kind}")
-    agent, codes, store = trainer.agent(), trainer.data.setting.codes, trainer.store
+    trainer = lively(f"train.chance_codes={kind}")
+    agent, codes, store = trainer.export_networks(), trainer.data.market_spec.codes, trainer.feature_store
     found = set[bytes]()
-    for t in (trainer.replay.start[:4] + 5).tolist():
+    for t in (trainer.replay.start_bar[:4] + 5).tolist():
         plain = decision(trainer, agent, codes, t)
         kept, bars = store.X.copy(), trainer.data.bars
         rows = store.row_of_bar[t + 1 :]
         store.X[rows[rows >= 0]] += 5
         changed = Bars(*(np.concatenate([column[: t + 1], column[t + 1 :] * 1.01]) for column in bars))
         trainer.data = trainer.data._replace(bars=changed._replace(time=bars.time))
-        of_bar = codes.of_bar.copy()
+        of_bar = codes.learned_code.copy()
         of_bar[t + 1 :] = 7 - of_bar[t + 1 :]
-        other = decision(trainer, agent, codes._replace(of_bar=of_bar), t)
+        other = decision(trainer, agent, codes._replace(learned_code=of_bar), t)
         for name in ("policy", "value", "q", "action"):
             assert getattr(other, name).tobytes() == getattr(plain, name).tobytes()
         store.X[:], trainer.data = kept, trainer.data._replace(bars=bars)
@@ -164,15 +165,15 @@ def test_the_code_of_the_next_move_reaches_neither_policy_nor_value(kind: str) -
 
 def test_a_sweep_takes_over_the_value_behind_the_learned_code() -> None:
     trainer = lively()
-    trainer.name_codes()
-    codes = trainer.data.setting.codes
-    search = trainer.search_config(4)._replace(reuse=CHANCE_CHILD)
-    planner, found = trainer.agent().planner(1, search), []
+    trainer.assign_chance_codes()
+    codes = trainer.data.market_spec.codes
+    search = trainer.search_config(4)._replace(value_reuse=REUSE_CHANCE_CHILD)
+    planner, found = trainer.export_networks().planner(1, search), []
     for k in range(23):
-        set_known(planner, 0, trainer.replay, 2, k, trainer.store.tape)
-        found.append(int(planner.known.code[0]))
-    start = int(trainer.replay.start[2])
-    assert found == codes.of_bar[start + 1 : start + 24].tolist()
+        set_reused_value(planner, 0, trainer.replay, 2, k, trainer.feature_store.market_data)
+        found.append(int(planner.reused_value.code[0]))
+    start = int(trainer.replay.start_bar[2])
+    assert found == codes.learned_code[start + 1 : start + 24].tolist()
     assert len(set(found)) > 1
 
 
@@ -184,36 +185,36 @@ def test_learned_codes_change_with_neither_threads_nor_room_and_go_on_to_the_bit
     arrays, state = half.snapshot()
     resumed = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
     resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
-    resumed.store = FeatureStore(resumed.data, 16 * 25, 1, room_mb=0)
-    resumed.store.hold(resumed.replay.start[: resumed.filled], 25)
-    resumed.run_cycle()
+    resumed.feature_store = FeatureStore(resumed.data, 16 * 25, 1, cache_mb=0)
+    resumed.feature_store.acquire(resumed.replay.start_bar[: resumed.num_stored_episodes], 25)
+    resumed.run_iteration()
     assert same_state(resumed, straight)
     assert model_bytes(resumed, tmp_path) == model_bytes(straight, tmp_path)
 
 
 def test_a_model_of_learned_codes_trades_without_its_encoder(tmp_path: Path) -> None:
     trainer = lively()
-    agent, setting, path = trainer.agent(), trainer.data.setting, tmp_path / "model.swt"
+    agent, setting, path = trainer.export_networks(), trainer.data.market_spec, tmp_path / "model.swt"
     assert np.count_nonzero(setting.codes.centres) > 2
     data = {"span": ["2017-01-01T00:00:00Z"] * 2, "sha256": "0" * 64, "reading": {}, "spread_pips": None}
-    save_agent(path, agent, setting, trainer.acting_search(), trainer.config.as_dict(), data)
-    loaded, extra = load_agent(path), np.zeros((T, 0), np.float32)
-    assert not [name for name, graph in loaded.agent.graphs.items() if b"encod" in graph]
-    np.testing.assert_array_equal(loaded.setting.codes.centres, setting.codes.centres)
-    assert loaded.setting.codes.of_bar.size == 0
+    save_model(path, agent, setting, trainer.acting_search_config(), trainer.config.as_dict(), data)
+    loaded, extra = load_model(path), np.zeros((T, 0), np.float32)
+    assert not [name for name, graph in loaded.networks.graphs.items() if b"encod" in graph]
+    np.testing.assert_array_equal(loaded.market_spec.codes.centres, setting.codes.centres)
+    assert loaded.market_spec.codes.learned_code.size == 0
     args = BARS, extra, HISTORY + 10, HISTORY + 60
-    before = trade_bars(new_trader(agent, setting, trainer.acting_search()), *args)
-    after = trade_bars(new_trader(loaded.agent, loaded.setting, loaded.search), *args)
+    before = run_backtest(new_policy_state(agent, setting, trainer.acting_search_config()), *args)
+    after = run_backtest(new_policy_state(loaded.networks, loaded.market_spec, loaded.search), *args)
     assert before.log.policy.tobytes() == after.log.policy.tobytes()
     assert len(np.unique(after.log.policy)) > 40
 
 
 def test_before_any_session_nothing_is_named() -> None:
     trainer = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
-    trainer.agent()
-    codes = trainer.data.setting.codes
+    trainer.export_networks()
+    codes = trainer.data.market_spec.codes
     assert not codes.centres.any()
-    assert codes.of_bar.shape == (T,)
-    assert trainer.learner.shape.encode == 8
-    assert trained(1).learner.shape.encode == 0
-    assert trained(1).data.setting.codes.centres.any()  # the quantiles' stay as they were
+    assert codes.learned_code.shape == (T,)
+    assert trainer.learner.shape.chance_encoder_width == 8
+    assert trained(1).learner.shape.chance_encoder_width == 0
+    assert trained(1).data.market_spec.codes.centres.any()  # the quantiles' stay as they were

@@ -11,9 +11,9 @@ from host.config import MarketConfig, load_config
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
 from host.data.instruments import Instrument, find_instrument, pip_fault
-from host.training.dataset import Dataset, DatasetError, costs_of, new_dataset, profile_of
-from kernels.market.bars import NS, Bars, take
-from kernels.market.calendar import ALWAYS_OPEN, DAILY_CLOSE, WEEKDAYS
+from host.training.dataset import Dataset, DatasetError, measure_profile, new_dataset, resolve_costs
+from kernels.market.bars import SECOND_NS, Bars, slice_bars
+from kernels.market.calendar import ALWAYS_OPEN, CLOSED_DAILY, CLOSED_ON_WEEKENDS
 from tests.fixtures.markets import KINDS, Kind, week_of, write_bars
 from tests.fixtures.paths import FOUND
 
@@ -21,7 +21,7 @@ from tests.fixtures.paths import FOUND
 def dataset(bars: Bars, source: Source, *settings: str) -> Dataset:
     config = load_config(None, list(settings))
     extra = np.zeros((len(bars.time), 0), np.float32)
-    return new_dataset(bars, extra, config, source.instrument, source.interval_s * NS, 2)
+    return new_dataset(bars, extra, config, source.instrument, source.interval_s * SECOND_NS, 2)
 
 
 def made(tmp_path: Path, symbol: str, bars: int, kind: Kind | None = None) -> tuple[Bars, Source]:
@@ -30,7 +30,7 @@ def made(tmp_path: Path, symbol: str, bars: int, kind: Kind | None = None) -> tu
 
 
 @pytest.mark.parametrize(
-    ("symbol", "hours"), [("XAUUSD", DAILY_CLOSE), ("BTCUSD", ALWAYS_OPEN), ("EURUSD", WEEKDAYS)]
+    ("symbol", "hours"), [("XAUUSD", CLOSED_DAILY), ("BTCUSD", ALWAYS_OPEN), ("EURUSD", CLOSED_ON_WEEKENDS)]
 )
 def test_five_minutes_of_every_kind_of_market_give_sessions_of_the_default_length(
     symbol: str, hours: np.ndarray, tmp_path: Path
@@ -39,14 +39,12 @@ def test_five_minutes_of_every_kind_of_market_give_sessions_of_the_default_lengt
     data = dataset(*made(tmp_path, symbol, 9000))
     assert len(data.starts) > 500
     assert data.rejects["across a hole"] == 0
-    np.testing.assert_array_equal(data.setting.hours, hours)
-    assert data.setting.market.weekends == (symbol != "BTCUSD")
+    np.testing.assert_array_equal(data.market_spec.hours, hours)
+    assert data.market_spec.market.closes_weekends == (symbol != "BTCUSD")
 
 
 def test_an_outage_of_btc_is_a_hole(tmp_path: Path) -> None:
-    path = write_bars(
-        tmp_path / "BTCUSD_M5.csv", "BTCUSD", KINDS["BTCUSD"], 9000, slice(3000, 3000 + 51 * 12)
-    )
+    path = write_bars(tmp_path / "BTCUSD_M5.csv", "BTCUSD", KINDS["BTCUSD"], 9000, slice(3000, 3000 + 51 * 12))
     assert dataset(*read_bars(path)).rejects["across a hole"] == 360
 
 
@@ -63,30 +61,30 @@ def test_where_no_number_of_bars_helps_a_shorter_session_does(tmp_path: Path) ->
     assert "bring" not in str(refused.value)
     setting = re.search(r"--set (market\.session=\d+)$", str(refused.value))
     assert setting
-    assert setting[1] == "market.session=129"
+    assert setting[1] == "market.episode_length=129"
     assert len(dataset(bars, source, setting[1]).starts) > 0
 
 
 def test_where_more_bars_help_their_number_does(tmp_path: Path) -> None:
     bars, source = made(tmp_path, "USDSEK", 3000)
     with pytest.raises(DatasetError, match="bring at least") as refused:
-        dataset(take(bars, 0, 700), source)
+        dataset(slice_bars(bars, 0, 700), source)
     found = re.search(r"bring at least (\d+) bars or --set (market\.session=\d+)$", str(refused.value))
     assert found
-    assert len(dataset(take(bars, 0, int(found[1])), source).starts) > 0
-    assert len(dataset(take(bars, 0, 700), source, found[2]).starts) > 0
+    assert len(dataset(slice_bars(bars, 0, int(found[1])), source).starts) > 0
+    assert len(dataset(slice_bars(bars, 0, 700), source, found[2]).starts) > 0
     with pytest.raises(DatasetError, match=r"bring at least \d+ bars$"):
-        dataset(take(bars, 0, 100), source)
+        dataset(slice_bars(bars, 0, 100), source)
 
 
 def test_hours_that_are_not_known_yet_want_weeks(tmp_path: Path) -> None:
     """An index that pauses for 3 h 15: in a week of bars each pause is a hole, in more a daily break."""
     bars, source = made(tmp_path, "DE40", 6000)
     with pytest.raises(DatasetError, match="bring at least") as refused:
-        dataset(take(bars, 0, 1500), source)
+        dataset(slice_bars(bars, 0, 1500), source)
     found = re.search(r"bring at least (\d+) bars", str(refused.value))
     assert found
-    data = dataset(take(bars, 0, int(found[1])), source)
+    data = dataset(slice_bars(bars, 0, int(found[1])), source)
     assert len(data.starts) > 100
     assert data.rejects["across a hole"] == 0
 
@@ -133,25 +131,23 @@ def test_costs_follow_the_instrument_where_nobody_sets_them(tmp_path: Path) -> N
         instrument = find_instrument(symbol)
         assert instrument
         bars, _ = made(tmp_path, symbol, 400)
-        profile = profile_of(bars, instrument._replace(spread_pips=99.0))
-        costs = costs_of(MarketConfig(), instrument, profile)
+        profile = measure_profile(bars, instrument._replace(spread_pips=99.0))
+        costs = resolve_costs(MarketConfig(), instrument, profile)
         assert costs["slippage_px"] == instrument.spread_pips * instrument.pip / 8
         year = np.array([costs["swap_long_px"], costs["swap_short_px"]]) * 365 / profile.price
         assert (year < 0).all()
         assert year.min() > -0.06
         assert symbol != "EURUSD" or list(costs.values()) == [1e-5, 0.0, -5e-5, -1e-5]
-        own = costs_of(MarketConfig(slippage=0.3, swap_long=-2.0, swap_short=0.0), instrument, profile)
+        own = resolve_costs(MarketConfig(slippage=0.3, swap_long=-2.0, swap_short=0.0), instrument, profile)
         assert list(own.values()) == [0.3 * instrument.pip, 0.0, -2.0 * instrument.pip, 0.0]
 
 
 def test_a_day_of_the_profile_is_one_by_utc() -> None:
     time = np.array(
-        [int(datetime(2024, 1, d, h, tzinfo=UTC).timestamp()) * NS for d, h in ((1, 12), (2, 0), (2, 12))]
+        [int(datetime(2024, 1, d, h, tzinfo=UTC).timestamp()) * SECOND_NS for d, h in ((1, 12), (2, 0), (2, 12))]
     )
     price = np.array([1.0, 2.0, 4.0])
     bars = Bars(time, price, price + 0.5, price - 0.5, price, price, price + 0.1, price)
-    profile = profile_of(bars, Instrument("-", 0.01, 0.001, 1.0))
-    assert profile.day_px == pytest.approx((2.0 + 1.0) / 2), (
-        "the bar that closes at 0:00 is of the day before"
-    )
+    profile = measure_profile(bars, Instrument("-", 0.01, 0.001, 1.0))
+    assert profile.day_px == pytest.approx((2.0 + 1.0) / 2), "the bar that closes at 0:00 is of the day before"
     assert (profile.price, profile.low, profile.high) == (2.0, 0.5, 4.5)

@@ -98,7 +98,7 @@ def train(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]
     """Exit code and what stderr says; a traceback ends the test."""
     command = ["swt.py", "train", *map(str, words), "--sessions", SESSIONS, "--threads", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(swt, "catch_signals", lambda: None)
+        patch.setattr(swt, "install_signal_handlers", lambda: None)
         patch.setattr(sys, "argv", command)
         capsys.readouterr()
         code = 0
@@ -156,9 +156,7 @@ def test_faults_of_the_disk_lose_nothing_promised(
         assert {row["cycle"] for row in rows} == {1, 2, 3}, case
         assert not [path for path in folder.rglob(".*")], case
     assert not stopped["short"]
-    print(
-        f"\n{TRIES} faults, met and stopped by: {dict(met)}, {dict(stopped)}; promises lost 0, tracebacks 0"
-    )
+    print(f"\n{TRIES} faults, met and stopped by: {dict(met)}, {dict(stopped)}; promises lost 0, tracebacks 0")
 
 
 def saved_before(said: str) -> int:

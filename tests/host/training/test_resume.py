@@ -13,11 +13,11 @@ import typer
 import swt
 from host import console as progress
 from host.commands import train
-from host.commands.train import FLAGS, flag_of, going_on, train_csv
+from host.commands.train import FLAG_NAMES, flag_name, run_to_resume, train_csv
 from host.config import Config, load_config
 from host.data.formats import ReadOptions
 from host.training import run_dir as run
-from host.training.run_dir import latest_run, open_run
+from host.training.run_dir import latest_run, open_run_dir
 from host.training.trainer import Trainer
 from tests.fixtures.paths import ROOT
 from tests.fixtures.runs import LINES, TINY, printed
@@ -43,7 +43,7 @@ Swt = Callable[..., Ended]
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Swt:
     """The command line within this process, in a folder of its own with bars and a tiny configuration."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(swt, "catch_signals", lambda: None)
+    monkeypatch.setattr(swt, "install_signal_handlers", lambda: None)
     Path("bars.csv").write_text("".join(LINES))
     Path("tiny.toml").write_text(TINY)
 
@@ -63,42 +63,25 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def begin(command: Swt, *more: object, sessions: int = 4) -> Ended:
-    return command(
-        "train", "bars.csv", "--config", "tiny.toml", "--sessions", sessions, "--threads", 1, *more
-    )
+    return command("train", "bars.csv", "--config", "tiny.toml", "--sessions", sessions, "--threads", 1, *more)
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {
-        str(path): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "lock"
+        str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"
     }
 
 
 def test_every_reading_option_is_a_flag_of_train() -> None:
-    options = {
-        option for word in typer.main.get_command(swt.app).commands["train"].params for option in word.opts
-    }  # type: ignore[attr-defined]
-    names = {*ReadOptions().typed()}
-    assert set(FLAGS) <= names
-    assert {flag_of(name) for name in names - {"interval_s"}} <= options
+    options = {option for word in typer.main.get_command(swt.app).commands["train"].params for option in word.opts}  # type: ignore[attr-defined]
+    names = {*ReadOptions().explicit()}
+    assert set(FLAG_NAMES) <= names
+    assert {flag_name(name) for name in names - {"interval_s"}} <= options
 
 
 def test_a_resumed_run_reads_as_it_began(command: Swt) -> None:
     """Without a word about them: bars, spread, side, label, clock and dates are the run's own, to the byte."""
-    reading = (
-        "--spread",
-        3.5,
-        "--side",
-        "mid",
-        "--label",
-        "close",
-        "--timezone",
-        "Europe/Athens",
-        "--dates",
-        "dmy",
-    )
+    reading = ("--spread", 3.5, "--side", "mid", "--label", "close", "--timezone", "Europe/Athens", "--dates", "dmy")
     assert begin(command, *reading, "--out", "straight", sessions=8).code == 0
     assert begin(command, *reading, "--out", "halves").code == 0
     done = command("train", "--resume", "--out", "halves", "--sessions", 8)
@@ -113,19 +96,19 @@ def test_a_resumed_run_reads_as_it_began(command: Swt) -> None:
 def test_another_reading_is_refused_by_the_name_of_its_flag(command: Swt, tmp_path: Path) -> None:
     assert begin(command, "--spread", 1.5, "--out", "r").code == 0
     before, stored = files(Path("r")), ReadOptions(spread_pips=1.5)
-    for name in ReadOptions().typed():
+    for name in ReadOptions().explicit():
         given = ReadOptions(**{name: OTHER[name]})
-        with pytest.raises(run.RunRefused) as refusal:
+        with pytest.raises(run.RunError) as refusal:
             train_csv(None, given, load_config(Path("tiny.toml")), Path("r"), None, 8, True, 1)
         value = getattr(stored, name)
         assert refusal.value.exit_code == 3
-        assert f"{flag_of(name)}: the run has {'nothing' if value is None else value}" in str(refusal.value)
+        assert f"{flag_name(name)}: the run has {'nothing' if value is None else value}" in str(refusal.value)
         assert f"asked for is {OTHER[name]}" in str(refusal.value)
     assert files(Path("r")) == before
-    said = begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.rate=0.05", "--seed", 0)
+    said = begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.learning_rate=0.05", "--seed", 0)
     assert said.code == 3
-    assert "train.rate: the run has 0.001, asked for is 0.05" in said.err
-    assert begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.rate=0.001").code == 0
+    assert "train.learning_rate: the run has 0.001, asked for is 0.05" in said.err
+    assert begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.learning_rate=0.001").code == 0
 
 
 @pytest.mark.parametrize(
@@ -139,9 +122,7 @@ def test_another_reading_is_refused_by_the_name_of_its_flag(command: Swt, tmp_pa
      ("data.toml", "drop_bad", "drop_good", "drop_good"),
      ("data.toml", "[reading]", "[read", "data.toml")],
 )  # fmt: skip
-def test_a_changed_file_of_a_run_is_refused_by_name(
-    command: Swt, file: str, old: str, new: str, says: str
-) -> None:
+def test_a_changed_file_of_a_run_is_refused_by_name(command: Swt, file: str, old: str, new: str, says: str) -> None:
     assert begin(command, "--spread", 1.5, "--out", "r").code == 0
     path = Path("r", file)
     assert old in path.read_text()
@@ -165,9 +146,7 @@ def test_other_bars_and_another_program_are_refused(command: Swt, monkeypatch: p
     monkeypatch.setattr(train, "program_digest", lambda: "another")
     done = command("train", "moved.csv", "--resume", "--out", "r", "--sessions", 8)
     assert done.code == 3
-    assert re.search(
-        r"program: the checkpoint has \w{16}, this program is another; check out the version", done.err
-    )
+    assert re.search(r"program: the checkpoint has \w{16}, this program is another; check out the version", done.err)
     after = files(Path("r"))
     assert {name: after[name] for name in before if "model" not in name} == {
         name: text for name, text in before.items() if "model" not in name
@@ -176,10 +155,10 @@ def test_other_bars_and_another_program_are_refused(command: Swt, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(3, ["bars.csv", "--set", "market.reward=sharpe"]), (3, ["bars.csv", "--set", "train.simulations=0"]),
+    [(3, ["bars.csv", "--set", "market.reward=sharpe"]), (3, ["bars.csv", "--set", "train.num_simulations=0"]),
      (3, ["bars.csv", "--seed", 2**32]), (3, ["bars.csv", "--minutes", "nan"]),
      (3, ["bars.csv", "--config", "none.toml"]), (4, ["none.csv"]),
-     (4, ["bad.csv"]), (4, ["bars.csv", "--set", "market.session=1190"]), (4, ["bars.csv", "--timezone", "Mars"]),
+     (4, ["bad.csv"]), (4, ["bars.csv", "--set", "market.episode_length=1190"]), (4, ["bars.csv", "--timezone", "Mars"]),
      (2, ["bars.csv", "--out", "bars.csv/x"]), (2, ["bars.csv", "--out", "bars.csv"]),
      (3, ["bars.csv", "--out", "old"])],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
@@ -213,7 +192,7 @@ def test_plain_runs_are_numbered_and_latest_is_the_last_that_finished(
         assert load_config(model.parent / "config.toml").train.seed == seed
     assert len({path.read_bytes() for path in Path("runs").glob("0*/model.swt")}) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run_cycle", interrupted_at(1))
+        patch.setattr(Trainer, "run_iteration", interrupted_at(1))
         assert begin(command).code == 130
     assert latest_run() == Path("runs/0004")
     assert Path("runs/latest/model.swt").read_bytes() == Path("runs/0003/model.swt").read_bytes()
@@ -243,7 +222,7 @@ def test_a_run_that_an_earlier_version_called_latest_gets_a_number(command: Swt)
 def test_a_named_run_leaves_latest_alone(command: Swt) -> None:
     assert begin(command, "--out", "runs/mine").code == 0
     assert [path.name for path in Path("runs").iterdir()] == ["mine"]
-    assert going_on(None) == (None, None)
+    assert run_to_resume(None) == (None, None)
 
 
 def test_to_go_on_with_nothing_begins_and_says_so(command: Swt) -> None:
@@ -263,22 +242,8 @@ def test_printed_commands_run_as_printed(command: Swt, folder: str) -> None:
     Path(folder).mkdir()
     bars = Path(folder, "bars 1.csv")
     bars.write_text("".join([LINES[0], *map(in_points, LINES[1:])]))
-    reading = (
-        "--side",
-        "mid",
-        "--dates",
-        "mdy",
-        "--drop-bad",
-        "--spread",
-        1.25,
-        "--point",
-        0.00001,
-        "--pip",
-        0.0001,
-    )
-    done = command(
-        "train", bars, "--config", "tiny.toml", "--sessions", 4, *reading, "--out", Path(folder, "r 1")
-    )
+    reading = ("--side", "mid", "--dates", "mdy", "--drop-bad", "--spread", 1.25, "--point", 0.00001, "--pip", 0.0001)
+    done = command("train", bars, "--config", "tiny.toml", "--sessions", 4, *reading, "--out", Path(folder, "r 1"))
     assert done.code == 0, done.err
     backtest, act = printed(done.err)
     again = command(*backtest, "--json")
@@ -291,18 +256,18 @@ def test_printed_commands_run_as_printed(command: Swt, folder: str) -> None:
 
 def test_commands_are_quoted_as_the_system_wants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
-    assert progress.command("act", Path("a b.csv")) == "python swt.py act 'a b.csv'"
+    assert progress.program_command("act", Path("a b.csv")) == "python swt.py act 'a b.csv'"
     monkeypatch.setattr(sys, "platform", "win32")
-    assert progress.command("act", Path("a b.csv")) == 'python swt.py act "a b.csv"'
+    assert progress.program_command("act", Path("a b.csv")) == 'python swt.py act "a b.csv"'
     monkeypatch.chdir(tmp_path)
-    assert progress.command("act") == f"python {ROOT / 'swt.py'} act"
+    assert progress.program_command("act") == f"python {ROOT / 'swt.py'} act"
 
 
 def interrupted_at(cycle: int, by: BaseException | None = None) -> Callable[[Trainer], dict[str, Any]]:
-    run_cycle = Trainer.run_cycle
+    run_cycle = Trainer.run_iteration
 
     def step(trainer: Trainer) -> dict[str, Any]:
-        if trainer.cycle == cycle:
+        if trainer.iteration == cycle:
             raise by or KeyboardInterrupt
         return run_cycle(trainer)
 
@@ -320,15 +285,13 @@ def test_who_is_stopped_learns_what_is_kept_and_how_to_go_on(
     command: Swt, monkeypatch: pytest.MonkeyPatch, by: BaseException, code: int, cycle: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run_cycle", interrupted_at(cycle, by))
+        patch.setattr(Trainer, "run_iteration", interrupted_at(cycle, by))
         done = begin(command, "--spread", 2, sessions=8)
     assert (done.code, done.out) == (code, "")
     last = done.err.splitlines()[-1]
     assert str(by) in last or code > 1
     assert (
-        "keeps all up to cycle 2; go on: "
-        if cycle
-        else "no cycle was finished, runs/0001 keeps the settings only"
+        "keeps all up to cycle 2; go on: " if cycle else "no cycle was finished, runs/0001 keeps the settings only"
     ) in last
     ((*again,),) = printed(last)
     assert again == ["train", "--resume", "--out", "runs/0001", "--sessions", "8"]
@@ -379,20 +342,16 @@ def test_a_start_outside_the_file_says_so(command: Swt, start: str) -> None:
         assert f"--from {start} is before the first bar: beginning after the warm-up; {span}" in done.err
     else:
         assert (done.code, done.out) == (4, "")
-        assert (
-            span if start.startswith("2") else "write it as 2017-10-02T08:00:00Z"
-        ) in done.err.splitlines()[-1]
+        assert (span if start.startswith("2") else "write it as 2017-10-02T08:00:00Z") in done.err.splitlines()[-1]
 
 
-def test_a_locked_run_is_refused_before_its_bars_are_read(
-    command: Swt, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_locked_run_is_refused_before_its_bars_are_read(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:
     assert begin(command, "--out", "r").code == 0
     monkeypatch.setattr(train, "read_bars", None)
-    with open_run(Path("r"), resume=True):
+    with open_run_dir(Path("r"), resume=True):
         assert command("train", "--resume", "--out", "r").code == 8
 
 
 def test_the_configuration_of_no_run_is_the_default(tmp_path: Path) -> None:
-    assert going_on(tmp_path) == (tmp_path, None)
+    assert run_to_resume(tmp_path) == (tmp_path, None)
     assert load_config(None, None, None) == Config()

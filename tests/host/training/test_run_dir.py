@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.atomic import Locked, replacing
+from host.atomic import LockedError, atomic_write
 from host.training import run_dir as run
-from host.training.run_dir import Run, RunRefused, holds_run, open_run, to_toml
+from host.training.run_dir import RunDir, RunError, has_run, open_run_dir, to_toml
 from tests.fixtures.paths import ROOT
 
 ARRAYS: dict[str, Any] = {
@@ -64,15 +64,15 @@ def checkpoints(path: Path) -> list[str]:
     return sorted(file.name for file in (path / "checkpoints").iterdir())
 
 
-def saved(path: Path, *steps: int) -> Run:
-    opened = open_run(path, resume=True)
+def saved(path: Path, *steps: int) -> RunDir:
+    opened = open_run_dir(path, resume=True)
     for step in steps:
         opened.save_checkpoint(step, {"a": np.full(3, step)}, {"step": step})
     return opened
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
-    with open_run(tmp_path / "r", resume=False) as opened:
+    with open_run_dir(tmp_path / "r", resume=False) as opened:
         assert opened.load_checkpoint() is None
         opened.save_checkpoint(7, ARRAYS, STATE)
         loaded = opened.load_checkpoint()
@@ -84,7 +84,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
 
 
 def test_a_state_that_json_would_change_is_refused(tmp_path: Path) -> None:
-    with open_run(tmp_path / "r", resume=False) as opened:
+    with open_run_dir(tmp_path / "r", resume=False) as opened:
         states: list[Any] = [{"t": (1, 2)}, {1: 2}, {"x": float("nan")}, {"x": np.float64}]
         for state in states:
             with pytest.raises(TypeError):
@@ -110,9 +110,7 @@ def test_the_last_three_are_kept_by_number_and_other_names_for_ever(tmp_path: Pa
 
 @settings(deadline=None, max_examples=40)
 @given(at=st.floats(0, 1, exclude_max=True), kind=st.sampled_from(["flip", "cut", "longer", "empty"]))
-def test_a_damaged_checkpoint_is_skipped(
-    at: float, kind: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_damaged_checkpoint_is_skipped(at: float, kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("run")
     with saved(path, 1, 2) as opened:
         newest = path / "checkpoints" / "step-000000002.ckpt"
@@ -141,11 +139,9 @@ def test_a_damaged_checkpoint_is_named_and_never_outlasts_a_new_one(
     assert lines[0].endswith("step-000000022.ckpt is damaged: skipped")
 
 
-def test_what_reads_back_differently_never_gets_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_reads_back_differently_never_gets_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with saved(tmp_path, 1) as opened:
-        monkeypatch.setattr(run, "_is_whole", lambda file: False)
+        monkeypatch.setattr(run, "_is_intact", lambda file: False)
         with pytest.raises(OSError, match="read back"):
             opened.save_checkpoint(2, {}, {})
     assert checkpoints(tmp_path) == ["step-000000001.ckpt"]
@@ -153,7 +149,7 @@ def test_what_reads_back_differently_never_gets_a_name(
 
 def test_large_arrays_are_streamed(tmp_path: Path) -> None:
     arrays = {"a": np.zeros(1 << 26, np.uint8)}
-    with open_run(tmp_path, resume=False) as opened:
+    with open_run_dir(tmp_path, resume=False) as opened:
         tracemalloc.start()
         opened.save_checkpoint(1, arrays, {})
         saving = tracemalloc.get_traced_memory()[1]
@@ -178,7 +174,7 @@ def test_kills_lose_nothing_promised(tmp_path: Path) -> None:
         printed = [int(line) for line in writer.stdout.read().split("\n")[:-1]]
         writer.wait()
         writer.stdout.close()
-        with open_run(tmp_path, resume=True) as opened:
+        with open_run_dir(tmp_path, resume=True) as opened:
             loaded = opened.load_checkpoint()
         assert loaded is not None
         assert loaded.step in (max([first, *printed]), max([first, *printed]) + 1)
@@ -194,35 +190,35 @@ def test_the_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
-        with pytest.raises(Locked, match=f"process {holder.pid}$") as refusal:
-            open_run(tmp_path, resume=True)
+        with pytest.raises(LockedError, match=f"process {holder.pid}$") as refusal:
+            open_run_dir(tmp_path, resume=True)
         assert refusal.value.exit_code == 8
     finally:
         holder.kill()
         holder.communicate()
-    open_run(tmp_path, resume=True).close()
+    open_run_dir(tmp_path, resume=True).close()
 
 
 def test_the_lock_holds_within_a_process_and_is_released_on_refusal(tmp_path: Path) -> None:
-    with open_run(tmp_path, resume=False) as opened:
-        opened.write_table("config", {"seed": 1})
-        with pytest.raises(Locked, match=f"process {os.getpid()}$"):
-            open_run(tmp_path, resume=True)
-    with pytest.raises(RunRefused, match="--resume"):
-        open_run(tmp_path, resume=False)
-    open_run(tmp_path, resume=True).close()
+    with open_run_dir(tmp_path, resume=False) as opened:
+        opened.write_toml("config", {"seed": 1})
+        with pytest.raises(LockedError, match=f"process {os.getpid()}$"):
+            open_run_dir(tmp_path, resume=True)
+    with pytest.raises(RunError, match="--resume"):
+        open_run_dir(tmp_path, resume=False)
+    open_run_dir(tmp_path, resume=True).close()
     assert tomllib.loads((tmp_path / "config.toml").read_text()) == {"seed": 1}
 
 
 def test_metrics_are_there_at_once_and_a_torn_line_is_cut(tmp_path: Path) -> None:
-    with open_run(tmp_path, resume=False) as opened:
+    with open_run_dir(tmp_path, resume=False) as opened:
         opened.append_metrics({"step": 1, "loss": 0.5})
         assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1, "loss": 0.5}\n'
         with pytest.raises(ValueError, match="JSON compliant"):
             opened.append_metrics({"loss": float("nan")})
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 2, "lo')
-    with open_run(tmp_path, resume=True) as opened:
+    with open_run_dir(tmp_path, resume=True) as opened:
         opened.append_metrics({"step": 2})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"step": 1, "loss": 0.5}, {"step": 2}]
@@ -231,14 +227,14 @@ def test_metrics_are_there_at_once_and_a_torn_line_is_cut(tmp_path: Path) -> Non
 def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     saved(tmp_path, 1).close()
     (tmp_path / "checkpoints" / ".step-000000002.ckpt.123.tmp").write_bytes(b"half")
-    open_run(tmp_path, resume=True).close()
+    open_run_dir(tmp_path, resume=True).close()
     assert checkpoints(tmp_path) == ["step-000000001.ckpt"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
-    with pytest.raises(TypeError), replacing(path) as file:
+    with pytest.raises(TypeError), atomic_write(path) as file:
         file.writelines([b"new", "not bytes"])  # type: ignore[list-item]
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]
 
@@ -254,9 +250,7 @@ KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    top=st.dictionaries(KEYS, VALUES, max_size=4), tables=st.dictionaries(KEYS, st.dictionaries(KEYS, VALUES))
-)
+@given(top=st.dictionaries(KEYS, VALUES, max_size=4), tables=st.dictionaries(KEYS, st.dictionaries(KEYS, VALUES)))
 def test_toml_reads_back(top: dict[str, Any], tables: dict[str, Any]) -> None:
     config = {**top, **tables}
     back = tomllib.loads(to_toml(config))
@@ -269,9 +263,7 @@ def test_toml_reads_back(top: dict[str, Any], tables: dict[str, Any]) -> None:
 def test_toml_of_special_values() -> None:
     config = {"i": float("inf"), "e": 1e-7, "g": 1e22, "n": np.float64(0.1), "t": (1, 2)}
     assert tomllib.loads(to_toml(config)) == config | {"t": [1, 2]}
-    assert to_toml({"a": None, "b": {"c": None, "d": 1}}) == "\n[b]\nd = 1\n", (
-        "what is left open is not written"
-    )
+    assert to_toml({"a": None, "b": {"c": None, "d": 1}}) == "\n[b]\nd = 1\n", "what is left open is not written"
     for odd in (object(), {"a": {"b": {"c": 1}}}, np.int64(1)):
         with pytest.raises(TypeError, match="no TOML"):
             to_toml({"a": odd})
@@ -279,8 +271,8 @@ def test_toml_of_special_values() -> None:
 
 def test_checkpoints_without_their_settings_are_still_a_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    assert not holds_run(tmp_path)
+    assert not has_run(tmp_path)
     (tmp_path / "checkpoints" / "step-000000003.ckpt").touch()
-    assert holds_run(tmp_path)
-    with pytest.raises(RunRefused, match="holds a run"):
-        open_run(tmp_path, False)
+    assert has_run(tmp_path)
+    with pytest.raises(RunError, match="holds a run"):
+        open_run_dir(tmp_path, False)

@@ -11,9 +11,9 @@ from host.training.feature_store import FeatureStore
 from host.training.trainer import STREAM_SAMPLES, Trainer, train_for
 from kernels.market.bars import Bars
 from kernels.market.features import HISTORY
-from kernels.market.ledger import TRADE, new_accounts, raw_position, step, step_to
-from kernels.market.position import ACTIONS, BUY, RAW, SELL, SIDE, action_names, kind_to
-from kernels.rng import below
+from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts, step, step_to_target, write_position
+from kernels.market.position import ACTIONS, BUY, NUM_POSITION_FIELDS, SELL, SIDE, action_kind_to, action_names
+from kernels.rng import randint
 from tests.fixtures.graphs import Naive
 from tests.fixtures.trainings import BARS, WORLD, T, dataset, model_bytes, same_state, tiny, trained
 from tests.oracles.naive import Broker
@@ -28,16 +28,16 @@ def test_threads_do_not_change_the_model(settings: list[str], tmp_path: Path) ->
 
 def test_the_room_of_the_feature_store_does_not_change_the_model(tmp_path: Path) -> None:
     trainer = Trainer(dataset(tiny()), tiny(), 1)
-    trainer.store = FeatureStore(trainer.data, 16 * 25, 1, room_mb=0)
+    trainer.feature_store = FeatureStore(trainer.data, 16 * 25, 1, cache_mb=0)
     for _ in range(7):  # the replay holds four cycles
-        trainer.run_cycle()
+        trainer.run_iteration()
     assert model_bytes(trainer, tmp_path) == model_bytes(trained(7), tmp_path)
 
 
 def test_another_seed_gives_another_model(tmp_path: Path) -> None:
     zero, one = trained(), trained(3, 1, "train.seed=1")
     assert model_bytes(zero, tmp_path) != model_bytes(one, tmp_path)
-    assert (zero.replay.start[:12] != one.replay.start[:12]).any()
+    assert (zero.replay.start_bar[:12] != one.replay.start_bar[:12]).any()
 
 
 @pytest.mark.parametrize("cycles", [1, 5])  # 5 > 16 / 4: the ring has gone round
@@ -48,7 +48,7 @@ def test_a_restored_run_goes_on_to_the_bit(cycles: int, tmp_path: Path) -> None:
     resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
     assert same_state(resumed, straight)
     for _ in range(2):
-        resumed.run_cycle()
+        resumed.run_iteration()
     assert same_state(resumed, trained(cycles + 2))
     assert model_bytes(resumed, tmp_path) == model_bytes(trained(cycles + 2), tmp_path)
 
@@ -58,27 +58,32 @@ def test_a_restored_transformer_goes_on_to_the_bit() -> None:
     resumed = Trainer(dataset(tiny(*WORLD)), tiny(*WORLD), 2)
     resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
     for _ in range(2):
-        resumed.run_cycle()
+        resumed.run_iteration()
     assert same_state(resumed, trained(3, 1, *WORLD))
 
 
 @pytest.mark.parametrize(
     "rule",
-    ["market.reverse=false", "market.reverse=true", "market.reward=amddp", "market.sizes=[0.1, 0.5, 0.75]"],
+    [
+        "market.reverse=false",
+        "market.reverse=true",
+        "market.reward=drawdown_penalised",
+        "market.position_sizes=[0.1, 0.5, 0.75]",
+    ],
     ids=lambda r: r[7:],
 )
 def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
-    settings = [rule, "market.excursion_weight=0.05", "market.commission=0.2", "market.slippage=0.3"]
+    settings = [rule, "market.mae_penalty=0.05", "market.commission=0.2", "market.slippage=0.3"]
     trainer = trained(2, 1, *settings)
-    replay, market = trainer.replay, trainer.data.setting.market
-    assert market.excursion_weight == (0.05 if "amddp" in rule else 0.0)
-    trade, position = np.zeros(TRADE), np.zeros(RAW, np.float32)
+    replay, market = trainer.replay, trainer.data.market_spec.market
+    assert market.mae_penalty == (0.05 if "drawdown_penalised" in rule else 0.0)
+    trade, position = np.zeros(NUM_TRADE_FIELDS), np.zeros(NUM_POSITION_FIELDS, np.float32)
     names, orders = action_names(market.sizes), set[str]()
-    assert trainer.filled == 8
-    for slot in range(trainer.filled):
-        account, broker, start = new_accounts(1)[0], Broker(BARS, market), int(replay.start[slot])
+    assert trainer.num_stored_episodes == 8
+    for slot in range(trainer.num_stored_episodes):
+        account, broker, start = new_accounts(1)[0], Broker(BARS, market), int(replay.start_bar[slot])
         for k, action in enumerate(replay.action[slot]):
-            raw_position(position, account, market)
+            write_position(position, account, market)
             assert (replay.position[slot, k] == position).all()
             assert names[action] in broker.allowed()
             reward = step(account, trade, BARS, start + k, int(action), market)
@@ -86,10 +91,10 @@ def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
             orders.add(names[action])
             naive = broker.trade(names[action], start + k)
             assert reward == pytest.approx(naive, rel=1e-6, abs=1e-9)
-        raw_position(position, account, market)
+        write_position(position, account, market)
         assert (replay.position[slot, -1] == position).all()
     assert {order.split()[0] for order in orders} >= {"HOLD", "BUY", "SELL"}
-    held = replay.position[: trainer.filled, :, SIDE]
+    held = replay.position[: trainer.num_stored_episodes, :, SIDE]
     turned = (held[:, 1:] * held[:, :-1] < 0).any()
     assert turned == ("reverse=true" in rule)
 
@@ -98,26 +103,25 @@ def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
 def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
     """Positions, rewards and kinds of a widened search; the candidates that are entries, with their shares."""
     trainer = trained(
-        3, 1, "search.rule=widening", f"market.reverse={reverse}", "search.considered=9", "train.wanderers=2"
+        3,
+        1,
+        "search.algorithm=widening",
+        f"market.reverse={reverse}",
+        "search.max_considered_actions=9",
+        "train.random_episodes=2",
     )
-    replay, market, sizes = trainer.replay, trainer.data.setting.market, set[float]()
-    trade, position = np.zeros(TRADE), np.zeros(RAW, np.float32)
-    for slot in range(trainer.filled):
-        account, start = new_accounts(1)[0], int(replay.start[slot])
+    replay, market, sizes = trainer.replay, trainer.data.market_spec.market, set[float]()
+    trade, position = np.zeros(NUM_TRADE_FIELDS), np.zeros(NUM_POSITION_FIELDS, np.float32)
+    for slot in range(trainer.num_stored_episodes):
+        account, start = new_accounts(1)[0], int(replay.start_bar[slot])
         for k, action in enumerate(replay.action[slot]):
-            raw_position(position, account, market)
+            write_position(position, account, market)
             assert (replay.position[slot, k] == position).all()
             side, target = float(position[SIDE]), float(replay.position[slot, k + 1, SIDE])
-            assert action == kind_to(side, target)
-            assert replay.reward[slot, k] == np.float32(
-                step_to(account, trade, BARS, start + k, target, market)
-            )
-            size, share = replay.size[slot, k], replay.share[slot, k]
-            signs = (
-                {0: (4, 4), 1: (0, 4), -1: (4, 0)}
-                if reverse == "true"
-                else {0: (4, 4), 1: (0, 0), -1: (0, 0)}
-            )
+            assert action == action_kind_to(side, target)
+            assert replay.reward[slot, k] == np.float32(step_to_target(account, trade, BARS, start + k, target, market))
+            size, share = replay.candidate_size[slot, k], replay.candidate_policy[slot, k]
+            signs = {0: (4, 4), 1: (0, 4), -1: (4, 0)} if reverse == "true" else {0: (4, 4), 1: (0, 0), -1: (0, 0)}
             assert ((size > 0).sum(), (size < 0).sum()) == signs[int(np.sign(side))]
             assert share[size > 0].sum() == pytest.approx(replay.policy[slot, k, BUY], abs=1e-6)
             assert share[size < 0].sum() == pytest.approx(replay.policy[slot, k, SELL], abs=1e-6)
@@ -130,9 +134,9 @@ def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
 def test_rewards_of_a_session_sum_to_its_profit() -> None:
     """`pnl`: the sum of rewards is the change of marked equity, in R."""
     trainer = trained(2)
-    market = trainer.data.setting.market
-    for slot in range(trainer.filled):
-        broker, start = Broker(BARS, market), int(trainer.replay.start[slot])
+    market = trainer.data.market_spec.market
+    for slot in range(trainer.num_stored_episodes):
+        broker, start = Broker(BARS, market), int(trainer.replay.start_bar[slot])
         for k, action in enumerate(trainer.replay.action[slot]):
             broker.trade(ACTIONS[action], start + k)
         total = float(trainer.replay.reward[slot].sum(dtype=np.float64))
@@ -145,11 +149,11 @@ def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
         assert np.isfinite(array).all(), name
     replay = trainer.replay
     np.testing.assert_allclose(replay.policy.sum(axis=2), 1, rtol=1e-5)
-    assert (replay.start >= HISTORY - 1).all()
-    assert (replay.start + 24 < trainer.data.train_stop).all()
-    assert set(replay.searched.tolist()) <= set(range(1, 5))
+    assert (replay.start_bar >= HISTORY - 1).all()
+    assert (replay.start_bar + 24 < trainer.data.train_stop).all()
+    assert set(replay.searched_iteration.tolist()) <= set(range(1, 5))
     assert trainer.learner.step == 15
-    assert trainer.sessions == 20
+    assert trainer.episodes == 20
 
 
 @pytest.mark.parametrize("settings", [[], WORLD], ids=["mlp", "transformer"])
@@ -158,24 +162,24 @@ def test_stored_values_are_those_of_the_network_that_played(settings: list[str])
     from kernels.market.position import position_features
 
     trainer = Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
-    trainer.run_cycle()
-    root = Naive(trainer.graphs()["root"])
-    trainer.run_cycle()
-    for slot in range(trainer.filled):
-        context = trainer.sizes.context
-        rows = np.zeros((25, context * trainer.sizes.features + 9), np.float32)
-        bars = trainer.replay.start[slot] + np.arange(25)[:, None] + np.arange(1 - context, 1)
-        rows[:, :-9] = trainer.store.X[trainer.store.row_of_bar[bars]].reshape(25, -1)
+    trainer.run_iteration()
+    root = Naive(trainer.export_graphs()["root"])
+    trainer.run_iteration()
+    for slot in range(trainer.num_stored_episodes):
+        context = trainer.network_shape.context
+        rows = np.zeros((25, context * trainer.network_shape.features + 9), np.float32)
+        bars = trainer.replay.start_bar[slot] + np.arange(25)[:, None] + np.arange(1 - context, 1)
+        rows[:, :-9] = trainer.feature_store.X[trainer.feature_store.row_of_bar[bars]].reshape(25, -1)
         for k in range(25):
             position_features(rows[k, -9:], trainer.replay.position[slot, k], True)
         y = root(rows)
-        value = y[:, trainer.sizes.state + trainer.sizes.actions]
+        value = y[:, trainer.network_shape.state + trainer.network_shape.actions]
         np.testing.assert_allclose(trainer.replay.value[slot], value, rtol=1e-4, atol=1e-5)
 
 
 def test_codes_are_a_setting() -> None:
-    trainer = trained(2, 1, "network.codes=5")
-    assert trainer.sizes.codes == trainer.learner.shape.codes == 5
+    trainer = trained(2, 1, "network.num_chance_codes=5")
+    assert trainer.network_shape.codes == trainer.learner.shape.codes == 5
     assert np.isfinite(trainer.learner.params).all()
 
 
@@ -184,18 +188,18 @@ def test_a_nan_in_a_feature_stops_training() -> None:
     extra[HISTORY + 100 :: 40] = np.nan
     trainer = Trainer(dataset(tiny(), extra=extra), tiny(), 1)
     with pytest.raises(FloatingPointError):
-        trainer.run_cycle()
+        trainer.run_iteration()
     assert np.isfinite(trainer.learner.params).all()
 
 
 def test_a_nan_among_the_weights_stops_training_and_changes_nothing() -> None:
     trainer = Trainer(dataset(tiny()), tiny(), 1)
-    trainer.run_cycle()
+    trainer.run_iteration()
     trainer.learner.params[5] = np.nan
-    before = trainer.target.copy()
+    before = trainer.target_params.copy()
     with pytest.raises(FloatingPointError, match="not finite"):
         trainer.learn()
-    assert (trainer.target == before).all()
+    assert (trainer.target_params == before).all()
 
 
 @pytest.mark.parametrize("column", ["close", "high", "open", "ask_close"])
@@ -203,7 +207,7 @@ def test_a_nan_in_the_bars_is_refused(column: str) -> None:
     bars = Bars(*(c.copy() for c in BARS))
     getattr(bars, column)[HISTORY + 50 :: 5] = np.nan
     with pytest.raises((ValueError, FloatingPointError)):
-        Trainer(dataset(tiny(), bars), tiny(), 1).run_cycle()
+        Trainer(dataset(tiny(), bars), tiny(), 1).run_iteration()
 
 
 def test_bars_after_the_training_part_change_no_weight() -> None:
@@ -213,12 +217,12 @@ def test_bars_after_the_training_part_change_no_weight() -> None:
         column[stop:] *= 1.05
     trainer = Trainer(dataset(tiny(), changed), tiny(), 1)
     for _ in range(3):
-        trainer.run_cycle()
+        trainer.run_iteration()
     assert same_state(trainer, trained())
     for column in changed[1:]:
         column[stop - 300 :] *= 1.05
     other = Trainer(dataset(tiny(), changed), tiny(), 1)
-    other.run_cycle()
+    other.run_iteration()
     assert not same_state(other, trained(1))
 
 
@@ -228,47 +232,52 @@ def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more
     train_for(trainer, None, 9, rows.append, lambda share, text: None)
     assert [row["sessions"] for row in rows] == [4, 8, 12]
     train_for(trainer, None, 9, rows.append, lambda share, text: None)
-    assert trainer.sessions == 12
+    assert trainer.episodes == 12
 
 
 def test_too_few_bars_are_refused_with_the_reason() -> None:
     with pytest.raises(DatasetError, match=r"market\.session"):
-        dataset(tiny("market.session=800"))
+        dataset(tiny("market.episode_length=800"))
 
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_a_transformer_learns_from_bars_before_the_first_of_a_window(mirror: bool) -> None:
     """And nothing but its own layers: a root of three bars, sessions that have them, and errors by depth logged."""
-    config = tiny(*WORLD, f"train.mirror={str(mirror).lower()}")
+    config = tiny(*WORLD, f"train.mirror_augmentation={str(mirror).lower()}")
     trainer = Trainer(dataset(config), config, 1)
-    row = trainer.run_cycle()
-    assert [name for name in row if name.startswith("reward_error")] == [
-        f"reward_error_{k}" for k in range(1, 6)
-    ]
+    row = trainer.run_iteration()
+    assert [name for name in row if name.startswith("reward_error")] == [f"reward_error_{k}" for k in range(1, 6)]
     assert row["latent"] > 0
     assert trainer.data.starts.min() == HISTORY + 1
-    assert (trainer.sizes.window, trainer.sizes.context, trainer.sizes.history) == (2, 3, HISTORY + 2)
-    step, F = trainer.learner.step - 1, trainer.sizes.features
+    assert (trainer.network_shape.attention_window, trainer.network_shape.context, trainer.network_shape.history) == (
+        2,
+        3,
+        HISTORY + 2,
+    )
+    step, F = trainer.learner.step - 1, trainer.network_shape.features
     for b in range(32):
-        draw = below(trainer.filled * 24, trainer.config.train.seed + STREAM_SAMPLES, step, b)
-        bars = int(trainer.replay.start[draw // 24]) + draw % 24 - np.arange(3)[::-1]
-        turned = mirror and below(2, trainer.config.train.seed + STREAM_SAMPLES, step, 32 + b) == 1
-        expected = trainer.store.X[trainer.store.row_of_bar[bars]] * (
-            trainer.store.tape.sign if turned else 1
+        draw = randint(trainer.num_stored_episodes * 24, trainer.config.train.seed + STREAM_SAMPLES, step, b)
+        bars = int(trainer.replay.start_bar[draw // 24]) + draw % 24 - np.arange(3)[::-1]
+        turned = mirror and randint(2, trainer.config.train.seed + STREAM_SAMPLES, step, 32 + b) == 1
+        expected = trainer.feature_store.X[trainer.feature_store.row_of_bar[bars]] * (
+            trainer.feature_store.market_data.mirror_sign if turned else 1
         )
-        np.testing.assert_array_equal(trainer.batch.x[b].reshape(3, F), expected)
-    for start in trainer.replay.start[:4]:
-        trainer.store.release(int(start), 25)
-    assert (trainer.store._users == 0).all()
+        np.testing.assert_array_equal(trainer.batch.features[b].reshape(3, F), expected)
+    for start in trainer.replay.start_bar[:4]:
+        trainer.feature_store.release(int(start), 25)
+    assert (trainer.feature_store._ref_count == 0).all()
 
 
 def test_consistency_and_the_age_cut_are_off_and_on_by_configuration() -> None:
-    off, on = trained(1), trained(1, 1, "train.consistency=1.0", "train.age_cut=0.3")
-    assert off.learner.shape.project == 0
-    assert on.learner.shape.project == 2 * on.learner.shape.latent
-    assert on.rule.age_cut == 0.3 * on.config.train.horizon / on.config.train.steps
-    assert (on.replay.played[:4] == 0).all()
+    off, on = trained(1), trained(1, 1, "train.consistency_weight=1.0", "train.off_policy_correction=0.3")
+    assert off.learner.shape.projector_width == 0
+    assert on.learner.shape.projector_width == 2 * on.learner.shape.latent
+    assert (
+        on.value_target.off_policy_correction
+        == 0.3 * on.config.train.lr_decay_steps / on.config.train.updates_per_iteration
+    )
+    assert (on.replay.played_iteration[:4] == 0).all()
     losses = on.learn()
     assert -1 <= losses["consistency"] <= 1
     assert "consistency" not in off.learn()
-    assert {name: graph for name, graph in on.graphs().items() if b"project" in graph} == {}
+    assert {name: graph for name, graph in on.export_graphs().items() if b"project" in graph} == {}

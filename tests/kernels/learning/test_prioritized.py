@@ -7,50 +7,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.training.trainer import HIGH
-from kernels.learning.prioritized import UNIFORM, bellman_errors, fill_table, pick, sample_by_priority
-from kernels.learning.replay_buffer import Batch, Replay, ValueTarget, new_batch
-from kernels.market.position import FEATURES
-from tests.fixtures.replays import (
-    A,
-    F,
-    L,
-    R,
-    check_window,
-    draw_batch,
-    few,
-    naive_value,
-    random_replay,
-    tape_of,
-)
+from host.training.trainer import PRIORITY_CAP_QUANTILE
+from kernels.learning.prioritized import UNIFORM_FRACTION, bellman_errors, fill_cdf, sample_index, sample_prioritized
+from kernels.learning.replay_buffer import Batch, ReplayBuffer, ValueTargetConfig, new_batch
+from kernels.market.position import NUM_POSITION_FEATURES
+from tests.fixtures.replays import A, F, L, R, check_window, draw_batch, few, naive_value, random_replay, tape_of
 from tests.fixtures.trainings import same_state, trained
 
-RULE = ValueTarget(3, 0.9, 0.5)
+RULE = ValueTargetConfig(3, 0.9, 0.5)
 
 
 def naive_table(error: np.ndarray, cap: float, exponent: float) -> np.ndarray:
     """[N] probabilities."""
     share = np.minimum(error, cap) ** exponent
     share = share / share.sum() if share.sum() > 0 else np.full(len(error), 1 / len(error))
-    return np.asarray(UNIFORM / len(error) + (1 - UNIFORM) * share)
+    return np.asarray(UNIFORM_FRACTION / len(error) + (1 - UNIFORM_FRACTION) * share)
 
 
 def draw(
-    replay: Replay, table: np.ndarray, correction: float, seed: int, step: int, B: int = 64
+    replay: ReplayBuffer, table: np.ndarray, correction: float, seed: int, step: int, B: int = 64
 ) -> tuple[Batch, Any, np.ndarray]:
     """(batch, (slots, first decisions), probabilities)."""
-    batch, chance = new_batch(B, 5, F, FEATURES, A), np.zeros(B)
-    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, correction, seed, step)
+    batch, chance = new_batch(B, 5, F, NUM_POSITION_FEATURES, A), np.zeros(B)
+    sample_prioritized(batch, chance, table, replay, tape_of(0), RULE, correction, seed, step)
     exact = np.diff(table, prepend=0.0)
     i = np.abs(exact - chance[:, None]).argmin(axis=1)  # the errors of a random replay differ
     return batch, np.divmod(i, L), chance
 
 
-def table_of(replay: Replay, filled: int, exponent: float = 1.0) -> np.ndarray:
+def table_of(replay: ReplayBuffer, filled: int, exponent: float = 1.0) -> np.ndarray:
     error = np.zeros((filled, L))
     bellman_errors(error, replay, RULE)
     table = np.zeros(filled * L)
-    fill_table(table, error.ravel(), np.inf, exponent)
+    fill_cdf(table, error.ravel(), np.inf, exponent)
     return table
 
 
@@ -74,11 +63,11 @@ def test_the_table_is_half_uniform_and_half_by_the_winsorised_error(
     errors: list[float], cap: float, exponent: float
 ) -> None:
     error, table = np.array(errors), np.zeros(len(errors))
-    fill_table(table, error, cap, exponent)
+    fill_cdf(table, error, cap, exponent)
     expected = naive_table(error, cap, exponent)
     np.testing.assert_allclose(np.diff(table, prepend=0.0), expected, atol=1e-14)
     for u in (0.0, *np.random.default_rng(len(errors)).random(20), 1 - 2.0**-53):
-        assert pick(table, u) == min(np.searchsorted(table, u, side="right"), len(errors) - 1)
+        assert sample_index(table, u) == min(np.searchsorted(table, u, side="right"), len(errors) - 1)
 
 
 def test_windows_are_drawn_as_often_as_the_table_says() -> None:
@@ -100,7 +89,7 @@ def test_windows_are_those_of_uniform_draws_at_other_places(seed: int, filled: i
     replay = random_replay(seed)
     batch, (slot, first), _ = draw(replay, table_of(replay, filled), 0.0, seed, 3)
     assert (slot < filled).all()
-    for b in range(len(batch.x)):
+    for b in range(len(batch.features)):
         check_window(batch, b, replay, int(slot[b]), int(first[b]), RULE)
 
 
@@ -118,47 +107,47 @@ def test_weights_make_up_for_the_draws() -> None:
 
 def test_without_errors_the_draws_are_the_uniform_ones() -> None:
     replay, table = random_replay(2), np.zeros(R * L)
-    fill_table(table, np.zeros(R * L), 0.0, 0.4)
-    batch, chance = new_batch(64, 5, F, FEATURES, A), np.zeros(64)
-    sample_by_priority(batch, chance, table, replay, tape_of(0), RULE, 1.0, 4, 4)
+    fill_cdf(table, np.zeros(R * L), 0.0, 0.4)
+    batch, chance = new_batch(64, 5, F, NUM_POSITION_FEATURES, A), np.zeros(64)
+    sample_prioritized(batch, chance, table, replay, tape_of(0), RULE, 1.0, 4, 4)
     plain = draw_batch(replay, R, RULE, 4, 4)
-    assert (batch.x == plain.x).all()
+    assert (batch.features == plain.features).all()
     np.testing.assert_allclose(batch.weight, plain.weight, rtol=1e-12)
 
 
 def test_errors_follow_their_decisions_round_the_ring_and_new_sessions_have_their_own() -> None:
     """Five cycles of four sessions in a ring of sixteen: the last four took the place of the first."""
-    trainer = trained(5, 1, "train.priority=0.4", "train.fresh=0")
-    replay, rule = trainer.replay, trainer.rule._replace(cycle=trainer.cycle)
-    assert trainer.sessions == 20
-    assert sorted(replay.played.tolist()) == sorted([*[1] * 4, *[2] * 4, *[3] * 4, *[4] * 4])
-    table = trainer.priorities(rule)
+    trainer = trained(5, 1, "train.per_alpha=0.4", "train.reanalyze_interval=0")
+    replay, rule = trainer.replay, trainer.value_target._replace(iteration=trainer.iteration)
+    assert trainer.episodes == 20
+    assert sorted(replay.played_iteration.tolist()) == sorted([*[1] * 4, *[2] * 4, *[3] * 4, *[4] * 4])
+    table = trainer.priority_cdf(rule)
     target = np.array([[naive_target(replay, s, k, rule) for k in range(24)] for s in range(16)])
     error = np.abs(replay.value[:, :24].astype(float) - target)
-    np.testing.assert_allclose(trainer.error, error, atol=1e-5)
-    expected = naive_table(error.ravel(), float(np.quantile(error, HIGH)), 0.4)
+    np.testing.assert_allclose(trainer.bellman_error, error, atol=1e-5)
+    expected = naive_table(error.ravel(), float(np.quantile(error, PRIORITY_CAP_QUANTILE)), 0.4)
     np.testing.assert_allclose(np.diff(table, prepend=0.0), expected, rtol=1e-3)
-    assert len(np.unique(error[replay.played == 4].round(4))) > 20  # not one and the same
+    assert len(np.unique(error[replay.played_iteration == 4].round(4))) > 20  # not one and the same
 
 
-def naive_target(replay: Replay, slot: int, k: int, rule: ValueTarget) -> float:
+def naive_target(replay: ReplayBuffer, slot: int, k: int, rule: ValueTargetConfig) -> float:
     """Of a share of the search's value of 1, the default."""
-    assert rule.search_share == 1
+    assert rule.search_value_weight == 1
     return float(replay.search_value[slot, k])
 
 
 def test_off_it_costs_and_changes_nothing() -> None:
-    off, on = trained(3, 1, "train.correction=0.3"), trained(3, 1, "train.priority=0.4")
-    assert off.error.size == off.priorities(off.rule).size == 0
+    off, on = trained(3, 1, "train.per_beta=0.3"), trained(3, 1, "train.per_alpha=0.4")
+    assert off.bellman_error.size == off.priority_cdf(off.value_target).size == 0
     assert same_state(off, trained(3))
     assert not same_state(on, trained(3))
-    assert same_state(on, trained(3, 2, "train.priority=0.4"))
+    assert same_state(on, trained(3, 2, "train.per_alpha=0.4"))
 
 
 def test_an_error_that_is_not_finite_is_refused() -> None:
-    trainer = trained(2, 1, "train.priority=0.5")
+    trainer = trained(2, 1, "train.per_alpha=0.5")
     kept = trainer.replay.search_value[3, 7]
     trainer.replay.search_value[3, 7] = np.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        trainer.priorities(trainer.rule)
+        trainer.priority_cdf(trainer.value_target)
     trainer.replay.search_value[3, 7] = kept

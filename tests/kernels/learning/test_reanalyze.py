@@ -5,64 +5,64 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.artifact.networks import Agent, Sizes, slot_sides
+from host.artifact.networks import NetworkShape, OnnxNetworks, hypothesis_positions
 from host.training import trainer
-from kernels.learning.reanalyze import search_again
-from kernels.learning.replay_buffer import Replay, Tape, new_replay
-from kernels.market.chance import code_of, fit_codes, standardised_move
+from kernels.learning.reanalyze import reanalyze_policies
+from kernels.learning.replay_buffer import MarketData, ReplayBuffer, new_replay_buffer
+from kernels.market.chance import code_of_move, fit_chance_codes, standardised_move
 from kernels.market.ledger import new_market
-from kernels.market.position import FEATURES, RAW, SIDE
-from kernels.ort import check
-from kernels.search.config import GUMBEL, MARKET, RULES, SearchConfig, new_search_config
+from kernels.market.position import NUM_POSITION_FEATURES, NUM_POSITION_FIELDS, SIDE
+from kernels.ort import check_status
+from kernels.search.config import ALGORITHMS, GUMBEL, MARKET, SearchConfig, new_search_config
 from kernels.search.planner import Planner, draw_noise, plan, set_root
-from kernels.search.tree import CHANCE_CHILD, KNOWN_ARM, NONE, NOTHING, REUSES
+from kernels.search.tree import NONE, REUSE_CHANCE_CHILD, REUSE_KNOWN_ARM, REUSE_OFF, VALUE_REUSES
 from models.export import export
-from models.params import Shape, new_params, views
+from models.params import ModelShape, as_views, new_params
 from tests.fixtures.trainings import dataset, model_bytes, same_state, tiny, trained
 from tests.oracles.naive import wandering_bars
 
-SHAPE = Shape(features=12, latent=8, hidden=8, codes=5)
+SHAPE = ModelShape(features=12, latent=8, hidden=8, codes=5)
 A, C, D = SHAPE.actions, SHAPE.codes, SHAPE.latent
-SIZES = Sizes(SHAPE.features, FEATURES, D, A, C)
+SIZES = NetworkShape(SHAPE.features, NUM_POSITION_FEATURES, D, A, C)
 MINUTE_NS = 60_000_000_000
 BARS = wandering_bars(2, 200, 1)
 WORLD = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=MINUTE_NS, slippage_px=2e-5)
-CODES = fit_codes(BARS, np.arange(70, 190), C)
+CODES = fit_chance_codes(BARS, np.arange(70, 190), C)
 FIRST_BAR, B = 100, 3
-RULE = pytest.mark.parametrize("rule", [GUMBEL, MARKET], ids=lambda rule: RULES[rule])
+RULE = pytest.mark.parametrize("rule", [GUMBEL, MARKET], ids=lambda rule: ALGORITHMS[rule])
 
 
-def random_agent(certain: int | None = None) -> Agent:
+def random_agent(certain: int | None = None) -> OnnxNetworks:
     """Networks with an opinion; with a code that is `certain`."""
     draw = np.random.default_rng(4)
     flat = new_params(SHAPE, 4)
     flat += draw.normal(0, 0.3, flat.shape)
     if certain is not None:
-        views(flat, SHAPE).code_w[:] = 0
-        views(flat, SHAPE).code_b[:] = [200.0 * (c == certain) for c in range(C)]
-    return Agent(export(flat, SHAPE, *slot_sides(SIZES, new_search_config())), SIZES)
+        as_views(flat, SHAPE).chance_logits_w[:] = 0
+        as_views(flat, SHAPE).chance_logits_b[:] = [200.0 * (c == certain) for c in range(C)]
+    return OnnxNetworks(export(flat, SHAPE, *hypothesis_positions(SIZES, new_search_config())), SIZES)
 
 
 AGENT, CERTAIN = random_agent(), random_agent(certain=2)
 
 
-def config_of(rule: int, reuse: int = NOTHING, simulations: int = 24) -> SearchConfig:
-    return new_search_config(simulations, rule=rule, reuse=reuse)
+def config_of(rule: int, reuse: int = REUSE_OFF, simulations: int = 24) -> SearchConfig:
+    return new_search_config(simulations, algorithm=rule, value_reuse=reuse)
 
 
-def planted(agent: Agent, config: SearchConfig, known: Any = None) -> Planner:
+def planted(agent: OnnxNetworks, config: SearchConfig, known: Any = None) -> Planner:
     """Three roots, flat, long and short, that have been searched knowing (action, code, reward, value) of each."""
     planner, draw = agent.planner(B, config), np.random.default_rng(1)
     for b in range(B):
-        position = np.zeros(RAW, np.float32)
+        position = np.zeros(NUM_POSITION_FIELDS, np.float32)
         position[SIDE] = position[6] = (0, 1, -1)[b]
         features = draw.normal(size=SHAPE.features).astype(np.float32)
         set_root(planner, b, features, position, BARS, FIRST_BAR + b, CODES, WORLD)
         draw_noise(planner, b, 0, b, 3)
         if known is not None:
-            for field, value in zip(planner.known, known[b], strict=True):
+            for field, value in zip(planner.reused_value, known[b], strict=True):
                 field[b] = value
-    check(plan(planner))
+    check_status(plan(planner))
     return planner
 
 
@@ -73,7 +73,7 @@ def outcome(planner: Planner) -> list[bytes]:
 
 @RULE
 def test_where_nothing_is_known_the_three_forms_are_one_to_the_bit(rule: int) -> None:
-    found = [outcome(planted(AGENT, config_of(rule, reuse))) for reuse in range(len(REUSES))]
+    found = [outcome(planted(AGENT, config_of(rule, reuse))) for reuse in range(len(VALUE_REUSES))]
     assert found[1] == found[0]
     assert found[2] == found[0]
 
@@ -83,40 +83,40 @@ KNOWN = [(1, 3, 0.4, 2.5), (0, 1, -0.2, -1.5), (3, 0, 0.1, 0.7)]  # BUY, HOLD, C
 
 @RULE
 def test_the_known_arm_is_worth_its_reward_and_what_came_of_it(rule: int) -> None:
-    planner = planted(AGENT, config_of(rule, KNOWN_ARM), KNOWN)
+    planner = planted(AGENT, config_of(rule, REUSE_KNOWN_ARM), KNOWN)
     for b, (action, _, reward, value) in enumerate(KNOWN):
         assert planner.q[b, action] == pytest.approx(reward + 0.99 * value, rel=1e-5)
-    assert planner.reused.tolist() == [1, 1, 1]
+    assert planner.was_reused.tolist() == [1, 1, 1]
     if rule == GUMBEL:
-        rows = planted(AGENT, config_of(rule)).rows
-        assert (planner.rows < rows).all()
+        rows = planted(AGENT, config_of(rule)).network_rows
+        assert (planner.network_rows < rows).all()
 
 
 def test_chance_child_replaces_the_value_behind_the_realised_code_and_nothing_else() -> None:
     """Market search: Q of the realised action moves by p gamma (known - searched), the others stay to the bit."""
     plain = planted(AGENT, config_of(MARKET))
-    planner = planted(AGENT, config_of(MARKET, CHANCE_CHILD), KNOWN)
+    planner = planted(AGENT, config_of(MARKET, REUSE_CHANCE_CHILD), KNOWN)
     slot_of = {0: {0: 0, 1: 1, 2: 2}, 1: {0: 1, 3: 0}, 2: {0: 2, 3: 0}}  # flat, long, short
     for b, (action, code, _, value) in enumerate(KNOWN):
-        market = plain.market
+        market = plain.market_tree
         assert market is not None
-        before = market.value[b, market.child[b, 0] + code, slot_of[b][action]]
+        before = market.value[b, market.first_child[b, 0] + code, slot_of[b][action]]
         p = market.prior[b, 0, code]
         moved = plain.q[b, action] + p * 0.99 * (np.float32(value) - before)
         assert planner.q[b, action] == pytest.approx(moved, abs=1e-6)
         others = np.arange(A) != action
         assert planner.q[b, others].tobytes() == plain.q[b, others].tobytes()
-    assert (planner.rows == plain.rows).all()
-    assert planner.reused.tolist() == [1, 1, 1]
+    assert (planner.network_rows == plain.network_rows).all()
+    assert planner.was_reused.tolist() == [1, 1, 1]
 
 
 def test_chance_child_saves_its_row_and_stands_behind_its_code() -> None:
     """Tree search of one simulation an action: Q = sum over codes of p (reward + gamma value), one of them known."""
     simulations = 3
     plain = planted(AGENT, config_of(GUMBEL, simulations=simulations))
-    planner = planted(AGENT, config_of(GUMBEL, CHANCE_CHILD, simulations), KNOWN)
+    planner = planted(AGENT, config_of(GUMBEL, REUSE_CHANCE_CHILD, simulations), KNOWN)
     b, (action, code, reward, value) = 0, KNOWN[0]
-    assert planner.rows[b] == plain.rows[b] - 1 == simulations * (1 + C)
+    assert planner.network_rows[b] == plain.network_rows[b] - 1 == simulations * (1 + C)
     tree, old = planner.tree, plain.tree
     assert tree is not None
     assert old is not None
@@ -127,14 +127,14 @@ def test_chance_child_saves_its_row_and_stands_behind_its_code() -> None:
         r, v = (reward, value) if c == code else (old.reward[b, child], old.value[b, child])
         q += float(old.prior[b, before, c]) * (float(r) + 0.99 * float(v))
     assert planner.q[b, action] == pytest.approx(q, abs=1e-5)
-    assert tree.known[b] == tree.child[b, node, code]
-    assert (tree.child[b, tree.known[b]] == NONE).all()
+    assert tree.reused_node[b] == tree.child[b, node, code]
+    assert (tree.child[b, tree.reused_node[b]] == NONE).all()
     for a in (0, 2):
         assert planner.q[b, a] == plain.q[b, a]
-    larger = planted(AGENT, config_of(GUMBEL, CHANCE_CHILD, 60), KNOWN).tree
+    larger = planted(AGENT, config_of(GUMBEL, REUSE_CHANCE_CHILD, 60), KNOWN).tree
     assert larger is not None
-    assert (larger.child[b, larger.known[b]] == NONE).all()  # never searched below
-    assert larger.value[b, larger.known[b]] == np.float32(value)
+    assert (larger.child[b, larger.reused_node[b]] == NONE).all()  # never searched below
+    assert larger.value[b, larger.reused_node[b]] == np.float32(value)
 
 
 @RULE
@@ -145,7 +145,7 @@ def test_in_a_deterministic_world_that_the_model_knows_reuse_changes_no_choice(r
     known = list[tuple[int, int, float, float]]()
     for b in range(B):
         known.append((action[b], 2, *behind(plain, b, action[b])))
-    for reuse in (CHANCE_CHILD, KNOWN_ARM):
+    for reuse in (REUSE_CHANCE_CHILD, REUSE_KNOWN_ARM):
         planner = planted(CERTAIN, config_of(rule, reuse), known)
         assert np.nanargmax(planner.q, axis=1).tolist() == action
         assert (planner.policy.argmax(axis=1) == plain.policy.argmax(axis=1)).all()
@@ -160,20 +160,20 @@ def behind(planner: Planner, b: int, action: int) -> tuple[float, float]:
         after = planner.tree.child[b, 0, action]
         child = planner.tree.child[b, after, 2]
         return float(planner.tree.reward[b, child]), float(planner.tree.value[b, child])
-    market = planner.market
+    market = planner.market_tree
     assert market is not None
     slot = {0: int((0, 1, 2)[b]), 3: 0}.get(action, action)
-    value = float(market.value[b, market.child[b, 0] + 2, slot])
+    value = float(market.value[b, market.first_child[b, 0] + 2, slot])
     return q - 0.99 * value, value
 
 
 L = 6
 
 
-def random_replay() -> Replay:
+def random_replay() -> ReplayBuffer:
     """Two sessions of legal actions whose positions are what they led to, as far as a side goes."""
-    draw, replay = np.random.default_rng(3), new_replay(B, L, A)
-    replay.start[:] = [110, 130, 90]
+    draw, replay = np.random.default_rng(3), new_replay_buffer(B, L, A)
+    replay.start_bar[:] = [110, 130, 90]
     for slot in range(B):
         side = 0
         for k in range(L):
@@ -187,51 +187,51 @@ def random_replay() -> Replay:
 
 
 @RULE
-@pytest.mark.parametrize("reuse", range(3), ids=REUSES.__getitem__)
+@pytest.mark.parametrize("reuse", range(3), ids=VALUE_REUSES.__getitem__)
 def test_a_sweep_goes_from_last_to_first_and_uses_the_value_just_found(rule: int, reuse: int) -> None:
     X = np.random.default_rng(5).normal(size=(len(BARS.time), SHAPE.features)).astype(np.float32)
     rows, slots = np.arange(len(BARS.time), dtype=np.int32), np.array([2, 0])
-    tape = Tape(X, rows, np.ones(X.shape[1], np.float32), BARS, CODES, WORLD)
+    tape = MarketData(X, rows, np.ones(X.shape[1], np.float32), BARS, CODES, WORLD)
     replay, untouched = random_replay(), random_replay()
     config = config_of(rule, reuse, 8)
     planner = AGENT.planner(2, config)
-    check(search_again(replay, planner, slots, tape, 9))
+    check_status(reanalyze_policies(replay, planner, slots, tape, 9))
     for slot in slots:
         value = np.float32(0)
         for k in reversed(range(L)):
-            alone, t = AGENT.planner(1, config), int(replay.start[slot]) + k
+            alone, t = AGENT.planner(1, config), int(replay.start_bar[slot]) + k
             set_root(alone, 0, X[t], untouched.position[slot, k], BARS, t, CODES, WORLD)
-            draw_noise(alone, 0, 9, int(replay.start[slot]), k)
-            if reuse != NOTHING and k + 1 < L:
-                code = code_of(CODES, standardised_move(BARS, t))
+            draw_noise(alone, 0, 9, int(replay.start_bar[slot]), k)
+            if reuse != REUSE_OFF and k + 1 < L:
+                code = code_of_move(CODES, standardised_move(BARS, t))
                 story = untouched.action[slot, k], code, untouched.reward[slot, k], value
-                for field, what in zip(alone.known, story, strict=True):
+                for field, what in zip(alone.reused_value, story, strict=True):
                     field[0] = what
-            check(plan(alone))
+            check_status(plan(alone))
             value = np.float32(alone.value[0])
             assert replay.search_value[slot, k] == value
             np.testing.assert_array_equal(replay.policy[slot, k], alone.policy[0].astype(np.float32))
     assert not replay.policy[1].any()
-    assert planner.tally[0] == 2 * L
-    assert planner.tally[2] <= (0 if reuse == NOTHING else 2 * (L - 1))
-    assert (planner.tally[2] > 0) == (reuse != NOTHING)
+    assert planner.stats[0] == 2 * L
+    assert planner.stats[2] <= (0 if reuse == REUSE_OFF else 2 * (L - 1))
+    assert (planner.stats[2] > 0) == (reuse != REUSE_OFF)
 
 
 @pytest.mark.parametrize("fresh", [0, 1, 2])
 def test_a_sweep_skips_and_counts_what_is_fresh(fresh: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[list[int]]()
 
-    def watched(replay: Replay, planner: Planner, slots: Any, *others: Any) -> int:
+    def watched(replay: ReplayBuffer, planner: Planner, slots: Any, *others: Any) -> int:
         seen[-1] += slots.tolist()
-        return int(search_again(replay, planner, slots, *others))
+        return int(reanalyze_policies(replay, planner, slots, *others))
 
-    monkeypatch.setattr(trainer, "search_again", watched)
-    settings = (f"train.fresh={fresh}", "search.rule=market")
+    monkeypatch.setattr(trainer, "reanalyze_policies", watched)
+    settings = (f"train.reanalyze_interval={fresh}", "search.algorithm=market")
     run = trainer.Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
     searched = dict[int, int]()  # slot: cycle of its last search
     for cycle in range(6):
         seen.append([])
-        row = run.run_cycle()
+        row = run.run_iteration()
         new = [(4 * cycle + i) % 16 for i in range(4)]
         searched |= dict.fromkeys(new, cycle)
         stale = sorted(slot for slot, last in searched.items() if cycle - last > fresh)
@@ -240,20 +240,20 @@ def test_a_sweep_skips_and_counts_what_is_fresh(fresh: int, monkeypatch: pytest.
         assert row["skipped"] == 24 * (len(searched) - len(stale))
         assert row["reused"] == 23 * len(stale)  # all but the last decision of a session
         searched |= dict.fromkeys(stale, cycle)
-        assert run.replay.searched[: len(searched)].tolist() == [searched[s] for s in sorted(searched)]
+        assert run.replay.searched_iteration[: len(searched)].tolist() == [searched[s] for s in sorted(searched)]
 
 
 @pytest.mark.parametrize("reuse", ["chance_child", "known_arm"])
 def test_a_sweep_on_two_threads_gives_the_same_bytes(reuse: str, tmp_path: Any) -> None:
-    settings = (f"search.reuse={reuse}", "search.rule=market")
+    settings = (f"search.value_reuse={reuse}", "search.algorithm=market")
     one, two = trained(4, 1, *settings), trained(4, 2, *settings)
     assert same_state(one, two)
     assert model_bytes(one, tmp_path) == model_bytes(two, tmp_path)
 
 
 def test_no_sweep_searches_nothing_again() -> None:
-    config = tiny("train.sweep=false", "search.rule=market")
+    config = tiny("train.reanalyze=false", "search.algorithm=market")
     run = trainer.Trainer(dataset(config), config, 1)
-    rows = [run.run_cycle() for _ in range(3)]
+    rows = [run.run_iteration() for _ in range(3)]
     assert [row["swept"] for row in rows] == [0, 0, 0]
     assert rows[-1]["skipped"] == 24 * 12

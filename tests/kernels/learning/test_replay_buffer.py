@@ -8,20 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from host.config import load_config
-from host.evaluation.synthetic import MADE
+from host.evaluation.synthetic import SYNTHETIC_INSTRUMENT
 from host.training.dataset import Dataset, new_dataset
 from host.training.feature_store import FeatureStore
-from kernels.learning.replay_buffer import (
-    Batch,
-    ValueTarget,
-    new_batch,
-    sample,
-)
-from kernels.market.bars import NS
-from kernels.market.chance import code_of
-from kernels.market.features import features_of
-from kernels.market.position import ACTIONS, FEATURES, SIDE
-from kernels.rng import below
+from kernels.learning.replay_buffer import Batch, ValueTargetConfig, new_batch, sample_uniformly
+from kernels.market.bars import SECOND_NS
+from kernels.market.chance import code_of_move
+from kernels.market.features import compute_features
+from kernels.market.position import ACTIONS, NUM_POSITION_FEATURES, SIDE
+from kernels.rng import randint
 from tests.fixtures.replays import (
     BARS,
     CODES,
@@ -51,54 +46,54 @@ from tests.oracles.naive import wandering_bars
 def test_windows_are_what_a_naive_reading_of_the_sessions_gives(
     seed: int, n: int, share: float, discount: float, age_cut: float
 ) -> None:
-    replay, rule = random_replay(seed), ValueTarget(n, discount, share, age_cut, 20)
+    replay, rule = random_replay(seed), ValueTargetConfig(n, discount, share, age_cut, 20)
     batch = draw_batch(replay, R, rule, seed, 3)
-    for b in range(len(batch.x)):
-        slot, first = divmod(below(R * L, seed, 3, b), L)
+    for b in range(len(batch.features)):
+        slot, first = divmod(randint(R * L, seed, 3, b), L)
         check_window(batch, b, replay, slot, first, rule)
 
 
 def test_old_sessions_have_shorter_returns() -> None:
     replay = random_replay(0)
     replay.action[:] = replay.policy.argmax(axis=2)
-    replay.played[:] = 0
+    replay.played_iteration[:] = 0
     for cycle, n in ((0, 5), (3, 5), (4, 4), (8, 3), (100, 1)):
-        cut = draw_batch(replay, R, ValueTarget(5, 0.9, 0.0, 4.0, cycle), 1, 1)
-        np.testing.assert_array_equal(cut.value, draw_batch(replay, R, ValueTarget(n, 0.9, 0.0), 1, 1).value)
+        cut = draw_batch(replay, R, ValueTargetConfig(5, 0.9, 0.0, 4.0, cycle), 1, 1)
+        np.testing.assert_array_equal(cut.value, draw_batch(replay, R, ValueTargetConfig(n, 0.9, 0.0), 1, 1).value)
 
 
 def test_a_batch_looks_ahead_only_where_it_is_asked_to() -> None:
-    replay, rule = random_replay(4), ValueTarget(5, 0.9, 0.0)
+    replay, rule = random_replay(4), ValueTargetConfig(5, 0.9, 0.0)
     plain, batch = draw_batch(replay, R, rule, 2, 2), draw_batch(replay, R, rule, 2, 2, ahead=True)
-    assert plain.ahead.size == 0
+    assert plain.next_features.size == 0
     assert all((a == b).all() for a, b in zip(plain[:-2], batch[:-2], strict=True))
     tape = tape_of(0)
     for b in range(64):
-        slot, first = divmod(below(R * L, 2, 2, b), L)
+        slot, first = divmod(randint(R * L, 2, 2, b), L)
         for k in range(min(5, L - first)):
             np.testing.assert_array_equal(
-                batch.ahead[b, k], tape.X[tape.row_of_bar[replay.start[slot] + first + k + 1]]
+                batch.next_features[b, k], tape.features[tape.row_of_bar[replay.start_bar[slot] + first + k + 1]]
             )
 
 
 def test_half_of_the_windows_are_those_of_the_mirrored_market() -> None:
     """Against a naive reading: what has a direction changes it, and nothing else changes."""
-    replay, rule, seen = random_replay(7), ValueTarget(5, 0.9, 0.5), [0, 0]
+    replay, rule, seen = random_replay(7), ValueTargetConfig(5, 0.9, 0.5), [0, 0]
     plain, batch = (draw_batch(replay, R, rule, 2, 5, ahead=True, mirror=mirror) for mirror in (False, True))
     swap = [ACTIONS.index(name) for name in ("HOLD", "SELL", "BUY", "CLOSE")]
     side = np.array([-1, 1, 1, 1, 1, 1, 1, 1, -1], np.float32)
     turned = plain._replace(
-        x=plain.x * SIGN,
-        ahead=plain.ahead * SIGN,
+        features=plain.features * SIGN,
+        next_features=plain.next_features * SIGN,
         position=plain.position * side,
-        after=plain.after * side,
+        afterstate_position=plain.afterstate_position * side,
         action=np.take(swap, plain.action),
         code=len(CODES.centres) - 1 - plain.code,
         policy=plain.policy[..., swap],
         legal=plain.legal[..., swap],
     )
     for b in range(64):
-        draw = below(2, 2, 5, 64 + b)
+        draw = randint(2, 2, 5, 64 + b)
         seen[draw] += 1
         for name, found, expected in zip(Batch._fields, batch, (plain, turned)[draw], strict=True):
             if name != "scratch":
@@ -109,20 +104,18 @@ def test_half_of_the_windows_are_those_of_the_mirrored_market() -> None:
 @few
 @given(st.floats(1e-9, 6))
 def test_the_code_of_a_mirrored_move_is_the_mirrored_code(z: float) -> None:
-    assert code_of(CODES, -z) == len(CODES.centres) - 1 - code_of(CODES, z)
+    assert code_of_move(CODES, -z) == len(CODES.centres) - 1 - code_of_move(CODES, z)
 
 
 def test_moves_are_in_the_batch_only_where_it_is_asked_for_them() -> None:
-    replay, rule = random_replay(5), ValueTarget(5, 0.9, 0.0)
-    batch = new_batch(64, 5, F, FEATURES, A, moves=True)
-    sample(batch, replay, R, tape_of(0), rule, 3, 3)
+    replay, rule = random_replay(5), ValueTargetConfig(5, 0.9, 0.0)
+    batch = new_batch(64, 5, F, NUM_POSITION_FEATURES, A, with_moves=True)
+    sample_uniformly(batch, replay, R, tape_of(0), rule, 3, 3)
     for b in range(64):
-        slot, first = divmod(below(R * L, 3, 3, b), L)
+        slot, first = divmod(randint(R * L, 3, 3, b), L)
         for k in range(min(5, L - 1 - first)):
-            t = int(replay.start[slot]) + first + k
-            expected = (BARS.close[t + 1] - BARS.close[t]) / np.sqrt(
-                np.mean(np.diff(BARS.close[t - 64 : t + 1]) ** 2)
-            )
+            t = int(replay.start_bar[slot]) + first + k
+            expected = (BARS.close[t + 1] - BARS.close[t]) / np.sqrt(np.mean(np.diff(BARS.close[t - 64 : t + 1]) ** 2))
             assert batch.move[b, k] == pytest.approx(expected, rel=1e-5)
     assert draw_batch(replay, R, rule, 3, 3).move.size == 0
 
@@ -130,12 +123,12 @@ def test_moves_are_in_the_batch_only_where_it_is_asked_for_them() -> None:
 def test_the_last_decision_of_a_session_bootstraps_behind_it_and_never_from_the_next() -> None:
     replay = random_replay(0)
     replay.action[0] = replay.policy[0].argmax(axis=1)
-    rule = ValueTarget(5, 0.5, 0.0)
+    rule = ValueTargetConfig(5, 0.5, 0.0)
     before = draw_batch(replay, 1, rule, 9, 0)
     replay.reward[1:], replay.value[1:], replay.position[1:], replay.policy[1:] = 1e6, 1e6, 1e6, 1e6
     after = draw_batch(replay, 1, rule, 9, 0)
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
-    last = [b for b in range(64) if below(L, 9, 0, b) == L - 1]
+    last = [b for b in range(64) if randint(L, 9, 0, b) == L - 1]
     assert last
     for b in last:
         expected = float(replay.reward[0, L - 1]) + 0.5 * float(replay.value[0, L])
@@ -144,28 +137,28 @@ def test_the_last_decision_of_a_session_bootstraps_behind_it_and_never_from_the_
 
 
 def test_draws_are_keyed_by_seed_and_step() -> None:
-    replay, rule = random_replay(0), ValueTarget(5, 0.99, 0.5)
-    draws = {key: draw_batch(replay, R, rule, *key).x for key in ((1, 1), (1, 2), (2, 1))}
-    assert (draws[1, 1] == draw_batch(replay, R, rule, 1, 1).x).all()
+    replay, rule = random_replay(0), ValueTargetConfig(5, 0.99, 0.5)
+    draws = {key: draw_batch(replay, R, rule, *key).features for key in ((1, 1), (1, 2), (2, 1))}
+    assert (draws[1, 1] == draw_batch(replay, R, rule, 1, 1).features).all()
     assert (draws[1, 1] != draws[1, 2]).any()
     assert (draws[1, 1] != draws[2, 1]).any()
-    longer = draw_batch(replay, R, rule, 1, 1, B=128).x
+    longer = draw_batch(replay, R, rule, 1, 1, B=128).features
     assert (longer[:64] == draws[1, 1]).all()
 
 
 def test_draws_are_uniform_over_the_filled_sessions_and_their_decisions() -> None:
     """Chi-square over session x decision: 48 bins, far below the 1e-6 quantile of about 115."""
     replay, filled = random_replay(0), 4
-    replay.start[:] = 70 + 20 * np.arange(R)
+    replay.start_bar[:] = 70 + 20 * np.arange(R)
     X, tape = np.zeros((T, 1), np.float32), tape_of(0)
     X[tape.row_of_bar, 0] = np.arange(T)
-    tape, rule = tape._replace(X=X), ValueTarget(1, 1.0, 0.0)
+    tape, rule = tape._replace(features=X), ValueTargetConfig(1, 1.0, 0.0)
     seen = np.zeros(T, np.int64)
     for step in range(60):
-        batch = new_batch(256, 1, 1, FEATURES, A)
-        sample(batch, replay, filled, tape, rule, 5, step)
-        seen += np.bincount(batch.x[:, 0].astype(int), minlength=T)
-    bins = np.concatenate([seen[s : s + L] for s in replay.start[:filled]])
+        batch = new_batch(256, 1, 1, NUM_POSITION_FEATURES, A)
+        sample_uniformly(batch, replay, filled, tape, rule, 5, step)
+        seen += np.bincount(batch.features[:, 0].astype(int), minlength=T)
+    bins = np.concatenate([seen[s : s + L] for s in replay.start_bar[:filled]])
     assert bins.sum() == seen.sum() == 60 * 256
     expected = 60 * 256 / len(bins)
     assert ((bins - expected) ** 2 / expected).sum() < 115
@@ -177,20 +170,20 @@ def test_entries_of_any_size_come_with_their_shares_and_explored_sizes_end_a_ret
     size = np.zeros((R, L, E), np.float32)
     size[..., :2] = draw.uniform(0.1, 1, (R, L, 2)) * [1, -1]
     share = draw.dirichlet(np.ones(E), (R, L)).astype(np.float32)
-    replay = plain._replace(size=size, share=share)
+    replay = plain._replace(candidate_size=size, candidate_policy=share)
     replay.action[:] = replay.policy.argmax(axis=2)
     largest = np.take_along_axis(size, share.argmax(axis=2)[..., None], axis=2)[..., 0]
     replay.position[:, 1:, SIDE] = np.where(draw.random((R, L)) < 0.7, largest, 0.05)
-    batch, rule = new_batch(64, 5, F, FEATURES, A, candidates=E), ValueTarget(5, 0.9, 0.0)
-    sample(batch, replay, R, tape_of(0), rule, 3, 3)
+    batch, rule = (new_batch(64, 5, F, NUM_POSITION_FEATURES, A, num_candidates=E), ValueTargetConfig(5, 0.9, 0.0))
+    sample_uniformly(batch, replay, R, tape_of(0), rule, 3, 3)
     greedy = np.isin(replay.action, (0, 3)) | (replay.position[:, 1:, SIDE] == largest)
     assert 0.5 < greedy.mean() < 0.95
     for b in range(64):
-        slot, first = divmod(below(R * L, 3, 3, b), L)
+        slot, first = divmod(randint(R * L, 3, 3, b), L)
         for k in range(6):
             inside = first + k < L
-            assert (batch.size[b, k] == (size[slot, first + k] if inside else 0)).all()
-            assert (batch.share[b, k] == (share[slot, first + k] if inside else 0)).all()
+            assert (batch.candidate_size[b, k] == (size[slot, first + k] if inside else 0)).all()
+            assert (batch.candidate_policy[b, k] == (share[slot, first + k] if inside else 0)).all()
         stop = first
         while stop < min(first + 5, L) and greedy[slot, stop]:
             stop += 1
@@ -203,10 +196,10 @@ def test_entries_of_any_size_come_with_their_shares_and_explored_sizes_end_a_ret
 
 
 def small_market() -> Dataset:
-    config = load_config(None, ["market.session=24"])
+    config = load_config(None, ["market.episode_length=24"])
     bars = wandering_bars(3, 700, 60)
     extra = np.arange(700, dtype=np.float32)[:, None] / 100
-    return new_dataset(bars, extra, config, MADE, 3600 * NS, 1)
+    return new_dataset(bars, extra, config, SYNTHETIC_INSTRUMENT, 3600 * SECOND_NS, 1)
 
 
 DATA = small_market()
@@ -214,44 +207,39 @@ DATA = small_market()
 
 def expected_rows(data: Dataset, held: Any) -> Any:
     """Normalised features of bars, by numpy."""
-    raw = np.concatenate([features_of(data.setting.features, data.bars, held, 1), data.extra[held]], axis=1)
-    shift, scale = data.setting.normaliser
+    raw = np.concatenate(
+        [compute_features(data.market_spec.features, data.bars, held, 1), data.extra_features[held]], axis=1
+    )
+    shift, scale = data.market_spec.normaliser
     return np.clip((raw.astype(np.float64) - shift) / scale, -8, 8)
 
 
 @given(st.integers(0, 2**20), st.integers(1, 4), st.sampled_from([0, 1]))
 @few
-def test_the_store_has_the_features_of_every_bar_held_and_never_more_rows(
-    seed: int, block: int, room_mb: int
-) -> None:
+def test_the_store_has_the_features_of_every_bar_held_and_never_more_rows(seed: int, block: int, room_mb: int) -> None:
     draw, length, room = np.random.default_rng(seed), 25, 5
     store, held = FeatureStore(DATA, room * length, 1, room_mb), list[int]()
     for _ in range(12):
         while len(held) + block > room or (held and draw.random() < 0.4):
             store.release(held.pop(int(draw.integers(len(held)))), length)
         starts = draw.choice(DATA.starts[:180], block)  # sessions share bars, and all together have no room
-        store.hold(starts, length)
+        store.acquire(starts, length)
         held += starts.tolist()
         bars = np.unique(np.add.outer(held, np.arange(length)))
         assert (store.row_of_bar[bars] >= 0).all()
         known = np.flatnonzero(store.row_of_bar >= 0)
         rows = store.row_of_bar[known]
-        assert (
-            len(set(rows.tolist()))
-            == len(known)
-            <= len(store.X)
-            <= max(room * length, room_mb * 2**20 / 1180)
-        )
+        assert len(set(rows.tolist())) == len(known) <= len(store.X) <= max(room * length, room_mb * 2**20 / 1180)
         np.testing.assert_allclose(store.X[rows], expected_rows(DATA, known), rtol=1e-5, atol=1e-5)
 
 
 def test_a_full_store_of_sessions_apart_fits_to_the_row_and_one_more_does_not() -> None:
     store = FeatureStore(DATA, 3 * 25, 1, 0)
     starts = DATA.starts[0] + 25 * np.arange(4)
-    store.hold(starts[:3], 25)
+    store.acquire(starts[:3], 25)
     assert sorted(store.row_of_bar[store.row_of_bar >= 0].tolist()) == list(range(75))
     with pytest.raises(IndexError, match="75 rows"):
-        store.hold(starts[3:], 25)
+        store.acquire(starts[3:], 25)
 
 
 @pytest.fixture
@@ -261,16 +249,16 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def spy(spec: Any, source: Any, ts: Any, threads: int) -> Any:
         bars.extend(ts.tolist())
-        return features_of(spec, source, ts, threads)
+        return compute_features(spec, source, ts, threads)
 
-    monkeypatch.setattr("host.training.dataset.features_of", spy)
+    monkeypatch.setattr("host.training.dataset.compute_features", spy)
     return bars
 
 
 def test_with_room_each_bar_is_computed_once(computed: list[int]) -> None:
     store = FeatureStore(DATA, 50, 1)
     for start in [0, 90, 10, 0, 80, 200, 10]:
-        store.hold(DATA.starts[start : start + 1], 25)
+        store.acquire(DATA.starts[start : start + 1], 25)
         store.release(int(DATA.starts[start]), 25)
     assert len(computed) == len(set(computed)) == 35 + 35 + 25
 
@@ -278,20 +266,20 @@ def test_with_room_each_bar_is_computed_once(computed: list[int]) -> None:
 def test_without_room_what_was_released_longest_ago_goes_first(computed: list[int]) -> None:
     store = FeatureStore(DATA, 75, 1, 0)
     a, b, c, d = (int(DATA.starts[0]) + 25 * np.arange(4)).tolist()
-    store.hold(np.array([a, b, c]), 25)
+    store.acquire(np.array([a, b, c]), 25)
     for start in (b, a, c):
         store.release(start, 25)
-    store.hold(np.array([d]), 25)  # in the room of b
+    store.acquire(np.array([d]), 25)  # in the room of b
     computed.clear()
-    store.hold(np.array([a, c]), 25)
+    store.acquire(np.array([a, c]), 25)
     assert computed == []
     store.release(a, 25)
-    store.hold(np.array([b]), 25)
+    store.acquire(np.array([b]), 25)
     assert computed == list(range(b, b + 25))
 
 
 def test_rows_do_not_depend_on_threads() -> None:
     stores = [FeatureStore(DATA, 400, threads) for threads in (1, 2)]
     for store in stores:
-        store.hold(DATA.starts[:300:30], 25)
+        store.acquire(DATA.starts[:300:30], 25)
     assert (stores[0].X == stores[1].X).all()

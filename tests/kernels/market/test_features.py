@@ -7,34 +7,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels.market.bars import NS, Bars, take
+from kernels.market.bars import SECOND_NS, Bars, slice_bars
 from kernels.market.features import (
-    CLIP,
     HISTORY,
-    LEAST_FAST,
+    MAX_FEATURE,
+    MIN_FAST_RATIO,
     WINDOW,
-    Features,
+    FeatureSpec,
     bar_features,
+    compute_features,
     feature_digest,
-    features_of,
+    feature_names,
+    feature_signs,
     fill_features,
     fit_normaliser,
-    names,
-    new_features,
-    new_work,
+    new_feature_spec,
+    new_feature_work,
     normalise,
     normalise_rows,
-    read_returns,
-    signs,
-    width,
+    num_features,
+    write_returns,
 )
 from kernels.market.scattering import new_scatter_work, scatter
 from tests.fixtures.paths import REAL, SAMPLE
 
 REAL_YEAR = REAL / "EURUSD_H1_dukascopy_ask_2017.csv"
-HOUR = 3600 * NS
-SPEC = new_features(6, 4, HOUR)
-NAMES = names(SPEC)
+HOUR = 3600 * SECOND_NS
+SPEC = new_feature_spec(6, 4, HOUR)
+NAMES = feature_names(SPEC)
 SIGNED = np.array([name.startswith("+-") for name in NAMES])
 quick = settings(deadline=None, max_examples=20)
 
@@ -47,7 +47,7 @@ def walk(T: int, seed: int = 0, hole: int = 0) -> Bars:
     high = np.maximum(start, close) * np.exp(rng.exponential(2e-4, T))
     low = np.minimum(start, close) * np.exp(-rng.exponential(2e-4, T))
     spread = np.exp(rng.uniform(5e-5, 2e-4, T))
-    time = 1_483_311_600 * NS + HOUR * np.arange(T)
+    time = 1_483_311_600 * SECOND_NS + HOUR * np.arange(T)
     if hole:
         time[hole:] += 48 * HOUR
     return Bars(time, start, high, low, close, start * spread, close * spread, np.ones(T))
@@ -63,9 +63,9 @@ def real(rows: int = 2000) -> Bars:
     return Bars(time, o, h, low, c, o + 1e-4, c + 1e-4, v)
 
 
-def at(bars: Bars, t: int, spec: Features = SPEC) -> NDArray[np.float32]:
-    out = np.full(width(spec), np.nan, np.float32)
-    bar_features(out, spec, bars, t, new_work(spec))
+def at(bars: Bars, t: int, spec: FeatureSpec = SPEC) -> NDArray[np.float32]:
+    out = np.full(num_features(spec), np.nan, np.float32)
+    bar_features(out, spec, bars, t, new_feature_work(spec))
     return out
 
 
@@ -75,14 +75,14 @@ def column(name: str) -> int:
 
 
 def test_names_and_width() -> None:
-    assert len(set(NAMES)) == len(NAMES) == width(SPEC) == 67 * 4 + 9 + 8 + 9
+    assert len(set(NAMES)) == len(NAMES) == num_features(SPEC) == 67 * 4 + 9 + 8 + 9
     assert HISTORY == WINDOW + 1
     assert SIGNED.sum() == 4 + 9 + 8
 
 
 def test_digest_tells_specifications_apart() -> None:
-    assert feature_digest(SPEC) == feature_digest(new_features(6, 4, HOUR))
-    assert len({feature_digest(new_features(J, Q, HOUR)) for J, Q in ((6, 4), (6, 8), (4, 8))}) == 3
+    assert feature_digest(SPEC) == feature_digest(new_feature_spec(6, 4, HOUR))
+    assert len({feature_digest(new_feature_spec(J, Q, HOUR)) for J, Q in ((6, 4), (6, 8), (4, 8))}) == 3
 
 
 @given(t=st.integers(WINDOW, 398), seed=st.integers(0, 99))
@@ -100,7 +100,7 @@ def test_later_bars_change_nothing(t: int, seed: int) -> None:
 def test_only_the_history_is_read() -> None:
     bars = walk(600, hole=250)
     for t in (WINDOW, 300, 505, 506, 507, 599):
-        np.testing.assert_array_equal(at(bars, t), at(take(bars, t - WINDOW, t + 1), WINDOW))
+        np.testing.assert_array_equal(at(bars, t), at(slice_bars(bars, t - WINDOW, t + 1), WINDOW))
         earlier = Bars(*(c.copy() for c in bars))
         for prices in earlier[1:]:
             prices[: t - WINDOW] *= 7
@@ -137,8 +137,8 @@ def mirrored(bars: Bars) -> Bars:
 @pytest.mark.parametrize("bars", [walk(300, hole=280), real(700)], ids=["walk", "real"])
 def test_mirrored_prices(bars: Bars) -> None:
     ts = np.arange(WINDOW, len(bars.time))
-    up, down = features_of(SPEC, bars, ts, 1), features_of(SPEC, mirrored(bars), ts, 1)
-    sign = signs(SPEC, 2)
+    up, down = compute_features(SPEC, bars, ts, 1), compute_features(SPEC, mirrored(bars), ts, 1)
+    sign = feature_signs(SPEC, 2)
     np.testing.assert_allclose(down, up * sign[:-2], rtol=1e-5, atol=1e-5)
     assert sign[-2:].tolist() == [-1, -1]
     n = fit_normaliser(up, SPEC)
@@ -153,20 +153,20 @@ def test_mirrored_prices(bars: Bars) -> None:
 def test_bulk_is_bar_by_bar(data: st.DataObject) -> None:
     bars = walk(900, seed=6, hole=400)
     start = data.draw(st.integers(0, 500))
-    some = take(bars, start, 900)
+    some = slice_bars(bars, start, 900)
     ts = np.array(data.draw(st.lists(st.integers(WINDOW, 899 - start), min_size=1, max_size=20)))
     single = np.stack([at(bars, start + int(t)) for t in ts])
     out = np.zeros_like(single)
-    fill_features(out, SPEC, some, ts, new_work(SPEC))
+    fill_features(out, SPEC, some, ts, new_feature_work(SPEC))
     assert out.tobytes() == single.tobytes()
-    assert features_of(SPEC, some, ts, 2).tobytes() == single.tobytes()
+    assert compute_features(SPEC, some, ts, 2).tobytes() == single.tobytes()
 
 
 def test_threads_change_no_bit() -> None:
     bars = real()
     ts = np.arange(WINDOW, 1999)
-    one = features_of(SPEC, bars, ts, 1)
-    assert features_of(SPEC, bars, ts, 3).tobytes() == one.tobytes()
+    one = compute_features(SPEC, bars, ts, 1)
+    assert compute_features(SPEC, bars, ts, 3).tobytes() == one.tobytes()
     np.testing.assert_array_equal(one[777], at(bars, WINDOW + 777))
     assert np.isfinite(one).all()
 
@@ -175,8 +175,8 @@ def test_bars_without_history_are_refused() -> None:
     bars = walk(300)
     for ts in ([WINDOW - 1], [WINDOW, 300], [-1]):
         with pytest.raises(IndexError, match="256"):
-            features_of(SPEC, bars, np.array(ts), 1)
-    assert features_of(SPEC, bars, np.zeros(0, np.int64), 1).shape == (0, width(SPEC))
+            compute_features(SPEC, bars, np.array(ts), 1)
+    assert compute_features(SPEC, bars, np.zeros(0, np.int64), 1).shape == (0, num_features(SPEC))
 
 
 def flat(T: int, spread: float) -> Bars:
@@ -197,16 +197,16 @@ def test_quiet_after_a_busy_stretch() -> None:
     bars.close[300:] = bars.close[299]
     features = at(bars, 399)
     assert np.isfinite(features).all()
-    assert features[column("volatility")] == pytest.approx(np.log(LEAST_FAST))
+    assert features[column("volatility")] == pytest.approx(np.log(MIN_FAST_RATIO))
 
 
 def test_one_huge_return_hides_nothing() -> None:
     bars = walk(HISTORY, seed=8)
     x, y = np.zeros(WINDOW), np.zeros(WINDOW)
-    before, _ = read_returns(x, bars, WINDOW)
+    before, _ = write_returns(x, bars, WINDOW)
     for prices in bars[1:7]:
         prices[WINDOW - 20 :] *= 1.08  # fifty volatilities
-    after, _ = read_returns(y, bars, WINDOW)
+    after, _ = write_returns(y, bars, WINDOW)
     assert before < after < 2 * before
     assert y.max() == y[-21] < 0.3 * np.log(1.08)
 
@@ -227,9 +227,7 @@ def test_signed_features_by_hand() -> None:
     features = at(bars, 290)
     for k in range(9):
         h = 2**k
-        assert features[column(f"return_{h}")] == pytest.approx(
-            (level[-1] - level[-1 - h]) / h**0.5, abs=1e-5
-        )
+        assert features[column(f"return_{h}")] == pytest.approx((level[-1] - level[-1 - h]) / h**0.5, abs=1e-5)
         if k:
             expected = (level[-1] - level[-h:].mean()) / h**0.5
             assert features[column(f"above_mean_{h}")] == pytest.approx(expected, abs=1e-5)
@@ -261,9 +259,7 @@ def test_calendar() -> None:
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("t", "since", "missing"), [(299, 256, 0), (300, 0, 48), (555, 255, 48), (556, 256, 0)]
-)
+@pytest.mark.parametrize(("t", "since", "missing"), [(299, 256, 0), (300, 0, 48), (555, 255, 48), (556, 256, 0)])
 def test_last_hole(t: int, since: int, missing: int) -> None:
     found = at(walk(600, hole=300), t)[column("since_hole") :]
     np.testing.assert_allclose(found, np.log1p([since, missing]), rtol=1e-6)
@@ -272,26 +268,24 @@ def test_last_hole(t: int, since: int, missing: int) -> None:
 def test_normaliser() -> None:
     bars = real()
     ts = np.arange(WINDOW, 1999)
-    X = features_of(SPEC, bars, ts, 1)
+    X = compute_features(SPEC, bars, ts, 1)
     X[:, column("spread")] = 0.3  # constant
     wide = np.concatenate([X, np.full((len(X), 1), 5.0, np.float32)], axis=1)
     n = fit_normaliser(wide, SPEC)
     assert n.shift.dtype == n.scale.dtype == np.float32
-    assert n.shift.shape == n.scale.shape == (width(SPEC) + 1,)
+    assert n.shift.shape == n.scale.shape == (num_features(SPEC) + 1,)
     assert (n.shift[:-1][SIGNED] == 0).all()
     assert (n.scale > 0).all()
     assert n.scale[column("spread")] == n.scale[-1] == 1
     assert n.shift[-1] == 0
-    np.testing.assert_allclose(
-        np.mean(((X - n.shift[:-1]) / n.scale[:-1])[:, 10:200] ** 2, axis=0), 1, rtol=1e-3
-    )
+    np.testing.assert_allclose(np.mean(((X - n.shift[:-1]) / n.scale[:-1])[:, 10:200] ** 2, axis=0), 1, rtol=1e-3)
     rows = np.array([3, 1], np.int32)
-    expected = np.clip((wide.astype(np.float64) - n.shift) / n.scale, -CLIP, CLIP)
+    expected = np.clip((wide.astype(np.float64) - n.shift) / n.scale, -MAX_FEATURE, MAX_FEATURE)
     raw = wide.copy()
     normalise_rows(wide, rows, n)
     np.testing.assert_allclose(wide[rows], expected[rows], atol=1e-5)
     np.testing.assert_array_equal(wide[[0, 2]], raw[[0, 2]])
     raw[0, :2] = 1e9, -1e9
     normalise(raw[0], n)
-    assert (raw[0, :2] == [CLIP, -CLIP]).all()
+    assert (raw[0, :2] == [MAX_FEATURE, -MAX_FEATURE]).all()
     assert raw[0, -1] == 5.0

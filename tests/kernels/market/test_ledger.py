@@ -13,52 +13,47 @@ from numpy.typing import NDArray
 from host.data.csv_reader import read_bars
 from host.data.formats import ReadOptions
 from kernels.market import ledger as mk
-from kernels.market.bars import NS, Bars, take
-from kernels.market.calendar import WEEKDAYS
+from kernels.market.bars import SECOND_NS, Bars, slice_bars
+from kernels.market.calendar import CLOSED_ON_WEEKENDS
 from kernels.market.chance import (
     SCALE_BARS,
-    Codes,
-    code_of,
-    fit_codes,
+    ChanceCodes,
+    code_of_move,
+    fit_chance_codes,
     move_scale_px,
     standardise_moves,
     standardised_move,
 )
-from kernels.market.episodes import session_starts
+from kernels.market.episodes import episode_starts
 from kernels.market.ledger import Market, new_accounts, new_market
 from kernels.market.position import (
     ACTIONS,
     BUY,
     CLOSE,
-    FEATURES,
-    FULL,
+    FULL_SIZE_ONLY,
     HELD,
     HOLD,
-    PREVIOUS,
-    RAW,
+    NUM_POSITION_FEATURES,
+    NUM_POSITION_FIELDS,
+    PREVIOUS_SIDE,
     SELL,
     SIDE,
-    act_on,
     action_names,
+    action_target,
+    apply_fill,
+    apply_move,
     is_legal,
-    mirror_position,
-    mirrored,
-    move_on,
+    mirror_position_features,
+    mirrored_action,
     position_features,
-    target_side,
 )
 from tests.fixtures.paths import SAMPLE
 from tests.oracles.naive import MONDAY, Broker, wandering_bars
 
 MINUTES_FILE = "GBPJPY_M1_histdata_ascii_2021-01_02.csv"
-MINUTE, HOUR, DAY = 60 * NS, 3600 * NS, 86_400 * NS
+MINUTE, HOUR, DAY = 60 * SECOND_NS, 3600 * SECOND_NS, 86_400 * SECOND_NS
 N = 60
-COSTS: dict[str, Any] = {
-    "slippage_px": 2e-5,
-    "commission_px": 3e-5,
-    "swap_long_px": -5e-5,
-    "swap_short_px": 1e-5,
-}
+COSTS: dict[str, Any] = {"slippage_px": 2e-5, "commission_px": 3e-5, "swap_long_px": -5e-5, "swap_short_px": 1e-5}
 few = settings(deadline=None, max_examples=30)
 
 
@@ -78,9 +73,7 @@ def cases(draw: st.DrawFn) -> Case:
     rules: dict[str, Any] = {"excursion_weight": k, "reverse": draw(st.booleans())}
     rules["sizes"] = draw(st.sampled_from([(1.0,), (0.1, 0.25, 0.5, 0.75, 1.0), (0.3, 0.6)]))
     bars = wandering_bars(seed, N, minutes, draw(st.sampled_from([0.0, 1e-4])), begin)
-    return Case(
-        bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=minutes * MINUTE, **costs, **rules), seed
-    )
+    return Case(bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=minutes * MINUTE, **costs, **rules), seed)
 
 
 class Played(NamedTuple):
@@ -95,11 +88,11 @@ def play(case: Case, actions: list[int] | None = None) -> Played:
     """Legal actions at random, or those given, through every bar."""
     draw = np.random.default_rng(case.seed)
     n = len(case.bars.time) - 1
-    account, trade = new_accounts(1)[0], np.zeros(mk.TRADE)
+    account, trade = new_accounts(1)[0], np.zeros(mk.NUM_TRADE_FIELDS)
     rewards, equity, trades, done = np.zeros(n + 1), np.zeros(n + 1), [], []
-    positions = np.zeros((n + 1, RAW), np.float32)
+    positions = np.zeros((n + 1, NUM_POSITION_FIELDS), np.float32)
     for t in range(n):
-        mk.raw_position(positions[t], account, case.market)
+        mk.write_position(positions[t], account, case.market)
         A = len(action_names(case.market.sizes))
         legal = [a for a in range(A) if is_legal(account[mk.ACC_SIDE], a, A, case.market.reverse)]
         done.append(int(draw.choice(legal)) if actions is None else actions[t])
@@ -107,12 +100,12 @@ def play(case: Case, actions: list[int] | None = None) -> Played:
         equity[t] = account[mk.ACC_EQUITY]
         if trade[mk.EXIT_BAR] >= 0:
             trades.append(trade.copy())
-    mk.raw_position(positions[n], account, case.market)
+    mk.write_position(positions[n], account, case.market)
     rewards[n] = mk.close_out(account, trade, case.bars, n, case.market)
     equity[n] = account[mk.ACC_EQUITY]
     if trade[mk.EXIT_BAR] >= 0:
         trades.append(trade.copy())
-    return Played(rewards, equity, np.array(trades).reshape(-1, mk.TRADE), positions, done)
+    return Played(rewards, equity, np.array(trades).reshape(-1, mk.NUM_TRADE_FIELDS), positions, done)
 
 
 def compare(case: Case) -> None:
@@ -126,7 +119,7 @@ def compare(case: Case) -> None:
         assert played.equity[t] == pytest.approx(broker.equity(), rel=1e-9, abs=1e-14)
     last = len(case.bars.time) - 1
     assert played.rewards[-1] == pytest.approx(broker.finish(last), rel=1e-9, abs=1e-11)
-    expected = np.array([deal.row() for deal in broker.closed]).reshape(-1, mk.TRADE)
+    expected = np.array([deal.row() for deal in broker.closed]).reshape(-1, mk.NUM_TRADE_FIELDS)
     np.testing.assert_allclose(played.trades, expected, rtol=1e-9, atol=1e-14)
     assert len(expected) > 0
 
@@ -141,8 +134,8 @@ def test_ledger_is_the_naive_broker(case: Case) -> None:
 @given(cases())
 def test_rewards_equity_and_trades_agree(case: Case) -> None:
     played = play(case)
-    k, R = case.market.excursion_weight, case.market.range_px
-    profit, excursions = played.trades[:, mk.PROFIT_PX], played.trades[:, mk.EXCURSIONS_PX]
+    k, R = case.market.mae_penalty, case.market.range_px
+    profit, excursions = played.trades[:, mk.PROFIT_PX], played.trades[:, mk.ADVERSE_EXCURSION_SUM_PX]
     size = np.abs(profit).sum() + excursions.sum() + 1e-9
     assert abs(played.equity[-1] - profit.sum()) <= 1e-9 * size
     assert abs(played.rewards.sum() * R - (profit - k * excursions).sum()) <= 1e-9 * size
@@ -173,7 +166,7 @@ def test_mirrored_market_mirrors_the_profit(seed: int, reverse: bool) -> None:
     prices = {name: 2.2 - getattr(bars, name) for name in ("open", "close", "ask_open", "ask_close")}
     turned = bars._replace(high=2.2 - bars.low, low=2.2 - bars.high, **prices)
     options: dict[str, Any] = {"range_px": 5e-4, "pip_px": 1e-4, "interval_ns": HOUR, "reverse": reverse}
-    market = new_market(excursion_weight=0.05, **options)
+    market = new_market(mae_penalty=0.05, **options)
     one = play(Case(bars, market, seed))
     other = play(Case(turned, market, seed), [(HOLD, SELL, BUY, CLOSE)[a] for a in one.actions])
     np.testing.assert_allclose(one.rewards, other.rewards, atol=1e-10)
@@ -181,28 +174,26 @@ def test_mirrored_market_mirrors_the_profit(seed: int, reverse: bool) -> None:
     assert np.abs(one.rewards).sum() > 0
 
 
-@pytest.mark.parametrize("sizes", [FULL, (0.1, 0.25, 0.5, 1.0, 0.0)])
+@pytest.mark.parametrize("sizes", [FULL_SIZE_ONLY, (0.1, 0.25, 0.5, 1.0, 0.0)])
 @pytest.mark.parametrize("reverse", [True, False])
-def test_mirrored_actions_and_positions_are_those_of_the_other_side(
-    sizes: tuple[float, ...], reverse: bool
-) -> None:
+def test_mirrored_actions_and_positions_are_those_of_the_other_side(sizes: tuple[float, ...], reverse: bool) -> None:
     """Whatever is held: the mirrored action is as legal, and brings about the mirrored position."""
     A, draw = len(action_names(sizes)), np.random.default_rng(0)
     for side in (-1.0, -0.25, 0.0, 0.5, 1.0):
         for action in range(A):
-            other = mirrored(action, A)
-            assert mirrored(other, A) == action
+            other = mirrored_action(action, A)
+            assert mirrored_action(other, A) == action
             assert is_legal(-side, other, A, reverse) == is_legal(side, action, A, reverse)
-            assert target_side(-side, other, sizes) == -target_side(side, action, sizes)
-        raw = draw.normal(size=RAW).astype(np.float32)
+            assert action_target(-side, other, sizes) == -action_target(side, action, sizes)
+        raw = draw.normal(size=NUM_POSITION_FIELDS).astype(np.float32)
         raw[SIDE] = side
         turned = raw.copy()
-        turned[[SIDE, PREVIOUS]] *= -1
+        turned[[SIDE, PREVIOUS_SIDE]] *= -1
         for memoryless in (True, False):
-            features = np.zeros((2, FEATURES), np.float32)
+            features = np.zeros((2, NUM_POSITION_FEATURES), np.float32)
             position_features(features[0], raw, memoryless)
             position_features(features[1], turned, memoryless)
-            mirror_position(features[0])
+            mirror_position_features(features[0])
             np.testing.assert_array_equal(features[0], features[1])
 
 
@@ -213,21 +204,23 @@ def test_mirrored_actions_and_positions_are_those_of_the_other_side(
     st.sampled_from([0.0, 1e-4, 3e-4]),
     st.sampled_from([(1.0,), (0.1, 0.25, 0.5, 0.75, 1.0)]),
 )
-def test_position_is_what_the_search_expects(
-    seed: int, reverse: bool, spread: float, sizes: tuple[float, ...]
-) -> None:
+def test_position_is_what_the_search_expects(seed: int, reverse: bool, spread: float, sizes: tuple[float, ...]) -> None:
     """Where opens equal closes and the spread stands still, the ledger is act_on then move_on."""
     bars = wandering_bars(seed, N, 1)
     bars.open[1:] = bars.close[:-1]
     bars = bars._replace(ask_open=bars.open + spread, ask_close=bars.close + spread)
     rules: dict[str, Any] = {"reverse": reverse, "sizes": sizes}
     case = Case(bars, new_market(range_px=5e-4, pip_px=1e-4, interval_ns=MINUTE, **rules, **COSTS), seed)
-    played, after, expected = play(case), np.zeros(RAW, np.float32), np.zeros(RAW, np.float32)
+    played, after, expected = (
+        play(case),
+        np.zeros(NUM_POSITION_FIELDS, np.float32),
+        np.zeros(NUM_POSITION_FIELDS, np.float32),
+    )
     for t, action in enumerate(played.actions):
         move = (bars.close[t + 1] - bars.close[t]) / case.market.range_px
-        target = target_side(played.positions[t, SIDE], action, case.market.sizes)
-        act_on(after, played.positions[t], target, mk.entry_cost(bars, t, case.market))
-        move_on(expected, after, move)
+        target = action_target(played.positions[t, SIDE], action, case.market.sizes)
+        apply_fill(after, played.positions[t], target, mk.entry_cost(bars, t, case.market))
+        apply_move(expected, after, move)
         np.testing.assert_allclose(played.positions[t + 1], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -239,8 +232,8 @@ def test_every_number_of_a_position_is_put_to_the_test() -> None:
 @few
 @given(cases(), st.sampled_from([-1, 0, 1]), st.sampled_from([-3, 0, 1, 2, 3, 4, 99]))
 def test_illegal_actions_hold_and_show(case: Case, side: int, action: int) -> None:
-    case = case._replace(market=case.market._replace(sizes=FULL))
-    accounts, trade = new_accounts(2), np.zeros(mk.TRADE)
+    case = case._replace(market=case.market._replace(sizes=FULL_SIZE_ONLY))
+    accounts, trade = new_accounts(2), np.zeros(mk.NUM_TRADE_FIELDS)
     opening = {-1: SELL, 0: HOLD, 1: BUY}[side]
     for account in accounts:
         mk.step(account, trade, case.bars, 0, opening, case.market)
@@ -255,7 +248,7 @@ def test_illegal_actions_hold_and_show(case: Case, side: int, action: int) -> No
 
 def straight_bars(closes: list[datetime]) -> Bars:
     """Price 1 + t / 100 at close t, opens half-way from the last close, spread 0.001."""
-    time = np.array([int(c.timestamp()) * NS for c in closes])
+    time = np.array([int(c.timestamp()) * SECOND_NS for c in closes])
     close = 1 + np.arange(len(closes)) / 100
     start = close - 0.005
     return Bars(time, start, close, start, close, start + 0.001, close + 0.001, np.ones(len(closes)))
@@ -264,21 +257,14 @@ def straight_bars(closes: list[datetime]) -> Bars:
 def test_fills_and_costs_by_hand() -> None:
     bars = straight_bars([datetime(2024, 1, 1, h, tzinfo=UTC) for h in (1, 2, 3, 4)])
     market = new_market(
-        range_px=0.01,
-        pip_px=1e-4,
-        interval_ns=HOUR,
-        slippage_px=1e-4,
-        commission_px=2e-4,
-        excursion_weight=0.5,
+        range_px=0.01, pip_px=1e-4, interval_ns=HOUR, slippage_px=1e-4, commission_px=2e-4, mae_penalty=0.5
     )
     played = play(Case(bars, market, 0), [SELL, HOLD, CLOSE])
     # sold at 1.005 - 0.0001; marked at ask 1.011, 1.021; bought at 1.025 + 0.001 + 0.0001
     np.testing.assert_allclose(played.equity, np.array([-0.0063, -0.0163, -0.0216, -0.0216]), atol=1e-12)
     # the ask stood at 1.006 when it was filled: 0.005 and 0.015 beyond
     np.testing.assert_allclose(played.rewards, [-0.63 - 0.25, -1.0 - 0.75, -0.53, 0], atol=1e-9)
-    np.testing.assert_allclose(
-        played.trades, [[1, 3, -1, 1.0049, 1.0261, -0.0216, 0.02, 2, 0]], rtol=0, atol=1e-12
-    )
+    np.testing.assert_allclose(played.trades, [[1, 3, -1, 1.0049, 1.0261, -0.0216, 0.02, 2, 0]], rtol=0, atol=1e-12)
 
 
 def test_position_is_held_over_the_weekend() -> None:
@@ -291,9 +277,9 @@ def test_position_is_held_over_the_weekend() -> None:
     market = new_market(range_px=0.01, pip_px=1e-4, interval_ns=HOUR, swap_long_px=-3e-4)
     late = play(Case(bars, market, 0), [BUY, CLOSE, HOLD])
     assert late.trades[0, mk.EXIT_PX] == bars.open[2], "filled at the reopening price"
-    assert late.trades[0, mk.SWAP_PX] == pytest.approx(-3e-4), "Friday's night is paid by who held it"
-    assert play(Case(bars, market, 0), [HOLD, BUY, CLOSE]).trades[0, mk.SWAP_PX] == 0
-    starts, rejects = session_starts(bars, 0, 4, 3, 1, HOUR, WEEKDAYS)
+    assert late.trades[0, mk.FINANCING_PX] == pytest.approx(-3e-4), "Friday's night is paid by who held it"
+    assert play(Case(bars, market, 0), [HOLD, BUY, CLOSE]).trades[0, mk.FINANCING_PX] == 0
+    starts, rejects = episode_starts(bars, 0, 4, 3, 1, HOUR, CLOSED_ON_WEEKENDS)
     assert starts.tolist() == [0]
     assert rejects["too near the end"] == 3
 
@@ -302,14 +288,14 @@ def test_no_night_is_paid_twice_when_clocks_cut_a_day_short() -> None:
     closes = [datetime(2024, 1, day, hour, 30, tzinfo=UTC) for day, hour in ((1, 22), (2, 22), (3, 21))]
     market = new_market(range_px=0.01, pip_px=1e-4, interval_ns=DAY, swap_long_px=-3e-4)
     played = play(Case(straight_bars(closes), market, 0), [BUY, HOLD])
-    assert played.trades[0, mk.SWAP_PX] == pytest.approx(-3e-4)
+    assert played.trades[0, mk.FINANCING_PX] == pytest.approx(-3e-4)
 
 
 @pytest.mark.parametrize("part", [slice(0, 400), slice(2000, 2600)])
 def test_real_hours_are_booked_as_the_broker_books_them(part: slice) -> None:
     bars, _ = read_bars(SAMPLE, ReadOptions(side="ask"))
-    market = new_market(range_px=1e-3, pip_px=1e-4, interval_ns=HOUR, excursion_weight=0.05, **COSTS)
-    compare(Case(take(bars, part.start, part.stop), market, 1))
+    market = new_market(range_px=1e-3, pip_px=1e-4, interval_ns=HOUR, mae_penalty=0.05, **COSTS)
+    compare(Case(slice_bars(bars, part.start, part.stop), market, 1))
 
 
 def test_scale_is_causal_and_never_zero() -> None:
@@ -325,16 +311,16 @@ def test_scale_is_causal_and_never_zero() -> None:
 def test_codes_are_symmetric_and_even(C: int) -> None:
     bars = wandering_bars(2, 4000, 1)
     ts = np.arange(100, 3999)
-    codes = fit_codes(bars, ts, C)
+    codes = fit_chance_codes(bars, ts, C)
     z = np.zeros(len(ts))
     standardise_moves(z, bars, ts)
-    code = np.array([code_of(codes, x) for x in z])
+    code = np.array([code_of_move(codes, x) for x in z])
     assert codes.edges.shape == (C - 1,)
     assert (np.diff(codes.edges) > 0).all()
     np.testing.assert_array_equal(codes.edges, -codes.edges[::-1])
     np.testing.assert_array_equal(codes.centres[codes.centres > 0], -codes.centres[codes.centres < 0][::-1])
-    assert [code_of(codes, -x) for x in z] == (C - 1 - code).tolist()
-    assert [code_of(codes, e) for e in codes.edges if e > 0] == list(range(C // 2 + 1, C))
+    assert [code_of_move(codes, -x) for x in z] == (C - 1 - code).tolist()
+    assert [code_of_move(codes, e) for e in codes.edges if e > 0] == list(range(C // 2 + 1, C))
     np.testing.assert_allclose(np.bincount(code, minlength=C) / len(z), 1 / C, atol=0.03)
     both = np.concatenate([z[code == C - 1], -z[code == 0]])
     assert codes.centres[-1] == pytest.approx(both.mean())
@@ -342,44 +328,42 @@ def test_codes_are_symmetric_and_even(C: int) -> None:
 
 def test_codes_are_the_bins_of_numpy() -> None:
     """Upper bins are closed below and lower ones above: mirror images at the edges too."""
-    codes = Codes(np.array([-2.0, -0.5, 0.0, 0.5, 2.0]), np.zeros(6))
+    codes = ChanceCodes(np.array([-2.0, -0.5, 0.0, 0.5, 2.0]), np.zeros(6))
     z = np.concatenate([np.linspace(-3, 3, 61), codes.edges, [-0.0, 1e-300, -1e-300, np.inf, -np.inf]])
     expected = np.where(z >= 0, np.digitize(z, codes.edges), np.digitize(z, codes.edges, right=True))
-    assert [code_of(codes, x) for x in z] == expected.tolist()
+    assert [code_of_move(codes, x) for x in z] == expected.tolist()
 
 
 def test_codes_of_moves_that_are_often_zero_promise_nothing() -> None:
     bars = wandering_bars(3, 2000, 1)
     still = np.random.default_rng(3).random(2000) < 0.4
     close = np.cumsum(np.where(still, 0.0, np.diff(bars.close, prepend=1.1))) + 1.1
-    codes = fit_codes(bars._replace(close=close), np.arange(100, 1999))
+    codes = fit_chance_codes(bars._replace(close=close), np.arange(100, 1999))
     z = [standardised_move(bars._replace(close=close), t) for t in range(100, 1999)]
-    means = [codes.centres[code_of(codes, s * x)] for x in z for s in (1, -1)]
+    means = [codes.centres[code_of_move(codes, s * x)] for x in z for s in (1, -1)]
     assert abs(np.mean(means)) < 1e-12
     assert np.isfinite(codes.centres).all()
     with pytest.raises(ValueError, match="a bar after every bar"):
-        fit_codes(bars, np.array([1999]))
+        fit_chance_codes(bars, np.array([1999]))
 
 
 @few
 @given(cases(), st.sampled_from([0.1, 0.25, 0.5]))
 def test_a_part_of_a_position_costs_and_earns_that_part(case: Case, size: float) -> None:
     """Scaling the one size scales rewards, equity, trades and what the search sees, and changes no decision."""
-    actions = play(case._replace(market=case.market._replace(sizes=FULL))).actions
+    actions = play(case._replace(market=case.market._replace(sizes=FULL_SIZE_ONLY))).actions
     whole, part = (
-        play(case._replace(market=case.market._replace(sizes=(s, *FULL[1:]))), actions) for s in (1.0, size)
+        play(case._replace(market=case.market._replace(sizes=(s, *FULL_SIZE_ONLY[1:]))), actions) for s in (1.0, size)
     )
     close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
     np.testing.assert_allclose(part.rewards, size * whole.rewards, **close)
     np.testing.assert_allclose(part.equity, size * whole.equity, **close)
     fixed = [mk.ENTRY_BAR, mk.EXIT_BAR, mk.ENTRY_PX, mk.EXIT_PX, mk.BARS_HELD]
-    scaled = [mk.TRADE_SIDE, mk.PROFIT_PX, mk.EXCURSIONS_PX, mk.SWAP_PX]
+    scaled = [mk.TRADE_SIDE, mk.PROFIT_PX, mk.ADVERSE_EXCURSION_SUM_PX, mk.FINANCING_PX]
     np.testing.assert_array_equal(part.trades[:, fixed], whole.trades[:, fixed])
     np.testing.assert_allclose(part.trades[:, scaled], size * whole.trades[:, scaled], **close)
-    distances = [column for column in range(RAW) if column != HELD]
-    np.testing.assert_allclose(
-        part.positions[:, distances], size * whole.positions[:, distances], rtol=1e-5, atol=1e-6
-    )
+    distances = [column for column in range(NUM_POSITION_FIELDS) if column != HELD]
+    np.testing.assert_allclose(part.positions[:, distances], size * whole.positions[:, distances], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(part.positions[:, HELD], whole.positions[:, HELD])
 
 
@@ -389,7 +373,7 @@ def test_five_sizes_are_twelve_actions() -> None:
         *("HOLD", "BUY 0.1", "BUY 0.25", "BUY 0.5", "BUY 0.75", "BUY"),
         *("SELL 0.1", "SELL 0.25", "SELL 0.5", "SELL 0.75", "SELL", "CLOSE"),
     ]
-    assert [target_side(0.5, a, sizes) for a in range(12)] == [
+    assert [action_target(0.5, a, sizes) for a in range(12)] == [
         *(0.5, 0.1, 0.25, 0.5, 0.75, 1.0),
         *(-0.1, -0.25, -0.5, -0.75, -1.0, 0.0),
     ]
@@ -398,7 +382,7 @@ def test_five_sizes_are_twelve_actions() -> None:
         assert legal[0] == list(range(11))
         assert legal[0.25] == [0, *(range(6, 11) if reverse else ()), 11]
         assert legal[-1] == [0, *(range(1, 6) if reverse else ()), 11]
-    assert action_names(FULL) == list(ACTIONS)
+    assert action_names(FULL_SIZE_ONLY) == list(ACTIONS)
 
 
 @pytest.mark.parametrize(
@@ -408,10 +392,7 @@ def test_five_sizes_are_twelve_actions() -> None:
         {"slippage_px": -1e-5},
         {"interval_ns": 0},
         {"pip_px": np.nan},
-        *(
-            {"sizes": sizes}
-            for sizes in ([], [0.5, 0.5], [1, 0.5], [0, 1], [0.5, 1.5], [np.nan], np.arange(1, 7) / 6)
-        ),
+        *({"sizes": sizes} for sizes in ([], [0.5, 0.5], [1, 0.5], [0, 1], [0.5, 1.5], [np.nan], np.arange(1, 7) / 6)),
     ],
 )
 def test_impossible_markets_are_refused(wrong: dict[str, Any]) -> None:
@@ -423,7 +404,7 @@ def test_impossible_markets_are_refused(wrong: dict[str, Any]) -> None:
 @given(cases())
 def test_run_actions_is_the_ledger(case: Case) -> None:
     played = play(case)
-    equity, trades = np.zeros(N - 1), np.zeros((N - 1, mk.TRADE))
+    equity, trades = np.zeros(N - 1), np.zeros((N - 1, mk.NUM_TRADE_FIELDS))
     count = mk.run_actions(
         equity, trades, mk.new_accounts(1)[0], case.bars, 0, np.array(played.actions, np.int8), case.market
     )
@@ -439,21 +420,21 @@ def test_run_actions_is_the_ledger(case: Case) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_interpreted_kernels_say_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the compiler makes of the source is what Python makes of it, to the bit."""
-    market = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=HOUR, excursion_weight=0.05, **COSTS)
+    market = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=HOUR, mae_penalty=0.05, **COSTS)
     bars = wandering_bars(seed, 150, 60)
     case = Case(bars, market, seed)
     compiled = (
         play(case),
-        session_starts(bars, 0, 150, 5, 9, HOUR, WEEKDAYS),
-        fit_codes(bars, np.arange(70, 149)),
+        episode_starts(bars, 0, 150, 5, 9, HOUR, CLOSED_ON_WEEKENDS),
+        fit_chance_codes(bars, np.arange(70, 149)),
     )
     for name, fn in vars(mk).items():
         if hasattr(fn, "py_func"):
             monkeypatch.setattr(mk, name, fn.py_func)
     interpreted = (
         play(case),
-        session_starts(bars, 0, 150, 5, 9, HOUR, WEEKDAYS),
-        fit_codes(bars, np.arange(70, 149)),
+        episode_starts(bars, 0, 150, 5, 9, HOUR, CLOSED_ON_WEEKENDS),
+        fit_chance_codes(bars, np.arange(70, 149)),
     )
     for one, other in zip((*compiled[0], *compiled[1]), (*interpreted[0], *interpreted[1]), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -465,8 +446,8 @@ def test_part_of_the_bars_is_as_good_as_all() -> None:
     market = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=HOUR, **COSTS)
     actions = np.array([BUY, HOLD, CLOSE, SELL, HOLD, HOLD], np.int8)
     results = []
-    for part, first in ((bars, 20), (take(bars, 10, N), 10)):
-        equity, trades = np.zeros(6), np.zeros((6, mk.TRADE))
+    for part, first in ((bars, 20), (slice_bars(bars, 10, N), 10)):
+        equity, trades = np.zeros(6), np.zeros((6, mk.NUM_TRADE_FIELDS))
         mk.run_actions(equity, trades, mk.new_accounts(1)[0], part, first, actions, market)
         results.append(equity)
     np.testing.assert_array_equal(results[0], results[1])
@@ -477,7 +458,7 @@ def test_part_of_the_bars_is_as_good_as_all() -> None:
 def test_any_size_is_booked_as_the_naive_broker_does(case: Case, seed: int) -> None:
     """Targets that are legal, and now and then one that is not: it holds, and shows."""
     draw, broker = np.random.default_rng(seed), Broker(case.bars, case.market)
-    account, trade = new_accounts(1)[0], np.zeros(mk.TRADE)
+    account, trade = new_accounts(1)[0], np.zeros(mk.NUM_TRADE_FIELDS)
     for t in range(len(case.bars.time) - 1):
         side, size = float(account[mk.ACC_SIDE]), float(draw.uniform(0.01, 1))
         turn = -np.sign(side) if side else draw.choice([-1, 1])
@@ -486,13 +467,13 @@ def test_any_size_is_booked_as_the_naive_broker_does(case: Case, seed: int) -> N
         illegal += [side * size] if side else []
         if draw.random() < 0.2:
             target, order = float(draw.choice(illegal)), "HOLD"
-            assert math.isnan(mk.step_to(account, trade, case.bars, t, target, case.market))
+            assert math.isnan(mk.step_to_target(account, trade, case.bars, t, target, case.market))
             broker.trade(order, t)
             assert account[mk.ACC_SIDE] == side
         else:
             target = float(draw.choice(legal))
             order = "HOLD" if target == side else f"{'BUY' if target > 0 else 'SELL'} {abs(target)!r}"
-            reward = mk.step_to(account, trade, case.bars, t, target, case.market)
+            reward = mk.step_to_target(account, trade, case.bars, t, target, case.market)
             expected = broker.trade(order if target in (side, turn * size) else "CLOSE", t)
             assert reward == pytest.approx(expected, rel=1e-9, abs=1e-11)
             assert account[mk.ACC_SIDE] == target

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from kernels.market import ledger as mk
 from kernels.market import statistics as stats
-from kernels.market.bars import NS
+from kernels.market.bars import SECOND_NS
 from kernels.market.ledger import Market, new_market
 from kernels.market.position import BUY, CLOSE, HOLD, SELL
 from tests.oracles.naive import Broker, wandering_bars
 
-HOUR = 3600 * NS
+HOUR = 3600 * SECOND_NS
 PIP = 1e-4
 FIGURES = {
     "net_pips",
@@ -35,7 +35,7 @@ def market(**options: Any) -> Market:
 
 
 def trades_of(profits: list[float], held: list[int]) -> NDArray[np.float64]:
-    trades = np.zeros((len(profits), mk.TRADE))
+    trades = np.zeros((len(profits), mk.NUM_TRADE_FIELDS))
     trades[:, mk.PROFIT_PX], trades[:, mk.BARS_HELD] = profits, held
     return trades
 
@@ -47,7 +47,7 @@ def schedule(actions: Any, held: Any, *rest: Any) -> None:
 
 def test_figures_by_hand() -> None:
     equity = np.array([-1.0, 2.0, 2.0, -2.0, 0.0]) * PIP
-    found = stats.statistics(equity, trades_of([2 * PIP, -3 * PIP, 1 * PIP, 0.0], [1, 1, 1, 1]), PIP)
+    found = stats.compute_statistics(equity, trades_of([2 * PIP, -3 * PIP, 1 * PIP, 0.0], [1, 1, 1, 1]), PIP)
     assert found == pytest.approx(
         {
             "net_pips": 0.0,
@@ -61,14 +61,14 @@ def test_figures_by_hand() -> None:
         },
         abs=1e-9,
     )
-    rising = stats.statistics(np.array([-1.0, 3.0]) * PIP, trades_of([3 * PIP], [2]), PIP)
+    rising = stats.compute_statistics(np.array([-1.0, 3.0]) * PIP, trades_of([3 * PIP], [2]), PIP)
     assert rising["sortino"] == pytest.approx(1.5 / math.sqrt(0.5))
     assert rising["max_drawdown_pips"] == pytest.approx(1.0), "below the start counts"
     assert rising["profit_factor"] is None
 
 
 def test_nothing_traded_is_said_plainly() -> None:
-    found = stats.statistics(np.zeros(7), np.zeros((0, mk.TRADE)), PIP)
+    found = stats.compute_statistics(np.zeros(7), np.zeros((0, mk.NUM_TRADE_FIELDS)), PIP)
     assert found.keys() == FIGURES
     assert [found[k] for k in ("net_pips", "trades", "share_in_market", "max_drawdown_pips")] == [0, 0, 0, 0]
     assert [found[k] for k in ("win_rate", "expectancy_pips", "profit_factor", "sortino")] == [None] * 4
@@ -79,7 +79,7 @@ def test_nothing_traded_is_said_plainly() -> None:
 def test_schedules_trade_as_told(seed: int, reverse: bool, n: int) -> None:
     """The turnover of whatever can be traded can be dealt again, and every dealt action is legal."""
     bars, rules = wandering_bars(seed, n + 1, 60), market(reverse=reverse)
-    equity, trades = np.zeros(n), np.zeros((n, mk.TRADE))
+    equity, trades = np.zeros(n), np.zeros((n, mk.NUM_TRADE_FIELDS))
     agent = np.random.default_rng(seed).integers(0, 4, n).astype(np.int8)
     count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], bars, 0, agent, rules)
     held = trades[:count, mk.BARS_HELD].astype(np.int64)
@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused(held: list[int], n: int) -> None:
 
 def test_baselines_are_the_brokers() -> None:
     bars, rules = wandering_bars(9, 120, 60), market(swap_long_px=-1e-5, commission_px=1e-5)
-    found = stats.baselines(bars, 20, 100, rules, np.zeros((0, mk.TRADE)), 0)
+    found = stats.baselines(bars, 20, 100, rules, np.zeros((0, mk.NUM_TRADE_FIELDS)), 0)
     assert found["flat"] == found["random"] == 0
     for name, order in (("long", "BUY"), ("short", "SELL")):
         broker = Broker(bars, rules)
@@ -150,7 +150,7 @@ def test_baselines_are_the_brokers() -> None:
 
 def test_long_and_short_are_mirror_images_up_to_costs() -> None:
     bars = wandering_bars(2, 120, 60)
-    nothing = np.zeros((0, mk.TRADE))
+    nothing = np.zeros((0, mk.NUM_TRADE_FIELDS))
     found = stats.baselines(bars, 20, 100, market(commission_px=3e-5), nothing, 0)
     spreads = (bars.ask_open - bars.open)[21] + (bars.ask_close - bars.close)[99]
     assert -(found["long"] + found["short"]) == pytest.approx((spreads + 4 * 1e-5 + 4 * 3e-5) / PIP)
@@ -176,14 +176,14 @@ def test_random_is_a_mean_of_different_schedules(monkeypatch: pytest.MonkeyPatch
     bars, turnover = wandering_bars(1, 200, 60), trades_of([0.0] * 5, [3, 1, 7, 2, 30])
     found = []
     for schedules in (1, 2, 64):
-        monkeypatch.setattr(stats, "SCHEDULES", schedules)
+        monkeypatch.setattr(stats, "NUM_SCHEDULES", schedules)
         found.append(stats.baselines(bars, 0, 200, market(), turnover, 1)["random"])
     assert len({round(pips, 6) for pips in found}) == 3
 
 
 def test_an_empty_stretch_is_refused() -> None:
     with pytest.raises(ValueError, match="no decision"):
-        stats.baselines(wandering_bars(1, 20, 60), 5, 6, market(), np.zeros((0, mk.TRADE)), 0)
+        stats.baselines(wandering_bars(1, 20, 60), 5, 6, market(), np.zeros((0, mk.NUM_TRADE_FIELDS)), 0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -192,7 +192,7 @@ def test_schedules_deal_the_sizes_of_the_turnover(seed: int, reverse: bool) -> N
     """The ledger books as many trades of each size and length as the agent had, on either side."""
     n, sizes = 60, (0.1, 0.25, 0.5, 0.75, 1.0)
     bars, rules = wandering_bars(seed, n + 1, 60), market(reverse=reverse, sizes=sizes)
-    equity, trades = np.zeros(n), np.zeros((n, mk.TRADE))
+    equity, trades = np.zeros(n), np.zeros((n, mk.NUM_TRADE_FIELDS))
     agent = np.random.default_rng(seed).integers(0, 12, n).astype(np.int8)
     count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], bars, 0, agent, rules)
     dealt: list[Any] = []
@@ -202,7 +202,7 @@ def test_schedules_deal_the_sizes_of_the_turnover(seed: int, reverse: bool) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stats, "run_actions", keep)
-        patch.setattr(stats, "SCHEDULES", 2)
+        patch.setattr(stats, "NUM_SCHEDULES", 2)
         stats.baselines(bars, 0, n + 1, rules, trades[:count], seed)
     held = [mk.BARS_HELD, mk.TRADE_SIDE]
     assert dealt[1][0, mk.TRADE_SIDE] == -dealt[2][0, mk.TRADE_SIDE] == 1, "one full position"

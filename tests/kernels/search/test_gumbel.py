@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kernels.search import gumbel, tree
 from kernels.search.config import PUCT, new_search_config
-from kernels.search.puct import mix_noise
+from kernels.search.puct import add_dirichlet_noise
 
 WORKED = {  # (m, n): considered visits, from the paper's section 2 by hand
     (2, 8): [0, 0, 1, 1, 2, 2, 3, 3],
@@ -65,8 +65,8 @@ def test_the_improved_policy_is_never_worse_than_the_prior_under_exact_q(
     t = tree.new_tree(1, A + 1, A, A, 1, 0)
     tree.add_node(t, 0, tree.DECISION, tree.NONE, tree.NONE)
     t.prior[0, 0, :A], t.edge_value[0, 0, :A], t.edge_visits[0, 0, :A] = logits, q, np.arange(1, A + 1)
-    config = new_search_config(c_scale=c_scale, rescale=rescale)
-    tree.softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
+    config = new_search_config(c_scale=c_scale, rescale_values=rescale)
+    tree.masked_softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
     improved = np.zeros(A)
     gumbel.improved_policy(improved, t, config, 0, 0)
     prior = np.exp(logits - logits.max())
@@ -80,21 +80,21 @@ def test_the_improved_policy_is_never_worse_than_the_prior_under_exact_q(
 
 def test_mixed_noise_is_a_share_of_the_legal_prior() -> None:
     t = tree.new_tree(1, 1, 4, 4, 1, 0)
-    logits = np.array([0.5, -1.0, 2.0, tree.MASKED])
-    config = new_search_config(rule=PUCT, noise_share=0.25)
+    logits = np.array([0.5, -1.0, 2.0, tree.MASKED_LOGIT])
+    config = new_search_config(algorithm=PUCT, dirichlet_fraction=0.25)
     prior = np.exp(logits) / np.exp(logits).sum()
     for noise in (np.zeros(4), np.array([3.0, 1.0, 0.0, 7.0])):
         t.prior[0, 0], t.noise[0] = logits, noise
-        tree.softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
-        mix_noise(t, config, 0)
+        tree.masked_softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
+        add_dirichlet_noise(t, config, 0)
         share = 0.25 if noise.any() else 0.0
         np.testing.assert_allclose(
             t.policy[0, 0], (1 - share) * prior + share * np.array([0.75, 0.25, 0, 0]), atol=1e-6
         )
         assert t.policy[0, 0, 3] == 0
     t.prior[0, 0], t.noise[0] = logits, 1.0
-    tree.softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
-    mix_noise(t, config._replace(noise_share=0.0), 0)
+    tree.masked_softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
+    add_dirichlet_noise(t, config._replace(dirichlet_fraction=0.0), 0)
     np.testing.assert_allclose(t.policy[0, 0], prior, atol=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_scaling_without_rescale_keeps_magnitude() -> None:
     """With min-max, noise of any size looks like a decision; without it, small differences stay small."""
     tiny, logits = np.array([[0.0, 1e-6, -1e-6, 2e-6], np.zeros(4)], np.float32)
     plain, rescaled = tiny.copy(), tiny.copy()
-    gumbel.scale_q(plain, logits, new_search_config(), 2)
-    gumbel.scale_q(rescaled, logits, new_search_config(rescale=True), 2)
+    gumbel.transform_q(plain, logits, new_search_config(), 2)
+    gumbel.transform_q(rescaled, logits, new_search_config(rescale_values=True), 2)
     assert np.ptp(plain) < 1e-4
     assert np.ptp(rescaled) == pytest.approx(5.2)

@@ -13,34 +13,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.artifact.networks import Agent, Sizes, graph_widths, slot_sides
-from kernels.market.bars import NS, Bars
-from kernels.market.chance import Codes, fit_codes, move_scale_px
-from kernels.market.ledger import TRADE, Market, new_accounts, new_market, step
+from host.artifact.networks import NetworkShape, OnnxNetworks, graph_widths, hypothesis_positions
+from kernels.market.bars import SECOND_NS, Bars
+from kernels.market.chance import ChanceCodes, fit_chance_codes, move_scale_px
+from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, new_market, step
 from kernels.market.position import (
-    COST,
-    EXCURSION,
-    FEATURES,
-    RAW,
+    ADVERSE_EXCURSION,
+    ENTRY_COST,
+    NUM_POSITION_FEATURES,
+    NUM_POSITION_FIELDS,
     SIDE,
     UNREALISED,
     action_names,
     position_features,
 )
-from kernels.ort import check
+from kernels.ort import check_status
 from kernels.search.config import MARKET, SearchConfig, new_search_config
-from kernels.search.market_search import WAVE
-from kernels.search.planner import HORIZON, Planner, draw_noise, plan, set_root
+from kernels.search.market_search import EXPANSION_BATCH
+from kernels.search.planner import MAX_MARKET_DEPTH, Planner, draw_noise, plan, set_root
 from kernels.search.tree import NONE
 from models.export import export
-from models.params import Shape, new_params, views
+from models.params import ModelShape, as_views, new_params
 from tests.fixtures.graphs import Naive as NaiveGraph
 from tests.fixtures.graphs import graph, widths
 from tests.oracles.naive import moment, naive_move, rolls, wandering_bars
 
 F, D, H4 = 12, 8, 240
 BARS = wandering_bars(2, 200, H4)  # a roll within every six bars
-CODES = {C: fit_codes(BARS, np.arange(70, 190), C) for C in (2, 5)}
+CODES = {C: fit_chance_codes(BARS, np.arange(70, 190), C) for C in (2, 5)}
 FIRST_BAR = 100
 HALVES = (0.25, 0.5, 0.6, 0.8, 1.0)
 few = settings(deadline=None, max_examples=6)
@@ -63,29 +63,24 @@ class World:
     @property
     def market(self) -> Market:
         costs = {"slippage_px": 2e-5, "commission_px": 1e-5, "swap_long_px": -3e-5, "swap_short_px": 1e-5}
-        rules: dict[str, Any] = {
-            "excursion_weight": self.k,
-            "reverse": self.reverse,
-            "sizes": self.sizes,
-            **costs,
-        }
-        return new_market(range_px=5e-4, pip_px=1e-4, interval_ns=H4 * 60 * NS, **rules)
+        rules: dict[str, Any] = {"excursion_weight": self.k, "reverse": self.reverse, "sizes": self.sizes, **costs}
+        return new_market(range_px=5e-4, pip_px=1e-4, interval_ns=H4 * 60 * SECOND_NS, **rules)
 
     @property
-    def shape_sizes(self) -> Sizes:
-        return Sizes(F, FEATURES, D, self.actions, self.C)
+    def shape_sizes(self) -> NetworkShape:
+        return NetworkShape(F, NUM_POSITION_FEATURES, D, self.actions, self.C)
 
     def config(self, simulations: int, **others: Any) -> SearchConfig:
         rules = {"reverse": self.reverse, "excursion_weight": self.k, "rule": MARKET, "c_scale": 0.05}
-        return new_search_config(simulations=simulations, **(rules | others))
+        return new_search_config(num_simulations=simulations, **(rules | others))
 
-    def params(self) -> tuple[Any, Shape]:
-        shape = Shape(features=F, latent=D, hidden=8, actions=self.actions, codes=self.C)
+    def params(self) -> tuple[Any, ModelShape]:
+        shape = ModelShape(features=F, latent=D, hidden=8, actions=self.actions, codes=self.C)
         flat = new_params(shape, self.seed)
         return flat + np.random.default_rng(self.seed).normal(0, 0.3, flat.shape), shape
 
-    def graphs(self, flat: Any, shape: Shape) -> dict[str, bytes]:
-        return export(flat, shape, *slot_sides(self.shape_sizes, self.config(1), self.market.sizes))
+    def graphs(self, flat: Any, shape: ModelShape) -> dict[str, bytes]:
+        return export(flat, shape, *hypothesis_positions(self.shape_sizes, self.config(1), self.market.sizes))
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class Root:
 def random_root(seed: int, number: int, sizes: tuple[float, ...]) -> Root:
     """Flat, long or short, in turns; a position as the ledger could have left it."""
     draw = np.random.default_rng([seed, number])
-    position, sign = np.zeros(RAW, np.float32), number % 3 - 1
+    position, sign = np.zeros(NUM_POSITION_FIELDS, np.float32), number % 3 - 1
     if sign:
         side = sign * draw.choice(sizes)
         position[:] = [side, 3 + number, -0.4, 0.2, 1.5, 2.0, side, 0.3]
@@ -107,20 +102,20 @@ def random_root(seed: int, number: int, sizes: tuple[float, ...]) -> Root:
 
 
 def searched(
-    agent: Agent,
+    agent: OnnxNetworks,
     world: World,
     config: SearchConfig,
     roots: list[Root],
     seed: int = 0,
     bars: Bars = BARS,
-    codes: Codes | None = None,
+    codes: ChanceCodes | None = None,
 ) -> Planner:
     planner = agent.planner(len(roots), config)
     for b, root in enumerate(roots):
         known = CODES[world.C] if codes is None else codes
         set_root(planner, b, root.features, root.position, bars, root.t, known, world.market)
         draw_noise(planner, b, seed, root.number, 3)
-    check(plan(planner))
+    check_status(plan(planner))
     return planner
 
 
@@ -157,25 +152,25 @@ class Naive:
         return self.nets[name](x[None])[0].astype(float)
 
     def told(self, position: Any) -> Any:
-        out = np.zeros(FEATURES, np.float32)
+        out = np.zeros(NUM_POSITION_FEATURES, np.float32)
         position_features(out, np.asarray(position, np.float32), self.world.k == 0)
         return out
 
     def network_value(self, node: State, position: Any) -> float:
         """Under `pnl` the graph has a value for every size an entry can have, elsewhere of what it is shown."""
-        slots = slot_sides(self.world.shape_sizes, self.config, self.world.market.sizes)
+        slots = hypothesis_positions(self.world.shape_sizes, self.config, self.world.market.sizes)
         first = D + self.world.C
         if slots[1] is not None:
             (slot,) = [s for s, told in enumerate(slots[1]) if (told == self.told(position)).all()]
             return float(self.run("market", node.row)[first + slot])
-        shown = np.zeros(slots[0] * FEATURES)
-        shown[:FEATURES] = self.told(position)
+        shown = np.zeros(slots[0] * NUM_POSITION_FEATURES)
+        shown[:NUM_POSITION_FEATURES] = self.told(position)
         return float(self.run("market", np.concatenate([node.row, shown]))[first])
 
     def grow(self) -> None:
-        self.states, left, wave = [self.start], self.config.simulations, 1
+        self.states, left, wave = [self.start], self.config.num_simulations, 1
         while left > 0:
-            leaves = [s for s in self.states if not s.children and s.depth < HORIZON]
+            leaves = [s for s in self.states if not s.children and s.depth < MAX_MARKET_DEPTH]
             best = sorted(leaves, key=lambda s: -s.reach)[: min(wave, left)]
             if not best:
                 return
@@ -183,13 +178,11 @@ class Naive:
                 for c in range(self.world.C):
                     node.children.append(self.child(node, c))
                 self.states += node.children
-            left, wave = left - len(best), WAVE
+            left, wave = left - len(best), EXPANSION_BATCH
 
     def child(self, node: State, code: int) -> State:
         row = np.concatenate([node.latent, np.eye(self.world.C)[code]])
-        extra = (
-            0 if self.world.k == 0 else graph_widths(self.world.shape_sizes, False)["market"][0] - len(row)
-        )
+        extra = 0 if self.world.k == 0 else graph_widths(self.world.shape_sizes, False)["market"][0] - len(row)
         y = self.run("market", np.concatenate([row, np.zeros(extra)]))
         reach = node.reach * self.config.discount * node.chances[code]
         return State(row, y[:D], softmax(y[D : D + self.world.C]), node.depth + 1, reach)
@@ -224,15 +217,15 @@ class Naive:
         gain, after = self.swap(node.depth, target), np.array(position, float)
         if target != side:
             gain -= self.exit * abs(side) + self.entry * abs(target)
-            after = np.zeros(RAW)
-            after[SIDE], after[UNREALISED], after[COST] = (
+            after = np.zeros(NUM_POSITION_FIELDS)
+            after[SIDE], after[UNREALISED], after[ENTRY_COST] = (
                 target,
                 -self.entry * abs(target),
                 self.entry * abs(target),
             )
         for p, move, child in zip(node.chances, self.moves, node.children, strict=True):
             there = naive_move(after, move)
-            reward = target * move - self.world.k * there[EXCURSION]
+            reward = target * move - self.world.k * there[ADVERSE_EXCURSION]
             gain += p * (reward + self.config.discount * self.v(child, there))
         return float(gain)
 
@@ -261,7 +254,7 @@ WORLDS = [
 def test_the_search_is_the_naive_recursion(world: World) -> None:
     graphs, config = world.graphs(*world.params()), world.config(24, discount=0.7)
     roots = [random_root(world.seed, b, world.sizes) for b in range(3)]
-    planner = searched(Agent(graphs, world.shape_sizes), world, config, roots, seed=5)
+    planner = searched(OnnxNetworks(graphs, world.shape_sizes), world, config, roots, seed=5)
     close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     for b, root in enumerate(roots):
         naive = Naive(world, graphs, config, root)
@@ -269,21 +262,19 @@ def test_the_search_is_the_naive_recursion(world: World) -> None:
         q = np.full(world.actions, np.nan)
         q[legal] = [naive.q(naive.start, root.position, a) for a in legal]
         np.testing.assert_allclose(planner.q[b], q, **close)
-        unit = (config.c_visit + config.simulations) * config.c_scale / config.value_unit
+        unit = (config.c_visit + config.num_simulations) * config.c_scale / config.q_scale
         score = np.where(np.isnan(q), -np.inf, naive.logits + unit * np.nan_to_num(q))
         np.testing.assert_allclose(planner.policy[b], softmax(score), rtol=1e-4, atol=1e-5)
         assert planner.value[b] == pytest.approx(q[score.argmax()], **{"rel": 1e-5, "abs": 1e-5})
         assert planner.action[b] == (score + planner.noise[b]).argmax()
-        assert planner.rows[b] == len(naive.states)
+        assert planner.network_rows[b] == len(naive.states)
         assert planner.depth[b] == max(state.depth for state in naive.states)
     assert np.nanstd(planner.q) > 0.01
 
 
 @given(st.integers(0, 2**20), st.sampled_from([2, 7]), st.sampled_from([WORLDS[3], WORLDS[4]]))
 @few
-def test_a_batch_is_its_single_searches_to_the_bit_and_the_illegal_has_no_q(
-    seed: int, B: int, world: World
-) -> None:
+def test_a_batch_is_its_single_searches_to_the_bit_and_the_illegal_has_no_q(seed: int, B: int, world: World) -> None:
     agent = AGENTS[world]
     config = world.config(20)
     roots = [random_root(seed, b, world.sizes) for b in range(B)]
@@ -295,18 +286,18 @@ def test_a_batch_is_its_single_searches_to_the_bit_and_the_illegal_has_no_q(
         legal = set(np.flatnonzero(~np.isnan(together.q[b])).tolist())
         flat = root.position[SIDE] == 0
         assert (0 in legal, world.actions - 1 in legal) == (True, not flat)
-        assert together.depth[b] == together.market.depth[b, : together.market.used[b]].max()
+        assert together.depth[b] == together.market_tree.depth[b, : together.market_tree.num_nodes[b]].max()
         assert set(np.flatnonzero(together.policy[b]).tolist()) <= legal
         assert int(together.action[b]) in legal
 
 
-AGENTS = {world: Agent(world.graphs(*world.params()), world.shape_sizes) for world in (WORLDS[3], WORLDS[4])}
+AGENTS = {world: OnnxNetworks(world.graphs(*world.params()), world.shape_sizes) for world in (WORLDS[3], WORLDS[4])}
 
 
 def path_graphs(world: World, path: list[int]) -> dict[str, bytes]:
     """A market that takes exactly the codes of `path`, and networks that value nothing: the latent counts the bars."""
     A, C = world.actions, world.C
-    widths = graph_widths(Sizes(1, FEATURES, D, A, C), world.k == 0)
+    widths = graph_widths(NetworkShape(1, NUM_POSITION_FEATURES, D, A, C), world.k == 0)
     root, market = np.zeros(widths["root"]), np.zeros(widths["market"])
     root[0, 0] = 1.0
     root[0, D + A + 1 + path[0]] = 200.0
@@ -320,36 +311,36 @@ def path_graphs(world: World, path: list[int]) -> dict[str, bytes]:
     }
 
 
-def followed_bars(path: list[int], codes: Codes, t: int) -> Bars:
+def followed_bars(path: list[int], codes: ChanceCodes, t: int) -> Bars:
     """Bars up to t, then moves that are the centres of `path`: each opens at the last close, at the spread of t."""
     bars = Bars(*(column.copy() for column in BARS))
     scale, spread = move_scale_px(bars, t), bars.ask_close[t] - bars.close[t]
     for d, code in enumerate(path):
         i = t + 1 + d
-        bars.time[i] = bars.time[i - 1] + H4 * 60 * NS
+        bars.time[i] = bars.time[i - 1] + H4 * 60 * SECOND_NS
         bars.open[i], bars.close[i] = bars.close[i - 1], bars.close[i - 1] + codes.centres[code] * scale
         bars.ask_open[i], bars.ask_close[i] = bars.open[i] + spread, bars.close[i] + spread
     return bars
 
 
-@given(st.lists(st.integers(0, 4), min_size=HORIZON, max_size=HORIZON), st.sampled_from(WORLDS))
+@given(st.lists(st.integers(0, 4), min_size=MAX_MARKET_DEPTH, max_size=MAX_MARKET_DEPTH), st.sampled_from(WORLDS))
 @settings(deadline=None, max_examples=8)
 def test_rewards_of_the_tree_are_the_ledgers(path: list[int], world: World) -> None:
     """Q of a flat root is the best that any sequence of four actions earns in the ledger on that very series."""
-    codes, t, config = CODES[5], FIRST_BAR + len(set(path)), world.config(HORIZON, discount=0.9)
+    codes, t, config = CODES[5], FIRST_BAR + len(set(path)), world.config(MAX_MARKET_DEPTH, discount=0.9)
     bars, market = followed_bars(path, codes, t), world.market
-    agent = Agent(path_graphs(world, path), Sizes(1, FEATURES, D, world.actions, 5))
-    root = Root(np.ones(1, np.float32), np.zeros(RAW, np.float32), t, 0)
+    agent = OnnxNetworks(path_graphs(world, path), NetworkShape(1, NUM_POSITION_FEATURES, D, world.actions, 5))
+    root = Root(np.ones(1, np.float32), np.zeros(NUM_POSITION_FIELDS, np.float32), t, 0)
     with patch("host.artifact.networks.layout_of", widths):
         planner = searched(agent, world, config, [root], bars=bars, codes=codes)
-    assert planner.depth[0] == HORIZON
-    best, trade = np.full(world.actions, -np.inf), np.zeros(TRADE)
+    assert planner.depth[0] == MAX_MARKET_DEPTH
+    best, trade = np.full(world.actions, -np.inf), np.zeros(NUM_TRADE_FIELDS)
 
     def play(account: Any, depth: int, action: int) -> float:
         """The best discounted rewards that begin with `action`; NaN where it is illegal."""
         after = account.copy()
         reward = step(after, trade, bars, t + depth, action, market)
-        if math.isnan(reward) or depth + 1 == HORIZON:
+        if math.isnan(reward) or depth + 1 == MAX_MARKET_DEPTH:
             return reward
         return reward + 0.9 * float(np.nanmax([play(after, depth + 1, a) for a in actions]))
 
@@ -372,15 +363,13 @@ def test_rewards_of_the_tree_are_the_ledgers(path: list[int], world: World) -> N
 def test_amddp_of_no_weight_is_pnl_where_the_networks_see_the_side_alone() -> None:
     pnl, amddp = World(reverse=True, sizes=HALVES), World(k=1e-12, reverse=True, sizes=HALVES)
     flat, shape = pnl.params()
-    views(flat, shape).predict_w[D + 2 :] = 0
+    as_views(flat, shape).prediction_hidden_w[D + 2 :] = 0
     roots = [random_root(9, b, HALVES) for b in range(3)]
-    a, b = (
-        searched(Agent(w.graphs(flat, shape), w.shape_sizes), w, w.config(20), roots) for w in (pnl, amddp)
-    )
+    a, b = (searched(OnnxNetworks(w.graphs(flat, shape), w.shape_sizes), w, w.config(20), roots) for w in (pnl, amddp))
     np.testing.assert_allclose(a.q, b.q, atol=1e-5)
     np.testing.assert_allclose(a.policy, b.policy, atol=1e-4)
     assert (a.action == b.action).all()
-    assert (a.rows == b.rows).all()
+    assert (a.network_rows == b.network_rows).all()
 
 
 @pytest.mark.parametrize("k", [0.0, 0.05])
@@ -388,12 +377,12 @@ def test_the_order_of_the_codes_does_not_matter(k: float) -> None:
     world, order = World(k=k, seed=3), [3, 0, 4, 2, 1]
     flat, shape = world.params()
     roots = [random_root(4, b, world.sizes) for b in range(3)]
-    plain = searched(Agent(world.graphs(flat, shape), world.shape_sizes), world, world.config(20), roots)
-    p = views(flat, shape)
-    p.move_w[D:] = p.move_w[D:][order]
-    p.code_w[:], p.code_b[:] = p.code_w[:, order], p.code_b[order]
-    codes = Codes(CODES[5].edges, CODES[5].centres[order])
-    agent = Agent(world.graphs(flat, shape), world.shape_sizes)
+    plain = searched(OnnxNetworks(world.graphs(flat, shape), world.shape_sizes), world, world.config(20), roots)
+    p = as_views(flat, shape)
+    p.dynamics_hidden_w[D:] = p.dynamics_hidden_w[D:][order]
+    p.chance_logits_w[:], p.chance_logits_b[:] = p.chance_logits_w[:, order], p.chance_logits_b[order]
+    codes = ChanceCodes(CODES[5].edges, CODES[5].centres[order])
+    agent = OnnxNetworks(world.graphs(flat, shape), world.shape_sizes)
     permuted = searched(agent, world, world.config(20), roots, codes=codes)
     np.testing.assert_allclose(permuted.q, plain.q, atol=1e-5)
     np.testing.assert_allclose(permuted.policy, plain.policy, atol=1e-4)
@@ -403,31 +392,31 @@ def test_the_order_of_the_codes_does_not_matter(k: float) -> None:
 
 def test_expansions_cost_their_rows_and_end_at_the_horizon() -> None:
     world = World(C=2, k=0.05)
-    agent = Agent(world.graphs(*world.params()), world.shape_sizes)
-    everything = sum(2**d for d in range(HORIZON))
+    agent = OnnxNetworks(world.graphs(*world.params()), world.shape_sizes)
+    everything = sum(2**d for d in range(MAX_MARKET_DEPTH))
     found = list[Any]()
     for simulations in (1, 2, 9, 10, everything, 3 * everything):
         planner = searched(agent, world, world.config(simulations), [random_root(1, 2, world.sizes)])
-        assert planner.rows[0] == 1 + 2 * min(simulations, everything)
-        assert 1 <= planner.depth[0] <= HORIZON
+        assert planner.network_rows[0] == 1 + 2 * min(simulations, everything)
+        assert 1 <= planner.depth[0] <= MAX_MARKET_DEPTH
         found.append(planner.q[0])
     np.testing.assert_array_equal(found[-1], found[-2])
-    assert planner.depth[0] == HORIZON
+    assert planner.depth[0] == MAX_MARKET_DEPTH
 
 
 @patch("host.artifact.networks.layout_of", widths)
 def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_root() -> None:
     """A network whose next state depends on three states: those of the finished tree follow from its paths."""
     world, window = WORLDS[0], 3
-    sizes, rng = world.shape_sizes._replace(window=window), np.random.default_rng(0)
+    sizes, rng = world.shape_sizes._replace(attention_window=window), np.random.default_rng(0)
     w = {name: rng.normal(0, 0.5, size) for name, size in graph_widths(sizes, True).items()}
     steps = [("MatMul", ["x64", "w"], "z"), ("Tanh", ["z"], "y64")]
-    agent = Agent({name: graph(*w[name].shape, steps, {"w": w[name]}) for name in ("root", "market")}, sizes)
+    agent = OnnxNetworks({name: graph(*w[name].shape, steps, {"w": w[name]}) for name in ("root", "market")}, sizes)
     planner = searched(agent, world, world.config(60), [random_root(1, b, (1.0,)) for b in range(2)])
-    tree, deepest = planner.market, 0
+    tree, deepest = planner.market_tree, 0
     assert tree is not None
     for b in range(2):
-        for above in tree.order[b, : tree.expanded[b]]:
+        for above in tree.expansion_order[b, : tree.num_expanded[b]]:
             path = [int(above)]
             while tree.parent[b, path[-1]] != NONE:
                 path.append(int(tree.parent[b, path[-1]]))
@@ -435,7 +424,7 @@ def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_ro
             states = [*tree.state[b, path], *[np.zeros(D)] * window][:window]
             for code in range(world.C):
                 row = np.concatenate([*states, np.eye(world.C)[code]])
-                child = tree.child[b, above] + code
+                child = tree.first_child[b, above] + code
                 expected = np.tanh(row @ w["market"])[:D]
                 np.testing.assert_allclose(tree.state[b, child], expected, rtol=0, atol=1e-6)
     assert deepest > window

@@ -13,11 +13,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from kernels.ort import Layout, Session, check
+from kernels.ort import GraphLayout, Session, check_status
 from kernels.search import gumbel, tree
 from kernels.search import mcts as search
 from kernels.search.config import GUMBEL, PUCT, SearchConfig, new_search_config
-from kernels.search.costs import new_outlook
+from kernels.search.costs import new_exogenous_costs
 from kernels.search.puct import visit_policy
 from tests.fixtures.graphs import graph
 from tests.fixtures.paths import ROOT
@@ -63,13 +63,7 @@ def golden_graphs(case: dict[str, Any]) -> tuple[bytes, bytes]:
             ("Add", ["r", "br"], "reward"),
             *heads,
         ]
-        weights = {
-            "after": afterstate_in,
-            "Wd": np.transpose(w["Wd"]),
-            "Bd": w["Bd"],
-            "wr": wr,
-            "br": w["br"],
-        }
+        weights = {"after": afterstate_in, "Wd": np.transpose(w["Wd"]), "Bd": w["Bd"], "wr": wr, "br": w["br"]}
         return b"", graph(3 + A, 3 + 1 + A + 1, steps, weights | head_weights)
     after = graph(
         3 + A,
@@ -83,12 +77,7 @@ def golden_graphs(case: dict[str, Any]) -> tuple[bytes, bytes]:
         ],
         {"after": afterstate_in, "Wc": np.transpose(w["Wc"]), "wav": np.reshape(w["wav"], (3, 1))},
     )
-    steps = [
-        ("MatMul", ["x64", "Wd"], "d"),
-        ("Tanh", ["d"], "next"),
-        ("MatMul", ["x64", "Wr"], "reward"),
-        *heads,
-    ]
+    steps = [("MatMul", ["x64", "Wd"], "d"), ("Tanh", ["d"], "next"), ("MatMul", ["x64", "Wr"], "reward"), *heads]
     weights = {"Wd": rows(np.transpose(w["Wd"]), w["Bd"]), "Wr": rows(wr, np.reshape(w["br"], (C, 1)))}
     return after, graph(3 + C, 3 + 1 + A + 1, steps, weights | head_weights)
 
@@ -112,29 +101,29 @@ class Searcher:
         after, dynamics = golden_graphs(case)
         A, C = c["A"], c["C"]
         counts = range(1, batch + 1)
-        dyn = Session(dynamics).bind(Layout(3 + (C if c["stochastic"] else A), 3 + 1 + A + 1), counts)
-        aft = Session(after).bind(Layout(3 + A, 3 + C + 1), counts) if after else dyn
-        self.model = search.no_model()._replace(afterstate=aft, dynamics=dyn)
+        dyn = Session(dynamics).bind(GraphLayout(3 + (C if c["stochastic"] else A), 3 + 1 + A + 1), counts)
+        aft = Session(after).bind(GraphLayout(3 + A, 3 + C + 1), counts) if after else dyn
+        self.model = search.no_networks()._replace(afterstate=aft, dynamics=dyn)
         self.tree = tree.new_tree(batch, search.nodes_needed(self.config, C), A, C, 3, 0)
-        self.work = search.new_work(batch, C, self.config.simulations)
-        self.outlook, self.known = new_outlook(batch, A, C, 1), tree.new_known(batch)
-        self.table = gumbel.halving_table(c["m"], self.config.simulations)
+        self.work = search.new_search_work(batch, C, self.config.num_simulations)
+        self.outlook, self.known = new_exogenous_costs(batch, A, C, 1), tree.new_reused_value(batch)
+        self.table = gumbel.halving_table(c["m"], self.config.num_simulations)
 
     def plant(self, b: int, invalid: list[int], noise: list[float]) -> None:
         w = self.case["weights"]
         x = np.array(w["x0"])
         logits = np.array(w["Wp"]) @ x
-        search.plant(
+        search.init_root(
             self.tree, b, x.astype(np.float32), logits.astype(np.float32), float(np.tanh(np.dot(w["wv"], x)))
         )
         self.tree.noise[b] = noise
         for a, bad in enumerate(invalid):
             if bad:
-                self.tree.prior[b, 0, a] = tree.MASKED
+                self.tree.prior[b, 0, a] = tree.MASKED_LOGIT
 
     def run(self) -> None:
-        check(
-            search.grow(self.tree, self.work, self.model, self.outlook, self.config, self.known, self.table)
+        check_status(
+            search.run_simulations(self.tree, self.work, self.model, self.outlook, self.config, self.known, self.table)
         )
 
 
@@ -144,24 +133,20 @@ def test_parity_trees_equal_mctx(number: int) -> None:
     c, want = case["cfg"], case["expected"]
     searcher = Searcher(case, 3)
     for b in range(3):  # the middle root is the golden one: its neighbours must not touch it
-        searcher.plant(
-            b, c["invalid"] if b == 1 else [0] * c["A"], case["gumbel"] if b == 1 else [0.0] * c["A"]
-        )
+        searcher.plant(b, c["invalid"] if b == 1 else [0] * c["A"], case["gumbel"] if b == 1 else [0.0] * c["A"])
     searcher.run()
     t, n = searcher.tree, c["n"] + 1
-    assert t.used[1] == n
+    assert t.num_nodes[1] == n
     np.testing.assert_array_equal(t.parent[1, :n], want["parents"])
     np.testing.assert_array_equal(t.edge[1, :n], want["action_from_parent"])
     np.testing.assert_array_equal(t.visits[1, :n], want["node_visits"])
     np.testing.assert_allclose(t.value[1, :n], want["node_values"], atol=1e-5)
     visits = t.edge_visits[1, 0, : c["A"]]
     np.testing.assert_array_equal(visits, want["root_visits"])
-    assert gumbel.root_action(t, searcher.config, 1) == want["action"]
-    gumbel.scaled_q(t, searcher.config, 1, 0)
+    assert gumbel.final_action(t, searcher.config, 1) == want["action"]
+    gumbel.transformed_q(t, searcher.config, 1, 0)
     legal = np.array(c["invalid"]) == 0
-    np.testing.assert_allclose(
-        t.score[1, : c["A"]][legal], np.array(want["completed_q"])[legal], atol=2e-4, rtol=1e-4
-    )
+    np.testing.assert_allclose(t.score[1, : c["A"]][legal], np.array(want["completed_q"])[legal], atol=2e-4, rtol=1e-4)
     policy = np.zeros(c["A"])
     gumbel.improved_policy(policy, t, searcher.config, 1, 0)
     np.testing.assert_allclose(policy, want["action_weights"], atol=1e-4)
@@ -204,9 +189,9 @@ class NaivePuct:
         x = np.array(w["x0"])
         prior = self.softmax(np.where(legal, np.array(w["Wp"]) @ x, -np.inf))
         shares = np.where(legal, noise, 0) / max(np.where(legal, noise, 0).sum(), 1e-9)
-        share = config.noise_share if noise.any() else 0.0
+        share = config.dirichlet_fraction if noise.any() else 0.0
         self.root = Branch(x, float(np.tanh(np.dot(w["wv"], x))), (1 - share) * prior + share * shares)
-        for _ in range(config.simulations):
+        for _ in range(config.num_simulations):
             self.simulate()
 
     @staticmethod
@@ -220,11 +205,9 @@ class NaivePuct:
         if node.is_chance:
             counts = [node.children[c].visits if c in node.children else 0 for c in range(len(node.prior))]
             return int(np.argmax(node.prior / (np.array(counts) + 1)))
-        q = np.array(
-            [self.q(node.children[a]) if a in node.children else node.value for a in range(len(node.prior))]
-        )
+        q = np.array([self.q(node.children[a]) if a in node.children else node.value for a in range(len(node.prior))])
         low, high = min(q.min(), node.value), max(q.max(), node.value)
-        unit = max(high - low, 1e-8) if self.config.rescale else self.config.value_unit
+        unit = max(high - low, 1e-8) if self.config.rescale_values else self.config.q_scale
         counts = np.array([node.children[a].visits if a in node.children else 0 for a in range(len(q))])
         weight = 1.25 + math.log((node.visits + 19653) / 19652)
         score = q / unit + node.prior * math.sqrt(node.visits) / (1 + counts) * weight
@@ -304,7 +287,7 @@ def test_visits_are_conserved_in_every_mode(mode: dict[str, Any]) -> None:
     t = searcher.tree
     for b in range(2):
         assert t.visits[b, 0] == 31
-        for node in range(t.used[b]):
+        for node in range(t.num_nodes[b]):
             passed = sum(int(t.visits[b, child]) for child in t.child[b, node] if child != tree.NONE)
             is_code = mode["full_width"] and node > 0 and t.kind[b, node] == tree.DECISION
             assert t.visits[b, node] == passed + (0 if is_code else 1)
@@ -319,17 +302,14 @@ def test_permuted_actions_permute_the_result(number: int) -> None:
     w = case["weights"]
     weights = w | {"Wp": np.array(w["Wp"])[order].tolist(), "Ba": np.array(w["Ba"])[order].tolist()}
     found = list[Any]()
-    for given, noise in (
-        (case, case["gumbel"]),
-        (case | {"weights": weights}, np.array(case["gumbel"])[order]),
-    ):
+    for given, noise in ((case, case["gumbel"]), (case | {"weights": weights}, np.array(case["gumbel"])[order])):
         searcher = Searcher(given, 1)
         searcher.plant(0, [0] * A, list(noise))
         searcher.run()
         policy = np.zeros(A)
         gumbel.improved_policy(policy, searcher.tree, searcher.config, 0, 0)
         visits = searcher.tree.edge_visits[0, 0, :A].copy()
-        found.append((policy, visits, gumbel.root_action(searcher.tree, searcher.config, 0)))
+        found.append((policy, visits, gumbel.final_action(searcher.tree, searcher.config, 0)))
     (policy, visits, action), (permuted_policy, permuted_visits, permuted_action) = found
     np.testing.assert_array_equal(permuted_visits, visits[order])
     np.testing.assert_allclose(permuted_policy, policy[order], atol=1e-5)

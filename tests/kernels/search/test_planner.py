@@ -8,33 +8,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.artifact.networks import Agent, Sizes, graph_widths, row_buckets, slot_sides
+from host.artifact.networks import NetworkShape, OnnxNetworks, graph_widths, hypothesis_positions, row_buckets
 from host.artifact.onnx_check import layout_of
 from kernels.market.bars import Bars
 from kernels.market.chance import move_scale_px
 from kernels.market.position import (
     ACTIONS,
-    FEATURES,
-    FULL,
-    RAW,
+    FULL_SIZE_ONLY,
+    NUM_POSITION_FEATURES,
+    NUM_POSITION_FIELDS,
     SIDE,
-    act_on,
-    move_on,
+    action_target,
+    apply_fill,
+    apply_move,
     position_features,
-    target_side,
 )
-from kernels.ort import OrtError, Session, check
+from kernels.ort import OrtError, Session, check_status
 from kernels.rng import gamma, gumbel
 from kernels.search.config import PUCT, SearchConfig, new_search_config
 from kernels.search.planner import Planner, draw_noise, plan, set_root
-from kernels.search.tree import CHANCE, DECISION, LEGAL, NONE, Tree
+from kernels.search.tree import CHANCE, DECISION, MIN_LEGAL_LOGIT, NONE, Tree
 from models.export import export
 from models.params import new_params
 from tests.fixtures.graphs import Naive, graph, widths
 from tests.fixtures.roots import BARS, CODES, FIRST_BAR, MARKETS, SHAPE, A, C, D, Root, random_root
 from tests.oracles.naive import naive_move
 
-SIZES = Sizes(SHAPE.features, FEATURES, D, A, C)
+SIZES = NetworkShape(SHAPE.features, NUM_POSITION_FEATURES, D, A, C)
 few = settings(deadline=None, max_examples=8)
 
 
@@ -42,14 +42,14 @@ def random_graphs(seed: int, afterstates: bool = True) -> dict[str, bytes]:
     """Networks whose heads have an opinion: freshly initialised ones hardly do."""
     draw = np.random.default_rng(seed)
     flat = new_params(SHAPE, seed) + draw.normal(0, 0.3, new_params(SHAPE, 0).shape)
-    return export(flat, SHAPE, *slot_sides(SIZES, new_search_config()), afterstates)
+    return export(flat, SHAPE, *hypothesis_positions(SIZES, new_search_config()), afterstates)
 
 
-AGENTS = [Agent(random_graphs(seed), SIZES) for seed in range(2)]
+AGENTS = [OnnxNetworks(random_graphs(seed), SIZES) for seed in range(2)]
 
 
 def searched(
-    agent: Agent, config: SearchConfig, roots: list[Root], seed: int = 0, noise: Any = None, bars: Bars = BARS
+    agent: OnnxNetworks, config: SearchConfig, roots: list[Root], seed: int = 0, noise: Any = None, bars: Bars = BARS
 ) -> Planner:
     """A planner that has searched `roots` in lockstep."""
     planner = agent.planner(len(roots), config)
@@ -59,14 +59,14 @@ def searched(
         draw_noise(planner, b, seed, root.number, 3)
     if noise is not None:
         planner.noise[:] = noise
-    check(plan(planner))
+    check_status(plan(planner))
     return planner
 
 
 def random_planner(seed: int, B: int = 6, simulations: int = 24, reverse: bool | None = None) -> Planner:
     reverse = bool(seed % 2) if reverse is None else reverse
     config = new_search_config(
-        simulations=simulations, considered=3, c_scale=0.3, reverse=reverse, excursion_weight=0.01
+        num_simulations=simulations, max_considered_actions=3, c_scale=0.3, reverse=reverse, mae_penalty=0.01
     )
     return searched(AGENTS[seed % 2], config, [random_root(seed, b, reverse) for b in range(B)], seed)
 
@@ -78,7 +78,7 @@ def children(tree: Tree, b: int, node: int) -> dict[int, int]:
 
 
 def nodes(tree: Tree, b: int, kind: int) -> list[int]:
-    return [n for n in range(tree.used[b]) if tree.kind[b, n] == kind]
+    return [n for n in range(tree.num_nodes[b]) if tree.kind[b, n] == kind]
 
 
 def path(tree: Tree, b: int, node: int) -> list[int]:
@@ -98,15 +98,12 @@ def legal_names(side: float, reverse: bool) -> set[str]:
 
 def outcome(planner: Planner, b: int) -> list[bytes]:
     """Everything search b has left, to the bit."""
-    used = planner.tree.used[b]
+    used = planner.tree.num_nodes[b]
     parts = [
         array[b, :used] if array.ndim > 1 and name not in ("noise", "score") else array[b]
         for name, array in planner.tree._asdict().items()
     ]
-    return [
-        np.ascontiguousarray(p).tobytes()
-        for p in (*parts, planner.action[b], planner.policy[b], planner.value[b])
-    ]
+    return [np.ascontiguousarray(p).tobytes() for p in (*parts, planner.action[b], planner.policy[b], planner.value[b])]
 
 
 @given(st.integers(0, 2**20), st.sampled_from([2, 5, 9]))
@@ -114,9 +111,7 @@ def outcome(planner: Planner, b: int) -> list[bytes]:
 def test_a_batch_of_roots_is_its_single_searches_to_the_bit(seed: int, B: int) -> None:
     together = random_planner(seed, B)
     for b in range(B):
-        alone = searched(
-            AGENTS[seed % 2], together.config, [random_root(seed, b, together.config.reverse)], seed
-        )
+        alone = searched(AGENTS[seed % 2], together.config, [random_root(seed, b, together.config.reverse)], seed)
         assert outcome(together, b) == outcome(alone, 0), f"root {b}"
 
 
@@ -129,7 +124,7 @@ def test_illegal_actions_are_never_visited_at_any_depth(seed: int) -> None:
         depth = 0
         for node in nodes(tree, b, DECISION):
             legal = legal_names(tree.position[b, node, SIDE], planner.config.reverse)
-            assert {ACTIONS[a] for a in range(A) if tree.prior[b, node, a] > LEGAL} == legal
+            assert {ACTIONS[a] for a in range(A) if tree.prior[b, node, a] > MIN_LEGAL_LOGIT} == legal
             assert {ACTIONS[a] for a in children(tree, b, node)} <= legal
             depth = max(depth, len(path(tree, b, node)))
         assert depth >= 4
@@ -145,9 +140,9 @@ def test_illegal_actions_are_never_visited_at_any_depth(seed: int) -> None:
 def test_visits_are_conserved(seed: int, simulations: int) -> None:
     tree = random_planner(seed, simulations=simulations).tree
     for b in range(6):
-        assert tree.used[b] == 1 + simulations * (1 + C)
+        assert tree.num_nodes[b] == 1 + simulations * (1 + C)
         assert tree.visits[b, 0] == 1 + simulations
-        for node in range(tree.used[b]):
+        for node in range(tree.num_nodes[b]):
             passed = sum(int(tree.visits[b, child]) for child in children(tree, b, node).values())
             ended = 1 if node == 0 or tree.kind[b, node] == CHANCE else 0
             assert tree.visits[b, node] == passed + ended
@@ -157,10 +152,7 @@ def test_visits_are_conserved(seed: int, simulations: int) -> None:
 
 def naive_value(tree: Tree, b: int, node: int, discount: float) -> float:
     """Expectation over codes at a chance node; at a decision node the mean of its own value and those it visited."""
-    below = {
-        edge: (child, naive_value(tree, b, child, discount))
-        for edge, child in children(tree, b, node).items()
-    }
+    below = {edge: (child, naive_value(tree, b, child, discount)) for edge, child in children(tree, b, node).items()}
     if tree.kind[b, node] == CHANCE:
         prior = tree.prior[b, node].astype(float)
         return sum(prior[c] * (float(tree.reward[b, n]) + discount * v) for c, (n, v) in below.items())
@@ -174,10 +166,10 @@ def naive_value(tree: Tree, b: int, node: int, discount: float) -> float:
 def test_the_full_width_value_is_a_plain_recursion_over_the_tree(seed: int) -> None:
     planner = random_planner(seed)
     for b in range(6):
-        for node in range(planner.tree.used[b]):
+        for node in range(planner.tree.num_nodes[b]):
             expected = naive_value(planner.tree, b, node, planner.config.discount)
             assert planner.tree.value[b, node] == pytest.approx(expected, rel=1e-5, abs=1e-5)
-        assert np.ptp(planner.tree.value[b, : planner.tree.used[b]]) > 0.1
+        assert np.ptp(planner.tree.value[b, : planner.tree.num_nodes[b]]) > 0.1
 
 
 @given(st.integers(0, 2**20))
@@ -195,7 +187,7 @@ def test_policy_and_value_of_the_root_are_the_formula(seed: int) -> None:
         mean = sum(prior[a] * q[a] for a in q) / sum(prior[a] for a in q)
         mixed = (float(tree.raw_value[b, 0]) + sum(counts) * mean) / (1 + sum(counts))
         completed = np.array([q.get(a, mixed) for a in range(A)])
-        score = logits + (config.c_visit + max(counts)) * config.c_scale * completed / config.value_unit
+        score = logits + (config.c_visit + max(counts)) * config.c_scale * completed / config.q_scale
         policy = np.exp(score - score.max()) / np.exp(score - score.max()).sum()
         np.testing.assert_allclose(planner.policy[b], policy, rtol=1e-5, atol=1e-9)
         assert planner.value[b] == pytest.approx(completed[policy.argmax()], rel=1e-6)
@@ -210,23 +202,21 @@ def test_positions_in_the_tree_follow_from_the_actions_and_codes_on_the_path(see
     tree, market = planner.tree, MARKETS[planner.config.reverse]
     for b in range(6):
         t = FIRST_BAR + b
-        cost = (
-            BARS.ask_close[t] - BARS.close[t] + market.slippage_px + market.commission_px
-        ) / market.range_px
-        assert planner.outlook.entry_cost[b] == pytest.approx(cost, rel=1e-6)
+        cost = (BARS.ask_close[t] - BARS.close[t] + market.slippage_px + market.commission_px) / market.range_px
+        assert planner.costs.entry_cost[b] == pytest.approx(cost, rel=1e-6)
         move = CODES.centres * move_scale_px(BARS, t) / market.range_px
-        for node in range(tree.used[b]):
+        for node in range(tree.num_nodes[b]):
             position = random_root(seed, b, planner.config.reverse).position
             expected = position.astype(float)
             for i, edge in enumerate(path(tree, b, node)):
-                out = np.zeros(RAW, np.float32)
+                out = np.zeros(NUM_POSITION_FIELDS, np.float32)
                 if i % 2 == 0:
-                    act_on(
-                        out, position, target_side(position[SIDE], edge, FULL), planner.outlook.entry_cost[b]
+                    apply_fill(
+                        out, position, action_target(position[SIDE], edge, FULL_SIZE_ONLY), planner.costs.entry_cost[b]
                     )
                     expected = out.astype(float)
                 else:
-                    move_on(out, position, planner.outlook.move[b, edge])
+                    apply_move(out, position, planner.costs.move[b, edge])
                     expected = naive_move(position.astype(float), move[edge])
                 position = out
             assert (tree.position[b, node] == position).all()
@@ -234,7 +224,7 @@ def test_positions_in_the_tree_follow_from_the_actions_and_codes_on_the_path(see
 
 
 def told(tree: Tree, b: int, node: int) -> Any:
-    out = np.zeros(FEATURES, np.float32)
+    out = np.zeros(NUM_POSITION_FEATURES, np.float32)
     position_features(out, tree.position[b, node], False)
     return out
 
@@ -269,19 +259,19 @@ def test_every_node_is_what_the_networks_say_of_its_path() -> None:
         np.testing.assert_allclose(tree.raw_value[b, n], y[:, -1], **close)
         if kind == CHANCE:
             np.testing.assert_allclose(tree.prior[b, n, :C], softmax(y[:, -1 - C : -1]), **close)
-            rows = [tree.shared[b, tree.share[b, n]] for b, n in at]
+            rows = [tree.dynamics_preactivation[b, tree.preactivation_row[b, n]] for b, n in at]
             np.testing.assert_allclose(rows, y[:, D : -1 - C], **close)
-            assert (tree.shares < tree.kind.sum(axis=1)).all()  # siblings that took it over
+            assert (tree.preactivation_rows < tree.kind.sum(axis=1)).all()  # siblings that took it over
         else:
             np.testing.assert_allclose(tree.reward[b, n], y[:, D], **close)
-            legal = tree.prior[b, n, :A] > LEGAL
+            legal = tree.prior[b, n, :A] > MIN_LEGAL_LOGIT
             np.testing.assert_allclose(tree.prior[b, n, :A][legal], y[:, D + 1 : D + 1 + A][legal], **close)
             assert (tree.prior[b, n, :A][~legal] < -1e29).all()
 
 
 def test_noise_belongs_to_its_root_and_decides_what_is_considered() -> None:
     """Rows of noise permuted: each search becomes the one that had that noise."""
-    config = new_search_config(simulations=8, considered=2)
+    config = new_search_config(num_simulations=8, max_considered_actions=2)
     roots = [random_root(3, 1, False)] * 4  # flat, all the same
     noise = np.random.default_rng(0).gumbel(size=(4, A)).astype(np.float32)
     noise[0] = [0, 50, 40, 99]  # BUY, then SELL; CLOSE is illegal whatever its noise
@@ -293,12 +283,12 @@ def test_noise_belongs_to_its_root_and_decides_what_is_considered() -> None:
         assert outcome(permuted, b) == outcome(planner, order[b])
     assert set(children(planner.tree, 0, 0)) == {1, 2}
     assert set(children(planner.tree, 1, 0)) == {0, 2}
-    single = searched(AGENTS[0], config._replace(considered=1), roots, noise=noise)
+    single = searched(AGENTS[0], config._replace(max_considered_actions=1), roots, noise=noise)
     assert single.action[:2].tolist() == [1, 0]
 
 
 def test_noise_is_keyed_by_seed_stream_and_step() -> None:
-    planner = AGENTS[0].planner(2, new_search_config(simulations=2))
+    planner = AGENTS[0].planner(2, new_search_config(num_simulations=2))
     draw_noise(planner, 1, 5, 6, 7)
     expected = [np.float32(gumbel(5, 6, 7 * A + a)) for a in range(A)]
     assert planner.noise[1].tolist() == expected
@@ -306,11 +296,11 @@ def test_noise_is_keyed_by_seed_stream_and_step() -> None:
 
 
 def test_puct_decides_by_visits_with_gammas_for_noise() -> None:
-    config = new_search_config(simulations=24, rule=PUCT, reverse=True, excursion_weight=0.01)
+    config = new_search_config(num_simulations=24, algorithm=PUCT, reverse=True, mae_penalty=0.01)
     roots = [random_root(5, b, True) for b in range(6)]
     planner = searched(AGENTS[0], config, roots, seed=2)
     for b in range(6):
-        draws = [np.float32(gamma(config.noise_alpha, 2, b, 3 * A + a)) for a in range(A)]
+        draws = [np.float32(gamma(config.dirichlet_alpha, 2, b, 3 * A + a)) for a in range(A)]
         assert planner.noise[b].tolist() == draws
         below = children(planner.tree, b, 0)
         visits = [int(planner.tree.visits[b, below[a]]) if a in below else 0 for a in range(A)]
@@ -319,7 +309,7 @@ def test_puct_decides_by_visits_with_gammas_for_noise() -> None:
         legal = legal_names(planner.tree.position[b, 0, SIDE], True)
         assert {ACTIONS[a] for a in below} <= legal
     quiet = [
-        searched(AGENTS[0], config._replace(noise_share=share), roots, noise=noise)
+        searched(AGENTS[0], config._replace(dirichlet_fraction=share), roots, noise=noise)
         for share, noise in ((0.25, 0.0), (0.0, 0.0))
     ]
     for b in range(6):
@@ -329,7 +319,7 @@ def test_puct_decides_by_visits_with_gammas_for_noise() -> None:
 
 def test_bars_after_t_change_no_decision_at_t() -> None:
     """The move, and so the chance code, of t + 1 is not known to a search at t."""
-    config = new_search_config(simulations=24)
+    config = new_search_config(num_simulations=24)
     roots = [random_root(4, b, False)._replace(t=FIRST_BAR) for b in range(6)]
     reversed_moves = Bars(*(np.concatenate([c[: FIRST_BAR + 1], c[:FIRST_BAR:-1]]) for c in BARS))
     reversed_moves.close[FIRST_BAR + 1 :] *= 1.5
@@ -345,8 +335,8 @@ def test_a_search_without_afterstates_wants_networks_without() -> None:
     config = new_search_config(stochastic=False)
     with pytest.raises(ValueError, match="one without wants none"):
         AGENTS[0].planner(1, config)
-    without = Agent(random_graphs(0, afterstates=False), SIZES)
-    assert without.planner(1, config).model.code.shape[1] == 0
+    without = OnnxNetworks(random_graphs(0, afterstates=False), SIZES)
+    assert without.planner(1, config).networks.code_preactivation.shape[1] == 0
     with pytest.raises(ValueError, match="wants networks for them"):
         without.planner(1, new_search_config())
 
@@ -354,25 +344,25 @@ def test_a_search_without_afterstates_wants_networks_without() -> None:
 @pytest.mark.parametrize("name", ["root", "afterstate", "sibling", "dynamics"])
 def test_a_failing_network_call_is_an_error_and_no_decision(name: str) -> None:
     """A row that is one column too wide is refused by ONNX Runtime when the search calls it."""
-    planner = AGENTS[0].planner(2, new_search_config(simulations=4))
-    net = getattr(planner.model, name)
+    planner = AGENTS[0].planner(2, new_search_config(num_simulations=4))
+    net = getattr(planner.networks, name)
     rows = row_buckets(len(net.x))
     graph = random_graphs(0)[name]
     layout = layout_of(graph)
     broken = Session(graph).bind(layout._replace(width_in=layout.width_in + 1), rows)
-    planner = planner._replace(model=planner.model._replace(**{name: broken}))
+    planner = planner._replace(networks=planner.networks._replace(**{name: broken}))
     for b in range(2):
         root = random_root(0, b, False)
         set_root(planner, b, root.features, root.position, BARS, root.t, CODES, MARKETS[False])
     with pytest.raises(OrtError, match="invalid dimensions"):
-        check(plan(planner))
+        check_status(plan(planner))
 
 
 @patch("host.artifact.networks.layout_of", widths)
 def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_root() -> None:
     """Networks whose next state depends on three states: those of the finished tree follow from its paths."""
-    window, config = 3, new_search_config(simulations=40, considered=2, discount=0.9, c_scale=0.01)
-    sizes, rng = SIZES._replace(window=window), np.random.default_rng(0)
+    window, config = (3, new_search_config(num_simulations=40, max_considered_actions=2, discount=0.9, c_scale=0.01))
+    sizes, rng = SIZES._replace(attention_window=window), np.random.default_rng(0)
     w = {
         name: rng.normal(0, 0.5, size)
         for name, size in graph_widths(sizes, True).items()
@@ -382,7 +372,7 @@ def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_ro
     w["dynamics"][window * D + C :] = 0  # no position matters
     steps = {name: [("MatMul", ["x64", "w"], "z"), ("Tanh", ["z"], "y64")] for name in w}
     steps["afterstate"] = [("MatMul", ["x64", "w"], "y64")]
-    agent = Agent({name: graph(*w[name].shape, steps[name], {"w": w[name]}) for name in w}, sizes)
+    agent = OnnxNetworks({name: graph(*w[name].shape, steps[name], {"w": w[name]}) for name in w}, sizes)
     planner = searched(agent, config, [random_root(0, b, False) for b in range(2)], seed=1)
     tree, deepest = planner.tree, 0
     assert isinstance(tree, Tree)

@@ -13,56 +13,64 @@ from numba import njit
 
 from host.artifact.networks import row_buckets
 from host.artifact.onnx_check import layout_of
-from kernels.market.position import ACTIONS, FEATURES, RAW, SIDE, act_on, move_on, position_features
-from kernels.ort import Layout, OrtError, Session, check, evaluate
+from kernels.market.position import (
+    ACTIONS,
+    NUM_POSITION_FEATURES,
+    NUM_POSITION_FIELDS,
+    SIDE,
+    apply_fill,
+    apply_move,
+    position_features,
+)
+from kernels.ort import GraphLayout, OrtError, Session, check_status, evaluate
 from kernels.rng import beta, gumbel, uniform
 from kernels.search.config import WIDENING, SearchConfig, new_search_config
 from kernels.search.gumbel import halving_table
-from kernels.search.mcts import Model, no_model
+from kernels.search.mcts import Networks, no_networks
 from kernels.search.planner import Planner, new_planner, plan
 from kernels.search.progressive_widening import (
-    BETAS,
-    LEAST_SIZE,
-    Wide,
-    draw_key,
-    new_wide,
-    tree_bytes,
-    widening_table,
+    MIN_SIZE,
+    NUM_BETA_PARAMS,
+    SampledTree,
+    max_draws_table,
+    new_sampled_tree,
+    sampled_tree_bytes,
+    set_rng_key,
 )
 from kernels.search.tree import CHANCE, DECISION, NONE
 from models.export import export
-from models.params import Shape, new_params
+from models.params import ModelShape, new_params
 from tests.fixtures.graphs import graph, widths
 
-F, D, C, P = 12, 8, 5, FEATURES
+F, D, C, P = 12, 8, 5, NUM_POSITION_FEATURES
 few = settings(deadline=None, max_examples=6)
 
 
 def random_graphs(seed: int) -> dict[str, bytes]:
     """Networks with opinions."""
-    shape = Shape(features=F, latent=D, hidden=8, codes=C, sizes=BETAS)
+    shape = ModelShape(features=F, latent=D, hidden=8, codes=C, num_beta_params=NUM_BETA_PARAMS)
     flat = new_params(shape, seed)
     return export(flat + np.random.default_rng(seed).normal(0, 0.3, flat.shape), shape, 0)
 
 
-Opened = dict[str, tuple[Session, Layout]]
+Opened = dict[str, tuple[Session, GraphLayout]]
 
 
-def opened(graphs: dict[str, bytes], layout: Callable[[bytes], Layout] = layout_of) -> Opened:
+def opened(graphs: dict[str, bytes], layout: Callable[[bytes], GraphLayout] = layout_of) -> Opened:
     return {name: (Session(graph), layout(graph)) for name, graph in graphs.items()}
 
 
-def bound(sessions: Opened, B: int) -> Model:
+def bound(sessions: Opened, B: int) -> Networks:
     rows = {"root": B, "afterstate": B, "dynamics": B * C}
-    model = no_model()._replace(
+    model = no_networks()._replace(
         **{name: sessions[name][0].bind(sessions[name][1], row_buckets(rows[name])) for name in rows}
     )
     if "code" in sessions:
         session, layout = sessions["code"]
         code = session.bind(layout, [C])
         code.x[:] = np.eye(C)
-        check(evaluate(code, C))
-        model = model._replace(code=code.y)
+        check_status(evaluate(code, C))
+        model = model._replace(code_preactivation=code.y)
     return model
 
 
@@ -83,7 +91,7 @@ class Root:
 def random_root(seed: int, number: int) -> Root:
     """Flat, long or short by `number`; a part of a position with a history."""
     draw = np.random.default_rng([seed, number])
-    position, side = np.zeros(RAW, np.float32), number % 3 - 1
+    position, side = np.zeros(NUM_POSITION_FIELDS, np.float32), number % 3 - 1
     if side:
         position[:] = [side * 0.4, 3 + number, 0.5, 0.2, 1.5, 2.0, side * 0.4, 0.1]
     x, move = draw.normal(size=F), np.sort(draw.normal(size=C))
@@ -91,25 +99,25 @@ def random_root(seed: int, number: int) -> Root:
 
 
 def config_of(seed: int, simulations: int = 40) -> SearchConfig:
-    return new_search_config(simulations, 6, c_scale=0.05, reverse=bool(seed % 2), rule=WIDENING, samples=3)
+    return new_search_config(
+        simulations, 6, c_scale=0.05, reverse=bool(seed % 2), algorithm=WIDENING, num_sampled_sizes=3
+    )
 
 
-def searched(
-    config: SearchConfig, roots: list[Root], seed: int, sessions: Any = None
-) -> tuple[Planner, Wide]:
+def searched(config: SearchConfig, roots: list[Root], seed: int, sessions: Any = None) -> tuple[Planner, SampledTree]:
     """Roots searched in lockstep."""
     B = len(roots)
     model = bound(sessions or SESSIONS[seed % 2], B)
-    wide = new_wide(config, B, C, D, model.code.shape[1], coefficient=2.0, exponent=0.5)
-    planner = new_planner(model, config, B, 4, C, D)._replace(wide=wide, noise=wide.tree.noise)
+    wide = new_sampled_tree(config, B, C, D, model.code_preactivation.shape[1], coefficient=2.0, exponent=0.5)
+    planner = new_planner(model, config, B, 4, C, D)._replace(sampled_tree=wide, noise=wide.tree.noise)
     for b, root in enumerate(roots):
         model.root.x[b, :F] = root.x
         position_features(model.root.x[b, F:], root.position, True)
-        planner.position[b], planner.outlook.move[b] = root.position, root.move
-        planner.outlook.entry_cost[b] = root.entry_cost
+        planner.position[b], planner.costs.move[b] = root.position, root.move
+        planner.costs.entry_cost[b] = root.entry_cost
         planner.noise[b] = [gumbel(seed, root.number, e) for e in range(planner.noise.shape[1])]
-        draw_key(wide, b, seed, root.number, 9)
-    check(plan(planner))
+        set_rng_key(wide, b, seed, root.number, 9)
+    check_status(plan(planner))
     return planner, wide
 
 
@@ -167,11 +175,8 @@ class Naive:
 
     def __init__(self, config: SearchConfig, root: Root, seed: int, key: int, noise: Any) -> None:
         self.config, self.root, self.key, self.noise = config, root, key, noise
-        self.model, self.limit = (
-            bound(SESSIONS[seed % 2], 1),
-            [math.ceil(2 * n**0.5 - 1e-9) for n in range(99)],
-        )
-        self.table = halving_table(config.considered, config.simulations)
+        self.model, self.limit = (bound(SESSIONS[seed % 2], 1), [math.ceil(2 * n**0.5 - 1e-9) for n in range(99)])
+        self.table = halving_table(config.max_considered_actions, config.num_simulations)
         self.used = 1
         self.model.root.x[0] = np.concatenate([root.x, self.told(root.position)])
         y = self.ask(self.model.root)
@@ -184,7 +189,7 @@ class Naive:
         return out
 
     def ask(self, net: Any) -> Any:
-        check(evaluate(net, 1))
+        check_status(evaluate(net, 1))
         return net.y[0].copy()
 
     def legal(self, side: float) -> list[str]:
@@ -192,9 +197,7 @@ class Naive:
             return ["HOLD", "BUY", "SELL"]
         turn = "SELL" if side > 0 else "BUY"
         return [
-            k
-            for k in ("HOLD", "BUY", "SELL", "CLOSE")
-            if k in ("HOLD", "CLOSE", turn if self.config.reverse else "")
+            k for k in ("HOLD", "BUY", "SELL", "CLOSE") if k in ("HOLD", "CLOSE", turn if self.config.reverse else "")
         ]
 
     def logit(self, spot: Spot, kind: str) -> Any:
@@ -209,7 +212,7 @@ class Naive:
         )
         if anywhere:
             a = b = 1.0
-        size = max(beta(a, b, self.key, 2 * spot.number + 1, draw), LEAST_SIZE)
+        size = max(beta(a, b, self.key, 2 * spot.number + 1, draw), MIN_SIZE)
         return float(np.float32(size if kind == "BUY" else -size))
 
     def draw_top(self) -> None:
@@ -251,7 +254,7 @@ class Naive:
             weighted += float(weights[size]) / total * q[size]
         visits = sum(counts.values())
         mixed = (float(spot.raw) + visits * weighted / mass) / (1 + visits) if visits else float(spot.raw)
-        unit = (self.config.c_visit + max(counts.values())) * self.config.c_scale / self.config.value_unit
+        unit = (self.config.c_visit + max(counts.values())) * self.config.c_scale / self.config.q_scale
         scaled = {size: q.get(size, mixed) * unit for size in spot.prior}
         score = {size: scaled[size] + float(spot.prior[size]) for size in spot.prior}
         exps = {size: math.exp(s - max(score.values())) for size, s in score.items()}
@@ -268,7 +271,7 @@ class Naive:
         return best
 
     def simulate(self, simulation: int) -> None:
-        m = min(self.config.considered, len(self.top.prior))
+        m = min(self.config.max_considered_actions, len(self.top.prior))
         spot, path = self.top, list[After]()
         size = self.considered(self.table[m, simulation])
         while size in spot.after:
@@ -292,20 +295,20 @@ class Naive:
             after.value = np.float32(total)
 
     def expand(self, spot: Spot, size: float) -> After:
-        position = np.zeros(RAW, np.float32)
-        act_on(position, spot.position, np.float32(size), np.float32(self.root.entry_cost))
+        position = np.zeros(NUM_POSITION_FIELDS, np.float32)
+        apply_fill(position, spot.position, np.float32(size), np.float32(self.root.entry_cost))
         kind = 0 if size == spot.side else 1 if size > 0 else 2 if size < 0 else 3
         self.model.afterstate.x[0] = np.concatenate([spot.state, np.eye(4)[kind], self.told(position)])
-        y, T = self.ask(self.model.afterstate), self.model.code.shape[1]
+        y, T = self.ask(self.model.afterstate), self.model.code_preactivation.shape[1]
         shared, logits = y[D : D + T], y[D + T : D + T + C]
         weights = [exp32(z - max(logits)) for z in logits]
         total = sum(float(weight) for weight in weights)
         after = After(self.used, y[:D], position, [np.float32(float(w) / total) for w in weights], y[-1])
         for c in range(C):
-            moved = np.zeros(RAW, np.float32)
-            move_on(moved, position, self.root.move[c])
+            moved = np.zeros(NUM_POSITION_FIELDS, np.float32)
+            apply_move(moved, position, self.root.move[c])
             told = self.told(position), self.told(moved)
-            self.model.dynamics.x[0] = np.concatenate([after.state, shared + self.model.code[c], *told])
+            self.model.dynamics.x[0] = np.concatenate([after.state, shared + self.model.code_preactivation[c], *told])
             y = self.ask(self.model.dynamics)
             number = after.number + 1 + c
             after.next.append(Spot(number, y[:D], moved, y[D], y[D + 1 : D + 9], y[D + 9]))
@@ -313,22 +316,20 @@ class Naive:
         return after
 
 
-def children(wide: Wide, b: int, node: int) -> dict[int, int]:
+def children(wide: SampledTree, b: int, node: int) -> dict[int, int]:
     """Child by edge."""
     return {e: int(c) for e, c in enumerate(wide.tree.child[b, node]) if c != NONE}
 
 
-def compare(wide: Wide, b: int, spot: Spot) -> int:
+def compare(wide: SampledTree, b: int, spot: Spot) -> int:
     """Tree b below a decision node is the naive one, values but for rounding; how many nodes were compared."""
     tree, node, seen = wide.tree, spot.number, 1
     count = len(spot.prior)
-    assert wide.size[b, node, :count].tolist() == list(spot.prior)
-    assert wide.drawn[b, node].tolist() == [*spot.drawn.values()] + [0] * (wide.drawn.shape[2] - count)
+    assert wide.candidate_size[b, node, :count].tolist() == list(spot.prior)
+    assert wide.draw_count[b, node].tolist() == [*spot.drawn.values()] + [0] * (wide.draw_count.shape[2] - count)
     assert tree.prior[b, node, :count].tolist() == [float(p) for p in spot.prior.values()]
     assert tree.value[b, node] == pytest.approx(spot.value, rel=1e-5, abs=1e-6)
-    assert [list(spot.prior)[e] for e in children(wide, b, node)] == [
-        s for s in spot.prior if s in spot.after
-    ]
+    assert [list(spot.prior)[e] for e in children(wide, b, node)] == [s for s in spot.prior if s in spot.after]
     for e, child in children(wide, b, node).items():
         after = spot.after[list(spot.prior)[e]]
         assert (child, tree.visits[b, child]) == (after.number, after.visits)
@@ -346,11 +347,11 @@ def test_the_tree_is_the_naive_one(seed: int) -> None:
     roots = [random_root(seed, b) for b in range(3)]
     planner, wide = searched(config, roots, seed)
     for b, root in enumerate(roots):
-        naive = Naive(config, root, seed, int(wide.key[b]), planner.noise[b])
-        for simulation in range(config.simulations):
+        naive = Naive(config, root, seed, int(wide.rng_key[b]), planner.noise[b])
+        for simulation in range(config.num_simulations):
             naive.simulate(simulation)
         seen = compare(wide, b, naive.top)
-        assert seen == wide.tree.used[b] == planner.rows[b] == 1 + config.simulations * (1 + C)
+        assert seen == wide.tree.num_nodes[b] == planner.network_rows[b] == 1 + config.num_simulations * (1 + C)
         counts = naive.top.counts()
         best = naive.considered(max(counts.values()))
         assert wide.target[b] == best
@@ -359,14 +360,14 @@ def test_the_tree_is_the_naive_one(seed: int) -> None:
         check_kinds(planner, wide, b, naive.top, policy)
         assert planner.value[b] == pytest.approx(
             naive.improved(naive.top)[0][max(policy, key=lambda s: policy[s])]
-            * config.value_unit
+            * config.q_scale
             / (config.c_scale * (config.c_visit + max(counts.values()))),
             rel=1e-5,
             abs=1e-6,
         )
 
 
-def check_kinds(planner: Planner, wide: Wide, b: int, top: Spot, policy: dict[float, float]) -> None:
+def check_kinds(planner: Planner, wide: SampledTree, b: int, top: Spot, policy: dict[float, float]) -> None:
     """Decision, policy and Q of a planner are those of the candidates, told by the kind of action."""
     kinds = {size: kind_between(top.side, size) for size in policy}
     assert ACTIONS[planner.action[b]] == kinds[float(wide.target[b])]
@@ -383,8 +384,8 @@ def kind_between(side: float, target: float) -> str:
     return "CLOSE" if target == 0 else "BUY" if target > 0 else "SELL"
 
 
-def nodes(wide: Wide, b: int, kind: int) -> Iterator[int]:
-    return (n for n in range(wide.tree.used[b]) if wide.tree.kind[b, n] == kind)
+def nodes(wide: SampledTree, b: int, kind: int) -> Iterator[int]:
+    return (n for n in range(wide.tree.num_nodes[b]) if wide.tree.kind[b, n] == kind)
 
 
 @few
@@ -396,20 +397,20 @@ def test_children_are_bounded_legal_and_never_resized(seed: int) -> None:
     for b in range(6):
         for node in nodes(wide, b, DECISION):
             side, below = tree.position[b, node, SIDE], children(wide, b, node)
-            drawn = int(wide.drawn[b, node].sum())
+            drawn = int(wide.draw_count[b, node].sum())
             visits = 1 + sum(int(tree.visits[b, child]) for child in below.values())
             if node > 0:
-                assert drawn <= wide.limit[visits - 1 if below else 0], "widened before the visit was counted"
+                assert drawn <= wide.max_draws[visits - 1 if below else 0], "widened before the visit was counted"
                 assert len(below) <= math.ceil(2 * visits**0.5)
                 widest = max(widest, len(below))
             for e, child in below.items():
-                size = wide.size[b, node, e]
-                assert wide.drawn[b, node, e] > 0
+                size = wide.candidate_size[b, node, e]
+                assert wide.draw_count[b, node, e] > 0
                 assert tree.position[b, child, SIDE] == size
                 if size == side:
                     continue
                 entries += abs(size) not in (0, 1)
-                assert LEAST_SIZE <= abs(size) <= 1 or size == 0
+                assert MIN_SIZE <= abs(size) <= 1 or size == 0
                 assert side == 0 or size == 0 or (config.reverse and size * side < 0)
     assert widest >= 3
     assert entries > 20
@@ -438,16 +439,14 @@ def test_a_batch_of_roots_is_its_single_searches_to_the_bit(seed: int, B: int) -
     together = searched(config_of(seed), roots, seed)
     for b, root in enumerate(roots):
         alone = searched(config_of(seed), [root], seed)
-        for one, other in zip(
-            (*together[1].tree, *together[1][1:4]), (*alone[1].tree, *alone[1][1:4]), strict=True
-        ):
+        for one, other in zip((*together[1].tree, *together[1][1:4]), (*alone[1].tree, *alone[1][1:4]), strict=True):
             assert one[b].tobytes() == other[0].tobytes()
         assert together[1].target[b] == alone[1].target[0]
 
 
 def test_sizes_are_keyed_by_seed_stream_and_step() -> None:
     config, root = config_of(0), random_root(0, 1)
-    sizes = [searched(config, [root], seed, SESSIONS[0])[1].size for seed in (0, 2, 0)]
+    sizes = [searched(config, [root], seed, SESSIONS[0])[1].candidate_size for seed in (0, 2, 0)]
     assert (sizes[0] == sizes[2]).all()
     assert (sizes[0][0, 0, 1:7] != sizes[1][0, 0, 1:7]).all()
     assert len(set(np.abs(sizes[0][0, 0, 1:7]).tolist())) == 6
@@ -456,13 +455,13 @@ def test_sizes_are_keyed_by_seed_stream_and_step() -> None:
 def test_the_root_draws_from_the_policy() -> None:
     """The first of Gumbel-top-k has the kind and the size that the head says; one size in three is from anywhere."""
     config, root = (
-        new_search_config(simulations=1, considered=1, rule=WIDENING, samples=3),
+        new_search_config(num_simulations=1, max_considered_actions=1, algorithm=WIDENING, num_sampled_sizes=3),
         random_root(5, 1),
     )
     roots = [Root(number, root.x, root.position, root.move, 0.3) for number in range(1500)]
     _, wide = searched(config, roots, 0)
     taken = wide.target.astype(float)
-    head = wide.head[0, 0].astype(float)
+    head = wide.policy_head[0, 0].astype(float)
     policy = np.exp(head[:3]) / np.exp(head[:3]).sum()
     assert policy.min() > 0.02
     a, b = 1 + np.log1p(np.exp(head[4::2])), 1 + np.log1p(np.exp(head[5::2]))
@@ -510,12 +509,12 @@ def parabola(best: float) -> Opened:
 @pytest.mark.parametrize("best", [0.6, -0.3, 0.0])
 def test_the_size_that_pays_most_wins(best: float) -> None:
     """All candidates considered, nothing beyond the next bar, Q far above the noise: the size nearest to the best."""
-    config = new_search_config(64, 17, discount=0.0, c_scale=1e4, rule=WIDENING, samples=8)
+    config = new_search_config(64, 17, discount=0.0, c_scale=1e4, algorithm=WIDENING, num_sampled_sizes=8)
     root = random_root(0, 1)
     root.entry_cost = 0.0
     planner, wide = searched(config, [root] * 8, 0, parabola(best))
     for b in range(8):
-        sizes = wide.size[b, 0, :17]
+        sizes = wide.candidate_size[b, 0, :17]
         size = float(wide.target[b])
         assert size == sizes[np.abs(sizes - best).argmin()]
         assert planner.value[b] == pytest.approx(2 * best * size - size**2)
@@ -530,24 +529,24 @@ def test_limits_are_the_published_table() -> None:
         (4, 0.25): [4, 5, 6, 7, 8, 10, 12],
         (1, 1 / 3): [1, 2, 2, 2, 3, 4, 4],
     }.items():
-        assert widening_table(coefficient, exponent, 64)[at].tolist() == row
+        assert max_draws_table(coefficient, exponent, 64)[at].tolist() == row
 
 
 def test_memory_is_bounded_by_what_a_search_is_told() -> None:
-    config = new_search_config(simulations=16)
-    one, many = (new_wide(config, B, C, D, 48) for B in (1, 5))
-    assert tree_bytes(one) == tree_bytes(many)
-    arrays = (*many.tree, *(array for array in many[1:] if array is not many.limit))
-    assert 5 * tree_bytes(many) == sum(array.nbytes for array in arrays)
-    assert many.drawn.shape == (5, 1 + 16 * (1 + C), 9)
-    wider = new_wide(config, 1, C, D, 48, coefficient=4.0, exponent=0.5)
-    assert wider.drawn.shape[2] == widening_table(4.0, 0.5, 17)[-1] == 17
+    config = new_search_config(num_simulations=16)
+    one, many = (new_sampled_tree(config, B, C, D, 48) for B in (1, 5))
+    assert sampled_tree_bytes(one) == sampled_tree_bytes(many)
+    arrays = (*many.tree, *(array for array in many[1:] if array is not many.max_draws))
+    assert 5 * sampled_tree_bytes(many) == sum(array.nbytes for array in arrays)
+    assert many.draw_count.shape == (5, 1 + 16 * (1 + C), 9)
+    wider = new_sampled_tree(config, 1, C, D, 48, coefficient=4.0, exponent=0.5)
+    assert wider.draw_count.shape[2] == max_draws_table(4.0, 0.5, 17)[-1] == 17
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"coefficient": 0.5}, {"exponent": 1.5}])
 def test_impossible_widening_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="full width"):
-        new_wide(new_search_config(samples=wrong.pop("samples", 4)), 1, C, D, 0, **wrong)
+        new_sampled_tree(new_search_config(num_sampled_sizes=wrong.pop("samples", 4)), 1, C, D, 0, **wrong)
 
 
 @pytest.mark.parametrize("name", ["root", "afterstate", "dynamics"])
@@ -556,6 +555,6 @@ def test_a_failing_network_call_is_an_error(name: str) -> None:
     net = getattr(model, name)
     session, layout = SESSIONS[0][name]
     broken = session.bind(layout._replace(width_in=layout.width_in + 1), row_buckets(len(net.x)))
-    planner = new_planner(model._replace(**{name: broken}), new_search_config(rule=WIDENING), 1, 4, C, D)
+    planner = new_planner(model._replace(**{name: broken}), new_search_config(algorithm=WIDENING), 1, 4, C, D)
     with pytest.raises(OrtError, match="invalid dimensions"):
-        check(plan(planner))
+        check_status(plan(planner))

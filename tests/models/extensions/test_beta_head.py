@@ -8,12 +8,12 @@ import pytest
 from kernels.learning.replay_buffer import Batch
 from models import loss as unroll
 from models import params as net
-from models.extensions.beta_head import BONUS, EDGE, Candidates, beta_loss, digamma, trigamma
+from models.extensions.beta_head import ENTROPY_BONUS, MIN_SIZE, SizeCandidates, beta_loss, digamma, trigamma
 from models.learner import Learner
 from tests.fixtures.windows import SHAPE as PLAIN
 from tests.fixtures.windows import K, lively, random_batch
 
-SHAPE = PLAIN._replace(sizes=4)
+SHAPE = PLAIN._replace(num_beta_params=4)
 E, EULER = 5, 0.5772156649015329
 
 
@@ -30,9 +30,7 @@ def test_digamma_and_trigamma_at_known_points() -> None:
 @pytest.mark.parametrize("x", [1.0, 1.7, 7.99, 8.01, 40.0, 3e3])
 def test_they_are_the_slopes_of_the_logarithm_of_gamma(x: float) -> None:
     h = 1e-5 * x
-    assert digamma(x) == pytest.approx(
-        (math.lgamma(x + h) - math.lgamma(x - h)) / (2 * h), rel=1e-8, abs=1e-8
-    )
+    assert digamma(x) == pytest.approx((math.lgamma(x + h) - math.lgamma(x - h)) / (2 * h), rel=1e-8, abs=1e-8)
     assert trigamma(x) == pytest.approx((digamma(x + h) - digamma(x - h)) / (2 * h), rel=1e-7)
 
 
@@ -48,26 +46,24 @@ def naive_loss(z: np.ndarray, size: np.ndarray, share: np.ndarray) -> float:
         density = grid ** (a - 1) * (1 - grid) ** (b - 1)
         norm = density.mean()
         log_density = np.log(density / norm)
-        x = np.clip(np.abs(size[mine]), EDGE, 1 - EDGE)
+        x = np.clip(np.abs(size[mine]), MIN_SIZE, 1 - MIN_SIZE)
         log_beta = (a - 1) * np.log(x) + (b - 1) * np.log(1 - x) - math.log(norm)
         entropy = -(density / norm * log_density).mean()
-        total -= float(share[mine] @ log_beta) + BONUS * float(entropy)
+        total -= float(share[mine] @ log_beta) + ENTROPY_BONUS * float(entropy)
     return total
 
 
-def random_candidates(draw: np.random.Generator, n: int, dtype: type = float) -> Candidates:
+def random_candidates(draw: np.random.Generator, n: int, dtype: type = float) -> SizeCandidates:
     """Of both sides, of one or of none, some at the ends of what a size may be."""
     size = draw.uniform(2**-10, 1, (n, E)) * np.where(draw.random((n, E)) < 0.5, -1, 1)
     size[draw.random((n, E)) < 0.3] = 0
     size[0], size[1], size[2] = 0, np.abs(size[1]), [1, 2**-10, -1, -(2**-10), -0.5]
     share = draw.dirichlet(np.ones(E), n)
     share[2, :2] = 0  # of no use, and still candidates
-    return Candidates(size.astype(dtype), share.astype(dtype))
+    return SizeCandidates(size.astype(dtype), share.astype(dtype))
 
 
-def loss_of(
-    z: np.ndarray, candidates: Candidates, weight: np.ndarray, factor: float = 1.0
-) -> tuple[float, ...]:
+def loss_of(z: np.ndarray, candidates: SizeCandidates, weight: np.ndarray, factor: float = 1.0) -> tuple[float, ...]:
     d, db = z.copy(), np.full(4, np.nan)
     return beta_loss(d, db, np.zeros(4), candidates, weight, factor), d, db
 
@@ -104,33 +100,37 @@ def test_far_parameters_stay_finite() -> None:
 def sized_batch(windows: int) -> Batch:
     batch, draw = random_batch(windows, SHAPE, K), np.random.default_rng(5)
     found = [random_candidates(draw, 3 + K - 2, np.float32) for _ in range(windows)]
-    return batch._replace(size=np.stack([c.size for c in found]), share=np.stack([c.share for c in found]))
+    return batch._replace(
+        candidate_size=np.stack([c.size for c in found]), candidate_policy=np.stack([c.candidate_policy for c in found])
+    )
 
 
 def evaluate(flat: np.ndarray, batch: Batch) -> tuple[list[float], np.ndarray]:
     """(losses, gradient of their weighted sum)."""
-    work = unroll.new_work(SHAPE, len(batch.x), K, flat.dtype, candidates=E)
+    work = unroll.new_activations(SHAPE, len(batch.features), K, flat.dtype, num_candidates=E)
     gradient = np.full_like(flat, np.nan)
-    p, d, x = net.views(flat, SHAPE), net.views(gradient, SHAPE), batch.x.astype(flat.dtype)
+    p, d, x = net.as_views(flat, SHAPE), net.as_views(gradient, SHAPE), batch.features.astype(flat.dtype)
     unroll.fill_inputs(work, batch, 0)
     unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
-    return unroll.loss_and_gradient(d, work, p, x, unroll.WEIGHTS, 1.0), gradient
+    return unroll.loss_and_gradient(d, work, p, x, unroll.DEFAULT_LOSS_WEIGHTS, 1.0), gradient
 
 
 def weighted(flat: np.ndarray, batch: Batch) -> float:
-    return float(np.dot(evaluate(flat, batch)[0], [*unroll.WEIGHTS[:5], unroll.WEIGHTS.size]))
+    return float(
+        np.dot(evaluate(flat, batch)[0], [*unroll.DEFAULT_LOSS_WEIGHTS[:5], unroll.DEFAULT_LOSS_WEIGHTS.beta_head])
+    )
 
 
 def params() -> np.ndarray:
     draw = np.random.default_rng(2)
-    return np.concatenate([lively(), draw.normal(size=net.count(SHAPE) - net.count(PLAIN)) * 0.3])
+    return np.concatenate([lively(), draw.normal(size=net.num_params(SHAPE) - net.num_params(PLAIN)) * 0.3])
 
 
 def test_gradient_of_the_whole_loss() -> None:
     flat, batch = params(), sized_batch(2)
     batch.weight[1, 2:] = 0
     _, gradient = evaluate(flat, batch)
-    new = net.count(PLAIN)
+    new = net.num_params(PLAIN)
     picked = np.random.default_rng(3).choice(new, 30, replace=False)
     for i in [*picked, *range(new, len(flat), 3)]:
         h = np.zeros_like(flat)
@@ -141,12 +141,12 @@ def test_gradient_of_the_whole_loss() -> None:
 
 def test_the_head_changes_no_other_loss_and_is_the_last_one() -> None:
     flat, batch = params(), sized_batch(8)
-    plain = net.views(flat[: net.count(PLAIN)].copy(), PLAIN)
-    work = unroll.new_work(PLAIN, 8, K, float)
+    plain = net.as_views(flat[: net.num_params(PLAIN)].copy(), PLAIN)
+    work = unroll.new_activations(PLAIN, 8, K, float)
     unroll.fill_inputs(work, batch, 0)
     unroll.fill_targets(work, batch, 0, PLAIN, 0.0)
-    d = net.views(np.zeros(net.count(PLAIN)), PLAIN)
-    alone = unroll.loss_and_gradient(d, work, plain, batch.x.astype(float), unroll.WEIGHTS)
+    d = net.as_views(np.zeros(net.num_params(PLAIN)), PLAIN)
+    alone = unroll.loss_and_gradient(d, work, plain, batch.features.astype(float), unroll.DEFAULT_LOSS_WEIGHTS)
     losses, _ = evaluate(flat, batch)
     assert losses[:5] == alone
     assert len(losses) == 6
@@ -155,14 +155,14 @@ def test_the_head_changes_no_other_loss_and_is_the_last_one() -> None:
 def test_learning_moves_the_sizes_to_what_the_search_prefers_and_does_not_collapse() -> None:
     """Candidates spread over (0, 1), those of a BUY good above 0.7, those of a SELL below 0.3."""
     draw, batch = np.random.default_rng(0), sized_batch(32)
-    sizes = draw.uniform(2**-10, 1, batch.size.shape) * np.where(np.arange(E) % 2 == 0, 1, -1)
-    batch.size[:] = sizes
+    sizes = draw.uniform(2**-10, 1, batch.candidate_size.shape) * np.where(np.arange(E) % 2 == 0, 1, -1)
+    batch.candidate_size[:] = sizes
     good = np.where(sizes > 0, sizes > 0.7, sizes > -0.3)
-    batch.share[:] = good / np.maximum(good.sum(axis=2, keepdims=True), 1)
-    learner = Learner(SHAPE, 32, K, 5, 1e-2, 0.0, 10_000, 1, candidates=E)
+    batch.candidate_policy[:] = good / np.maximum(good.sum(axis=2, keepdims=True), 1)
+    learner = Learner(SHAPE, 32, K, 5, 1e-2, 0.0, 10_000, 1, num_candidates=E)
     first = learner.learn(batch)["size"]
     for _ in range(200):
         last = learner.learn(batch)["size"]
     assert last < first - 0.05
-    a = 1 + np.log1p(np.exp(net.views(learner.params, SHAPE).size_b))
+    a = 1 + np.log1p(np.exp(net.as_views(learner.params, SHAPE).beta_head_b))
     assert a.max() < 50

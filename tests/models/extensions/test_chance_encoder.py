@@ -8,67 +8,76 @@ from kernels.learning.replay_buffer import Batch, new_batch
 from models import loss as unroll
 from models import params as net
 from models.extensions import chance_encoder as codes
-from models.extensions.transformer import new_stream
+from models.extensions.transformer import new_transformer_activations
 from models.learner import Learner
 from tests.fixtures.windows import SHAPE as PLAIN
 from tests.fixtures.windows import K, lively, random_batch
 from tests.fixtures.windows import evaluate as evaluate_plain
 
-SHAPE = PLAIN._replace(encode=6)
+SHAPE = PLAIN._replace(chance_encoder_width=6)
 C, D, P = SHAPE.codes, SHAPE.latent, SHAPE.position
 RNG = np.random.default_rng(4)
-WEIGHTS = unroll.LossWeights(commitment=0.4, usage=0.7, telling=0.6)
+WEIGHTS = unroll.LossWeights(commitment=0.4, code_entropy=0.7, code_move=0.6)
 NOTHING = unroll.LossWeights(0, 0, 0, 0, 0)
 ENCODER = ("encode_w", "encode_b", "encoding_w", "encoding_b")
 LOSSES = [*unroll.LOSSES, "commitment", "usage", "telling"]
 
 
 def coded_batch(windows: int, seed: int = 0) -> Batch:
-    room = new_batch(windows, K, SHAPE.features, P, SHAPE.actions, ahead=True, moves=True)
+    room = new_batch(windows, K, SHAPE.features, P, SHAPE.actions, with_next_features=True, with_moves=True)
     draw = np.random.default_rng(seed + 1)
-    room.ahead[:], room.move[:] = draw.normal(size=room.ahead.shape), 3 * draw.normal(size=room.move.shape)
-    return random_batch(windows, SHAPE, K, seed)._replace(ahead=room.ahead, move=room.move)
+    room.next_features[:], room.move[:] = (
+        draw.normal(size=room.next_features.shape),
+        3 * draw.normal(size=room.move.shape),
+    )
+    return random_batch(windows, SHAPE, K, seed)._replace(next_features=room.next_features, move=room.move)
 
 
-def parameters(seed: int = 1, shape: net.Shape = SHAPE) -> np.ndarray:
-    flat = np.random.default_rng(seed).normal(size=net.count(shape)) * 0.3
-    if shape.layers == 0:
-        flat[: net.count(PLAIN)] = lively(seed)
-    net.views(flat, shape).encode_b[:] += 0.5
+def parameters(seed: int = 1, shape: net.ModelShape = SHAPE) -> np.ndarray:
+    flat = np.random.default_rng(seed).normal(size=net.num_params(shape)) * 0.3
+    if shape.num_layers == 0:
+        flat[: net.num_params(PLAIN)] = lively(seed)
+    net.as_views(flat, shape).chance_encoder_hidden_b[:] += 0.5
     return flat
 
 
 def evaluate(
-    flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS, shape: net.Shape = SHAPE
-) -> tuple[list[float], np.ndarray, unroll.Work, codes.Coder]:
+    flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS, shape: net.ModelShape = SHAPE
+) -> tuple[list[float], np.ndarray, unroll.Activations, codes.ChanceEncoderWork]:
     """(losses, gradient, workspaces) in the precision of `flat`."""
-    n = len(batch.x)
-    work, coder = unroll.new_work(shape, n, K, flat.dtype), codes.new_coder(shape, n, K, flat.dtype)
-    stream = new_stream(shape, n, K, 0, flat.dtype) if shape.layers else None
+    n = len(batch.features)
+    work, coder = (
+        unroll.new_activations(shape, n, K, flat.dtype),
+        codes.new_chance_encoder_work(shape, n, K, flat.dtype),
+    )
+    stream = new_transformer_activations(shape, n, K, 0, flat.dtype) if shape.num_layers else None
     gradient = np.full_like(flat, np.nan)
-    p, d = net.views(flat, shape), net.views(gradient, shape)
+    p, d = net.as_views(flat, shape), net.as_views(gradient, shape)
     unroll.fill_inputs(work, batch, 0)
     unroll.fill_targets(work, batch, 0, shape, 0.0)
-    coding = coder, batch.ahead.astype(flat.dtype), batch.move.astype(flat.dtype)
-    x = batch.x.astype(flat.dtype)
-    found = unroll.loss_and_gradient(d, work, p, x, weights, 1.0, stream=stream, coding=coding)
+    coding = coder, batch.next_features.astype(flat.dtype), batch.move.astype(flat.dtype)
+    x = batch.features.astype(flat.dtype)
+    found = unroll.loss_and_gradient(d, work, p, x, weights, 1.0, transformer=stream, encoder_inputs=coding)
     return found, gradient, work, coder
 
 
 def total(
-    flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS, shape: net.Shape = SHAPE
+    flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS, shape: net.ModelShape = SHAPE
 ) -> float:
     return float(
         np.dot(
             evaluate(flat, batch, weights, shape)[0],
-            [*weights[:5], weights.commitment, weights.usage, weights.telling],
+            [*weights[:5], weights.commitment, weights.code_entropy, weights.code_move],
         )
     )
 
 
 def naive_probabilities(flat: np.ndarray, x: np.ndarray) -> np.ndarray:
-    p = net.views(flat, SHAPE)
-    z = np.maximum(x.astype(float) @ p.encode_w + p.encode_b, 0) @ p.encoding_w + p.encoding_b
+    p = net.as_views(flat, SHAPE)
+    z = (
+        np.maximum(x.astype(float) @ p.chance_encoder_hidden_w + p.chance_encoder_hidden_b, 0) @ p.chance_encoder_out_w
+        + p.chance_encoder_out_b
+    )
     p = np.exp(z - z.max(axis=-1, keepdims=True))
     return np.asarray(p / p.sum(axis=-1, keepdims=True))
 
@@ -80,7 +89,7 @@ def soft(gain_in: np.ndarray, code: np.ndarray, p: np.ndarray, D: int) -> None:
 
 
 def differs(
-    flat: np.ndarray, gradient: np.ndarray, batch: Batch, picked: np.ndarray, shape: net.Shape = SHAPE
+    flat: np.ndarray, gradient: np.ndarray, batch: Batch, picked: np.ndarray, shape: net.ModelShape = SHAPE
 ) -> None:
     for i in picked:
         h = np.zeros_like(flat)
@@ -92,27 +101,25 @@ def differs(
 def test_forward_the_code_is_the_likeliest_one_and_all_the_network_sees() -> None:
     flat, batch = parameters(), coded_batch(6)
     found, _, work, _ = evaluate(flat, batch)
-    p = naive_probabilities(flat, batch.ahead)
+    p = naive_probabilities(flat, batch.next_features)
     assert len(set(p.argmax(axis=2).ravel().tolist())) > 2
     batch.code[:] = p.argmax(axis=2)
-    assert (work.code.first.reshape(K, -1).T == batch.code).all()
-    assert found[:5] == evaluate_plain(flat[: net.count(PLAIN)], batch)[0]
+    assert (work.code.first_bin.reshape(K, -1).T == batch.code).all()
+    assert found[:5] == evaluate_plain(flat[: net.num_params(PLAIN)], batch)[0]
     weight, hot = batch.weight[:, 1:, None] / (6 * K), np.eye(C)[batch.code]
     mean = (weight * p).sum(axis=(0, 1))
     assert found[5] == pytest.approx((weight * (p - hot) ** 2).sum())
     assert found[6] == pytest.approx((mean * np.log(mean)).sum())
-    meaning = net.views(flat, SHAPE).meaning_w[batch.code, 0] + net.views(flat, SHAPE).meaning_b[0]
-    off = meaning - np.clip(batch.move, -codes.MOST_MOVE, codes.MOST_MOVE)
+    meaning = net.as_views(flat, SHAPE).code_move_w[batch.code, 0] + net.as_views(flat, SHAPE).code_move_b[0]
+    off = meaning - np.clip(batch.move, -codes.MAX_MOVE, codes.MAX_MOVE)
     assert found[7] == pytest.approx((weight[..., 0] * off**2).sum() / 2)
-    assert np.abs(batch.move).max() > codes.MOST_MOVE
+    assert np.abs(batch.move).max() > codes.MAX_MOVE
 
 
-def test_gradient_of_the_whole_loss_where_the_code_is_its_probability(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_gradient_of_the_whole_loss_where_the_code_is_its_probability(monkeypatch: pytest.MonkeyPatch) -> None:
     """With p in place of the one-hot nothing is straight-through: central differences hold for the encoder too."""
-    monkeypatch.setattr(codes, "put_codes", soft)
-    flat, batch, old = parameters(), coded_batch(2), net.count(PLAIN)
+    monkeypatch.setattr(codes, "write_one_hot", soft)
+    flat, batch, old = parameters(), coded_batch(2), net.num_params(PLAIN)
     batch.weight[1, 2:] = 0
     gradient = evaluate(flat, batch)[1]
     differs(flat, gradient, batch, RNG.choice(old, 20, replace=False))
@@ -121,44 +128,44 @@ def test_gradient_of_the_whole_loss_where_the_code_is_its_probability(
 
 def test_gradient_of_a_transformer_that_is_told_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As above: what comes back through the embedding of the codes reaches the encoder."""
-    monkeypatch.setattr(codes, "put_codes", soft)
-    shape = SHAPE._replace(layers=2, heads=2, latent=8, window=3)
+    monkeypatch.setattr(codes, "write_one_hot", soft)
+    shape = SHAPE._replace(num_layers=2, num_heads=2, latent=8, attention_window=3)
     flat, batch = parameters(2, shape), coded_batch(2)
     gradient = evaluate(flat, batch, shape=shape)[1]
     of_encoder = np.zeros(len(flat))
     for name in (*ENCODER, "embed_w", "meaning_w"):
-        getattr(net.views(of_encoder, shape), name)[...] = 1
+        getattr(net.as_views(of_encoder, shape), name)[...] = 1
     differs(flat, gradient, batch, RNG.choice(np.flatnonzero(of_encoder), 40, replace=False), shape)
     differs(flat, gradient, batch, RNG.choice(len(flat), 20, replace=False), shape)
 
 
 def test_gradient_of_all_but_the_encoder_where_the_code_is_hard() -> None:
     flat, batch = parameters(), coded_batch(2)
-    differs(flat, evaluate(flat, batch)[1], batch, RNG.choice(net.count(PLAIN), 40, replace=False))
+    differs(flat, evaluate(flat, batch)[1], batch, RNG.choice(net.num_params(PLAIN), 40, replace=False))
 
 
 def test_straight_through_is_the_jacobian_of_softmax_at_the_gradient_of_the_one_hot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    flat, batch, hard = parameters(), coded_batch(2), codes.put_codes
-    weights = unroll.WEIGHTS  # neither commitment nor usage
-    found = net.views(evaluate(flat, batch, weights)[1], SHAPE)
+    flat, batch, hard = parameters(), coded_batch(2), codes.write_one_hot
+    weights = unroll.DEFAULT_LOSS_WEIGHTS  # neither commitment nor usage
+    found = net.as_views(evaluate(flat, batch, weights)[1], SHAPE)
     g, off = np.zeros((2, K, C)), np.zeros((2, K, C))
 
     def put(gain_in: np.ndarray, code: np.ndarray, p: np.ndarray, D: int) -> None:
         hard(gain_in, code, p, D)
         gain_in[:, D : D + C] += off.swapaxes(0, 1).reshape(-1, C)
 
-    monkeypatch.setattr(codes, "put_codes", put)
+    monkeypatch.setattr(codes, "write_one_hot", put)
     for at in np.ndindex(g.shape):
         for h in (1e-6, -1e-6):
             off[at] = h
             g[at] += total(flat, batch, weights) / (2 * h)
         off[at] = 0
-    p = naive_probabilities(flat, batch.ahead)
+    p = naive_probabilities(flat, batch.next_features)
     dz = p * (g - (g * p).sum(axis=2, keepdims=True))
-    np.testing.assert_allclose(found.encoding_b, dz.sum(axis=(0, 1)), rtol=1e-5, atol=1e-9)
-    assert np.abs(found.encoding_b).min() > 0
+    np.testing.assert_allclose(found.chance_encoder_out_b, dz.sum(axis=(0, 1)), rtol=1e-5, atol=1e-9)
+    assert np.abs(found.chance_encoder_out_b).min() > 0
 
 
 @pytest.mark.parametrize(
@@ -179,15 +186,13 @@ def test_straight_through_is_the_jacobian_of_softmax_at_the_gradient_of_the_one_
 def test_which_losses_reach_the_encoder(loss: str, steps: int, reaches: bool) -> None:
     flat, batch = parameters(), coded_batch(16)
     batch.weight[:, steps + 1 :] = 0
-    d = net.views(evaluate(flat, batch, NOTHING._replace(**{loss: 1.0}))[1], SHAPE)
-    assert (np.abs(d.meaning_w).max() > 0) == (np.abs(d.meaning_b).max() > 0) == (loss == "telling")
+    d = net.as_views(evaluate(flat, batch, NOTHING._replace(**{loss: 1.0}))[1], SHAPE)
+    assert (np.abs(d.code_move_w).max() > 0) == (np.abs(d.code_move_b).max() > 0) == (loss == "telling")
     for name in ENCODER:
         assert (np.abs(getattr(d, name)).max() > 1e-6) == reaches, name
         assert reaches or not getattr(d, name).any()
     of_the_rest = max(
-        np.abs(view).max()
-        for name, view in d._asdict().items()
-        if name[:4] not in ("enco", "mean") and view.size
+        np.abs(view).max() for name, view in d._asdict().items() if name[:4] not in ("enco", "mean") and view.size
     )
     assert (of_the_rest > 0) == (loss in unroll.LOSSES)
 
@@ -198,7 +203,7 @@ def test_the_code_of_a_step_is_the_first_thing_to_know_of_its_bar() -> None:
     for last, same in ((1, LOSSES), (2, ["after_value"])):
         batch.weight[:] = np.arange(K + 1) <= last
         old = evaluate(flat, batch)[0]
-        batch.ahead[:, 1] = RNG.normal(size=batch.ahead[:, 1].shape)
+        batch.next_features[:, 1] = RNG.normal(size=batch.next_features[:, 1].shape)
         batch.move[:, 1] *= -1
         new = evaluate(flat, batch)[0]
         assert [name for name, a, b in zip(LOSSES, old, new, strict=True) if a == b] == same
@@ -206,18 +211,18 @@ def test_the_code_of_a_step_is_the_first_thing_to_know_of_its_bar() -> None:
 
 def test_neither_position_nor_action_reaches_the_code() -> None:
     flat, batch = parameters(), coded_batch(8)
-    before = evaluate(flat, batch)[2].code.first
+    before = evaluate(flat, batch)[2].code.first_bin
     batch.position[:] += 1
-    batch.after[:] -= 1
+    batch.afterstate_position[:] -= 1
     batch.action[:] = (batch.action + 1) % SHAPE.actions
-    np.testing.assert_array_equal(before, evaluate(flat, batch)[2].code.first)
+    np.testing.assert_array_equal(before, evaluate(flat, batch)[2].code.first_bin)
 
 
 def test_what_lies_beyond_the_end_has_no_gradient() -> None:
     flat, batch = parameters(), coded_batch(4)
     batch.weight[:, 2:] = 0
     old = evaluate(flat, batch)[1]
-    batch.ahead[:, 1:] += 3
+    batch.next_features[:, 1:] += 3
     batch.move[:, 1:] += 1
     np.testing.assert_array_equal(old, evaluate(flat, batch)[1])
 
@@ -225,24 +230,24 @@ def test_what_lies_beyond_the_end_has_no_gradient() -> None:
 def telling_batch(windows: int) -> Batch:
     """The move is the sign of one feature of the bar that came, and nobody holds a position."""
     batch = coded_batch(windows, 7)
-    batch.after[:], batch.position[:], batch.reward[:], batch.value[:] = 0, 0, 0, 0
-    batch.move[:] = np.sign(batch.ahead[..., 3])
+    batch.afterstate_position[:], batch.position[:], batch.reward[:], batch.value[:] = 0, 0, 0, 0
+    batch.move[:] = np.sign(batch.next_features[..., 3])
     return batch
 
 
 def learner_of(weights: unroll.LossWeights, threads: int) -> Learner:
-    return Learner(SHAPE._replace(encode=16), 128, K, 5, 3e-3, 0.0, 10_000, threads, weights)
+    return Learner(SHAPE._replace(chance_encoder_width=16), 128, K, 5, 3e-3, 0.0, 10_000, threads, weights)
 
 
 @pytest.mark.parametrize("telling", [1.0, 0.0])
 def test_codes_learn_to_tell_the_move_if_they_are_asked_to(telling: float) -> None:
     batch = telling_batch(128)
-    learner = learner_of(unroll.LossWeights(commitment=0.25, usage=0.3, telling=telling), 1)
+    learner = learner_of(unroll.LossWeights(commitment=0.25, code_entropy=0.3, code_move=telling), 1)
     with threadpool_limits(1, "blas"):
         for _ in range(400):
             losses = learner.learn(batch)
     rows = np.arange(128 * K, dtype=np.int32)
-    code = codes.name_bars(learner._views, batch.ahead.reshape(len(rows), -1), rows)
+    code = codes.encode_bars(learner._param_views, batch.next_features.reshape(len(rows), -1), rows)
     up = batch.move.ravel() > 0
     told = sum(max(up[code == c].sum(), (~up)[code == c].sum()) for c in range(C)) / len(rows)
     assert told > 0.95 if telling else told < 0.6
@@ -252,7 +257,7 @@ def test_codes_learn_to_tell_the_move_if_they_are_asked_to(telling: float) -> No
 def test_without_the_usage_loss_one_code_says_it_all() -> None:
     batch, last = telling_batch(128), list[float]()
     for usage in (0.0, 0.3):
-        learner = learner_of(unroll.LossWeights(policy=0.0, commitment=0.25, usage=usage), 1)
+        learner = learner_of(unroll.LossWeights(policy=0.0, commitment=0.25, code_entropy=usage), 1)
         with threadpool_limits(1, "blas"):
             for _ in range(300):
                 losses = learner.learn(batch)
@@ -277,8 +282,8 @@ def test_bars_are_named_in_calls_of_any_size(monkeypatch: pytest.MonkeyPatch) ->
     rows = RNG.permutation(50).astype(np.int32)[:41]
     expected = naive_probabilities(flat, x[rows]).argmax(axis=1)
     for size in (4096, 7, 41):
-        monkeypatch.setattr(codes, "CALL_ROWS", size)
-        np.testing.assert_array_equal(codes.name_bars(net.views(flat, SHAPE), x, rows), expected)
+        monkeypatch.setattr(codes, "ENCODE_ROWS", size)
+        np.testing.assert_array_equal(codes.encode_bars(net.as_views(flat, SHAPE), x, rows), expected)
 
 
 def test_a_batch_that_does_not_look_ahead_is_refused() -> None:

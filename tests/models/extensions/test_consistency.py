@@ -13,7 +13,7 @@ from tests.fixtures.windows import SHAPE as PLAIN
 from tests.fixtures.windows import K, lively, random_batch
 from tests.oracles.gradients import slope
 
-SHAPE = PLAIN._replace(project=5)
+SHAPE = PLAIN._replace(projector_width=5)
 RNG = np.random.default_rng(3)
 WEIGHTS = unroll.LossWeights(consistency=0.8)
 ALONE = unroll.LossWeights(0, 0, 0, 0, 0, 1.0)
@@ -22,9 +22,9 @@ HEADS = ("predict", "policy", "value", "chance", "code", "after", "after_value",
 
 def ahead_batch(windows: int, seed: int = 0) -> Batch:
     plain = random_batch(windows, SHAPE, K, seed)
-    batch = new_batch(windows, K, SHAPE.features, SHAPE.position, SHAPE.actions, ahead=True)
-    batch = plain._replace(ahead=batch.ahead)
-    batch.ahead[:] = np.random.default_rng(seed + 1).normal(size=batch.ahead.shape)
+    batch = new_batch(windows, K, SHAPE.features, SHAPE.position, SHAPE.actions, with_next_features=True)
+    batch = plain._replace(next_features=batch.next_features)
+    batch.next_features[:] = np.random.default_rng(seed + 1).normal(size=batch.next_features.shape)
     return batch
 
 
@@ -32,23 +32,23 @@ def evaluate(
     flat: np.ndarray, target: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS
 ) -> tuple[list[float], net.Params, np.ndarray]:
     """(losses, gradient by name, gradient)."""
-    n = len(batch.x)
+    n = len(batch.features)
     work, sight = (
-        unroll.new_work(SHAPE, n, K, flat.dtype),
-        consistency.new_foresight(SHAPE, K * n, flat.dtype),
+        unroll.new_activations(SHAPE, n, K, flat.dtype),
+        consistency.new_consistency_work(SHAPE, K * n, flat.dtype),
     )
-    sight.x[:] = batch.ahead.swapaxes(0, 1).reshape(K * n, -1)
+    sight.x[:] = batch.next_features.swapaxes(0, 1).reshape(K * n, -1)
     gradient = np.full_like(flat, np.nan)
-    p, d, aim = (net.views(x, SHAPE) for x in (flat, gradient, target))
+    p, d, aim = (net.as_views(x, SHAPE) for x in (flat, gradient, target))
     unroll.fill_inputs(work, batch, 0)
     unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
-    x = batch.x.astype(flat.dtype)
+    x = batch.features.astype(flat.dtype)
     return unroll.loss_and_gradient(d, work, p, x, weights, 1.0, (sight, aim)), d, gradient
 
 
 def parameters(seed: int) -> np.ndarray:
-    return np.concatenate([lively(seed), np.random.default_rng(seed).normal(size=net.count(SHAPE)) * 0.5])[
-        : net.count(SHAPE)
+    return np.concatenate([lively(seed), np.random.default_rng(seed).normal(size=net.num_params(SHAPE)) * 0.5])[
+        : net.num_params(SHAPE)
     ]
 
 
@@ -76,7 +76,7 @@ def test_gradient_of_the_whole_loss() -> None:
         return float(np.dot(evaluate(flat, target, batch)[0], WEIGHTS[:6]))
 
     gradient = evaluate(flat, target, batch)[2]
-    new = net.count(PLAIN)
+    new = net.num_params(PLAIN)
     picked = [*RNG.choice(new, 30, replace=False), *RNG.choice(np.arange(new, len(flat)), 30, replace=False)]
     for i in picked:
         h = np.zeros_like(flat)
@@ -109,11 +109,11 @@ def test_it_compares_each_step_with_its_own_bar_and_only_up_to_the_end() -> None
     flat, target, batch = parameters(1), parameters(2), ahead_batch(4)
     batch.weight[:, 2:] = 0  # decision 1 is the last
     before, _, gradient = evaluate(flat, target, batch)
-    batch.ahead[:, 1:] += 1
+    batch.next_features[:, 1:] += 1
     after, _, same = evaluate(flat, target, batch)
     assert before == after
     np.testing.assert_array_equal(gradient, same)
-    batch.ahead[0, 0] += 1
+    batch.next_features[0, 0] += 1
     moved = evaluate(flat, target, batch)[0]
     assert moved[:-1] == before[:-1]
     assert moved[-1] != before[-1]
@@ -123,7 +123,7 @@ def test_the_learner_brings_the_latents_together_whatever_the_threads() -> None:
     batch, found = ahead_batch(32), []
     for threads in (1, 2):
         learner = Learner(SHAPE, 32, K, 5, 1e-2, 0.0, 10_000, threads, WEIGHTS)
-        target = net.views(learner.params.copy(), SHAPE)
+        target = net.as_views(learner.params.copy(), SHAPE)
         with threadpool_limits(1, "blas"):
             losses = [learner.learn(batch, target)["consistency"] for _ in range(60)]
         found.append(learner.params.tobytes())
@@ -132,13 +132,10 @@ def test_the_learner_brings_the_latents_together_whatever_the_threads() -> None:
 
 
 def test_halves_of_it_are_refused() -> None:
-    for shape, weights in ((SHAPE, unroll.WEIGHTS), (PLAIN, WEIGHTS)):
+    for shape, weights in ((SHAPE, unroll.DEFAULT_LOSS_WEIGHTS), (PLAIN, WEIGHTS)):
         with pytest.raises(ValueError, match="both or neither"):
             Learner(shape, 32, K, 5, 1e-2, 0.0, 10, 1, weights)
     learner = Learner(SHAPE, 32, K, 5, 1e-2, 0.0, 10, 1, WEIGHTS)
-    for batch, target in (
-        (ahead_batch(32), None),
-        (random_batch(32, SHAPE, K), net.views(learner.params, SHAPE)),
-    ):
+    for batch, target in ((ahead_batch(32), None), (random_batch(32, SHAPE, K), net.as_views(learner.params, SHAPE))):
         with pytest.raises(ValueError, match="looks ahead"):
             learner.learn(batch, target)

@@ -9,8 +9,8 @@ from kernels.learning.replay_buffer import Batch
 from models import loss as unroll
 from models import params as net
 from models.export import export
-from models.extensions.value_prefix import RESET, sum_since_reset
-from models.layers import EPSILON, decode
+from models.extensions.value_prefix import RESET_INTERVAL, sum_since_reset
+from models.layers import LAYERNORM_EPSILON, decode
 from tests.fixtures.graphs import run
 from tests.fixtures.trainings import dataset, tiny, trained
 from tests.fixtures.windows import SHAPE as PLAIN
@@ -18,13 +18,13 @@ from tests.fixtures.windows import random_batch
 from tests.oracles.gradients import dense_target
 
 L, K, P = 5, 7, PLAIN.position  # a reset within the window
-SHAPE = PLAIN._replace(prefix=L)
+SHAPE = PLAIN._replace(value_prefix_width=L)
 
 
-def params(shape: net.Shape = SHAPE) -> np.ndarray:
+def params(shape: net.ModelShape = SHAPE) -> np.ndarray:
     """Every path carries weight."""
-    flat = np.random.default_rng(1).normal(size=net.count(shape)) * 0.3
-    for name, view in net.views(flat, shape)._asdict().items():
+    flat = np.random.default_rng(1).normal(size=net.num_params(shape)) * 0.3
+    for name, view in net.as_views(flat, shape)._asdict().items():
         if name.endswith("_b"):
             view += 0.5
     return flat
@@ -32,11 +32,11 @@ def params(shape: net.Shape = SHAPE) -> np.ndarray:
 
 def evaluate(flat: np.ndarray, batch: Batch) -> tuple[list[float], np.ndarray]:
     """(losses, gradient of their weighted sum)."""
-    work, gradient = unroll.new_work(SHAPE, len(batch.x), K, flat.dtype), np.full_like(flat, np.nan)
-    p, d, x = net.views(flat, SHAPE), net.views(gradient, SHAPE), batch.x.astype(flat.dtype)
+    work, gradient = (unroll.new_activations(SHAPE, len(batch.features), K, flat.dtype), np.full_like(flat, np.nan))
+    p, d, x = net.as_views(flat, SHAPE), net.as_views(gradient, SHAPE), batch.features.astype(flat.dtype)
     unroll.fill_inputs(work, batch, 0)
     unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
-    return unroll.loss_and_gradient(d, work, p, x, unroll.WEIGHTS, 1.0), gradient
+    return unroll.loss_and_gradient(d, work, p, x, unroll.DEFAULT_LOSS_WEIGHTS, 1.0), gradient
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -50,15 +50,15 @@ def naive(p: net.Params, batch: Batch, b: int) -> tuple[list[np.ndarray], list[n
         return np.asarray(x @ getattr(p, f"{name}_w") + getattr(p, f"{name}_b"))
 
     def norm(x: np.ndarray) -> np.ndarray:
-        return np.asarray((x - x.mean()) / np.sqrt(x.var() + EPSILON))
+        return np.asarray((x - x.mean()) / np.sqrt(x.var() + LAYERNORM_EPSILON))
 
-    m, found = norm(layer("latent", np.maximum(layer("represent", batch.x[b].astype(float)), 0))), []
+    m, found = norm(layer("latent", np.maximum(layer("represent", batch.features[b].astype(float)), 0))), []
     latents, h, c = [m], np.zeros(L), np.zeros(L)
     for k in range(K):
         if k in (0, 5):
             h, c = np.zeros(L), np.zeros(L)
         code = np.eye(SHAPE.codes)[batch.code[b, k]]
-        told = np.concatenate([m, code, batch.after[b, k], batch.position[b, k + 1]])
+        told = np.concatenate([m, code, batch.afterstate_position[b, k], batch.position[b, k + 1]])
         gain = np.maximum(layer("gain", told), 0)
         z_in, z_forget, z_out, z_new = np.split(layer("prefix", np.concatenate([gain, h])), 4)
         c = sigmoid(z_forget) * c + sigmoid(z_in) * np.tanh(z_new)
@@ -70,7 +70,7 @@ def naive(p: net.Params, batch: Batch, b: int) -> tuple[list[np.ndarray], list[n
 
 
 def test_targets_are_sums_since_the_reset() -> None:
-    assert RESET == 5
+    assert RESET_INTERVAL == 5
     reward = np.array([1.0, 2, 4, 8, 16, 32, 64], np.float32)
     assert [sum_since_reset(reward, k) for k in range(K)] == [1, 3, 7, 15, 31, 32, 96]
 
@@ -79,7 +79,7 @@ def test_the_loss_is_its_definition() -> None:
     flat, batch, n = params(), random_batch(3, SHAPE, K), 3
     batch.reward[:] *= 0.5
     batch.weight[2, 4:] = 0
-    expected, p = 0.0, net.views(flat, SHAPE)
+    expected, p = 0.0, net.as_views(flat, SHAPE)
     for b in range(n):
         for k, z in enumerate(naive(p, batch, b)[1]):
             total = float(batch.reward[b, (0 if k < 5 else 5) : k + 1].sum())
@@ -95,14 +95,11 @@ def test_gradient_of_the_whole_loss() -> None:
     gradient = evaluate(flat, batch)[1]
 
     def total(flat: np.ndarray) -> float:
-        return float(np.dot(evaluate(flat, batch)[0], unroll.WEIGHTS[:5]))
+        return float(np.dot(evaluate(flat, batch)[0], unroll.DEFAULT_LOSS_WEIGHTS[:5]))
 
-    first = len(flat) - net.views(flat, SHAPE).prefix_w.size - 4 * L
+    first = len(flat) - net.as_views(flat, SHAPE).lstm_w.size - 4 * L
     draw = np.random.default_rng(3)
-    for i in [
-        *draw.choice(first, 30, replace=False),
-        *draw.choice(range(first, len(flat)), 40, replace=False),
-    ]:
+    for i in [*draw.choice(first, 30, replace=False), *draw.choice(range(first, len(flat)), 40, replace=False)]:
         h = np.zeros_like(flat)
         h[i] = 1e-6
         expected = (total(flat + h) - total(flat - h)) / 2e-6
@@ -112,33 +109,33 @@ def test_gradient_of_the_whole_loss() -> None:
 def test_every_parameter_gets_gradient_and_the_past_reaches_no_further_than_the_reset() -> None:
     flat, batch = params(), random_batch(16, SHAPE, K)
     _, gradient = evaluate(flat, batch)
-    for name, view in net.views(gradient, SHAPE)._asdict().items():
+    for name, view in net.as_views(gradient, SHAPE)._asdict().items():
         assert view.size == 0 or (np.abs(view) > 0).mean() > 0.9, name
     batch.weight[:, : K - 1] = 0  # only the last two steps count, both after the reset
     before = evaluate(flat, batch)[0][4]
-    batch.after[:, 4] += 1  # before it: what is told the LSTM only
+    batch.afterstate_position[:, 4] += 1  # before it: what is told the LSTM only
     assert evaluate(flat, batch)[0][4] == before
-    batch.after[:, 5] += 1
+    batch.afterstate_position[:, 5] += 1
     assert evaluate(flat, batch)[0][4] != before
 
 
 def test_the_graphs_of_a_search_give_the_differences_of_a_naive_unroll() -> None:
     """Node by node through `afterstate` and `dynamics`, which alone know of the state that they pass on."""
     flat, batch, n = params().astype(np.float32), random_batch(6, SHAPE, K), 6
-    graphs, p = export(flat, SHAPE, 0), net.views(flat.astype(float), SHAPE)
+    graphs, p = export(flat, SHAPE, 0), net.as_views(flat.astype(float), SHAPE)
     windows = [naive(p, batch, b) for b in range(n)]
     S = SHAPE.state
-    state = run(graphs["root"], np.concatenate([batch.x, batch.position[:, 0]], axis=1))[:, :S]
+    state = run(graphs["root"], np.concatenate([batch.features, batch.position[:, 0]], axis=1))[:, :S]
     assert (state[:, SHAPE.latent :] == 0).all()
     for k in range(K):
         action, code = np.eye(SHAPE.actions)[batch.action[:, k]], np.eye(SHAPE.codes)[batch.code[:, k]]
-        after = run(graphs["afterstate"], np.concatenate([state, action, batch.after[:, k]], axis=1))
+        after = run(graphs["afterstate"], np.concatenate([state, action, batch.afterstate_position[:, k]], axis=1))
         np.testing.assert_array_equal(after[:, :S], state)
-        told = state, code, batch.after[:, k], batch.position[:, k + 1]
+        told = state, code, batch.afterstate_position[:, k], batch.position[:, k + 1]
         y = run(graphs["dynamics"], np.concatenate(told, axis=1))
         state = y[:, :S]
         latents = np.stack([latents[k + 1] for latents, _ in windows])
-        np.testing.assert_allclose(state[:, : SHAPE.latent], latents + p.next_b, atol=1e-4)
+        np.testing.assert_allclose(state[:, : SHAPE.latent], latents + p.dynamics_out_b, atol=1e-4)
         sums = [decode(np.stack([z[i] for _, z in windows]), SHAPE.reward_limit) for i in range(k + 1)]
         before = 0.0 if k in (0, 5) else sums[k - 1]
         np.testing.assert_allclose(y[:, S], sums[k] - before, atol=1e-4)
@@ -161,13 +158,13 @@ def test_the_other_heads_do_not_see_what_the_lstm_remembers() -> None:
 
 @pytest.mark.parametrize("rule", ["gumbel", "widening"])
 def test_a_run_with_it_learns_and_repeats_itself(rule: str) -> None:
-    settings = f"search.rule={rule}", "train.value_prefix=true"
+    settings = f"search.algorithm={rule}", "train.value_prefix=true"
     trainer, again = trained(2, 1, *settings), Trainer(dataset(tiny(*settings)), tiny(*settings), 2)
     for _ in range(2):
-        row = again.run_cycle()
-    assert (trainer.target == again.target).all()
+        row = again.run_iteration()
+    assert (trainer.target_params == again.target_params).all()
     assert np.isfinite([value for value in row.values() if isinstance(value, float)]).all()
-    assert trainer.agent().sizes.state == 8 + 2 * 8 + 2
+    assert trainer.export_networks().shape.state == 8 + 2 * 8 + 2
 
 
 def test_a_market_search_refuses_it() -> None:
