@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class OnnxNetworks:
             rows |= {name: row_buckets(roots) for name in ("afterstate", "afterstate_value") if name in self.graphs}
             rows["dynamics"] = row_buckets(min(roots * C, max(MAX_CALL_ROWS, C)))
             networks = networks._replace(code_preactivation=self._code_preactivation(config))
-        bound = {name: self._bind(name, counts, config) for name, counts in rows.items()}
+        bound: dict[str, Any] = {name: self._bind(name, counts, config) for name, counts in rows.items()}
         return new_planner(networks._replace(**bound), config, roots, self.shape)
 
     def _code_preactivation(self, config: SearchConfig) -> NDArray[np.float32]:

@@ -95,7 +95,7 @@ class Searcher:
             "discount": c["gamma"],
             "c_visit": c["maxvisit_init"],
             "c_scale": c["value_scale"],
-            "rescale": c["rescale"],
+            "rescale_values": c["rescale"],
             "stochastic": c["stochastic"],
             "expectation_backup": False,
         }
