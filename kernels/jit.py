@@ -1,7 +1,7 @@
 """The one module that talks to numba: the `@kernel` decorator and where machine code is kept.
 
-Numba's own cache looks at one file only: after an edit of a callee in another file it returns the old answer.  Here a
-kernel is keyed on the text of its module and of everything that module imports.
+Numba's own cache looks at one file only: after an edit of a callee in another file the old machine code runs.  Here a
+kernel is keyed by the text of its module and of every module that it imports, directly or not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 Record = TypeVar("Record", bound=tuple[Any, ...])
 KERNEL_PACKAGES = ("kernels", "models")
 ROOT = Path(__file__).parents[1]
-MAX_VERSIONS = 8  # cached versions of a module
+MAX_VERSIONS = 8  # of a module that are kept in the cache
 IMPORT_PATTERN = re.compile(
     rb"^(?:from|import) ((?:kernels|models)[\w.]*)(?: import (?:\(([^)]+)\)|([\w, ]+)))?", re.MULTILINE
 )
@@ -51,7 +51,7 @@ def _sources() -> dict[str, bytes]:
 
 
 def _import_closure(module: str) -> list[str]:
-    """`module` and every module of the program it imports, directly or not, sorted."""
+    """`module` and every module of the program that it imports, directly or not, sorted."""
     seen, todo = set[str](), [module]
     while todo:
         name = todo.pop()
@@ -74,7 +74,7 @@ def _digest(names: list[str]) -> str:
 
 @cache
 def module_digest(module: str) -> str:
-    """Hash of all the text that the machine code of `module` depends on."""
+    """Hash of the text of `module` and of every module that it imports: its machine code depends on no other."""
     return _digest(_import_closure(module))
 
 
@@ -107,15 +107,15 @@ def _private_temp_dir() -> Path:
         return Path(tempfile.gettempdir()) / "swt"
     path = Path(tempfile.gettempdir()) / f"swt-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
         return path
-    return Path(tempfile.mkdtemp(prefix="swt-"))  # somebody was here before: compile anew
+    return Path(tempfile.mkdtemp(prefix="swt-"))  # the folder is somebody else's: compile anew
 
 
 @cache
 def cache_dir(module: str) -> Path:
-    """Where the machine code of `module` is kept; old versions beyond `MAX_VERSIONS` are removed."""
+    """The folder of the machine code of `module`; removes the oldest versions beyond `MAX_VERSIONS`."""
     path = cache_root() / f"{module}-{module_digest(module)}"
     path.mkdir(exist_ok=True)
     os.utime(path)
@@ -133,7 +133,7 @@ def _last_used(path: Path) -> float:
 
 
 class ProgramCacheLocator(UserProvidedCacheLocator):
-    """Keys a kernel on the text of its module's import closure, not of its own file."""
+    """Keys a kernel by the text of its module's import closure, not of its own file."""
 
     def __init__(self, py_func: Any, py_file: str) -> None:
         self._py_file = py_file
@@ -142,12 +142,12 @@ class ProgramCacheLocator(UserProvidedCacheLocator):
         self._cache_path = str(cache_dir(self._module))
 
     def get_source_stamp(self) -> str:
-        """What numba compares before it trusts a cached kernel."""
+        """The key that numba compares before it loads a cached kernel."""
         return module_digest(self._module)
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> ProgramCacheLocator | None:
-        """A locator for the program's own modules; None leaves the function to numba's."""
+        """A locator for functions of the program; None leaves any other function to numba's locators."""
         return cls(py_func, py_file) if py_func.__module__ in _sources() else None
 
 
@@ -162,28 +162,31 @@ NJIT_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "nu
 
 
 def kernel(fn: F) -> F:
-    """Compile `fn`: cached, GIL-free, C division, no allocation.  Typed as the identity, so callers stay checked."""
+    """Compile `fn`: cached, without the GIL, with C division and without allocation.
+
+    For a type checker it returns `fn` itself, so calls stay checked.
+    """
     return cast(F, njit(**NJIT_OPTIONS)(fn))
 
 
 def inlined(fn: F) -> F:
-    """Compile `fn` as a kernel that callers take in whole: for the small steps of a search."""
+    """Compile `fn` as a kernel that is inlined into its callers: for the small steps of a search."""
     return cast(F, njit(**NJIT_OPTIONS, forceinline=True)(fn))
 
 
 def reassociated(fn: F) -> F:
-    """Compile `fn` as a kernel whose sums may add up in any fixed order, so that they use the vector units.
+    """Compile `fn` as a kernel whose sums the compiler may reassociate, so that they use the vector units.
 
-    The order is the compiler's choice: equal on one type of CPU, whatever the threads.
+    The compiler fixes the order: results are equal on one type of CPU, for any number of threads.
     """
     return cast(F, njit(**NJIT_OPTIONS, fastmath={"reassoc", "nsz"})(fn))
 
 
 def specialize(fn: F, *arguments: Any) -> F:
-    """The machine code of the kernel `fn` for arguments of these types, which a call no longer looks at.
+    """The machine code of the kernel `fn` for arguments of these types; its calls do not check the types.
 
-    To find the types of a whole agent again takes 25 us of a call, 100 when the caches are cold.  Arguments of other
-    types are memory errors: for a caller who always brings the same arrays.
+    For an agent, the check takes 25 us of a call, 100 us with cold caches.  Arguments of other types are memory errors:
+    use it where a caller always passes the same arrays.
     """
     return cast(F, fn.compile(tuple(map(typeof, arguments))))  # type: ignore[attr-defined]
 
@@ -207,28 +210,28 @@ def constructor(record: Callable[P, Record]) -> Callable[[Callable[[Record], Rec
 
 
 class _CompileListener(event.Listener):
-    """Tells of each kernel of the program that the compiler begins, once."""
+    """Reports each kernel of the program once, when its compilation starts."""
 
     def __init__(self, report: Callable[[int, int, str], None]) -> None:
         self._report = report
         modules = [module for name, module in [*sys.modules.items()] if name in _sources()]
-        found = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
-        self._num_loaded, self._seen = len(found), set[str]()
+        kernels = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
+        self._num_loaded, self._reported = len(kernels), set[str]()
 
     def on_start(self, event: Any) -> None:
-        """A function is compiled, maybe for the sake of another one."""
+        """Report the function that is compiled, for itself or for a caller."""
         function = event.data["dispatcher"].py_func
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-        if function.__module__ in _sources() and name not in self._seen:
-            self._seen.add(name)
-            self._report(len(self._seen), self._num_loaded, name)
+        if function.__module__ in _sources() and name not in self._reported:
+            self._reported.add(name)
+            self._report(len(self._reported), self._num_loaded, name)
 
     def on_end(self, event: Any) -> None:
-        """It is done."""
+        """Nothing to report."""
 
 
 @contextmanager
 def watch_compiler(report: Callable[[int, int, str], None]) -> Iterator[None]:
-    """Call tell(number, loaded, name) for each of the `loaded` kernels that is compiled meanwhile, in any thread."""
+    """Within the context, call report(number, loaded, name) for each kernel of the `loaded` ones that is compiled."""
     with event.install_listener("numba:compile", _CompileListener(report)):
         yield

@@ -1,11 +1,11 @@
 """ONNX Runtime called from kernels through its C API, without the GIL.
 
-Every onnxruntime wheel ships the plain C library; its one exported function hands out a table of function pointers to
-which entries are only ever appended.  A kernel gets integers (the address of RunWithBinding, a session, a binding): an
-address that arrives as an argument leaves the kernel cacheable, one captured as a global does not.
+Every onnxruntime wheel ships the plain C library.  Its one exported function returns a table of function pointers, to
+which new versions only append.  A kernel gets integers: the address of RunWithBinding, a session, a binding.  An address
+that is an argument leaves the kernel cacheable; one captured as a global does not.
 
-A node of a graph costs about as much as a small product, whatever it does.  So a graph neither cuts its input nor joins
-its outputs nor takes the means of distributions: `evaluate` does, and a caller sees one matrix `x` and one matrix `y`.
+Any node of a graph takes about as long as a small matrix product.  So a graph has no nodes that slice its input, join
+its outputs or take means of distributions: `evaluate` does that, between one matrix `x` and one matrix `y`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BIND_INPUT, BIND_OUTPUT = 136, 137
 PTR, INT, STR, SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t
 WARNINGS_AND_ABOVE, FLOAT32, ALL_OPTIMISATIONS = 3, 1, 99
 
-# what the wheels call it on Linux, macOS and Windows
+# names of the library in the wheels for Linux, macOS and Windows
 LIBRARIES = ("libonnxruntime.so*", "libonnxruntime.*dylib", "onnxruntime.dll")
 
 
@@ -60,10 +60,10 @@ def _functions() -> ctypes.Array[ctypes.c_void_p]:
     if spec is None or spec.origin is None:
         raise OrtError("the package onnxruntime is not installed: pip install onnxruntime")
     folder = Path(spec.origin).parent / "capi"
-    found = [path for name in LIBRARIES for path in folder.glob(name)]
-    if not found:
+    libraries = [path for name in LIBRARIES for path in folder.glob(name)]
+    if not libraries:
         raise OrtError(f"{folder} has none of {', '.join(LIBRARIES)}: pip install --force-reinstall onnxruntime")
-    library = ctypes.CDLL(str(found[0]))
+    library = ctypes.CDLL(str(libraries[0]))
     library.OrtGetApiBase.restype = ctypes.POINTER(_ApiBase)
     return (PTR * (BIND_OUTPUT + 1)).from_address(library.OrtGetApiBase().contents.get_api(API_VERSION))
 
@@ -74,9 +74,9 @@ def _function(index: int, result: Any, *argtypes: Any) -> Any:
 
 
 def check_status(status: int | None) -> None:
-    """Raise what a failed call (a non-null OrtStatus) says, and release it."""
+    """Raise OrtError with the message of a failed call (a non-null OrtStatus), and release the status."""
     if status:
-        # it quotes the model, whose bytes need not be text
+        # the message quotes the model, whose bytes need not be text
         message = _function(GET_ERROR_MESSAGE, STR, PTR)(status).decode(errors="replace")
         _release(RELEASE_STATUS, status)
         raise OrtError(message)
@@ -105,7 +105,7 @@ def _environment() -> tuple[int, int]:
 
 
 class InputSlice(NamedTuple):
-    """An input of a graph besides `x`: columns of it once more, on their own, perhaps rectified."""
+    """An input of a graph besides `x`: some columns of `x`, or relu of them."""
 
     name: str
     first_column: int
@@ -114,60 +114,64 @@ class InputSlice(NamedTuple):
 
 
 class OutputHead(NamedTuple):
-    """An output of a graph, the next columns of `y`: some as they are, then means of categorical distributions.
+    """An output of a graph, the next columns of `y`: `raw` ones, then means of `categorical` distributions.
 
-    Without columns of the first kind it may have a row for each distribution.
+    An output without raw columns may have a row for each distribution.
     """
 
     name: str
     raw: int
     categorical: int = 0
-    bins: int = 0  # logits of a distribution
-    support_limit: float = 0.0  # their values are evenly spaced from -limit to limit
+    bins: int = 0  # of a distribution, each with a logit
+    support_limit: float = 0.0  # the values of the bins are evenly spaced from -support_limit to support_limit
 
 
 class GraphLayout(NamedTuple):
-    """How `x` and `y` of a `BoundGraph` are inputs and outputs of its graph; without `heads` they are all there are."""
+    """How inputs and outputs of a graph lie in the rows `x` and `y` of a `BoundGraph`.
+
+    Without `heads` the graph has one output, `y`.
+    """
 
     width_in: int
     width_out: int
-    passthrough: int = 0  # first columns of x that are the first of y
+    passthrough: int = 0  # first columns of y, copied from the first of x
     input_slices: tuple[InputSlice, ...] = ()
     heads: tuple[OutputHead, ...] = ()
 
 
-OFFSET, SLICE_FIRST_COLUMN, SLICE_WIDTH, SLICE_RELU = range(4)  # columns of Net.input_slices
-HEAD_RAW, HEAD_CATEGORICAL, HEAD_BINS, HEAD_SUPPORT = range(1, 5)  # columns of Net.heads, after BEGIN
-PADDED_BIN_LOGIT, ZERO = np.float32(-1e30), np.float32(0.0)  # a logit of probability 0
+OFFSET, SLICE_FIRST_COLUMN, SLICE_WIDTH, SLICE_RELU = range(4)  # columns of BoundGraph.input_slices
+HEAD_RAW, HEAD_CATEGORICAL, HEAD_BINS, HEAD_SUPPORT = range(1, 5)  # columns of BoundGraph.heads, after OFFSET
+PADDED_BIN_LOGIT = np.float32(-1e30)  # a logit of probability 0
+ZERO = np.float32(0.0)
 
 
 class BoundGraph(NamedTuple):
-    """One graph as a kernel sees it: write rows of `x`, call `evaluate`, read rows of `y`.
+    """A graph for kernels: write rows of `x`, call `evaluate`, read rows of `y`.
 
-    Its bindings and its session live as long as `x` or `y`.  What is flat has matrices one after the other, each with
-    room behind it for LANES numbers: a vector may begin in its last row.
+    The bindings and the session live as long as `x` or `y`.  An array `..._flat` has matrices one after the other, each
+    with room for LANES numbers behind it: a vector may begin in the last row of a matrix.
     """
 
     run_address: int  # address of RunWithBinding
     session: int
-    bindings: NDArray[np.int64]  # [R + 1] binding that evaluates the first r rows, 0 where none was made
-    x: NDArray[np.float32]  # [R, I]
-    y: NDArray[np.float32]  # [R, O]
+    bindings: NDArray[np.int64]  # [rows + 1] binding that evaluates so many rows, 0 where there is none
+    x: NDArray[np.float32]  # [rows, width_in]
+    y: NDArray[np.float32]  # [rows, width_out]
     x_flat: NDArray[np.float32]
     y_flat: NDArray[np.float32]
     passthrough: int
-    input_slices: NDArray[np.int64]  # [.., 4] begin in `slices_flat`, `InputSlice`
+    input_slices: NDArray[np.int64]  # [slices, 4] offset in `slices_flat`, then the numbers of `InputSlice`
     slices_flat: NDArray[np.float32]
-    heads: NDArray[np.int64]  # [.., 5] begin in `heads_flat`, `OutputHead`, begin in `support`
+    heads: NDArray[np.int64]  # [heads, 5] offset in `heads_flat`, raw, categorical, bins, offset in `support`
     heads_flat: NDArray[np.float32]
-    support: NDArray[np.float32]  # values of bins, and zeros up to a multiple of LANES
-    bin_mask: NDArray[np.float32]  # 1 where there is a bin
+    support: NDArray[np.float32]  # values of the bins of every head, each padded with zeros to a multiple of LANES
+    bin_mask: NDArray[np.float32]  # 1 where `support` has a bin, 0 in the padding
 
 
 def _allocate_flat(sizes: Iterable[int]) -> tuple[NDArray[np.float32], list[int]]:
-    """A flat array for matrices of so many numbers, and where each begins."""
-    *begins, end = accumulate((size + LANES for size in sizes), initial=0)
-    return np.zeros(end, np.float32), begins
+    """A flat array for matrices of these sizes, and the offset of each."""
+    *offsets, end = accumulate((size + LANES for size in sizes), initial=0)
+    return np.zeros(end, np.float32), offsets
 
 
 def _int_table(rows: Sequence[tuple[int, ...]], columns: int) -> NDArray[np.int64]:
@@ -177,15 +181,15 @@ def _int_table(rows: Sequence[tuple[int, ...]], columns: int) -> NDArray[np.int6
 def _new_bound_graph(layout: GraphLayout, rows: int) -> BoundGraph:
     """Arrays for up to `rows` rows, and nothing to evaluate them with."""
     (x, _), (y, _) = (_allocate_flat([rows * width]) for width in layout[:2])
-    cut_flat, begins = _allocate_flat(rows * cut.width for cut in layout.input_slices)
-    cuts = [(begin, *cut[1:]) for begin, cut in zip(begins, layout.input_slices, strict=True)]
-    part_flat, begins = _allocate_flat(rows * (o.raw + o.categorical * o.bins) for o in layout.heads)
-    support, inside, parts = list[float](), list[float](), list[tuple[int, ...]]()
-    for begin, (_, *part, limit) in zip(begins, layout.heads, strict=True):
-        bins, beyond = part[-1], [0.0] * (-part[-1] % LANES)
-        parts.append((begin, *part, len(support)))
-        support += [*np.linspace(-limit, limit, bins), *beyond]
-        inside += [*np.ones(bins), *beyond]
+    slices_flat, offsets = _allocate_flat(rows * piece.width for piece in layout.input_slices)
+    input_slices = [(offset, *piece[1:]) for offset, piece in zip(offsets, layout.input_slices, strict=True)]
+    heads_flat, offsets = _allocate_flat(rows * (head.raw + head.categorical * head.bins) for head in layout.heads)
+    support, bin_mask, heads = list[float](), list[float](), list[tuple[int, ...]]()
+    for offset, (_, raw, categorical, bins, limit) in zip(offsets, layout.heads, strict=True):
+        padding = [0.0] * (-bins % LANES)
+        heads.append((offset, raw, categorical, bins, len(support)))
+        support += [*np.linspace(-limit, limit, bins), *padding]
+        bin_mask += [*np.ones(bins), *padding]
     return BoundGraph(
         run_address=0,
         session=0,
@@ -195,39 +199,39 @@ def _new_bound_graph(layout: GraphLayout, rows: int) -> BoundGraph:
         x_flat=x,
         y_flat=y,
         passthrough=layout.passthrough,
-        input_slices=_int_table(cuts, 4),
-        slices_flat=cut_flat,
-        heads=_int_table(parts, 5),
-        heads_flat=part_flat,
+        input_slices=_int_table(input_slices, 4),
+        slices_flat=slices_flat,
+        heads=_int_table(heads, 5),
+        heads_flat=heads_flat,
         support=np.array(support, np.float32),
-        bin_mask=np.array(inside, np.float32),
+        bin_mask=np.array(bin_mask, np.float32),
     )
 
 
 def no_graph() -> BoundGraph:
-    """Stands for a network that a search does not call."""
+    """A graph without rows, for a network that a search does not call."""
     return _new_bound_graph(GraphLayout(0, 0), 0)
 
 
 def _graph_inputs(graph: BoundGraph, layout: GraphLayout, rows: int) -> dict[str, NDArray[np.float32]]:
-    """What the graph reads of the first `rows` rows."""
-    found = {"x": graph.x[:rows]}
-    for cut, begin in zip(layout.input_slices, graph.input_slices[:, OFFSET], strict=True):
-        found[cut.name] = graph.slices_flat[begin : begin + rows * cut.width].reshape(rows, cut.width)
-    return found
+    """The arrays that the graph reads for the first `rows` rows, by input."""
+    inputs = {"x": graph.x[:rows]}
+    for piece, offset in zip(layout.input_slices, graph.input_slices[:, OFFSET], strict=True):
+        inputs[piece.name] = graph.slices_flat[offset : offset + rows * piece.width].reshape(rows, piece.width)
+    return inputs
 
 
 def _graph_outputs(graph: BoundGraph, layout: GraphLayout, rows: int) -> dict[str, NDArray[np.float32]]:
-    """What the graph writes of the first `rows` rows."""
-    found = dict[str, NDArray[np.float32]]()
-    for (name, plain, means, bins, _), begin in zip(layout.heads, graph.heads[:, OFFSET], strict=True):
-        part = graph.heads_flat[begin : begin + rows * (plain + means * bins)]
-        found[name] = part.reshape(rows if plain else rows * means, -1)
-    return found or {"y": graph.y[:rows]}
+    """The arrays that the graph writes for the first `rows` rows, by output."""
+    outputs = dict[str, NDArray[np.float32]]()
+    for (name, raw, categorical, bins, _), offset in zip(layout.heads, graph.heads[:, OFFSET], strict=True):
+        head = graph.heads_flat[offset : offset + rows * (raw + categorical * bins)]
+        outputs[name] = head.reshape(rows if raw else rows * categorical, -1)
+    return outputs or {"y": graph.y[:rows]}
 
 
 class Session:
-    """An ONNX graph that computes in the thread that calls it."""
+    """An ONNX graph, computed in the thread that calls it.  OrtError for a graph that ONNX Runtime refuses."""
 
     def __init__(self, graph: bytes, arena: bool = True) -> None:
         env, self._cpu = _environment()
@@ -248,7 +252,7 @@ class Session:
         weakref.finalize(self, _release, RELEASE_SESSION, self.handle)
 
     def bind(self, layout: GraphLayout, rows: Iterable[int]) -> BoundGraph:
-        """Fresh arrays for up to max(rows) rows; a call evaluates the next larger of `rows`."""
+        """New arrays for up to max(rows) rows, and a binding for each of `rows`: a call takes the next larger one."""
         counts = sorted(set(rows))
         graph = _new_bound_graph(layout, counts[-1])
         for count in counts:
@@ -274,7 +278,7 @@ class Session:
 
 
 class _BindingOwner:
-    """Releases bindings, and only then lets go of their session."""
+    """Releases bindings when it is collected, before the session that it holds."""
 
     def __init__(self, session: Session, bindings: list[int]) -> None:
         self._session = session
@@ -283,7 +287,7 @@ class _BindingOwner:
 
 
 class _KeepAlive:
-    """An array that keeps its owner alive: a `BoundGraph` is a plain tuple and could not."""
+    """The base of an array, which keeps array and owner alive: the fields of a NamedTuple cannot."""
 
     def __init__(self, array: NDArray[np.float32], owner: _BindingOwner) -> None:
         self.__array_interface__ = array.__array_interface__
@@ -318,7 +322,7 @@ def evaluate(graph: BoundGraph, rows: int) -> int:
 
 @kernel
 def evaluate_prefilled(graph: BoundGraph, rows: int, prefilled: int) -> int:
-    """`evaluate` after `write_preactivation` has written so many columns of every row."""
+    """`evaluate` of rows whose first `prefilled` columns of input slices `write_preactivation` has written."""
     bound = rows
     while graph.bindings[bound] == 0:
         bound += 1
@@ -331,35 +335,34 @@ def evaluate_prefilled(graph: BoundGraph, rows: int, prefilled: int) -> int:
 
 @inlined
 def write_preactivation(graph: BoundGraph, row: int, a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
-    """Have a + b stand for the columns of the first cuts in a row; both have room behind them for LANES numbers."""
-    i = at = 0
-    while at < a.shape[0]:
+    """Write a + b into the first input slices of a row, as many as its columns fill; relu where a slice has it.
+
+    a and b have room for LANES numbers behind them.
+    """
+    i = column = 0
+    while column < a.shape[0]:
         width = graph.input_slices[i, SLICE_WIDTH]
         to = graph.input_slices[i, OFFSET] + row * width
         for j in range(0, width, LANES):
-            z = load(a, at + j) + load(b, at + j)
+            z = load(a, column + j) + load(b, column + j)
             if graph.input_slices[i, SLICE_RELU] > 0:
                 z = relu(z)
             store(graph.slices_flat, to + j, z)
-        at += width
+        column += width
         i += 1
 
 
 @inlined
 def gather_inputs(graph: BoundGraph, rows: int, prefilled: int) -> None:
-    """Write what the graph reads besides `x` and has not been told."""
+    """Copy columns of `x` into the input slices, but for the first ones, of `prefilled` columns together."""
     for i in range(graph.input_slices.shape[0]):
         prefilled -= graph.input_slices[i, SLICE_WIDTH]
         if prefilled >= 0:
             continue
-        begin, first, width = (
-            graph.input_slices[i, OFFSET],
-            graph.input_slices[i, SLICE_FIRST_COLUMN],
-            graph.input_slices[i, SLICE_WIDTH],
-        )
+        first, width = graph.input_slices[i, SLICE_FIRST_COLUMN], graph.input_slices[i, SLICE_WIDTH]
         for row in range(rows):
-            to, at = begin + row * width, row * graph.x.shape[1] + first
-            copy_lanes(graph.slices_flat, to, graph.x_flat, at, width)
+            to = graph.input_slices[i, OFFSET] + row * width
+            copy_lanes(graph.slices_flat, to, graph.x_flat, row * graph.x.shape[1] + first, width)
             if graph.input_slices[i, SLICE_RELU] > 0:
                 for j in range(0, width, LANES):
                     store(graph.slices_flat, to + j, relu(load(graph.slices_flat, to + j)))
@@ -367,53 +370,58 @@ def gather_inputs(graph: BoundGraph, rows: int, prefilled: int) -> None:
 
 @inlined
 def scatter_outputs(graph: BoundGraph, rows: int) -> None:
-    """Write the columns of `y` that are not an output of the graph as they stand, row by row: copies run over."""
+    """Write `y` from the passthrough columns of `x` and the outputs of the graph."""
+    # row by row: a copy may write beyond its columns, into those that are written next
     for row in range(rows):
         to = row * graph.y.shape[1]
         copy_lanes(graph.y_flat, to, graph.x_flat, row * graph.x.shape[1], graph.passthrough)
         to += graph.passthrough
         for i in range(graph.heads.shape[0]):
-            plain, means, bins = (graph.heads[i, HEAD_RAW], graph.heads[i, HEAD_CATEGORICAL], graph.heads[i, HEAD_BINS])
-            at = graph.heads[i, OFFSET] + row * (plain + means * bins)
-            copy_lanes(graph.y_flat, to, graph.heads_flat, at, plain)
-            to += plain
-            for k in range(means):
-                graph.y_flat[to + k] = categorical_mean(
-                    graph, at + plain + k * bins, graph.heads[i, HEAD_SUPPORT], bins
-                )
-            to += means
+            raw, categorical, bins = (
+                graph.heads[i, HEAD_RAW],
+                graph.heads[i, HEAD_CATEGORICAL],
+                graph.heads[i, HEAD_BINS],
+            )
+            logits = graph.heads[i, OFFSET] + row * (raw + categorical * bins)
+            copy_lanes(graph.y_flat, to, graph.heads_flat, logits, raw)
+            to, logits = to + raw, logits + raw
+            for j in range(categorical):
+                mean = categorical_mean(graph, logits + j * bins, graph.heads[i, HEAD_SUPPORT], bins)
+                graph.y_flat[to + j] = mean
+            to += categorical
 
 
 @inlined
-def copy_lanes(to: NDArray[np.float32], i: int, of: NDArray[np.float32], k: int, count: int) -> None:
-    """to[i : i + count] = of[k : k + count], and what follows, up to a multiple of LANES."""
+def copy_lanes(out: NDArray[np.float32], to: int, source: NDArray[np.float32], first: int, count: int) -> None:
+    """out[to : to + count] = source[first : first + count], and on to the next multiple of LANES."""
     for j in range(0, count, LANES):
-        store(to, i + j, load(of, k + j))
+        store(out, to + j, load(source, first + j))
 
 
 @inlined
 def relu(z: Vector) -> Vector:
-    """z, or 0 where it is less; of what is no finite number comes one that is none."""
+    """z where it is positive, else 0; a NaN stays NaN, so that a broken weight is not mistaken for a dead unit."""
     return select(z > ZERO, z, z * ZERO)
 
 
 @inlined
-def categorical_mean(graph: BoundGraph, at: int, support: int, bins: int) -> float:
-    """Expectation of the distribution whose logits begin at part_flat[at]; NaN if one of them is no finite number."""
-    top = load_logits(graph, at, support)
+def categorical_mean(graph: BoundGraph, first: int, support: int, bins: int) -> float:
+    """Mean of the distribution whose logits begin at heads_flat[first]; NaN if a logit is not finite."""
+    top = load_logits(graph, first, support)
     for i in range(LANES, bins, LANES):
-        z = load_logits(graph, at + i, support + i)
+        z = load_logits(graph, first + i, support + i)
         top = select(z > top, z, top)
     highest, mass = reduce_max(top), load(graph.support, support) * ZERO
-    worth = mass
+    weighted = mass
     for i in range(0, bins, LANES):
-        z = load_logits(graph, at + i, support + i)
+        z = load_logits(graph, first + i, support + i)
         weight = exponential(z - highest)
-        mass, worth = mass + weight, fma(weight, load(graph.support, support + i), fma(z, ZERO, worth))
-    return float(reduce_add(worth) / reduce_add(mass))
+        # z 0 adds nothing, but a NaN where the logit is not finite
+        mass, weighted = mass + weight, fma(weight, load(graph.support, support + i), fma(z, ZERO, weighted))
+    return float(reduce_add(weighted) / reduce_add(mass))
 
 
 @inlined
-def load_logits(graph: BoundGraph, at: int, support: int) -> Vector:
-    """The next logits of a distribution, and LEAST where there are no more."""
-    return select(load(graph.bin_mask, support) > ZERO, load(graph.heads_flat, at), PADDED_BIN_LOGIT)
+def load_logits(graph: BoundGraph, first: int, support: int) -> Vector:
+    """LANES logits of a distribution from heads_flat[first] on, PADDED_BIN_LOGIT behind its last bin."""
+    return select(load(graph.bin_mask, support) > ZERO, load(graph.heads_flat, first), PADDED_BIN_LOGIT)

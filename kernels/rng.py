@@ -17,7 +17,7 @@ MAX_UNIFORM = 1.0 - 2.0**-53
 
 @kernel
 def mix64(word: np.uint64) -> np.uint64:
-    """Bijective scrambling of 64 bits."""
+    """A bijection of 64 bits that spreads every bit over all of them."""
     word = (word ^ (word >> np.uint64(30))) * MIX_1
     word = (word ^ (word >> np.uint64(27))) * MIX_2
     return word ^ (word >> np.uint64(31))
@@ -25,7 +25,7 @@ def mix64(word: np.uint64) -> np.uint64:
 
 @kernel
 def bits(seed: int, stream: int, step: int) -> np.uint64:
-    """64 random bits of draw `step` in `stream`."""
+    """64 random bits, a function of the three arguments alone."""
     word = mix64(np.uint64(seed) + GOLDEN_GAMMA)
     word = mix64(word ^ (np.uint64(stream) * GOLDEN_GAMMA + MIX_1))
     return mix64(word ^ (np.uint64(step) * GOLDEN_GAMMA + MIX_2))
@@ -46,7 +46,7 @@ def gumbel(seed: int, stream: int, step: int) -> float:
 
 @kernel
 def randint(limit: int, seed: int, stream: int, step: int) -> int:
-    """An integer in [0, limit); its bias is at most limit / 2^53."""
+    """A uniform integer in [0, limit); the bias of a probability is at most limit / 2^53."""
     return int(uniform(seed, stream, step) * limit)
 
 
@@ -73,9 +73,9 @@ def gamma(shape: float, seed: int, stream: int, step: int) -> float:
 
 @kernel
 def beta(a: float, b: float, seed: int, stream: int, step: int) -> float:
-    """A draw from the Beta distribution, a, b >= 1 (Cheng 1978, algorithm BA).
+    """A draw from the Beta distribution with a, b >= 1 (Cheng 1978, algorithm BA).
 
-    It rejects: draw `step` takes its uniforms from step 2^20 `step` on, so `stream` should be its own.
+    Rejection takes uniforms from step 2^20 `step` on, so no other draws may use `stream`.
     """
     total = a + b
     spread = 1.0 if min(a, b) <= 1 else math.sqrt((total - 2.0) / (2.0 * a * b - total))

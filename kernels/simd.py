@@ -1,8 +1,8 @@
-"""Sixteen float32 side by side as one value of a kernel, a register of the processor or two; or four of them.
+"""Vectors of 16 or of 4 float32 as values of a kernel: registers of the processor.
 
-A vectoriser cannot prove that the legs of a butterfly do not overlap, and its checks at run time cost more than the
-work; nor does it know that the actions of a node are one register.  Here nothing is left to prove.  Lanes do not mix,
-but in `reduce_add`, `reduce_max`, `reduce_min` and `first_set`, and those add and compare in a fixed order.
+A vectoriser cannot prove that the inputs and outputs of a butterfly do not overlap, and its checks at run time cost
+more than the work.  It does not know either that the actions of a node fill one register.  A kernel that names its vectors
+has nothing to prove.  Only `reduce_add`, `reduce_max`, `reduce_min` and `first_set` mix lanes, in a fixed order.
 """
 
 import math
@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from kernels.jit import inlined
 
 LANES, LANES_4 = 16, 4
-Vector = NDArray[np.float32]  # [LANES] or [FEW] where the code is interpreted
-Mask = NDArray[np.bool_]  # as many
+Vector = NDArray[np.float32]  # interpreted: [LANES] or [LANES_4]
+Mask = NDArray[np.bool_]  # interpreted: [LANES] or [LANES_4]
 Scalar = Any  # a float32
 LOG2_E = np.float32(math.log2(math.e))
-LN2_HIGH = np.float32(0.693359375)  # a few bits: times a small integer it is exact
+LN2_HIGH = np.float32(0.693359375)  # it has few bits: its product with a small integer is exact
 LN2_LOW = np.float32(math.log(2.0) - 0.693359375)
 INVERSE_FACTORIALS = tuple(np.float32(1 / math.factorial(k)) for k in range(8))
-MIN_EXPONENT = np.float32(-87.0)  # e to it is about the smallest normal float32
+MIN_EXPONENT = np.float32(-87.0)  # e^-87 is about the smallest normal float32
 
 
 def padded(width: int) -> int:
-    """The least multiple of FEW that is `width` or more."""
+    """`width` rounded up to a multiple of LANES_4."""
     return -(-width // LANES_4) * LANES_4
 
 
@@ -42,7 +42,7 @@ def load(a: NDArray[np.float32], i: int) -> Vector:
 
 
 def load_4(a: NDArray[np.float32], i: int) -> Vector:
-    """a[i : i + FEW]; the numbers of a row follow one another in memory, whatever numba knows of its layout."""
+    """a[i : i + LANES_4]; the row must be contiguous, though its type need not say so."""
     return a[i : i + LANES_4].copy()
 
 
@@ -52,7 +52,7 @@ def store(a: NDArray[np.float32], i: int, x: Vector) -> None:
 
 
 def prefetch(a: NDArray[np.float32], i: int) -> None:
-    """Ask memory for the line of the cache that holds a[i]: it comes while others are worked on."""
+    """Start loading the cache line of a[i] without waiting for it."""
 
 
 def sqrt(x: Vector) -> Vector:
@@ -71,7 +71,7 @@ def rint(x: Vector) -> Vector:
 
 
 def power_of_two(x: Vector) -> Vector:
-    """2^x of integers from -126 to 127."""
+    """2^x for integers x from -126 to 127."""
     return np.ldexp(np.float32(1), x.astype(np.int32))
 
 
@@ -88,7 +88,7 @@ def _reduce_lanes(x: Vector, combine: Callable[..., Any]) -> np.float32:
 
 
 def reduce_add(x: Vector) -> Scalar:
-    """Sum of the lanes: halves are added until one is left."""
+    """Sum of the lanes: the halves are added until one lane is left."""
     return _reduce_lanes(x, operator.add)
 
 
@@ -103,12 +103,12 @@ def reduce_min(x: Vector) -> Scalar:
 
 
 def first_set(mask: Mask) -> int:
-    """The first lane that is set; their number if none is."""
+    """The first lane that is set; the number of lanes if none is."""
     return int(np.argmax(mask)) if mask.any() else len(mask)
 
 
 class VectorType(types.Type):
-    """What the compiler takes a Vector of so many lanes for."""
+    """The type of a Vector of so many lanes, for the compiler."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
@@ -117,7 +117,7 @@ class VectorType(types.Type):
 
 
 class MaskType(types.Type):
-    """What the compiler takes a Mask for: a bit a lane."""
+    """The type of a Mask of so many lanes, for the compiler: a bit each."""
 
     def __init__(self, lanes: int) -> None:
         self.register = ir.VectorType(ir.IntType(1), lanes)
@@ -127,7 +127,7 @@ class MaskType(types.Type):
 @register_model(VectorType)
 @register_model(MaskType)
 class RegisterModel(models.PrimitiveModel):
-    """A value of the processor, not an array in memory."""
+    """Vectors and masks are values in registers, not arrays in memory."""
 
     def __init__(self, manager: Any, of: Any) -> None:
         super().__init__(manager, of, of.register)  # type: ignore[no-untyped-call]
@@ -138,7 +138,7 @@ ARRAY_TYPES = [types.Array(types.float32, 1, "C"), types.Array(types.float32, 1,
 
 
 def register_lowering(function: Callable[..., Any], result: Any, *arguments: Any) -> Callable[[Any], None]:
-    """Let kernels call `function` on such arguments; what is decorated writes its instructions."""
+    """Let kernels call `function` with arguments of these types; the decorated function emits its instructions."""
 
     def register(emit: Callable[..., Any]) -> None:
         @infer_global(function)  # type: ignore[no-untyped-call]
@@ -153,44 +153,44 @@ def register_lowering(function: Callable[..., Any], result: Any, *arguments: Any
 
 
 def pointer(context: Any, builder: Any, row: Any, a: Any, i: Any, vector: VectorType) -> Any:
-    """Of a vector's lanes from a[i] on."""
+    """Pointer to a vector of lanes from a[i] on."""
     data = context.make_array(row)(context, builder, a).data
     return builder.bitcast(builder.gep(data, [i]), vector.register.as_pointer())
 
 
 def splat(builder: Any, x: Any, vector: VectorType) -> Any:
-    """A number in every lane."""
+    """The vector that has x in every lane."""
     nothing = ir.Constant(vector.register, ir.Undefined)
     lane = builder.insert_element(nothing, x, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(lane, nothing, ir.Constant(int32_vector(vector.lanes), None))
 
 
 def int32_vector(lanes: int) -> Any:
-    """As many integers of 32 bits."""
+    """The type of a vector of so many 32-bit integers."""
     return ir.VectorType(ir.IntType(32), lanes)
 
 
 def call_intrinsic(builder: Any, name: str, *vectors: Any) -> Any:
-    """LLVM's own function of vectors of one type."""
+    """Call an intrinsic function of LLVM on vectors of one type."""
     kind = vectors[0].type
     name = f"llvm.{name}.v{kind.count}f32"
-    known = builder.module.globals.get(name)
-    function = known or ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(vectors)), name)
+    declared = builder.module.globals.get(name)
+    function = declared or ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(vectors)), name)
     return builder.call(function, vectors)
 
 
 def greater(builder: Any, x: Any, y: Any) -> Any:
-    """Lanes in which x is more."""
+    """Mask of the lanes with x > y."""
     return builder.fcmp_ordered(">", x, y)
 
 
 def less(builder: Any, x: Any, y: Any) -> Any:
-    """Lanes in which x is less."""
+    """Mask of the lanes with x < y."""
     return builder.fcmp_ordered("<", x, y)
 
 
 def emit_reduction(builder: Any, x: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    """Combine the halves of a vector until one lane is left."""
+    """Combine the halves of a vector until one lane is left; its value."""
     width = x.type.count
     while width > 1:
         width //= 2
@@ -200,7 +200,7 @@ def emit_reduction(builder: Any, x: Any, combine: Callable[[Any, Any], Any]) -> 
 
 
 def compile_memory(vector: VectorType, loader: Callable[..., Any]) -> None:
-    """Loads and stores."""
+    """Register loads and stores of a vector."""
     for row in ARRAY_TYPES:
 
         @register_lowering(loader, vector, row, types.intp)
@@ -214,15 +214,15 @@ def compile_memory(vector: VectorType, loader: Callable[..., Any]) -> None:
 
 
 def compile_prefetch() -> None:
-    """The hint to the processor: to read, into the nearest cache, of data."""
+    """Register `prefetch`: a hint to read data into the nearest cache."""
     for row in ARRAY_TYPES:
 
         @register_lowering(prefetch, types.none, row, types.intp)
         def _fetch(context: Any, builder: Any, a: Any, i: Any, row: Any = row) -> Any:
             byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-            known = builder.module.globals.get("llvm.prefetch.p0i8")
-            hint = known or ir.Function(builder.module, kind, "llvm.prefetch.p0i8")
+            declared = builder.module.globals.get("llvm.prefetch.p0i8")
+            hint = declared or ir.Function(builder.module, kind, "llvm.prefetch.p0i8")
             data = context.make_array(row)(context, builder, a).data
             at = builder.bitcast(builder.gep(data, [i]), byte)
             builder.call(hint, [at, *(ir.Constant(word, n) for n in (0, 3, 1))])
@@ -230,7 +230,7 @@ def compile_prefetch() -> None:
 
 
 def compile_binary(function: Callable[..., Any], vector: VectorType, result: Any, emit: Callable[..., Any]) -> None:
-    """A function of two vectors, or of a vector and a number."""
+    """Register a function of two vectors, and of a vector and a number."""
 
     @register_lowering(function, result, vector, vector)
     def of_vectors(context: Any, builder: Any, x: Any, y: Any) -> Any:
@@ -242,7 +242,7 @@ def compile_binary(function: Callable[..., Any], vector: VectorType, result: Any
 
 
 def compile_arithmetic(vector: VectorType, mask: MaskType) -> None:
-    """Operators and functions of each lane."""
+    """Register operators and functions that work lane by lane."""
     for operation, instruction in (("add", "fadd"), ("sub", "fsub"), ("mul", "fmul"), ("truediv", "fdiv")):
         emit = getattr(ir.IRBuilder, instruction)
         compile_binary(getattr(operator, operation), vector, vector, emit)
@@ -250,10 +250,10 @@ def compile_arithmetic(vector: VectorType, mask: MaskType) -> None:
 
         @register_lowering(fma, vector, vector, *kinds)
         def _fused(context: Any, builder: Any, x: Any, *others: Any, kinds: Any = kinds) -> Any:
-            spreads = [
+            vectors = (
                 y if kind is vector else splat(builder, y, vector) for y, kind in zip(others, kinds, strict=True)
-            ]
-            return call_intrinsic(builder, "fma", x, *spreads)
+            )
+            return call_intrinsic(builder, "fma", x, *vectors)
 
     compile_binary(operator.gt, vector, mask, greater)
     compile_binary(operator.eq, vector, mask, lambda builder, x, y: builder.fcmp_ordered("==", x, y))
@@ -279,7 +279,7 @@ def compile_arithmetic(vector: VectorType, mask: MaskType) -> None:
 
 
 def compile_reductions(vector: VectorType, mask: MaskType) -> None:
-    """What the lanes come to together."""
+    """Register the functions that combine the lanes of a vector."""
 
     @register_lowering(reduce_add, SCALAR, vector)
     def _total(context: Any, builder: Any, x: Any) -> Any:
@@ -308,11 +308,12 @@ for _loader, _lanes in ((load, LANES), (load_4, LANES_4)):
 
 @inlined
 def exponential(x: Vector) -> Vector:
-    """e^x of numbers that are not positive, within two units in the last place; below -87 it stops falling."""
+    """e^x for x <= 0, within two units in the last place; e^-87 for any smaller x."""
     x = select(x > MIN_EXPONENT, x, MIN_EXPONENT)
     n = rint(x * LOG2_E)
-    r = fma(n, -LN2_LOW, fma(n, -LN2_HIGH, x))  # |r| <= ln 2 / 2: eight terms of the series are enough
-    r2 = r * r  # pairs of terms side by side: a chain of eight would be twice as long
+    # |r| <= ln 2 / 2: eight terms of the series are enough; in pairs side by side, they take half the time of a chain
+    r = fma(n, -LN2_LOW, fma(n, -LN2_HIGH, x))
+    r2 = r * r
     high = fma(
         fma(r, INVERSE_FACTORIALS[7], INVERSE_FACTORIALS[6]), r2, fma(r, INVERSE_FACTORIALS[5], INVERSE_FACTORIALS[4])
     )

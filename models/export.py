@@ -1,20 +1,7 @@
-"""The networks as ONNX graphs, each from rows `x` to rows `y`.
+"""The networks of a model as ONNX graphs, with the rows that `kernels.search.networks.NETWORKS` describes.
 
-root        [context features C F | position P]                     -> [state | logits A Z | value 1 | code logits C]
-afterstate  [state | action A | position after P]                   -> [state | shared T | code logits C | value 1]
-sibling     the same                                                -> [state | value 1]
-code        [code C]                                                -> [T]
-dynamics    [window of states | T | position after P | next P]      -> [state | reward 1 | policy logits A Z | value 1]
-market      [window of states | code C | next positions S P]        -> [state | code logits C | values S]
-A state is the latent D; with a transformer (models/extensions/transformer_onnx.py) or a value prefix it is more.
-But for a transformer's, the latent is the trainer's and the bias `next_b` that the next step will add.
-Z are the parameters of the Beta head, if there is one.  Where the positions of `market` are always the same, they are
-constants of the graph and not part of its input.
-
-The first layers of `dynamics` are linear in the latent and in the code, so what the latent gives them is found once for
-all the codes behind it: T columns, to which `code` says what to add.  Afterstates of one decision have the latent in
-common and differ in their value only: of all but one `sibling` suffices.  Of a transformer or a value prefix nothing
-is shared, T is the code itself and there is no graph `code`.
+A state is the latent; an extension may put more behind or around it.  The latent of a graph is the trainer's plus the
+bias `dynamics_out_b` of the next step, but for a transformer's: see `_fold_dynamics_bias`.
 """
 
 from __future__ import annotations
@@ -22,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.ort import OutputHead
+from kernels.search.networks import NetworkShape, column_widths, row_widths
 from models.extensions.transformer_onnx import imagined_token, newest_latent, observed_token, state_parts
 from models.extensions.value_prefix import RESET_INTERVAL
 from models.onnx_builder import GraphBuilder
@@ -31,9 +19,10 @@ from models.params import Array, ModelShape, Params, as_views
 def export(
     flat: Array, shape: ModelShape, num_hypotheses: int, hypotheses: Array | None = None, afterstates: bool = True
 ) -> dict[str, bytes]:
-    """The graphs of the parameters `flat` [N] by name; `market` judges `num_hypotheses` positions: `hypotheses` [S, P], if given.
+    """The graphs of the parameters `flat` [N] by name.
 
-    Without `afterstates`, for a deterministic search, there is nothing to share: `dynamics` is told of an action.
+    `market` evaluates `num_hypotheses` positions M, which are constants of the graph if `hypotheses` [M, P] are given.
+    Without `afterstates`, for a deterministic search, `dynamics` reads an action instead of a code and shares nothing.
     """
     p = _fold_dynamics_bias(as_views(flat, shape), shape)
     share = afterstates and not (shape.num_layers or shape.value_prefix_width)
@@ -48,6 +37,24 @@ def export(
     if share:
         graphs["code"] = _code_graph(p, shape)
     return graphs | ({"market": _market_graph(p, shape, num_hypotheses, hypotheses)} if num_hypotheses else {})
+
+
+def _row_widths(
+    s: ModelShape, preactivation: int = 0, hypotheses: int = 0, memoryless: bool = True
+) -> dict[str, tuple[int, int]]:
+    """Widths of x and of y of every graph, as a search reads them."""
+    window = s.attention_window if s.num_layers else 1
+    shape = NetworkShape(s.features, s.position, s.state, s.actions, s.codes, window, s.context)
+    policy = s.actions + s.num_beta_params
+    return row_widths(column_widths(shape, policy, s.codes, preactivation, hypotheses, memoryless))
+
+
+def _serialise(g: GraphBuilder, widths: tuple[int, int], outputs: list[OutputHead], passthrough: int = 0) -> bytes:
+    """The bytes of a graph from rows x to rows y of these widths; ValueError where its outputs do not make such a y."""
+    width = passthrough + sum(output.raw + output.categorical for output in outputs)
+    if width != widths[1]:
+        raise ValueError(f"a graph writes {width} columns, a search reads {widths[1]}")
+    return g.serialise(widths[0], outputs, passthrough)
 
 
 def _fold_dynamics_bias(p: Params, s: ModelShape) -> Params:
@@ -108,7 +115,7 @@ def _root_graph(p: Params, s: ModelShape) -> bytes:
     heads = _prediction_heads(g, g.concat([latent, *position], "predict_in"), p, s)
     if s.value_prefix_width:
         state = [g.node("MatMul", [latent, g.weight("nothing_yet", np.eye(s.latent, s.state))], "state")]
-    return g.serialise(F + s.position, [OutputHead(g.concat(state, "state"), s.state), heads, codes])
+    return _serialise(g, _row_widths(s)["root"], [OutputHead(g.concat(state, "state"), s.state), heads, codes])
 
 
 def _pad_rows(w: Array, rows: int) -> Array:
@@ -123,14 +130,14 @@ def _afterstate_graph(p: Params, s: ModelShape, share: bool) -> bytes:
     if share:
         w, b = _preactivation_layers(p, s)
         outputs.insert(0, OutputHead(g.linear(latent, "shared", w[: s.latent], b), len(b)))
-    return g.serialise(s.state + s.actions + s.position, outputs, passthrough=s.state)
+    return _serialise(g, _row_widths(s, 2 * s.hidden if share else 0)["afterstate"], outputs, s.state)
 
 
 def _afterstate_value_graph(p: Params, s: ModelShape) -> bytes:
     g = GraphBuilder()
     latent = _state_latent(g, s) if s.state > s.latent else "x"
     value = _afterstate_value(g, latent, p, s)
-    return g.serialise(s.state + s.actions + s.position, [value], passthrough=s.state)
+    return _serialise(g, _row_widths(s)["afterstate_value"], [value], s.state)
 
 
 def _state_latent(g: GraphBuilder, s: ModelShape) -> str:
@@ -153,7 +160,7 @@ def _code_graph(p: Params, s: ModelShape) -> bytes:
     g = GraphBuilder()
     w, b = _preactivation_layers(p, s)
     told = g.node("MatMul", ["x", g.weight("codes", w[s.latent :])], "told")
-    return g.serialise(s.codes, [OutputHead(told, len(b))])
+    return _serialise(g, _row_widths(s, len(b))["code"], [OutputHead(told, len(b))])
 
 
 def _preactivation_layers(p: Params, s: ModelShape) -> tuple[Array, Array]:
@@ -176,7 +183,7 @@ def _prefilled_dynamics_graph(p: Params, s: ModelShape) -> bytes:
     latent = _dynamics_step(g, latent, moved, p, s)
     heads = _prediction_heads(g, g.concat([latent, *position], "predict_in"), p, s)
     outputs = [OutputHead(latent, s.state), _reward_head(g, gain, p, s), heads]
-    return g.serialise(D + 2 * H + 2 * P, outputs)
+    return _serialise(g, _row_widths(s, 2 * H)["dynamics"], outputs)
 
 
 def _reward_head(g: GraphBuilder, reward_hidden: str, p: Params, s: ModelShape) -> OutputHead:
@@ -211,7 +218,7 @@ def _dynamics_graph(p: Params, s: ModelShape) -> bytes:
     else:
         reward = _reward_head(g, gain, p, s)
     heads = _prediction_heads(g, g.concat([latent, *position], "predict_in"), p, s)
-    return g.serialise(width, [OutputHead(g.concat(state, "state"), s.state), reward, heads])
+    return _serialise(g, _row_widths(s)["dynamics"], [OutputHead(g.concat(state, "state"), s.state), reward, heads])
 
 
 def _lstm_step(g: GraphBuilder, reward_hidden: str, p: Params, s: ModelShape) -> list[str]:
@@ -274,4 +281,4 @@ def _market_graph(p: Params, s: ModelShape, num_hypotheses: int, hypotheses: Arr
         codes,
         OutputHead(values, 0, S, s.value_bins, s.value_limit),
     ]
-    return g.serialise(states + s.codes + sum(shown.values()), outputs)
+    return _serialise(g, _row_widths(s, 0, num_hypotheses, hypotheses is not None)["market"], outputs)

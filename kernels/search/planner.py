@@ -178,8 +178,11 @@ def check_rows(planner: Planner) -> None:
     if config.algorithm == MARKET:
         if networks.market.x.shape[0] < planner.costs.move.shape[1]:
             raise ValueError("networks.market.x has fewer rows than planner.costs.move has codes: bind it for more")
-    elif networks.dynamics.x.shape[0] == 0 or (config.stochastic and networks.afterstate.x.shape[0] < B):
-        raise ValueError("networks.dynamics.x has no row, or networks.afterstate.x fewer than planner.policy")
+        return
+    if networks.dynamics.x.shape[0] == 0:
+        raise ValueError("networks.dynamics.x has no row: bind it")
+    if config.stochastic and networks.afterstate.x.shape[0] < B:
+        raise ValueError("networks.afterstate.x has fewer rows than planner.policy: bind it for more")
 
 
 @inlined

@@ -125,7 +125,9 @@ class Searcher:
 
     def run(self) -> None:
         check_status(
-            search.run_simulations(self.tree, None, self.work, self.model, self.outlook, self.config, self.known, self.table)
+            search.run_simulations(
+                self.tree, None, self.work, self.model, self.outlook, self.config, self.known, self.table
+            )
         )
 
 
