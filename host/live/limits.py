@@ -53,7 +53,7 @@ def describe_limits(limits: RiskLimits, loaded: LoadedModel) -> list[str]:
         limit = getattr(limits, name)
         if 0 < limit <= figure:
             lines.append(
-                f"guard.{name} = {limit:g} is not above {what} of {figure:.5g}: it will cut this model; leave it out, "
+                f"risk.{name} = {limit:g} is not above {what} of {figure:.5g}: it will cut this model; leave it out, "
                 "or see how often with `backtest --guards`"
             )
     return lines

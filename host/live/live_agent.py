@@ -142,7 +142,7 @@ class LiveAgent:
 
     def state(self) -> dict[str, Any]:
         """All that the next decision depends on besides the last `history` bars."""
-        return {"account": self._account.tolist(), "pending": self._pending_target}
+        return {"account": self._account.tolist(), "pending_target": self._pending_target}
 
     def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
         """Go on from `state`, as it was after the last of `bars`."""
@@ -150,7 +150,7 @@ class LiveAgent:
         for bar in bars[-self.history :]:
             self._ring.append(bar)
         self._account[:] = state["account"]
-        self._pending_target = state["pending"]
+        self._pending_target = state["pending_target"]
 
 
 def load_live_model(path: Path) -> LoadedModel:

@@ -110,10 +110,10 @@ class RiskEngine:
         return {
             "model": self._loaded.sha256,
             "limits": self.limits._asdict(),
-            "actor": self.agent.state(),
-            "held": self._account.tolist(),
-            "guard": self.risk_state._asdict(),
-            "outcome": self.last_decision._asdict() if self.last_decision else None,
+            "agent": self.agent.state(),
+            "account": self._account.tolist(),
+            "risk_state": self.risk_state._asdict(),
+            "last_decision": self.last_decision._asdict() if self.last_decision else None,
         }
 
     def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
@@ -124,10 +124,11 @@ class RiskEngine:
                 "another model begins in another --out"
             )
         self.limits = RiskLimits(**state["limits"])
-        self.agent.restore(state["actor"], bars)
-        self._account[:] = state["held"]
-        self.risk_state = RiskState(**{**state["guard"], "changes_ns": tuple(state["guard"]["changes_ns"])})
-        self.last_decision = Decision(**state["outcome"]) if state["outcome"] else None
+        self.agent.restore(state["agent"], bars)
+        self._account[:] = state["account"]
+        risk_state, decision = RiskState(**state["risk_state"]), state["last_decision"]
+        self.risk_state = risk_state._replace(target_changes_ns=tuple(risk_state.target_changes_ns))
+        self.last_decision = Decision(**decision) if decision else None
         self.last_bar = bars[-1] if bars else None
 
     def net_pips(self) -> float:

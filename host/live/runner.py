@@ -226,22 +226,23 @@ class LiveRunner:
             self.stop(LATE_FEED)
 
     def _recover(self) -> None:
-        """Bring the desk to where the journal ends; prints the last decision if its line may have been lost."""
-        begin, found = time.perf_counter(), self._journal.existing
-        records = list(parse_records(found, self._journal.path))
+        """Bring the engine to the end of the journal; print the last decision if its line may have been lost."""
+        begin, existing = time.perf_counter(), self._journal.existing
+        records = list(parse_records(existing, self._journal.path))
         first, last = records[0][1], records[-1][1]
-        cache = read_cache(self._folder / "state.json", found)
+        # The first record refuses a journal of another format or model, whose state.json could not be read either.
+        replayed, num_known = list(replay_events(self._engine, records[:1])), 1
+        cache = read_cache(self._folder / "state.json", existing)
         if cache is not None:
             size, state = cache
-            known = found[:size].count(b"\n")
-            self._engine.restore(state, [bar for _, record in records[:known] for bar in record_bars(record)])
-            records = records[known:]
-        played = list(replay_events(self._engine, records))
+            num_known = existing[:size].count(b"\n")
+            self._engine.restore(state, [bar for _, record in records[:num_known] for bar in record_bars(record)])
+        replayed += replay_events(self._engine, records[num_known:])
         if first["start"]["live"] != self._live:
             raise ConfigError(f"{self._folder}: a dry run and a live one each need a folder of their own")
-        outcome, recorded = played[-1] if played else (None, True)
-        if outcome is not None and not recorded:  # killed between the bar and its decision
-            self._record_and_publish(outcome, begin)
+        decision, is_recorded = replayed[-1]
+        if decision is not None and not is_recorded:  # killed between the bar and its decision
+            self._record_and_publish(decision, begin)
         elif self._engine.last_decision is not None:
             self._publish_decision(self._engine.last_decision, is_printed="seq" not in last)
         while self._is_behind(self._seq()):

@@ -92,9 +92,9 @@ def test_a_limit_that_halts_leaves_a_flat_target_and_ends_with_7(
     row = live.row()
     assert (row.target, row.reason) == (0.0, f"halted {reason}")
     assert row.valid_until_ns > live.now
-    last = live.start()._desk.last
+    last = live.start()._engine.last_bar
     with pytest.raises(HaltedError, match=reason):  # nor does a restart trade
-        live.office.on_bar(last._replace(time=last.time + 1))
+        live.runner.on_bar(last._replace(time=last.time + 1))
 
 
 def test_a_dry_run_goes_on_where_a_live_one_would_halt(acting: Any, bars: list[Bar]) -> None:
@@ -107,14 +107,14 @@ def test_a_halt_is_lifted_by_order(acting: Any, bars: list[Bar]) -> None:
     live = acting(drawdown=1.0)
     with pytest.raises(HaltedError):
         live.feed(bars)
-    rest = [bar for bar in bars if bar.time > live.office._desk.last.time]
+    rest = [bar for bar in bars if bar.time > live.runner._engine.last_bar.time]
     live.start(lift=True)
     assert live.feed(rest[:1])[0].reason.startswith("active")
 
 
 REDUCES: list[tuple[str, dict[str, Any], int]] = [
     ("spread", {"max_spread": 0.1}, SECOND_NS),
-    ("far-features", {"far": 0.01}, SECOND_NS),
+    ("feature-drift", {"feature_drift": 0.01}, SECOND_NS),
     ("late-bar", {}, HOUR_NS + SECOND_NS),
 ]
 
@@ -134,7 +134,7 @@ def test_a_halt_file_stops_at_once_even_a_dry_run(acting: Any, bars: list[Bar]) 
         run.feed(bars[: HISTORY + 9])
         (run.folder / "HALT").touch()
         with pytest.raises(HaltedError, match="halt-file"):
-            run.office.look()
+            run.runner.check_between_bars()
         assert (run.row().target, run.row().reason.split()[-2:]) == (0.0, ["halted", "halt-file"])
         with pytest.raises(HaltedError, match="halt-file"):
             run.start().on_bar(bars[HISTORY + 9])
@@ -144,7 +144,7 @@ def test_a_halt_file_stops_at_once_even_a_dry_run(acting: Any, bars: list[Bar]) 
 def test_a_halt_file_holds_where_no_bar_is_new(acting: Any, bars: list[Bar], monkeypatch: pytest.MonkeyPatch) -> None:
     run = acting()
     run.feed(bars[: HISTORY + 9])
-    run.office.close()
+    run.runner.close()
     (run.folder / "HALT").touch()
     again = run.start()
     with pytest.raises(HaltedError, match="halt-file"):
@@ -157,13 +157,13 @@ def test_a_silent_feed_ends_with_6_but_not_over_the_weekend(acting: Any, bars: l
     friday = next(i for i, (a, b) in enumerate(pairwise(bars)) if i > HISTORY and b.time - a.time > 40 * HOUR_NS)
     live.feed(bars[: friday + 1])
     live.now = bars[friday + 1].time + 300 * SECOND_NS
-    live.office.look()
+    live.runner.check_between_bars()
     live.feed(bars[friday + 1 : friday + 2])
     live.now += HOUR_NS + 599 * SECOND_NS
-    live.office.look()
+    live.runner.check_between_bars()
     live.now += 2 * SECOND_NS
     with pytest.raises(StaleFeedError) as stale:
-        live.office.look()
+        live.runner.check_between_bars()
     assert stale.value.exit_code == 6
     assert (live.row().target, live.row().reason) == (0.0, "halted stale-feed")
 
@@ -175,7 +175,7 @@ def test_nothing_is_minus_zero(
     live = acting(max_target=0.0)
     live.feed(bars[: HISTORY + 40])
     assert any(row[2].startswith("-") for row in (outcome["row"] for outcome in outcomes(live.folder)))
-    live.office._beat()
+    live.runner._write_heartbeat()
     texts = [path.read_text() for path in live.folder.iterdir()]
     assert not any(re.search(r"-0(\.0*)?(?![.\d])", text.replace("e-0", "")) for text in (*texts, live.out.getvalue()))
     assert "target -0" not in capsys.readouterr().err
@@ -233,16 +233,16 @@ def test_a_decision_that_fails_goes_flat_and_can_be_made_after_a_restart(
 ) -> None:
     act_dry(trained, tmp_path / "out", bars[:-3])
     publishing = LiveOptions(tmp_path / "out", False, False, "EURUSD", RiskConfig())
-    office = LiveRunner(trained.loaded, publishing, DecisionPrinter(io.StringIO(), False))
-    trader = office._engine.agent._policy
+    runner = LiveRunner(trained.loaded, publishing, DecisionPrinter(io.StringIO(), False))
+    trader = runner._engine.agent._policy
     net = trader.planner.networks.market
     graph = trained.loaded.networks.graphs["market"]
     layout = layout_of(graph)
     broken = Session(graph).bind(layout._replace(width_in=layout.width_in + 1), [1, len(net.x)])
     model = trader.planner.networks._replace(market=broken)
-    office._engine.agent._policy = trader._replace(planner=trader.planner._replace(networks=model))
+    runner._engine.agent._policy = trader._replace(planner=trader.planner._replace(networks=model))
     with pytest.raises(OrtError):
-        run_live(office, iter(bars))
+        run_live(runner, iter(bars))
     row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
     assert (row.target, row.reason) == (0.0, "dry-run halted OrtError")
     beat = json.loads((tmp_path / "out" / "heartbeat.json").read_text())
@@ -264,12 +264,12 @@ def act_dry(trained: Trained, folder: Path, bars: list[Bar]) -> str:
     """Act over all bars into `folder`, from wherever it stands; what was printed."""
     folder.mkdir(exist_ok=True)
     out = io.StringIO()
-    office = LiveRunner(
+    runner = LiveRunner(
         trained.loaded, LiveOptions(folder, False, False, "EURUSD", RiskConfig()), DecisionPrinter(out, False)
     )
     for bar in bars:
-        office.on_bar(bar)
-    office.close()
+        runner.on_bar(bar)
+    runner.close()
     return out.getvalue()
 
 
@@ -307,16 +307,16 @@ def test_the_state_file_is_only_a_cache(trained: Trained, bars: list[Bar], whole
         shutil.copytree(whole, folder)
         if not keep:
             (folder / "state.json").unlink()
-        office = LiveRunner(
+        runner = LiveRunner(
             trained.loaded,
             LiveOptions(folder, False, False, "EURUSD", RiskConfig()),
             DecisionPrinter(io.StringIO(), False),
         )
-        states.append(office._engine.state())
-        office.close()
-    assert states[0]["guard"] == states[1]["guard"]
-    assert states[0]["actor"]["account"][:3] == states[1]["actor"]["account"][:3]
-    assert states[0]["outcome"] == states[1]["outcome"]
+        states.append(runner._engine.state())
+        runner.close()
+    assert states[0]["risk_state"] == states[1]["risk_state"]
+    assert states[0]["agent"]["account"][:3] == states[1]["agent"]["account"][:3]
+    assert states[0]["last_decision"] == states[1]["last_decision"]
 
 
 def test_a_decision_that_a_kill_prevented_is_made_at_the_restart(
@@ -366,7 +366,7 @@ def test_a_decision_that_may_not_have_been_printed_is_printed(
     first = act_dry(trained, tmp_path / "out", bars[: HISTORY + 9]).splitlines()
     path = tmp_path / "out" / "journal.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    assert json.loads(lines[-1]) == {"told": 10}
+    assert json.loads(lines[-1]) == {"printed": 10}
     path.write_bytes(b"".join(lines[:-1]) + (lines[-1][:5] if kept == "half" else b""))
     assert act_dry(trained, tmp_path / "out", []).splitlines()[1:] == first[-1:]
     assert act_dry(trained, tmp_path / "out", []).splitlines()[1:] == []
@@ -423,7 +423,7 @@ def test_replay_finds_what_is_not_this_programs(trained: Trained, whole: Path, t
     for change, error, says in (
         (('"target":-1.0', '"target":1.0'), ReplayError, "journal line"),
         (('"bar":[', '"bar":["'), JournalError, "damaged"),
-        (('"world":[', '"world":[null,'), JournalError, "not a record"),
+        (('"inputs":[', '"inputs":[null,'), JournalError, "not a record"),
         ((f'"model": "{trained.loaded.sha256}"', '"model": "other"'), ModelError, "another model"),
         ((f'"model":"{trained.loaded.sha256}"', '"model":"other"'), ModelError, "another model"),
     ):
@@ -459,7 +459,7 @@ def test_flags_that_make_no_sense_are_refused() -> None:
         with pytest.raises(ConfigError):
             new_live_options("feed.csv", *flags)
     with pytest.raises(ConfigError, match="max_targt"):
-        new_live_options("feed.csv", None, False, None, False, None, ["guard.max_targt=1"])
+        new_live_options("feed.csv", None, False, None, False, None, ["risk.max_targt=1"])
     assert [feed_symbol(feed) for feed in ("a/gbpjpy_M1.csv", "-", "sample_data.csv")] == ["GBPJPY", "-", "-"]
 
 
@@ -495,7 +495,7 @@ def test_whatever_the_watch_meets_ends_the_process(
     class Faulty:
         failed: list[Exception] = []  # noqa: RUF012
 
-        def look(self) -> None:
+        def check_between_bars(self) -> None:
             raise error
 
         def fail(self, error: Exception) -> None:
