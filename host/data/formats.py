@@ -65,7 +65,7 @@ class ReadOptions:
 
     def explicit(self) -> dict[str, Any]:
         """What the user says, by the names above: all but what a model remembers."""
-        return {option.name: getattr(self, option.name) for option in fields(self) if option.name != "remembered"}
+        return {option.name: getattr(self, option.name) for option in fields(self) if option.name != "model_defaults"}
 
 
 @dataclass(frozen=True)
