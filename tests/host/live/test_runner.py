@@ -39,9 +39,11 @@ from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import DAY_NS, HOUR_NS
 from kernels.market.features import HISTORY
 from kernels.ort import OrtError, Session
-from tests.fixtures.acting import outcomes
+from tests.fixtures.acting import acting, bars, outcomes
 from tests.fixtures.paths import ROOT
 from tests.fixtures.trained import HEADER, ROWS, Trained, feed_of
+
+__all__ = ["acting", "bars"]  # fixtures
 
 
 def test_without_limits_the_target_is_the_agents(acting: Any, bars: list[Bar], trained: Trained) -> None:
@@ -440,7 +442,7 @@ def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> No
     feed = feed_of(ROWS[:HISTORY], tmp_path / "EURUSD_H1.csv")
     publishing = new_live_options(str(feed), tmp_path, True, None, False, None, ["risk.max_target=0.5"])
     assert publishing
-    assert (publishing.symbol, publishing.guard.max_target) == ("EURUSD", 0.5)
+    assert (publishing.symbol, publishing.risk.max_target) == ("EURUSD", 0.5)
     with locked(tmp_path / "lock"), pytest.raises(LockedError, match=f"in use by process {os.getpid()}$") as busy:
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
     assert busy.value.exit_code == 8
