@@ -1,4 +1,4 @@
-"""Acting into a folder: every guard through the files, and a restart at any byte goes on as if nothing had happened."""
+"""Acting into a folder: every limit through the files, and a restart at any byte goes on as if nothing had happened."""
 
 import io
 import json
@@ -173,7 +173,7 @@ def test_a_silent_feed_ends_with_6_but_not_over_the_weekend(acting: Any, bars: l
 def test_nothing_is_minus_zero(
     acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str], trained: Trained
 ) -> None:
-    """A guard that allows nothing cuts a short position to what a float calls -0."""
+    """A limit of 0 cuts a short position to what a float calls -0."""
     live = acting(max_target=0.0)
     live.feed(bars[: HISTORY + 40])
     assert any(row[2].startswith("-") for row in (outcome["row"] for outcome in outcomes(live.folder)))
@@ -201,18 +201,18 @@ def test_a_bridge_that_holds_something_else_means_reducing(
 ) -> None:
     live = acting()
     row = live.feed(bars[: HISTORY + 20])[-1]
-    told = PositionRow(row.seq, live.now, "EURUSD", row.target)
+    position = PositionRow(row.seq, live.now, "EURUSD", row.target)
     if fault is not None:
         fault = {**fault, "seq": row.seq - 1} if "seq" in fault else fault
-        text = format_position(told._replace(**fault))
+        text = format_position(position._replace(**fault))
     else:
-        text = format_position(told)[:-3]
+        text = format_position(position)[:-3]
     (live.folder / "position.csv").write_text(text)
     after = live.feed(bars[HISTORY + 20 : HISTORY + 21])[-1]
     assert after.reason == (f"reducing {reason}" if reason else "active agent")
 
 
-def test_a_position_that_cannot_be_looked_at_is_not_one_that_nobody_holds(acting: Any, bars: list[Bar]) -> None:
+def test_an_unreadable_position_is_not_a_missing_one(acting: Any, bars: list[Bar]) -> None:
     live = acting()
     live.feed(bars[: HISTORY + 20])
     (live.folder / "position.csv").symlink_to("position.csv")  # a loop
@@ -223,9 +223,9 @@ def test_a_position_that_cannot_be_looked_at_is_not_one_that_nobody_holds(acting
 def test_a_fault_of_the_feed_goes_flat_first(trained: Trained, tmp_path: Path) -> None:
     feed = tmp_path / "EURUSD.csv"
     feed.write_text(HEADER + "".join(ROWS[: HISTORY + 5]) + "rubbish\n" + "".join(ROWS[HISTORY + 5 :]))
-    publishing = new_live_options(str(feed), tmp_path / "out", False, None, False, None, None)
+    options = new_live_options(str(feed), tmp_path / "out", False, None, False, None, None)
     with pytest.raises(DataError, match="rubbish"):
-        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
+        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, options)
     row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
     assert (row.seq, row.target, row.reason) == (7, 0.0, "dry-run halted DataError")
 
@@ -234,15 +234,15 @@ def test_a_decision_that_fails_goes_flat_and_can_be_made_after_a_restart(
     trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
 ) -> None:
     act_dry(trained, tmp_path / "out", bars[:-3])
-    publishing = LiveOptions(tmp_path / "out", False, False, "EURUSD", RiskConfig())
-    runner = LiveRunner(trained.loaded, publishing, DecisionPrinter(io.StringIO(), False))
-    trader = runner._engine.agent._policy
-    net = trader.planner.networks.market
-    graph = trained.loaded.networks.graphs["market"]
-    layout = layout_of(graph)
-    broken = Session(graph).bind(layout._replace(width_in=layout.width_in + 1), [1, len(net.x)])
-    model = trader.planner.networks._replace(market=broken)
-    runner._engine.agent._policy = trader._replace(planner=trader.planner._replace(networks=model))
+    options = LiveOptions(tmp_path / "out", False, False, "EURUSD", RiskConfig())
+    runner = LiveRunner(trained.loaded, options, DecisionPrinter(io.StringIO(), False))
+    policy = runner._engine.agent._policy
+    graph = policy.planner.networks.market
+    onnx = trained.loaded.networks.graphs["market"]
+    layout = layout_of(onnx)
+    broken = Session(onnx).bind(layout._replace(width_in=layout.width_in + 1), [1, len(graph.x)])
+    networks = policy.planner.networks._replace(market=broken)
+    runner._engine.agent._policy = policy._replace(planner=policy.planner._replace(networks=networks))
     with pytest.raises(OrtError):
         run_live(runner, iter(bars))
     row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
@@ -302,7 +302,7 @@ def test_a_restart_at_any_byte_makes_the_same_decisions(
 
 
 def test_the_state_file_is_only_a_cache(trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path) -> None:
-    """With it a restart plays the rest of the journal, without it all; both end in the same state."""
+    """With it a restart replays the rest of the journal, without it all of it; both end in the same state."""
     states = []
     for keep in (True, False):
         folder = tmp_path / str(keep)
@@ -337,23 +337,23 @@ def test_a_decision_that_a_kill_prevented_is_made_at_the_restart(
     assert parse_target((tmp_path / "out" / "target.csv").read_bytes()).seq == 201
 
 
-def test_a_state_file_of_another_journal_is_not_believed(tmp_path: Path) -> None:
+def test_a_state_file_of_another_journal_is_ignored(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.append({"a": 1})
     write_cache(tmp_path / "state.json", journal, {"b": 2})
     journal.close()
-    found = (tmp_path / "journal.jsonl").read_bytes()
-    assert read_cache(tmp_path / "state.json", found + b"more\n") == (len(found), {"b": 2})
-    assert read_cache(tmp_path / "state.json", found.replace(b"1", b"2")) is None
-    assert read_cache(tmp_path / "state.json", found[:-1]) is None
-    assert read_cache(tmp_path / "none.json", found) is None
+    data = (tmp_path / "journal.jsonl").read_bytes()
+    assert read_cache(tmp_path / "state.json", data + b"more\n") == (len(data), {"b": 2})
+    assert read_cache(tmp_path / "state.json", data.replace(b"1", b"2")) is None
+    assert read_cache(tmp_path / "state.json", data[:-1]) is None
+    assert read_cache(tmp_path / "none.json", data) is None
 
 
 @pytest.mark.parametrize("rotate", [module.ROTATE_BYTES, 1])
 def test_a_restart_prints_no_decision_twice_and_goes_on(
     rotate: int, trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where each journal begins with a snapshot; the last line was told, and that is in the journal."""
+    """Also where each journal begins with a snapshot; the last line was printed, and the journal has that."""
     monkeypatch.setattr(module, "ROTATE_BYTES", rotate)
     parts = [act_dry(trained, tmp_path / "out", bars[: HISTORY + n]) for n in (50, 50, 60, 60, 200)]
     untimed = [line.rpartition(",")[0].split(",") for part in parts for line in part.splitlines()[1:]]
@@ -364,7 +364,7 @@ def test_a_restart_prints_no_decision_twice_and_goes_on(
 def test_a_decision_that_may_not_have_been_printed_is_printed(
     kept: str, trained: Trained, bars: list[Bar], tmp_path: Path
 ) -> None:
-    """The kill came before the line was noted as told."""
+    """The kill came before the line was recorded as printed."""
     first = act_dry(trained, tmp_path / "out", bars[: HISTORY + 9]).splitlines()
     path = tmp_path / "out" / "journal.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -438,13 +438,39 @@ def test_replay_finds_what_is_not_this_programs(trained: Trained, whole: Path, t
     assert (ReplayError.exit_code, JournalError.exit_code, ModelError.exit_code) == (9, 4, 5)
 
 
+@pytest.mark.parametrize(
+    ("number", "writer"), [(1, "a version before swt"), (2, "swt 0.1.0"), (9, "a later version of swt")]
+)
+def test_a_journal_of_another_format_is_refused_with_what_to_do(
+    number: int, writer: str, trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
+) -> None:
+    """Before its state.json, whose keys are others, is read; nothing in the folder changes."""
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    journal = folder / "journal.jsonl"
+    text = journal.read_text().replace('"format":3', f'"format":{number}').replace('"risk_state"', '"guard"')
+    journal.write_text(text.replace('"inputs"', '"world"'))
+    _, state = read_cache(folder / "state.json", (whole / "journal.jsonl").read_bytes()) or (0, {})
+    opened = Journal(folder)
+    write_cache(folder / "state.json", opened, {"guard": state["risk_state"]})
+    opened.close()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    says = f"the journal has format {number}, written by {writer}.*then begin in another --out$"
+    with pytest.raises(JournalError, match=says) as refused:
+        act_dry(trained, folder, bars)
+    with pytest.raises(JournalError, match=says):
+        replay_journal(journal, trained.path, io.StringIO(), False)
+    assert refused.value.exit_code == 4
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> None:
     feed = feed_of(ROWS[:HISTORY], tmp_path / "EURUSD_H1.csv")
-    publishing = new_live_options(str(feed), tmp_path, True, None, False, None, ["risk.max_target=0.5"])
-    assert publishing
-    assert (publishing.symbol, publishing.risk.max_target) == ("EURUSD", 0.5)
+    options = new_live_options(str(feed), tmp_path, True, None, False, None, ["risk.max_target=0.5"])
+    assert options
+    assert (options.symbol, options.risk.max_target) == ("EURUSD", 0.5)
     with locked(tmp_path / "lock"), pytest.raises(LockedError, match=f"in use by process {os.getpid()}$") as busy:
-        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
+        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, options)
     assert busy.value.exit_code == 8
 
 
@@ -488,7 +514,7 @@ def test_killed_processes_leave_what_one_process_leaves(trained: Trained, whole:
 
 
 @pytest.mark.parametrize(("error", "code"), [(StaleFeedError("no bar"), 6), (OSError("disk full"), 1)])
-def test_whatever_the_watch_meets_ends_the_process(
+def test_every_error_of_the_watch_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
 ) -> None:
     class Ended(BaseException):

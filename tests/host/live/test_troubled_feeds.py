@@ -40,7 +40,7 @@ def test_a_late_feed_is_flat_and_says_so_until_it_is_in_time(
     assert "late" not in capsys.readouterr().err
 
 
-def test_a_feed_that_ends_late_is_said_at_the_end(
+def test_a_feed_that_ends_late_is_logged_at_the_end(
     acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
 ) -> None:
     live = acting()
@@ -99,7 +99,7 @@ def test_catching_up_is_not_late(acting: Any, bars: list[Bar]) -> None:
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_bar_that_was_rewritten_while_nobody_looked_is_said(
+def test_a_bar_that_was_rewritten_between_two_starts_is_logged(
     live: bool, acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = acting(live=live)
@@ -107,13 +107,13 @@ def test_a_bar_that_was_rewritten_while_nobody_looked_is_said(
     run.start()
     changed = bars[HISTORY]._replace(close=1.5)
     run.feed([*bars[HISTORY - 9 : HISTORY], changed, *bars[HISTORY + 1 : HISTORY + 9]])
-    said = [line for line in capsys.readouterr().err.splitlines() if "rewritten" in line]
-    assert len(said) == 1
-    assert f"/{bars[HISTORY].close:.10g}, now " in said[0]
-    assert "/1.5;" in said[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rewritten" in line]
+    assert len(lines) == 1
+    assert f"/{bars[HISTORY].close:.10g}, now " in lines[0]
+    assert "/1.5;" in lines[0]
 
 
-def test_bars_that_were_missed_while_nobody_looked_are_said(
+def test_bars_that_were_missed_between_two_starts_are_logged(
     acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = acting()
