@@ -131,8 +131,8 @@ bool MoveTo(const double wanted)
    bool too_little = change < SymbolInfoDouble(_Symbol, SYMBOL_VOLUME_MIN) - 1e-8;
    if(held * wanted < 0 || MathAbs(wanted) < MathAbs(held) || too_little)
       for(int i = PositionsTotal() - 1; i >= 0; i--) { if(Own(i)) trade.PositionClose(PositionGetTicket(i)); }
-   else if(wanted > held) trade.Buy(more, _Symbol);
-   else trade.Sell(more, _Symbol);
+   else if(wanted > held) trade.Buy(change, _Symbol);
+   else trade.Sell(change, _Symbol);
    return false;                         // the rest follows a second later, after this deal
   }
 
