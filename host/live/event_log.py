@@ -55,17 +55,6 @@ def record_bars(record: dict[str, Any]) -> list[Bar]:
     return [Bar(*row) for row in rows]
 
 
-def check_format(record: dict[str, Any]) -> None:
-    """Raise JournalError unless a start record, or the state beside it, is of this program's format."""
-    number = record["start"]["format"]
-    if number != JOURNAL_FORMAT:
-        writer = OLD_FORMATS.get(number, "a later version of swt")
-        raise JournalError(
-            f"the journal has format {number}, written by {writer}, this program reads format {JOURNAL_FORMAT}: "
-            "let that version close its position, then begin in another --out"
-        )
-
-
 def replay_events(
     engine: RiskEngine, records: Iterable[tuple[int, dict[str, Any]]]
 ) -> Iterator[tuple[Decision | None, bool]]:
@@ -95,13 +84,19 @@ def replay_events(
 
 
 def apply_event(engine: RiskEngine, record: dict[str, Any]) -> Decision | None:
-    """Apply one record; the decision that follows from a bar or a stop."""
+    """Apply one record; the decision that follows from a bar or a stop.  Raises JournalError for another format."""
     if "start" in record:
-        check_format(record)
+        start = record["start"]
+        if start["format"] != JOURNAL_FORMAT:
+            writer = OLD_FORMATS.get(start["format"], "a later version of swt")
+            raise JournalError(
+                f"the journal has format {start['format']}, written by {writer}, this program reads format "
+                f"{JOURNAL_FORMAT}: let that version close its position, then begin in another --out"
+            )
         if "engine" in record:
             engine.restore(record["engine"], record_bars(record))
-        engine.limits = RiskLimits(**record["start"]["limits"])
-        if record["start"]["lift_halt"]:
+        engine.limits = RiskLimits(**start["limits"])
+        if start["lift_halt"]:
             engine.resume()
         return None
     if "printed" in record:

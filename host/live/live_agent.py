@@ -201,13 +201,11 @@ class DecisionPrinter:
 
     def print(self, row: list[str]) -> None:
         """Print one decision, a row of DECISION_COLUMNS."""
-        print(decision_json(row) if self._as_json else ",".join(row), file=self._out, flush=True)
-
-
-def decision_json(row: list[str]) -> str:
-    """A row of DECISION_COLUMNS as a JSON object; all but time and action are numbers."""
-    fields = dict(zip(DECISION_COLUMNS, row, strict=True))
-    return json.dumps({k: v if k in ("time", "action") else json.loads(v) for k, v in fields.items()})
+        line = ",".join(row)
+        if self._as_json:  # all but time and action are numbers
+            fields = zip(DECISION_COLUMNS, row, strict=True)
+            line = json.dumps({k: v if k in ("time", "action") else json.loads(v) for k, v in fields})
+        print(line, file=self._out, flush=True)
 
 
 def elapsed_us(begin: float) -> int:

@@ -22,15 +22,7 @@ from host.console import log
 from host.data.feed import Bar
 from host.data.follow import RewriteDetector
 from host.data.parsing import format_utc
-from host.live.event_log import (
-    bar_record,
-    printed_record,
-    record_bars,
-    replay_events,
-    snapshot_record,
-    start_record,
-    stop_record,
-)
+from host.live import event_log
 from host.live.journal import ROTATE_BYTES, Journal, JournalRecord, parse_records, read_cache, write_cache
 from host.live.limits import describe_limits, resolve_limits
 from host.live.live_agent import DecisionPrinter, elapsed_us
@@ -51,7 +43,6 @@ from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import open_duration_ns
 
 TARGET_VALID_BARS = 2  # intervals from a bar's close to the end of its target's validity
-LATE_FEED = "late-feed"
 FEED_END_S = 1.0  # a feed that brings no bar for so long has been read to its end
 MIN_HEARTBEAT_S, HEARTBEAT_S = 1.0, 10.0  # between two heartbeats: in a dry run at least, without a bar at most
 CACHE_INTERVAL = 64  # decisions between two writes of state.json, which a restart has to replay at most
@@ -126,14 +117,14 @@ class LiveRunner:
     def _open_journal(self, limits: RiskLimits) -> None:
         """Start the journal with a snapshot, or continue from its end."""
         if self._journal.size == 0:
-            self._append(snapshot_record(self._engine, self._live))
+            self._append(event_log.snapshot_record(self._engine, self._live))
             self._published_row = None  # an existing target.csv belongs to another journal
         else:
             self._recover()
         self._engine.limits = limits
         if self._options.lift_halt:
             self._engine.resume()
-        self._append(start_record(self._engine, self._live, self._options.lift_halt))
+        self._append(event_log.start_record(self._engine, self._live, self._options.lift_halt))
         self._recent_bars = RewriteDetector(self._options.symbol, self._interval_ns)
         for time_ns, *prices in zip(*(column.tolist() for column in self._engine.agent.bars[:5]), strict=True):
             self._recent_bars.remember(time_ns, tuple(prices))
@@ -153,7 +144,7 @@ class LiveRunner:
         begin = time.perf_counter()
         inputs = self._inputs(bar.time)
         before = self._journal.size, self._journal.crc
-        self._append(bar_record(bar, inputs))
+        self._append(event_log.bar_record(bar, inputs))
         try:
             decision = self._engine.on_bar(bar, inputs)
         except Exception:  # a restart may succeed with this bar, so the journal must not have it yet
@@ -188,7 +179,7 @@ class LiveRunner:
             if self._unrecorded:  # an earlier write of this decision failed
                 self._append(self._unrecorded._asdict())
                 self._print_decision(self._unrecorded)
-            self._append(stop_record(reason, inputs))
+            self._append(event_log.stop_record(reason, inputs))
             self._record_and_publish(self._engine.stop(reason, inputs), time.perf_counter())
         except LockedError:
             raise
@@ -231,7 +222,7 @@ class LiveRunner:
             hours = (now - last.time) / SECOND_NS / 3600
             log(f"the feed is late: its last bar closed at {format_utc(last.time)}, {hours:.1f} h ago: {hint}")
         if (not is_weekend or self._published_row is None) and (decision is None or decision.row):
-            self.stop(LATE_FEED)
+            self.stop("late-feed")
 
     def _recover(self) -> None:
         """Bring the engine to the end of the journal; print the last decision if its line may have been lost."""
@@ -239,13 +230,15 @@ class LiveRunner:
         records = list(parse_records(existing, self._journal.path))
         first, last = records[0][1], records[-1][1]
         # The first record refuses a journal of another format or model, whose state.json could not be read either.
-        replayed, num_known = list(replay_events(self._engine, records[:1])), 1
+        replayed, num_known = list(event_log.replay_events(self._engine, records[:1])), 1
         cache = read_cache(self._folder / "state.json", existing)
         if cache is not None:
             size, state = cache
             num_known = existing[:size].count(b"\n")
-            self._engine.restore(state, [bar for _, record in records[:num_known] for bar in record_bars(record)])
-        replayed += replay_events(self._engine, records[num_known:])
+            self._engine.restore(
+                state, [bar for _, record in records[:num_known] for bar in event_log.record_bars(record)]
+            )
+        replayed += event_log.replay_events(self._engine, records[num_known:])
         if first["start"]["live"] != self._live:
             raise ConfigError(f"{self._folder}: a dry run and a live one each need a folder of their own")
         decision, is_recorded = replayed[-1]
@@ -266,7 +259,7 @@ class LiveRunner:
         self._unrecorded = None
         self._publish_decision(decision)
         if self._journal.size > ROTATE_BYTES:
-            self._journal.rotate(snapshot_record(self._engine, self._live))
+            self._journal.rotate(event_log.snapshot_record(self._engine, self._live))
 
     def _publish_decision(self, decision: Decision, is_printed: bool = False) -> None:
         """Print a decision and publish its target, unless the target has expired."""
@@ -305,7 +298,7 @@ class LiveRunner:
         """Print the row of a decision and journal that it is printed; a stop has no row."""
         if decision.row:
             self._printer.print(decision.row)
-            self._append(printed_record(decision))
+            self._append(event_log.printed_record(decision))
 
     def _append(self, record: JournalRecord) -> None:
         """Append a record to the journal."""
