@@ -1,8 +1,8 @@
 """ONNX Runtime called from kernels through its C API, without the GIL.
 
 Every onnxruntime wheel ships the plain C library.  Its one exported function returns a table of function pointers, to
-which new versions only append.  A kernel gets integers: the address of RunWithBinding, a session, a binding.  An address
-that is an argument leaves the kernel cacheable; one captured as a global does not.
+which new versions only append.  A kernel gets integers: the address of RunWithBinding, a session, a binding.  An
+address that is an argument leaves the kernel cacheable; one captured as a global does not.
 
 Any node of a graph takes about as long as a small matrix product.  So a graph has no nodes that slice its input, join
 its outputs or take means of distributions: `evaluate` does that, between one matrix `x` and one matrix `y`.

@@ -1,8 +1,8 @@
 """Vectors of 16 or of 4 float32 as values of a kernel: registers of the processor.
 
 A vectoriser cannot prove that the inputs and outputs of a butterfly do not overlap, and its checks at run time cost
-more than the work.  It does not know either that the actions of a node fill one register.  A kernel that names its vectors
-has nothing to prove.  Only `reduce_add`, `reduce_max`, `reduce_min` and `first_set` mix lanes, in a fixed order.
+more than the work.  It does not know either that the actions of a node fill one register.  A kernel that names its
+vectors has nothing to prove.  Only `reduce_add`, `reduce_max`, `reduce_min` and `first_set` mix lanes, in a fixed order.
 """
 
 import math
