@@ -36,7 +36,7 @@ def bound(name: str, rows: int, more: int = 0) -> dict[str, Any]:
 def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", text[text.index("## For RL engineers") :], re.S)[0]
-    assert len(code.splitlines()) <= 15
+    assert len([line for line in code.splitlines() if line]) <= 15
     names: dict[str, Any] = {}
     exec(code, names)
     planner = names["planner"]
