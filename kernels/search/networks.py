@@ -41,7 +41,7 @@ NETWORKS = {
     "afterstate": Columns(("state", "action", "position"), ("state", "preactivation", "chance_logits", "value")),
     # a second action of a decision: preactivation and chance_logits are those of the first.  Optional
     "afterstate_value": Columns(("state", "action", "position"), ("state", "value")),
-    # the share of a code in a preactivation.  Only where `preactivation` is not 0 wide
+    # the part of a code in a preactivation.  Only where `preactivation` is not 0 wide
     "code": Columns(("code",), ("preactivation",)),
     # the decision one bar after an afterstate and its code, or after the action of a deterministic search
     "dynamics": Columns(("states", "edge", "position", "next_position"), ("state", "reward", "policy", "value")),

@@ -87,9 +87,9 @@ def test_mixed_noise_is_a_share_of_the_legal_prior() -> None:
         t.prior[0, 0], t.noise[0] = logits, noise
         tree.masked_softmax(t.policy[0, 0], t.prior[0, 0], t.score.shape[1])
         add_dirichlet_noise(t, config, 0)
-        share = 0.25 if noise.any() else 0.0
+        fraction = 0.25 if noise.any() else 0.0
         np.testing.assert_allclose(
-            t.policy[0, 0], (1 - share) * prior + share * np.array([0.75, 0.25, 0, 0]), atol=1e-6
+            t.policy[0, 0], (1 - fraction) * prior + fraction * np.array([0.75, 0.25, 0, 0]), atol=1e-6
         )
         assert t.policy[0, 0, 3] == 0
     t.prior[0, 0], t.noise[0] = logits, 1.0

@@ -134,7 +134,7 @@ class State:
 
 
 class Naive:
-    """Best-first expansion in waves, then the exact recursion over positions, with rewards from the market's rules."""
+    """Expansion in batches, best first, then the exact recursion over positions, rewards by the rules of the market."""
 
     def __init__(self, world: World, graphs: dict[str, bytes], config: SearchConfig, root: Root) -> None:
         self.world, self.config, self.root = world, config, root
@@ -159,27 +159,27 @@ class Naive:
 
     def network_value(self, node: State, position: Any) -> float:
         """Under `pnl` the graph has a value for every size an entry can have, elsewhere of what it is shown."""
-        slots = hypothesis_positions(self.world.shape_sizes, self.config, self.world.market.sizes)
+        hypotheses = hypothesis_positions(self.world.shape_sizes, self.config, self.world.market.sizes)
         first = D + self.world.C
-        if slots[1] is not None:
-            (slot,) = [s for s, told in enumerate(slots[1]) if (told == self.told(position)).all()]
-            return float(self.run("market", node.row)[first + slot])
-        shown = np.zeros(slots[0] * NUM_POSITION_FEATURES)
+        if hypotheses[1] is not None:
+            (hypothesis,) = [s for s, told in enumerate(hypotheses[1]) if (told == self.told(position)).all()]
+            return float(self.run("market", node.row)[first + hypothesis])
+        shown = np.zeros(hypotheses[0] * NUM_POSITION_FEATURES)
         shown[:NUM_POSITION_FEATURES] = self.told(position)
         return float(self.run("market", np.concatenate([node.row, shown]))[first])
 
     def grow(self) -> None:
-        self.states, left, wave = [self.start], self.config.num_simulations, 1
+        self.states, left, batch = [self.start], self.config.num_simulations, 1
         while left > 0:
             leaves = [s for s in self.states if not s.children and s.depth < MAX_MARKET_DEPTH]
-            best = sorted(leaves, key=lambda s: -s.reach)[: min(wave, left)]
+            best = sorted(leaves, key=lambda s: -s.reach)[: min(batch, left)]
             if not best:
                 return
             for node in best:
                 for c in range(self.world.C):
                     node.children.append(self.child(node, c))
                 self.states += node.children
-            left, wave = left - len(best), EXPANSION_BATCH
+            left, batch = left - len(best), EXPANSION_BATCH
 
     def child(self, node: State, code: int) -> State:
         row = np.concatenate([node.latent, np.eye(self.world.C)[code]])

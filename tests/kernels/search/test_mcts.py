@@ -105,13 +105,13 @@ class Searcher:
         counts = range(1, batch + 1)
         dyn = Session(dynamics).bind(GraphLayout(3 + (C if c["stochastic"] else A), 3 + 1 + A + 1), counts)
         aft = Session(after).bind(GraphLayout(3 + A, 3 + C + 1), counts) if after else dyn
-        self.model = no_networks()._replace(afterstate=aft, dynamics=dyn)
+        self.networks = no_networks()._replace(afterstate=aft, dynamics=dyn)
         self.tree = tree.new_tree(batch, nodes_needed(self.config, C), A, C, 3, 0)
         self.work = new_search_work(batch, C, self.config.num_simulations)
-        self.outlook, self.known = new_exogenous_costs(batch, A, C, 1), tree.new_reused_value(batch)
+        self.costs, self.reused = new_exogenous_costs(batch, A, C, 1), tree.new_reused_value(batch)
         self.table = gumbel.halving_table(c["m"], self.config.num_simulations)
 
-    def plant(self, b: int, invalid: list[int], noise: list[float]) -> None:
+    def init_root(self, b: int, invalid: list[int], noise: list[float]) -> None:
         w = self.case["weights"]
         x = np.array(w["x0"])
         logits = np.array(w["Wp"]) @ x
@@ -126,7 +126,7 @@ class Searcher:
     def run(self) -> None:
         check_status(
             search.run_simulations(
-                self.tree, None, self.work, self.model, self.outlook, self.config, self.known, self.table
+                self.tree, None, self.work, self.networks, self.costs, self.config, self.reused, self.table
             )
         )
 
@@ -137,7 +137,7 @@ def test_parity_trees_equal_mctx(number: int) -> None:
     c, want = case["cfg"], case["expected"]
     searcher = Searcher(case, 3)
     for b in range(3):  # the middle root is the golden one: its neighbours must not touch it
-        searcher.plant(b, c["invalid"] if b == 1 else [0] * c["A"], case["gumbel"] if b == 1 else [0.0] * c["A"])
+        searcher.init_root(b, c["invalid"] if b == 1 else [0] * c["A"], case["gumbel"] if b == 1 else [0.0] * c["A"])
     searcher.run()
     t, n = searcher.tree, c["n"] + 1
     assert t.num_nodes[1] == n
@@ -192,9 +192,9 @@ class NaivePuct:
         w = case["weights"]
         x = np.array(w["x0"])
         prior = self.softmax(np.where(legal, np.array(w["Wp"]) @ x, -np.inf))
-        shares = np.where(legal, noise, 0) / max(np.where(legal, noise, 0).sum(), 1e-9)
-        share = config.dirichlet_fraction if noise.any() else 0.0
-        self.root = Branch(x, float(np.tanh(np.dot(w["wv"], x))), (1 - share) * prior + share * shares)
+        draw = np.where(legal, noise, 0) / max(np.where(legal, noise, 0).sum(), 1e-9)
+        fraction = config.dirichlet_fraction if noise.any() else 0.0
+        self.root = Branch(x, float(np.tanh(np.dot(w["wv"], x))), (1 - fraction) * prior + fraction * draw)
         for _ in range(config.num_simulations):
             self.simulate()
 
@@ -260,7 +260,7 @@ def test_puct_is_the_naive_tree(number: int) -> None:
         noise[0] = 0
         invalid = [[0] * A, [0] * A, [0] * (A - 1) + [1]]
         for b in range(3):
-            searcher.plant(b, invalid[b], noise[b].tolist())
+            searcher.init_root(b, invalid[b], noise[b].tolist())
         searcher.run()
         for b in range(3):
             legal = np.array(invalid[b]) == 0
@@ -274,8 +274,8 @@ def test_puct_is_the_naive_tree(number: int) -> None:
 
 
 MODES = [
-    {"stochastic": stochastic, "expectation_backup": full_width, "algorithm": rule}
-    for stochastic, full_width in ((False, False), (True, False), (True, True))
+    {"stochastic": stochastic, "expectation_backup": expectation, "algorithm": rule}
+    for stochastic, expectation in ((False, False), (True, False), (True, True))
     for rule in (GUMBEL, PUCT)
 ]
 
@@ -285,8 +285,8 @@ def test_visits_are_conserved_in_every_mode(mode: dict[str, Any]) -> None:
     """A node's visits are its own evaluation and those of its children; at full width a code has none of its own."""
     case = CASES[STOCHASTIC if mode["stochastic"] else 0]
     searcher = Searcher(case, 2, num_simulations=30, **mode)
-    searcher.plant(0, [0] * case["cfg"]["A"], case["gumbel"])
-    searcher.plant(1, [1] + [0] * (case["cfg"]["A"] - 1), [0.0] * case["cfg"]["A"])
+    searcher.init_root(0, [0] * case["cfg"]["A"], case["gumbel"])
+    searcher.init_root(1, [1] + [0] * (case["cfg"]["A"] - 1), [0.0] * case["cfg"]["A"])
     searcher.run()
     t = searcher.tree
     for b in range(2):
@@ -308,7 +308,7 @@ def test_permuted_actions_permute_the_result(number: int) -> None:
     found = list[Any]()
     for given, noise in ((case, case["gumbel"]), (case | {"weights": weights}, np.array(case["gumbel"])[order])):
         searcher = Searcher(given, 1)
-        searcher.plant(0, [0] * A, list(noise))
+        searcher.init_root(0, [0] * A, list(noise))
         searcher.run()
         policy = np.zeros(A)
         gumbel.improved_policy(policy, searcher.tree, searcher.config, 0, 0)
@@ -348,7 +348,7 @@ def test_at_full_width_a_certain_code_leaves_the_deterministic_tree(rule: int) -
         Searcher(one_code(case), 1, algorithm=rule, num_simulations=40, expectation_backup=True),
     ]
     for searcher in searchers:
-        searcher.plant(0, [0, 0, 0, 1], [0.0] * 4 if rule == PUCT else case["gumbel"])
+        searcher.init_root(0, [0, 0, 0, 1], [0.0] * 4 if rule == PUCT else case["gumbel"])
         searcher.run()
     assert bars_of(searchers[1].tree, 0) == bars_of(searchers[0].tree, 0)
 
@@ -357,16 +357,16 @@ def test_puct_with_a_certain_code_comes_to_the_same_at_twice_the_simulations() -
     """Sampled codes: an afterstate takes a simulation, and its own value a part of the mean that fades."""
     gaps = list[float]()
     for n in (20, 200):
-        shares = []
+        policies = []
         for case, simulations in ((CASES[2], n), (one_code(CASES[2]), 2 * n)):
             searcher = Searcher(case, 1, algorithm=PUCT, num_simulations=simulations)
-            searcher.plant(0, [0] * 4, [0.0] * 4)
+            searcher.init_root(0, [0] * 4, [0.0] * 4)
             searcher.run()
             policy = np.zeros(4)
             visit_policy(policy, searcher.tree, 0)
-            shares.append((policy, searcher.tree.value[0, 0]))
-        assert shares[0][0].argmax() == shares[1][0].argmax()
-        gaps.append(float(np.abs(shares[0][0] - shares[1][0]).max()))
+            policies.append((policy, searcher.tree.value[0, 0]))
+        assert policies[0][0].argmax() == policies[1][0].argmax()
+        gaps.append(float(np.abs(policies[0][0] - policies[1][0]).max()))
     assert gaps[1] < 0.05 < gaps[0]
 
 
@@ -379,7 +379,7 @@ def test_a_constant_reward_of_one_is_worth_1_over_1_minus_gamma(mode: dict[str, 
     case["cfg"] = CASES[0]["cfg"] | {"A": 1, "m": 1, "gamma": 0.9, "stochastic": mode["stochastic"]}
     for n in (5, 100, 400):
         searcher = Searcher(case, 1, num_simulations=n, **mode)
-        searcher.plant(0, [0], [0.0])
+        searcher.init_root(0, [0], [0.0])
         searcher.run()
         halved = mode["stochastic"] and not mode["expectation_backup"]
         depths = np.arange(n + 1) // (2 if halved else 1)

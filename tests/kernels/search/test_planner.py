@@ -165,7 +165,7 @@ def naive_value(tree: Tree, b: int, node: int, discount: float) -> float:
 
 @given(st.integers(0, 2**20))
 @few
-def test_the_full_width_value_is_a_plain_recursion_over_the_tree(seed: int) -> None:
+def test_the_expectation_backup_is_a_plain_recursion_over_the_tree(seed: int) -> None:
     planner = random_planner(seed)
     for b in range(6):
         for node in range(planner.tree.num_nodes[b]):
@@ -232,7 +232,7 @@ def told(tree: Tree, b: int, node: int) -> Any:
 
 
 def network_row(tree: Tree, b: int, node: int) -> Any:
-    """Input of the network that made a node, from the contract in `Model`."""
+    """Input of the network that made a node, from the table `NETWORKS`."""
     parent, edge = tree.parent[b, node], tree.edge[b, node]
     state = tree.state[b, parent]
     if tree.kind[b, node] == CHANCE:
@@ -311,8 +311,8 @@ def test_puct_decides_by_visits_with_gammas_for_noise() -> None:
         legal = legal_names(planner.tree.position[b, 0, SIDE], True)
         assert {ACTIONS[a] for a in below} <= legal
     quiet = [
-        searched(AGENTS[0], config._replace(dirichlet_fraction=share), roots, noise=noise)
-        for share, noise in ((0.25, 0.0), (0.0, 0.0))
+        searched(AGENTS[0], config._replace(dirichlet_fraction=fraction), roots, noise=noise)
+        for fraction, noise in ((0.25, 0.0), (0.0, 0.0))
     ]
     for b in range(6):
         assert outcome(quiet[0], b) == outcome(quiet[1], b)

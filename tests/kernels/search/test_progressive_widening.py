@@ -285,8 +285,8 @@ class Naive:
             self.widen(spot)
             _, policy = self.improved(spot)
             counts = spot.counts()
-            share = {s: policy[s] - counts[s] / (1.0 + sum(counts.values())) for s in spot.prior}
-            size = max(share, key=lambda s: share[s])
+            score = {s: policy[s] - counts[s] / (1.0 + sum(counts.values())) for s in spot.prior}
+            size = max(score, key=lambda s: score[s])
         spot.after[size] = self.expand(spot, size)
         for after in reversed([*path, spot.after[size]]):
             after.visits += 1
@@ -301,7 +301,7 @@ class Naive:
         kind = 0 if size == spot.side else 1 if size > 0 else 2 if size < 0 else 3
         self.model.afterstate.x[0] = np.concatenate([spot.state, np.eye(4)[kind], self.told(position)])
         y, T = self.ask(self.model.afterstate), self.model.code_preactivation.shape[1]
-        shared, logits = y[D : D + T], y[D + T : D + T + C]
+        preactivation, logits = y[D : D + T], y[D + T : D + T + C]
         weights = [exp32(z - max(logits)) for z in logits]
         total = sum(float(weight) for weight in weights)
         after = After(self.used, y[:D], position, [np.float32(float(w) / total) for w in weights], y[-1])
@@ -309,7 +309,9 @@ class Naive:
             moved = np.zeros(NUM_POSITION_FIELDS, np.float32)
             apply_move(moved, position, self.root.move[c])
             told = self.told(position), self.told(moved)
-            self.model.dynamics.x[0] = np.concatenate([after.state, shared + self.model.code_preactivation[c], *told])
+            self.model.dynamics.x[0] = np.concatenate(
+                [after.state, preactivation + self.model.code_preactivation[c], *told]
+            )
             y = self.ask(self.model.dynamics)
             number = after.number + 1 + c
             after.next.append(Spot(number, y[:D], moved, y[D], y[D + 1 : D + 9], y[D + 9]))
