@@ -202,7 +202,7 @@ def direct_features(out: NDArray[np.float32], spec: FeatureSpec, bars: Bars, t: 
 
 @kernel
 def scattered_features(out: NDArray[np.float32], coefficient: NDArray[np.float32]) -> None:
-    """Write the first columns of out [F] from coefficient [paths, positions]: log1p, but of order 0 the signed value."""
+    """Write the first columns of out [F] from coefficient [paths, positions]: log1p, but order 0 as it stands."""
     c = 0
     for p in range(coefficient.shape[0]):
         for i in range(coefficient.shape[1]):

@@ -15,7 +15,7 @@ from kernels.market.position import BUY, HOLD
 from kernels.rng import randint, uniform
 
 NUM_SCHEDULES = 64  # of the random baseline
-SCHEDULE_STREAM = 1 << 20  # schedule i has random stream SCHEDULE_STREAM + i; trainers have lower ones
+SCHEDULE_STREAM = 1 << 20  # schedule i has stream SCHEDULE_STREAM + i; trainers have lower ones
 
 
 def compute_statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float64], pip_px: float) -> dict[str, Any]:
