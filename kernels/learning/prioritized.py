@@ -1,4 +1,4 @@
-"""Prioritised replay: windows are drawn in proportion to their Bellman errors; importance weights correct for it.
+"""Prioritised replay: windows of large Bellman errors are drawn more often; importance weights correct for it.
 
 The Bellman error of a decision is |value by the network - its target|, of new episodes too (EfficientZero V2, Wang et
 al. 2024).  Most of an error is noise of the market.  So errors are winsorised, and half of the draws are uniform: no

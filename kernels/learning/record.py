@@ -1,4 +1,4 @@
-"""The steps that self-play and reanalyse share: setting a root from the data, and storing the result of its search."""
+"""The common steps of self-play and reanalyse: setting a root from the data, and storing the result of its search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernels.search.progressive_widening import SampledTree
 
 @inlined
 def write_context(x: NDArray[np.float32], market_data: MarketData, t: int) -> int:
-    """Write the features of the bars before bar t into x, a root's row of the network; the first column of bar t."""
+    """Write the features of the bars before bar t into the network row x of a root; the first column of bar t."""
     F = market_data.features.shape[1]
     column = 0
     for bar in range(t + 1 - (x.shape[0] - NUM_POSITION_FEATURES) // F, t):

@@ -83,7 +83,7 @@ def check_limits(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskLi
 
 
 def update_counters(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskLimits) -> RiskState:
-    """Update the day, the equities and the losing trades in a row, and note the limit on losses that they break."""
+    """Update the day, the equities and the losing trades in a row; set the limit on losses that is broken, if any."""
     day = snapshot.now_ns // DAY_NS
     if day != risk_state.day:
         lifted = risk_state.tripped_limit in DAILY_HALTS
@@ -176,7 +176,7 @@ def resume(risk_state: RiskState) -> RiskState:
 
 
 def closes_before_next_decision(snapshot: MarketSnapshot, minutes: float) -> bool:
-    """Whether the decision after that at `close_ns` is too late to be flat `minutes` before the weekly close."""
+    """Whether the next decision after `close_ns` comes too late to be flat `minutes` before the weekly close."""
     begin_ns, length_ns = snapshot.weekly_close
     if minutes <= 0 or length_ns <= 0:
         return False

@@ -183,7 +183,7 @@ def bar_features(out: NDArray[np.float32], spec: FeatureSpec, bars: Bars, t: int
 
 @kernel
 def direct_features(out: NDArray[np.float32], spec: FeatureSpec, bars: Bars, t: int, work: FeatureWork, w: int) -> None:
-    """Write the columns of out [F] behind those of the scattering, and its window into work.returns[w]."""
+    """Write the columns of out [F] that need no scattering, and the window to scatter into work.returns[w]."""
     x, level = work.returns[w], work.log_price
     fast, slow = write_returns(x, bars, t)
     level[0] = 0.0

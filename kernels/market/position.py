@@ -1,4 +1,4 @@
-"""A position, and how actions and moves of the price change it; the ledger, the features and the search share it.
+"""A position, and how actions and moves of the price change it; the ledger, the features and the search use it.
 
 A position is a row of NUM_POSITION_FIELDS float32 numbers, indexed by the constants below.  Distances are in ranges,
 the mean bar range of the training part, so a position means the same at any price.
@@ -64,7 +64,7 @@ def action_kind(action: int, num_actions: int) -> int:
 
 @inlined
 def mirrored_action(action: int, num_actions: int) -> int:
-    """The same size on the other side; HOLD and CLOSE are their own mirror images."""
+    """The action of the same size on the other side; HOLD and CLOSE are their own mirror images."""
     k = num_actions // 2 - 1
     if action == HOLD or action > 2 * k:
         return action

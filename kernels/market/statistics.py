@@ -21,10 +21,10 @@ SCHEDULE_STREAM = 1 << 20  # schedule i has stream SCHEDULE_STREAM + i; trainers
 def compute_statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float64], pip_px: float) -> dict[str, Any]:
     """Statistics of equity_px [n], one bar after each decision, and of trades [m, NUM_TRADE_FIELDS]; None: undefined.
 
-    The equity starts from 0.  `exposure`: share of the closes with an open position.  `max_drawdown_pips`: largest fall
-    below an earlier equity.  `win_rate`: share of the trades with a profit.  `expectancy_pips`: mean profit of a trade.
-    `profit_factor`: profits / losses.  `sortino`: mean change of equity of a bar / root mean square of its falls (0 for
-    a bar without a fall), not annualised.
+    The equity starts from 0.  `exposure`: fraction of the closes with an open position.  `max_drawdown_pips`: largest
+    fall below an earlier equity.  `win_rate`: fraction of the trades with a profit.  `expectancy_pips`: mean profit of a
+    trade.  `profit_factor`: profits / losses.  `sortino`: mean change of equity of a bar / root mean square of its falls
+    (0 for a bar without a fall), not annualised.
     """
     curve = np.concatenate([[0.0], equity_px]) / pip_px
     changes, profits = np.diff(curve), trades[:, PROFIT_PX] / pip_px
@@ -60,28 +60,21 @@ def baselines(
     equity, trades, pips = np.zeros(len(actions)), np.zeros((len(actions), NUM_TRADE_FIELDS)), {}
     sizes = np.trim_zeros(np.array(market.sizes))
     k = len(sizes)
+
+    def net_pips() -> float:
+        run_actions(equity, trades, new_accounts(1)[0], bars, first, actions, market)
+        return float(equity[-1]) / market.pip_px
+
     for name, action in (("flat", HOLD), ("long", k), ("short", 2 * k)):
         actions[0] = action
-        pips[name] = _net_pips(equity, trades, bars, first, actions, market)
+        pips[name] = net_pips()
     held = turnover[:, BARS_HELD].astype(np.int64)
     size = np.searchsorted(sizes, np.abs(turnover[:, TRADE_SIDE]))
     total = 0.0
     for schedule in range(NUM_SCHEDULES if len(held) else 0):
         draw_schedule(actions, held, size, k, market.reverse, seed, SCHEDULE_STREAM + schedule)
-        total += _net_pips(equity, trades, bars, first, actions, market)
+        total += net_pips()
     return {**pips, "random": total / NUM_SCHEDULES}
-
-
-def _net_pips(
-    equity: NDArray[np.float64],
-    trades: NDArray[np.float64],
-    bars: Bars,
-    first: int,
-    actions: NDArray[np.int8],
-    market: Market,
-) -> float:
-    run_actions(equity, trades, new_accounts(1)[0], bars, first, actions, market)
-    return float(equity[-1]) / market.pip_px
 
 
 def draw_schedule(
