@@ -22,9 +22,9 @@ def compute_statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float6
     """Statistics of equity_px [n], one bar after each decision, and of trades [m, NUM_TRADE_FIELDS]; None: undefined.
 
     The equity starts from 0.  `exposure`: fraction of the closes with an open position.  `max_drawdown_pips`: largest
-    fall below an earlier equity.  `win_rate`: fraction of the trades with a profit.  `expectancy_pips`: mean profit of a
-    trade.  `profit_factor`: profits / losses.  `sortino`: mean change of equity of a bar / root mean square of its falls
-    (0 for a bar without a fall), not annualised.
+    fall below an earlier equity.  `win_rate`: fraction of the trades with a profit.  `expectancy_pips`: mean profit
+    of a trade.  `profit_factor`: profits / losses.  `sortino`: mean change of equity of a bar / root mean square of
+    its falls (0 for a bar without a fall), not annualised.
     """
     curve = np.concatenate([[0.0], equity_px]) / pip_px
     changes, profits = np.diff(curve), trades[:, PROFIT_PX] / pip_px
