@@ -257,7 +257,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         bars.extend(ts.tolist())
         return compute_features(spec, source, ts, threads)
 
-    monkeypatch.setattr("host.training.dataset.compute_features", spy)
+    monkeypatch.setattr("host.training.feature_store.compute_features", spy)
     return bars
 
 
