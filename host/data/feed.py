@@ -36,8 +36,7 @@ from host.data.parsing import ParseRules, explain_line, parse_line, resolve_rule
 from host.data.resample import aggregate_bars, period_bounds
 from host.data.row_checks import RowChecker
 from host.data.weekly_open import AUTO_TIMEZONE
-from kernels.market.bars import SECOND_NS, Bars
-from kernels.market.episodes import MAX_MISSING_BARS
+from kernels.market.bars import MAX_MISSING_BARS, SECOND_NS, Bars
 
 POLL_S = 0.2
 

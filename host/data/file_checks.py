@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from host.data.formats import OHLC, OTHER_DATE_ORDER, DataError, FileLayout, Problem, ReadOptions
 from host.data.instruments import DEFAULT_HOURS, ROUND_THE_CLOCK, Instrument, find_instrument, hours_of
 from host.data.parsing import DAY, HOUR, MAX_SPREAD_RATIO, PRICES, WEEK, IntArray, ParseRules, format_utc
-from kernels.market.bars import SECOND_NS
+from kernels.market.bars import MAX_MISSING_BARS, SECOND_NS
 from kernels.market.calendar import QUARTER_NS, format_closed_hours
-from kernels.market.episodes import MAX_MISSING_BARS, find_gaps
+from kernels.market.episodes import find_gaps
 
 MAX_JUMP = 0.2  # a price this far from the close before, relative, is damaged
 MAX_JUMP_FACTOR = 3.0  # and one this many times as high or low, where JUMP is nothing unusual

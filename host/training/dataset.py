@@ -129,7 +129,7 @@ def fit_market_spec(
             mae_penalty=m.mae_penalty if m.reward == "drawdown_penalised" else 0.0,
             reverse=m.reverse,
             closes_weekends=bool(hours[SATURDAY_NOON]),
-            sizes=m.position_sizes,
+            sizes=tuple(m.position_sizes),
         )
     except ValueError as error:
         raise ConfigError(f"market: {error}") from None

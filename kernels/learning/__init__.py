@@ -1,1 +1,1 @@
-"""Self-play, reanalyse, and the replay buffer between them and the learner."""
+"""Self-play, reanalyse, and the replay buffer from which the learner draws."""

@@ -1,7 +1,8 @@
-"""Priority: windows are drawn the more often, the more their value is wrong, and weigh the less for it.
+"""Prioritised replay: windows of large Bellman errors are drawn more often; importance weights correct for it.
 
-The Bellman error of a decision is |value by the network - its target|, new sessions included (EfficientZero V2).  Most
-of it is the market's noise: errors are winsorised, and half the draws stay uniform, so no weight exceeds 1 / UNIFORM.
+The Bellman error of a decision is |value by the network - its target|, of new episodes too (EfficientZero V2, Wang et
+al. 2024).  Most of an error is noise of the market.  So errors are winsorised, and half of the draws are uniform: no
+window is drawn less than UNIFORM_FRACTION as often as by uniform draws.
 """
 
 import numpy as np
@@ -11,12 +12,12 @@ from kernels.jit import kernel
 from kernels.learning.replay_buffer import Batch, MarketData, ReplayBuffer, ValueTargetConfig, fill_window, value_target
 from kernels.rng import uniform
 
-UNIFORM_FRACTION = 0.5  # share of the draws
+UNIFORM_FRACTION = 0.5  # of the draws
 
 
 @kernel
 def bellman_errors(error: NDArray[np.float64], replay: ReplayBuffer, target_config: ValueTargetConfig) -> None:
-    """error [n, L]: how far the stored values of the first n sessions are from their targets, R."""
+    """Write into error [n, L] the Bellman error of each decision of the first n episodes, in ranges."""
     for slot in range(error.shape[0]):
         for step in range(error.shape[1]):
             target = value_target(replay, slot, step, target_config)
@@ -25,19 +26,22 @@ def bellman_errors(error: NDArray[np.float64], replay: ReplayBuffer, target_conf
 
 @kernel
 def fill_cdf(cdf: NDArray[np.float64], error: NDArray[np.float64], cap: float, alpha: float) -> None:
-    """table [N]: cumulative probabilities UNIFORM / N + (1 - UNIFORM) min(error, cap)^exponent / their sum."""
-    N, total, reached = cdf.shape[0], 0.0, 0.0
-    for i in range(N):
+    """Write into cdf [n] the cumulative probabilities of n decisions with errors error [n].
+
+    A probability is UNIFORM_FRACTION / n + (1 - UNIFORM_FRACTION) p, where p is proportional to min(error, cap)^alpha.
+    """
+    n, total, cumulative = cdf.shape[0], 0.0, 0.0
+    for i in range(n):
         total += min(error[i], cap) ** alpha
-    for i in range(N):
-        share = min(error[i], cap) ** alpha / total if total > 0 else 1.0 / N
-        reached += UNIFORM_FRACTION / N + (1.0 - UNIFORM_FRACTION) * share
-        cdf[i] = reached
+    for i in range(n):
+        p = min(error[i], cap) ** alpha / total if total > 0 else 1.0 / n
+        cumulative += UNIFORM_FRACTION / n + (1.0 - UNIFORM_FRACTION) * p
+        cdf[i] = cumulative
 
 
 @kernel
 def sample_index(cdf: NDArray[np.float64], u: float) -> int:
-    """The first i with table[i] > u; the last one where rounding leaves none."""
+    """The first i with cdf[i] > u; the last i where, by rounding, there is none."""
     low, high = 0, cdf.shape[0] - 1
     while low < high:
         middle = (low + high) // 2
@@ -50,7 +54,7 @@ def sample_index(cdf: NDArray[np.float64], u: float) -> int:
 
 @kernel
 def apply_importance_weights(weight: NDArray[np.float32], probability: NDArray[np.float64], beta: float) -> None:
-    """Multiply weight [B, K + 1] by chance[b]^-correction over the largest of these."""
+    """Multiply weight [B, K + 1] by probability[b]^-beta over the largest of these in the batch.  probability [B]."""
     least = probability[0]
     for b in range(probability.shape[0]):
         least = min(least, probability[b])
@@ -72,10 +76,10 @@ def sample_prioritized(
     seed: int,
     step: int,
 ) -> None:
-    """Draw windows as `sample` does, but by the table [N] of the first N / L sessions.
+    """Draw windows as `sample_uniformly` does, but with the probabilities of cdf [n], of the first n / L episodes.
 
-    Their probabilities become chance [B].  The draws are keyed by (seed, step), and
-    weigh (N chance)^-correction over the largest of the batch.
+    Writes the probability of each window into probability [B].  The weights are importance weights
+    (n probability)^-beta over the largest of the batch (Schaul et al. 2016).  The draws are keyed by (seed, step).
     """
     L = replay.reward.shape[1]
     for b in range(probability.shape[0]):

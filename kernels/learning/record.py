@@ -1,4 +1,4 @@
-"""What self-play and reanalyse write into the replay buffer."""
+"""The common steps of self-play and reanalyse: setting a root from the data, and storing the result of its search."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from kernels.jit import inlined
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer
 from kernels.market.position import BUY, NUM_POSITION_FEATURES, SELL, SIDE, action_kind_to
-from kernels.search.planner import Planner
+from kernels.search.planner import Planner, set_root
 from kernels.search.progressive_widening import SampledTree
 
 
 @inlined
 def write_context(x: NDArray[np.float32], market_data: MarketData, t: int) -> int:
-    """Write the features of the bars before t that the row x of a root has; the column of those of t."""
+    """Write the features of the bars before bar t into the network row x of a root; the first column of bar t."""
     F = market_data.features.shape[1]
     column = 0
     for bar in range(t + 1 - (x.shape[0] - NUM_POSITION_FEATURES) // F, t):
@@ -26,8 +26,16 @@ def write_context(x: NDArray[np.float32], market_data: MarketData, t: int) -> in
 
 
 @inlined
+def set_market_root(planner: Planner, b: int, market_data: MarketData, t: int, position: NDArray[np.float32]) -> None:
+    """Make root b the decision at the close of bar t with `position` [NUM_POSITION_FIELDS]."""
+    features = market_data.features[market_data.row_of_bar[t]]
+    write_context(planner.networks.root.x[b], market_data, t)
+    set_root(planner, b, features, position, market_data.bars, t, market_data.codes, market_data.market)
+
+
+@inlined
 def store_search_statistics(replay: ReplayBuffer, slot: int, k: int, planner: Planner, b: int) -> None:
-    """Keep what the search of root b says of decision k."""
+    """Store value and policy of the search of root b for decision k of episode `slot`."""
     replay.search_value[slot, k] = planner.value[b]
     for a in range(planner.policy.shape[1]):
         replay.policy[slot, k, a] = planner.policy[b, a]
@@ -35,12 +43,12 @@ def store_search_statistics(replay: ReplayBuffer, slot: int, k: int, planner: Pl
 
 
 @inlined
-def store_sampled_sizes(replay: ReplayBuffer, slot: int, k: int, wide: SampledTree | None, b: int) -> None:
-    """Keep the entries among the candidates of root b, each with its share of the improved policy."""
-    if wide is not None:
-        side = wide.tree.position[b, 0, SIDE]
-        for e in range(replay.candidate_size.shape[2]):
-            size = wide.candidate_size[b, 0, e]
-            is_entry = wide.draw_count[b, 0, e] > 0 and action_kind_to(side, size) in (BUY, SELL)
-            replay.candidate_size[slot, k, e] = size if is_entry else 0.0
-            replay.candidate_policy[slot, k, e] = wide.policy[b, e] if is_entry else 0.0
+def store_sampled_sizes(replay: ReplayBuffer, slot: int, k: int, sampled_tree: SampledTree | None, b: int) -> None:
+    """Store the entries among the candidates of root b, each with its probability in the improved policy."""
+    if sampled_tree is not None:
+        side = sampled_tree.tree.position[b, 0, SIDE]
+        for j in range(replay.candidate_size.shape[2]):
+            size = sampled_tree.candidate_size[b, 0, j]
+            is_entry = sampled_tree.draw_count[b, 0, j] > 0 and action_kind_to(side, size) in (BUY, SELL)
+            replay.candidate_size[slot, k, j] = size if is_entry else 0.0
+            replay.candidate_policy[slot, k, j] = sampled_tree.policy[b, j] if is_entry else 0.0

@@ -1,7 +1,7 @@
-"""`ReplayBuffer`: a ring of sessions that stores bar indices, not features, and the batches drawn from it.
+"""`ReplayBuffer`, a ring of episodes, and the batches of windows that are drawn from it.
 
-A session of L decisions starts at the close of bar `start_bar`; its end is a truncation: values bootstrap there as if it
-went on, and the cost of closing, which the ledger books, is no lesson.
+An episode of L decisions begins at the close of its `start_bar`.  It ends by truncation: values bootstrap at the end,
+and the cost of closing the last position is in no reward.  The replay buffer stores bar indices, not features.
 """
 
 from typing import NamedTuple
@@ -28,11 +28,11 @@ from kernels.rng import randint
 
 
 class MarketData(NamedTuple):
-    """What happened and what is known of it: bars, the features of those in use, and what they mean."""
+    """The bars of a series, the features of those in use, and how to read them."""
 
-    features: NDArray[np.float32]  # [rows, F] normalised features
-    row_of_bar: NDArray[np.int32]  # [T] row of X of each bar, or -1
-    mirror_sign: NDArray[np.float32]  # [F] -1 for what a mirrored price negates, else 1
+    features: NDArray[np.float32]  # [any, F] normalised features
+    row_of_bar: NDArray[np.int32]  # [T] row of each bar in `features`, or -1
+    mirror_sign: NDArray[np.float32]  # [F] -1 for a feature that a mirrored price negates, else 1
     bars: Bars
     codes: ChanceCodes
     market: Market
@@ -42,59 +42,57 @@ EMPTY = -1
 
 
 class ReplayBuffer(NamedTuple):
-    """R sessions of L decisions; L + 1 positions and values, for the state after the last decision too."""
+    """R episodes of L decisions; positions and values also of the state after the last decision."""
 
     start_bar: NDArray[np.int64]  # [R] bar of the first decision, or EMPTY
-    position: NDArray[np.float32]  # [R, L + 1, RAW] raw position before each decision
+    position: NDArray[np.float32]  # [R, L + 1, NUM_POSITION_FIELDS] before each decision
     action: NDArray[np.int8]  # [R, L]
-    reward: NDArray[np.float32]  # [R, L] of the bar after each decision, R
+    reward: NDArray[np.float32]  # [R, L] of the bar after each decision, ranges
     policy: NDArray[np.float32]  # [R, L, A] improved policy of the last search
-    value: NDArray[np.float32]  # [R, L + 1] value by the target network, R
-    search_value: NDArray[np.float32]  # [R, L] value by the last search, R
-    searched_iteration: NDArray[np.int32]  # [R] cycle of the last search of the session, -1 = never
-    played_iteration: NDArray[np.int32]  # [R] cycle in which the session was played, -1 = never
-    candidate_size: NDArray[np.float32]  # [R, L, E] signed sizes of the entries that the search tried, or 0
-    candidate_policy: NDArray[np.float32]  # [R, L, E] of each in the improved policy
+    value: NDArray[np.float32]  # [R, L + 1] by the target network, ranges
+    search_value: NDArray[np.float32]  # [R, L] by the last search, ranges
+    searched_iteration: NDArray[np.int32]  # [R] iteration of the last search, or EMPTY
+    played_iteration: NDArray[np.int32]  # [R] iteration in which the episode was played, or EMPTY
+    candidate_size: NDArray[np.float32]  # [R, L, J] signed sizes of the searched entries, or 0
+    candidate_policy: NDArray[np.float32]  # [R, L, J] probability of each in the improved policy
 
 
 class Batch(NamedTuple):
-    """B windows of K steps, as the loss reads them."""
+    """B windows of K unroll steps, the input of the loss.  Decision 0 is the first of a window."""
 
-    features: NDArray[
-        np.float32
-    ]  # [B, context F] normalised features of the first bar and those before it, the first last
+    features: NDArray[np.float32]  # [B, context F] normalised; bars up to decision 0, oldest first
     position: NDArray[np.float32]  # [B, K + 1, P] position features before decision k
-    afterstate_position: NDArray[np.float32]  # [B, K, P] position features of the afterstate of step k
+    afterstate_position: NDArray[np.float32]  # [B, K, P] features of the afterstate of decision k
     action: NDArray[np.int64]  # [B, K]
-    code: NDArray[np.int64]  # [B, K] chance code of the move that follows decision k
-    reward: NDArray[np.float32]  # [B, K] R
-    policy: NDArray[np.float32]  # [B, K + 1, A]
-    value: NDArray[np.float32]  # [B, K + 1] n-step return, R
+    code: NDArray[np.int64]  # [B, K] chance code of the move after decision k
+    reward: NDArray[np.float32]  # [B, K] ranges
+    policy: NDArray[np.float32]  # [B, K + 1, A] policy target
+    value: NDArray[np.float32]  # [B, K + 1] value target, ranges
     legal: NDArray[np.bool_]  # [B, K + 1, A]
-    weight: NDArray[np.float32]  # [B, K + 1] 0 beyond the end of the session
-    candidate_size: NDArray[np.float32]  # [B, K + 1, E] as in the replay
-    candidate_policy: NDArray[np.float32]  # [B, K + 1, E]
-    position_work: NDArray[np.float32]  # [RAW] an afterstate
-    next_features: NDArray[
-        np.float32
-    ]  # [B, K, F] features of the bars of decisions 1 .. K; [B, 0, F] if no loss reads them
-    move: NDArray[np.float32]  # [B, K] standardised, of step k; [B, 0] if no loss reads it
+    weight: NDArray[np.float32]  # [B, K + 1] of the losses; 0 beyond the end of the episode
+    candidate_size: NDArray[np.float32]  # [B, K + 1, J] as in the replay buffer
+    candidate_policy: NDArray[np.float32]  # [B, K + 1, J] as in the replay buffer
+    position_work: NDArray[np.float32]  # [NUM_POSITION_FIELDS] scratch: an afterstate
+    # [B, K, F] of the bars of decisions 1 .. K; [B, 0, F] if no loss reads them
+    next_features: NDArray[np.float32]
+    move: NDArray[np.float32]  # [B, K] standardised, after decision k; [B, 0] if no loss reads it
 
 
 class ValueTargetConfig(NamedTuple):
-    """How the target of a value is made: a mixture of the n-step return and the value of the last search."""
+    """A value target is a weighted mean of the n-step return and the value of the last search."""
 
     td_steps: int  # n
     discount: float  # per bar
-    search_value_weight: float  # of the search value in the target
-    off_policy_correction: float = 0.0  # cycles after which n is one less than it was, down to 1; 0 = never
-    iteration: int = 0  # of now
+    search_value_weight: float
+    # iterations of age that reduce n by one, down to 1; 0: n is always td_steps
+    off_policy_correction: float = 0.0
+    iteration: int = 0  # the current one
 
 
 def new_replay_buffer(
     num_episodes: int, episode_length: int, num_actions: int, num_candidates: int = 0
 ) -> ReplayBuffer:
-    """Room for `num_episodes` sessions of `episode_length` decisions; under widening of the search's `num_candidates` too."""
+    """An empty replay buffer; J = `num_candidates` is 0 but under progressive widening."""
     R, L = num_episodes, episode_length
     return ReplayBuffer(
         start_bar=np.full(R, EMPTY, np.int64),
@@ -122,7 +120,7 @@ def new_batch(
     with_moves: bool = False,
     num_candidates: int = 0,
 ) -> Batch:
-    """Room for `batch_size` windows of `num_unroll_steps` steps, with features of the later bars, and with moves, or without."""
+    """A batch of zeros; `context`: bars of the features of a row.  J = `num_candidates` is 0 but under widening."""
     B, K = batch_size, num_unroll_steps
     return Batch(
         features=np.zeros((B, context * num_features), np.float32),
@@ -145,50 +143,48 @@ def new_batch(
 
 @kernel
 def is_greedy(replay: ReplayBuffer, slot: int, step: int) -> bool:
-    """Whether decision `step` took the action that its improved policy likes best, an entry with the best size."""
+    """Whether decision `step` took the likeliest action of its improved policy, and an entry its likeliest size."""
     best, action = 0, replay.action[slot, step]
     for a in range(replay.policy.shape[2]):
         if replay.policy[slot, step, a] > replay.policy[slot, step, best]:
             best = a
-    E, largest = replay.candidate_size.shape[2], 0
-    if best != action or E == 0 or action == HOLD or action == CLOSE:
+    J, likeliest = replay.candidate_size.shape[2], 0
+    if best != action or J == 0 or action == HOLD or action == CLOSE:
         return bool(best == action)
-    for e in range(E):
-        if replay.candidate_policy[slot, step, e] > replay.candidate_policy[slot, step, largest]:
-            largest = e
-    return bool(replay.candidate_size[slot, step, largest] == replay.position[slot, step + 1, SIDE])
+    for j in range(J):
+        if replay.candidate_policy[slot, step, j] > replay.candidate_policy[slot, step, likeliest]:
+            likeliest = j
+    return bool(replay.candidate_size[slot, step, likeliest] == replay.position[slot, step + 1, SIDE])
 
 
 @kernel
 def effective_td_steps(replay: ReplayBuffer, slot: int, target_config: ValueTargetConfig) -> int:
-    """n of a session: the older it is, the less its rewards tell of the present policy (EfficientZero, appendix A)."""
+    """n of episode `slot`: old rewards are those of an old policy, so n falls with age (EfficientZero, appendix A)."""
     if target_config.off_policy_correction <= 0:
         return target_config.td_steps
-    return max(
-        1,
-        target_config.td_steps
-        - int((target_config.iteration - replay.played_iteration[slot]) / target_config.off_policy_correction),
-    )
+    age = target_config.iteration - replay.played_iteration[slot]
+    return max(1, target_config.td_steps - int(age / target_config.off_policy_correction))
 
 
 @kernel
 def value_target(replay: ReplayBuffer, slot: int, step: int, target_config: ValueTargetConfig) -> float:
-    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the value of the search.
+    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the value of the search; in ranges.
 
-    n is cut by age, at the end of the session and at the first action that explored: what exploring costs, an open
-    position would otherwise seem to spare.  Where the decision itself explored, the value of the search stands alone.
+    n is `effective_td_steps`, and less at the end of the episode and before an action that explored.  Otherwise an open
+    position would seem to spare the cost of exploring.  If decision `step` explored, the value of the search is the
+    target.
     """
     last = min(step + effective_td_steps(replay, slot, target_config), replay.reward.shape[1])
     stop = step
     while stop < last and is_greedy(replay, slot, stop):
         stop += 1
-    searched = np.float64(replay.search_value[slot, step])
+    search_value = np.float64(replay.search_value[slot, step])
     if stop == step:
-        return searched
+        return search_value
     total = np.float64(replay.value[slot, stop])
     for i in range(stop - 1, step - 1, -1):
         total = np.float64(replay.reward[slot, i]) + target_config.discount * total
-    return total + target_config.search_value_weight * (searched - total)
+    return total + target_config.search_value_weight * (search_value - total)
 
 
 @kernel
@@ -202,15 +198,15 @@ def fill_decision(
     target_config: ValueTargetConfig,
     market: Market,
 ) -> None:
-    """Position, legality and targets of decision `step`; weight 0 and nothing else beyond the end."""
+    """Write position, legality, targets and weight of decision `step` of episode `slot` into row (b, k)."""
     position_features(batch.position[b, k], replay.position[slot, step], market.mae_penalty == 0)
     batch.value[b, k] = value_target(replay, slot, step, target_config)
     for a in range(batch.legal.shape[2]):
         batch.legal[b, k, a] = is_legal(replay.position[slot, step, SIDE], a, batch.legal.shape[2], market.reverse)
         batch.policy[b, k, a] = replay.policy[slot, step, a]
-    for e in range(batch.candidate_size.shape[2]):
-        batch.candidate_size[b, k, e] = replay.candidate_size[slot, step, e]
-        batch.candidate_policy[b, k, e] = replay.candidate_policy[slot, step, e]
+    for j in range(batch.candidate_size.shape[2]):
+        batch.candidate_size[b, k, j] = replay.candidate_size[slot, step, j]
+        batch.candidate_policy[b, k, j] = replay.candidate_policy[slot, step, j]
     batch.weight[b, k] = 1.0
 
 
@@ -218,7 +214,7 @@ def fill_decision(
 def fill_transition(
     batch: Batch, b: int, k: int, replay: ReplayBuffer, slot: int, step: int, market_data: MarketData
 ) -> None:
-    """What happened between decision `step` and the next."""
+    """Write action, afterstate, chance code and reward between decision `step` and the next one into row (b, k)."""
     bars, market, t = market_data.bars, market_data.market, replay.start_bar[slot] + step
     afterstate = batch.position_work
     target = replay.position[slot, step + 1, SIDE]
@@ -231,7 +227,7 @@ def fill_transition(
 
 @kernel
 def pad_step(batch: Batch, b: int, k: int) -> None:
-    """A decision beyond the end of the session: weight 0, a well-formed row all the same."""
+    """Write a decision beyond the end of the episode into row (b, k): weight 0, and zeros that the loss can read."""
     batch.weight[b, k] = 0.0
     batch.value[b, k] = 0.0
     batch.position[b, k, :] = 0.0
@@ -255,14 +251,14 @@ def fill_window(
     market_data: MarketData,
     target_config: ValueTargetConfig,
 ) -> None:
-    """Window b: decisions first .. first + K of session `slot`."""
-    X, row_of_bar, bars = market_data.features, market_data.row_of_bar, market_data.bars
-    K, L, F = batch.code.shape[1], replay.reward.shape[1], X.shape[1]
+    """Write decisions first .. first + K of episode `slot` into window b."""
+    features, row_of_bar, bars = market_data.features, market_data.row_of_bar, market_data.bars
+    K, L, F = batch.code.shape[1], replay.reward.shape[1], features.shape[1]
     for i in range(batch.features.shape[1] // F):
         row = row_of_bar[replay.start_bar[slot] + first - i]
         x = batch.features[b, batch.features.shape[1] - (i + 1) * F :]
         for f in range(F):
-            x[f] = X[row, f]
+            x[f] = features[row, f]
     for k in range(K + 1):
         if first + k < L:
             fill_decision(batch, b, k, replay, slot, first + k, target_config, market_data.market)
@@ -273,26 +269,26 @@ def fill_window(
         if batch.move.shape[1] > 0:
             batch.move[b, k] = standardised_move(bars, replay.start_bar[slot] + first + k)
     for k in range(batch.next_features.shape[1]):
-        # beyond the end, where nothing weighs, any bar will do
+        # beyond the end the weight is 0: any bar will do
         row = row_of_bar[replay.start_bar[slot] + min(first + k + 1, L)]
-        for f in range(X.shape[1]):
-            batch.next_features[b, k, f] = X[row, f]
+        for f in range(F):
+            batch.next_features[b, k, f] = features[row, f]
 
 
 @kernel
 def mirror_window(batch: Batch, b: int, market_data: MarketData) -> None:
-    """Turn window b into that of the mirrored market: rises are falls, and a long position is a short one.
+    """Turn window b into that of the mirrored market: rises become falls, and long positions short ones.
 
-    The two are as likely, so a direction that seems to follow from something without one, such as the volatility or
-    the hour, is noise, and is contradicted in the same batch.  Only swaps tell the sides apart.
+    Both windows are equally likely.  A direction that seems to follow from a feature without direction, such as the
+    volatility or the hour, is noise: mirrored windows contradict it.  Only financing differs between the sides.
     """
     F, A, C = market_data.features.shape[1], batch.policy.shape[2], market_data.codes.centres.shape[0]
-    x, ahead, sign = batch.features[b], batch.next_features[b], market_data.mirror_sign
+    x, next_features, sign = batch.features[b], batch.next_features[b], market_data.mirror_sign
     for i in range(x.shape[0]):
         x[i] *= sign[i % F]
-    for k in range(ahead.shape[0]):
+    for k in range(next_features.shape[0]):
         for f in range(F):
-            ahead[k, f] *= sign[f]
+            next_features[k, f] *= sign[f]
     for k in range(batch.move.shape[1]):
         batch.move[b, k] = -batch.move[b, k]
     for k in range(batch.code.shape[1]):
@@ -307,13 +303,13 @@ def mirror_window(batch: Batch, b: int, market_data: MarketData) -> None:
             if a < other:
                 policy[a], policy[other] = policy[other], policy[a]
                 legal[a], legal[other] = legal[other], legal[a]
-        for e in range(batch.candidate_size.shape[2]):
-            batch.candidate_size[b, k, e] = -batch.candidate_size[b, k, e]
+        for j in range(batch.candidate_size.shape[2]):
+            batch.candidate_size[b, k, j] = -batch.candidate_size[b, k, j]
 
 
 @kernel
 def mirror_half(batch: Batch, market_data: MarketData, seed: int, step: int) -> None:
-    """Mirror about half of the windows, drawn by (seed, step) behind the draws of the windows themselves."""
+    """Mirror each window with probability 1/2; keyed by (seed, step), by other draws than those of the windows."""
     B = batch.code.shape[0]
     for b in range(B):
         if randint(2, seed, step, B + b) == 1:
@@ -330,9 +326,9 @@ def sample_uniformly(
     seed: int,
     step: int,
 ) -> None:
-    """Draw windows uniformly from the first `num_filled` sessions.
+    """Draw windows uniformly from the decisions of the first `num_filled` episodes.
 
-    The draws are keyed by (seed, step): learning step `step` always sees the same windows.
+    The draws are keyed by (seed, step): update `step` of a training always has the same windows.
     """
     L = replay.reward.shape[1]
     for b in range(batch.code.shape[0]):

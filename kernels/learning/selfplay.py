@@ -1,37 +1,36 @@
-"""Self-play: a block of sessions in lockstep, from the first decision to the ledger's closing entry, in one call."""
+"""Self-play: episodes in lockstep, from the first decision to the close-out, in one call."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import inlined, kernel
-from kernels.learning.record import store_search_statistics, write_context
+from kernels.learning.record import set_market_root, store_search_statistics
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer
 from kernels.market.ledger import ACC_SIDE, close_out, step_to_target, write_position
 from kernels.market.position import BUY, HOLD, is_legal
 from kernels.rng import randint, uniform
-from kernels.search.planner import Planner, draw_noise, plan, selected_target, set_root
+from kernels.search.planner import Planner, draw_noise, plan, selected_target
 from kernels.search.progressive_widening import MIN_SIZE, SampledTree
 
-RANDOM_ACTION_BARS = 16  # of a random trader
+RANDOM_ACTION_BARS = 16  # bars between two random actions of a random episode, in the mean
 
 
 @inlined
 def random_action(side: float, reverse: bool, num_actions: int, seed: int, episode: int, step: int) -> int:
-    """A random trader: one bar in WANDER_BARS any action, if it is legal, else HOLD."""
-    draw = randint(
-        RANDOM_ACTION_BARS * num_actions, seed, episode, -1 - step
-    )  # the noise of the roots has the steps from 0 up
+    """Each action with probability 1 / (RANDOM_ACTION_BARS num_actions) if it is legal, else HOLD."""
+    # the noise of the roots has the steps from 0 on
+    draw = randint(RANDOM_ACTION_BARS * num_actions, seed, episode, -1 - step)
     if draw < num_actions and is_legal(side, draw, num_actions, reverse):
         return draw
     return HOLD
 
 
 @inlined
-def random_size(wide: SampledTree | None, b: int, action: int, seed: int, episode: int, step: int) -> None:
-    """Where entries have any size, so have a random trader's."""
-    if wide is not None:
+def random_size(sampled_tree: SampledTree | None, b: int, action: int, seed: int, episode: int, step: int) -> None:
+    """Under progressive widening, draw the size of an entry of a random episode uniformly from [MIN_SIZE, 1)."""
+    if sampled_tree is not None:
         size = max(uniform(seed, -1 - episode, step), MIN_SIZE)
-        wide.target[b] = size if action == BUY else -size
+        sampled_tree.target[b] = size if action == BUY else -size
 
 
 @kernel
@@ -46,31 +45,20 @@ def play_episodes(
     seed: int,
     first_episode: int,
 ) -> int:
-    """Play session b of the block into replay slot slots[b], whose `start` is set, from a flat account[b] [ACCOUNT].
+    """Play B episodes into the replay slots `slots` [B], whose `start_bar` is set, from flat accounts.
 
-    The first `random_episodes` sessions are searched like the others but act at random: an agent that learnt to stay flat
-    would else forget what a position is worth.
-
-    The noise of a root is keyed by (seed, session + b, step).  `trade` [TRADE] is scratch.  0 or a network status.
+    account [B, NUM_ACCOUNT_FIELDS]; trade [NUM_TRADE_FIELDS] is scratch.  The first `random_episodes` episodes are
+    searched like the others but act at random: otherwise an agent that has learned to stay flat would forget what a
+    position is worth.  The noise of root b is keyed by (seed, first_episode + b, step).  Returns 0, or the status of a
+    failed network call.
     """
     B, L = slots.shape[0], replay.reward.shape[1]
     bars, market = market_data.bars, market_data.market
     for k in range(L):
         for b in range(B):
-            t = replay.start_bar[slots[b]] + k
             position = replay.position[slots[b], k]
             write_position(position, account[b], market)
-            write_context(planner.networks.root.x[b], market_data, t)
-            set_root(
-                planner,
-                b,
-                market_data.features[market_data.row_of_bar[t]],
-                position,
-                bars,
-                t,
-                market_data.codes,
-                market,
-            )
+            set_market_root(planner, b, market_data, replay.start_bar[slots[b]] + k, position)
             draw_noise(planner, b, seed, first_episode + b, k)
         status = plan(planner)
         if status != 0:

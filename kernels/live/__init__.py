@@ -1,1 +1,1 @@
-"""One decision after another, and the risk limits on them."""
+"""The step of live trading: one decision, and the risk limits on its target."""

@@ -1,4 +1,4 @@
-"""The pure step of acting, `decide`, and `simulate_trading`, which is `decide` and the ledger over a stretch of bars."""
+"""`decide`, the decision of an agent at one bar; `simulate_trading`, its decisions and their fills over many bars."""
 
 from typing import NamedTuple
 
@@ -14,62 +14,55 @@ from kernels.search.planner import Planner, plan, selected_target, set_root
 
 
 class PolicyState(NamedTuple):
-    """One agent at one market: planner of a single root without noise, and what its model fixed in training."""
+    """An agent in one market: a planner with one root and without noise, and the constants of its model."""
 
     planner: Planner
     feature_spec: FeatureSpec
     normaliser: Normaliser
     codes: ChanceCodes
     market: Market
-    context_features: NDArray[np.float32]  # [context, F] normalised features of the last bars, the newest last
+    context_features: NDArray[np.float32]  # [context, F] normalised; last bars, oldest first
     feature_work: FeatureWork
-    position: NDArray[np.float32]  # [RAW]
-    target: NDArray[np.float64]  # [1] signed size that the last decision brings about
+    position: NDArray[np.float32]  # [NUM_POSITION_FIELDS]
+    target: NDArray[np.float64]  # [1] signed size that the last decision asks for
 
 
 class TradingLog(NamedTuple):
-    """n decisions and the trades they led to."""
+    """n decisions and their trades."""
 
     action: NDArray[np.int8]  # [n]
     target: NDArray[np.float64]  # [n] signed size after the action
-    value: NDArray[np.float64]  # [n] R
+    value: NDArray[np.float64]  # [n] of the search, ranges
     policy: NDArray[np.float64]  # [n, A]
-    equity: NDArray[np.float64]  # [n] marked equity one bar after the decision, price
-    trades: NDArray[np.float64]  # [n, TRADE]
+    equity: NDArray[np.float64]  # [n] one bar after the decision, px
+    trades: NDArray[np.float64]  # [n, NUM_TRADE_FIELDS]
 
 
 @kernel
 def decide(
     policy_state: PolicyState, account: NDArray[np.float64], bars: Bars, extra_features: NDArray[np.float32], t: int
 ) -> int:
-    """Decide at the close of bar t from bars <= t: trader.target, the rest in trader.planner.  0 or a network status.
+    """Decide at the close of bar t from bars <= t.  Returns 0, or the status of a failed network call.
 
-    extra [T, E] are the feature columns that only a self-test has; E = 0 everywhere else.
+    The decision is policy_state.target; policy_state.planner has the other results of the search.  Only self-tests have
+    extra features [T, num_extra]; elsewhere num_extra = 0.
     """
     context, F = policy_state.context_features.shape
-    own, root = F - extra_features.shape[1], policy_state.planner.networks.root.x[0]
+    num_extra, root = extra_features.shape[1], policy_state.planner.networks.root.x[0]
+    first_extra = F - num_extra
     for i in range(context):
         x, bar = policy_state.context_features[i], t + 1 - context + i
-        bar_features(x[:own], policy_state.feature_spec, bars, bar, policy_state.feature_work)
-        for e in range(extra_features.shape[1]):
-            x[own + e] = extra_features[bar, e]
+        bar_features(x[:first_extra], policy_state.feature_spec, bars, bar, policy_state.feature_work)
+        for e in range(num_extra):
+            x[first_extra + e] = extra_features[bar, e]
         normalise(x, policy_state.normaliser)
         for f in range(F):
             root[i * F + f] = x[f]
-    write_position(policy_state.position, account, policy_state.market)
-    set_root(
-        policy_state.planner,
-        0,
-        policy_state.context_features[context - 1],
-        policy_state.position,
-        bars,
-        t,
-        policy_state.codes,
-        policy_state.market,
-    )
-    status, action = plan(policy_state.planner), policy_state.planner.action
-    side, market = account[ACC_SIDE], policy_state.market
-    policy_state.target[0] = selected_target(policy_state.planner.sampled_tree, 0, action[0], side, market)
+    planner, position, market = policy_state.planner, policy_state.position, policy_state.market
+    write_position(position, account, market)
+    set_root(planner, 0, policy_state.context_features[context - 1], position, bars, t, policy_state.codes, market)
+    status = plan(planner)
+    policy_state.target[0] = selected_target(planner.sampled_tree, 0, planner.action[0], account[ACC_SIDE], market)
     return status
 
 
@@ -85,9 +78,9 @@ def simulate_trading(
     stop: int,
     num_trades: int,
 ) -> tuple[int, int]:
-    """Decide at the closes of bars first + [begin, stop): (trades so far, network status).
+    """Take decisions [begin, stop) of the n of the log; (trades so far, 0 or the status of a failed network call).
 
-    The last decision of the log is closed out one bar later.
+    Decision i is at the close of bar first + i.  The position after decision n - 1 is closed out one bar later.
     """
     n = trading_log.action.shape[0]
     for i in range(begin, stop):

@@ -1,22 +1,22 @@
-"""Guards: limits between what the agent wants and what is traded, as pure functions of a small state.
+"""The risk limits between the target of the agent and the target that is published, as pure functions of a small state.
 
-`check_limits` looks at the world once a cycle and says how much may be held; `apply_limits` turns the agent's target into the one
-that is published.  Profits are pips of a position of 1; a limit of 0 is off.
+`check_limits` decides at each check how much may be held.  `apply_limits` turns the target of the agent into the target
+that is published.  Profits are in pips of a position of size 1.  A limit of 0 is off.
 """
 
 from typing import NamedTuple
 
 from kernels.market.bars import SECOND_NS
-from kernels.market.calendar import DAY_NS, FIRST_MONDAY_QUARTER, HOUR_NS, QUARTER_NS, WEEK_NS
+from kernels.market.calendar import DAY_NS, FIRST_MONDAY_NS, HOUR_NS, WEEK_NS
 
 ACTIVE, REDUCING, HALTED = "ACTIVE", "REDUCING", "HALTED"
 DAILY_LOSS, DRAWDOWN, LOSING_STREAK = "daily-loss", "drawdown", "losing-streak"
 HALT_FILE = "halt-file"
-DAILY_HALTS = (DAILY_LOSS, LOSING_STREAK)  # these halts end with the UTC day, a drawdown ends by order only
+DAILY_HALTS = (DAILY_LOSS, LOSING_STREAK)  # end with the UTC day; a drawdown ends by `resume` only
 
 
 class RiskLimits(NamedTuple):
-    """What may not be exceeded: the fields of `host.config.RiskConfig`, none left open."""
+    """The fields of `host.config.RiskConfig`, each with a value; profits in pips."""
 
     max_target: float
     changes_per_hour: float
@@ -32,34 +32,34 @@ class RiskLimits(NamedTuple):
 
 
 class MarketSnapshot(NamedTuple):
-    """The world at a cycle."""
+    """What the limits are checked against."""
 
     now_ns: int
     close_ns: int  # of the last bar
     interval_ns: int
-    weekly_close: tuple[int, int]  # `kernels.hours.weekly_close`
-    trained_ns: int  # close of the last bar that the model knows
+    weekly_close: tuple[int, int]  # of `kernels.market.calendar.weekly_close`
+    trained_ns: int  # close of the last bar that the model was trained on
     equity: float  # of the published targets, pips
-    trade_profit: float  # of the trade that the last bar closed, pips; 0 without one
+    trade_profit: float  # of the trade that was closed in the last bar, pips; 0 if there is none
     spread: float  # at the last close, pips
     feature_drift: float  # root mean square of the normalised features
     halt_requested: bool  # there is a HALT file
-    position_fault: str  # why the bridge's position is not the one published; "" when it is
+    position_fault: str  # why the bridge does not hold the published target; "" where it does
 
 
 class RiskState(NamedTuple):
-    """What the guards remember."""
+    """What is remembered from one check to the next."""
 
-    day: int = -1  # of the last cycle, UTC, counted from the epoch
-    day_start_equity: float = 0.0  # when it began
-    equity: float = 0.0  # at the last cycle
-    peak_equity: float = 0.0  # highest equity
+    day: int = -1  # UTC day of the last check, counted from the epoch
+    day_start_equity: float = 0.0  # at the beginning of that day
+    equity: float = 0.0  # at the last check
+    peak_equity: float = 0.0  # highest equity so far
     losing_trades: int = 0  # losing trades in a row
     target_changes_ns: tuple[int, ...] = ()  # changes of the published target within the last hour
-    tripped_limit: str = ""  # the limit that was hit and has not been lifted
-    target: float = 0.0  # published
-    agent_target: float = 0.0  # by the agent at the last cycle
-    in_sync: bool = False  # the published target is part of the agent's trade
+    tripped_limit: str = ""  # the limit that caused a halt, until the halt ends
+    target: float = 0.0  # the published target
+    agent_target: float = 0.0  # target of the agent at the last check
+    in_sync: bool = False  # the published target follows the trade of the agent
 
 
 class RiskDecision(NamedTuple):
@@ -71,7 +71,7 @@ class RiskDecision(NamedTuple):
 
 
 def check_limits(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskLimits) -> tuple[RiskState, RiskDecision]:
-    """The state with this cycle's profits counted, and the strictest of what the limits say."""
+    """The state with its counters updated, and the strictest decision of the limits."""
     risk_state = update_counters(risk_state, snapshot, limits)
     reason = halt_reason(risk_state, snapshot, limits)
     if reason:
@@ -83,7 +83,7 @@ def check_limits(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskLi
 
 
 def update_counters(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskLimits) -> RiskState:
-    """Book a cycle: the day, the peak, the losing trades in a row, and which limit on losses that breaks."""
+    """Update the day, the equities and the losing trades in a row; set the limit on losses that is broken, if any."""
     day = snapshot.now_ns // DAY_NS
     if day != risk_state.day:
         lifted = risk_state.tripped_limit in DAILY_HALTS
@@ -93,32 +93,29 @@ def update_counters(risk_state: RiskState, snapshot: MarketSnapshot, limits: Ris
             losing_trades=0 if lifted else risk_state.losing_trades,
             tripped_limit="" if lifted else risk_state.tripped_limit,
         )
-    losses = (
-        risk_state.losing_trades + 1
-        if snapshot.trade_profit < 0
-        else 0
-        if snapshot.trade_profit > 0
-        else risk_state.losing_trades
-    )
+    losing_trades = risk_state.losing_trades
+    if snapshot.trade_profit != 0:
+        losing_trades = losing_trades + 1 if snapshot.trade_profit < 0 else 0
     recent = tuple(ns for ns in risk_state.target_changes_ns if ns > snapshot.now_ns - HOUR_NS)
     risk_state = risk_state._replace(
         equity=snapshot.equity,
         peak_equity=max(risk_state.peak_equity, snapshot.equity),
-        losing_trades=losses,
+        losing_trades=losing_trades,
         target_changes_ns=recent,
     )
     if risk_state.tripped_limit:
         return risk_state
+    # written with `not ... <`, so that an equity of NaN halts
     broken = {
-        DRAWDOWN: limits.drawdown > 0 and not risk_state.peak_equity - snapshot.equity < limits.drawdown,  # NaN halts
+        DRAWDOWN: limits.drawdown > 0 and not risk_state.peak_equity - snapshot.equity < limits.drawdown,
         DAILY_LOSS: limits.daily_loss > 0 and not risk_state.day_start_equity - snapshot.equity < limits.daily_loss,
-        LOSING_STREAK: 0 < limits.losing_streak <= losses,
+        LOSING_STREAK: 0 < limits.losing_streak <= losing_trades,
     }
     return risk_state._replace(tripped_limit=next((name for name, is_broken in broken.items() if is_broken), ""))
 
 
 def halt_reason(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskLimits) -> str:
-    """Why nothing may be held, or ""."""
+    """Reason for which nothing may be held, or ""."""
     if snapshot.halt_requested:
         return HALT_FILE
     if risk_state.tripped_limit:
@@ -131,7 +128,7 @@ def halt_reason(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskLim
 
 
 def reduce_reason(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskLimits) -> str:
-    """Why a position may only become smaller, or "".  What cannot be compared (NaN) reduces."""
+    """Reason for which a position may only become smaller, or "".  A spread or drift of NaN is a reason."""
     if snapshot.position_fault:
         return snapshot.position_fault
     if snapshot.now_ns - snapshot.close_ns > snapshot.interval_ns:
@@ -146,13 +143,14 @@ def reduce_reason(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskL
 
 
 def apply_limits(risk_state: RiskState, agent_target: float, decision: RiskDecision, now_ns: int) -> RiskState:
-    """The state with the target that is published when the agent wants `agent_target`.
+    """The state with the target to publish for the target `agent_target` of the agent.
 
-    Once a limit has cut a trade short, the agent is joined again at its next entry, never in the middle of a trade.
+    After a limit has ended a trade early, the published target follows the agent again from the agent's next entry on,
+    never from the middle of a trade.
     """
     enters = agent_target != 0 and agent_target != risk_state.agent_target
-    joined = agent_target == 0 or risk_state.in_sync or enters
-    target = agent_target if joined else 0.0
+    follows = agent_target == 0 or risk_state.in_sync or enters
+    target = agent_target if follows else 0.0
     if decision.state != ACTIVE and (target * risk_state.target < 0 or abs(target) > abs(risk_state.target)):
         target = risk_state.target if target * risk_state.target > 0 else 0.0
     target = min(max(target, -decision.max_abs_target), decision.max_abs_target)
@@ -163,28 +161,24 @@ def apply_limits(risk_state: RiskState, agent_target: float, decision: RiskDecis
 
 
 def target_reason(risk_state: RiskState, decision: RiskDecision) -> str:
-    """Why the published target is what it is."""
+    """Reason for the published target."""
     if decision.state != ACTIVE or risk_state.target == risk_state.agent_target:
         return decision.reason
-    return (
-        "max-target"
-        if risk_state.in_sync or abs(risk_state.agent_target) > decision.max_abs_target
-        else "waits-for-entry"
-    )
+    exceeds = risk_state.in_sync or abs(risk_state.agent_target) > decision.max_abs_target
+    return "max-target" if exceeds else "waits-for-entry"
 
 
 def resume(risk_state: RiskState) -> RiskState:
-    """The state after the operator's order to go on: losses are counted from here."""
+    """The state after the operator has lifted a halt: losses are counted from now on."""
     return risk_state._replace(
         tripped_limit="", losing_trades=0, peak_equity=risk_state.equity, day_start_equity=risk_state.equity
     )
 
 
 def closes_before_next_decision(snapshot: MarketSnapshot, minutes: float) -> bool:
-    """Whether the decision after the one at `close_ns` comes too late to be flat `minutes` before the weekly close."""
+    """Whether the next decision after `close_ns` comes too late to be flat `minutes` before the weekly close."""
     begin_ns, length_ns = snapshot.weekly_close
-    into = (snapshot.close_ns - FIRST_MONDAY_QUARTER * QUARTER_NS - begin_ns) % WEEK_NS  # since the last weekly close
-    left = WEEK_NS - into
-    return (
-        minutes > 0 and length_ns > 0 and (into < length_ns or left <= snapshot.interval_ns + minutes * 60 * SECOND_NS)
-    )
+    if minutes <= 0 or length_ns <= 0:
+        return False
+    since_begin_ns = (snapshot.close_ns - FIRST_MONDAY_NS - begin_ns) % WEEK_NS
+    return since_begin_ns < length_ns or WEEK_NS - since_begin_ns <= snapshot.interval_ns + minutes * 60 * SECOND_NS

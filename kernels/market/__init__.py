@@ -1,1 +1,1 @@
-"""Bars, the ledger, features and chance codes: the environment."""
+"""The environment: bars, trading hours, the ledger, features and chance codes."""

@@ -1,9 +1,9 @@
-"""The market as a small trader meets it: fills, costs, swap, the ledger, rewards and chance codes.
+"""The ledger of a trader too small to move a price: fills, costs, financing, equity and rewards.
 
-One ledger: equity, rewards and the trade list come from `step` and `close_out`, and no other code books a fill.
-Prices and profits are in price units (`_px`, of a full position of one unit of the base currency); rewards and
-positions are in R, the mean bar range of the training part.  A position of half the size costs and earns half of
-everything.  Read `Market`, then `step`.
+`step`, `step_to_target` and `close_out` make every fill; equity, rewards and trades come from nowhere else.  Prices
+and profits are in price units (`_px`) of a full position of one unit of the base currency.  Rewards and positions are
+in ranges: multiples of `Market.range_px`, the mean bar range of the training part.  A position of half the size has
+half the costs and half the profits.  Read `Market`, then `step_to_target`.
 """
 
 import math
@@ -13,105 +13,85 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import kernel
+from kernels.jit import constructor, kernel
 from kernels.market import position
 from kernels.market.bars import Bars
 from kernels.market.calendar import rollovers
 from kernels.market.position import FULL_SIZE_ONLY, MAX_SIZES, action_target, count_actions, is_legal
 
-# An account is a row of ACCOUNT float64 numbers.  Zeros are an account that is flat and has traded nothing.
+# An account is a row of NUM_ACCOUNT_FIELDS float64 numbers.  A row of zeros is flat and has not traded yet.
 ACC_BALANCE = 0  # sum of the profits of closed trades, px
-ACC_EQUITY = 1  # balance + unrealised + swap of the open position, px
-ACC_SIDE = 2  # signed size: -1 short, 0 flat, +1 long, fractions between; from here on all is 0 when flat
+ACC_EQUITY = 1  # balance + unrealised profit + financing of the open position, px
+# A flat account has 0 here and in all fields below.
+ACC_SIDE = 2  # signed size: -1 short, 0 flat, +1 long, or a fraction
 ACC_ENTRY_BAR = 3  # bar at whose open the position was filled
-ACC_ENTRY_PX = 4  # the fill, slippage included
-ACC_MARK_PX = 5  # price at the fill on the side that marks the position: bid for a long, ask for a short
+ACC_ENTRY_PX = 4  # price of the fill, slippage included
+ACC_MARK_PX = 5  # bid (long) or ask (short) at the open of ACC_ENTRY_BAR
 ACC_HELD = 6  # closes since the fill
-ACC_UNREALISED = 7  # at the last close, net of the commission of entry, without swap, px
-ACC_ADVERSE_EXCURSION = 8  # how far the last close is beyond ACC_LEVEL_PX on the losing side, px, >= 0
-ACC_ADVERSE_EXCURSION_SUM = 9  # sum of them since entry, px
-ACC_MAE = 10  # largest of them since entry, px
+ACC_UNREALISED = 7  # profit at the last close, net of the commission of entry, no financing, px
+ACC_ADVERSE_EXCURSION = 8  # loss from ACC_MARK_PX to the last close, px, >= 0
+ACC_ADVERSE_EXCURSION_SUM = 9  # sum of the adverse excursions at the closes since entry, px
+ACC_MAE = 10  # largest adverse excursion since entry, px
 ACC_MFE = 11  # largest ACC_UNREALISED since entry, px, >= 0
-ACC_FINANCING = 12  # received since entry, px
+ACC_FINANCING = 12  # received since entry, px; negative: paid
 NUM_ACCOUNT_FIELDS = 13
 
-# A trade is a row of TRADE float64 numbers.
-ENTRY_BAR = 0  # bar at whose open it was entered
-EXIT_BAR = 1  # bar at whose open (`step`) or close (`close_out`) it was left; -1: no trade was closed
+# A trade is a row of NUM_TRADE_FIELDS float64 numbers.
+ENTRY_BAR = 0  # bar at whose open the trade was entered
+EXIT_BAR = 1  # bar at whose open (`step`) or close (`close_out`) it was closed; -1: no trade
 TRADE_SIDE = 2  # signed size
-ENTRY_PX = 3  # fills, slippage included
-EXIT_PX = 4
+ENTRY_PX = 3  # price of the fill, slippage included
+EXIT_PX = 4  # price of the fill, slippage included
 PROFIT_PX = 5  # net of every cost
-ADVERSE_EXCURSION_SUM_PX = 6  # sum of the excursions at its closes
-BARS_HELD = 7  # closes it lived through
+ADVERSE_EXCURSION_SUM_PX = 6  # sum of the adverse excursions at the closes of the trade
+BARS_HELD = 7  # closes from entry to exit
 FINANCING_PX = 8  # part of PROFIT_PX
 NUM_TRADE_FIELDS = 9
 
 
 class Market(NamedTuple):
-    """Instrument, costs and rules; `new_market` makes one."""
+    """Instrument, costs and rules.  `new_market` checks them; by default there is no cost but the spread."""
 
-    range_px: float  # R, the mean bar range of the training part
+    range_px: float  # the unit of rewards and distances: mean bar range of the training part
     pip_px: float
-    slippage_px: float  # of a fill
-    commission_px: float  # of a side
-    swap_long_px: float  # of a night, positive = received
-    swap_short_px: float
-    mae_penalty: float  # k: what a bar's excursion takes from its reward; 0 = reward is profit
     interval_ns: int  # from close to close
-    reverse: bool  # an open position may be turned in one action
-    closes_weekends: bool  # it closes over them, see `rollovers`
-    sizes: tuple[float, ...]  # [MOST_SIZES] of an entry: fractions of a full position, ascending, then 0
+    slippage_px: float = 0.0  # of a fill
+    commission_px: float = 0.0  # of a fill
+    swap_long_px: float = 0.0  # the broker's overnight rate, per night; positive: received
+    swap_short_px: float = 0.0
+    # fraction of the adverse excursion at a close that the reward loses; 0: the reward is the profit
+    mae_penalty: float = 0.0
+    reverse: bool = False  # one action may turn an open position into the opposite one
+    closes_weekends: bool = True  # see `rollovers`
+    # [MAX_SIZES] of an entry: fractions of a full position, ascending, then zeros
+    sizes: tuple[float, ...] = FULL_SIZE_ONLY
 
 
-def new_market(
-    *,
-    range_px: float,
-    pip_px: float,
-    interval_ns: int,
-    slippage_px: float = 0.0,
-    commission_px: float = 0.0,
-    swap_long_px: float = 0.0,
-    swap_short_px: float = 0.0,
-    mae_penalty: float = 0.0,
-    reverse: bool = False,
-    closes_weekends: bool = True,
-    sizes: Sequence[float] = FULL_SIZE_ONLY,
-) -> Market:
-    """A market whose fields have one type each, so that kernels compile once; no cost but the spread by default."""
+@constructor(Market)
+def new_market(market: Market) -> Market:
+    """A market with the fields given.  Raises ValueError for fields that no market can have."""
+    range_px, pip_px, interval_ns = market.range_px, market.pip_px, market.interval_ns
     if not all(0 < value < math.inf for value in (range_px, pip_px, interval_ns)):
         raise ValueError(f"range {range_px}, pip {pip_px} and interval {interval_ns} must be positive and finite")
-    if not all(0 <= value < math.inf for value in (slippage_px, commission_px, mae_penalty)):
+    if not all(0 <= value < math.inf for value in (market.slippage_px, market.commission_px, market.mae_penalty)):
         raise ValueError("slippage, commission and weight of the excursion must be finite and not negative")
-    return Market(
-        float(range_px),
-        float(pip_px),
-        float(slippage_px),
-        float(commission_px),
-        float(swap_long_px),
-        float(swap_short_px),
-        float(mae_penalty),
-        int(interval_ns),
-        bool(reverse),
-        bool(closes_weekends),
-        _pad_sizes(sizes),
-    )
+    return market._replace(sizes=_pad_sizes(market.sizes))
 
 
 def _pad_sizes(sizes: Sequence[float]) -> tuple[float, ...]:
-    """`sizes` as MOST_SIZES numbers: a fixed length, so that kernels are the same for every number of sizes."""
-    given = [float(size) for size in sizes]
-    while given and given[-1] == 0:
-        given.pop()
-    if given != sorted(set(given)) or not all(0 < size <= 1 for size in given) or not given:
+    """`sizes` padded with zeros to MAX_SIZES numbers, so that kernels compile once for every number of sizes."""
+    entries = [float(size) for size in sizes]
+    while entries and entries[-1] == 0:
+        entries.pop()
+    if entries != sorted(set(entries)) or not all(0 < size <= 1 for size in entries) or not entries:
         raise ValueError(f"sizes {list(sizes)} are not ascending fractions of a position, within (0, 1]")
-    if len(given) > MAX_SIZES:
-        raise ValueError(f"{len(given)} sizes are more than {MAX_SIZES}")
-    return (*given, *[0.0] * (MAX_SIZES - len(given)))
+    if len(entries) > MAX_SIZES:
+        raise ValueError(f"{len(entries)} sizes are more than {MAX_SIZES}")
+    return (*entries, *[0.0] * (MAX_SIZES - len(entries)))
 
 
 def new_accounts(n: int) -> NDArray[np.float64]:
-    """[n, ACCOUNT] flat accounts."""
+    """[n, NUM_ACCOUNT_FIELDS] flat accounts."""
     return np.zeros((n, NUM_ACCOUNT_FIELDS))
 
 
@@ -119,7 +99,7 @@ def new_accounts(n: int) -> NDArray[np.float64]:
 def step(
     account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, action: int, market: Market
 ) -> float:
-    """`step_to_target` where `action` leads; an illegal one is a HOLD and returns NaN."""
+    """`step_to_target` to the target of `action`.  An illegal action holds and returns NaN."""
     side = account[ACC_SIDE]
     legal = is_legal(side, action, count_actions(market.sizes), market.reverse)
     target = action_target(side, action, market.sizes) if legal else math.nan
@@ -130,22 +110,24 @@ def step(
 def step_to_target(
     account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, target: float, market: Market
 ) -> float:
-    """Reward in R of a signed size `target` decided at the close of bar t and filled at the open of bar t + 1.
+    """Trade to the signed size `target`, decided at the close of bar t; the reward of bar t + 1, in ranges.
 
-    The old position earns from close to open, the new one from open to close.  trade[EXIT_BAR] >= 0 tells that a trade
-    was closed.  A target that the rules forbid is a HOLD and returns NaN: callers mask, and a fault must show.
+    The fill is at the open of bar t + 1: the old position earns from close to open, the new one from open to close.
+    Writes account [NUM_ACCOUNT_FIELDS].  Writes trade [NUM_TRADE_FIELDS] where a trade was closed, else
+    trade[EXIT_BAR] = -1.  A target that the rules forbid holds and returns NaN: callers mask illegal actions, and a
+    fault of theirs must show.
     """
-    # all bars are read here, in one block: in a branch or a callee each of the arrays is reference-counted, atomically,
-    # and a step takes six times as long
-    seen_ns, close_ns = bars.time[t], bars.time[t + 1]
+    # All bars are read in one block.  In a branch or a callee each of the arrays is reference-counted, atomically, and
+    # a step takes six times as long.
+    decision_ns, close_ns = bars.time[t], bars.time[t + 1]
     open_bid, open_ask = bars.open[t + 1], bars.ask_open[t + 1]
     close_bid, close_ask = bars.close[t + 1], bars.ask_close[t + 1]
     trade[EXIT_BAR] = -1
     before, side = account[ACC_EQUITY], account[ACC_SIDE]
-    free = target == side or target * side == 0 or (market.reverse and target * side < 0)  # no resizing
-    legal = free and abs(target) <= 1
-    open_ns = max(seen_ns, close_ns - market.interval_ns)
-    book_financing(account, seen_ns, open_ns, market)
+    resizes = target != side and target * side != 0 and not (market.reverse and target * side < 0)
+    legal = not resizes and abs(target) <= 1
+    open_ns = max(decision_ns, close_ns - market.interval_ns)
+    book_financing(account, decision_ns, open_ns, market)
     if legal and target != side:
         if side != 0:
             close_position(account, trade, fill_px(open_bid, open_ask, -side, market), t + 1, market)
@@ -161,7 +143,7 @@ def step_to_target(
 
 @kernel
 def close_out(account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, market: Market) -> float:
-    """Reward in R of closing whatever is open at the close of bar t; `trade` as in `step`."""
+    """Close the open position, if any, at the close of bar t; the reward in ranges.  `trade` as in `step_to_target`."""
     trade[EXIT_BAR] = -1
     before, side = account[ACC_EQUITY], account[ACC_SIDE]
     if side == 0:
@@ -173,13 +155,13 @@ def close_out(account: NDArray[np.float64], trade: NDArray[np.float64], bars: Ba
 
 @kernel
 def fill_px(bid: float, ask: float, side: float, market: Market) -> float:
-    """Price of a fill: a purchase (side > 0) at ask + slippage, a sale at bid - slippage."""
+    """Price of a fill: ask + slippage of a purchase (side > 0), bid - slippage of a sale."""
     return ask + market.slippage_px if side > 0 else bid - market.slippage_px
 
 
 @kernel
 def open_position(account: NDArray[np.float64], side: float, bid: float, ask: float, t: int, market: Market) -> None:
-    """Open a position of `side` in bar t, which opens at `bid` and `ask`."""
+    """Open a position of signed size `side` at the open of bar t, at `bid` and `ask`."""
     account[ACC_SIDE] = side
     account[ACC_ENTRY_BAR] = t
     account[ACC_ENTRY_PX] = fill_px(bid, ask, side, market)
@@ -190,9 +172,9 @@ def open_position(account: NDArray[np.float64], side: float, bid: float, ask: fl
 def close_position(
     account: NDArray[np.float64], trade: NDArray[np.float64], exit_px: float, t: int, market: Market
 ) -> None:
-    """Close the position with a fill in bar t at `exit_px` and write the trade."""
-    side, entry_px, swap_px = account[ACC_SIDE], account[ACC_ENTRY_PX], account[ACC_FINANCING]
-    profit_px = side * (exit_px - entry_px) - 2.0 * market.commission_px * abs(side) + swap_px
+    """Close the position in bar t by a fill at `exit_px`, and write the trade."""
+    side, entry_px, financing_px = account[ACC_SIDE], account[ACC_ENTRY_PX], account[ACC_FINANCING]
+    profit_px = side * (exit_px - entry_px) - 2.0 * market.commission_px * abs(side) + financing_px
     trade[ENTRY_BAR] = account[ACC_ENTRY_BAR]
     trade[EXIT_BAR] = t
     trade[TRADE_SIDE] = side
@@ -201,14 +183,14 @@ def close_position(
     trade[PROFIT_PX] = profit_px
     trade[ADVERSE_EXCURSION_SUM_PX] = account[ACC_ADVERSE_EXCURSION_SUM]
     trade[BARS_HELD] = account[ACC_HELD]
-    trade[FINANCING_PX] = swap_px
+    trade[FINANCING_PX] = financing_px
     account[ACC_BALANCE] += profit_px
     account[ACC_SIDE:] = 0.0
 
 
 @kernel
 def mark_to_market(account: NDArray[np.float64], bid: float, ask: float, market: Market) -> None:
-    """Value the account at the close of a bar: a long at `bid`, a short at `ask`; `side` brings in the size."""
+    """Mark the account at the close of a bar: a long position at `bid`, a short one at `ask`."""
     side = account[ACC_SIDE]
     if side != 0:
         price = bid if side > 0 else ask
@@ -225,22 +207,22 @@ def mark_to_market(account: NDArray[np.float64], bid: float, ask: float, market:
 
 @kernel
 def write_position(out: NDArray[np.float32], account: NDArray[np.float64], market: Market) -> None:
-    """out [RAW]: the account's position as the search and the features know it, distances in R."""
-    side, R = account[ACC_SIDE], market.range_px
+    """Write into out [NUM_POSITION_FIELDS] the position of the account, distances in ranges."""
+    side, range_px = account[ACC_SIDE], market.range_px
     out[position.SIDE] = side
     out[position.PREVIOUS_SIDE] = side
     out[position.HELD] = account[ACC_HELD]
-    out[position.UNREALISED] = account[ACC_UNREALISED] / R
-    out[position.ADVERSE_EXCURSION] = account[ACC_ADVERSE_EXCURSION] / R
-    out[position.MAE] = account[ACC_MAE] / R
-    out[position.MFE] = account[ACC_MFE] / R
+    out[position.UNREALISED] = account[ACC_UNREALISED] / range_px
+    out[position.ADVERSE_EXCURSION] = account[ACC_ADVERSE_EXCURSION] / range_px
+    out[position.MAE] = account[ACC_MAE] / range_px
+    out[position.MFE] = account[ACC_MFE] / range_px
     fill_cost = side * (account[ACC_ENTRY_PX] - account[ACC_MARK_PX])
-    out[position.ENTRY_COST] = (fill_cost + market.commission_px * abs(side)) / R if side != 0 else 0.0
+    out[position.ENTRY_COST] = (fill_cost + market.commission_px * abs(side)) / range_px if side != 0 else 0.0
 
 
 @kernel
 def entry_cost(bars: Bars, t: int, market: Market) -> float:
-    """Cost in R of opening a full position, as far as the close of bar t tells: spread, slippage and commission."""
+    """Spread at the close of bar t, slippage and commission: the expected cost of opening a full position, ranges."""
     spread_px = float(bars.ask_close[t] - bars.close[t])
     return (spread_px + market.slippage_px + market.commission_px) / market.range_px
 
@@ -255,11 +237,10 @@ def run_actions(
     actions: NDArray[np.int8],
     market: Market,
 ) -> int:
-    """Number of trades of the n > 0 `actions` decided at bars first.., from flat to closed out at bar first + n.
+    """Take actions [n], n > 0, at the closes of bars first .. first + n - 1 and close out; the number of trades.
 
-    `account` [ACCOUNT] is new.
-    equity [n] px one bar after each decision, the last one closed out; trades [n, TRADE], n rows are enough for any
-    sequence.  Illegal actions hold.
+    Writes equity [n], px: the equity one bar after each decision, the last one closed out.  Writes one row of trades
+    [n, NUM_TRADE_FIELDS] for each trade.  `account` [NUM_ACCOUNT_FIELDS] is a new one.  Illegal actions hold.
     """
     n, count = actions.shape[0], 0
     for i in range(n):
@@ -274,7 +255,7 @@ def run_actions(
 
 @kernel
 def book_financing(account: NDArray[np.float64], start_ns: int, stop_ns: int, market: Market) -> None:
-    """Book the nights in (start_ns, stop_ns] to the open position, if there is one."""
+    """Book the financing of the nights in (start_ns, stop_ns] to the open position, if any."""
     side = account[ACC_SIDE]
     if side != 0:
         rate = market.swap_long_px if side > 0 else market.swap_short_px

@@ -1,7 +1,7 @@
-"""One position and what an action or a move makes of it: shared by the ledger, the features and the search.
+"""A position, and how actions and moves of the price change it; the ledger, the features and the search use it.
 
-A position is a row of `NUM_POSITION_FIELDS` float32 numbers, indexed by the constants below.  Distances are in R, the mean bar range of
-the training part, so a position means the same at any price.
+A position is a row of NUM_POSITION_FIELDS float32 numbers, indexed by the constants below.  Distances are in ranges,
+the mean bar range of the training part, so a position means the same at any price.
 """
 
 import math
@@ -11,44 +11,37 @@ from numpy.typing import NDArray
 
 from kernels.jit import inlined
 
-# Kinds of action.  With k sizes the actions are HOLD, a BUY of each size, a SELL of each size, CLOSE: A = 2 k + 2, and
-# with one size they are the kinds themselves.
+# Kinds of action.  With k sizes the A = 2 k + 2 actions are HOLD, a BUY of each size, a SELL of each size, and CLOSE.
+# With one size the actions are the kinds.
 HOLD, BUY, SELL, CLOSE = 0, 1, 2, 3
 ACTIONS = ("HOLD", "BUY", "SELL", "CLOSE")
 MAX_SIZES = 5
-FULL_SIZE_ONLY = (
-    1.0,
-    0.0,
-    0.0,
-    0.0,
-    0.0,
-)  # sizes of an entry, MOST_SIZES numbers: ascending, then 0 where there are fewer
+FULL_SIZE_ONLY = (1.0, 0.0, 0.0, 0.0, 0.0)  # [MAX_SIZES] sizes of an entry: ascending, then zeros
 
-SIDE = 0  # signed size: -1 short, 0 flat, +1 long, fractions between
+# Distances of a half position are half of those of a full one.
+SIDE = 0  # signed size: -1 short, 0 flat, +1 long, or a fraction
 HELD = 1  # bars since the fill
-UNREALISED = 2  # marked profit net of the cost of entry (not of swap), R; distances of a half position are halved
-ADVERSE_EXCURSION = 3  # how far the last close is beyond entry on the losing side, net of the spread, R, >= 0
-MAE = 4  # largest EXCURSION since entry, R
-MFE = 5  # largest UNREALISED since entry, R, >= 0
-PREVIOUS_SIDE = 6  # side before the last action; equals SIDE once a bar has passed
-ENTRY_COST = 7  # what entering cost: spread, slippage, commission, R, >= 0
+UNREALISED = 2  # profit at the last close, net of the cost of entry, without financing, ranges
+ADVERSE_EXCURSION = 3  # loss from entry to the last close, without the cost of entry, ranges, >= 0
+MAE = 4  # largest ADVERSE_EXCURSION since entry, ranges
+MFE = 5  # largest UNREALISED since entry, ranges, >= 0
+PREVIOUS_SIDE = 6  # side before the last action; equals SIDE from the next bar on
+ENTRY_COST = 7  # spread, slippage and commission of entry, ranges, >= 0
 NUM_POSITION_FIELDS = 8
-NUM_POSITION_FEATURES = 9  # width of `position_features`
-MAX_DISTANCE, MAX_HELD = (
-    8.0,
-    64.0,
-)  # R and bars beyond which positions look alike: a network must not extrapolate to rare ones
+NUM_POSITION_FEATURES = 9  # P, the width of `position_features`
+# Ranges and bars at which features are clipped: a network must not extrapolate to rare positions.
+MAX_DISTANCE, MAX_HELD = 8.0, 64.0
 
 
 def action_names(sizes: tuple[float, ...]) -> list[str]:
-    """The actions in order, as a model records them: a kind, and the size where it is not a full position."""
+    """[A] the name of each action, as a model file has it: the kind, and the size where it is not a full position."""
     entries = [f"{kind} {size:g}" if size != 1 else kind for kind in ("BUY", "SELL") for size in sizes if size]
     return ["HOLD", *entries, "CLOSE"]
 
 
 @inlined
 def count_actions(sizes: tuple[float, ...]) -> int:
-    """A of a market with these sizes of an entry."""
+    """A of a market with these sizes of an entry [MAX_SIZES]."""
     k = 0
     for size in sizes:
         if size > 0:
@@ -58,7 +51,7 @@ def count_actions(sizes: tuple[float, ...]) -> int:
 
 @inlined
 def action_kind(action: int, num_actions: int) -> int:
-    """HOLD, BUY, SELL or CLOSE, or -1 where there is no such action."""
+    """Kind of an action: HOLD, BUY, SELL or CLOSE; -1 where there is no such action."""
     k = num_actions // 2 - 1
     if action <= HOLD:
         return HOLD if action == HOLD else -1
@@ -71,7 +64,7 @@ def action_kind(action: int, num_actions: int) -> int:
 
 @inlined
 def mirrored_action(action: int, num_actions: int) -> int:
-    """The action that does in a mirrored market what `action` does here: the same size on the other side."""
+    """The action of the same size on the other side; HOLD and CLOSE are their own mirror images."""
     k = num_actions // 2 - 1
     if action == HOLD or action > 2 * k:
         return action
@@ -80,7 +73,10 @@ def mirrored_action(action: int, num_actions: int) -> int:
 
 @inlined
 def is_legal(side: float, action: int, num_actions: int, reverse: bool) -> bool:
-    """Flat: HOLD, BUY, SELL.  In a position: HOLD, CLOSE, and with `reverse` the opposite side; no resizing."""
+    """Whether a position of signed size `side` permits `action`.
+
+    Flat: HOLD, BUY, SELL.  Otherwise: HOLD, CLOSE, and with `reverse` an entry on the opposite side; no resizing.
+    """
     kind = action_kind(action, num_actions)
     if kind < 0:
         return False
@@ -95,7 +91,7 @@ def is_legal(side: float, action: int, num_actions: int, reverse: bool) -> bool:
 
 @inlined
 def action_kind_to(side: float, target: float) -> int:
-    """The kind of action that turns a position of `side` into one of `target`."""
+    """Kind of the action that turns a position of signed size `side` into one of `target`."""
     if target == side:
         return HOLD
     if target == 0:
@@ -105,24 +101,26 @@ def action_kind_to(side: float, target: float) -> int:
 
 @inlined
 def action_target(side: float, action: int, sizes: tuple[float, ...]) -> float:
-    """Signed size after `action`: the level an order would bring about."""
-    actions = count_actions(sizes)
-    kind = action_kind(action, actions)
+    """Signed size of the position after `action`."""
+    num_actions = count_actions(sizes)
+    kind = action_kind(action, num_actions)
     if kind == BUY:
         return sizes[action - 1]
     if kind == SELL:
-        return -sizes[action - actions // 2]
+        return -sizes[action - num_actions // 2]
     return side if kind == HOLD else 0.0
 
 
 @inlined
 def apply_fill(out: NDArray[np.float32], position: NDArray[np.float32], target: float, entry_cost: float) -> None:
-    """Afterstate: the position once it is filled to `target`, before the next bar.  `entry_cost` of a full one, R."""
+    """Write into out the afterstate: the position after a fill to `target` and before the next bar.
+
+    `entry_cost` is that of a full position, in ranges.
+    """
     side = position[SIDE]
     if target == side:
-        for i in range(
-            NUM_POSITION_FIELDS
-        ):  # not a slice: its assignment may copy, and code that allocates counts references
+        # not a slice: its assignment may copy, and code that allocates counts references
+        for i in range(NUM_POSITION_FIELDS):
             out[i] = position[i]
         return
     for i in range(NUM_POSITION_FIELDS):
@@ -136,7 +134,7 @@ def apply_fill(out: NDArray[np.float32], position: NDArray[np.float32], target: 
 
 @inlined
 def apply_move(out: NDArray[np.float32], afterstate: NDArray[np.float32], move: float) -> None:
-    """Position one bar after `afterstate`, the price having moved by `move` R."""
+    """Write into out the position one bar after `afterstate`; the price has moved by `move` ranges."""
     side = afterstate[SIDE]
     for i in range(NUM_POSITION_FIELDS):
         out[i] = 0.0
@@ -155,17 +153,17 @@ def apply_move(out: NDArray[np.float32], afterstate: NDArray[np.float32], move: 
 
 @inlined
 def squash(distance: float) -> float:
-    """Distance in R as a number within +-0.62: linear near 0, half of 1 at 5 R, flat from FAR on."""
+    """distance / (5 + |distance|), at most 0.62: linear near 0 ranges, constant beyond MAX_DISTANCE."""
     distance = min(max(distance, -MAX_DISTANCE), MAX_DISTANCE)
     return distance / (5.0 + abs(distance))
 
 
 @inlined
 def position_features(out: NDArray[np.float32], position: NDArray[np.float32], memoryless: bool) -> None:
-    """out [FEATURES]: what a network is told of a position or afterstate; if `memoryless`, not what became of it.
+    """Write into out [P] the network's features of a position or afterstate; if `memoryless`, only its sides.
 
-    Under the `pnl` reward its side and whether it was just filled, which costs, are all that matters: what a position
-    has earned is booked, what it will earn has no memory.
+    Where the reward is the profit, the side and the last fill, which costs, are all that matters: later rewards do not
+    depend on what the position has earned so far.
     """
     out[0] = position[SIDE]
     out[1] = abs(position[SIDE])
@@ -184,5 +182,5 @@ def position_features(out: NDArray[np.float32], position: NDArray[np.float32], m
 
 @inlined
 def mirror_position_features(features: NDArray[np.float32]) -> None:
-    """Turn the features of a position [FEATURES] into those of the same one on the other side of a mirrored market."""
+    """Change the features [P] of a position into those of the position on the other side."""
     features[0], features[8] = -features[0], -features[8]

@@ -1,11 +1,13 @@
-"""Wavelet scattering of a window of N samples: what `Scattering1D(J, N, Q)` of kymatio 0.3 computes, in one kernel.
+"""Wavelet scattering of a window, equal to `Scattering1D(J, length, Q)` of kymatio 0.3, in one kernel.
 
 S0 = x * phi, S1 = |x * psi1| * phi, S2 = ||x * psi1| * psi2| * phi (Anden and Mallat 2014, Deep Scattering Spectrum),
-with Morlet wavelets psi and a Gaussian phi of width 2^J.  Here L is the padded length, P the paths, T' = N / 2^J
-the positions at which a path is read; at level j one sample in 2^j is kept.
+with Morlet wavelets psi and a Gaussian phi of width 2^J.  J and Q are kymatio's parameters.  A path is one choice of
+wavelets.  Widths: `padded` samples of the padded window; `paths`; `positions`, the length / 2^J samples at which a path
+is read; `low_bins`, the bins of a spectrum that phi does not remove.  At level j one sample in 2^j is kept.
 
-All arithmetic runs on LANES float32 side by side, sample i of lane k at i * LANES + k: either a path of LANES windows
-or LANES paths of one window.  A lane sees the same operations either way, so the coefficients are equal to the bit.
+All arithmetic runs on LANES float32 side by side, sample i of lane k at i * LANES + k.  The lanes are either one path
+of LANES windows or LANES paths of one window.  A lane has the same operations either way, so the coefficients are equal
+bit for bit.
 """
 
 import math
@@ -19,11 +21,11 @@ from kernels.simd import LANES, Vector, load, sqrt, store
 
 SIGMA_0 = 0.1  # width of phi at J = 0, cycles per sample
 OVERLAP = math.sqrt(0.5)  # height at which neighbouring wavelets meet
-ALIASING = 5.0  # a wavelet ends this many widths above its centre
-MIN_FIRST_CENTRE = 0.35  # of the first wavelet, cycles per sample, or more where Q asks for it
-MAX_MISSED_MASS = 1e-3  # mass of phi that padding may miss
-NEGLIGIBLE = 1e-8  # bins below this share of a filter's peak are not multiplied
-MAX_PERIODS = 5  # at most this many periods of a filter are folded into one
+ALIASING = 5.0  # widths above its centre at which a wavelet ends
+MIN_FIRST_CENTRE = 0.35  # least centre of the first wavelet, cycles per sample
+MAX_MISSED_MASS = 1e-3  # mass of phi that may lie beyond the padding
+NEGLIGIBLE = 1e-8  # fraction of a filter's peak below which a bin is left out
+MAX_PERIODS = 5  # periods of a filter that are folded into one
 
 FloatArray = NDArray[np.float64]
 LaneArray = NDArray[np.float32]
@@ -31,61 +33,61 @@ IndexArray = NDArray[np.int64]
 
 
 class FilterBank(NamedTuple):
-    """Filters and tables of one (J, Q, N).  Path 0 is order 0, then come orders 1 and 2, coarser filters later."""
+    """Filters and tables of one (J, Q, length).  Path 0 is order 0; orders 1 and 2 follow, each from fine to coarse."""
 
     J: int
     Q: int
-    padding_index: IndexArray  # [L] sample of the window behind each sample of the padded window
-    cos: LaneArray  # [L] cos(2 pi k / L)
-    sin: LaneArray  # [L] sin(2 pi k / L)
-    bin_place: IndexArray  # [2 L] where `fft` leaves bin f of n: place[n + f]
-    low_pass: LaneArray  # [T', L] phi: weight of padded sample l in output position p
-    low_pass_re: LaneArray  # [T', K] the same of the real parts of the lowest K bins of a spectrum, at whatever level
-    low_pass_im: LaneArray  # [T', K] and of the imaginary parts
-    order: IndexArray  # [P]
-    level: IndexArray  # [P] at which the path's modulus is sampled
-    parent: IndexArray  # [P] path whose modulus is filtered; 0 for the window
-    spectrum_start: IndexArray  # [P] bin 0 of path 0 or of a path of order 1 among the spectra kept
-    first_bin: IndexArray  # [P] first bin that the path's filter takes of its parent's spectrum
-    tap_start: IndexArray  # [P + 1] its weights are [tap[p], tap[p + 1])
-    weight: LaneArray  # [taps] of all filters, the inverse transform's 1 / length included
-    path_of_lane: (
-        IndexArray  # [P] path 0, then the paths by level, those of order 1 first, in the order of their numbers
-    )
-    level_lanes: IndexArray  # [1 + levels, 3] path 0, then for each level: first place in `lane`, first of order 2, end
+    padding_index: IndexArray  # [padded] sample of the window at each sample of the padded window
+    cos: LaneArray  # [padded] cos(2 pi k / padded)
+    sin: LaneArray  # [padded] sin(2 pi k / padded)
+    bin_place: IndexArray  # [2 padded] `fft` of n samples leaves bin f at bin_place[n + f]
+    low_pass: LaneArray  # [positions, padded] phi: weight of each padded sample
+    low_pass_re: LaneArray  # [positions, low_bins] phi: weight of the real part of each bin
+    low_pass_im: LaneArray  # [positions, low_bins] phi: weight of the imaginary part
+    order: IndexArray  # [paths]
+    level: IndexArray  # [paths] at which the modulus of the path is sampled
+    parent: IndexArray  # [paths] path whose modulus is filtered; path 0 is the window
+    spectrum_start: IndexArray  # [paths] place of bin 0 in the spectra stored; orders 0 and 1
+    first_bin: IndexArray  # [paths] first bin of the parent's spectrum that the filter reads
+    tap_start: IndexArray  # [paths + 1] path p has weight[tap_start[p] : tap_start[p + 1]]
+    weight: LaneArray  # [taps] of all filters; includes the 1 / length of the inverse transform
+    path_of_lane: IndexArray  # [paths] path 0, then by level; within a level order 1 first
+    # [1 + levels, 3] for path 0 and then for each level: first place in path_of_lane, first place of order 2, end
+    level_lanes: IndexArray
 
 
 class ScatterWork(NamedTuple):
-    """Scratch of LANES lanes."""
+    """Scratch arrays of LANES lanes."""
 
-    u: LaneArray  # [L * LANES] samples: of the windows, or of moduli
-    re: LaneArray  # [L * LANES] a transform, in place
-    im: LaneArray  # [L * LANES]
-    spectrum_re: LaneArray  # [spectra * LANES] bins 0 .. n / 2 of the windows and of the paths of order 1
-    spectrum_im: LaneArray  # [spectra * LANES] zero in bins 0 and n / 2, for good
+    u: LaneArray  # [padded * LANES] samples of the windows, or of moduli
+    re: LaneArray  # [padded * LANES] a transform, in place
+    im: LaneArray  # [padded * LANES]
+    # [bins of all spectra * LANES] bins 0 .. n / 2 of the paths of orders 0 and 1
+    spectrum_re: LaneArray
+    spectrum_im: LaneArray  # of the same shape; always zero in bins 0 and n / 2
     total: LaneArray  # [LANES]
 
 
 def aligned_zeros(size: int) -> LaneArray:
-    """[size] zeros from a cache line's edge on: loads that straddle two make everything 1.3 times as slow."""
+    """[size] zeros from the edge of a cache line on: loads that straddle two lines take 1.3 times as long."""
     raw = np.zeros(size + LANES, np.float32)
     return raw[-(raw.ctypes.data // 4) % LANES :][:size]
 
 
 def new_scatter_work(bank: FilterBank) -> ScatterWork:
-    """Scratch for one thread."""
+    """Scratch arrays for one thread."""
     samples = LANES * len(bank.padding_index)
     bins = LANES * int(kept_bins(bank.order, bank.level, len(bank.padding_index)).sum())
     return ScatterWork(*map(aligned_zeros, (samples, samples, samples, bins, bins, LANES)))
 
 
-def kept_bins(order: IndexArray, level: IndexArray, L: int) -> IndexArray:
-    """[P] bins that are kept of each path's spectrum: half, because the samples are real; none of order 2."""
-    return np.where(order < 2, (L >> level) // 2 + 1, 0)
+def kept_bins(order: IndexArray, level: IndexArray, padded: int) -> IndexArray:
+    """[paths] number of bins to store of each spectrum: half, because the samples are real; none of order 2."""
+    return np.where(order < 2, (padded >> level) // 2 + 1, 0)
 
 
 def morlet(length: int, centre: float, width: float) -> FloatArray:
-    """Spectrum [length] of a Morlet wavelet, or of a Gaussian if `centre` is 0: zero mean, its modulus of sum 1."""
+    """[length] spectrum of a Morlet wavelet of mean 0, or of a Gaussian if `centre` is 0; the moduli have sum 1."""
     periods = min(math.ceil(math.sqrt(-2 * width**2 * math.log(1e-7)) + 1), MAX_PERIODS)
     if periods == 1:
         raise ValueError("the narrowest filter is narrower than a bin")
@@ -104,7 +106,7 @@ def morlet(length: int, centre: float, width: float) -> FloatArray:
 
 
 def wavelets(J: int, Q: int) -> list[tuple[float, float, int]]:
-    """(centre, width, level) of Q wavelets an octave: geometric down to the width of phi, then Q - 1 of that width."""
+    """(centre, width, level) of each wavelet: Q an octave down to the width of phi, then Q - 1 of that width."""
     step = 2 ** (1 / Q)
     narrowest = SIGMA_0 / 2**J
     centre = max(1 / (1 + 2 ** (3 / Q)), MIN_FIRST_CENTRE)
@@ -120,41 +122,41 @@ def wavelets(J: int, Q: int) -> list[tuple[float, float, int]]:
 
 
 def max_level(centre: float, width: float) -> int:
-    """Largest j such that one sample in 2^j still holds a wavelet, ALIASING widths above its centre included."""
+    """Largest j such that one sample in 2^j suffices for frequencies up to ALIASING widths above the centre."""
     return math.floor(-math.log2(min(centre + ALIASING * width, 0.5))) - 1
 
 
 def padded_length(J: int, length: int) -> int:
-    """Power of two that leaves three half-widths of phi at each end, or what reflection can fill."""
+    """Power of two that leaves three half-widths of phi at each end, or as much as reflection can fill."""
     phi = np.abs(np.fft.ifft(morlet(length, 0.0, SIGMA_0 / 2**J)))[: length // 2]
     missed = np.cumsum(phi[::-1])[::-1]
     enough = np.flatnonzero(missed <= MAX_MISSED_MASS)
     margin = 3 * (int(enough[0]) + 1 if len(enough) else length // 2)
-    wanted = math.ceil(math.log2(length + 2 * margin))
-    return int(2 ** min(wanted, math.floor(math.log2(3 * length - 2))))
+    exponent = math.ceil(math.log2(length + 2 * margin))
+    return int(2 ** min(exponent, math.floor(math.log2(3 * length - 2))))
 
 
 def filter_support(spectrum: FloatArray) -> tuple[int, int]:
-    """First bin and number of bins outside the longest negligible stretch, around the circle."""
-    L = len(spectrum)
+    """(first bin, number of bins) of the circular spectrum without its longest run of negligible bins."""
+    num_bins = len(spectrum)
     kept = np.flatnonzero(np.abs(spectrum) > NEGLIGIBLE * np.abs(spectrum).max())
-    hole = np.diff(kept, append=kept[0] + L)
-    last = int(np.argmax(hole))
-    return int(kept[(last + 1) % len(kept)]), L + 1 - int(hole[last])
+    distance = np.diff(kept, append=kept[0] + num_bins)
+    last = int(np.argmax(distance))
+    return int(kept[(last + 1) % len(kept)]), num_bins + 1 - int(distance[last])
 
 
 def new_filter_bank(J: int, Q: int, length: int = 256) -> FilterBank:
     """Filters for windows of `length` samples, Q wavelets an octave in order 1 and one in order 2."""
-    L = padded_length(J, length)
-    left = (L - length) // 2
+    padded = padded_length(J, length)
+    left = (padded - length) // 2
     first, stop = (-(-edge // 2**J) for edge in (left, left + length))
     read = 2**J * np.arange(first, stop)[:, None]
-    low_pass = morlet(L, 0.0, SIGMA_0 / 2**J)
-    bins = np.flatnonzero(low_pass[: L // 2] > NEGLIGIBLE * low_pass[0])
-    low = np.where(bins, 2, 1) * low_pass[bins] / L * np.exp(2j * np.pi * read * bins / L)
-    turn = 2 * np.pi * np.arange(L) / L
-    order, level, parent, weight, first_bin = new_paths(J, Q, L)
-    size = kept_bins(order, level, L)
+    low_pass = morlet(padded, 0.0, SIGMA_0 / 2**J)
+    bins = np.flatnonzero(low_pass[: padded // 2] > NEGLIGIBLE * low_pass[0])
+    low = np.where(bins, 2, 1) * low_pass[bins] / padded * np.exp(2j * np.pi * read * bins / padded)
+    turn = 2 * np.pi * np.arange(padded) / padded
+    order, level, parent, weight, first_bin = new_paths(J, Q, padded)
+    size = kept_bins(order, level, padded)
     stage = np.where(order > 0, level + 1, 0)
     lane = np.lexsort((order, stage))
     key = 2 * stage[lane] + (order[lane] == 2)
@@ -162,11 +164,11 @@ def new_filter_bank(J: int, Q: int, length: int = 256) -> FilterBank:
     return FilterBank(
         J=J,
         Q=Q,
-        padding_index=np.pad(np.arange(length), (left, L - length - left), mode="reflect"),
+        padding_index=np.pad(np.arange(length), (left, padded - length - left), mode="reflect"),
         cos=np.cos(turn).astype(np.float32),
         sin=np.sin(turn).astype(np.float32),
-        bin_place=new_bin_places(L),
-        low_pass=np.fft.ifft(low_pass).real[(read - np.arange(L)) % L].astype(np.float32),
+        bin_place=new_bin_places(padded),
+        low_pass=np.fft.ifft(low_pass).real[(read - np.arange(padded)) % padded].astype(np.float32),
         low_pass_re=low.real.astype(np.float32),
         low_pass_im=-low.imag.astype(np.float32),
         order=order,
@@ -181,25 +183,25 @@ def new_filter_bank(J: int, Q: int, length: int = 256) -> FilterBank:
     )
 
 
-def new_paths(J: int, Q: int, L: int) -> tuple[IndexArray, IndexArray, IndexArray, list[FloatArray], IndexArray]:
-    """Order, level, parent, filter and the filter's first bin of each path."""
+def new_paths(J: int, Q: int, padded: int) -> tuple[IndexArray, IndexArray, IndexArray, list[FloatArray], IndexArray]:
+    """(order, level, parent, filter, first bin of the filter) of the paths; each has one element a path."""
     ones, twos = wavelets(J, Q), wavelets(J, 1)
     edges = [(1, 0, one) for one in ones]
     edges += [(2, n, two) for n, one in enumerate(ones, 1) for two in twos if two[2] > one[2]]
     order, level, parent, weight, first = [0], [0], [0], [np.zeros(0)], [0]
     for rank, n, (centre, width, j) in edges:
-        # Kymatio's decimated filters are the mean, not the sum, of the folded periods: kept, so that scales agree.
-        folded = morlet(L, centre, width).reshape(2 ** level[n], -1).mean(axis=0)
+        # The mean, not the sum, of the folded periods, as in kymatio, so that the scales agree.
+        folded = morlet(padded, centre, width).reshape(2 ** level[n], -1).mean(axis=0)
         start, count = filter_support(folded)
         weight.append(np.roll(folded, -start)[:count] / len(folded))
         order, level, parent, first = [*order, rank], [*level, j], [*parent, n], [*first, start]
     return np.array(order), np.array(level), np.array(parent), weight, np.array(first)
 
 
-def new_bin_places(L: int) -> IndexArray:
-    """[2 L] where `fft` leaves bin f of n = 1, 2, 4 .. L: at [n + f]."""
-    place = np.zeros(2 * L, np.int64)
-    for k in range(1, L.bit_length()):
+def new_bin_places(padded: int) -> IndexArray:
+    """[2 padded] place at which `fft` of n = 1, 2, 4 .. padded samples leaves bin f, at [n + f]."""
+    place = np.zeros(2 * padded, np.int64)
+    for k in range(1, padded.bit_length()):
         n, radix = 2**k, min(2**k, 4)
         f = np.arange(n)
         place[n : 2 * n] = f % radix * (n // radix) + place[n // radix + f // radix]
@@ -208,9 +210,9 @@ def new_bin_places(L: int) -> IndexArray:
 
 @kernel
 def fft(bank: FilterBank, re: LaneArray, im: LaneArray, n: int) -> None:
-    """Forward transforms of n = 2^k values in place, bin f to `bank.place`; with re and im exchanged, n times inverse.
+    """Transform n = 2^k samples of each lane in place; bin f is left at bank.bin_place[n + f].
 
-    Radix 4, decimation in frequency (Van Loan 1992, 1.9).
+    With re and im exchanged it is n times the inverse.  Radix 4, decimation in frequency (Van Loan 1992, 1.9).
     """
     size = n
     while size >= 4:
@@ -231,7 +233,7 @@ def fft(bank: FilterBank, re: LaneArray, im: LaneArray, n: int) -> None:
 
 @kernel
 def butterfly(bank: FilterBank, re: LaneArray, im: LaneArray, i: int, m: int, turn: int) -> None:
-    """The four values at i, i + m, i + 2 m, i + 3 m, which become bins 0, 1, 2, 3 modulo 4, turned."""
+    """One step of `fft` on the values at i, i + m, i + 2 m, i + 3 m; the results belong to bins 0, 1, 2, 3 modulo 4."""
     a_re, b_re, c_re, d_re = load(re, i), load(re, i + m), load(re, i + 2 * m), load(re, i + 3 * m)
     a_im, b_im, c_im, d_im = load(im, i), load(im, i + m), load(im, i + 2 * m), load(im, i + 3 * m)
     even_re, even_im, odd_re, odd_im = a_re + c_re, a_im + c_im, b_re + d_re, b_im + d_im
@@ -245,7 +247,7 @@ def butterfly(bank: FilterBank, re: LaneArray, im: LaneArray, i: int, m: int, tu
 
 @kernel
 def store_rotated(bank: FilterBank, re: LaneArray, im: LaneArray, i: int, x: Vector, y: Vector, turn: int) -> None:
-    """Store (x + i y) exp(-2 pi i turn / L)."""
+    """Store (x + i y) exp(-2 pi i turn / padded)."""
     c, s = bank.cos[turn], bank.sin[turn]
     store(re, i, x * c + y * s)
     store(im, i, y * c - x * s)
@@ -253,7 +255,7 @@ def store_rotated(bank: FilterBank, re: LaneArray, im: LaneArray, i: int, x: Vec
 
 @kernel
 def store_spectra(bank: FilterBank, work: ScatterWork, at: int, level: int) -> None:
-    """The spectra of the real samples work.u, kept at `at`, by transforms of half the length."""
+    """Store the spectra of the real samples work.u from bin `at` on, by transforms of half the length."""
     half = bank.cos.shape[0] >> level >> 1
     for i in range(half):
         store(work.re, i * LANES, load(work.u, 2 * i * LANES))
@@ -268,11 +270,11 @@ def store_spectra(bank: FilterBank, work: ScatterWork, at: int, level: int) -> N
 
 @kernel
 def split_real_spectrum(bank: FilterBank, work: ScatterWork, at: int, f: int, half: int) -> None:
-    """Bin f of real samples, from the transform of (even sample + i odd sample)."""
+    """Store bin f of real samples, from the transform of (even sample + i odd sample)."""
     i, j = bank.bin_place[half + f] * LANES, bank.bin_place[2 * half - f] * LANES
     a_re, a_im, b_re, b_im = load(work.re, i), load(work.im, i), load(work.re, j), load(work.im, j)
     one_half, turn = np.float32(0.5), f * (bank.cos.shape[0] // (2 * half))
-    x, y = (a_im + b_im) * one_half, (b_re - a_re) * one_half  # of the odd samples
+    x, y = (a_im + b_im) * one_half, (b_re - a_re) * one_half  # bin f of the odd samples
     c, s = bank.cos[turn], bank.sin[turn]
     store(work.spectrum_re, (at + f) * LANES, (a_re + b_re) * one_half + x * c + y * s)
     store(work.spectrum_im, (at + f) * LANES, (a_im - b_im) * one_half + y * c - x * s)
@@ -280,7 +282,7 @@ def split_real_spectrum(bank: FilterBank, work: ScatterWork, at: int, f: int, ha
 
 @kernel
 def apply_filter(bank: FilterBank, work: ScatterWork, path: int, k: int, windows: int, size: int) -> None:
-    """Add the bins of u * psi, folded to `size`, to lanes [k, k + windows); u is the parent's modulus."""
+    """Add the bins of u * psi, folded to `size`, to lanes [k, k + windows); u is the modulus of the parent path."""
     parent, first, tap = bank.parent[path], bank.first_bin[path], bank.tap_start[path]
     bins = bank.cos.shape[0] >> bank.level[parent]
     at, from_lane = locate_spectrum(bank, parent, windows)
@@ -289,7 +291,8 @@ def apply_filter(bank: FilterBank, work: ScatterWork, path: int, k: int, windows
         to = (f & (size - 1)) * LANES + k
         weight = bank.weight[tap + i]
         mirrored = weight
-        if f > bins // 2:  # the samples are real
+        # the samples are real: the upper bins are the conjugates of the lower ones
+        if f > bins // 2:
             f, mirrored = bins - f, -weight
         source = (at + f) * LANES + from_lane
         if windows == 1:
@@ -302,7 +305,7 @@ def apply_filter(bank: FilterBank, work: ScatterWork, path: int, k: int, windows
 
 @kernel
 def locate_spectrum(bank: FilterBank, path: int, windows: int) -> tuple[int, int]:
-    """Where the spectrum of a path of order 0 or 1 is kept, and its first lane."""
+    """(bin 0, first lane) of the stored spectrum of a path of order 0 or 1."""
     if path == 0:
         return 0, 0
     first = bank.path_of_lane[bank.level_lanes[bank.level[path] + 1, 0]]
@@ -312,7 +315,7 @@ def locate_spectrum(bank: FilterBank, path: int, windows: int) -> tuple[int, int
 
 @kernel
 def wavelet_moduli(bank: FilterBank, work: ScatterWork, lane: int, stop: int, windows: int, level: int) -> None:
-    """work.u = |u * psi| of the paths bank.lane[lane .. stop), all at `level`."""
+    """Write into work.u the moduli |u * psi| of the paths bank.path_of_lane[lane:stop], all at `level`."""
     size = bank.cos.shape[0] >> level
     for i in range(size * LANES):
         work.re[i], work.im[i] = np.float32(0.0), np.float32(0.0)
@@ -329,7 +332,7 @@ def wavelet_moduli(bank: FilterBank, work: ScatterWork, lane: int, stop: int, wi
 def write_lanes(
     out: NDArray[np.float32], p: int, bank: FilterBank, work: ScatterWork, lane: int, first: int, stop: int
 ) -> None:
-    """Output position p of the paths bank.lane[first .. stop) from work.total, whose first path is bank.lane[lane]."""
+    """Write position p of paths bank.path_of_lane[first:stop] from work.total, whose first lane is that of `lane`."""
     windows = out.shape[0]
     stride = 1 if windows == 1 else LANES
     for i in range(first, stop):
@@ -341,7 +344,7 @@ def write_lanes(
 def low_pass_samples(
     out: NDArray[np.float32], bank: FilterBank, work: ScatterWork, lane: int, first: int, stop: int, level: int
 ) -> None:
-    """out [n, P, T'] of the paths bank.lane[first .. stop): work.u * phi at the output positions."""
+    """Write work.u * phi of paths bank.path_of_lane[first:stop] into out [n, paths, positions]."""
     for p in range(out.shape[2]):
         total = load(work.u, 0) * bank.low_pass[p, 0]
         for i in range(1, bank.cos.shape[0] >> level):
@@ -354,7 +357,10 @@ def low_pass_samples(
 def low_pass_spectra(
     out: NDArray[np.float32], bank: FilterBank, work: ScatterWork, lane: int, stop: int, at: int
 ) -> None:
-    """The same of the paths bank.lane[lane .. stop) from the spectra at `at`: phi has few bins and many samples."""
+    """Write u * phi of paths bank.path_of_lane[lane:stop] into out [n, paths, positions], from their spectra at `at`.
+
+    phi has fewer bins than samples, so this is faster than `low_pass_samples`.
+    """
     for p in range(out.shape[2]):
         total = load(work.spectrum_re, at * LANES) * bank.low_pass_re[p, 0]
         for f in range(1, bank.low_pass_re.shape[1]):
@@ -367,7 +373,7 @@ def low_pass_spectra(
 
 @kernel
 def scatter(out: NDArray[np.float32], bank: FilterBank, x: FloatArray, work: ScatterWork) -> None:
-    """out [n, P, T'] of n windows x [n, N], n <= LANES."""
+    """Write into out [n, paths, positions] the scattering of n <= LANES windows x [n, length]."""
     windows = x.shape[0]
     for i in range(bank.padding_index.shape[0]):
         for w in range(windows):

@@ -1,6 +1,6 @@
-"""What a report says of an equity curve, and what the same bars pay to policies that know nothing.
+"""The statistics of a report, and the baselines: profits of policies without knowledge on the same bars.
 
-All of it is read off the ledger: figures from `run_actions` or from the log of an agent, never from prices.
+Equity and trades come from the ledger (`run_actions`, or the log of an agent), never from prices.
 """
 
 from typing import Any
@@ -15,15 +15,16 @@ from kernels.market.position import BUY, HOLD
 from kernels.rng import randint, uniform
 
 NUM_SCHEDULES = 64  # of the random baseline
-SCHEDULE_STREAM = 1 << 20  # schedule i draws from stream STREAM_SCHEDULES + i, a trainer from far lower ones
+SCHEDULE_STREAM = 1 << 20  # schedule i has stream SCHEDULE_STREAM + i; trainers have lower ones
 
 
 def compute_statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float64], pip_px: float) -> dict[str, Any]:
-    """Figures of the equity [n] one bar after each decision, from 0, and of its trades [m, TRADE]; None = undefined.
+    """Statistics of equity_px [n], one bar after each decision, and of trades [m, NUM_TRADE_FIELDS]; None: undefined.
 
-    `share_in_market`: closes with a position open.  `max_drawdown_pips`: largest fall below an earlier equity, 0 at the
-    start included.  `expectancy_pips`: mean profit of a trade.  `profit_factor`: profits / losses.  `sortino`: mean
-    change of equity of a bar / root mean square of the falls (0 for a bar that did not fall), per bar, not annualised.
+    The equity starts from 0.  `exposure`: fraction of the closes with an open position.  `max_drawdown_pips`: largest
+    fall below an earlier equity.  `win_rate`: fraction of the trades with a profit.  `expectancy_pips`: mean profit
+    of a trade.  `profit_factor`: profits / losses.  `sortino`: mean change of equity of a bar / root mean square of
+    its falls (0 for a bar without a fall), not annualised.
     """
     curve = np.concatenate([[0.0], equity_px]) / pip_px
     changes, profits = np.diff(curve), trades[:, PROFIT_PX] / pip_px
@@ -47,11 +48,11 @@ def _ratio(a: float, b: float) -> float | None:
 def baselines(
     bars: Bars, first: int, stop: int, market: Market, turnover: NDArray[np.float64], seed: int
 ) -> dict[str, float]:
-    """Net pips on bars [first, stop) of staying flat, of one long or short position, and of trading at random.
+    """Net pips on bars [first, stop) of four policies: "flat", "long", "short" and "random".
 
-    A long or short position is of the largest size.  "random" is the mean of SCHEDULES schedules that hold as many
-    positions, as large and for as many bars, as the trades `turnover` [m, TRADE], in random order, at random times and
-    on random sides: the agent's turnover without its knowledge.
+    "long" and "short" hold one position of the largest size.  "random" is the mean of NUM_SCHEDULES schedules, each a
+    random arrangement of the trades `turnover` [m, NUM_TRADE_FIELDS]: their sizes and lengths in random order, at
+    random times and on random sides.  Raises ValueError for fewer than two bars.
     """
     actions = np.full(stop - 1 - first, HOLD, np.int8)
     if len(actions) < 1:
@@ -59,28 +60,21 @@ def baselines(
     equity, trades, pips = np.zeros(len(actions)), np.zeros((len(actions), NUM_TRADE_FIELDS)), {}
     sizes = np.trim_zeros(np.array(market.sizes))
     k = len(sizes)
+
+    def net_pips() -> float:
+        run_actions(equity, trades, new_accounts(1)[0], bars, first, actions, market)
+        return float(equity[-1]) / market.pip_px
+
     for name, action in (("flat", HOLD), ("long", k), ("short", 2 * k)):
         actions[0] = action
-        pips[name] = _net_pips(equity, trades, bars, first, actions, market)
+        pips[name] = net_pips()
     held = turnover[:, BARS_HELD].astype(np.int64)
     size = np.searchsorted(sizes, np.abs(turnover[:, TRADE_SIDE]))
     total = 0.0
     for schedule in range(NUM_SCHEDULES if len(held) else 0):
         draw_schedule(actions, held, size, k, market.reverse, seed, SCHEDULE_STREAM + schedule)
-        total += _net_pips(equity, trades, bars, first, actions, market)
+        total += net_pips()
     return {**pips, "random": total / NUM_SCHEDULES}
-
-
-def _net_pips(
-    equity: NDArray[np.float64],
-    trades: NDArray[np.float64],
-    bars: Bars,
-    first: int,
-    actions: NDArray[np.int8],
-    market: Market,
-) -> float:
-    run_actions(equity, trades, new_accounts(1)[0], bars, first, actions, market)
-    return float(equity[-1]) / market.pip_px
 
 
 def draw_schedule(
@@ -92,15 +86,16 @@ def draw_schedule(
     seed: int,
     stream: int,
 ) -> None:
-    """actions [n]: a trade of held [m] bars and of number size [m] of k sizes each; all orders, gaps and sides alike.
+    """Write into actions [n] a random arrangement of m trades; every order, time and side is equally likely.
 
-    Without `reverse` a position needs a bar after it before the next can open; with it, two that touch are opposite.
+    held [m]: bars of each trade; size [m]: index of its size among k sizes.  With `reverse` a trade may follow another
+    without a bar between them, on the opposite side.  Raises ValueError where the trades do not fit.
     """
-    gap = 0 if reverse else 1
-    idle = len(actions) + gap - int(held.sum()) - gap * len(held)
+    pause = 0 if reverse else 1
+    idle = len(actions) + pause - int(held.sum()) - pause * len(held)
     if idle < 0 or (held < 1).any():
         raise ValueError(f"{len(held)} trades of {held.sum()} bars do not fit {len(actions)} decisions")
-    place_trades(actions, held.copy(), size.copy(), k, idle, gap, seed, stream)
+    place_trades(actions, held.copy(), size.copy(), k, idle, pause, seed, stream)
 
 
 @kernel
@@ -110,34 +105,36 @@ def place_trades(
     size: NDArray[np.int64],
     k: int,
     idle: int,
-    gap: int,
+    pause: int,
     seed: int,
     stream: int,
 ) -> None:
-    """Deal the trades held and size [m], shuffled on the way, and `idle` bars between them, until no trade is left.
+    """Write into actions [n] the m trades of `draw_schedule` and `idle` bars, in random order; shuffles held and size.
 
-    Each deal is a trade with probability trades left / (trades left + idle bars left): every arrangement is as likely.
+    The next item is a trade with probability trades left / (trades left + idle bars left): every arrangement is equally
+    likely.  A trade takes `pause` bars more than it holds.
     """
     n, m = actions.shape[0], held.shape[0]
     for i in range(n):
         actions[i] = HOLD
-    i, done = 0, 0
-    touching = -1  # side, 0 long or 1 short, of a trade that ends at i, where the next may begin at i
-    while done < m:
-        left = m - done
+    i, placed = 0, 0
+    # 0 long, 1 short: side of the trade that ends at bar i, if the next trade may begin there; else -1
+    adjacent_side = -1
+    while placed < m:
+        left = m - placed
         if uniform(seed, stream, 3 * i) * (left + idle) >= left:
-            touching = -1
+            adjacent_side = -1
             idle -= 1
             i += 1
             continue
-        pick = done + randint(left, seed, stream, 3 * i + 1)
-        held[done], held[pick] = held[pick], held[done]
-        size[done], size[pick] = size[pick], size[done]
-        side = randint(2, seed, stream, 3 * i + 2) if touching < 0 else 1 - touching
-        actions[i] = BUY + side * k + size[done]
-        i += held[done]
-        done += 1
+        pick = placed + randint(left, seed, stream, 3 * i + 1)
+        held[placed], held[pick] = held[pick], held[placed]
+        size[placed], size[pick] = size[pick], size[placed]
+        side = randint(2, seed, stream, 3 * i + 2) if adjacent_side < 0 else 1 - adjacent_side
+        actions[i] = BUY + side * k + size[placed]
+        i += held[placed]
+        placed += 1
         if i < n:
             actions[i] = 2 * k + 1  # CLOSE, unless the next trade begins here
-        i += gap
-        touching = -1 if gap == 1 else side
+        i += pause
+        adjacent_side = -1 if pause == 1 else side

@@ -1,4 +1,4 @@
-"""Draws by Bellman error against their exact table, their weights, and errors that stay with their decisions."""
+"""Draws by Bellman error against their exact cdf, their weights, and errors that stay with their decisions."""
 
 from typing import Any
 
@@ -11,45 +11,45 @@ from host.training.trainer import PRIORITY_CAP_QUANTILE
 from kernels.learning.prioritized import UNIFORM_FRACTION, bellman_errors, fill_cdf, sample_index, sample_prioritized
 from kernels.learning.replay_buffer import Batch, ReplayBuffer, ValueTargetConfig, new_batch
 from kernels.market.position import NUM_POSITION_FEATURES
-from tests.fixtures.replays import A, F, L, R, check_window, draw_batch, few, naive_value, random_replay, tape_of
+from tests.fixtures.replays import A, F, L, R, check_window, draw_batch, few, market_data_of, naive_value, random_replay
 from tests.fixtures.trainings import same_state, trained
 
-RULE = ValueTargetConfig(3, 0.9, 0.5)
+TARGET_CONFIG = ValueTargetConfig(3, 0.9, 0.5)
 
 
-def naive_table(error: np.ndarray, cap: float, exponent: float) -> np.ndarray:
+def naive_probabilities(error: np.ndarray, cap: float, alpha: float) -> np.ndarray:
     """[N] probabilities."""
-    share = np.minimum(error, cap) ** exponent
+    share = np.minimum(error, cap) ** alpha
     share = share / share.sum() if share.sum() > 0 else np.full(len(error), 1 / len(error))
     return np.asarray(UNIFORM_FRACTION / len(error) + (1 - UNIFORM_FRACTION) * share)
 
 
 def draw(
-    replay: ReplayBuffer, table: np.ndarray, correction: float, seed: int, step: int, B: int = 64
+    replay: ReplayBuffer, cdf: np.ndarray, beta: float, seed: int, step: int, B: int = 64
 ) -> tuple[Batch, Any, np.ndarray]:
     """(batch, (slots, first decisions), probabilities)."""
-    batch, chance = new_batch(B, 5, F, NUM_POSITION_FEATURES, A), np.zeros(B)
-    sample_prioritized(batch, chance, table, replay, tape_of(0), RULE, correction, seed, step)
-    exact = np.diff(table, prepend=0.0)
-    i = np.abs(exact - chance[:, None]).argmin(axis=1)  # the errors of a random replay differ
-    return batch, np.divmod(i, L), chance
+    batch, probability = new_batch(B, 5, F, NUM_POSITION_FEATURES, A), np.zeros(B)
+    sample_prioritized(batch, probability, cdf, replay, market_data_of(0), TARGET_CONFIG, beta, seed, step)
+    exact = np.diff(cdf, prepend=0.0)
+    i = np.abs(exact - probability[:, None]).argmin(axis=1)  # the errors of a random replay differ
+    return batch, np.divmod(i, L), probability
 
 
-def table_of(replay: ReplayBuffer, filled: int, exponent: float = 1.0) -> np.ndarray:
+def cdf_of(replay: ReplayBuffer, filled: int, alpha: float = 1.0) -> np.ndarray:
     error = np.zeros((filled, L))
-    bellman_errors(error, replay, RULE)
-    table = np.zeros(filled * L)
-    fill_cdf(table, error.ravel(), np.inf, exponent)
-    return table
+    bellman_errors(error, replay, TARGET_CONFIG)
+    cdf = np.zeros(filled * L)
+    fill_cdf(cdf, error.ravel(), np.inf, alpha)
+    return cdf
 
 
 @given(st.integers(0, 2**20), st.integers(1, R))
 @few
 def test_errors_are_between_the_value_and_its_target(seed: int, filled: int) -> None:
     replay, error = random_replay(seed), np.zeros((filled, L))
-    bellman_errors(error, replay, RULE)
+    bellman_errors(error, replay, TARGET_CONFIG)
     for slot, k in np.ndindex(filled, L):
-        expected = abs(float(replay.value[slot, k]) - naive_value(replay, slot, k, RULE))
+        expected = abs(float(replay.value[slot, k]) - naive_value(replay, slot, k, TARGET_CONFIG))
         assert error[slot, k] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -59,25 +59,25 @@ def test_errors_are_between_the_value_and_its_target(seed: int, filled: int) -> 
     st.sampled_from([0.4, 1.0]),
 )
 @few
-def test_the_table_is_half_uniform_and_half_by_the_winsorised_error(
-    errors: list[float], cap: float, exponent: float
+def test_the_cdf_is_half_uniform_and_half_by_the_winsorised_error(
+    errors: list[float], cap: float, alpha: float
 ) -> None:
-    error, table = np.array(errors), np.zeros(len(errors))
-    fill_cdf(table, error, cap, exponent)
-    expected = naive_table(error, cap, exponent)
-    np.testing.assert_allclose(np.diff(table, prepend=0.0), expected, atol=1e-14)
+    error, cdf = np.array(errors), np.zeros(len(errors))
+    fill_cdf(cdf, error, cap, alpha)
+    expected = naive_probabilities(error, cap, alpha)
+    np.testing.assert_allclose(np.diff(cdf, prepend=0.0), expected, atol=1e-14)
     for u in (0.0, *np.random.default_rng(len(errors)).random(20), 1 - 2.0**-53):
-        assert sample_index(table, u) == min(np.searchsorted(table, u, side="right"), len(errors) - 1)
+        assert sample_index(cdf, u) == min(np.searchsorted(cdf, u, side="right"), len(errors) - 1)
 
 
-def test_windows_are_drawn_as_often_as_the_table_says() -> None:
+def test_windows_are_drawn_as_often_as_their_probabilities_say() -> None:
     """Chi-square of 72 cells: 99.9 % quantile 113."""
     replay, n = random_replay(3), 4
-    table, seen = table_of(replay, R), np.zeros(R * L)
+    cdf, seen = cdf_of(replay, R), np.zeros(R * L)
     for step in range(n):
-        _, (slot, first), _ = draw(replay, table, 0.0, 5, step, 6400)
+        _, (slot, first), _ = draw(replay, cdf, 0.0, 5, step, 6400)
         np.add.at(seen, slot * L + first, 1)
-    expected = np.diff(table, prepend=0.0) * n * 6400
+    expected = np.diff(cdf, prepend=0.0) * n * 6400
     assert ((seen - expected) ** 2 / expected).sum() < 113
     uniform = np.full(R * L, n * 6400 / (R * L))
     assert ((seen - uniform) ** 2 / uniform).sum() > 1000
@@ -87,52 +87,52 @@ def test_windows_are_drawn_as_often_as_the_table_says() -> None:
 @few
 def test_windows_are_those_of_uniform_draws_at_other_places(seed: int, filled: int) -> None:
     replay = random_replay(seed)
-    batch, (slot, first), _ = draw(replay, table_of(replay, filled), 0.0, seed, 3)
+    batch, (slot, first), _ = draw(replay, cdf_of(replay, filled), 0.0, seed, 3)
     assert (slot < filled).all()
     for b in range(len(batch.features)):
-        check_window(batch, b, replay, int(slot[b]), int(first[b]), RULE)
+        check_window(batch, b, replay, int(slot[b]), int(first[b]), TARGET_CONFIG)
 
 
 def test_weights_make_up_for_the_draws() -> None:
     replay = random_replay(1)
-    table = table_of(replay, R)
-    plain, _, chance = draw(replay, table, 0.0, 2, 2)
-    for correction in (0.4, 1.0):
-        weighed, _, same = draw(replay, table, correction, 2, 2)
-        np.testing.assert_array_equal(chance, same)
-        w = (R * L * chance) ** -correction
+    cdf = cdf_of(replay, R)
+    plain, _, probability = draw(replay, cdf, 0.0, 2, 2)
+    for beta in (0.4, 1.0):
+        weighed, _, same = draw(replay, cdf, beta, 2, 2)
+        np.testing.assert_array_equal(probability, same)
+        w = (R * L * probability) ** -beta
         np.testing.assert_allclose(weighed.weight, plain.weight * (w / w.max())[:, None], rtol=1e-6)
         assert all((a == b).all() for a, b in zip(plain[:9], weighed[:9], strict=True))
 
 
 def test_without_errors_the_draws_are_the_uniform_ones() -> None:
-    replay, table = random_replay(2), np.zeros(R * L)
-    fill_cdf(table, np.zeros(R * L), 0.0, 0.4)
-    batch, chance = new_batch(64, 5, F, NUM_POSITION_FEATURES, A), np.zeros(64)
-    sample_prioritized(batch, chance, table, replay, tape_of(0), RULE, 1.0, 4, 4)
-    plain = draw_batch(replay, R, RULE, 4, 4)
+    replay, cdf = random_replay(2), np.zeros(R * L)
+    fill_cdf(cdf, np.zeros(R * L), 0.0, 0.4)
+    batch, probability = new_batch(64, 5, F, NUM_POSITION_FEATURES, A), np.zeros(64)
+    sample_prioritized(batch, probability, cdf, replay, market_data_of(0), TARGET_CONFIG, 1.0, 4, 4)
+    plain = draw_batch(replay, R, TARGET_CONFIG, 4, 4)
     assert (batch.features == plain.features).all()
     np.testing.assert_allclose(batch.weight, plain.weight, rtol=1e-12)
 
 
-def test_errors_follow_their_decisions_round_the_ring_and_new_sessions_have_their_own() -> None:
-    """Five cycles of four sessions in a ring of sixteen: the last four took the place of the first."""
+def test_errors_follow_their_decisions_round_the_ring_and_new_episodes_have_their_own() -> None:
+    """Five iterations of four episodes in a ring of sixteen: the last four took the place of the first."""
     trainer = trained(5, 1, "train.per_alpha=0.4", "train.reanalyze_interval=0")
-    replay, rule = trainer.replay, trainer.value_target._replace(iteration=trainer.iteration)
+    replay, target_config = trainer.replay, trainer.value_target._replace(iteration=trainer.iteration)
     assert trainer.episodes == 20
     assert sorted(replay.played_iteration.tolist()) == sorted([*[1] * 4, *[2] * 4, *[3] * 4, *[4] * 4])
-    table = trainer.priority_cdf(rule)
-    target = np.array([[naive_target(replay, s, k, rule) for k in range(24)] for s in range(16)])
+    cdf = trainer.priority_cdf(target_config)
+    target = np.array([[naive_target(replay, s, k, target_config) for k in range(24)] for s in range(16)])
     error = np.abs(replay.value[:, :24].astype(float) - target)
     np.testing.assert_allclose(trainer.bellman_error, error, atol=1e-5)
-    expected = naive_table(error.ravel(), float(np.quantile(error, PRIORITY_CAP_QUANTILE)), 0.4)
-    np.testing.assert_allclose(np.diff(table, prepend=0.0), expected, rtol=1e-3)
+    expected = naive_probabilities(error.ravel(), float(np.quantile(error, PRIORITY_CAP_QUANTILE)), 0.4)
+    np.testing.assert_allclose(np.diff(cdf, prepend=0.0), expected, rtol=1e-3)
     assert len(np.unique(error[replay.played_iteration == 4].round(4))) > 20  # not one and the same
 
 
-def naive_target(replay: ReplayBuffer, slot: int, k: int, rule: ValueTargetConfig) -> float:
+def naive_target(replay: ReplayBuffer, slot: int, k: int, target_config: ValueTargetConfig) -> float:
     """Of a share of the search's value of 1, the default."""
-    assert rule.search_value_weight == 1
+    assert target_config.search_value_weight == 1
     return float(replay.search_value[slot, k])
 
 

@@ -1,4 +1,4 @@
-"""What a search takes over from the one a bar later (ReZero), in the search itself and in a sweep over a replay."""
+"""What a search takes over from the one a bar later (ReZero), in the search itself and in reanalyse."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ BARS = wandering_bars(2, 200, 1)
 WORLD = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=MINUTE_NS, slippage_px=2e-5)
 CODES = fit_chance_codes(BARS, np.arange(70, 190), C)
 FIRST_BAR, B = 100, 3
-RULE = pytest.mark.parametrize("rule", [GUMBEL, MARKET], ids=lambda rule: ALGORITHMS[rule])
+EACH_ALGORITHM = pytest.mark.parametrize("algorithm", [GUMBEL, MARKET], ids=lambda algorithm: ALGORITHMS[algorithm])
 
 
 def random_agent(certain: int | None = None) -> OnnxNetworks:
@@ -47,11 +47,11 @@ def random_agent(certain: int | None = None) -> OnnxNetworks:
 AGENT, CERTAIN = random_agent(), random_agent(certain=2)
 
 
-def config_of(rule: int, reuse: int = REUSE_OFF, simulations: int = 24) -> SearchConfig:
-    return new_search_config(simulations, algorithm=rule, value_reuse=reuse)
+def config_of(algorithm: int, reuse: int = REUSE_OFF, simulations: int = 24) -> SearchConfig:
+    return new_search_config(simulations, algorithm=algorithm, value_reuse=reuse)
 
 
-def planted(agent: OnnxNetworks, config: SearchConfig, known: Any = None) -> Planner:
+def searched_planner(agent: OnnxNetworks, config: SearchConfig, reused: Any = None) -> Planner:
     """Three roots, flat, long and short, that have been searched knowing (action, code, reward, value) of each."""
     planner, draw = agent.planner(B, config), np.random.default_rng(1)
     for b in range(B):
@@ -60,8 +60,8 @@ def planted(agent: OnnxNetworks, config: SearchConfig, known: Any = None) -> Pla
         features = draw.normal(size=SHAPE.features).astype(np.float32)
         set_root(planner, b, features, position, BARS, FIRST_BAR + b, CODES, WORLD)
         draw_noise(planner, b, 0, b, 3)
-        if known is not None:
-            for field, value in zip(planner.reused_value, known[b], strict=True):
+        if reused is not None:
+            for field, value in zip(planner.reused_value, reused[b], strict=True):
                 field[b] = value
     check_status(plan(planner))
     return planner
@@ -72,33 +72,33 @@ def outcome(planner: Planner) -> list[bytes]:
     return [np.asarray(getattr(planner, name)).tobytes() for name in names]
 
 
-@RULE
-def test_where_nothing_is_known_the_three_forms_are_one_to_the_bit(rule: int) -> None:
-    found = [outcome(planted(AGENT, config_of(rule, reuse))) for reuse in range(len(VALUE_REUSES))]
-    assert found[1] == found[0]
-    assert found[2] == found[0]
+@EACH_ALGORITHM
+def test_where_nothing_is_reused_the_three_forms_are_one_to_the_bit(algorithm: int) -> None:
+    outcomes = [outcome(searched_planner(AGENT, config_of(algorithm, reuse))) for reuse in range(len(VALUE_REUSES))]
+    assert outcomes[1] == outcomes[0]
+    assert outcomes[2] == outcomes[0]
 
 
-KNOWN = [(1, 3, 0.4, 2.5), (0, 1, -0.2, -1.5), (3, 0, 0.1, 0.7)]  # BUY, HOLD, CLOSE
+REUSED = [(1, 3, 0.4, 2.5), (0, 1, -0.2, -1.5), (3, 0, 0.1, 0.7)]  # BUY, HOLD, CLOSE
 
 
-@RULE
-def test_the_known_arm_is_worth_its_reward_and_what_came_of_it(rule: int) -> None:
-    planner = planted(AGENT, config_of(rule, REUSE_KNOWN_ARM), KNOWN)
-    for b, (action, _, reward, value) in enumerate(KNOWN):
+@EACH_ALGORITHM
+def test_the_known_arm_is_worth_its_reward_and_the_value_behind_it(algorithm: int) -> None:
+    planner = searched_planner(AGENT, config_of(algorithm, REUSE_KNOWN_ARM), REUSED)
+    for b, (action, _, reward, value) in enumerate(REUSED):
         assert planner.q[b, action] == pytest.approx(reward + 0.99 * value, rel=1e-5)
     assert planner.was_reused.tolist() == [1, 1, 1]
-    if rule == GUMBEL:
-        rows = planted(AGENT, config_of(rule)).network_rows
+    if algorithm == GUMBEL:
+        rows = searched_planner(AGENT, config_of(algorithm)).network_rows
         assert (planner.network_rows < rows).all()
 
 
 def test_chance_child_replaces_the_value_behind_the_realised_code_and_nothing_else() -> None:
-    """Market search: Q of the realised action moves by p gamma (known - searched), the others stay to the bit."""
-    plain = planted(AGENT, config_of(MARKET))
-    planner = planted(AGENT, config_of(MARKET, REUSE_CHANCE_CHILD), KNOWN)
+    """Market search: Q of the realised action moves by p gamma (reused - searched), the others stay to the bit."""
+    plain = searched_planner(AGENT, config_of(MARKET))
+    planner = searched_planner(AGENT, config_of(MARKET, REUSE_CHANCE_CHILD), REUSED)
     slot_of = {0: {0: 0, 1: 1, 2: 2}, 1: {0: 1, 3: 0}, 2: {0: 2, 3: 0}}  # flat, long, short
-    for b, (action, code, _, value) in enumerate(KNOWN):
+    for b, (action, code, _, value) in enumerate(REUSED):
         market = plain.market_tree
         assert market is not None
         before = market.value[b, market.first_child[b, 0] + code, slot_of[b][action]]
@@ -112,11 +112,11 @@ def test_chance_child_replaces_the_value_behind_the_realised_code_and_nothing_el
 
 
 def test_chance_child_saves_its_row_and_stands_behind_its_code() -> None:
-    """Tree search of one simulation an action: Q = sum over codes of p (reward + gamma value), one of them known."""
+    """Tree search of one simulation an action: Q = sum over codes of p (reward + gamma value), one of them reused."""
     simulations = 3
-    plain = planted(AGENT, config_of(GUMBEL, simulations=simulations))
-    planner = planted(AGENT, config_of(GUMBEL, REUSE_CHANCE_CHILD, simulations), KNOWN)
-    b, (action, code, reward, value) = 0, KNOWN[0]
+    plain = searched_planner(AGENT, config_of(GUMBEL, simulations=simulations))
+    planner = searched_planner(AGENT, config_of(GUMBEL, REUSE_CHANCE_CHILD, simulations), REUSED)
+    b, (action, code, reward, value) = 0, REUSED[0]
     assert planner.network_rows[b] == plain.network_rows[b] - 1 == simulations * (1 + C)
     tree, old = planner.tree, plain.tree
     assert tree is not None
@@ -132,25 +132,25 @@ def test_chance_child_saves_its_row_and_stands_behind_its_code() -> None:
     assert (tree.child[b, tree.reused_node[b]] == NONE).all()
     for a in (0, 2):
         assert planner.q[b, a] == plain.q[b, a]
-    larger = planted(AGENT, config_of(GUMBEL, REUSE_CHANCE_CHILD, 60), KNOWN).tree
+    larger = searched_planner(AGENT, config_of(GUMBEL, REUSE_CHANCE_CHILD, 60), REUSED).tree
     assert larger is not None
     assert (larger.child[b, larger.reused_node[b]] == NONE).all()  # never searched below
     assert larger.value[b, larger.reused_node[b]] == np.float32(value)
 
 
-@RULE
-def test_in_a_deterministic_world_that_the_model_knows_reuse_changes_no_choice(rule: int) -> None:
-    """One code is certain, and what is known is what the search itself finds behind it."""
-    plain = planted(CERTAIN, config_of(rule))
+@EACH_ALGORITHM
+def test_in_a_deterministic_world_that_the_model_knows_reuse_changes_no_choice(algorithm: int) -> None:
+    """One code is certain, and what is reused is what the search itself finds behind it."""
+    plain = searched_planner(CERTAIN, config_of(algorithm))
     action = [int(np.nanargmax(q)) for q in plain.q]
-    known = list[tuple[int, int, float, float]]()
+    reused = list[tuple[int, int, float, float]]()
     for b in range(B):
-        known.append((action[b], 2, *behind(plain, b, action[b])))
+        reused.append((action[b], 2, *behind(plain, b, action[b])))
     for reuse in (REUSE_CHANCE_CHILD, REUSE_KNOWN_ARM):
-        planner = planted(CERTAIN, config_of(rule, reuse), known)
+        planner = searched_planner(CERTAIN, config_of(algorithm, reuse), reused)
         assert np.nanargmax(planner.q, axis=1).tolist() == action
         assert (planner.policy.argmax(axis=1) == plain.policy.argmax(axis=1)).all()
-        if rule == MARKET:
+        if algorithm == MARKET:
             np.testing.assert_allclose(planner.q, plain.q, atol=1e-5)
 
 
@@ -172,7 +172,7 @@ L = 6
 
 
 def random_replay() -> ReplayBuffer:
-    """Two sessions of legal actions whose positions are what they led to, as far as a side goes."""
+    """Two episodes of legal actions whose positions are what they led to, as far as a side goes."""
     draw, replay = np.random.default_rng(3), new_replay_buffer(B, L, A)
     replay.start_bar[:] = [110, 130, 90]
     for slot in range(B):
@@ -187,16 +187,16 @@ def random_replay() -> ReplayBuffer:
     return replay
 
 
-@RULE
+@EACH_ALGORITHM
 @pytest.mark.parametrize("reuse", range(3), ids=VALUE_REUSES.__getitem__)
-def test_a_sweep_goes_from_last_to_first_and_uses_the_value_just_found(rule: int, reuse: int) -> None:
+def test_reanalyse_goes_from_last_to_first_and_uses_the_value_just_found(algorithm: int, reuse: int) -> None:
     X = np.random.default_rng(5).normal(size=(len(BARS.time), SHAPE.features)).astype(np.float32)
     rows, slots = np.arange(len(BARS.time), dtype=np.int32), np.array([2, 0])
-    tape = MarketData(X, rows, np.ones(X.shape[1], np.float32), BARS, CODES, WORLD)
+    market_data = MarketData(X, rows, np.ones(X.shape[1], np.float32), BARS, CODES, WORLD)
     replay, untouched = random_replay(), random_replay()
-    config = config_of(rule, reuse, 8)
+    config = config_of(algorithm, reuse, 8)
     planner = AGENT.planner(2, config)
-    check_status(reanalyze_policies(replay, planner, slots, tape, 9))
+    check_status(reanalyze_policies(replay, planner, slots, market_data, 9))
     for slot in slots:
         value = np.float32(0)
         for k in reversed(range(L)):
@@ -205,9 +205,9 @@ def test_a_sweep_goes_from_last_to_first_and_uses_the_value_just_found(rule: int
             draw_noise(alone, 0, 9, int(replay.start_bar[slot]), k)
             if reuse != REUSE_OFF and k + 1 < L:
                 code = code_of_move(CODES, standardised_move(BARS, t))
-                story = untouched.action[slot, k], code, untouched.reward[slot, k], value
-                for field, what in zip(alone.reused_value, story, strict=True):
-                    field[0] = what
+                expected = untouched.action[slot, k], code, untouched.reward[slot, k], value
+                for field, value_of in zip(alone.reused_value, expected, strict=True):
+                    field[0] = value_of
             check_status(plan(alone))
             value = np.float32(alone.value[0])
             assert replay.search_value[slot, k] == value
@@ -219,40 +219,40 @@ def test_a_sweep_goes_from_last_to_first_and_uses_the_value_just_found(rule: int
 
 
 @pytest.mark.parametrize("fresh", [0, 1, 2])
-def test_a_sweep_skips_and_counts_what_is_fresh(fresh: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = list[list[int]]()
+def test_reanalyse_skips_and_counts_what_is_fresh(fresh: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reanalyzed = list[list[int]]()
 
     def watched(replay: ReplayBuffer, planner: Planner, slots: Any, *others: Any) -> int:
-        seen[-1] += slots.tolist()
+        reanalyzed[-1] += slots.tolist()
         return int(reanalyze_policies(replay, planner, slots, *others))
 
     monkeypatch.setattr(trainer, "reanalyze_policies", watched)
     settings = (f"train.reanalyze_interval={fresh}", "search.algorithm=market")
     run = trainer.Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
-    searched = dict[int, int]()  # slot: cycle of its last search
-    for cycle in range(6):
-        seen.append([])
+    searched = dict[int, int]()  # slot: iteration of its last search
+    for iteration in range(6):
+        reanalyzed.append([])
         row = run.run_iteration()
-        new = [(4 * cycle + i) % 16 for i in range(4)]
-        searched |= dict.fromkeys(new, cycle)
-        stale = sorted(slot for slot, last in searched.items() if cycle - last > fresh)
-        assert sorted(seen[-1]) == stale
+        new = [(4 * iteration + i) % 16 for i in range(4)]
+        searched |= dict.fromkeys(new, iteration)
+        stale = sorted(slot for slot, last in searched.items() if iteration - last > fresh)
+        assert sorted(reanalyzed[-1]) == stale
         assert row["reanalyzed"] == 24 * len(stale)
         assert row["skipped"] == 24 * (len(searched) - len(stale))
-        assert row["reused"] == 23 * len(stale)  # all but the last decision of a session
-        searched |= dict.fromkeys(stale, cycle)
+        assert row["reused"] == 23 * len(stale)  # all but the last decision of an episode
+        searched |= dict.fromkeys(stale, iteration)
         assert run.replay.searched_iteration[: len(searched)].tolist() == [searched[s] for s in sorted(searched)]
 
 
 @pytest.mark.parametrize("reuse", ["chance_child", "known_arm"])
-def test_a_sweep_on_two_threads_gives_the_same_bytes(reuse: str, tmp_path: Any) -> None:
+def test_reanalyse_on_two_threads_gives_the_same_bytes(reuse: str, tmp_path: Any) -> None:
     settings = (f"search.value_reuse={reuse}", "search.algorithm=market")
     one, two = trained(4, 1, *settings), trained(4, 2, *settings)
     assert same_state(one, two)
     assert model_bytes(one, tmp_path) == model_bytes(two, tmp_path)
 
 
-def test_no_sweep_searches_nothing_again() -> None:
+def test_without_reanalyse_nothing_is_searched_again() -> None:
     config = tiny("train.reanalyze=false", "search.algorithm=market")
     run = trainer.Trainer(dataset(config), config, 1)
     rows = [run.run_iteration() for _ in range(3)]

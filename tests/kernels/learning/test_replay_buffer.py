@@ -1,4 +1,4 @@
-"""Windows drawn from the replay against a naive reading of the sessions, and the rows of the feature store."""
+"""Windows drawn from the replay against a naive reading of the episodes, and the rows of the feature store."""
 
 from typing import Any
 
@@ -29,8 +29,8 @@ from tests.fixtures.replays import (
     check_window,
     draw_batch,
     few,
+    market_data_of,
     random_replay,
-    tape_of,
 )
 from tests.oracles.naive import wandering_bars
 
@@ -43,43 +43,44 @@ from tests.oracles.naive import wandering_bars
     st.sampled_from([0.0, 4.0, 1.5]),
 )
 @few
-def test_windows_are_what_a_naive_reading_of_the_sessions_gives(
-    seed: int, n: int, share: float, discount: float, age_cut: float
+def test_windows_are_what_a_naive_reading_of_the_episodes_gives(
+    seed: int, n: int, search_value_weight: float, discount: float, correction: float
 ) -> None:
-    replay, rule = random_replay(seed), ValueTargetConfig(n, discount, share, age_cut, 20)
-    batch = draw_batch(replay, R, rule, seed, 3)
+    replay, target_config = random_replay(seed), ValueTargetConfig(n, discount, search_value_weight, correction, 20)
+    batch = draw_batch(replay, R, target_config, seed, 3)
     for b in range(len(batch.features)):
         slot, first = divmod(randint(R * L, seed, 3, b), L)
-        check_window(batch, b, replay, slot, first, rule)
+        check_window(batch, b, replay, slot, first, target_config)
 
 
-def test_old_sessions_have_shorter_returns() -> None:
+def test_old_episodes_have_shorter_returns() -> None:
     replay = random_replay(0)
     replay.action[:] = replay.policy.argmax(axis=2)
     replay.played_iteration[:] = 0
-    for cycle, n in ((0, 5), (3, 5), (4, 4), (8, 3), (100, 1)):
-        cut = draw_batch(replay, R, ValueTargetConfig(5, 0.9, 0.0, 4.0, cycle), 1, 1)
+    for iteration, n in ((0, 5), (3, 5), (4, 4), (8, 3), (100, 1)):
+        cut = draw_batch(replay, R, ValueTargetConfig(5, 0.9, 0.0, 4.0, iteration), 1, 1)
         np.testing.assert_array_equal(cut.value, draw_batch(replay, R, ValueTargetConfig(n, 0.9, 0.0), 1, 1).value)
 
 
 def test_a_batch_looks_ahead_only_where_it_is_asked_to() -> None:
-    replay, rule = random_replay(4), ValueTargetConfig(5, 0.9, 0.0)
-    plain, batch = draw_batch(replay, R, rule, 2, 2), draw_batch(replay, R, rule, 2, 2, ahead=True)
+    replay, target_config = random_replay(4), ValueTargetConfig(5, 0.9, 0.0)
+    plain, batch = draw_batch(replay, R, target_config, 2, 2), draw_batch(replay, R, target_config, 2, 2, ahead=True)
     assert plain.next_features.size == 0
     assert all((a == b).all() for a, b in zip(plain[:-2], batch[:-2], strict=True))
-    tape = tape_of(0)
+    market_data = market_data_of(0)
     for b in range(64):
         slot, first = divmod(randint(R * L, 2, 2, b), L)
         for k in range(min(5, L - first)):
             np.testing.assert_array_equal(
-                batch.next_features[b, k], tape.features[tape.row_of_bar[replay.start_bar[slot] + first + k + 1]]
+                batch.next_features[b, k],
+                market_data.features[market_data.row_of_bar[replay.start_bar[slot] + first + k + 1]],
             )
 
 
 def test_half_of_the_windows_are_those_of_the_mirrored_market() -> None:
     """Against a naive reading: what has a direction changes it, and nothing else changes."""
-    replay, rule, seen = random_replay(7), ValueTargetConfig(5, 0.9, 0.5), [0, 0]
-    plain, batch = (draw_batch(replay, R, rule, 2, 5, ahead=True, mirror=mirror) for mirror in (False, True))
+    replay, target_config, seen = random_replay(7), ValueTargetConfig(5, 0.9, 0.5), [0, 0]
+    plain, batch = (draw_batch(replay, R, target_config, 2, 5, ahead=True, mirror=mirror) for mirror in (False, True))
     swap = [ACTIONS.index(name) for name in ("HOLD", "SELL", "BUY", "CLOSE")]
     side = np.array([-1, 1, 1, 1, 1, 1, 1, 1, -1], np.float32)
     turned = plain._replace(
@@ -95,9 +96,9 @@ def test_half_of_the_windows_are_those_of_the_mirrored_market() -> None:
     for b in range(64):
         draw = randint(2, 2, 5, 64 + b)
         seen[draw] += 1
-        for name, found, expected in zip(Batch._fields, batch, (plain, turned)[draw], strict=True):
-            if name != "scratch":
-                np.testing.assert_array_equal(found[b], expected[b], err_msg=name)
+        for name, array, expected in zip(Batch._fields, batch, (plain, turned)[draw], strict=True):
+            if name != "position_work":
+                np.testing.assert_array_equal(array[b], expected[b], err_msg=name)
     assert min(seen) > 20
 
 
@@ -108,25 +109,25 @@ def test_the_code_of_a_mirrored_move_is_the_mirrored_code(z: float) -> None:
 
 
 def test_moves_are_in_the_batch_only_where_it_is_asked_for_them() -> None:
-    replay, rule = random_replay(5), ValueTargetConfig(5, 0.9, 0.0)
+    replay, target_config = random_replay(5), ValueTargetConfig(5, 0.9, 0.0)
     batch = new_batch(64, 5, F, NUM_POSITION_FEATURES, A, with_moves=True)
-    sample_uniformly(batch, replay, R, tape_of(0), rule, 3, 3)
+    sample_uniformly(batch, replay, R, market_data_of(0), target_config, 3, 3)
     for b in range(64):
         slot, first = divmod(randint(R * L, 3, 3, b), L)
         for k in range(min(5, L - 1 - first)):
             t = int(replay.start_bar[slot]) + first + k
             expected = (BARS.close[t + 1] - BARS.close[t]) / np.sqrt(np.mean(np.diff(BARS.close[t - 64 : t + 1]) ** 2))
             assert batch.move[b, k] == pytest.approx(expected, rel=1e-5)
-    assert draw_batch(replay, R, rule, 3, 3).move.size == 0
+    assert draw_batch(replay, R, target_config, 3, 3).move.size == 0
 
 
-def test_the_last_decision_of_a_session_bootstraps_behind_it_and_never_from_the_next() -> None:
+def test_the_last_decision_of_a_episode_bootstraps_behind_it_and_never_from_the_next() -> None:
     replay = random_replay(0)
     replay.action[0] = replay.policy[0].argmax(axis=1)
-    rule = ValueTargetConfig(5, 0.5, 0.0)
-    before = draw_batch(replay, 1, rule, 9, 0)
+    target_config = ValueTargetConfig(5, 0.5, 0.0)
+    before = draw_batch(replay, 1, target_config, 9, 0)
     replay.reward[1:], replay.value[1:], replay.position[1:], replay.policy[1:] = 1e6, 1e6, 1e6, 1e6
-    after = draw_batch(replay, 1, rule, 9, 0)
+    after = draw_batch(replay, 1, target_config, 9, 0)
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
     last = [b for b in range(64) if randint(L, 9, 0, b) == L - 1]
     assert last
@@ -137,26 +138,26 @@ def test_the_last_decision_of_a_session_bootstraps_behind_it_and_never_from_the_
 
 
 def test_draws_are_keyed_by_seed_and_step() -> None:
-    replay, rule = random_replay(0), ValueTargetConfig(5, 0.99, 0.5)
-    draws = {key: draw_batch(replay, R, rule, *key).features for key in ((1, 1), (1, 2), (2, 1))}
-    assert (draws[1, 1] == draw_batch(replay, R, rule, 1, 1).features).all()
+    replay, target_config = random_replay(0), ValueTargetConfig(5, 0.99, 0.5)
+    draws = {key: draw_batch(replay, R, target_config, *key).features for key in ((1, 1), (1, 2), (2, 1))}
+    assert (draws[1, 1] == draw_batch(replay, R, target_config, 1, 1).features).all()
     assert (draws[1, 1] != draws[1, 2]).any()
     assert (draws[1, 1] != draws[2, 1]).any()
-    longer = draw_batch(replay, R, rule, 1, 1, B=128).features
+    longer = draw_batch(replay, R, target_config, 1, 1, B=128).features
     assert (longer[:64] == draws[1, 1]).all()
 
 
-def test_draws_are_uniform_over_the_filled_sessions_and_their_decisions() -> None:
-    """Chi-square over session x decision: 48 bins, far below the 1e-6 quantile of about 115."""
+def test_draws_are_uniform_over_the_filled_episodes_and_their_decisions() -> None:
+    """Chi-square over episode x decision: 48 bins, far below the 1e-6 quantile of about 115."""
     replay, filled = random_replay(0), 4
     replay.start_bar[:] = 70 + 20 * np.arange(R)
-    X, tape = np.zeros((T, 1), np.float32), tape_of(0)
-    X[tape.row_of_bar, 0] = np.arange(T)
-    tape, rule = tape._replace(features=X), ValueTargetConfig(1, 1.0, 0.0)
+    X, market_data = np.zeros((T, 1), np.float32), market_data_of(0)
+    X[market_data.row_of_bar, 0] = np.arange(T)
+    market_data, target_config = market_data._replace(features=X), ValueTargetConfig(1, 1.0, 0.0)
     seen = np.zeros(T, np.int64)
     for step in range(60):
         batch = new_batch(256, 1, 1, NUM_POSITION_FEATURES, A)
-        sample_uniformly(batch, replay, filled, tape, rule, 5, step)
+        sample_uniformly(batch, replay, filled, market_data, target_config, 5, step)
         seen += np.bincount(batch.features[:, 0].astype(int), minlength=T)
     bins = np.concatenate([seen[s : s + L] for s in replay.start_bar[:filled]])
     assert bins.sum() == seen.sum() == 60 * 256
@@ -164,26 +165,29 @@ def test_draws_are_uniform_over_the_filled_sessions_and_their_decisions() -> Non
     assert ((bins - expected) ** 2 / expected).sum() < 115
 
 
-def test_entries_of_any_size_come_with_their_shares_and_explored_sizes_end_a_return() -> None:
-    plain, E = random_replay(0), 3
+def test_entries_of_any_size_come_with_their_probabilities_and_explored_sizes_end_a_return() -> None:
+    plain, J = random_replay(0), 3
     draw = np.random.default_rng(0)
-    size = np.zeros((R, L, E), np.float32)
+    size = np.zeros((R, L, J), np.float32)
     size[..., :2] = draw.uniform(0.1, 1, (R, L, 2)) * [1, -1]
-    share = draw.dirichlet(np.ones(E), (R, L)).astype(np.float32)
-    replay = plain._replace(candidate_size=size, candidate_policy=share)
+    candidate_policy = draw.dirichlet(np.ones(J), (R, L)).astype(np.float32)
+    replay = plain._replace(candidate_size=size, candidate_policy=candidate_policy)
     replay.action[:] = replay.policy.argmax(axis=2)
-    largest = np.take_along_axis(size, share.argmax(axis=2)[..., None], axis=2)[..., 0]
-    replay.position[:, 1:, SIDE] = np.where(draw.random((R, L)) < 0.7, largest, 0.05)
-    batch, rule = (new_batch(64, 5, F, NUM_POSITION_FEATURES, A, num_candidates=E), ValueTargetConfig(5, 0.9, 0.0))
-    sample_uniformly(batch, replay, R, tape_of(0), rule, 3, 3)
-    greedy = np.isin(replay.action, (0, 3)) | (replay.position[:, 1:, SIDE] == largest)
+    likeliest = np.take_along_axis(size, candidate_policy.argmax(axis=2)[..., None], axis=2)[..., 0]
+    replay.position[:, 1:, SIDE] = np.where(draw.random((R, L)) < 0.7, likeliest, 0.05)
+    batch, target_config = (
+        new_batch(64, 5, F, NUM_POSITION_FEATURES, A, num_candidates=J),
+        ValueTargetConfig(5, 0.9, 0.0),
+    )
+    sample_uniformly(batch, replay, R, market_data_of(0), target_config, 3, 3)
+    greedy = np.isin(replay.action, (0, 3)) | (replay.position[:, 1:, SIDE] == likeliest)
     assert 0.5 < greedy.mean() < 0.95
     for b in range(64):
         slot, first = divmod(randint(R * L, 3, 3, b), L)
         for k in range(6):
             inside = first + k < L
             assert (batch.candidate_size[b, k] == (size[slot, first + k] if inside else 0)).all()
-            assert (batch.candidate_policy[b, k] == (share[slot, first + k] if inside else 0)).all()
+            assert (batch.candidate_policy[b, k] == (candidate_policy[slot, first + k] if inside else 0)).all()
         stop = first
         while stop < min(first + 5, L) and greedy[slot, stop]:
             stop += 1
@@ -216,24 +220,26 @@ def expected_rows(data: Dataset, held: Any) -> Any:
 
 @given(st.integers(0, 2**20), st.integers(1, 4), st.sampled_from([0, 1]))
 @few
-def test_the_store_has_the_features_of_every_bar_held_and_never_more_rows(seed: int, block: int, room_mb: int) -> None:
+def test_the_store_has_the_features_of_every_bar_held_and_never_more_rows(
+    seed: int, num_envs: int, room_mb: int
+) -> None:
     draw, length, room = np.random.default_rng(seed), 25, 5
     store, held = FeatureStore(DATA, room * length, 1, room_mb), list[int]()
     for _ in range(12):
-        while len(held) + block > room or (held and draw.random() < 0.4):
+        while len(held) + num_envs > room or (held and draw.random() < 0.4):
             store.release(held.pop(int(draw.integers(len(held)))), length)
-        starts = draw.choice(DATA.starts[:180], block)  # sessions share bars, and all together have no room
+        starts = draw.choice(DATA.starts[:180], num_envs)  # episodes share bars, and all together have no room
         store.acquire(starts, length)
         held += starts.tolist()
         bars = np.unique(np.add.outer(held, np.arange(length)))
         assert (store.row_of_bar[bars] >= 0).all()
-        known = np.flatnonzero(store.row_of_bar >= 0)
-        rows = store.row_of_bar[known]
-        assert len(set(rows.tolist())) == len(known) <= len(store.X) <= max(room * length, room_mb * 2**20 / 1180)
-        np.testing.assert_allclose(store.X[rows], expected_rows(DATA, known), rtol=1e-5, atol=1e-5)
+        stored = np.flatnonzero(store.row_of_bar >= 0)
+        rows = store.row_of_bar[stored]
+        assert len(set(rows.tolist())) == len(stored) <= len(store.X) <= max(room * length, room_mb * 2**20 / 1180)
+        np.testing.assert_allclose(store.X[rows], expected_rows(DATA, stored), rtol=1e-5, atol=1e-5)
 
 
-def test_a_full_store_of_sessions_apart_fits_to_the_row_and_one_more_does_not() -> None:
+def test_a_full_store_of_episodes_apart_fits_to_the_row_and_one_more_does_not() -> None:
     store = FeatureStore(DATA, 3 * 25, 1, 0)
     starts = DATA.starts[0] + 25 * np.arange(4)
     store.acquire(starts[:3], 25)
@@ -251,7 +257,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         bars.extend(ts.tolist())
         return compute_features(spec, source, ts, threads)
 
-    monkeypatch.setattr("host.training.dataset.compute_features", spy)
+    monkeypatch.setattr("host.training.feature_store.compute_features", spy)
     return bars
 
 

@@ -1,4 +1,4 @@
-"""Each limit trips and says its name; what is published never exceeds what the guards allow."""
+"""Each limit trips and gives its name as the reason; what is published never exceeds what the limits allow."""
 
 import math
 from datetime import UTC, datetime
@@ -42,8 +42,10 @@ CALM = MarketSnapshot(
 )
 
 
-def judged(guard: RiskState | None = None, limits: dict[str, Any] | None = None, **seen: Any) -> RiskDecision:
-    return check_limits(guard or RiskState(), CALM._replace(**seen), OFF._replace(**(limits or {})))[1]
+def decision_at(
+    risk_state: RiskState | None = None, limits: dict[str, Any] | None = None, **snapshot: Any
+) -> RiskDecision:
+    return check_limits(risk_state or RiskState(), CALM._replace(**snapshot), OFF._replace(**(limits or {})))[1]
 
 
 TRIPS = [
@@ -73,26 +75,28 @@ TRIPS = [
 def test_a_limit_trips_by_name_and_only_beyond_itself(
     reason: str, state: str, limits: dict[str, Any], trips: dict[str, Any], passes: dict[str, Any]
 ) -> None:
-    found = judged(limits=limits, **trips)
-    assert (found.state, found.reason) == (state, reason)
-    assert found.max_abs_target == (0.0 if state == HALTED else 1.0)
-    assert judged(limits=limits, **passes) == RiskDecision(ACTIVE, "agent", 1.0)
-    off = judged(limits=dict.fromkeys(limits, 0), **trips)
+    decision = decision_at(limits=limits, **trips)
+    assert (decision.state, decision.reason) == (state, reason)
+    assert decision.max_abs_target == (0.0 if state == HALTED else 1.0)
+    assert decision_at(limits=limits, **passes) == RiskDecision(ACTIVE, "agent", 1.0)
+    off = decision_at(limits=dict.fromkeys(limits, 0), **trips)
     assert limits == {} or off == RiskDecision(ACTIVE, "agent", 1.0)
 
 
 def test_changes_within_the_hour_are_counted() -> None:
-    limits, guard = OFF._replace(changes_per_hour=3), RiskState()
+    limits, risk_state = OFF._replace(changes_per_hour=3), RiskState()
     states = []
     for i in range(8):
         now = WEDNESDAY + i * 15 * MINUTE
-        guard, verdict = check_limits(guard, CALM._replace(now_ns=now, close_ns=now, interval_ns=15 * MINUTE), limits)
-        guard = apply_limits(guard, float(1 - i % 2), verdict, now)
-        states.append((verdict.state, guard.target))
+        risk_state, decision = check_limits(
+            risk_state, CALM._replace(now_ns=now, close_ns=now, interval_ns=15 * MINUTE), limits
+        )
+        risk_state = apply_limits(risk_state, float(1 - i % 2), decision, now)
+        states.append((decision.state, risk_state.target))
     # in, out, in: the fourth may only leave; then nothing is entered until the first is an hour old
     assert states[:4] == [(ACTIVE, 1), (ACTIVE, 0), (ACTIVE, 1), (REDUCING, 0)]
     assert states[4] == (REDUCING, 0)
-    assert len(guard.target_changes_ns) <= 4
+    assert len(risk_state.target_changes_ns) <= 4
 
 
 def test_a_daily_loss_ends_with_the_day_and_a_drawdown_by_order() -> None:
@@ -101,19 +105,19 @@ def test_a_daily_loss_ends_with_the_day_and_a_drawdown_by_order() -> None:
         (OFF._replace(losing_streak=1), True),
         (OFF._replace(drawdown=5.0), False),
     ):
-        guard, verdict = check_limits(RiskState(), CALM._replace(equity=-6.0, trade_profit=-6.0), limits)
-        assert verdict.state == HALTED
-        guard, verdict = check_limits(guard, CALM._replace(equity=-6.0), limits)
-        assert verdict.state == HALTED
+        risk_state, decision = check_limits(RiskState(), CALM._replace(equity=-6.0, trade_profit=-6.0), limits)
+        assert decision.state == HALTED
+        risk_state, decision = check_limits(risk_state, CALM._replace(equity=-6.0), limits)
+        assert decision.state == HALTED
         tomorrow = CALM._replace(now_ns=WEDNESDAY + DAY_NS, close_ns=WEDNESDAY + DAY_NS, equity=-6.0)
-        assert check_limits(guard, tomorrow, limits)[1].state == (ACTIVE if ends_with_day else HALTED)
-        assert check_limits(resume(guard), tomorrow, limits)[1].state == ACTIVE
+        assert check_limits(risk_state, tomorrow, limits)[1].state == (ACTIVE if ends_with_day else HALTED)
+        assert check_limits(resume(risk_state), tomorrow, limits)[1].state == ACTIVE
 
 
 def test_a_day_begins_with_the_equity_that_the_last_one_ended_with() -> None:
-    guard, _ = check_limits(RiskState(), CALM._replace(equity=4.0), OFF)
+    risk_state, _ = check_limits(RiskState(), CALM._replace(equity=4.0), OFF)
     tomorrow = CALM._replace(now_ns=WEDNESDAY + DAY_NS, close_ns=WEDNESDAY + DAY_NS, equity=-6.0)
-    assert check_limits(guard, tomorrow, OFF._replace(daily_loss=10.0))[1].reason == "daily-loss"
+    assert check_limits(risk_state, tomorrow, OFF._replace(daily_loss=10.0))[1].reason == "daily-loss"
 
 
 @pytest.mark.parametrize(
@@ -131,12 +135,12 @@ def test_a_day_begins_with_the_equity_that_the_last_one_ended_with() -> None:
 )
 def test_flat_before_the_weekend(when: tuple[int, ...], interval: int, flat: bool) -> None:
     close = int(datetime(*when[:3], *when[3:], tzinfo=UTC).timestamp()) * SECOND_NS
-    seen = {"close_ns": close, "now_ns": close, "interval_ns": interval}
-    assert closes_before_next_decision(CALM._replace(**seen), 60.0) == flat
-    assert not closes_before_next_decision(CALM._replace(**seen), 0.0)
-    assert not closes_before_next_decision(CALM._replace(**seen, weekly_close=weekly_close(ALWAYS_OPEN)), 60.0)
-    verdict = judged(limits={"weekend_flat_min": 60.0}, **seen)
-    assert verdict == (RiskDecision(REDUCING, "weekend", 0.0) if flat else RiskDecision(ACTIVE, "agent", 1.0))
+    snapshot = {"close_ns": close, "now_ns": close, "interval_ns": interval}
+    assert closes_before_next_decision(CALM._replace(**snapshot), 60.0) == flat
+    assert not closes_before_next_decision(CALM._replace(**snapshot), 0.0)
+    assert not closes_before_next_decision(CALM._replace(**snapshot, weekly_close=weekly_close(ALWAYS_OPEN)), 60.0)
+    decision = decision_at(limits={"weekend_flat_min": 60.0}, **snapshot)
+    assert decision == (RiskDecision(REDUCING, "weekend", 0.0) if flat else RiskDecision(ACTIVE, "agent", 1.0))
 
 
 @settings(deadline=None, max_examples=50)
@@ -156,7 +160,7 @@ def test_time_that_the_market_is_open(since: int, length: int, hours: ClosedHour
     assert open_duration_ns(first * MINUTE, (first + length) * MINUTE, hours) == counted * MINUTE
 
 
-VERDICTS = st.builds(
+DECISIONS = st.builds(
     RiskDecision,
     state=st.sampled_from([ACTIVE, REDUCING]),
     reason=st.just("why"),
@@ -165,39 +169,41 @@ VERDICTS = st.builds(
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.tuples(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), VERDICTS), max_size=12))
-def test_no_sequence_of_wishes_gets_round_the_guards(cycles: list[tuple[float, RiskDecision]]) -> None:
-    guard, cut = RiskState(), False
-    for i, (wanted, verdict) in enumerate(cycles):
-        before = guard
-        guard = apply_limits(before, wanted, verdict, i)
-        assert abs(guard.target) <= verdict.max_abs_target
-        assert guard.target * wanted >= 0
-        assert abs(guard.target) <= abs(wanted) or guard.target == before.target
-        if verdict.state != ACTIVE:
-            assert abs(guard.target) <= abs(before.target)
-            assert guard.target * before.target >= 0
-        cut = (cut and wanted == before.agent_target) or (wanted != 0 and guard.target == 0)
-        if cut and wanted == before.agent_target and before.target == 0:
-            assert guard.target == 0  # never in the middle of a trade
-        assert (guard.target != before.target) == (len(guard.target_changes_ns) > len(before.target_changes_ns))
+@given(st.lists(st.tuples(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), DECISIONS), max_size=12))
+def test_no_sequence_of_targets_gets_round_the_limits(checks: list[tuple[float, RiskDecision]]) -> None:
+    risk_state, cut = RiskState(), False
+    for i, (agent_target, decision) in enumerate(checks):
+        before = risk_state
+        risk_state = apply_limits(before, agent_target, decision, i)
+        assert abs(risk_state.target) <= decision.max_abs_target
+        assert risk_state.target * agent_target >= 0
+        assert abs(risk_state.target) <= abs(agent_target) or risk_state.target == before.target
+        if decision.state != ACTIVE:
+            assert abs(risk_state.target) <= abs(before.target)
+            assert risk_state.target * before.target >= 0
+        cut = (cut and agent_target == before.agent_target) or (agent_target != 0 and risk_state.target == 0)
+        if cut and agent_target == before.agent_target and before.target == 0:
+            assert risk_state.target == 0  # never in the middle of a trade
+        assert (risk_state.target != before.target) == (
+            len(risk_state.target_changes_ns) > len(before.target_changes_ns)
+        )
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), max_size=12))
-def test_without_a_reason_the_agent_gets_what_it_wants(wishes: list[float]) -> None:
-    guard = RiskState()
-    for i, wanted in enumerate(wishes):
-        guard = apply_limits(guard, wanted, RiskDecision(ACTIVE, "agent", 1.0), i)
-        assert guard.target == wanted
-        assert target_reason(guard, RiskDecision(ACTIVE, "agent", 1.0)) == "agent"
+def test_without_a_reason_the_target_of_the_agent_is_published(targets: list[float]) -> None:
+    risk_state = RiskState()
+    for i, agent_target in enumerate(targets):
+        risk_state = apply_limits(risk_state, agent_target, RiskDecision(ACTIVE, "agent", 1.0), i)
+        assert risk_state.target == agent_target
+        assert target_reason(risk_state, RiskDecision(ACTIVE, "agent", 1.0)) == "agent"
 
 
 def test_reasons_of_a_target_that_is_not_the_agents() -> None:
     half = RiskDecision(ACTIVE, "agent", 0.5)
-    guard = apply_limits(RiskState(), 1.0, half, 0)
-    assert (guard.target, target_reason(guard, half)) == (0.5, "max-target")
-    cut = apply_limits(guard, 1.0, RiskDecision(HALTED, "drawdown", 0.0), 1)
+    risk_state = apply_limits(RiskState(), 1.0, half, 0)
+    assert (risk_state.target, target_reason(risk_state, half)) == (0.5, "max-target")
+    cut = apply_limits(risk_state, 1.0, RiskDecision(HALTED, "drawdown", 0.0), 1)
     free = RiskDecision(ACTIVE, "agent", 1.0)
     waits = apply_limits(cut, 1.0, free, 2)
     assert (waits.target, target_reason(waits, free)) == (0.0, "waits-for-entry")

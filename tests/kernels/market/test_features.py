@@ -39,8 +39,8 @@ SIGNED = np.array([name.startswith("+-") for name in NAMES])
 quick = settings(deadline=None, max_examples=20)
 
 
-def walk(T: int, seed: int = 0, hole: int = 0) -> Bars:
-    """Hourly bars of a heavy-tailed walk, with a weekend before bar `hole`."""
+def walk(T: int, seed: int = 0, gap: int = 0) -> Bars:
+    """Hourly bars of a heavy-tailed walk, with a weekend before bar `gap`."""
     rng = np.random.default_rng(seed)
     close = np.exp(rng.standard_t(3, size=T).cumsum() * 1e-3)
     start = np.append(1.0, close[:-1])
@@ -48,8 +48,8 @@ def walk(T: int, seed: int = 0, hole: int = 0) -> Bars:
     low = np.minimum(start, close) * np.exp(-rng.exponential(2e-4, T))
     spread = np.exp(rng.uniform(5e-5, 2e-4, T))
     time = 1_483_311_600 * SECOND_NS + HOUR * np.arange(T)
-    if hole:
-        time[hole:] += 48 * HOUR
+    if gap:
+        time[gap:] += 48 * HOUR
     return Bars(time, start, high, low, close, start * spread, close * spread, np.ones(T))
 
 
@@ -98,7 +98,7 @@ def test_later_bars_change_nothing(t: int, seed: int) -> None:
 
 
 def test_only_the_history_is_read() -> None:
-    bars = walk(600, hole=250)
+    bars = walk(600, gap=250)
     for t in (WINDOW, 300, 505, 506, 507, 599):
         np.testing.assert_array_equal(at(bars, t), at(slice_bars(bars, t - WINDOW, t + 1), WINDOW))
         earlier = Bars(*(c.copy() for c in bars))
@@ -134,7 +134,7 @@ def mirrored(bars: Bars) -> Bars:
     return bars._replace(**turned, ask_open=ask_open, ask_close=ask_close)
 
 
-@pytest.mark.parametrize("bars", [walk(300, hole=280), real(700)], ids=["walk", "real"])
+@pytest.mark.parametrize("bars", [walk(300, gap=280), real(700)], ids=["walk", "real"])
 def test_mirrored_prices(bars: Bars) -> None:
     ts = np.arange(WINDOW, len(bars.time))
     up, down = compute_features(SPEC, bars, ts, 1), compute_features(SPEC, mirrored(bars), ts, 1)
@@ -151,7 +151,7 @@ def test_mirrored_prices(bars: Bars) -> None:
 @given(data=st.data())
 @quick
 def test_bulk_is_bar_by_bar(data: st.DataObject) -> None:
-    bars = walk(900, seed=6, hole=400)
+    bars = walk(900, seed=6, gap=400)
     start = data.draw(st.integers(0, 500))
     some = slice_bars(bars, start, 900)
     ts = np.array(data.draw(st.lists(st.integers(WINDOW, 899 - start), min_size=1, max_size=20)))
@@ -255,14 +255,14 @@ def test_calendar() -> None:
         stamp = pd.to_datetime(bars.time[t], unit="ns", utc=True)
         hour, day = 2 * np.pi * stamp.hour / 24, 2 * np.pi * stamp.weekday() / 7
         expected = [np.sin(hour), np.cos(hour), np.sin(day), np.cos(day)]
-        found = at(bars, t)[column("sin_day") : column("cos_week") + 1]
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        features = at(bars, t)[column("sin_day") : column("cos_week") + 1]
+        np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("t", "since", "missing"), [(299, 256, 0), (300, 0, 48), (555, 255, 48), (556, 256, 0)])
-def test_last_hole(t: int, since: int, missing: int) -> None:
-    found = at(walk(600, hole=300), t)[column("since_hole") :]
-    np.testing.assert_allclose(found, np.log1p([since, missing]), rtol=1e-6)
+def test_last_gap(t: int, since: int, missing: int) -> None:
+    features = at(walk(600, gap=300), t)[column("since_gap") :]
+    np.testing.assert_allclose(features, np.log1p([since, missing]), rtol=1e-6)
 
 
 def test_normaliser() -> None:
