@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.layers import (
-    Array,
     layernorm_backward,
     layernorm_forward,
     linear_backward,
@@ -14,7 +13,7 @@ from models.layers import (
     linear_relu_backward,
     linear_relu_forward,
 )
-from models.params import ModelShape, Params
+from models.shape import Array, CoreParams, ModelShape
 
 
 class RepresentationWork(NamedTuple):
@@ -36,14 +35,14 @@ def new_representation_work(
     return RepresentationWork(hidden, np.zeros(rows, dtype), latent if z is None else z, d_hidden, dz)
 
 
-def represent(work: RepresentationWork, p: Params, x: Array) -> None:
+def represent(work: RepresentationWork, p: CoreParams, x: Array) -> None:
     """Latents z of features x [rows, F]."""
     linear_relu_forward(work.hidden, x, p.representation_hidden_w, p.representation_hidden_b)
     linear_forward(work.z, work.hidden, p.representation_out_w, p.representation_out_b)
     layernorm_forward(work.z, work.rstd, work.z)
 
 
-def represent_backward(d: Params, dz: Array, work: RepresentationWork, p: Params, x: Array) -> None:
+def represent_backward(d: CoreParams, dz: Array, work: RepresentationWork, p: CoreParams, x: Array) -> None:
     """Gradients of the encoder from that of its latents, dz [rows, D]."""
     layernorm_backward(work.dz, dz, work.z, work.rstd)
     linear_backward(d.representation_out_w, d.representation_out_b, work.dz, work.hidden)
