@@ -22,9 +22,9 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.ort import OutputHead
-from models.extensions.registry import EXTENSIONS, dynamics_extension, reward_extension, state_parts
 from models.onnx_builder import GraphBuilder
 from models.params import Params, as_views
+from models.registry import EXTENSIONS, dynamics_extension, reward_extension, state_parts
 from models.shape import Array, ModelShape
 
 
@@ -67,7 +67,7 @@ def _fold_dynamics_bias(p: Params, s: ModelShape) -> Params:
 
 
 def _dynamics_step(g: GraphBuilder, latent: str, dynamics_hidden: str, p: Params, s: ModelShape) -> str:
-    """The latent one bar after `latent`."""
+    """The latent one bar after `latent`, from the hidden layer of the dynamics."""
     before = g.node("Gemm", [dynamics_hidden, g.weight("next_w", p.dynamics_out_w), latent], "before")
     return g.layernorm(before, "next", s.latent, shift=p.dynamics_out_b)
 
@@ -83,7 +83,7 @@ def _prediction_heads(g: GraphBuilder, latent_and_position: str, p: Params, s: M
 
 
 def _chance_logits(g: GraphBuilder, latent: str, p: Params, s: ModelShape) -> OutputHead:
-    """Logits of the next chance code."""
+    """Logits of the chance code that follows a latent."""
     hidden = g.linear_relu(latent, "chance", p.chance_hidden_w, p.chance_hidden_b)
     return OutputHead(g.linear(hidden, "codes", p.chance_logits_w, p.chance_logits_b), s.codes)
 
@@ -139,7 +139,7 @@ def _state_latent(g: GraphBuilder, s: ModelShape) -> str:
 
 
 def _afterstate_value(g: GraphBuilder, latent: str, p: Params, s: ModelShape) -> OutputHead:
-    """Value of an afterstate."""
+    """Value of the afterstate in the row `x`."""
     after_in = "x"
     if s.state > s.latent:
         g.split("x", {"state": s.state, "rest": s.actions + s.position})

@@ -2,7 +2,7 @@
 
 An extension is a subclass of `Extension` that overrides the hooks it uses.  Its attributes and static methods describe
 it for a `ModelShape`; an instance owns the workspace of one thread.  The hooks stand below in the order in which
-`models.loss.loss_and_gradient` calls them.  To register an extension, name it in `models.extensions.registry`.
+`models.loss.loss_and_gradient` calls them.  To register an extension, name it in `models.registry`.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class WorkSize(NamedTuple):
 class Pass(NamedTuple):
     """One forward and backward pass over the windows first .. first + n of a batch, as the hooks read it.
 
-    `d`, `p` and `target` are of `models.extensions.registry.Params`; a hook declares them as the class it derives.
+    `d`, `p` and `target` are of `models.registry.Params`; a hook declares them as the class it derives.
     """
 
     d: Any  # gradients, which are written whole
@@ -91,6 +91,7 @@ class CodeReader(NamedTuple):
 class Extension:
     """An extension that adds nothing: the default of every hook."""
 
+    switch: ClassVar[str]  # the field of ModelShape or of LossWeights that turns it on by being above 0
     small_init: ClassVar[tuple[str, ...]] = ()  # weights that start at a hundredth of the usual scale
     policy_layers: ClassVar[tuple[str, ...]] = ()  # layers whose outputs follow the policy logits in the graphs
     needs: ClassVar[tuple[str, ...]] = ()  # of "target", "next_features" and "move": what `learn` must be given
@@ -100,11 +101,6 @@ class Extension:
     reports_reward_errors: ClassVar[bool] = False  # whether training logs the reward error by depth
 
     # ---- what it is
-
-    @staticmethod
-    def is_on(shape: ModelShape, weights: LossWeights) -> bool:
-        """Whether this model has the extension."""
-        raise NotImplementedError
 
     @staticmethod
     def check(shape: ModelShape, weights: LossWeights) -> None:
@@ -121,7 +117,7 @@ class Extension:
         raise NotImplementedError
 
     @staticmethod
-    def state_parts(shape: ModelShape) -> dict[str, int]:
+    def state_parts(s: ModelShape) -> dict[str, int]:
         """Name and width of the parts of a node's state behind the latent, or of all if it replaces the dynamics."""
         return {}
 
@@ -176,21 +172,21 @@ class Extension:
     # ---- its part of the ONNX graphs; each returns names of tensors
 
     @staticmethod
-    def observed_token(g: GraphBuilder, features: str, p: Any, shape: ModelShape) -> list[str]:
+    def observed_token(g: GraphBuilder, features: str, p: Any, s: ModelShape) -> list[str]:
         """The parts of the root's state from features [n, context F]; the second is the latent."""
         raise NotImplementedError
 
     @staticmethod
-    def imagined_token(g: GraphBuilder, states: str, code: str, p: Any, shape: ModelShape) -> list[str]:
+    def imagined_token(g: GraphBuilder, states: str, code: str, p: Any, s: ModelShape) -> list[str]:
         """The parts of the next state behind a window of states; one of them is `latent`."""
         raise NotImplementedError
 
     @staticmethod
-    def newest_latent(g: GraphBuilder, states: str, shape: ModelShape) -> str:
+    def newest_latent(g: GraphBuilder, states: str, s: ModelShape) -> str:
         """The latent of the last state of a window."""
         raise NotImplementedError
 
     @staticmethod
-    def reward_step(g: GraphBuilder, hidden: str, p: Any, shape: ModelShape) -> tuple[OutputHead, list[str]]:
+    def reward_step(g: GraphBuilder, hidden: str, p: Any, s: ModelShape) -> tuple[OutputHead, list[str]]:
         """The reward from the hidden layer of its head, and the parts of the next state behind the latent."""
         raise NotImplementedError

@@ -14,9 +14,9 @@ import numpy as np
 from kernels.learning.replay_buffer import Batch
 from models.adamw import MAX_GRADIENT_NORM, AdamState, adamw_update, learning_rate_at, new_adam_state, reduce_gradients
 from models.extension import DEFAULT_LOSS_WEIGHTS, LossWeights
-from models.extensions.registry import active_extensions, needs
 from models.loss import NUM_CHUNKS, Workspace, chunk_losses, new_workspace, reward_errors
 from models.params import ModelShape, Params, as_views, new_params, num_params, weight_decays
+from models.registry import active_extensions, needs
 
 
 class Learner:

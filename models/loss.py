@@ -21,7 +21,6 @@ from models.extension import (
     Pass,
     WorkSize,
 )
-from models.extensions.registry import Params, active_extensions
 from models.layers import (
     CategoricalTarget,
     cross_entropy,
@@ -37,6 +36,7 @@ from models.layers import (
     residual_backward,
     residual_forward,
 )
+from models.registry import Params, active_extensions
 from models.representation import represent, represent_backward
 from models.shape import Array, ModelShape
 

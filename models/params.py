@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from models.extensions import registry
-from models.extensions.registry import Params
+from models import registry
+from models.registry import Params
 from models.shape import Array, ModelShape
 
 __all__ = [

@@ -35,7 +35,7 @@ class ModelShape(NamedTuple):
 
     @property
     def state(self) -> int:
-        """Width S of a node's state: the sum of `models.extensions.registry.state_parts`."""
+        """Width S of a node's state: the sum of `models.registry.state_parts`."""
         memory = 2 * self.value_prefix_width + 2 if self.value_prefix_width else 0
         return self.latent + memory + (1 + 2 * self.num_layers * self.latent if self.num_layers else 0)
 
@@ -43,7 +43,7 @@ class ModelShape(NamedTuple):
 class CoreParams:
     """Weights [in, out] and biases [out] of the networks that every model has; a gradient has the same type.
 
-    An extension with parameters derives a class that names its own; `models.extensions.registry.Params` has them all.
+    An extension with parameters derives a class that names its own; `models.registry.Params` has them all.
     """
 
     representation_hidden_w: Array  # [F, H]

@@ -39,10 +39,10 @@ from kernels.search.planner import STATS, Planner
 from kernels.search.progressive_widening import NUM_BETA_PARAMS, max_candidates
 from kernels.search.tree import REUSE_OFF, VALUE_REUSES
 from models.export import export
-from models.extensions.registry import needs, serves_market_search
 from models.learner import Learner
 from models.loss import LossWeights
 from models.params import ModelShape, as_views
+from models.registry import needs, serves_market_search
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
 VALUE_BATCH = 64  # positions the target network evaluates in one call

@@ -13,7 +13,7 @@ import numpy as np
 from kernels.jit import inlined, kernel
 from kernels.search.progressive_widening import NUM_BETA_PARAMS, softplus
 from models.activations import num_seen_bars
-from models.extension import Extension, LossTerm, LossWeights, Pass, WorkSize
+from models.extension import Extension, LossTerm, Pass, WorkSize
 from models.shape import Array, CoreParams, ModelShape
 
 ENTROPY_BONUS = 5e-3  # weight of the entropy
@@ -107,20 +107,15 @@ def beta_loss(z: Array, db: Array, b: Array, candidates: SizeCandidates, weight:
 
 
 class BetaHead(Extension):
-    """The Beta head as an extension."""
+    """The loss of the entry sizes, on the hidden layer of the policy."""
 
+    switch = "num_beta_params"
     small_init = ("beta_head_w",)
     policy_layers = ("beta_head",)
     serves_market_search = False
 
     @staticmethod
-    def is_on(shape: ModelShape, weights: LossWeights) -> bool:
-        """With parameters of the distributions."""
-        return shape.num_beta_params > 0
-
-    @staticmethod
     def layers(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-        """An output layer beside the policy's."""
         return {"beta_head": (shape.hidden, shape.num_beta_params)}
 
     def __init__(self, size: WorkSize) -> None:
@@ -128,7 +123,6 @@ class BetaHead(Extension):
         self.candidates = SizeCandidates(*np.zeros((2, decisions, size.num_candidates), size.dtype))
 
     def fill(self, step: Pass) -> None:
-        """Write the candidates of every decision."""
         K, n, seen = len(step.work.dynamics_hidden), len(step.work.latent[0]), num_seen_bars(step.work)
         order = [*range(1, seen + 1), *range(K + 1)]
         pairs = zip(self.candidates, (step.batch.candidate_size, step.batch.candidate_policy), strict=True)
@@ -136,10 +130,6 @@ class BetaHead(Extension):
             array.reshape(len(order), n, -1)[...] = source[step.rows][:, order].swapaxes(0, 1)
 
     def output_losses(self, step: Pass, hidden_layer: str) -> list[LossTerm]:
-        """The loss of the sizes, on the hidden layer of the policy."""
-        if hidden_layer != "prediction_hidden":
-            return []
-        weight, factor = step.work.decision_weight, step.weights.beta_head
-        return [
-            LossTerm("beta_head", "beta_head", lambda z, db, b: beta_loss(z, db, b, self.candidates, weight, factor))
-        ]
+        weight = step.work.decision_weight, step.weights.beta_head
+        term = LossTerm("beta_head", "beta_head", lambda z, db, b: beta_loss(z, db, b, self.candidates, *weight))
+        return [term] if hidden_layer == "prediction_hidden" else []

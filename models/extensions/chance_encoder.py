@@ -14,13 +14,13 @@ position, no action.
 """
 
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import kernel
-from models.extension import CodeReader, Extension, LossWeights, Pass, WorkSize
+from models.activations import one_hot_codes
+from models.extension import CodeReader, Extension, Pass, WorkSize
 from models.layers import (
     linear_backward,
     linear_backward_input,
@@ -44,35 +44,6 @@ class ChanceEncoderParams(CoreParams):
     chance_encoder_out_b: Array
     code_move_w: Array  # [C, 1] predicted move of each code
     code_move_b: Array
-
-
-class ChanceEncoderWork(NamedTuple):
-    """Activations and gradients of the encoder for n windows of K steps."""
-
-    hidden: Array  # [n K, chance_encoder_width]
-    probability: Array  # [n, K, C] p; becomes the gradient of the logits
-    d_hidden: Array  # [n K, chance_encoder_width]
-    d_code: Array  # [K, n, C] gradient of the one-hots
-    d_code_part: Array  # [K, n, C]
-    mean_probability: Array  # [C]
-
-
-def new_chance_encoder_work(shape: ModelShape, n: int, K: int, dtype: Any = np.float32) -> ChanceEncoderWork:
-    """Allocate for n windows of K steps."""
-    width, C = shape.chance_encoder_width, shape.codes
-    sizes = (n * K, width), (n, K, C), (n * K, width), (K, n, C), (K, n, C), (C,)
-    return ChanceEncoderWork(*(np.zeros(size, dtype) for size in sizes))
-
-
-def quantise(
-    work: ChanceEncoderWork, reward_input: Array, code: NDArray[np.int32], p: ChanceEncoderParams, x: Array
-) -> None:
-    """Encode the later bars x [n, K, F]: one-hots into reward_input [K n, D + C + 2P], numbers into code [K n]."""
-    logits = work.probability.reshape(-1, work.probability.shape[2])
-    linear_relu_forward(work.hidden, x.reshape(len(logits), -1), p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
-    linear_forward(logits, work.hidden, p.chance_encoder_out_w, p.chance_encoder_out_b)
-    softmax(logits)
-    write_one_hot(reward_input, code, work.probability, p.representation_out_w.shape[1])
 
 
 @kernel
@@ -102,38 +73,6 @@ def write_one_hot(reward_input: Array, code: NDArray[np.int32], p: Array, D: int
                     best = c
             reward_input[row, D + best] = 1.0
             code[row] = best
-
-
-def chance_encoder_backward(
-    d: ChanceEncoderParams,
-    work: ChanceEncoderWork,
-    p: ChanceEncoderParams,
-    x: Array,
-    move: Array,
-    readers: tuple[CodeReader, CodeReader],
-    reward_input: Array,
-    code: NDArray[np.int32],
-    weight: Array,
-    weights: LossWeights,
-) -> dict[str, float]:
-    """The three losses, and the gradient d of the encoder and of the predicted moves.
-
-    `readers` are the layers that read the codes: the reward head's, then the dynamics'.
-    """
-    D, C = p.representation_out_w.shape[1], work.probability.shape[2]
-    for dc, reader in zip((work.d_code, work.d_code_part), readers, strict=True):
-        linear_backward_input(dc.reshape(-1, C), reader.gradient, reader.w[:C])
-    one_hot = reward_input[:, D : D + C]
-    moves = d.code_move_w, d.code_move_b, work.d_code, p.code_move_w, p.code_move_b, move, one_hot
-    code_move = move_loss(*moves, weight, weights.code_move)
-    code_entropy = mean_code_probability(work.mean_probability, work.probability, weight)
-    codes = work.probability, work.d_code, work.d_code_part, work.mean_probability, code, weight
-    commitment = straight_through(*codes, weights.commitment, weights.code_entropy)
-    dz, x = work.probability.reshape(-1, C), x.reshape(len(work.hidden), -1)
-    linear_backward(d.chance_encoder_out_w, d.chance_encoder_out_b, dz, work.hidden)
-    linear_backward_input(work.d_hidden, dz, p.chance_encoder_out_w)
-    linear_relu_backward(d.chance_encoder_hidden_w, d.chance_encoder_hidden_b, work.d_hidden, work.hidden, x)
-    return {"commitment": commitment, "code_entropy": code_entropy, "code_move": code_move}
 
 
 @kernel
@@ -226,20 +165,15 @@ def encode_bars(p: ChanceEncoderParams, X: Array, rows: NDArray[np.int32]) -> ND
 
 
 class ChanceEncoder(Extension):
-    """Learned chance codes as an extension."""
+    """Learned chance codes in the place of the batch's, and the three losses that shape them."""
 
+    switch = "chance_encoder_width"
     # an encoder with large random logits would stick to the codes it starts with
     small_init = ("chance_encoder_out_w",)
     needs = ("next_features", "move")
 
     @staticmethod
-    def is_on(shape: ModelShape, weights: LossWeights) -> bool:
-        """With an encoder."""
-        return shape.chance_encoder_width > 0
-
-    @staticmethod
     def layers(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-        """The encoder's two layers, and a move of each code."""
         width = shape.chance_encoder_width
         return {
             "chance_encoder_hidden": (shape.features, width),
@@ -248,18 +182,39 @@ class ChanceEncoder(Extension):
         }
 
     def __init__(self, size: WorkSize) -> None:
-        self.work = new_chance_encoder_work(size.shape, size.windows, size.steps, size.dtype)
-
-    def before_latents(self, step: Pass) -> None:
-        """Put the encoder's codes in the place of the batch's."""
-        quantise(self.work, step.work.reward_input, step.work.code.first_bin, step.p, self._later_bars(step))
-
-    def after_latents(self, step: Pass, readers: tuple[CodeReader, CodeReader]) -> dict[str, float]:
-        """The three losses, and the gradient of the encoder."""
-        work, dtype = step.work, self.work.hidden.dtype
-        bars = self._later_bars(step), step.batch.move[step.rows].astype(dtype, copy=False)
-        codes = work.reward_input, work.code.first_bin, work.step_weight
-        return chance_encoder_backward(step.d, self.work, step.p, *bars, readers, *codes, step.weights)
+        n, K, C = size.windows, size.steps, size.shape.codes
+        self.hidden, self.d_hidden = np.zeros((2, n * K, size.shape.chance_encoder_width), size.dtype)
+        self.probability = np.zeros((n, K, C), size.dtype)  # p; becomes the gradient of the logits
+        self.d_code, self.d_code_part = np.zeros((2, K, n, C), size.dtype)  # gradient of the one-hots
+        self.mean_probability = np.zeros(C, size.dtype)
 
     def _later_bars(self, step: Pass) -> Array:
-        return step.batch.next_features[step.rows].astype(self.work.hidden.dtype, copy=False)
+        x = step.batch.next_features[step.rows].astype(self.hidden.dtype, copy=False)
+        return x.reshape(len(self.hidden), -1)
+
+    def before_latents(self, step: Pass) -> None:
+        p: ChanceEncoderParams = step.p
+        logits = self.probability.reshape(len(self.hidden), -1)
+        linear_relu_forward(self.hidden, self._later_bars(step), p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
+        linear_forward(logits, self.hidden, p.chance_encoder_out_w, p.chance_encoder_out_b)
+        softmax(logits)
+        write_one_hot(step.work.reward_input, step.work.code.first_bin, self.probability, step.work.latent.shape[2])
+
+    def after_latents(self, step: Pass, readers: tuple[CodeReader, CodeReader]) -> dict[str, float]:
+        d: ChanceEncoderParams = step.d
+        p: ChanceEncoderParams = step.p
+        work, weights, C = step.work, step.weights, len(self.mean_probability)
+        for dc, reader in zip((self.d_code, self.d_code_part), readers, strict=True):
+            linear_backward_input(dc.reshape(-1, C), reader.gradient, reader.w[:C])
+        move = step.batch.move[step.rows].astype(self.hidden.dtype, copy=False)
+        moves = d.code_move_w, d.code_move_b, self.d_code, p.code_move_w, p.code_move_b, move, one_hot_codes(work, C)
+        code_move = move_loss(*moves, work.step_weight, weights.code_move)
+        code_entropy = mean_code_probability(self.mean_probability, self.probability, work.step_weight)
+        codes = self.probability, self.d_code, self.d_code_part, self.mean_probability, work.code.first_bin
+        commitment = straight_through(*codes, work.step_weight, weights.commitment, weights.code_entropy)
+        dz = self.probability.reshape(-1, C)
+        linear_backward(d.chance_encoder_out_w, d.chance_encoder_out_b, dz, self.hidden)
+        linear_backward_input(self.d_hidden, dz, p.chance_encoder_out_w)
+        hidden = self.d_hidden, self.hidden, self._later_bars(step)
+        linear_relu_backward(d.chance_encoder_hidden_w, d.chance_encoder_hidden_b, *hidden)
+        return {"commitment": commitment, "code_entropy": code_entropy, "code_move": code_move}

@@ -6,7 +6,7 @@ is not compared, because the bar that follows it is unknown.  W is the width of 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from models.layers import (
     linear_forward,
     relu_backward,
 )
-from models.representation import RepresentationWork, new_representation_work, represent
+from models.representation import new_representation_work, represent
 from models.shape import Array, CoreParams, ModelShape
 
 MIN_LENGTH = 1e-5  # a shorter vector has no direction
@@ -108,65 +108,14 @@ def negative_cosine(da: Array, a: Array, b: Array, weight: Array, factor: float)
     return total
 
 
-class ConsistencyWork(NamedTuple):
-    """Activations and gradients of K n steps."""
-
-    x: Array  # [K n, F] features of the later bars, step by step
-    target: RepresentationWork  # the latents of these bars by the target network
-    target_projection: MlpActivations  # by the target network
-    projection: MlpActivations
-    prediction: MlpActivations
-    dy: Array  # [K n, W]
-    d_hidden: Array  # [K n, W]
-
-
-def new_consistency_work(shape: ModelShape, rows: int, dtype: Any = np.float32) -> ConsistencyWork:
-    """Allocate for `rows` steps."""
-    W = shape.projector_width
-
-    def zeros(*size: int) -> Array:
-        return np.zeros((rows, *size), dtype)
-
-    a, b, c = (MlpActivations(zeros(W), zeros(), zeros(W), zeros(W)) for _ in range(3))
-    target = new_representation_work(shape, rows, dtype)
-    return ConsistencyWork(zeros(shape.features), target, a, b, c, zeros(W), zeros(W))
-
-
-def consistency_loss(
-    d: ConsistencyParams,
-    d_latent: Array,
-    work: ConsistencyWork,
-    p: ConsistencyParams,
-    target_params: ConsistencyParams,
-    latent: Array,
-    weight: Array,
-    factor: float,
-) -> float:
-    """The loss of latents [K n, D] against those of work.x; d of its layers and d_latent = `factor` its gradient."""
-    represent(work.target, target_params, work.x)
-    mlp_forward(work.target_projection, work.target.z, projector(target_params))
-    mlp_forward(work.projection, latent, projector(p))
-    mlp_forward(work.prediction, work.projection.y, predictor(p))
-    loss = negative_cosine(work.dy, work.prediction.y, work.target_projection.y, weight, factor)
-    dy, dh = work.dy, work.d_hidden
-    mlp_backward(predictor(d), dy, dh, dy, work.prediction, work.projection.y, predictor(p))
-    mlp_backward(projector(d), d_latent, dh, dy, work.projection, latent, projector(p))
-    return float(loss)
-
-
 class Consistency(Extension):
-    """The consistency loss as an extension."""
+    """The consistency loss of m[1] .. m[K]."""
 
+    switch = "consistency"
     needs = ("target", "next_features")
 
     @staticmethod
-    def is_on(shape: ModelShape, weights: LossWeights) -> bool:
-        """With a weight of its loss."""
-        return weights.consistency > 0
-
-    @staticmethod
     def check(shape: ModelShape, weights: LossWeights) -> None:
-        """Its weight and its layers go together; a transformer has UniZero's loss instead."""
         if (weights.consistency > 0) != (shape.projector_width > 0):
             raise ValueError("the consistency loss and its layers go together: both or neither")
         if shape.num_layers and weights.consistency > 0:
@@ -174,24 +123,36 @@ class Consistency(Extension):
 
     @staticmethod
     def layers(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-        """Two layers each of projector and predictor."""
         W = shape.projector_width
-        first, square = (shape.latent, W), (W, W)
-        return {"projector_1": first, "projector_2": square, "predictor_1": square, "predictor_2": square}
+        return {"projector_1": (shape.latent, W), "projector_2": (W, W), "predictor_1": (W, W), "predictor_2": (W, W)}
 
     def __init__(self, size: WorkSize) -> None:
-        self.work = new_consistency_work(size.shape, size.steps * size.windows, size.dtype)
+        rows, W = size.steps * size.windows, size.shape.projector_width
+
+        def zeros(*widths: int) -> Array:
+            return np.zeros((rows, *widths), size.dtype)
+
+        self.x = zeros(size.shape.features)  # [K n, F] features of the later bars, step by step
+        self.target = new_representation_work(size.shape, rows, size.dtype)  # the latents of these bars
+        self.target_projection, self.projection, self.prediction = (
+            MlpActivations(zeros(W), zeros(), zeros(W), zeros(W)) for _ in range(3)
+        )
+        self.dy, self.d_hidden = zeros(W), zeros(W)
 
     def fill(self, step: Pass) -> None:
-        """Write the features of the later bars, step by step."""
         K, n, _ = step.work.dynamics_hidden.shape
-        self.work.x.reshape(K, n, -1)[...] = step.batch.next_features[step.rows].swapaxes(0, 1)
+        self.x.reshape(K, n, -1)[...] = step.batch.next_features[step.rows].swapaxes(0, 1)
 
     def after_heads(self, step: Pass) -> dict[str, float]:
-        """The loss of m[1] .. m[K]."""
-        work, first = step.work, num_seen_bars(step.work) + 1
-        latent, part = (array.reshape(-1, array.shape[2]) for array in (work.latent[first:], work.d_latent_part))
-        factors = work.step_weight, step.weights.consistency
-        loss = consistency_loss(step.d, part, self.work, step.p, step.target, latent, *factors)
+        work, first, d, p = step.work, num_seen_bars(step.work) + 1, step.d, step.p
+        latent, d_latent = (array.reshape(-1, array.shape[2]) for array in (work.latent[first:], work.d_latent_part))
+        represent(self.target, step.target, self.x)
+        mlp_forward(self.target_projection, self.target.z, projector(step.target))
+        mlp_forward(self.projection, latent, projector(p))
+        mlp_forward(self.prediction, self.projection.y, predictor(p))
+        y, target, dy, dh = self.prediction.y, self.target_projection.y, self.dy, self.d_hidden
+        loss = negative_cosine(dy, y, target, work.step_weight, step.weights.consistency)
+        mlp_backward(predictor(d), dy, dh, dy, self.prediction, self.projection.y, predictor(p))
+        mlp_backward(projector(d), d_latent, dh, dy, self.projection, latent, projector(p))
         work.d_latent[first:] += work.d_latent_part
-        return {"consistency": loss}
+        return {"consistency": float(loss)}

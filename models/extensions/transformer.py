@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from kernels.jit import kernel, reassociated
 from models.layers import (
+    gelu_backward,
+    gelu_forward,
     layernorm_backward,
     layernorm_forward,
     linear_backward,
@@ -26,7 +28,6 @@ from models.representation import RepresentationWork, new_representation_work, r
 from models.shape import Array, CoreParams, ModelShape
 
 ROPE_BASE = 10_000.0  # of the wave lengths of the positions (Su et al. 2021)
-SQRT_2_OVER_PI, GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715  # of GELU by tanh (Hendrycks and Gimpel 2016)
 
 
 class TransformerParams(CoreParams):
@@ -224,47 +225,6 @@ def attention_backward(
                         _axpy(d_qkv[t, i, q : q + width], dz, qkv[s, i, k : k + width])
                         _axpy(d_qkv[s, i, k : k + width], dz, query)
                         _axpy(d_qkv[s, i, v : v + width], att[i, e, t, s], dy)
-
-
-@kernel
-def _gelu_inner(inner: Array, x: Array, b: Array) -> None:
-    """x [n, H] += b, and inner = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    slope, cube = x.dtype.type(SQRT_2_OVER_PI), x.dtype.type(GELU_CUBIC)
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            z = x[i, j] + b[j]
-            x[i, j] = z
-            inner[i, j] = slope * (z + cube * z * z * z)
-
-
-@kernel
-def _gelu(y: Array, x: Array, gelu_tanh: Array) -> None:
-    """y [n, H] = x (1 + gelu_tanh) / 2."""
-    half, one = x.dtype.type(0.5), x.dtype.type(1)
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            y[i, j] = half * x[i, j] * (one + gelu_tanh[i, j])
-
-
-def gelu_forward(y: Array, gelu_tanh: Array, x: Array, b: Array) -> None:
-    """y [n, H] = GELU(x + b) by the tanh that `gelu_tanh` [n, H] keeps; x becomes x + b."""
-    _gelu_inner(gelu_tanh, x, b)
-    np.tanh(gelu_tanh, out=gelu_tanh)
-    _gelu(y, x, gelu_tanh)
-
-
-@kernel
-def gelu_backward(dy: Array, db: Array, x: Array, gelu_tanh: Array) -> None:
-    """Turn dy [n, H] into the gradient of the GELU's input; db [H] = sum of its rows."""
-    half, one, slope = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(0.5 * SQRT_2_OVER_PI)
-    cube = x.dtype.type(3 * GELU_CUBIC)
-    db[:] = 0
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            z, th = x[i, j], gelu_tanh[i, j]
-            g = dy[i, j] * (half * (one + th) + slope * z * (one - th * th) * (one + cube * z * z))
-            dy[i, j] = g
-            db[j] += g
 
 
 def transformer_forward(

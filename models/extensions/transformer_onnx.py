@@ -8,7 +8,8 @@ instead, once for every slot, and a row needs no position.
 
 import numpy as np
 
-from models.extensions.transformer import GELU_CUBIC, SQRT_2_OVER_PI, TransformerParams, rope_table
+from models.extensions.transformer import TransformerParams, rope_table
+from models.layers import GELU_CUBIC, SQRT_2_OVER_PI
 from models.onnx_builder import GraphBuilder
 from models.shape import Array, ModelShape
 

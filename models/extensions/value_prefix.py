@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kernels.jit import inlined, kernel
 from kernels.ort import OutputHead
-from models.extension import Extension, LossWeights, Pass, WorkSize
+from models.extension import Extension, Pass, WorkSize
 from models.layers import hl_gauss, layernorm_backward, layernorm_forward, linear_backward, linear_backward_input
 from models.onnx_builder import GraphBuilder
 from models.shape import Array, CoreParams, ModelShape
@@ -152,63 +152,49 @@ def _lstm_step_backward(work: ValuePrefixWork, k: int) -> None:
 
 
 class ValuePrefix(Extension):
-    """The value prefix as an extension."""
+    """An LSTM within the reward head, and sums of rewards as its targets."""
 
+    switch = "value_prefix_width"
     wraps_reward = True
     serves_market_search = False  # a market search knows its rewards exactly
 
     @staticmethod
-    def is_on(shape: ModelShape, weights: LossWeights) -> bool:
-        """With an LSTM."""
-        return shape.value_prefix_width > 0
-
-    @staticmethod
     def layers(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-        """The LSTM."""
         width = shape.value_prefix_width
         return {"lstm": (shape.hidden + width if width else 0, 4 * width)}
 
     @staticmethod
     def reward_width(shape: ModelShape) -> int:
-        """Columns of h."""
         return shape.value_prefix_width
 
     @staticmethod
-    def state_parts(shape: ModelShape) -> dict[str, int]:
-        """[h | c | prefix | steps since the reset]."""
-        return {"h": shape.value_prefix_width, "c": shape.value_prefix_width, "prefix": 1, "steps": 1}
+    def state_parts(s: ModelShape) -> dict[str, int]:
+        return {"h": s.value_prefix_width, "c": s.value_prefix_width, "prefix": 1, "steps": 1}
 
     def __init__(self, size: WorkSize) -> None:
-        s = self.shape = size.shape
-        self.work = new_value_prefix_work(s.value_prefix_width, size.windows, size.steps, size.dtype)
+        self.shape = size.shape
+        self.work = new_value_prefix_work(self.shape.value_prefix_width, size.windows, size.steps, size.dtype)
 
     def fill(self, step: Pass) -> None:
-        """Put sums of rewards in the place of the reward targets."""
-        fill_prefix_targets(
-            *step.work.reward, step.batch.reward, step.first, self.shape.reward_limit, self.shape.reward_bins
-        )
+        bins = self.shape.reward_limit, self.shape.reward_bins
+        fill_prefix_targets(*step.work.reward, step.batch.reward, step.first, *bins)
 
     def reward_forward(self, step: Pass, hidden: Array) -> tuple[Array, Array]:
-        """The normalised h [K n, W], and room for its gradient."""
         value_prefix_forward(self.work, hidden, step.p.lstm_w, step.p.lstm_b)
         return self.work.normed, self.work.d_hidden.reshape(self.work.normed.shape)
 
     def reward_backward(self, step: Pass, d_hidden: Array, hidden: Array) -> None:
-        """Gradients of the LSTM, and d_hidden [K n, H]."""
         value_prefix_backward(step.d.lstm_w, step.d.lstm_b, d_hidden, self.work, hidden, step.p.lstm_w)
 
     def rewards(self, outputs: Array) -> Array:
-        """Differences of successive prefixes."""
         rewards = outputs.copy()
         rewards[1:] -= outputs[:-1] * (np.arange(1, len(outputs)) % RESET_INTERVAL > 0)[:, None]
         return rewards
 
     @staticmethod
-    def reward_step(
-        g: GraphBuilder, hidden: str, p: ValuePrefixParams, shape: ModelShape
-    ) -> tuple[OutputHead, list[str]]:
+    def reward_step(g: GraphBuilder, hidden: str, p: ValuePrefixParams, s: ModelShape) -> tuple[OutputHead, list[str]]:
         """One step of the LSTM from the parts of a state, in ONNX; it starts anew every RESET_INTERVAL steps."""
-        H, W = shape.hidden, shape.value_prefix_width
+        H, W = s.hidden, s.value_prefix_width
         left = g.node("Sub", [g.weight("reset", [RESET_INTERVAL]), "steps"], "steps_left")
         goes_on = g.node("Clip", [left, g.weight("zero", 0.0), g.weight("one", 1.0)], "goes_on")
         h, c, before, steps = (g.node("Mul", [name, goes_on], f"{name}_kept") for name in ("h", "c", "prefix", "steps"))
@@ -220,6 +206,6 @@ class ValuePrefix(Extension):
         c = g.node("Add", [g.node("Mul", ["forget", c], "old"), new], "next_c")
         h = g.node("Mul", ["out", g.node("Tanh", [c], "squashed")], "next_h")
         bins = g.linear(g.layernorm(h, "normed", W, "normed_scale"), "reward_bins", p.reward_w, p.reward_b)
-        total = g.decode(bins, "next_prefix", shape.reward_limit, shape.reward_bins)
+        total = g.decode(bins, "next_prefix", s.reward_limit, s.reward_bins)
         reward = g.node("Sub", [total, before], "reward")
         return OutputHead(reward, 1), [h, c, total, g.node("Add", [steps, "one"], "next_steps")]

@@ -5,11 +5,11 @@ import pytest
 
 from models import loss as unroll
 from models import params as net
+from models import registry
 from models.export import export
 from models.extension import Extension, LossTerm, LossWeights, Pass, WorkSize
-from models.extensions import registry
-from models.extensions.registry import EXTENSIONS, active_extensions, state_parts
 from models.learner import Learner
+from models.registry import EXTENSIONS, active_extensions, state_parts
 from tests.fixtures.windows import SHAPE, K, evaluate_shape, lively, random_batch
 
 FACTOR = 0.3
@@ -18,12 +18,9 @@ FACTOR = 0.3
 class Anchor(Extension):
     """Predicts the square of its own output from the hidden layer of the policy, and pulls latents to a point."""
 
+    switch = "features"
     small_init = ("anchor_w",)
     needs = ("move",)
-
-    @staticmethod
-    def is_on(shape: net.ModelShape, weights: LossWeights) -> bool:
-        return True
 
     @staticmethod
     def layers(shape: net.ModelShape) -> dict[str, tuple[int, ...]]:

@@ -219,7 +219,7 @@ def test_the_target_of_the_latent_loss_is_constant(shape: net.ModelShape) -> Non
     unizero = next(e for e in room.extensions if isinstance(e, UniZero))
     np.testing.assert_allclose(
         losses[-1],
-        ((room.activations.latent[K + 1 :] - unizero.target_latents.latent[:K]) ** 2).mean(axis=2).mean(),
+        ((room.activations.latent[K + 1 :] - unizero.latent[:K]) ** 2).mean(axis=2).mean(),
         rtol=1e-6,
     )
 

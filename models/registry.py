@@ -23,7 +23,7 @@ def active_extensions(shape: ModelShape, weights: LossWeights = DEFAULT_LOSS_WEI
     """The extensions that are on.  Raises ValueError for a shape and weights that do not go together."""
     for extension in EXTENSIONS:
         extension.check(shape, weights)
-    return [extension for extension in EXTENSIONS if extension.is_on(shape, weights)]
+    return [extension for extension in EXTENSIONS if _is_on(extension, shape, weights)]
 
 
 def dynamics_extension(shape: ModelShape) -> type[Extension] | None:
@@ -54,4 +54,8 @@ def needs(extensions: Sequence[type[Extension]]) -> set[str]:
 
 def _of_shape(shape: ModelShape) -> list[type[Extension]]:
     """The extensions that a shape alone turns on."""
-    return [e for e in EXTENSIONS if e.is_on(shape, DEFAULT_LOSS_WEIGHTS)]
+    return [extension for extension in EXTENSIONS if _is_on(extension, shape, DEFAULT_LOSS_WEIGHTS)]
+
+
+def _is_on(extension: type[Extension], shape: ModelShape, weights: LossWeights) -> bool:
+    return bool((getattr(shape, extension.switch, 0) or getattr(weights, extension.switch, 0)) > 0)
