@@ -19,9 +19,9 @@ from models.shape import Array, ModelShape
 class Activations(NamedTuple):
     """Arrays of n windows of K steps; a decision is a seen bar or an unrolled latent, a step leads to the next one."""
 
-    representation: RepresentationWork  # (seen + 1) n bars; their latents are the first of `latent`
+    representation: RepresentationWork  # (num_seen + 1) n bars; their latents are the first of `latent`
     pre_norm: Array  # [K, n, D] latents before their norm; becomes their gradient
-    latent: Array  # [seen + K + 1, n, D] z_1 .. z_seen, m_0 .. m_K
+    latent: Array  # [num_seen + K + 1, n, D] z_1 .. z_num_seen, m_0 .. m_K
     rstd: Array  # [K, n]
     dynamics_hidden: Array  # [K, n, H]
     prediction_input: Array  # [decisions, D + P]
@@ -32,7 +32,7 @@ class Activations(NamedTuple):
     d_hidden_part: Array  # [decisions, H]
     logits: Array  # [decisions V] of one output layer after the other; becomes their gradient
     d_dynamics_hidden: Array  # [K, n, H]
-    d_latent: Array  # [seen + K + 1, n, D]
+    d_latent: Array  # [num_seen + K + 1, n, D]
     d_latent_part: Array  # [K, n, D]
     policy: CategoricalTarget  # of decisions, A bins
     value: CategoricalTarget  # of decisions, at most HL_GAUSS_BINS bins
@@ -45,10 +45,10 @@ class Activations(NamedTuple):
 
 
 def new_activations(
-    shape: ModelShape, n: int, K: int, dtype: Any = np.float32, seen: int = 0, with_dynamics: bool = True
+    shape: ModelShape, n: int, K: int, dtype: Any = np.float32, num_seen: int = 0, with_dynamics: bool = True
 ) -> Activations:
-    """Allocate for n windows of K steps and `seen` seen bars; without the dynamics of the core if one replaces them."""
-    s, decisions, steps = shape, (seen + K + 1) * n, K * n
+    """Allocate for n windows of K steps and `num_seen` seen bars, with or without the dynamics of the core."""
+    s, decisions, steps = shape, (num_seen + K + 1) * n, K * n
     D, H, P, A, C = s.latent, s.hidden, s.position, s.actions, s.codes
     dynamics = H if with_dynamics else 0
 
@@ -57,7 +57,7 @@ def new_activations(
 
     sizes: dict[str, tuple[int, ...]] = {
         "pre_norm": (K, n, D),
-        "latent": (seen + K + 1, n, D),
+        "latent": (num_seen + K + 1, n, D),
         "rstd": (K, n),
         "dynamics_hidden": (K, n, dynamics),
         "prediction_input": (decisions, D + P),
@@ -68,14 +68,14 @@ def new_activations(
         "d_hidden_part": (decisions, H),
         "logits": (decisions * max(A, C, s.value_bins, s.reward_bins),),
         "d_dynamics_hidden": (K, n, dynamics),
-        "d_latent": (seen + K + 1, n, D),
+        "d_latent": (num_seen + K + 1, n, D),
         "d_latent_part": (K, n, D),
         "decision_weight": (decisions,),
         "step_weight": (steps,),
         "row_loss": (decisions,),
     }
     arrays = {name: np.zeros(size, dtype) for name, size in sizes.items()}
-    bars, z = (seen + 1) * n if with_dynamics else 0, arrays["latent"][: seen + 1].reshape(-1, D)
+    bars, z = (num_seen + 1) * n if with_dynamics else 0, arrays["latent"][: num_seen + 1].reshape(-1, D)
     return Activations(
         **arrays,
         representation=new_representation_work(s, bars, dtype, z),
@@ -105,13 +105,13 @@ def fill_inputs(work: Activations, batch: Batch, first: int) -> None:
     position, after, action, code = batch.position, batch.afterstate_position, batch.action, batch.code
     prediction_input, afterstate_input, reward_input = work.prediction_input, work.afterstate_input, work.reward_input
     K, n, D = work.dynamics_hidden.shape[0], work.dynamics_hidden.shape[1], work.latent.shape[2]
-    seen = work.latent.shape[0] - K - 1
+    num_seen = work.latent.shape[0] - K - 1
     P, A = position.shape[2], batch.policy.shape[2]
     C = reward_input.shape[1] - D - 2 * P
-    for d in range(seen + K + 1):
+    for d in range(num_seen + K + 1):
         for i in range(n):
             for p in range(P):
-                prediction_input[d * n + i, D + p] = position[first + i, d + 1 if d < seen else d - seen, p]
+                prediction_input[d * n + i, D + p] = position[first + i, d + 1 if d < num_seen else d - num_seen, p]
     for k in range(K):
         for i in range(n):
             b, row = first + i, k * n + i
@@ -135,7 +135,7 @@ def fill_targets(work: Activations, batch: Batch, first: int, shape: ModelShape,
     A seen bar has the targets of the decision unrolled to it, with the weight `seen_bar_weight`.
     """
     K, n, B = work.dynamics_hidden.shape[0], work.dynamics_hidden.shape[1], batch.features.shape[0]
-    seen = work.latent.shape[0] - K - 1
+    num_seen = work.latent.shape[0] - K - 1
     weight, legal, policy, value, reward, code = (
         batch.weight, batch.legal, batch.policy, batch.value, batch.reward, batch.code,
     )  # fmt: skip
@@ -143,9 +143,9 @@ def fill_targets(work: Activations, batch: Batch, first: int, shape: ModelShape,
     value_first, value_target = work.value.first_bin, work.value.probability
     reward_first, reward_target = work.reward.first_bin, work.reward.probability
     code_first, decision_weight, step_weight = work.code.first_bin, work.decision_weight, work.step_weight
-    for d in range(seen + K + 1):
-        is_seen = d < seen
-        k = d + 1 if is_seen else d - seen
+    for d in range(num_seen + K + 1):
+        is_seen = d < num_seen
+        k = d + 1 if is_seen else d - num_seen
         for i in range(n):
             b, row = first + i, d * n + i
             decision_weight[row] = seen_bar_weight * weight[b, k] / (B * K) if is_seen else weight[b, k] / (B * (K + 1))

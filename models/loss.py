@@ -60,12 +60,12 @@ def new_workspace(
 ) -> Workspace:
     """Allocate for n windows of K steps.  Raises ValueError for a shape and weights that do not go together."""
     extensions = active_extensions(shape, weights)
-    seen = K if any(e.seen_bar_weight(weights) > 0 for e in extensions) else 0
-    bars, size = shape.context + seen, WorkSize(shape, n, K, seen, dtype, num_candidates)
+    num_seen = K if any(e.seen_bar_weight(weights) > 0 for e in extensions) else 0
+    bars, size = shape.context + num_seen, WorkSize(shape, n, K, num_seen, dtype, num_candidates)
     return Workspace(
         shape,
         weights,
-        new_activations(shape, n, K, dtype, seen, not any(e.replaces_dynamics for e in extensions)),
+        new_activations(shape, n, K, dtype, num_seen, not any(e.replaces_dynamics for e in extensions)),
         [extension(size) for extension in extensions],
         np.zeros((bars, n, shape.features), dtype) if bars > 1 else None,
     )
@@ -113,10 +113,10 @@ def gather_features(workspace: Workspace, batch: Batch, rows: slice) -> Array:
     if workspace.features is None:
         return batch.features[rows].astype(workspace.activations.latent.dtype, copy=False)
     bars, n, F = workspace.features.shape
-    seen = num_seen_bars(workspace.activations)
-    context = batch.features[rows].reshape(n, bars - seen, F)
-    workspace.features[: bars - seen - 1] = context[:, :-1].swapaxes(0, 1)
-    workspace.features[bars - seen - 1 : bars - 1] = batch.next_features[rows, :seen].swapaxes(0, 1)
+    num_seen = num_seen_bars(workspace.activations)
+    context = batch.features[rows].reshape(n, bars - num_seen, F)
+    workspace.features[: bars - num_seen - 1] = context[:, :-1].swapaxes(0, 1)
+    workspace.features[bars - num_seen - 1 : bars - 1] = batch.next_features[rows, :num_seen].swapaxes(0, 1)
     workspace.features[bars - 1] = context[:, -1]
     return workspace.features.reshape(-1, F)
 
@@ -175,9 +175,9 @@ def _reward_wrapper_of(extensions: list[Extension]) -> Extension | None:
 def _head_losses(step: Pass, extensions: list[Extension]) -> dict[str, float]:
     """The losses of all heads, those of extensions last; their gradients, and d_latent."""
     work, weights = step.work, step.weights
-    K, n, D, seen = len(work.dynamics_hidden), work.latent.shape[1], work.latent.shape[2], num_seen_bars(work)
-    decisions = slice(seen, seen + K)
-    value_before = CategoricalTarget(*(part[seen * n :][: K * n] for part in work.value))
+    K, n, D, num_seen = len(work.dynamics_hidden), work.latent.shape[1], work.latent.shape[2], num_seen_bars(work)
+    decisions = slice(num_seen, num_seen + K)
+    value_before = CategoricalTarget(*(part[num_seen * n :][: K * n] for part in work.value))
     of_decision, of_step = work.decision_weight, work.step_weight
     prediction = [
         _categorical(work, "policy", "policy", work.policy, of_decision, weights.policy),

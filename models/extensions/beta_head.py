@@ -123,8 +123,8 @@ class BetaHead(Extension):
         self.candidates = SizeCandidates(*np.zeros((2, decisions, size.num_candidates), size.dtype))
 
     def fill(self, step: Pass) -> None:
-        K, n, seen = len(step.work.dynamics_hidden), len(step.work.latent[0]), num_seen_bars(step.work)
-        order = [*range(1, seen + 1), *range(K + 1)]
+        K, n, num_seen = len(step.work.dynamics_hidden), len(step.work.latent[0]), num_seen_bars(step.work)
+        order = [*range(1, num_seen + 1), *range(K + 1)]
         pairs = zip(self.candidates, (step.batch.candidate_size, step.batch.candidate_policy), strict=True)
         for array, source in pairs:
             array.reshape(len(order), n, -1)[...] = source[step.rows][:, order].swapaxes(0, 1)

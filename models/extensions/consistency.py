@@ -2,7 +2,7 @@
 
 L = -cos(P2(P1(m[k])), stop(P1'(h'(x[t + k])))), k = 1 .. K: P1 is the projector, P2 the predictor, h the
 representation, and ' marks the soft target network.  The unrolled latent m[k] follows a chance code.  An afterstate
-is not compared, because the bar that follows it is unknown.  W is the width of the projector.
+is not compared, because the bar that follows it is unknown.  `width` is that of the projector.
 """
 
 import math
@@ -30,23 +30,23 @@ MIN_LENGTH = 1e-5  # a shorter vector has no direction
 class ConsistencyParams(CoreParams):
     """Parameters of projector and predictor."""
 
-    projector_1_w: Array  # [D, W]
+    projector_1_w: Array  # [D, width]
     projector_1_b: Array
-    projector_2_w: Array  # [W, W]
+    projector_2_w: Array  # [width, width]
     projector_2_b: Array
-    predictor_1_w: Array  # [W, W]
+    predictor_1_w: Array  # [width, width]
     predictor_1_b: Array
-    predictor_2_w: Array  # [W, W]
+    predictor_2_w: Array  # [width, width]
     predictor_2_b: Array
 
 
 class MlpActivations(NamedTuple):
     """y = relu(norm(x @ w + b)) @ w_out + b_out of `rows` rows, and what its backward needs."""
 
-    normed: Array  # [rows, W]
+    normed: Array  # [rows, width]
     rstd: Array  # [rows]
-    hidden: Array  # [rows, W]
-    y: Array  # [rows, W]
+    hidden: Array  # [rows, width]
+    y: Array  # [rows, width]
 
 
 MlpParams = tuple[Array, Array, Array, Array]  # w, b, w_out, b_out
@@ -74,7 +74,7 @@ def mlp_forward(work: MlpActivations, x: Array, layers: MlpParams) -> None:
 def mlp_backward(
     d: MlpParams, dx: Array, dh: Array, dy: Array, work: MlpActivations, x: Array, layers: MlpParams
 ) -> None:
-    """Gradients d of the layers, and dx, which may be dy; dh [rows, W] is scratch."""
+    """Gradients d of the layers, and dx, which may be dy; dh [rows, width] is scratch."""
     dw, db, dw_out, db_out = d
     w, _, w_out, _ = layers
     linear_backward(dw_out, db_out, dy, work.hidden)
@@ -87,7 +87,7 @@ def mlp_backward(
 
 @reassociated
 def negative_cosine(da: Array, a: Array, b: Array, weight: Array, factor: float) -> float:
-    """sum_i -weight_i cos(a_i, b_i) of a and constant b [rows, W]; da [rows, W] = `factor` times its gradient."""
+    """sum_i -weight_i cos(a_i, b_i) of a and constant b [rows, width]; da = `factor` times its gradient."""
     total = 0.0
     for i in range(a.shape[0]):
         aa, bb, ab = 0.0, 0.0, 0.0
@@ -123,11 +123,11 @@ class Consistency(Extension):
 
     @staticmethod
     def layers(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-        W = shape.projector_width
-        return {"projector_1": (shape.latent, W), "projector_2": (W, W), "predictor_1": (W, W), "predictor_2": (W, W)}
+        first, square = (shape.latent, shape.projector_width), (shape.projector_width, shape.projector_width)
+        return {"projector_1": first, "projector_2": square, "predictor_1": square, "predictor_2": square}
 
     def __init__(self, size: WorkSize) -> None:
-        rows, W = size.steps * size.windows, size.shape.projector_width
+        rows, width = size.steps * size.windows, size.shape.projector_width
 
         def zeros(*widths: int) -> Array:
             return np.zeros((rows, *widths), size.dtype)
@@ -135,9 +135,9 @@ class Consistency(Extension):
         self.x = zeros(size.shape.features)  # [K n, F] features of the later bars, step by step
         self.target = new_representation_work(size.shape, rows, size.dtype)  # the latents of these bars
         self.target_projection, self.projection, self.prediction = (
-            MlpActivations(zeros(W), zeros(), zeros(W), zeros(W)) for _ in range(3)
+            MlpActivations(zeros(width), zeros(), zeros(width), zeros(width)) for _ in range(3)
         )
-        self.dy, self.d_hidden = zeros(W), zeros(W)
+        self.dy, self.d_hidden = zeros(width), zeros(width)
 
     def fill(self, step: Pass) -> None:
         K, n, _ = step.work.dynamics_hidden.shape

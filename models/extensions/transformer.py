@@ -61,9 +61,9 @@ class BlockActivations(NamedTuple):
 
 
 class TransformerActivations(NamedTuple):
-    """Activations and gradients of the tokens of n windows: context, z_1 .. z_seen, z_0, c_1 .. c_K.
+    """Activations and gradients of the tokens of n windows: context, z_1 .. z_num_seen, z_0, c_1 .. c_K.
 
-    `bars` = context + seen of the tokens are bars, and `rows` = tokens n.
+    `bars` = context + num_seen of the tokens are bars, and `rows` = tokens n.
     """
 
     representation: RepresentationWork  # bars n rows
@@ -230,7 +230,10 @@ def attention_backward(
 def transformer_forward(
     latent: Array, work: TransformerActivations, p: TransformerParams, x: Array, code: Array
 ) -> None:
-    """Latents [seen + 1 + K, n, D] of z_1 .. z_seen, z_0, c_1 .. c_K from features x [bars n, F] and codes [K n, C]."""
+    """Latents [num_seen + 1 + K, n, D] of z_1 .. z_num_seen, z_0, c_1 .. c_K.
+
+    x [bars n, F] are the features of the bars, and code [K n, C] the one-hot codes.
+    """
     bars = len(work.representation.z)
     represent(work.representation, p, x)
     work.x[:bars] = work.representation.z

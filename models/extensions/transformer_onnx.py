@@ -57,8 +57,8 @@ def newest_latent(g: GraphBuilder, states: str, s: ModelShape) -> str:
 def imagined_token(g: GraphBuilder, states: str, code: str, p: TransformerParams, s: ModelShape) -> list[str]:
     """The parts of the state after a chance code [n, C] behind `states` [n, window S]."""
     D, slots = s.latent, s.attention_window + 1
-    seen = {f"seen_{name}": width for name, width in state_parts(s).items()}
-    g.split(g.reshape(states, "seen", -1, s.attention_window, s.state), seen)
+    parts = {f"seen_{name}": width for name, width in state_parts(s).items()}
+    g.split(g.reshape(states, "seen", -1, s.attention_window, s.state), parts)
     # the last column is the constant 1, which marks the token as present
     w, b = np.pad(p.code_embedding_w, ((0, 0), (0, 1))), np.append(p.code_embedding_b, 1.0)
     g.split(g.linear(code, "embedded", w, b), {"x0": D, "present": 1})
@@ -81,10 +81,10 @@ def imagined_token(g: GraphBuilder, states: str, code: str, p: TransformerParams
         )
         product = g.node("Mul", [g.reshape(f"query{i}", f"queries{i}", -1, slots, D), keys], f"product{i}")
         score = g.node("Add", [g.node("MatMul", [product, "add_heads"], f"plain{i}"), mask], f"score{i}")
-        share = g.node("Softmax", [score], f"share{i}", axis=1)
-        weighted = g.node("Mul", [g.node("MatMul", [share, "spread_heads"], f"spread{i}"), values], f"weighted{i}")
-        told = g.node("ReduceSum", [weighted, g.weight("slot_axis", [1], np.int64)], f"told{i}", keepdims=0)
-        h = g.node("Add", [x, g.linear(told, f"mix{i}", p.attproj_w[i], p.attproj_b[i])], f"h{i}")
+        att = g.node("Softmax", [score], f"share{i}", axis=1)
+        weighted = g.node("Mul", [g.node("MatMul", [att, "spread_heads"], f"spread{i}"), values], f"weighted{i}")
+        atty = g.node("ReduceSum", [weighted, g.weight("slot_axis", [1], np.int64)], f"told{i}", keepdims=0)
+        h = g.node("Add", [x, g.linear(atty, f"mix{i}", p.attproj_w[i], p.attproj_b[i])], f"h{i}")
         x = _feed_forward(g, h, p, i, D)
     g.layernorm(x, "latent", D)
     return list(state_parts(s))
@@ -98,10 +98,10 @@ def observed_token(g: GraphBuilder, features: str, p: TransformerParams, s: Mode
     x = g.layernorm(g.linear(hidden, "before", p.representation_out_w, p.representation_out_b), "x0", D)
     kept = list[str]()
     for i in range(s.num_layers):
-        heard = g.layernorm(x, f"heard{i}", D)
-        told, *own = (_attend_context if c > 1 else _attend_single_bar)(g, heard, p, s, i)
+        ln1 = g.layernorm(x, f"heard{i}", D)
+        atty, *own = (_attend_context if c > 1 else _attend_single_bar)(g, ln1, p, s, i)
         kept += own
-        h = g.node("Add", [x, g.linear(told, f"mix{i}", p.attproj_w[i], p.attproj_b[i])], f"h{i}")
+        h = g.node("Add", [x, g.linear(atty, f"mix{i}", p.attproj_w[i], p.attproj_b[i])], f"h{i}")
         x = _feed_forward(g, h, p, i, D)
     whole = g.layernorm(_last_bar(g, x, "last", s), "latent", D)
     present = g.linear(whole, "present", np.zeros((D, 1)), np.ones(1))  # the mark of a present token
@@ -118,13 +118,15 @@ def _attend_single_bar(g: GraphBuilder, ln1: str, p: TransformerParams, s: Model
 
 def _attend_context(g: GraphBuilder, ln1: str, p: TransformerParams, s: ModelShape, i: int) -> list[str]:
     """Attention of bars to earlier ones: names of the output [n context, D], and of key and value of the last bar."""
-    D, E, c = s.latent, s.num_heads, s.context
+    D, heads, c = s.latent, s.num_heads, s.context
     w, b = p.qkv_w[i], p.qkv_b[i][None]
-    w, b = (np.concatenate([a, rotate_half(a[:, :D], E), rotate_half(a[:, D : 2 * D], E)], axis=1) for a in (w, b))
+    w, b = (
+        np.concatenate([a, *(rotate_half(part, heads) for part in np.split(a, 3, axis=1)[:2])], axis=1) for a in (w, b)
+    )
     names = [f"{name}{i}" for name in ("query", "keys", "values", "query_up", "keys_up")]
     g.split(g.linear(ln1, f"qkv{i}", w, b[0]), dict.fromkeys(names, D))
-    wave = rope_table(np.arange(c), D // E)  # [c, D / E / 2, 2]
-    cosine, sine = (np.tile(np.concatenate([part, part], axis=1), (1, E)) for part in np.moveaxis(wave, 2, 0))
+    wave = rope_table(np.arange(c), D // heads)  # [c, D / heads / 2, 2]
+    cosine, sine = (np.tile(np.concatenate([part, part], axis=1), (1, heads)) for part in np.moveaxis(wave, 2, 0))
     g.weight("cosine", cosine)
     g.weight("sine", sine)
     sides = list[str]()
@@ -133,24 +135,24 @@ def _attend_context(g: GraphBuilder, ln1: str, p: TransformerParams, s: ModelSha
             g.node("Mul", [g.reshape(part, f"{part}_bars", -1, c, D), way], f"{part}_{way}")
             for part, way in ((f"{name}{i}", "cosine"), (f"{name}_up{i}", "sine"))
         ]
-        each = g.reshape(g.node("Add", parts, f"{name}_turned{i}"), f"{name}_each{i}", -1, c, E, D // E)
+        each = g.reshape(g.node("Add", parts, f"{name}_turned{i}"), f"{name}_each{i}", -1, c, heads, D // heads)
         sides.append(g.node("Transpose", [each], f"{name}_heads{i}", perm=order))
-    scale = g.weight("scale", 1 / np.sqrt(D // E))
+    scale = g.weight("scale", 1 / np.sqrt(D // heads))
     score = g.node("Mul", [g.node("MatMul", sides, f"plain{i}"), scale], f"scaled{i}")
     later = g.weight("later", np.triu(np.full((c, c), MASKED_SCORE), 1))
-    share = g.node("Softmax", [g.node("Add", [score, later], f"score{i}")], f"share{i}", axis=-1)
-    each = g.reshape(f"values{i}", f"values{i}_each", -1, c, E, D // E)
+    att = g.node("Softmax", [g.node("Add", [score, later], f"score{i}")], f"share{i}", axis=-1)
+    each = g.reshape(f"values{i}", f"values{i}_each", -1, c, heads, D // heads)
     value = g.node("Transpose", [each], f"values{i}_heads", perm=[0, 2, 1, 3])
-    told = g.node("Transpose", [g.node("MatMul", [share, value], f"weighed{i}")], f"told{i}_bars", perm=[0, 2, 1, 3])
+    atty = g.node("Transpose", [g.node("MatMul", [att, value], f"weighed{i}")], f"told{i}_bars", perm=[0, 2, 1, 3])
     own = [_last_bar(g, f"{name}{i}", f"last_{name}{i}", s) for name in ("keys", "values")]
-    return [g.reshape(told, f"told{i}", -1, D), *own]
+    return [g.reshape(atty, f"told{i}", -1, D), *own]
 
 
 def _last_bar(g: GraphBuilder, x: str, y: str, s: ModelShape) -> str:
     """The rows [n, D] of the last bar of each context, of x [n context, D]."""
     if s.context == 1:
         return x
-    wide = g.reshape(x, f"{y}_bars", -1, s.context * s.latent)
+    flat = g.reshape(x, f"{y}_bars", -1, s.context * s.latent)
     ends = (s.context - 1) * s.latent, s.context * s.latent, 1
     cut = [g.weight(f"last_{name}", [at], np.int64) for name, at in zip(("from", "to", "axis"), ends, strict=True)]
-    return g.node("Slice", [wide, *cut], y)
+    return g.node("Slice", [flat, *cut], y)
