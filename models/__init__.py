@@ -1,1 +1,1 @@
-"""The networks and their training in numpy: layers with hand-written gradients, the loss, the optimiser, ONNX."""
+"""The networks and their training in numpy: layers with hand-written gradients, losses, the optimiser, ONNX export."""

@@ -1,4 +1,4 @@
-"""AdamW with decoupled decay (Loshchilov and Hutter 2019), clipping by the global norm, and its schedule."""
+"""AdamW with decoupled weight decay (Loshchilov and Hutter 2019), and the schedule of its learning rate."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,37 +10,37 @@ from kernels.jit import kernel, reassociated
 
 BETA_1, BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 MAX_GRADIENT_NORM = 5.0
-WARMUP_FRACTION, MIN_LR_FRACTION = 0.01, 0.1  # shares of the horizon and of the rate
+WARMUP_FRACTION, MIN_LR_FRACTION = 0.01, 0.1  # of the decay steps, and of the peak rate
 
 
 class AdamState(NamedTuple):
-    """Moments of the gradient, one per parameter."""
+    """Running moments of the gradient of N parameters."""
 
     mean: NDArray[Any]  # [N]
     square: NDArray[Any]  # [N]
 
 
 def new_adam_state(parameters: NDArray[Any]) -> AdamState:
-    """Moments of nothing yet."""
+    """Moments of 0 for parameters [N]."""
     return AdamState(np.zeros_like(parameters), np.zeros_like(parameters))
 
 
 def learning_rate_at(step: int, peak_rate: float, decay_steps: int) -> float:
-    """Warm-up over 1 % of the horizon, then a cosine down to 10 %, where it stays."""
+    """Linear warm-up over 1 % of the decay steps, then a cosine down to 10 % of the peak rate, where it stays."""
     warm = max(1.0, WARMUP_FRACTION * decay_steps)
     if step < warm:
         return peak_rate * (step + 1) / warm
-    share = min(1.0, (step - warm) / max(1.0, decay_steps - warm))
-    return peak_rate * (MIN_LR_FRACTION + (1 - MIN_LR_FRACTION) * 0.5 * (1 + math.cos(math.pi * share)))
+    progress = min(1.0, (step - warm) / max(1.0, decay_steps - warm))
+    return peak_rate * (MIN_LR_FRACTION + (1 - MIN_LR_FRACTION) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @reassociated
 def reduce_gradients(gradient_parts: NDArray[Any], first: int, stop: int) -> float:
-    """Add parts [1 ..] of parts [M, N] to part 0 in their order, from `first` to `stop`; its squared norm there."""
-    # views, because a range that starts at 0 needs no check for negative indices, which costs the vectors
+    """Add gradients [chunks, N] to that of chunk 0 in their order; the squared norm of columns first .. stop."""
+    # views: a loop from 0 needs no check for negative indices, which would keep it from vectorising
     y = gradient_parts[0, first:stop]
-    for m in range(1, gradient_parts.shape[0]):
-        part = gradient_parts[m, first:stop]
+    for chunk in range(1, gradient_parts.shape[0]):
+        part = gradient_parts[chunk, first:stop]
         for i in range(y.shape[0]):
             y[i] += part[i]
     norm = 0.0
@@ -59,8 +59,8 @@ def adamw_update(
     learning_rate: float,
     scale: float,
 ) -> None:
-    """One step with `scale` times the gradient; `weight_decay` [N] is rate-free decay, 0 on biases."""
-    real = parameters.dtype.type  # float64 constants would halve the vectors
+    """One step with `scale` times the gradient [N]; `weight_decay` [N] is multiplied by the learning rate."""
+    real = parameters.dtype.type  # float64 constants would halve the width of the vectors
     decay_1, decay_2, tiny = real(BETA_1), real(BETA_2), real(ADAM_EPSILON)
     fresh_1, fresh_2 = real(1.0 - BETA_1), real(1.0 - BETA_2)
     correct_1 = real(1.0 / (1.0 - BETA_1 ** (step + 1)))

@@ -10,10 +10,10 @@ import numpy as np
 
 from kernels.ort import OutputHead
 from kernels.search.networks import NetworkShape, column_widths, row_widths
-from models.extensions.transformer_onnx import imagined_token, newest_latent, observed_token, state_parts
-from models.extensions.value_prefix import RESET_INTERVAL
 from models.onnx_builder import GraphBuilder
-from models.params import Array, ModelShape, Params, as_views
+from models.params import Params, as_views
+from models.registry import EXTENSIONS, dynamics_extension, reward_extension, state_parts
+from models.shape import Array, ModelShape
 
 
 def export(
@@ -25,7 +25,7 @@ def export(
     Without `afterstates`, for a deterministic search, `dynamics` reads an action instead of a code and shares nothing.
     """
     p = _fold_dynamics_bias(as_views(flat, shape), shape)
-    share = afterstates and not (shape.num_layers or shape.value_prefix_width)
+    share = afterstates and shape.state == shape.latent
     graphs = {
         "root": _root_graph(p, shape),
         "dynamics": (_prefilled_dynamics_graph if share else _dynamics_graph)(p, shape),
@@ -58,68 +58,66 @@ def _serialise(g: GraphBuilder, widths: tuple[int, int], outputs: list[OutputHea
 
 
 def _fold_dynamics_bias(p: Params, s: ModelShape) -> Params:
-    """The parameters that read latents with the bias of a step in them: then latent and step are one product."""
-    if s.num_layers:
+    """Parameters for latents that contain the bias of the next step; so latent and step are one product.
+
+    The layers that read a latent subtract that bias again.
+    """
+    if dynamics_extension(s):
         return p
     readers = {
         name: getattr(p, f"{name}_w")[: s.latent]
         for name in ("prediction_hidden", "chance_hidden", "afterstate_hidden", "dynamics_hidden", "reward_hidden")
     }
-    return p._replace(**{f"{name}_b": getattr(p, f"{name}_b") - p.dynamics_out_b @ w for name, w in readers.items()})
+    biases = {f"{name}_b": getattr(p, f"{name}_b") - p.dynamics_out_b @ w for name, w in readers.items()}
+    return Params(**vars(p) | biases)
 
 
 def _dynamics_step(g: GraphBuilder, latent: str, dynamics_hidden: str, p: Params, s: ModelShape) -> str:
-    """The latent one bar after `latent`."""
+    """The latent one bar after `latent`, from the hidden layer of the dynamics."""
     before = g.node("Gemm", [dynamics_hidden, g.weight("next_w", p.dynamics_out_w), latent], "before")
     return g.layernorm(before, "next", s.latent, shift=p.dynamics_out_b)
 
 
 def _prediction_heads(g: GraphBuilder, latent_and_position: str, p: Params, s: ModelShape) -> OutputHead:
-    """Policy logits, with what the sizes are drawn from, and value."""
+    """Policy logits, followed by the outputs of extensions beside them, and the value."""
     hidden = g.linear_relu(latent_and_position, "predict", p.prediction_hidden_w, p.prediction_hidden_b)
     # in one product: a narrow one alone costs as much as sixteen columns
-    w = np.concatenate([p.policy_w, p.beta_head_w, p.value_w], axis=1)
-    b = np.concatenate([p.policy_b, p.beta_head_b, p.value_b])
-    g.linear(hidden, "heads", w, b)
-    return OutputHead("heads", s.actions + s.num_beta_params, 1, s.value_bins, s.value_limit)
+    layers = ["policy", *(name for extension in EXTENSIONS for name in extension.policy_layers), "value"]
+    w = np.concatenate([getattr(p, f"{name}_w") for name in layers], axis=1)
+    g.linear(hidden, "heads", w, np.concatenate([getattr(p, f"{name}_b") for name in layers]))
+    return OutputHead("heads", w.shape[1] - s.value_bins, 1, s.value_bins, s.value_limit)
 
 
 def _chance_logits(g: GraphBuilder, latent: str, p: Params, s: ModelShape) -> OutputHead:
-    """Logits of the next chance code."""
-    codes = g.linear(
-        g.linear_relu(latent, "chance", p.chance_hidden_w, p.chance_hidden_b),
-        "codes",
-        p.chance_logits_w,
-        p.chance_logits_b,
-    )
-    return OutputHead(codes, s.codes)
+    """Logits of the chance code that follows a latent."""
+    hidden = g.linear_relu(latent, "chance", p.chance_hidden_w, p.chance_hidden_b)
+    return OutputHead(g.linear(hidden, "codes", p.chance_logits_w, p.chance_logits_b), s.codes)
 
 
 def _root_graph(p: Params, s: ModelShape) -> bytes:
-    g = GraphBuilder()
+    g, dynamics = GraphBuilder(), dynamics_extension(s)
     F = s.context * s.features
     position = [g.input_slice("position", F, s.position)] if s.position else []
-    if s.num_layers:
+    if dynamics:
         g.split("x", {"features": F, "told": s.position})
-        state = observed_token(g, "features", p, s)
+        state = dynamics.observed_token(g, "features", p, s)
         latent = state[1]
     else:
         # the features are the first columns: zero rows below their weights spare a copy of them
-        hidden = g.linear_relu(
-            "x", "represent", _pad_rows(p.representation_hidden_w, s.position), p.representation_hidden_b
-        )
+        w = _pad_rows(p.representation_hidden_w, s.position)
+        hidden = g.linear_relu("x", "represent", w, p.representation_hidden_b)
         before = g.linear(hidden, "before", p.representation_out_w, p.representation_out_b)
         latent = g.layernorm(before, "latent", s.latent, shift=p.dynamics_out_b)
         state = [latent]
     codes = _chance_logits(g, latent, p, s)
     heads = _prediction_heads(g, g.concat([latent, *position], "predict_in"), p, s)
-    if s.value_prefix_width:
+    if not dynamics and s.state > s.latent:  # the parts behind the latent start at 0
         state = [g.node("MatMul", [latent, g.weight("nothing_yet", np.eye(s.latent, s.state))], "state")]
     return _serialise(g, _row_widths(s)["root"], [OutputHead(g.concat(state, "state"), s.state), heads, codes])
 
 
 def _pad_rows(w: Array, rows: int) -> Array:
-    """Weights that take no notice of `rows` more columns."""
+    """Weights with zeros for `rows` more inputs."""
     return np.concatenate([w, np.zeros((rows, w.shape[1]), w.dtype)])
 
 
@@ -141,12 +139,13 @@ def _afterstate_value_graph(p: Params, s: ModelShape) -> bytes:
 
 
 def _state_latent(g: GraphBuilder, s: ModelShape) -> str:
-    """The latent of the state of a row."""
-    return g.input_slice("latent", 1 if s.num_layers else 0, s.latent)
+    """The latent among the parts of a state."""
+    parts = state_parts(s)
+    return g.input_slice("latent", sum(list(parts.values())[: list(parts).index("latent")]), s.latent)
 
 
 def _afterstate_value(g: GraphBuilder, latent: str, p: Params, s: ModelShape) -> OutputHead:
-    """Value of an afterstate."""
+    """Value of the afterstate in the row `x`."""
     after_in = "x"
     if s.state > s.latent:
         g.split("x", {"state": s.state, "rest": s.actions + s.position})
@@ -159,27 +158,28 @@ def _afterstate_value(g: GraphBuilder, latent: str, p: Params, s: ModelShape) ->
 def _code_graph(p: Params, s: ModelShape) -> bytes:
     g = GraphBuilder()
     w, b = _preactivation_layers(p, s)
-    told = g.node("MatMul", ["x", g.weight("codes", w[s.latent :])], "told")
-    return _serialise(g, _row_widths(s, len(b))["code"], [OutputHead(told, len(b))])
+    preactivation = g.node("MatMul", ["x", g.weight("codes", w[s.latent :])], "told")
+    return _serialise(g, _row_widths(s, len(b))["code"], [OutputHead(preactivation, len(b))])
 
 
 def _preactivation_layers(p: Params, s: ModelShape) -> tuple[Array, Array]:
-    """Weights [D + C, T] and biases [T] of what `dynamics` makes of latent and code before it knows the positions."""
+    """Weights [D + C, preactivation] and biases of the first layers of `dynamics`, but for those of the positions."""
     w = np.concatenate([p.dynamics_hidden_w, p.reward_hidden_w[: s.latent + s.codes]], axis=1)
     return w, np.concatenate([p.dynamics_hidden_b, p.reward_hidden_b])
 
 
 def _prefilled_dynamics_graph(p: Params, s: ModelShape) -> bytes:
-    """`dynamics` behind an afterstate, of which it gets its first layers before they are rectified."""
+    """`dynamics` of rows [latent | preactivation | position after P | next P]."""
     g = GraphBuilder()
     D, H, P = s.latent, s.hidden, s.position
-    # what is shared comes first: `kernels.ort.write_preactivation`
+    # the preactivation comes first: see `kernels.ort.write_preactivation`
     moved, gain = g.input_slice("moved", D, H, relu=True), g.input_slice("gain", D + H, H, relu=P == 0)
     latent, position = g.input_slice("latent", 0, D), list[str]()
     if P:
         positions = g.input_slice("positions", D + 2 * H, 2 * P)
-        seen = g.node("Gemm", [positions, g.weight("gain_w", p.reward_hidden_w[D + s.codes :]), gain], "gain_z")
-        gain, position = g.node("Relu", [seen], "gain_h"), [g.input_slice("next_position", D + 2 * H + P, P)]
+        w = g.weight("gain_w", p.reward_hidden_w[D + s.codes :])
+        gain = g.node("Relu", [g.node("Gemm", [positions, w, gain], "gain_z")], "gain_h")
+        position = [g.input_slice("next_position", D + 2 * H + P, P)]
     latent = _dynamics_step(g, latent, moved, p, s)
     heads = _prediction_heads(g, g.concat([latent, *position], "predict_in"), p, s)
     outputs = [OutputHead(latent, s.state), _reward_head(g, gain, p, s), heads]
@@ -187,98 +187,72 @@ def _prefilled_dynamics_graph(p: Params, s: ModelShape) -> bytes:
 
 
 def _reward_head(g: GraphBuilder, reward_hidden: str, p: Params, s: ModelShape) -> OutputHead:
-    """Reward, from the hidden layer `reward_hidden`."""
+    """The reward from the hidden layer of its head."""
     bins = g.linear(reward_hidden, "reward_bins", p.reward_w, p.reward_b)
     return OutputHead(bins, 0, 1, s.reward_bins, s.reward_limit)
 
 
 def _dynamics_graph(p: Params, s: ModelShape) -> bytes:
-    g = GraphBuilder()
-    before = {"states": s.attention_window * s.state} if s.num_layers else state_parts(s)
-    width = sum(before.values()) + s.codes + 2 * s.position
+    """`dynamics` of rows [states | code C | position after P | next P]."""
+    g, dynamics, wrapper = GraphBuilder(), dynamics_extension(s), reward_extension(s)
+    states = {"states": s.attention_window * s.state} if dynamics else state_parts(s)
+    width = sum(states.values()) + s.codes + 2 * s.position
     position = [g.input_slice("next_position", width - s.position, s.position)] if s.position else []
-    if s.num_layers or s.value_prefix_width:
-        g.split("x", before | {"code": s.codes, "after": s.position, "then": s.position})
-    told = ["code", *(["after", "then"] if s.position else [])]
-    if s.num_layers:
-        gain_in = g.concat([newest_latent(g, "states", s), *told], "gain_in")
-        latent, state = "latent", imagined_token(g, "states", "code", p, s)
+    if s.state > s.latent:
+        g.split("x", states | {"code": s.codes, "after": s.position, "then": s.position})
+    beside = ["code", *(["after", "then"] if s.position else [])]
+    if dynamics:
+        gain_in = g.concat([dynamics.newest_latent(g, "states", s), *beside], "gain_in")
+        latent, state = "latent", dynamics.imagined_token(g, "states", "code", p, s)
     else:
-        gain_in = g.concat(["latent", *told], "gain_in") if s.value_prefix_width else "x"
+        gain_in = g.concat(["latent", *beside], "gain_in") if s.state > s.latent else "x"
         moved = g.linear_relu(gain_in, "move", _pad_rows(p.dynamics_hidden_w, 2 * s.position), p.dynamics_hidden_b)
-        latent = _dynamics_step(
-            g, "latent" if s.value_prefix_width else g.input_slice("latent", 0, s.latent), moved, p, s
-        )
+        latent = "latent" if s.state > s.latent else g.input_slice("latent", 0, s.latent)
+        latent = _dynamics_step(g, latent, moved, p, s)
         state = [latent]
     gain = g.linear_relu(gain_in, "gain", p.reward_hidden_w, p.reward_hidden_b)
-    if s.value_prefix_width:
-        paid, *memory = _lstm_step(g, gain, p, s)
-        reward = OutputHead(paid, 1)
-        state += memory
-    else:
-        reward = _reward_head(g, gain, p, s)
+    reward, memory = wrapper.reward_step(g, gain, p, s) if wrapper else (_reward_head(g, gain, p, s), [])
     heads = _prediction_heads(g, g.concat([latent, *position], "predict_in"), p, s)
-    return _serialise(g, _row_widths(s)["dynamics"], [OutputHead(g.concat(state, "state"), s.state), reward, heads])
-
-
-def _lstm_step(g: GraphBuilder, reward_hidden: str, p: Params, s: ModelShape) -> list[str]:
-    """Names of the reward and of what the next node remembers; every RESET steps the LSTM starts anew."""
-    left = g.node("Sub", [g.weight("reset", [RESET_INTERVAL]), "steps"], "steps_left")
-    goes_on = g.node("Clip", [left, g.weight("zero", 0.0), g.weight("one", 1.0)], "goes_on")
-    h, c, before, steps = (g.node("Mul", [name, goes_on], f"{name}_kept") for name in ("h", "c", "prefix", "steps"))
-    fed = g.linear(reward_hidden, "fed", p.lstm_w[: s.hidden], p.lstm_b)
-    back = g.node("MatMul", [h, g.weight("back_w", p.lstm_w[s.hidden :])], "back")
-    g.split(
-        g.node("Add", [fed, back], "gates"), {"sigmoid_z": 3 * s.value_prefix_width, "tanh_z": s.value_prefix_width}
-    )
-    g.split(g.node("Sigmoid", ["sigmoid_z"], "opened"), dict.fromkeys(("in", "forget", "out"), s.value_prefix_width))
-    new = g.node("Mul", ["in", g.node("Tanh", ["tanh_z"], "fresh")], "new")
-    c = g.node("Add", [g.node("Mul", ["forget", c], "old"), new], "next_c")
-    h = g.node("Mul", ["out", g.node("Tanh", [c], "squashed")], "next_h")
-    bins = g.linear(
-        g.layernorm(h, "normed", s.value_prefix_width, "normed_scale"), "reward_bins", p.reward_w, p.reward_b
-    )
-    total = g.decode(bins, "next_prefix", s.reward_limit, s.reward_bins)
-    reward = g.node("Sub", [total, before], "reward")
-    return [reward, h, c, total, g.node("Add", [steps, "one"], "next_steps")]
+    outputs = [OutputHead(g.concat([*state, *memory], "state"), s.state), reward, heads]
+    return _serialise(g, _row_widths(s)["dynamics"], outputs)
 
 
 def _hypotheses_hidden(
     g: GraphBuilder, latent: str, p: Params, s: ModelShape, num_hypotheses: int, hypotheses: Array | None
 ) -> str:
-    """The hidden rows [rows S, H] of the heads: every market, of one product, with every position."""
+    """The hidden rows [rows M, H] of the value head: every latent, multiplied once, beside every position."""
     D, P, H = s.latent, s.position, s.hidden
     if hypotheses is not None:
-        told = g.weight("told", hypotheses @ p.prediction_hidden_w[D:])
+        positions = g.weight("told", hypotheses @ p.prediction_hidden_w[D:])
     else:
         each = g.reshape("positions", "each_position", -1, P)
         flat = g.node("MatMul", [each, g.weight("position_w", p.prediction_hidden_w[D:])], "told_flat")
-        told = g.reshape(flat, "told", -1, num_hypotheses, H)
-    shared = g.reshape(
-        g.linear(latent, "shared_flat", p.prediction_hidden_w[:D], p.prediction_hidden_b), "shared", -1, 1, H
-    )
-    hidden = g.node("Relu", [g.node("Add", [shared, told], "predict_z")], "predict")
+        positions = g.reshape(flat, "told", -1, num_hypotheses, H)
+    product = g.linear(latent, "shared_flat", p.prediction_hidden_w[:D], p.prediction_hidden_b)
+    shared = g.reshape(product, "shared", -1, 1, H)
+    hidden = g.node("Relu", [g.node("Add", [shared, positions], "predict_z")], "predict")
     return g.reshape(hidden, "predict_rows", -1, H)
 
 
 def _market_graph(p: Params, s: ModelShape, num_hypotheses: int, hypotheses: Array | None) -> bytes:
-    g = GraphBuilder()
-    D, P, S, states = (s.latent, s.position, num_hypotheses, s.attention_window * s.state if s.num_layers else s.latent)
-    shown = {"positions": S * P} if hypotheses is None else {}
-    if s.num_layers:
-        g.split("x", {"states": states, "code": s.codes} | shown)
-        latent, state = "latent", imagined_token(g, "states", "code", p, s)
+    g, dynamics = GraphBuilder(), dynamics_extension(s)
+    D, P, M = s.latent, s.position, num_hypotheses
+    states = s.attention_window * s.state if dynamics else D
+    positions = {"positions": M * P} if hypotheses is None else {}
+    if dynamics:
+        g.split("x", {"states": states, "code": s.codes} | positions)
+        latent, state = "latent", dynamics.imagined_token(g, "states", "code", p, s)
     else:
-        if shown:
-            g.split("x", {"market": D + s.codes} | shown)
-        moved = g.linear_relu("market" if shown else "x", "move", p.dynamics_hidden_w, p.dynamics_hidden_b)
+        if positions:
+            g.split("x", {"market": D + s.codes} | positions)
+        moved = g.linear_relu("market" if positions else "x", "move", p.dynamics_hidden_w, p.dynamics_hidden_b)
         latent = _dynamics_step(g, g.input_slice("latent", 0, D), moved, p, s)
         state = [latent]
     codes = _chance_logits(g, latent, p, s)
-    values = g.linear(_hypotheses_hidden(g, latent, p, s, S, hypotheses), "values", p.value_w, p.value_b)
+    values = g.linear(_hypotheses_hidden(g, latent, p, s, M, hypotheses), "values", p.value_w, p.value_b)
     outputs = [
         OutputHead(g.concat(state, "state"), s.state),
         codes,
-        OutputHead(values, 0, S, s.value_bins, s.value_limit),
+        OutputHead(values, 0, M, s.value_bins, s.value_limit),
     ]
     return _serialise(g, _row_widths(s, 0, num_hypotheses, hypotheses is not None)["market"], outputs)

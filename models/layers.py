@@ -1,7 +1,8 @@
 """Layers as pairs of forward and hand-written backward; the gradient of `x` is `dx`.
 
-What a function writes comes first, and it writes it whole: every parameter of the program belongs to one call per
-step.  Matrix products are BLAS's, the elementwise rest is fused in kernels.  All of it works in float32 and float64.
+A function writes its first arguments, and overwrites them whole: each parameter of the model belongs to one call per
+step.  BLAS does the matrix products; the elementwise rest is fused in kernels.  All of it works in float32 and float64.
+In shapes, n counts rows, I inputs and O outputs of a layer.
 """
 
 import math
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import kernel, reassociated
+from models.shape import Array
 
-Array = NDArray[Any]
-LAYERNORM_EPSILON = 1e-5  # of the layer norm
-HL_GAUSS_SIGMA = 0.75  # standard deviation of a target in bin widths (Imani and White 2018)
-MASKED_LOGIT = -1e30  # logit of an illegal action: finite, and its exponential is 0
+LAYERNORM_EPSILON = 1e-5
+SQRT_2_OVER_PI, GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715  # of GELU by tanh (Hendrycks and Gimpel 2016)
+HL_GAUSS_SIGMA = 0.75  # standard deviation of a target, in bin widths (Imani and White 2018)
+MASKED_LOGIT = -1e30  # logit of an illegal action: it is finite, and its exponential is 0
 
 
 def linear_forward(y: Array, x: Array, w: Array, b: Array) -> None:
@@ -25,14 +27,14 @@ def linear_forward(y: Array, x: Array, w: Array, b: Array) -> None:
 
 
 def linear_backward(dw: Array, db: Array, dy: Array, x: Array) -> None:
-    """Gradients of the parameters of y = x @ w + b."""
+    """Gradients dw [I, O] and db [O] of y = x @ w + b, from dy [n, O]."""
     np.matmul(x.T, dy, out=dw)
     _column_sums(db, dy)
 
 
 @kernel
 def _column_sums(y: Array, x: Array) -> None:
-    """y [O] = sum of the rows of x [n, O], row by row: vector additions."""
+    """y [O] = sum of the rows of x [n, O], added row by row, which vectorises."""
     y[:] = 0
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
@@ -52,7 +54,7 @@ def linear_relu_forward(y: Array, x: Array, w: Array, b: Array) -> None:
 
 @kernel
 def _add_bias_relu(y: Array, b: Array) -> None:
-    """y [n, O] = max(y + b, 0) in place; NaN stays NaN, or a broken weight would pass for a dead unit."""
+    """y [n, O] = max(y + b, 0) in place; a NaN stays NaN, so that a broken weight is not mistaken for a dead unit."""
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             z = y[i, j] + b[j]
@@ -76,7 +78,7 @@ def linear_relu_backward(dw: Array, db: Array, dy: Array, y: Array, x: Array) ->
 
 @kernel
 def _bias_relu_backward(dy: Array, db: Array, y: Array) -> None:
-    """dy [n, O] = 0 where y is; db [O] = sum of its rows."""
+    """Set dy [n, O] to 0 where y is 0; db [O] = sum of its rows."""
     db[:] = 0
     zero = dy.dtype.type(0)
     for i in range(dy.shape[0]):
@@ -88,7 +90,7 @@ def _bias_relu_backward(dy: Array, db: Array, y: Array) -> None:
 
 @reassociated
 def layernorm_forward(y: Array, rstd: Array, x: Array) -> None:
-    """Layer norm without parameters: y [n, D] = (x - mean) rstd, rstd [n] = 1 / sqrt(var + EPSILON)."""
+    """Layer norm without parameters: y [n, D] = (x - mean) rstd, rstd [n] = 1 / sqrt(var + LAYERNORM_EPSILON)."""
     D = x.shape[1]
     for i in range(x.shape[0]):
         mean, square = 0.0, 0.0
@@ -112,7 +114,7 @@ def residual_forward(y: Array, x: Array, b: Array) -> None:
 
 @kernel
 def residual_backward(dx: Array, dy: Array, inner: Array, factor: float) -> None:
-    """dx [n, D] += factor (dy + inner), the gradient of x + f(x) where f hands back `inner`."""
+    """dx [n, D] += factor (dy + inner): the gradient of x + f(x), `inner` [n, D] being that of f."""
     scale = dx.dtype.type(factor)
     for i in range(dx.shape[0]):
         for j in range(dx.shape[1]):
@@ -121,7 +123,7 @@ def residual_backward(dx: Array, dy: Array, inner: Array, factor: float) -> None
 
 @reassociated
 def layernorm_backward(dx: Array, dy: Array, y: Array, rstd: Array) -> None:
-    """dx = rstd (dy - mean(dy) - y mean(dy y)) of y = (x - mean) rstd; dx may be dy."""
+    """dx [n, D] = rstd (dy - mean(dy) - y mean(dy y)), the gradient of y = (x - mean) rstd; dx may be dy."""
     D = y.shape[1]
     for i in range(y.shape[0]):
         total, product = 0.0, 0.0
@@ -133,30 +135,69 @@ def layernorm_backward(dx: Array, dy: Array, y: Array, rstd: Array) -> None:
             dx[i, j] = rstd[i] * (dy[i, j] - mean - y[i, j] * slope)
 
 
+@kernel
+def _gelu_inner(inner: Array, x: Array, b: Array) -> None:
+    """x [n, H] += b, and inner = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    slope, cube = x.dtype.type(SQRT_2_OVER_PI), x.dtype.type(GELU_CUBIC)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            z = x[i, j] + b[j]
+            x[i, j] = z
+            inner[i, j] = slope * (z + cube * z * z * z)
+
+
+@kernel
+def _gelu(y: Array, x: Array, gelu_tanh: Array) -> None:
+    """y [n, H] = x (1 + gelu_tanh) / 2."""
+    half, one = x.dtype.type(0.5), x.dtype.type(1)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = half * x[i, j] * (one + gelu_tanh[i, j])
+
+
+def gelu_forward(y: Array, gelu_tanh: Array, x: Array, b: Array) -> None:
+    """y [n, H] = GELU(x + b) by the tanh that `gelu_tanh` [n, H] keeps; x becomes x + b."""
+    _gelu_inner(gelu_tanh, x, b)
+    np.tanh(gelu_tanh, out=gelu_tanh)
+    _gelu(y, x, gelu_tanh)
+
+
+@kernel
+def gelu_backward(dy: Array, db: Array, x: Array, gelu_tanh: Array) -> None:
+    """Turn dy [n, H] into the gradient of the GELU's input; db [H] = sum of its rows."""
+    half, one, slope = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(0.5 * SQRT_2_OVER_PI)
+    cube = x.dtype.type(3 * GELU_CUBIC)
+    db[:] = 0
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            z, th = x[i, j], gelu_tanh[i, j]
+            g = dy[i, j] * (half * (one + th) + slope * z * (one - th * th) * (one + cube * z * z))
+            dy[i, j] = g
+            db[j] += g
+
+
 def _hl_gauss_table() -> NDArray[np.float64]:
-    """[FINE + 1, BINS]: mass in the bins about bin 0 of a target at the fractions 0 ... 1 of the way to bin 1."""
+    """Probabilities [HL_GAUSS_STEPS + 1, HL_GAUSS_BINS] of the bins about bin 0, of targets at 0 .. 1 bin widths."""
     fractions = np.arange(HL_GAUSS_STEPS + 1)[:, None] / HL_GAUSS_STEPS
     edges = np.arange(-HL_GAUSS_BINS_BELOW, HL_GAUSS_BINS - HL_GAUSS_BINS_BELOW + 1) - 0.5
     cdf = np.vectorize(math.erf)((edges - fractions) / (HL_GAUSS_SIGMA * math.sqrt(2.0))) / 2
     return np.asarray(np.diff(cdf, axis=1))
 
 
-HL_GAUSS_STEPS, HL_GAUSS_BINS, HL_GAUSS_BINS_BELOW = (
-    512,
-    10,
-    4,
-)  # linear between 512 fractions: wrong by less than 3e-7; 6 deviations on either side
+# 10 bins reach 6 deviations to either side; linear interpolation between 512 fractions errs by less than 3e-7
+HL_GAUSS_STEPS, HL_GAUSS_BINS, HL_GAUSS_BINS_BELOW = 512, 10, 4
 HL_GAUSS_TABLE = _hl_gauss_table()
 
 
 @kernel
 def hl_gauss(probability: Array, x: float, limit: float, V: int) -> int:
-    """mass [T <= V]: N(x, 0.75 bins) over T of V bins whose centres span [-limit, limit]; the first of them.
+    """Write N(x, 0.75 bins) over successive bins of V, whose centres span [-limit, limit]; return the first of them.
 
-    x is clipped to the centres; what lies beyond the bins is given to the others in proportion.
+    `probability` [width <= V] sums to 1: x is clipped to the centres, and probability beyond the bins is spread in
+    proportion.
     """
-    T = probability.shape[0]
-    if math.isnan(x):  # min and max would swallow it
+    width = probability.shape[0]
+    if math.isnan(x):  # min and max would lose it
         probability[:] = x
         return 0
     at = (min(max(x, -limit), limit) + limit) * (V - 1) / (2.0 * limit)
@@ -164,25 +205,25 @@ def hl_gauss(probability: Array, x: float, limit: float, V: int) -> int:
     nearest = int(at)
     fraction = (at - nearest) * HL_GAUSS_STEPS
     row = int(fraction)
-    share = fraction - row
-    first = min(max(nearest - HL_GAUSS_BINS_BELOW, 0), V - T)
+    part = fraction - row
+    first = min(max(nearest - HL_GAUSS_BINS_BELOW, 0), V - width)
     shift = first - nearest + HL_GAUSS_BINS_BELOW
     total = 0.0
-    for i in range(T):
+    for i in range(width):
         j = i + shift
         inside = 0 <= j < HL_GAUSS_BINS
-        here = HL_GAUSS_TABLE[row, j] + share * (HL_GAUSS_TABLE[row + 1, j] - HL_GAUSS_TABLE[row, j]) if inside else 0.0
+        here = HL_GAUSS_TABLE[row, j] + part * (HL_GAUSS_TABLE[row + 1, j] - HL_GAUSS_TABLE[row, j]) if inside else 0.0
         probability[i] = here
         total += here
     scale = probability.dtype.type(1.0 / total)
-    for i in range(T):
+    for i in range(width):
         probability[i] *= scale
     return int(first)
 
 
 @kernel
 def mask_logits(z: Array, legal: NDArray[np.bool_]) -> None:
-    """Give illegal logits z [n, A] a probability, and so a gradient, of exactly 0."""
+    """Mask the illegal logits of z [n, A]: their probability and their gradient become exactly 0."""
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
             if not legal[i, j]:
@@ -191,7 +232,7 @@ def mask_logits(z: Array, legal: NDArray[np.bool_]) -> None:
 
 @kernel
 def _row_max(row: Array) -> Any:
-    """The largest of row [O]; four at a time, or each comparison would wait for the last."""
+    """The largest of row [O]; four comparisons run at a time, because a single chain would wait for each."""
     a = b = c = d = row[0]
     whole = row.shape[0] // 4 * 4
     for j in range(0, whole, 4):
@@ -206,56 +247,56 @@ def _row_max(row: Array) -> Any:
 
 @reassociated
 def _subtract_max(z: Array, loss: Array, b: Array, first_bin: Array, probability: Array) -> None:
-    """Add b to each row of z and subtract its largest logit; loss [n] = -<target, what is left>."""
+    """Add b to each row of z [n, O] and subtract its largest logit; loss [n] = -<target, shifted logits>."""
     for i in range(z.shape[0]):
-        row, surprise, start = z[i], 0.0, first_bin[i]
+        row, row_loss, start = z[i], 0.0, first_bin[i]
         for j in range(row.shape[0]):
             row[j] += b[j]
         highest = _row_max(row)
         for j in range(row.shape[0]):
             row[j] -= highest
         for t in range(probability.shape[1]):
-            surprise -= np.float64(row[start + t]) * np.float64(probability[i, t])
-        loss[i] = surprise
+            row_loss -= np.float64(row[start + t]) * np.float64(probability[i, t])
+        loss[i] = row_loss
 
 
 @reassociated
 def _softmax_minus_target(
     z: Array, db: Array, loss: Array, first_bin: Array, probability: Array, weight: Array, factor: float
 ) -> float:
-    """From z = exp(shifted logits): the loss, z <- factor weight (softmax - target), and db = its column sums."""
+    """The loss from z = exp(shifted logits); z = factor weight (softmax - target), and db = its column sums."""
     total = 0.0
     for j in range(db.shape[0]):
         db[j] = 0
     for i in range(z.shape[0]):
-        row, start, volume = z[i], first_bin[i], 0.0
+        row, start, sum_exp = z[i], first_bin[i], 0.0
         for j in range(row.shape[0]):
-            volume += np.float64(row[j])
+            sum_exp += np.float64(row[j])
         w = z.dtype.type(factor * weight[i])
-        scale = z.dtype.type(factor * weight[i] / volume)
+        scale = z.dtype.type(factor * weight[i] / sum_exp)
         for j in range(row.shape[0]):
             row[j] *= scale
         for t in range(probability.shape[1]):
             row[start + t] -= w * probability[i, t]
         for j in range(row.shape[0]):
             db[j] += row[j]
-        total += weight[i] * (math.log(volume) + loss[i])
+        total += weight[i] * (math.log(sum_exp) + loss[i])
     return total
 
 
 class CategoricalTarget(NamedTuple):
-    """Categorical targets of n rows: T bins from the first on have mass, which sums to 1."""
+    """Categorical targets of n rows: `width` bins from the first on have probabilities that sum to 1."""
 
     first_bin: NDArray[np.int32]  # [n]
-    probability: Array  # [n, T]
+    probability: Array  # [n, width]
 
 
 def cross_entropy(
     z: Array, db: Array, row_loss: Array, b: Array, target: CategoricalTarget, weight: Array, factor: float
 ) -> float:
-    """sum_i weight_i CE(target_i, softmax(z_i + b)) over n rows, row [n] being scratch.
+    """sum_i weight_i CE(target_i, softmax(z_i + b)) over n rows; row_loss [n] is scratch.
 
-    z [n, O] becomes the gradient of `factor` times that, and db [O] the one of b.
+    z [n, O] and db [O] become the gradients of `factor` times that.
     """
     _subtract_max(z, row_loss, b, *target)
     np.exp(z, out=z)
@@ -263,7 +304,7 @@ def cross_entropy(
 
 
 def bin_centres(limit: float, bins: int) -> NDArray[np.float64]:
-    """[V] centres of the bins of a categorical value."""
+    """Centres [V] of the bins of a categorical value."""
     return np.linspace(-limit, limit, bins)
 
 

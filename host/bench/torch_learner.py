@@ -11,7 +11,8 @@ from models.adamw import ADAM_EPSILON, BETA_1, BETA_2, MAX_GRADIENT_NORM, learni
 from models.layers import HL_GAUSS_SIGMA, MASKED_LOGIT
 from models.layers import LAYERNORM_EPSILON as NORM_EPSILON
 from models.loss import DEFAULT_LOSS_WEIGHTS, LATENT_GRADIENT_SCALE, LOSSES
-from models.params import Array, ModelShape, as_views
+from models.params import ModelShape, as_views
+from models.shape import Array
 
 torch: Any = import_module("torch")
 Tensor = Any
@@ -31,7 +32,7 @@ class TorchLearner:
         compiled: bool,
     ) -> None:
         torch.set_num_threads(threads)
-        named = as_views(flat.copy(), shape)._asdict()
+        named = vars(as_views(flat.copy(), shape))
         self._p = {name: torch.from_numpy(view).requires_grad_() for name, view in named.items()}
         groups = [
             {"params": [p for name, p in self._p.items() if name.endswith(part)], "weight_decay": w}

@@ -43,6 +43,7 @@ from models.export import export
 from models.learner import Learner
 from models.loss import LossWeights
 from models.params import ModelShape, as_views
+from models.registry import needs, serves_market_search
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
 VALUE_BATCH = 64  # positions the target network evaluates in one call
@@ -71,12 +72,8 @@ class Trainer:
         self.network_shape = NetworkShape(
             shape.features, NUM_POSITION_FEATURES, shape.state, actions, shape.codes, window, context
         )
-        coding = {
-            "commitment": t.commitment_weight,
-            "code_entropy": t.code_entropy_weight,
-            "code_move": t.code_move_weight,
-        }
-        weights = LossWeights(consistency=t.consistency_weight, unizero=t.unizero_weight, **coding)
+        given = {name: getattr(t, f"{name}_weight", None) for name in LossWeights._fields}
+        weights = LossWeights(**{name: weight for name, weight in given.items() if weight is not None})
         rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_steps
         self.learner = Learner(shape, t.batch_size, t.num_unroll_steps, *rates, threads, weights, candidates)
         self.target_params = self.learner.params.copy()  # soft copy of the weights: bootstraps, plays and is exported
@@ -87,10 +84,10 @@ class Trainer:
         rows = t.replay_capacity * (config.market.episode_length + context)
         self.feature_store = FeatureStore(data, rows, threads, bars_before=context - 1)
         sizes = self.network_shape.features, NUM_POSITION_FEATURES, self.network_shape.actions
-        learned = t.chance_codes == "learned"
-        ahead = t.consistency_weight + t.unizero_weight > 0 or learned
+        needed = needs(self.learner.extensions)
+        parts = {"with_next_features": "next_features" in needed, "with_moves": "move" in needed}
         self.batch = new_batch(
-            t.batch_size, t.num_unroll_steps, *sizes, ahead, context, with_moves=learned, num_candidates=candidates
+            t.batch_size, t.num_unroll_steps, *sizes, context=context, num_candidates=candidates, **parts
         )
         held = t.replay_capacity if t.per_alpha > 0 else 0
         self.bellman_error = np.zeros((held, config.market.episode_length))
@@ -145,7 +142,7 @@ class Trainer:
 
     def position_hypotheses(self) -> tuple[int, NDArray[np.float32] | None]:
         """What the network of the market search is exported for; S = 0 where there can be none."""
-        if self.learner.shape.num_beta_params or self.learner.shape.value_prefix_width:
+        if not serves_market_search(self.learner.shape):
             return 0, None
         return hypothesis_positions(self.network_shape, self.acting_search_config(), self.data.market_spec.market.sizes)
 
@@ -252,10 +249,7 @@ class Trainer:
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.updates_per_iteration
             self.target_params += np.float32(t.target_ema) * (self.learner.params - self.target_params)
-        if t.unizero_weight > 0 or self.learner.shape.num_layers > 0:
-            for k, error in enumerate(self.learner.reward_errors(self.batch), 1):
-                totals[f"reward_error_{k}"] = error
-        return totals
+        return totals | self.learner.reward_errors(self.batch)
 
     def priority_cdf(self, rule: ValueTargetConfig) -> NDArray[np.float64]:
         """[N] cumulative probabilities of the windows, from the values as they are now; N = 0 for uniform draws."""

@@ -1,1 +1,1 @@
-"""What can be switched on beside the default network, one file each."""
+"""Extensions of the default networks: one file each, listed in `registry`, by the contract of `models.extension`."""

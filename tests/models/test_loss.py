@@ -68,7 +68,7 @@ def test_losses_are_their_definition() -> None:
 
 def test_every_parameter_gets_gradient() -> None:
     _, gradient, _ = evaluate(lively(), random_batch(64, SHAPE, K))
-    for name, view in net.as_views(gradient, SHAPE)._asdict().items():
+    for name, view in vars(net.as_views(gradient, SHAPE)).items():
         assert view.size == 0 or (np.abs(view) > 0).mean() > 0.9, name
 
 

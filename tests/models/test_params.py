@@ -1,5 +1,7 @@
 """The flat vector and its views, where a network starts, and what decays."""
 
+from typing import get_type_hints
+
 import numpy as np
 
 from kernels.market.position import ACTIONS, NUM_POSITION_FEATURES
@@ -13,11 +15,12 @@ SHAPE = net.ModelShape(
 def test_views_cover_the_vector_once() -> None:
     flat = np.zeros(net.num_params(SHAPE))
     p = net.as_views(flat, SHAPE)
-    for view in p:
+    for view in vars(p).values():
         view += 1
     np.testing.assert_array_equal(flat, 1)
-    assert tuple(net.param_shapes(SHAPE)) == net.Params._fields
-    assert [view.shape for view in p] == list(net.param_shapes(SHAPE).values())
+    assert list(net.param_shapes(SHAPE)) == list(vars(p))
+    assert set(vars(p)) == set(get_type_hints(net.Params)), "each is declared, by the core or by an extension"
+    assert [view.shape for view in vars(p).values()] == list(net.param_shapes(SHAPE).values())
 
 
 def test_the_defaults_are_those_of_the_market() -> None:
@@ -36,10 +39,10 @@ def test_the_position_has_columns_in_the_heads_only() -> None:
 
 def test_a_transformer_takes_the_place_of_the_dynamics() -> None:
     shape = SHAPE._replace(projector_width=0, num_layers=2)
-    p = net.as_views(np.zeros(net.num_params(shape)), shape)._asdict()
+    p = vars(net.as_views(np.zeros(net.num_params(shape)), shape))
     assert {name for name, view in p.items() if name.endswith("_w") and view.size == 0} == {
-        "dynamics_hidden_w", "dynamics_out_w", "projector_1_w", "projector_2_w", "predictor_1_w", "predictor_2_w", "chance_encoder_hidden_w", "chance_encoder_out_w",
-        "code_move_w", "beta_head_w", "lstm_w",
+        "dynamics_hidden_w", "dynamics_out_w", "projector_1_w", "projector_2_w", "predictor_1_w", "predictor_2_w",
+        "chance_encoder_hidden_w", "chance_encoder_out_w", "code_move_w", "beta_head_w", "lstm_w",
     }  # fmt: skip
     assert [SHAPE.state, shape.state] == [6, 1 + 6 + 2 * 2 * 6]
 
@@ -57,20 +60,20 @@ def test_heads_start_near_zero_and_the_rest_at_unit_gain() -> None:
         net.ModelShape(features=200, num_layers=3),
         net.ModelShape(features=200, chance_encoder_width=150, codes=600),
     )
-    found = [item for s in shapes for item in net.as_views(net.new_params(s, 0), s)._asdict().items()]
+    found = [item for s in shapes for item in vars(net.as_views(net.new_params(s, 0), s)).items()]
     for name, view in found:
         if name.endswith("_b"):
             assert (view == 0).all(), name
         if name.endswith("_b") or view.size == 0:
             continue
         gain = view.std() * np.sqrt(view.shape[-2] / 2)
-        expected = 0.01 if name in net.SMALL_INIT else 1.0
+        expected = 0.01 if name in net.small_init() else 1.0
         np.testing.assert_allclose(gain, expected, rtol=0.1, err_msg=name)
-    assert {"policy_w", "value_w", "afterstate_value_w", "reward_w", "chance_logits_w"} <= set(net.SMALL_INIT)
+    assert {"policy_w", "value_w", "afterstate_value_w", "reward_w", "chance_logits_w"} <= net.small_init()
 
 
 def test_weights_decay_and_biases_do_not() -> None:
     for shape in (SHAPE, SHAPE._replace(projector_width=0, num_layers=2)):
-        for name, view in net.as_views(net.weight_decays(shape, 0.1), shape)._asdict().items():
+        for name, view in vars(net.as_views(net.weight_decays(shape, 0.1), shape)).items():
             expected = np.float32(0.1 if name.endswith("_w") else 0.0)
             np.testing.assert_array_equal(view, expected, err_msg=name)

@@ -11,7 +11,8 @@ from models import params as net
 from models.extensions.beta_head import ENTROPY_BONUS, MIN_SIZE, SizeCandidates, beta_loss, digamma, trigamma
 from models.learner import Learner
 from tests.fixtures.windows import SHAPE as PLAIN
-from tests.fixtures.windows import K, lively, random_batch
+from tests.fixtures.windows import K, evaluate_shape, lively, random_batch
+from tests.fixtures.windows import evaluate as evaluate_plain
 
 SHAPE = PLAIN._replace(num_beta_params=4)
 E, EULER = 5, 0.5772156649015329
@@ -107,12 +108,8 @@ def sized_batch(windows: int) -> Batch:
 
 def evaluate(flat: np.ndarray, batch: Batch) -> tuple[list[float], np.ndarray]:
     """(losses, gradient of their weighted sum)."""
-    work = unroll.new_activations(SHAPE, len(batch.features), K, flat.dtype, num_candidates=E)
-    gradient = np.full_like(flat, np.nan)
-    p, d, x = net.as_views(flat, SHAPE), net.as_views(gradient, SHAPE), batch.features.astype(flat.dtype)
-    unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
-    return unroll.loss_and_gradient(d, work, p, x, unroll.DEFAULT_LOSS_WEIGHTS, 1.0), gradient
+    losses, gradient, _ = evaluate_shape(flat, SHAPE, batch, K)
+    return list(losses.values()), gradient
 
 
 def weighted(flat: np.ndarray, batch: Batch) -> float:
@@ -141,12 +138,7 @@ def test_gradient_of_the_whole_loss() -> None:
 
 def test_the_head_changes_no_other_loss_and_is_the_last_one() -> None:
     flat, batch = params(), sized_batch(8)
-    plain = net.as_views(flat[: net.num_params(PLAIN)].copy(), PLAIN)
-    work = unroll.new_activations(PLAIN, 8, K, float)
-    unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, PLAIN, 0.0)
-    d = net.as_views(np.zeros(net.num_params(PLAIN)), PLAIN)
-    alone = unroll.loss_and_gradient(d, work, plain, batch.features.astype(float), unroll.DEFAULT_LOSS_WEIGHTS)
+    alone = evaluate_plain(flat[: net.num_params(PLAIN)].copy(), batch)[0]
     losses, _ = evaluate(flat, batch)
     assert losses[:5] == alone
     assert len(losses) == 6
@@ -160,9 +152,9 @@ def test_learning_moves_the_sizes_to_what_the_search_prefers_and_does_not_collap
     good = np.where(sizes > 0, sizes > 0.7, sizes > -0.3)
     batch.candidate_policy[:] = good / np.maximum(good.sum(axis=2, keepdims=True), 1)
     learner = Learner(SHAPE, 32, K, 5, 1e-2, 0.0, 10_000, 1, num_candidates=E)
-    first = learner.learn(batch)["size"]
+    first = learner.learn(batch)["beta_head"]
     for _ in range(200):
-        last = learner.learn(batch)["size"]
+        last = learner.learn(batch)["beta_head"]
     assert last < first - 0.05
     a = 1 + np.log1p(np.exp(net.as_views(learner.params, SHAPE).beta_head_b))
     assert a.max() < 50

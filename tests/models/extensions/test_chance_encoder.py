@@ -8,10 +8,9 @@ from kernels.learning.replay_buffer import Batch, new_batch
 from models import loss as unroll
 from models import params as net
 from models.extensions import chance_encoder as codes
-from models.extensions.transformer import new_transformer_activations
 from models.learner import Learner
 from tests.fixtures.windows import SHAPE as PLAIN
-from tests.fixtures.windows import K, lively, random_batch
+from tests.fixtures.windows import K, evaluate_shape, lively, random_batch
 from tests.fixtures.windows import evaluate as evaluate_plain
 
 SHAPE = PLAIN._replace(chance_encoder_width=6)
@@ -43,22 +42,10 @@ def parameters(seed: int = 1, shape: net.ModelShape = SHAPE) -> np.ndarray:
 
 def evaluate(
     flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS, shape: net.ModelShape = SHAPE
-) -> tuple[list[float], np.ndarray, unroll.Activations, codes.ChanceEncoderWork]:
-    """(losses, gradient, workspaces) in the precision of `flat`."""
-    n = len(batch.features)
-    work, coder = (
-        unroll.new_activations(shape, n, K, flat.dtype),
-        codes.new_chance_encoder_work(shape, n, K, flat.dtype),
-    )
-    stream = new_transformer_activations(shape, n, K, 0, flat.dtype) if shape.num_layers else None
-    gradient = np.full_like(flat, np.nan)
-    p, d = net.as_views(flat, shape), net.as_views(gradient, shape)
-    unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, shape, 0.0)
-    coding = coder, batch.next_features.astype(flat.dtype), batch.move.astype(flat.dtype)
-    x = batch.features.astype(flat.dtype)
-    found = unroll.loss_and_gradient(d, work, p, x, weights, 1.0, transformer=stream, encoder_inputs=coding)
-    return found, gradient, work, coder
+) -> tuple[list[float], np.ndarray, unroll.Activations]:
+    """(losses, gradient, activations) in the precision of `flat`."""
+    losses, gradient, workspace = evaluate_shape(flat, shape, batch, K, weights)
+    return list(losses.values()), gradient, workspace.activations
 
 
 def total(
@@ -100,7 +87,7 @@ def differs(
 
 def test_forward_the_code_is_the_likeliest_one_and_all_the_network_sees() -> None:
     flat, batch = parameters(), coded_batch(6)
-    found, _, work, _ = evaluate(flat, batch)
+    found, _, work = evaluate(flat, batch)
     p = naive_probabilities(flat, batch.next_features)
     assert len(set(p.argmax(axis=2).ravel().tolist())) > 2
     batch.code[:] = p.argmax(axis=2)
@@ -192,7 +179,9 @@ def test_which_losses_reach_the_encoder(loss: str, steps: int, reaches: bool) ->
         assert (np.abs(getattr(d, name)).max() > 1e-6) == reaches, name
         assert reaches or not getattr(d, name).any()
     of_the_rest = max(
-        np.abs(view).max() for name, view in d._asdict().items() if name[:4] not in ("enco", "mean") and view.size
+        np.abs(view).max()
+        for name, view in vars(d).items()
+        if not name.startswith(("chance_encoder", "code_move")) and view.size
     )
     assert (of_the_rest > 0) == (loss in unroll.LOSSES)
 

@@ -10,14 +10,17 @@ from models import params as net
 from models.extensions import consistency
 from models.learner import Learner
 from tests.fixtures.windows import SHAPE as PLAIN
-from tests.fixtures.windows import K, lively, random_batch
+from tests.fixtures.windows import K, evaluate_shape, lively, random_batch
 from tests.oracles.gradients import slope
 
 SHAPE = PLAIN._replace(projector_width=5)
 RNG = np.random.default_rng(3)
 WEIGHTS = unroll.LossWeights(consistency=0.8)
 ALONE = unroll.LossWeights(0, 0, 0, 0, 0, 1.0)
-HEADS = ("predict", "policy", "value", "chance", "code", "after", "afterstate_value", "gain", "reward")
+HEADS = (
+    "prediction_hidden", "policy", "value", "chance_hidden", "chance_logits", "afterstate_hidden", "afterstate_value",
+    "reward_hidden", "reward",
+)  # fmt: skip
 
 
 def ahead_batch(windows: int, seed: int = 0) -> Batch:
@@ -32,18 +35,8 @@ def evaluate(
     flat: np.ndarray, target: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS
 ) -> tuple[list[float], net.Params, np.ndarray]:
     """(losses, gradient by name, gradient)."""
-    n = len(batch.features)
-    work, sight = (
-        unroll.new_activations(SHAPE, n, K, flat.dtype),
-        consistency.new_consistency_work(SHAPE, K * n, flat.dtype),
-    )
-    sight.x[:] = batch.next_features.swapaxes(0, 1).reshape(K * n, -1)
-    gradient = np.full_like(flat, np.nan)
-    p, d, aim = (net.as_views(x, SHAPE) for x in (flat, gradient, target))
-    unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
-    x = batch.features.astype(flat.dtype)
-    return unroll.loss_and_gradient(d, work, p, x, weights, 1.0, (sight, aim)), d, gradient
+    losses, gradient, _ = evaluate_shape(flat, SHAPE, batch, K, weights, target)
+    return list(losses.values()), net.as_views(gradient, SHAPE), gradient
 
 
 def parameters(seed: int) -> np.ndarray:
@@ -90,7 +83,7 @@ def test_it_moves_what_leads_to_the_latent_and_nothing_else() -> None:
     flat, batch = parameters(1), ahead_batch(16)
     losses, d, gradient = evaluate(flat, flat, batch, ALONE)
     np.testing.assert_array_equal(gradient, evaluate(flat, flat.copy(), batch, ALONE)[2])
-    for name, view in d._asdict().items():
+    for name, view in vars(d).items():
         moved = np.abs(view).max(initial=0) > 0
         assert moved == (name[:-2] not in HEADS and view.size > 0), name
     loss = losses[-1]

@@ -11,8 +11,9 @@ from kernels.learning.replay_buffer import Batch
 from models import loss as unroll
 from models import params as net
 from models.extensions import transformer
+from models.extensions.unizero import LATENT_LOSS_WEIGHT, UniZero
 from models.layers import LAYERNORM_EPSILON, decode
-from models.learner import Learner, new_workspace, reward_errors
+from models.learner import Learner
 from tests.fixtures.sequences import K, batch_of, evaluate, lively
 from tests.fixtures.windows import random_batch
 from tests.oracles.gradients import slope
@@ -29,7 +30,7 @@ RNG = np.random.default_rng(0)
 
 def weighted(flat: np.ndarray, shape: net.ModelShape, batch: Batch, weights: unroll.LossWeights) -> float:
     losses = evaluate(flat, shape, batch, weights)[0]
-    latent = [weights.unizero * unroll.LATENT_LOSS_WEIGHT] if weights.unizero else []
+    latent = [weights.unizero * LATENT_LOSS_WEIGHT] if weights.unizero else []
     return float(np.dot(losses, [*weights[: len(unroll.LOSSES)], *latent]))
 
 
@@ -48,7 +49,7 @@ def test_gradient_of_the_whole_loss(case: str) -> None:
     flat, batch, h = lively(shape), batch_of(shape), 1e-6
     batch.weight[1, 2:] = 0  # one window ends early
     gradient = evaluate(flat, shape, batch, weights)[1]
-    spans = np.cumsum([0, *(view.size for view in net.as_views(flat, shape))])
+    spans = np.cumsum([0, *(view.size for view in vars(net.as_views(flat, shape)).values())])
     rng = np.random.default_rng(3)
     for first, stop in pairwise(spans):
         for i in rng.choice(np.arange(first, stop), min(stop - first, 3), replace=False):
@@ -198,7 +199,7 @@ def test_the_last_token_sees_so_far_and_no_farther() -> None:
 def test_every_parameter_gets_gradient_and_stays_its_own() -> None:
     for shape, weights in CASES.values():
         gradient = evaluate(lively(shape), shape, batch_of(shape, 64), weights)[1]
-        for name, view in net.as_views(gradient, shape)._asdict().items():
+        for name, view in vars(net.as_views(gradient, shape)).items():
             assert view.size == 0 or (np.abs(view) > 0).mean() > 0.8, name
 
 
@@ -209,14 +210,16 @@ def test_the_target_of_the_latent_loss_is_constant(shape: net.ModelShape) -> Non
     nothing = unroll.LossWeights(0, 0, 0, 0, 0, unizero=1.0)
     losses, gradient, room = evaluate(flat, shape, batch, nothing)
     assert losses[-1] > 0
-    for name, view in net.as_views(gradient, shape)._asdict().items():
-        leads = name.split("_")[0] in ("represent", "latent", "move", "next", "embed", "qkv", "mix", "up", "down")
+    for name, view in vars(net.as_views(gradient, shape)).items():
+        leads = not name.startswith("code_move") and name.split("_")[0] in (
+            "representation", "dynamics", "code", "qkv", "attproj", "fc", "fcproj",
+        )  # fmt: skip
         assert (np.abs(view).max(initial=0) > 0) == (leads and view.size > 0), name
     assert (room.activations.d_latent[:K] == 0).all()
-    assert room.target_latents is not None
+    unizero = next(e for e in room.extensions if isinstance(e, UniZero))
     np.testing.assert_allclose(
         losses[-1],
-        ((room.activations.latent[K + 1 :] - room.target_latents.latent[:K]) ** 2).mean(axis=2).mean(),
+        ((room.activations.latent[K + 1 :] - unizero.latent[:K]) ** 2).mean(axis=2).mean(),
         rtol=1e-6,
     )
 
@@ -266,11 +269,11 @@ def test_reward_errors_are_those_of_the_open_loop(shape: net.ModelShape) -> None
     flat, batch = lively(shape), batch_of(shape, 8)
     batch.weight[:3, 2:] = 0
     work, p = evaluate(flat, shape, batch, JOINT)[2].activations, net.as_views(flat, shape)
-    room = new_workspace(shape, 8, K, JOINT, np.dtype(np.float64))
+    room = unroll.new_workspace(shape, 8, K, JOINT, np.dtype(np.float64))
     z = np.maximum(work.reward_input @ p.reward_hidden_w + p.reward_hidden_b, 0) @ p.reward_w + p.reward_b
     gap = np.abs(decode(z, shape.reward_limit).reshape(K, 8).T - batch.reward)
     expected = [gap[3 * (k > 0) :, k].mean() for k in range(K)]
-    np.testing.assert_allclose(reward_errors(room, p, batch, shape), expected, rtol=1e-6)
+    np.testing.assert_allclose(unroll.reward_errors(room, p, batch), expected, rtol=1e-6)
 
 
 def test_what_does_not_go_together_is_refused() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.artifact.onnx_check import layout_of
+from kernels.learning.replay_buffer import new_batch
 from kernels.ort import check_status
 from kernels.search.config import MARKET, SearchConfig, new_search_config
 from kernels.search.market_search import MarketTree
@@ -16,8 +17,8 @@ from kernels.search.tree import CHANCE, NONE, Tree
 from models import loss as unroll
 from models import params as net
 from models.export import export
+from models.extension import Pass
 from models.layers import decode
-from models.learner import new_workspace
 from tests.fixtures.graphs import run
 from tests.fixtures.roots import BARS, CODES, MARKETS, random_root
 from tests.fixtures.sequences import batch_of, evaluate, lively
@@ -127,7 +128,7 @@ def codes_to(tree: Tree | MarketTree, b: int, node: int) -> list[int]:
 def test_states_of_a_search_are_those_of_the_whole_pass_and_batches_change_nothing(rule: str) -> None:
     s = SHAPE._replace(attention_window=2)
     flat = net.new_params(s, 0) + np.random.default_rng(0).normal(0, 0.2, net.num_params(s)).astype(np.float32)
-    rules = {"rule": MARKET} if rule == "market" else {"considered": 2, "c_scale": 0.02}
+    rules = {"algorithm": MARKET} if rule == "market" else {"max_considered_actions": 2, "c_scale": 0.02}
     config = new_search_config(num_simulations=40, **rules)
     agent = OnnxNetworks(graphs_of(flat, s, config), sizes_of(s))
     planner = searched(agent, config, [0, 1, 2])
@@ -136,14 +137,14 @@ def test_states_of_a_search_are_those_of_the_whole_pass_and_batches_change_nothi
     paths = [(b, node, codes_to(tree, b, node)) for b in range(3) for node in range(tree.num_nodes[b])]
     deepest = max(len(codes) for _, _, codes in paths)
     assert deepest > s.attention_window
-    room = new_workspace(s, len(paths), deepest, unroll.DEFAULT_LOSS_WEIGHTS, np.dtype(np.float64))
-    assert room.transformer is not None
+    room = unroll.new_workspace(s, len(paths), deepest, unroll.DEFAULT_LOSS_WEIGHTS, np.dtype(np.float64))
     D = s.latent
     for i, (_, _, codes) in enumerate(paths):
         for k, code in enumerate(codes):
             room.activations.reward_input[k * len(paths) + i, D + code] = 1
     x = np.stack([random_root(5, b, False).features for b, _, _ in paths]).astype(float)
-    unroll.unroll_forward(room.activations, net.as_views(flat.astype(float), s), x, room.transformer)
+    p, batch = net.as_views(flat.astype(float), s), new_batch(1, 1, s.features, s.position, s.actions)
+    unroll.unroll_forward(Pass(None, p, None, room.activations, x, batch, 0, room.weights), room.extensions)
     expected = [room.activations.latent[len(codes), i] for i, (_, _, codes) in enumerate(paths)]
     close([tree.state[b, node, 1 : 1 + D] for b, node, _ in paths], expected)
     for b in range(3):

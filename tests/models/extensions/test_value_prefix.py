@@ -14,7 +14,7 @@ from models.layers import LAYERNORM_EPSILON, decode
 from tests.fixtures.graphs import run
 from tests.fixtures.trainings import dataset, tiny, trained
 from tests.fixtures.windows import SHAPE as PLAIN
-from tests.fixtures.windows import random_batch
+from tests.fixtures.windows import evaluate_shape, random_batch
 from tests.oracles.gradients import dense_target
 
 L, K, P = 5, 7, PLAIN.position  # a reset within the window
@@ -24,7 +24,7 @@ SHAPE = PLAIN._replace(value_prefix_width=L)
 def params(shape: net.ModelShape = SHAPE) -> np.ndarray:
     """Every path carries weight."""
     flat = np.random.default_rng(1).normal(size=net.num_params(shape)) * 0.3
-    for name, view in net.as_views(flat, shape)._asdict().items():
+    for name, view in vars(net.as_views(flat, shape)).items():
         if name.endswith("_b"):
             view += 0.5
     return flat
@@ -32,11 +32,8 @@ def params(shape: net.ModelShape = SHAPE) -> np.ndarray:
 
 def evaluate(flat: np.ndarray, batch: Batch) -> tuple[list[float], np.ndarray]:
     """(losses, gradient of their weighted sum)."""
-    work, gradient = (unroll.new_activations(SHAPE, len(batch.features), K, flat.dtype), np.full_like(flat, np.nan))
-    p, d, x = net.as_views(flat, SHAPE), net.as_views(gradient, SHAPE), batch.features.astype(flat.dtype)
-    unroll.fill_inputs(work, batch, 0)
-    unroll.fill_targets(work, batch, 0, SHAPE, 0.0)
-    return unroll.loss_and_gradient(d, work, p, x, unroll.DEFAULT_LOSS_WEIGHTS, 1.0), gradient
+    losses, gradient, _ = evaluate_shape(flat, SHAPE, batch, K)
+    return list(losses.values()), gradient
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -114,7 +111,7 @@ def test_gradient_of_the_whole_loss() -> None:
 def test_every_parameter_gets_gradient_and_the_past_reaches_no_further_than_the_reset() -> None:
     flat, batch = params(), random_batch(16, SHAPE, K)
     _, gradient = evaluate(flat, batch)
-    for name, view in net.as_views(gradient, SHAPE)._asdict().items():
+    for name, view in vars(net.as_views(gradient, SHAPE)).items():
         assert view.size == 0 or (np.abs(view) > 0).mean() > 0.9, name
     batch.weight[:, : K - 1] = 0  # only the last two steps count, both after the reset
     before = evaluate(flat, batch)[0][4]
