@@ -17,7 +17,8 @@ import pytest
 from host.data.csv_reader import read_bars
 from host.data.feed import POLL_S, Bar, LineParser, feed_bars
 from host.data.file_checks import MIN_OTHER_STEPS
-from host.data.formats import DataError, ReadOptions, detect_layout
+from host.data.formats import DataError, ReadOptions
+from host.data.layout import detect_layout
 from host.data.row_checks import SNIFF_LINES
 from kernels.market.bars import SECOND_NS, Bars
 from kernels.market.features import HISTORY
