@@ -44,7 +44,7 @@ def export(
     if afterstates:
         graphs["afterstate"] = _afterstate_graph(p, shape, share)
     if afterstates and not shape.num_beta_params:  # progressive widening asks for all of an afterstate
-        graphs["sibling"] = _afterstate_value_graph(p, shape)
+        graphs["afterstate_value"] = _afterstate_value_graph(p, shape)
     if share:
         graphs["code"] = _code_graph(p, shape)
     return graphs | ({"market": _market_graph(p, shape, num_hypotheses, hypotheses)} if num_hypotheses else {})
@@ -54,7 +54,10 @@ def _fold_dynamics_bias(p: Params, s: ModelShape) -> Params:
     """The parameters that read latents with the bias of a step in them: then latent and step are one product."""
     if s.num_layers:
         return p
-    readers = {name: getattr(p, f"{name}_w")[: s.latent] for name in ("predict", "chance", "after", "move", "gain")}
+    readers = {
+        name: getattr(p, f"{name}_w")[: s.latent]
+        for name in ("prediction_hidden", "chance_hidden", "afterstate_hidden", "dynamics_hidden", "reward_hidden")
+    }
     return p._replace(**{f"{name}_b": getattr(p, f"{name}_b") - p.dynamics_out_b @ w for name, w in readers.items()})
 
 

@@ -110,10 +110,10 @@ class Learner:
         w, rest = self._weights, [*LOSSES]
         if w.consistency + w.unizero > 0 and (target_params is None or batch.next_features.shape[1] == 0):
             raise ValueError("a loss that looks ahead needs the target network and a batch that does")
-        rest += ["size"] if self.shape.num_beta_params > 0 else []
+        rest += ["beta_head"] if self.shape.num_beta_params > 0 else []
         rest += ["consistency"] if w.consistency > 0 else []
         rest += ["latent"] if w.unizero > 0 else []
-        rest += ["commitment", "usage", "telling"] if self.shape.chance_encoder_width else []
+        rest += ["commitment", "code_entropy", "code_move"] if self.shape.chance_encoder_width else []
         if self.shape.chance_encoder_width and batch.next_features.shape[1] * batch.move.shape[1] == 0:
             raise ValueError("learned codes need a batch that looks ahead, with moves")
         rows = list(self._map(lambda i: self._chunk_gradient(batch, target_params, i), range(NUM_CHUNKS)))

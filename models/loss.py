@@ -49,7 +49,7 @@ from models.representation import RepresentationWork, new_representation_work, r
 NUM_CHUNKS = 4
 LATENT_GRADIENT_SCALE = 0.5  # of what flows from step k + 1 into the latent of step k (MuZero, appendix G)
 PARAM_INDEX = {name.removesuffix("_w"): at for at, name in enumerate(Params._fields) if name.endswith("_w")}
-LOSSES = ("policy", "value", "after_value", "chance", "reward")
+LOSSES = ("policy", "value", "afterstate_value", "chance", "reward")
 
 
 class LossWeights(NamedTuple):
@@ -115,10 +115,10 @@ def new_activations(
         return CategoricalTarget(np.zeros(rows, np.int32), np.ones((rows, bins), dtype))
 
     layout: dict[str, tuple[int, ...]] = {
-        "before": (K, n, D), "latent": (J + K + 1, n, D), "rstd": (K, n), "move": (K, n, moving),
-        "predict_in": (N, D + P), "after_in": (M, D + A + P), "gain_in": (M, D + C + 2 * P), "hidden": (N, H),
-        "d_hidden": (N, H), "d_more": (N, H), "logits": (N * max(A, C, V, Vr),), "d_move": (K, n, moving),
-        "d_latent": (J + K + 1, n, D), "d_part": (K, n, D), "decision_weight": (N,), "step_weight": (M,),
+        "pre_norm": (K, n, D), "latent": (J + K + 1, n, D), "rstd": (K, n), "dynamics_hidden": (K, n, moving),
+        "prediction_input": (N, D + P), "afterstate_input": (M, D + A + P), "reward_input": (M, D + C + 2 * P), "hidden": (N, H),
+        "d_hidden": (N, H), "d_hidden_part": (N, H), "logits": (N * max(A, C, V, Vr),), "d_dynamics_hidden": (K, n, moving),
+        "d_latent": (J + K + 1, n, D), "d_latent_part": (K, n, D), "decision_weight": (N,), "step_weight": (M,),
         "row_loss": (N,),
     }  # fmt: skip
     arrays = {name: np.zeros(size, dtype) for name, size in layout.items()}
@@ -346,19 +346,19 @@ def _head_losses(d: Params, work: Activations, p: Params, weights: LossWeights) 
     value_before = CategoricalTarget(*(part[rows][:M] for part in work.value))
     policy = LossTerm(layer("policy"), work.policy, work.decision_weight, weights.policy)
     value = LossTerm(layer("value"), work.value, work.decision_weight, weights.value)
-    after = LossTerm(layer("after_value"), value_before, work.step_weight, weights.afterstate_value)
-    code = LossTerm(layer("code"), work.code, work.step_weight, weights.chance)
+    after = LossTerm(layer("afterstate_value"), value_before, work.step_weight, weights.afterstate_value)
+    code = LossTerm(layer("chance_logits"), work.code, work.step_weight, weights.chance)
     reward = LossTerm(layer("reward"), work.reward, work.step_weight, weights.reward)
-    size = LossTerm(layer("size"), work.candidates, work.decision_weight, weights.beta_head)
+    size = LossTerm(layer("beta_head"), work.candidates, work.decision_weight, weights.beta_head)
     outputs = [policy, value, size] if p.beta_head_b.size else [policy, value]
-    found = _head_loss(work.d_latent, work, work.prediction_input, layer("predict"), outputs)
+    found = _head_loss(work.d_latent, work, work.prediction_input, layer("prediction_hidden"), outputs)
     sizes, found = found[2:], found[:2]
     for name, inputs, output in (
-        ("after", work.afterstate_input, after),
-        ("chance", work.latent[decisions].reshape(-1, D), code),
-        ("gain", work.reward_input, reward),
+        ("afterstate_hidden", work.afterstate_input, after),
+        ("chance_hidden", work.latent[decisions].reshape(-1, D), code),
+        ("reward_hidden", work.reward_input, reward),
     ):
-        lstm = layer("prefix") if name == "gain" and p.lstm_b.size else None
+        lstm = layer("lstm") if name == "reward_hidden" and p.lstm_b.size else None
         found += _head_loss(work.d_latent_part, work, inputs, layer(name), [output], lstm)
         work.d_latent[decisions] += work.d_latent_part
     return found + sizes

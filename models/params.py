@@ -106,41 +106,50 @@ class Params(NamedTuple):
 
 
 # start near zero: heads, and the encoder, whose random beginnings would else be all it ever says
-SMALL_INIT = ("policy_w", "value_w", "code_w", "after_value_w", "reward_w", "next_w", "encoding_w", "size_w")
+SMALL_INIT = (
+    "policy_w",
+    "value_w",
+    "chance_logits_w",
+    "afterstate_value_w",
+    "reward_w",
+    "dynamics_out_w",
+    "chance_encoder_out_w",
+    "beta_head_w",
+)
 
 
 def param_shapes(s: ModelShape) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter, in the order of `Params`."""
     layers = {
-        "represent": (s.features, s.hidden),
-        "latent": (s.hidden, s.latent),
-        "predict": (s.latent + s.position, s.hidden),
+        "representation_hidden": (s.features, s.hidden),
+        "representation_out": (s.hidden, s.latent),
+        "prediction_hidden": (s.latent + s.position, s.hidden),
         "policy": (s.hidden, s.actions),
         "value": (s.hidden, s.value_bins),
-        "chance": (s.latent, s.hidden),
-        "code": (s.hidden, s.codes),
-        "after": (s.latent + s.actions + s.position, s.hidden),
-        "after_value": (s.hidden, s.value_bins),
-        "move": (0, 0) if s.num_layers else (s.latent + s.codes, s.hidden),
-        "next": (0, 0) if s.num_layers else (s.hidden, s.latent),
-        "gain": (s.latent + s.codes + 2 * s.position, s.hidden),
+        "chance_hidden": (s.latent, s.hidden),
+        "chance_logits": (s.hidden, s.codes),
+        "afterstate_hidden": (s.latent + s.actions + s.position, s.hidden),
+        "afterstate_value": (s.hidden, s.value_bins),
+        "dynamics_hidden": (0, 0) if s.num_layers else (s.latent + s.codes, s.hidden),
+        "dynamics_out": (0, 0) if s.num_layers else (s.hidden, s.latent),
+        "reward_hidden": (s.latent + s.codes + 2 * s.position, s.hidden),
         "reward": (s.value_prefix_width or s.hidden, s.reward_bins),
-        "project": (s.latent, s.projector_width),
-        "projection": (s.projector_width, s.projector_width),
-        "guess": (s.projector_width, s.projector_width),
-        "guessed": (s.projector_width, s.projector_width),
-        "encode": (s.features, s.chance_encoder_width),
-        "encoding": (s.chance_encoder_width, s.codes if s.chance_encoder_width else 0),
-        "meaning": (s.codes, 1) if s.chance_encoder_width else (0, 0),
-        "size": (s.hidden, s.num_beta_params),
-        "prefix": (s.hidden + s.value_prefix_width if s.value_prefix_width else 0, 4 * s.value_prefix_width),
-        "embed": (s.codes, s.latent) if s.num_layers else (0, 0),
+        "projector_1": (s.latent, s.projector_width),
+        "projector_2": (s.projector_width, s.projector_width),
+        "predictor_1": (s.projector_width, s.projector_width),
+        "predictor_2": (s.projector_width, s.projector_width),
+        "chance_encoder_hidden": (s.features, s.chance_encoder_width),
+        "chance_encoder_out": (s.chance_encoder_width, s.codes if s.chance_encoder_width else 0),
+        "code_move": (s.codes, 1) if s.chance_encoder_width else (0, 0),
+        "beta_head": (s.hidden, s.num_beta_params),
+        "lstm": (s.hidden + s.value_prefix_width if s.value_prefix_width else 0, 4 * s.value_prefix_width),
+        "code_embedding": (s.codes, s.latent) if s.num_layers else (0, 0),
     }
     blocks = {
         "qkv": (s.latent, 3 * s.latent),
-        "mix": (s.latent, s.latent),
-        "up": (s.latent, s.hidden),
-        "down": (s.hidden, s.latent),
+        "attproj": (s.latent, s.latent),
+        "fc": (s.latent, s.hidden),
+        "fcproj": (s.hidden, s.latent),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in layers.items():

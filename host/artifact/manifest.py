@@ -169,7 +169,7 @@ def checked_network_shape(
     found = {name: layout[:2] for name, layout in layouts.items()}
     shared = check_int("what afterstates share", found.get("code", (0, 0))[1], 0, 1 << 12)
     wanted = graph_widths(sizes, setting.market.mae_penalty == 0, rule, shared)
-    for name in {"sibling", *(() if rule == MARKET else ("market",))} - graphs.keys():
+    for name in {"afterstate_value", *(() if rule == MARKET else ("market",))} - graphs.keys():
         del wanted[name]
     if found != wanted:
         raise ValueError(f"the graphs have widths {found}, not {wanted}")
@@ -182,7 +182,7 @@ def check_decision_cost(sizes: NetworkShape, search: SearchConfig, graphs: dict[
     """ValueError where a decision takes beyond reason: a manifest of a few bytes can ask for all memory."""
     C, nodes = sizes.codes, nodes_needed(search, sizes.codes)
     costs = {name: check_graph(graph)[1] for name, graph in graphs.items()}
-    rows = {"root": 1, "afterstate": 1, "sibling": 1, "code": C}  # of a call
+    rows = {"root": 1, "afterstate": 1, "afterstate_value": 1, "code": C}  # of a call
     taken = max_tree_bytes(sizes, search)
     taken += 4 * sum(rows.get(name, max(C, MAX_CALL_ROWS)) * cost.floats for name, cost in costs.items())
     work = sum((1 if name == "root" else nodes) * cost.multiplications for name, cost in costs.items())

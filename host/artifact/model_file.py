@@ -29,7 +29,7 @@ from kernels.jit import program_digest
 from kernels.ort import GraphLayout, OrtError, Session, check_status, evaluate
 
 Arrays = dict[str, NDArray[Any]]
-MODEL_FORMAT = 2
+MODEL_FORMAT = 3
 REQUIRED_KEYS = {  # keys of the manifest that the trainer gives, with those that must be inside
     "features": ("spec", "digest"),
     "instrument": (),

@@ -103,7 +103,7 @@ class OnnxNetworks:
         else:
             if config.stochastic != ("afterstate" in self.graphs):
                 raise ValueError("a search with afterstates wants networks for them, one without wants none")
-            after = dict.fromkeys({"afterstate", "sibling"} & self.graphs.keys(), roots)
+            after = dict.fromkeys({"afterstate", "afterstate_value"} & self.graphs.keys(), roots)
             most = after | {"dynamics": min(roots * C, max(MAX_CALL_ROWS, C))}
             nets = {name: self._bind(name, row_buckets(rows)) for name, rows in most.items()}
             model = model._replace(**nets, code_preactivation=self._code_preactivations())
@@ -135,7 +135,7 @@ def graph_widths(
     widths = {
         "root": (context * F + P, D + H + 1 + C),
         "afterstate": (D + A + P, D + preactivation + C + 1),
-        "sibling": (D + A + P, D + 1),
+        "afterstate_value": (D + A + P, D + 1),
         "dynamics": (window * D + (preactivation or C) + 2 * P, D + H + 2),
         "market": (window * D + C + (0 if memoryless else slots * P), D + C + slots),
     }

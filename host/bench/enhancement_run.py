@@ -182,7 +182,7 @@ def measure_learning(job: Job, report_progress: ReportProgress) -> BenchRow:
         begin = now()
         row = trainer.run_iteration()
         spent += now() - begin
-        swept, reused = swept + row["swept"], reused + row["reused"]
+        swept, reused = swept + row["reanalyzed"], reused + row["reused"]
         looks = trainer.iteration % effort.eval_interval == 0 and is_learnt(job.market, evaluate_agent(glance, trainer))
         found = evaluate_agent(whole, trainer) if looks else None
     report_progress(1.0)
@@ -193,7 +193,7 @@ def measure_learning(job: Job, report_progress: ReportProgress) -> BenchRow:
         "seconds_to_90": spent if reached else None,
         "ms_per_session": spent * 1e3 / trainer.episodes,
         "reuse_share": reused / swept if swept else 0.0,
-        **{name: found[name] for name in ("fraction_of_optimum", "closing_regret", "sessions", "trades")},
+        **{name: found[name] for name in ("fraction_of_optimum", "closing_regret", "episodes", "trades")},
     }
 
 

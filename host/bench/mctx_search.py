@@ -44,15 +44,15 @@ def decode(z: Any, limit: float) -> Any:
 
 def predict(p: Any, s: ModelShape, m: Any) -> Any:
     """Policy logits and value."""
-    h = relu_linear(p, m, "predict")
+    h = relu_linear(p, m, "prediction_hidden")
     return linear(p, h, "policy"), decode(linear(p, h, "value"), s.value_limit)
 
 
 def dynamics(s: ModelShape, p: Any, key: Any, edge: Any, m: Any) -> Any:
     """Next latent, reward, policy logits and value."""
     x = jnp.concatenate([m, jax.nn.one_hot(edge, s.codes)], axis=1)
-    reward = decode(linear(p, relu_linear(p, x, "gain"), "reward"), s.reward_limit)
-    m = layer_norm(m + linear(p, relu_linear(p, x, "move"), "next"))
+    reward = decode(linear(p, relu_linear(p, x, "reward_hidden"), "reward"), s.reward_limit)
+    m = layer_norm(m + linear(p, relu_linear(p, x, "dynamics_hidden"), "dynamics_out"))
     return m, reward, *predict(p, s, m)
 
 
@@ -66,8 +66,8 @@ def recurrent_fn(s: ModelShape, p: Any, key: Any, action: Any, m: Any) -> Any:
 def decision_recurrent_fn(s: ModelShape, p: Any, key: Any, action: Any, m: Any) -> Any:
     """The first half of a stochastic step."""
     x = jnp.concatenate([m, jax.nn.one_hot(action, s.actions)], axis=1)
-    value = decode(linear(p, relu_linear(p, x, "after"), "after_value"), s.value_limit)
-    logits = linear(p, relu_linear(p, m, "chance"), "code")
+    value = decode(linear(p, relu_linear(p, x, "afterstate_hidden"), "afterstate_value"), s.value_limit)
+    logits = linear(p, relu_linear(p, m, "chance_hidden"), "chance_logits")
     return mctx.DecisionRecurrentFnOutput(chance_logits=logits, afterstate_value=value), m
 
 
@@ -81,7 +81,7 @@ def chance_recurrent_fn(s: ModelShape, p: Any, key: Any, code: Any, m: Any) -> A
 
 def run_search(s: ModelShape, kind: str, n: int, p: Any, key: Any, x: Any) -> Any:
     """Action and policy of every root."""
-    m = layer_norm(linear(p, relu_linear(p, x, "represent"), "latent"))
+    m = layer_norm(linear(p, relu_linear(p, x, "representation_hidden"), "representation_out"))
     logits, value = predict(p, s, m)
     root = mctx.RootFnOutput(prior_logits=logits, value=value, embedding=m)
     if kind == "gumbel":

@@ -68,14 +68,14 @@ class TorchLearner:
         s, K = self._shape, afterstate_position.shape[1]
         one_hot = torch.nn.functional.one_hot
         action, code = (one_hot(targets["action"], s.actions).float(), one_hot(targets["code"], s.codes).float())
-        m = layer_norm(self._mlp("represent", "latent", x))
+        m = layer_norm(self._mlp("representation_hidden", "representation_out", x))
         latents = [m]
         for k in range(K):
             m = LATENT_GRADIENT_SCALE * m + (1 - LATENT_GRADIENT_SCALE) * m.detach()
-            m = layer_norm(m + self._mlp("move", "next", m, code[:, k]))
+            m = layer_norm(m + self._mlp("dynamics_hidden", "dynamics_out", m, code[:, k]))
             latents.append(m)
         m = torch.stack(latents, 1)
-        predict = torch.relu(self._linear("predict", torch.cat([m, position], -1)))
+        predict = torch.relu(self._linear("prediction_hidden", torch.cat([m, position], -1)))
         policy = self._linear("policy", predict).masked_fill(~targets["legal"], MASKED_LOGIT)
         value, reward = targets["value"], targets["reward"]
         decision, step = targets["weight"], targets["weight"][:, 1:]
@@ -83,10 +83,14 @@ class TorchLearner:
         found = [
             cross_entropy(policy, targets["policy"] * targets["legal"], decision),
             cross_entropy(self._linear("value", predict), value, decision),
-            cross_entropy(self._mlp("after", "after_value", before, action, afterstate_position), value[:, :K], step),
-            cross_entropy(self._mlp("chance", "code", before), code, step),
             cross_entropy(
-                self._mlp("gain", "reward", before, code, afterstate_position, position[:, 1:]), reward, step
+                self._mlp("afterstate_hidden", "afterstate_value", before, action, afterstate_position),
+                value[:, :K],
+                step,
+            ),
+            cross_entropy(self._mlp("chance_hidden", "chance_logits", before), code, step),
+            cross_entropy(
+                self._mlp("reward_hidden", "reward", before, code, afterstate_position, position[:, 1:]), reward, step
             ),
         ]
         return torch.stack(found)

@@ -82,7 +82,7 @@ def print_report(document: dict[str, Any], out: IO[str]) -> None:
     for name, pips in rows.items():
         bar = ("-" if pips < 0 else "+") * round(30 * abs(pips) / widest)
         print(f"{name:>10} {pips:>10.1f} {bar}", file=out)
-    share, drawdown = document["share_in_market"], document["max_drawdown_pips"]
+    share, drawdown = document["exposure"], document["max_drawdown_pips"]
     print(
         f"{document['trades']} trades in {document['bars']} bars, in the market {share:.1%} of the time, "
         f"largest drawdown {drawdown:.1f} pips",

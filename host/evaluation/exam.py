@@ -103,10 +103,10 @@ def evaluate_agent(
         "fraction_of_optimum": fraction,
         "profit": profit,
         "optimum": evaluation.optimum_pips,
-        "share_in_market": share,
+        "exposure": share,
         "closing_regret": closing_regret(evaluation.test_market, evaluation.optimal_policy, result.log.target, kinds),
         "trades": len(result.trades),
-        "sessions": trainer.episodes,
+        "episodes": trainer.episodes,
         "test_bars": bars,
         "parameters": {**synthetic.options._asdict(), "spread_pips": synthetic.spread_px / PIP},
     }

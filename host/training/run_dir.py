@@ -24,7 +24,7 @@ from host.atomic import add_path_to_errors, atomic_write, locked, numbered_files
 Arrays = dict[str, NDArray[Any]]
 RUNS_FOLDER = Path("runs")  # of those that were given no folder: 0001, 0002, ... and `latest`
 RUN_NUMBER = re.compile(r"(\d{4,})")
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 MAX_CHECKPOINTS = 3  # checkpoints of a run
 CHECKPOINT_NAME = re.compile(r"step-(\d+)\.ckpt")
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")

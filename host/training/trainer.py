@@ -70,7 +70,11 @@ class Trainer:
         self.network_shape = NetworkShape(
             shape.features, NUM_POSITION_FEATURES, shape.state, actions, shape.codes, window, context
         )
-        coding = {"commitment": t.commitment_weight, "usage": t.code_entropy_weight, "telling": t.code_move_weight}
+        coding = {
+            "commitment": t.commitment_weight,
+            "code_entropy": t.code_entropy_weight,
+            "code_move": t.code_move_weight,
+        }
         weights = LossWeights(consistency=t.consistency_weight, unizero=t.unizero_weight, **coding)
         rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_steps
         self.learner = Learner(shape, t.batch_size, t.num_unroll_steps, *rates, threads, weights, candidates)
@@ -119,15 +123,15 @@ class Trainer:
         actions = self.replay.action[slots]
         held = np.abs(self.replay.position[slots][:, 1:, 0]) > 0
         return {
-            "cycle": self.iteration,
-            "sessions": self.episodes,
-            "steps": self.learner.step,
+            "iteration": self.iteration,
+            "episodes": self.episodes,
+            "updates": self.learner.step,
             "reward_per_bar": float(rewards.mean(dtype=np.float64)),
-            "share_in_market": float(held.mean()),
+            "exposure": float(held.mean()),
             "entries": int(np.count_nonzero((actions > HOLD) & (actions < self.network_shape.actions - 1))),
-            "value_unit": self.q_scale,
+            "q_scale": self.q_scale,
             "collect_s": collected - begin,
-            "reanalyse_s": searched - collected,
+            "reanalyze_s": searched - collected,
             "learn_s": learnt - searched,
             **sweep,
             **known,
@@ -208,10 +212,10 @@ class Trainer:
         check_status(max(self._pool.map(lambda chunk: self._revalue_episodes(agent, chunk), chunks)))
         L = self.config.market.episode_length
         return {
-            "swept": tally["searches"],
+            "reanalyzed": tally["searches"],
             "skipped": (self.num_stored_episodes - len(stale)) * L,
             "reused": tally["reused"],
-            "sweep_rows": tally["rows"],
+            "reanalyze_rows": tally["rows"],
         }
 
     def _reanalyze_batch(self, planner: Planner, slots: NDArray[np.int64]) -> int:
@@ -277,10 +281,10 @@ class Trainer:
             **{f"replay_{name}": array for name, array in self.replay._asdict().items()},
         }
         state = {
-            "cycle": self.iteration,
-            "sessions": self.episodes,
+            "iteration": self.iteration,
+            "episodes": self.episodes,
             "step": self.learner.step,
-            "value_unit": self.q_scale,
+            "q_scale": self.q_scale,
         }
         return arrays, state
 
@@ -288,8 +292,8 @@ class Trainer:
         """Take up a snapshot; the features of its sessions are computed anew."""
         for name, array in self.snapshot()[0].items():
             array[...] = arrays[name]
-        self.iteration, self.episodes = state["cycle"], state["sessions"]
-        self.learner.step, self.q_scale = state["step"], state["value_unit"]
+        self.iteration, self.episodes = state["iteration"], state["episodes"]
+        self.learner.step, self.q_scale = state["step"], state["q_scale"]
         self.feature_store.acquire(
             self.replay.start_bar[: self.num_stored_episodes], self.config.market.episode_length + 1
         )
@@ -334,7 +338,12 @@ def new_shape(config: Config, features: int, actions: int) -> ModelShape:
     n = config.network
     blocks = dict[str, int]()
     if n.dynamics == "transformer":
-        blocks = {"layers": n.num_layers, "heads": n.num_heads, "window": n.attention_window, "context": n.context}
+        blocks = {
+            "num_layers": n.num_layers,
+            "num_heads": n.num_heads,
+            "attention_window": n.attention_window,
+            "context": n.context,
+        }
     return ModelShape(
         features=features,
         latent=n.latent,

@@ -31,7 +31,7 @@ def compute_statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float6
     return {
         "net_pips": float(curve[-1]),
         "trades": len(trades),
-        "share_in_market": _ratio(float(trades[:, BARS_HELD].sum()), len(equity_px)) or 0.0,
+        "exposure": _ratio(float(trades[:, BARS_HELD].sum()), len(equity_px)) or 0.0,
         "max_drawdown_pips": float(np.max(np.maximum.accumulate(curve) - curve)),
         "win_rate": _ratio(int(np.count_nonzero(profits > 0)), len(profits)),
         "expectancy_pips": _ratio(float(profits.sum()), len(profits)),

@@ -92,7 +92,7 @@ def new_tree(
     B, N, E = searches, nodes, max(actions, codes)
     W = padded(E)
     rows = ("edge_visits", "edge_value", "policy", "prior")
-    floats, numbers = ("raw_value", "value", "reward"), ("visits", "kind", "parent", "edge", "share")
+    floats, numbers = ("raw_value", "value", "reward"), ("visits", "kind", "parent", "edge", "preactivation_row")
     width = len(rows) * W + E + len(floats) + len(numbers)
     record = cache_aligned(
         B, N, -(-width // CACHE_LINE) * CACHE_LINE

@@ -33,7 +33,9 @@ class ValuePrefixWork(NamedTuple):
 
 def new_value_prefix_work(L: int, n: int, K: int, dtype: Any = np.float32) -> ValuePrefixWork:
     """Room for n windows of K steps."""
-    steps = {name: np.zeros((K, n, L), dtype) for name in ("cell", "squashed", "hidden", "before", "d_hidden")}
+    steps = {
+        name: np.zeros((K, n, L), dtype) for name in ("cell", "tanh_cell", "hidden", "previous_hidden", "d_hidden")
+    }
     return ValuePrefixWork(
         gates=np.zeros((K, n, 4 * L), dtype),
         normed=np.zeros((K * n, L), dtype),

@@ -15,7 +15,7 @@ def test_graphs_equal_the_networks_of_the_trainer() -> None:
     """Through the naive forward, which the trainer's losses equal."""
     batch, flat, n = random_batch(6, SHAPE, K), lively().astype(np.float32), 6
     p = net.as_views(flat.astype(float), SHAPE)
-    limits = {"value": SHAPE.value_limit, "after_value": SHAPE.value_limit, "reward": SHAPE.reward_limit}
+    limits = {"value": SHAPE.value_limit, "afterstate_value": SHAPE.value_limit, "reward": SHAPE.reward_limit}
     windows = [naive_outputs(p, batch, b) for b in range(n)]
 
     def rows(k: int, name: str) -> np.ndarray:
@@ -33,7 +33,7 @@ def test_graphs_equal_the_networks_of_the_trainer() -> None:
     told = {
         "root": (batch.features, batch.position[:, 0]),
         "afterstate": (latent, action, batch.afterstate_position[:, 0]),
-        "sibling": (latent, action, batch.afterstate_position[:, 0]),
+        "afterstate_value": (latent, action, batch.afterstate_position[:, 0]),
         "code": (code,),
         "dynamics": (latent, shared + told_code, batch.afterstate_position[:, 0], batch.position[:, 1]),
         "market": (latent, code),
@@ -47,8 +47,8 @@ def test_graphs_equal_the_networks_of_the_trainer() -> None:
 
     expected = {
         "root": [latent, rows(0, "policy"), rows(0, "value"), rows(0, "code")],
-        "afterstate": [latent, shared, rows(0, "code"), rows(0, "after_value")],
-        "sibling": [latent, rows(0, "after_value")],
+        "afterstate": [latent, shared, rows(0, "code"), rows(0, "afterstate_value")],
+        "afterstate_value": [latent, rows(0, "afterstate_value")],
         "code": [told_code],
         "dynamics": [later, rows(0, "reward"), rows(1, "policy"), rows(1, "value")],
         "market": [later, rows(1, "code"), *map(judged, sides)],

@@ -58,7 +58,7 @@ def test_losses_are_their_definition() -> None:
                 continue
             reward = categorical(batch.reward[b, k], SHAPE.reward_limit, SHAPE.reward_bins)
             step = [
-                surprise(z["after_value"], value),
+                surprise(z["afterstate_value"], value),
                 surprise(z["code"], np.eye(SHAPE.codes)[batch.code[b, k]]),
                 surprise(z["reward"], reward),
             ]
@@ -89,7 +89,7 @@ def test_rewards_change_the_update() -> None:
 def test_the_code_of_the_next_move_reaches_no_policy_or_value_before_it() -> None:
     """Other codes 1 change no loss up to decision 1, and with decision 2 all but the afterstate before the code."""
     flat, batch = lively(), random_batch(8, SHAPE, K)
-    for last, same in ((1, unroll.LOSSES), (2, ("after_value",))):
+    for last, same in ((1, unroll.LOSSES), (2, ("afterstate_value",))):
         batch.weight[:] = np.arange(K + 1) <= last
         old = evaluate(flat, batch)[0]
         batch.code[:, 1] = (batch.code[:, 1] + 1) % SHAPE.codes
@@ -161,7 +161,7 @@ def test_illegal_actions_have_no_gradient() -> None:
 def test_weights_of_the_losses_scale_their_gradient() -> None:
     batch = random_batch(4 * unroll.NUM_CHUNKS, SHAPE, K)
     nothing = unroll.LossWeights(0, 0, 0, 0, 0)
-    heads = ("policy_w", "value_w", "after_value_w", "code_w", "reward_w")
+    heads = ("policy_w", "value_w", "afterstate_value_w", "chance_logits_w", "reward_w")
     for loss, head in zip(unroll.LOSSES, heads, strict=True):
         learner = Learner(SHAPE, len(batch.features), K, 0, 1e-2, 0.0, 10, 1, weights=nothing._replace(**{loss: 1.0}))
         before = learner.params.copy()

@@ -27,15 +27,19 @@ def test_the_defaults_are_those_of_the_market() -> None:
 
 def test_the_position_has_columns_in_the_heads_only() -> None:
     narrow, wide = net.param_shapes(SHAPE), net.param_shapes(SHAPE._replace(position=7))
-    assert {name for name in narrow if narrow[name] != wide[name]} == {"predict_w", "after_w", "gain_w"}
+    assert {name for name in narrow if narrow[name] != wide[name]} == {
+        "prediction_hidden_w",
+        "afterstate_hidden_w",
+        "reward_hidden_w",
+    }
 
 
 def test_a_transformer_takes_the_place_of_the_dynamics() -> None:
     shape = SHAPE._replace(projector_width=0, num_layers=2)
     p = net.as_views(np.zeros(net.num_params(shape)), shape)._asdict()
     assert {name for name, view in p.items() if name.endswith("_w") and view.size == 0} == {
-        "move_w", "next_w", "project_w", "projection_w", "guess_w", "guessed_w", "encode_w", "encoding_w",
-        "meaning_w", "size_w", "prefix_w",
+        "dynamics_hidden_w", "dynamics_out_w", "projector_1_w", "projector_2_w", "predictor_1_w", "predictor_2_w", "chance_encoder_hidden_w", "chance_encoder_out_w",
+        "code_move_w", "beta_head_w", "lstm_w",
     }  # fmt: skip
     assert [SHAPE.state, shape.state] == [6, 1 + 6 + 2 * 2 * 6]
 
@@ -62,7 +66,7 @@ def test_heads_start_near_zero_and_the_rest_at_unit_gain() -> None:
         gain = view.std() * np.sqrt(view.shape[-2] / 2)
         expected = 0.01 if name in net.SMALL_INIT else 1.0
         np.testing.assert_allclose(gain, expected, rtol=0.1, err_msg=name)
-    assert {"policy_w", "value_w", "after_value_w", "reward_w", "code_w"} <= set(net.SMALL_INIT)
+    assert {"policy_w", "value_w", "afterstate_value_w", "reward_w", "chance_logits_w"} <= set(net.SMALL_INIT)
 
 
 def test_weights_decay_and_biases_do_not() -> None:

@@ -18,19 +18,23 @@ def naive_outputs(p: net.Params, batch: Batch, b: int) -> list[dict[str, np.ndar
         z = np.maximum(np.concatenate(inputs) @ getattr(p, f"{hidden}_w") + getattr(p, f"{hidden}_b"), 0)
         return np.asarray(z @ getattr(p, f"{out}_w") + getattr(p, f"{out}_b"))
 
-    m, found = norm(head("represent", "latent", batch.features[b].astype(float))), []
+    m, found = norm(head("representation_hidden", "representation_out", batch.features[b].astype(float))), []
     for k in range(K + 1):
         here = {
             "latent": m,
-            "policy": head("predict", "policy", m, batch.position[b, k]),
-            "value": head("predict", "value", m, batch.position[b, k]),
+            "policy": head("prediction_hidden", "policy", m, batch.position[b, k]),
+            "value": head("prediction_hidden", "value", m, batch.position[b, k]),
         }
         found.append(here)
         if k == K:
             break
         action, code = np.eye(SHAPE.actions)[batch.action[b, k]], np.eye(SHAPE.codes)[batch.code[b, k]]
-        here["after_value"] = head("after", "after_value", m, action, batch.afterstate_position[b, k])
-        here["code"] = head("chance", "code", m)
-        here["reward"] = head("gain", "reward", m, code, batch.afterstate_position[b, k], batch.position[b, k + 1])
-        m = norm(m + head("move", "next", m, code))
+        here["afterstate_value"] = head(
+            "afterstate_hidden", "afterstate_value", m, action, batch.afterstate_position[b, k]
+        )
+        here["code"] = head("chance_hidden", "chance_logits", m)
+        here["reward"] = head(
+            "reward_hidden", "reward", m, code, batch.afterstate_position[b, k], batch.position[b, k + 1]
+        )
+        m = norm(m + head("dynamics_hidden", "dynamics_out", m, code))
     return found

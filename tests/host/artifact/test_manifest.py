@@ -190,7 +190,7 @@ def test_a_model_without_a_graph_for_siblings_asks_for_all_of_an_afterstate(trai
     for rule in (GUMBEL, PUCT):
         members[model_file.MANIFEST]["search"]["rule"] = rule
         choices.append(decisions(signed(members), tmp_path))
-    del members["graphs/sibling.onnx"], members[model_file.MANIFEST]["selftest"]["sibling"]
+    del members["graphs/afterstate_value.onnx"], members[model_file.MANIFEST]["selftest"]["afterstate_value"]
     for rule, expected in zip((GUMBEL, PUCT), choices, strict=True):
         members[model_file.MANIFEST]["search"]["rule"] = rule
         np.testing.assert_allclose(decisions(signed(members), tmp_path), expected, rtol=1e-5, atol=1e-7)

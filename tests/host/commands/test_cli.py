@@ -20,7 +20,7 @@ from tests.fixtures.paths import ROOT, SAMPLE
 from tests.fixtures.program import TINY
 from tests.fixtures.trained import by_time
 
-BACKTEST_KEYS = {"net_pips", "trades", "share_in_market", "max_drawdown_pips", "baselines", "bars", "decisions_per_s"}
+BACKTEST_KEYS = {"net_pips", "trades", "exposure", "max_drawdown_pips", "baselines", "bars", "decisions_per_s"}
 SESSIONS = "600"  # 150 cycles: time enough to be killed in
 
 
@@ -68,7 +68,7 @@ def test_train_says_what_it_earned_and_where_the_model_is(setup: Setup) -> None:
     assert Path(setup.document["model"]) == setup.model
     assert setup.document["baselines"]
     rows = [json.loads(line) for line in (setup.model.parent / "metrics.jsonl").read_text().splitlines()]
-    assert [row["sessions"] for row in rows] == list(range(4, int(SESSIONS) + 1, 4))
+    assert [row["episodes"] for row in rows] == list(range(4, int(SESSIONS) + 1, 4))
 
 
 def test_backtest_document(setup: Setup) -> None:

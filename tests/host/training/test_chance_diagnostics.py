@@ -111,7 +111,7 @@ def test_what_is_logged_of_the_codes(kind: str) -> None:
     names = ("code_perplexity", "code_r2", "chance_nll", "chance_calibration_error")
     assert all(np.isfinite(row[name]) for name in names)
     assert 1 <= row["code_perplexity"] <= 8
-    assert ("commitment" in row) == ("usage" in row) == ("telling" in row) == (kind == "learned")
+    assert ("commitment" in row) == ("code_entropy" in row) == ("code_move" in row) == (kind == "learned")
     if kind != "learned":
         assert row["code_r2"] > 0.8
     agent, ts = trainer.export_networks(), trainer.decision_bars(trainer.replay.start_bar[:2])

@@ -153,7 +153,7 @@ def test_faults_of_the_disk_lose_nothing_promised(
             assert not kept or f"resuming after cycle {saved_before(said)}" in said
         assert (folder / "model.swt").read_bytes() == model, case
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert {row["cycle"] for row in rows} == {1, 2, 3}, case
+        assert {row["iteration"] for row in rows} == {1, 2, 3}, case
         assert not [path for path in folder.rglob(".*")], case
     assert not stopped["short"]
     print(f"\n{TRIES} faults, met and stopped by: {dict(met)}, {dict(stopped)}; promises lost 0, tracebacks 0")

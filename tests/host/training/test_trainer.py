@@ -230,7 +230,7 @@ def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more
     trainer = Trainer(dataset(tiny()), tiny(), 1)
     rows = list[dict[str, Any]]()
     train_for(trainer, None, 9, rows.append, lambda share, text: None)
-    assert [row["sessions"] for row in rows] == [4, 8, 12]
+    assert [row["episodes"] for row in rows] == [4, 8, 12]
     train_for(trainer, None, 9, rows.append, lambda share, text: None)
     assert trainer.episodes == 12
 

@@ -67,7 +67,7 @@ def planted(agent: OnnxNetworks, config: SearchConfig, known: Any = None) -> Pla
 
 
 def outcome(planner: Planner) -> list[bytes]:
-    names = ("q", "policy", "value", "action", "rows", "depth")
+    names = ("q", "policy", "value", "action", "network_rows", "depth")
     return [np.asarray(getattr(planner, name)).tobytes() for name in names]
 
 
@@ -236,7 +236,7 @@ def test_a_sweep_skips_and_counts_what_is_fresh(fresh: int, monkeypatch: pytest.
         searched |= dict.fromkeys(new, cycle)
         stale = sorted(slot for slot, last in searched.items() if cycle - last > fresh)
         assert sorted(seen[-1]) == stale
-        assert row["swept"] == 24 * len(stale)
+        assert row["reanalyzed"] == 24 * len(stale)
         assert row["skipped"] == 24 * (len(searched) - len(stale))
         assert row["reused"] == 23 * len(stale)  # all but the last decision of a session
         searched |= dict.fromkeys(stale, cycle)
@@ -255,5 +255,5 @@ def test_no_sweep_searches_nothing_again() -> None:
     config = tiny("train.reanalyze=false", "search.algorithm=market")
     run = trainer.Trainer(dataset(config), config, 1)
     rows = [run.run_iteration() for _ in range(3)]
-    assert [row["swept"] for row in rows] == [0, 0, 0]
+    assert [row["reanalyzed"] for row in rows] == [0, 0, 0]
     assert rows[-1]["skipped"] == 24 * 12

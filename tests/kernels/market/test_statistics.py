@@ -21,7 +21,7 @@ PIP = 1e-4
 FIGURES = {
     "net_pips",
     "trades",
-    "share_in_market",
+    "exposure",
     "max_drawdown_pips",
     "win_rate",
     "expectancy_pips",
@@ -52,7 +52,7 @@ def test_figures_by_hand() -> None:
         {
             "net_pips": 0.0,
             "trades": 4,
-            "share_in_market": 4 / 5,
+            "exposure": 4 / 5,
             "max_drawdown_pips": 4.0,
             "win_rate": 2 / 4,
             "expectancy_pips": 0.0,
@@ -70,7 +70,7 @@ def test_figures_by_hand() -> None:
 def test_nothing_traded_is_said_plainly() -> None:
     found = stats.compute_statistics(np.zeros(7), np.zeros((0, mk.NUM_TRADE_FIELDS)), PIP)
     assert found.keys() == FIGURES
-    assert [found[k] for k in ("net_pips", "trades", "share_in_market", "max_drawdown_pips")] == [0, 0, 0, 0]
+    assert [found[k] for k in ("net_pips", "trades", "exposure", "max_drawdown_pips")] == [0, 0, 0, 0]
     assert [found[k] for k in ("win_rate", "expectancy_pips", "profit_factor", "sortino")] == [None] * 4
 
 

@@ -63,7 +63,7 @@ class World:
     @property
     def market(self) -> Market:
         costs = {"slippage_px": 2e-5, "commission_px": 1e-5, "swap_long_px": -3e-5, "swap_short_px": 1e-5}
-        rules: dict[str, Any] = {"excursion_weight": self.k, "reverse": self.reverse, "sizes": self.sizes, **costs}
+        rules: dict[str, Any] = {"mae_penalty": self.k, "reverse": self.reverse, "sizes": self.sizes, **costs}
         return new_market(range_px=5e-4, pip_px=1e-4, interval_ns=H4 * 60 * SECOND_NS, **rules)
 
     @property
@@ -71,7 +71,7 @@ class World:
         return NetworkShape(F, NUM_POSITION_FEATURES, D, self.actions, self.C)
 
     def config(self, simulations: int, **others: Any) -> SearchConfig:
-        rules = {"reverse": self.reverse, "excursion_weight": self.k, "rule": MARKET, "c_scale": 0.05}
+        rules = {"reverse": self.reverse, "mae_penalty": self.k, "algorithm": MARKET, "c_scale": 0.05}
         return new_search_config(num_simulations=simulations, **(rules | others))
 
     def params(self) -> tuple[Any, ModelShape]:
@@ -281,7 +281,7 @@ def test_a_batch_is_its_single_searches_to_the_bit_and_the_illegal_has_no_q(seed
     together = searched(agent, world, config, roots, seed)
     for b, root in enumerate(roots):
         alone = searched(agent, world, config, [root], seed)
-        for name in ("q", "policy", "value", "action", "rows", "depth"):
+        for name in ("q", "policy", "value", "action", "network_rows", "depth"):
             assert getattr(together, name)[b].tobytes() == getattr(alone, name)[0].tobytes(), (name, b)
         legal = set(np.flatnonzero(~np.isnan(together.q[b])).tolist())
         flat = root.position[SIDE] == 0
@@ -386,7 +386,7 @@ def test_the_order_of_the_codes_does_not_matter(k: float) -> None:
     permuted = searched(agent, world, world.config(20), roots, codes=codes)
     np.testing.assert_allclose(permuted.q, plain.q, atol=1e-5)
     np.testing.assert_allclose(permuted.policy, plain.policy, atol=1e-4)
-    for name in ("action", "rows", "depth"):
+    for name in ("action", "network_rows", "depth"):
         assert (getattr(permuted, name) == getattr(plain, name)).all()
 
 

@@ -341,7 +341,7 @@ def test_a_search_without_afterstates_wants_networks_without() -> None:
         without.planner(1, new_search_config())
 
 
-@pytest.mark.parametrize("name", ["root", "afterstate", "sibling", "dynamics"])
+@pytest.mark.parametrize("name", ["root", "afterstate", "afterstate_value", "dynamics"])
 def test_a_failing_network_call_is_an_error_and_no_decision(name: str) -> None:
     """A row that is one column too wide is refused by ONNX Runtime when the search calls it."""
     planner = AGENTS[0].planner(2, new_search_config(num_simulations=4))
@@ -366,7 +366,7 @@ def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_ro
     w = {
         name: rng.normal(0, 0.5, size)
         for name, size in graph_widths(sizes, True).items()
-        if name not in ("market", "sibling")
+        if name not in ("market", "afterstate_value")
     }
     w["afterstate"][:, :D] = np.eye(len(w["afterstate"]), D)  # it hands the state on
     w["dynamics"][window * D + C :] = 0  # no position matters

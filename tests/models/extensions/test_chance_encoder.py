@@ -19,8 +19,8 @@ C, D, P = SHAPE.codes, SHAPE.latent, SHAPE.position
 RNG = np.random.default_rng(4)
 WEIGHTS = unroll.LossWeights(commitment=0.4, code_entropy=0.7, code_move=0.6)
 NOTHING = unroll.LossWeights(0, 0, 0, 0, 0)
-ENCODER = ("encode_w", "encode_b", "encoding_w", "encoding_b")
-LOSSES = [*unroll.LOSSES, "commitment", "usage", "telling"]
+ENCODER = ("chance_encoder_hidden_w", "chance_encoder_hidden_b", "chance_encoder_out_w", "chance_encoder_out_b")
+LOSSES = [*unroll.LOSSES, "commitment", "code_entropy", "code_move"]
 
 
 def coded_batch(windows: int, seed: int = 0) -> Batch:
@@ -133,7 +133,7 @@ def test_gradient_of_a_transformer_that_is_told_codes(monkeypatch: pytest.Monkey
     flat, batch = parameters(2, shape), coded_batch(2)
     gradient = evaluate(flat, batch, shape=shape)[1]
     of_encoder = np.zeros(len(flat))
-    for name in (*ENCODER, "embed_w", "meaning_w"):
+    for name in (*ENCODER, "code_embedding_w", "code_move_w"):
         getattr(net.as_views(of_encoder, shape), name)[...] = 1
     differs(flat, gradient, batch, RNG.choice(np.flatnonzero(of_encoder), 40, replace=False), shape)
     differs(flat, gradient, batch, RNG.choice(len(flat), 20, replace=False), shape)
@@ -173,21 +173,21 @@ def test_straight_through_is_the_jacobian_of_softmax_at_the_gradient_of_the_one_
     [
         ("policy", 1, True),  # of decision 1, through the dynamics
         ("value", 1, True),
-        ("after_value", 1, False),  # nothing is known of the bar that follows
-        ("after_value", 2, True),
+        ("afterstate_value", 1, False),  # nothing is known of the bar that follows
+        ("afterstate_value", 2, True),
         ("reward", 1, True),  # through the reward head
         ("chance", 1, False),  # its target is a constant
         ("chance", 2, True),  # what followed may tell what follows
         ("commitment", 1, True),
-        ("usage", 1, True),
-        ("telling", 1, True),
+        ("code_entropy", 1, True),
+        ("code_move", 1, True),
     ],
 )
 def test_which_losses_reach_the_encoder(loss: str, steps: int, reaches: bool) -> None:
     flat, batch = parameters(), coded_batch(16)
     batch.weight[:, steps + 1 :] = 0
     d = net.as_views(evaluate(flat, batch, NOTHING._replace(**{loss: 1.0}))[1], SHAPE)
-    assert (np.abs(d.code_move_w).max() > 0) == (np.abs(d.code_move_b).max() > 0) == (loss == "telling")
+    assert (np.abs(d.code_move_w).max() > 0) == (np.abs(d.code_move_b).max() > 0) == (loss == "code_move")
     for name in ENCODER:
         assert (np.abs(getattr(d, name)).max() > 1e-6) == reaches, name
         assert reaches or not getattr(d, name).any()
@@ -200,7 +200,7 @@ def test_which_losses_reach_the_encoder(loss: str, steps: int, reaches: bool) ->
 def test_the_code_of_a_step_is_the_first_thing_to_know_of_its_bar() -> None:
     """Another bar x[t + 2] changes no loss up to decision 1, and with decision 2 all but the afterstate before it."""
     flat, batch = parameters(), coded_batch(16)
-    for last, same in ((1, LOSSES), (2, ["after_value"])):
+    for last, same in ((1, LOSSES), (2, ["afterstate_value"])):
         batch.weight[:] = np.arange(K + 1) <= last
         old = evaluate(flat, batch)[0]
         batch.next_features[:, 1] = RNG.normal(size=batch.next_features[:, 1].shape)
@@ -251,7 +251,7 @@ def test_codes_learn_to_tell_the_move_if_they_are_asked_to(telling: float) -> No
     up = batch.move.ravel() > 0
     told = sum(max(up[code == c].sum(), (~up)[code == c].sum()) for c in range(C)) / len(rows)
     assert told > 0.95 if telling else told < 0.6
-    assert losses["telling"] < 0.1 if telling else losses["telling"] > 0.4
+    assert losses["code_move"] < 0.1 if telling else losses["code_move"] > 0.4
 
 
 def test_without_the_usage_loss_one_code_says_it_all() -> None:
@@ -261,7 +261,7 @@ def test_without_the_usage_loss_one_code_says_it_all() -> None:
         with threadpool_limits(1, "blas"):
             for _ in range(300):
                 losses = learner.learn(batch)
-        last.append(losses["usage"])
+        last.append(losses["code_entropy"])
     assert last[0] > -0.3  # of at most log 5
     assert last[1] < -1.3
 

@@ -17,7 +17,7 @@ SHAPE = PLAIN._replace(projector_width=5)
 RNG = np.random.default_rng(3)
 WEIGHTS = unroll.LossWeights(consistency=0.8)
 ALONE = unroll.LossWeights(0, 0, 0, 0, 0, 1.0)
-HEADS = ("predict", "policy", "value", "chance", "code", "after", "after_value", "gain", "reward")
+HEADS = ("predict", "policy", "value", "chance", "code", "after", "afterstate_value", "gain", "reward")
 
 
 def ahead_batch(windows: int, seed: int = 0) -> Batch:

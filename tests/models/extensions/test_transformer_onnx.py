@@ -38,7 +38,7 @@ def close(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("s", SHAPES, ids=lambda s: f"context{s.context}-heads{s.heads}-window{s.window}")
+@pytest.mark.parametrize("s", SHAPES, ids=lambda s: f"context{s.context}-heads{s.num_heads}-window{s.attention_window}")
 def test_rows_of_a_window_equal_the_whole_pass(s: net.ModelShape) -> None:
     """Longer than the window, so that the oldest tokens leave it."""
     n, flat, batch = 3, lively(s).astype(np.float32), batch_of(s, 3)
@@ -52,15 +52,15 @@ def test_rows_of_a_window_equal_the_whole_pass(s: net.ModelShape) -> None:
         layers = [getattr(p, f"{name}_{kind}") for name in (hidden, out) for kind in "wb"]
         z = np.maximum(np.hstack(inputs) @ layers[0] + layers[1], 0) @ layers[2] + layers[3]
         limit = s.reward_limit if out == "reward" else s.value_limit
-        return decode(z, limit)[:, None] if out in ("reward", "value", "after_value") else np.asarray(z)
+        return decode(z, limit)[:, None] if out in ("reward", "value", "afterstate_value") else np.asarray(z)
 
     def decision(*told: Any) -> np.ndarray:
-        return np.hstack([head("predict", "policy", *told), head("predict", "value", *told)])
+        return np.hstack([head("prediction_hidden", "policy", *told), head("prediction_hidden", "value", *told)])
 
     latent, position = work.latent, batch.position
     y = run(graphs["root"], np.hstack([batch.features, position[:, 0]]))
     close(y[:, 1 : 1 + D], latent[0])
-    close(y[:, S:], np.hstack([decision(latent[0], position[:, 0]), head("chance", "code", latent[0])]))
+    close(y[:, S:], np.hstack([decision(latent[0], position[:, 0]), head("chance_hidden", "chance_logits", latent[0])]))
     window = np.zeros((n, s.attention_window, S), np.float32)
     for k in range(K):
         now, later = latent[k], latent[k + 1]
@@ -69,17 +69,17 @@ def test_rows_of_a_window_equal_the_whole_pass(s: net.ModelShape) -> None:
         told = batch.afterstate_position[:, k], position[:, k + 1]
         after = run(graphs["afterstate"], np.hstack([y[:, :S], action, told[0]]))
         np.testing.assert_array_equal(after[:, :S], y[:, :S])
-        value = head("after", "after_value", now, action, told[0])
-        close(after[:, S:], np.hstack([head("chance", "code", now), value]))
+        value = head("afterstate_hidden", "afterstate_value", now, action, told[0])
+        close(after[:, S:], np.hstack([head("chance_hidden", "chance_logits", now), value]))
         y = run(graphs["dynamics"], np.hstack([states, code, *told]))
         assert (y[:, 0] == 1).all()
         close(y[:, 1 : 1 + D], later)
-        close(y[:, S:], np.hstack([head("gain", "reward", now, code, *told), decision(later, told[1])]))
+        close(y[:, S:], np.hstack([head("reward_hidden", "reward", now, code, *told), decision(later, told[1])]))
         market = run(graphs["market"], np.hstack([states, code]))
-        close(market[:, : S + C], np.hstack([y[:, :S], head("chance", "code", later)]))
+        close(market[:, : S + C], np.hstack([y[:, :S], head("chance_hidden", "chance_logits", later)]))
         sides = hypothesis_positions(sizes_of(s), config)[1]
         assert sides is not None
-        judged = [head("predict", "value", later, np.tile(side, (n, 1))) for side in sides]
+        judged = [head("prediction_hidden", "value", later, np.tile(side, (n, 1))) for side in sides]
         close(market[:, S + C :], np.hstack(judged))
 
 

@@ -52,19 +52,24 @@ def naive(p: net.Params, batch: Batch, b: int) -> tuple[list[np.ndarray], list[n
     def norm(x: np.ndarray) -> np.ndarray:
         return np.asarray((x - x.mean()) / np.sqrt(x.var() + LAYERNORM_EPSILON))
 
-    m, found = norm(layer("latent", np.maximum(layer("represent", batch.features[b].astype(float)), 0))), []
+    m, found = (
+        norm(
+            layer("representation_out", np.maximum(layer("representation_hidden", batch.features[b].astype(float)), 0))
+        ),
+        [],
+    )
     latents, h, c = [m], np.zeros(L), np.zeros(L)
     for k in range(K):
         if k in (0, 5):
             h, c = np.zeros(L), np.zeros(L)
         code = np.eye(SHAPE.codes)[batch.code[b, k]]
         told = np.concatenate([m, code, batch.afterstate_position[b, k], batch.position[b, k + 1]])
-        gain = np.maximum(layer("gain", told), 0)
-        z_in, z_forget, z_out, z_new = np.split(layer("prefix", np.concatenate([gain, h])), 4)
+        gain = np.maximum(layer("reward_hidden", told), 0)
+        z_in, z_forget, z_out, z_new = np.split(layer("lstm", np.concatenate([gain, h])), 4)
         c = sigmoid(z_forget) * c + sigmoid(z_in) * np.tanh(z_new)
         h = sigmoid(z_out) * np.tanh(c)
         found.append(layer("reward", norm(h)))
-        m = norm(m + layer("next", np.maximum(layer("move", np.concatenate([m, code])), 0)))
+        m = norm(m + layer("dynamics_out", np.maximum(layer("dynamics_hidden", np.concatenate([m, code])), 0)))
         latents.append(m)
     return latents, found
 
