@@ -303,10 +303,8 @@ def arrow_to_csv(data: bytes, name: str) -> bytes:
     except DataError:
         raise
     except (pyarrow.ArrowException, *UNPACK_ERRORS) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{name}: Parquet or Feather, damaged or no table of bars ({reason}): write it as CSV"
-        ) from None
+        reason = f"damaged or no table of bars ({' '.join(str(error).split())[:200]}): write it as CSV"
+        raise DataError(f"{name}: Parquet or Feather, {reason}") from None
 
 
 def json_to_csv(data: bytes, name: str) -> bytes:
@@ -372,10 +370,8 @@ def records_to_csv(rows: list[dict[str, Any]]) -> Iterable[str]:
     names = [name.lower() for name in columns.values()]
     if not {*TIME_KEYS} & {*names[:1]} or not {*OHLC} <= {*names}:
         raise LookupError("no time, or not all of the prices")
-    return chain(
-        [",".join(map(to_csv_cell, columns.values()))],
-        (",".join(to_csv_cell(row.get(key)) for key in columns) for row in rows),
-    )
+    header = ",".join(map(to_csv_cell, columns.values()))
+    return chain([header], (",".join(to_csv_cell(row.get(key)) for key in columns) for row in rows))
 
 
 def to_csv_cell(value: Any) -> str:
@@ -400,9 +396,4 @@ def describe_json(document: Any) -> str:
     return "nothing in it" if isinstance(document, list | dict) else "no lists and no records"
 
 
-CONVERTERS: dict[str, Callable[[bytes, str], bytes]] = {
-    UTF16: utf16_to_utf8,
-    "JSON": json_to_csv,
-    "Parquet": arrow_to_csv,
-    "Feather": arrow_to_csv,
-}
+CONVERTERS = {UTF16: utf16_to_utf8, "JSON": json_to_csv, **dict.fromkeys(("Parquet", "Feather"), arrow_to_csv)}

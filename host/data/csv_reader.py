@@ -59,6 +59,10 @@ CHUNK_ROWS = 50_000  # parsed at a time
 HAS_PANDAS = importlib.util.find_spec("pandas") is not None
 MISREAD_RATIO = 4  # so many times as many faults as in the other order prove the other order of dates
 MAX_SHOWN_ROWS = 3  # bad rows in an error message
+PANDAS_OPTIONS: dict[str, Any] = {  # a field is taken as it stands, and a blank line is a row
+    **{"index_col": False, "na_filter": False, "quoting": csv.QUOTE_NONE, "skip_blank_lines": False},
+    "encoding": "latin-1",
+}
 
 
 class ParsedRows(NamedTuple):
@@ -118,20 +122,9 @@ def read_with_pandas(lines: IndexedLines, layout: FileLayout, clock: str) -> Par
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            frames = pd.read_csv(
-                io.BytesIO(body),
-                chunksize=CHUNK_ROWS,
-                sep=layout.separator,
-                header=None,
-                names=range(len(columns)),
-                usecols=list(types),
-                dtype=types,
-                index_col=False,
-                na_filter=False,
-                quoting=csv.QUOTE_NONE,
-                skip_blank_lines=False,
-                encoding="latin-1",
-            )
+            names, sep, usecols = range(len(columns)), layout.separator, list(types)
+            shape: dict[str, Any] = {"names": names, "sep": sep, "usecols": usecols, "dtype": types, "header": None}
+            frames = pd.read_csv(io.BytesIO(body), chunksize=CHUNK_ROWS, **shape, **PANDAS_OPTIONS)
             pieces = [parse_chunk(frame, layout) for frame in frames]
     except (ValueError, OverflowError, Warning):
         return None
@@ -225,18 +218,14 @@ def problem_counts_text(kinds: dict[int, str]) -> str:
 
 
 def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bars, Source]:
-    """The closed bars of a file and the record of how it was read; DataError if it cannot be read as asked.
-
-    No row is dropped without `options.drop_bad`.
-    """
+    """The closed bars of a file and the record of how it was read; DataError for a bad row without --drop-bad."""
     options, path = options or ReadOptions(), Path(path)
     name, data, sha256 = read_text(path)
     lines = split_lines(data, name)
     layout = find_layout(lines, options, name)
-    clock_notes = [f"clock proven by the weekly opens (--timezone {AUTO_TIMEZONE})"] * (
-        options.timezone == AUTO_TIMEZONE
-    )
-    if clock_notes:
+    clock_notes = []
+    if options.timezone == AUTO_TIMEZONE:
+        clock_notes = [f"clock proven by the weekly opens (--timezone {AUTO_TIMEZONE})"]
         options = replace(options, timezone=infer_file_clock(lines, layout, options, name))
         layout = find_layout(lines, options, name)
     check_date_order(lines, layout, options, name)
@@ -300,10 +289,7 @@ def check_rows(
 
 
 def find_layout(lines: IndexedLines, options: ReadOptions, name: str) -> FileLayout:
-    """The layout of a file; DataError if it is unclear.
-
-    If both orders of dates are possible, the error names the order that fits, if one does.
-    """
+    """The layout of a file; DataError if it is unclear, with the order of dates that fits, if one does."""
     head = first_lines(map(lines.text, range(1, len(lines.start) + 1)))
     try:
         return detect_layout(head, options, name)

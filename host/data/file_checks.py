@@ -39,8 +39,7 @@ MIN_SHORTER_STEPS, MIN_LONGER_STEPS, MIN_OTHER_STEPS = 3, 12, 20
 def row_faults(quote: Any, opening: Any, has_volume: Any, always: Any) -> dict[str, Any]:
     """Whether a bar has each fault that needs no other bar; number or array.
 
-    `has_volume`: the file has had volumes, so a flat bar without one is filler.  `always`: the market trades at
-    weekends, so a flat bar of a weekend is no filler.
+    A flat bar is filler if the file `has_volume` so far, or at a weekend unless the market is `always` open.
     """
     low, high, volume = quote["low"], quote["high"], quote["volume"]
     number = (volume != volume) | (volume < 0) | (volume == np.inf)
@@ -71,10 +70,7 @@ def observes_weekends(instrument: Instrument) -> bool | None:
 
 
 def is_saturday(opening: Any, interval_ns: int) -> Any:
-    """Whether the middle of a bar is from 12:00 to 20:00 UTC of a Saturday; number or array.
-
-    No market with a weekend trades then.
-    """
+    """Whether the middle of a bar is from 12:00 to 20:00 UTC of a Saturday; number or array."""
     middle = (opening + interval_ns // 2 - FIRST_SATURDAY_NS) % WEEK_NS
     return (interval_ns <= DAY_NS) & (middle >= DAY_NS // 2) & (middle < 20 * HOUR_NS)
 
@@ -129,10 +125,7 @@ def find_level_shifts(
 
 
 def is_level_stable(quote: dict[str, NDArray[np.float64]], always: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether the prices of each row and of the next ones, LEVEL_SHIFT_ROWS in all, are near its close.
-
-    False for the last rows, which have too few after them.
-    """
+    """Whether LEVEL_SHIFT_ROWS rows, each row and the next ones, have prices near its close; False at the end."""
     count = max(len(always) - LEVEL_SHIFT_ROWS + 1, 0)
     stable = np.zeros(len(always), np.bool_)
     rows = [{name: quote[name][k : k + count] for name in PRICES} for k in range(LEVEL_SHIFT_ROWS)]
@@ -345,9 +338,7 @@ def find_faults(
     good = np.delete(np.arange(len(opening)), list(bad))
     kept = {name: column[good] for name, column in quote.items()}
     damaged, moves = find_level_shifts(kept, opening[good], interval_ns, always[good])
-    changes = {
-        int(good[t]): ("level", level_shift_text(last_close, kept["open"][t])) for t, last_close in moves.items()
-    }
+    changes = {int(good[t]): ("level", level_shift_text(close, kept["open"][t])) for t, close in moves.items()}
     change = find_interval_change(opening[good], interval_ns)
     if change is not None:
         first, *lengths = change

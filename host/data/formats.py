@@ -172,63 +172,44 @@ LOCAL_TIME_QUESTION = (
 )
 METATRADER_DUMP_PATTERN = r"(?!.*,volume,).*,(tick_?volume|real_?volume),.*\n.*"
 DUKASCOPY_PATTERN = (
-    r".*,((gmt[ _])?time,.*\n\d\d\.\d\d\.\d{4} .*|local[ _]time,.*\n\d\d\.\d\d\.\d{4} [^,]* gmt[+-]\d{4},.*)"
+    r".*,((gmt[ _])?time,.*\n\d\d\.\d\d\.\d{4} |local[ _]time,.*\n\d\d\.\d\d\.\d{4} [^,]* gmt[+-]\d{4},).*"
 )
 FXCM_PATTERN = r"(?=.*,bidopen,)(?=.*,askopen,).*,datetime,.*\n\d\d?/\d\d?/\d{4} .*"
-P4, P5, P45, P456 = (rf"(,{PRICE_PATTERN}){{{count}}}" for count in ("4", "5", "4,5", "4,6"))
-DOTTED_P45 = rf"{DOTTED_DATE},{TIME_OF_DAY}{P45}"
+P4, P5, P6, P7, P9, P10, P11, P45, P456 = (
+    rf"(,{PRICE_PATTERN}){{{count}}}" for count in ("4", "5", "6", "7", "9", "10", "11", "4,5", "4,6")
+)
+DOTTED_TIME = rf"{DOTTED_DATE},{TIME_OF_DAY}"
 OANDA_PATTERN = rf"{UNAMBIGUOUS_TIME},(true|false)"
 # What formats of one source have in common.
 HISTDATA: dict[str, Any] = {
     **{"timezone": HISTDATA_CLOCK, "fixed_options": FORMAT_OPTIONS, "no_volume": True, "note": NO_VOLUME_NOTE}
 }
-METATRADER: dict[str, Any] = {
-    **{"timezone": METATRADER_CLOCK, "fixed_options": FORMAT_OPTIONS, "volume_required": True}
-}
+SERVER_CLOCK: dict[str, Any] = {"timezone": METATRADER_CLOCK, "fixed_options": FORMAT_OPTIONS}
+METATRADER: dict[str, Any] = {**SERVER_CLOCK, "volume_required": True}
 UTC_CLOCK: dict[str, Any] = {"timezone": "UTC", "fixed_options": CLOCK_OPTIONS}
 FORMATS = (  # a file has the first that it matches
     # Only the missing volume tells this one from the next, an export of MetaTrader itself, where every bar has a tick.
-    Format("HistData MetaTrader", DOTTED_P45, METATRADER_COLUMNS, **HISTDATA),
-    Format("MetaTrader 4", DOTTED_P45, METATRADER_COLUMNS, **METATRADER),
-    Format(
-        "MetaTrader 5",
-        rf"{DOTTED_DATE},{TIME_OF_DAY}(,{PRICE_PATTERN}){{7}}",
-        HEADERLESS_METATRADER_COLUMNS,
-        **METATRADER,
-        spread="points",
-    ),
+    Format("HistData MetaTrader", rf"{DOTTED_TIME}{P45}", METATRADER_COLUMNS, **HISTDATA),
+    Format("MetaTrader 4", rf"{DOTTED_TIME}{P45}", METATRADER_COLUMNS, **METATRADER),
+    Format("MetaTrader 5", rf"{DOTTED_TIME}{P7}", HEADERLESS_METATRADER_COLUMNS, **METATRADER, spread="points"),
     Format("MetaTrader 5 chart", rf"{DOTTED_DATE}[ ,]{TIME_OF_DAY}{P456}", (*OHLCV_COLUMNS, ""), **METATRADER),
     Format("HistData ASCII", rf"\d{{8}} \d{{6}}{P5}", OHLCV_COLUMNS, **HISTDATA),
     Format("NinjaTrader", rf"\d{{8}} \d{{6}}{P5}", OHLCV_COLUMNS, question=VOLUME_QUESTION),
     Format("HistData or NinjaTrader", rf"\d{{8}} \d{{6}}{P4}", OHLCV_COLUMNS, question=NO_VOLUME_QUESTION),
-    Format("Lean", rf"\d{{8}} \d\d:\d\d(,{PRICE_PATTERN}){{10}}", LEAN_COLUMNS),
-    Format("Lean, one day", rf"\d{{1,8}}(,{PRICE_PATTERN}){{10}}", LEAN_COLUMNS, stamp_style="midnight"),
+    Format("Lean", rf"\d{{8}} \d\d:\d\d{P10}", LEAN_COLUMNS),
+    Format("Lean, one day", rf"\d{{1,8}}{P10}", LEAN_COLUMNS, stamp_style="midnight"),
     Format("OANDA", rf"{OANDA_PATTERN}{P5}", OANDA_COLUMNS, **UTC_CLOCK, side="mid", volume_required=True),
     # `containers.candle_to_csv` writes candles with bid and ask so.
-    Format(
-        "OANDA",
-        rf"{OANDA_PATTERN}(,{PRICE_PATTERN}){{9}}",
-        (*OANDA_COLUMNS, *LEAN_COLUMNS[6:10]),
-        **UTC_CLOCK,
-        volume_required=True,
-    ),
-    Format("Kraken", rf"\d{{10}}(,{PRICE_PATTERN}){{6}}", (*OHLCV_COLUMNS, ""), **UTC_CLOCK, side="mid"),
-    Format(
-        "Binance", rf"(\d{{13}}|\d{{16}})(,{PRICE_PATTERN}){{11}}", (*OHLCV_COLUMNS, *[""] * 6), **UTC_CLOCK, side="mid"
-    ),
+    Format("OANDA", rf"{OANDA_PATTERN}{P9}", (*OANDA_COLUMNS, *LEAN_COLUMNS[6:10]), **UTC_CLOCK, volume_required=True),
+    Format("Kraken", rf"\d{{10}}{P6}", (*OHLCV_COLUMNS, ""), **UTC_CLOCK, side="mid"),
+    Format("Binance", rf"(\d{{13}}|\d{{16}}){P11}", (*OHLCV_COLUMNS, *[""] * 6), **UTC_CLOCK, side="mid"),
     Format("no header", rf"{ANY_DATE},({TIME_OF_DAY}|\d{{6}}){P45}", METATRADER_COLUMNS),
     Format("no header", rf"{UNAMBIGUOUS_TIME},000{P45}", ("time", "", *OHLCV_COLUMNS[1:])),  # of a second
     Format("no header", rf"({UNAMBIGUOUS_TIME}|{DAY_OR_MONTH_FIRST}[^,]*){P45}", OHLCV_COLUMNS),
     Format("no header", rf"[a-z/]{{6,7}},{COMPACT_DATE},\d{{6}}{P45}", ("symbol", *METATRADER_COLUMNS)),
     Format("MetaTrader 5", rf".*,<open>,.*\n{DOTTED_DATE}.*", **METATRADER, spread="points"),
     # Written by the Python API: stamps of the server's clock that claim to be UTC.
-    Format(
-        "MetaTrader 5 dump",
-        METATRADER_DUMP_PATTERN,
-        **METATRADER | {"volume_required": False},
-        stamp_style="wall",
-        spread="points",
-    ),
+    Format("MetaTrader 5 dump", METATRADER_DUMP_PATTERN, **SERVER_CLOCK, stamp_style="wall", spread="points"),
     Format("Dukascopy", DUKASCOPY_PATTERN, **UTC_CLOCK, stamp_style="dmy", volume_required=True),
     Format("JForex", r".*,time \((utc|gmt|eet)\),.*\n.*", **UTC_CLOCK, volume_required=True),
     Format("FXCM CandleData", FXCM_PATTERN, **UTC_CLOCK, stamp_style="mdy"),
@@ -251,10 +232,8 @@ MANY_PAIRS_PATTERN = r"[a-z]{6}(,+[a-z]{6})+,*(\n.*)+"
 UNSUPPORTED = (  # what the first lines of an unknown file match, and what to do
     (MANY_PAIRS_PATTERN, "many pairs side by side: make one file for each"),
     (rf"\d{{8}} \d{{9}}(,{PRICE_PATTERN}){{2,3}}", TICKS_REMEDY),
-    (
-        rf"\d{{1,8}}(,{PRICE_PATTERN}){{2,4}}|[^,\n]*time[^,\n]*,bid,ask\n.*|[a-z]{{3}}/?[a-z]{{3}},\d{{8}} .*",
-        TICKS_REMEDY,
-    ),
+    (rf"\d{{1,8}}(,{PRICE_PATTERN}){{2,4}}", TICKS_REMEDY),
+    (r"[^,\n]*time[^,\n]*,bid,ask\n.*|[a-z]{3}/?[a-z]{3},\d{8} .*", TICKS_REMEDY),
     (r"(date|time),([a-z]{3},)+([a-z]{3})?\n.*", "one rate of many currencies: no open, high and low"),
     (r"[{\[].*(\n.*)*", "JSON: a stream has one bar a line; bring the JSON as a file"),
     (r"(.*\n)?(\d{1,7}|\d+\.\d+),.*", "no time stamps: export the file with the time of each bar"),

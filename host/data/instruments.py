@@ -74,9 +74,8 @@ CURRENCY_PATTERN = "|".join(QUOTE_SPREAD_PIPS)
 # What brokers append to a symbol; after a mark, as in XAUUSD.m or US30-cash, anything may follow.
 BROKER_SUFFIX = "PRO|ECN|RAW|STP|STD|VIP|PRM|ZERO|CASH|SPOT|MINI|MICRO|[MCIRBZ]"
 TIMEFRAME_MINUTES = "1|5|15|30|60|240|1440|10080"  # MetaTrader 4 names its exports so: EURUSD60.csv
-ALIAS_PATTERNS = [
-    re.sub("(?<=.)(USD[TC]?|EUR)$", r"[/_-]?\1", alias) for alias in sorted(ALIASES, key=len, reverse=True)
-]
+LONGEST_FIRST = sorted(ALIASES, key=len, reverse=True)
+ALIAS_PATTERNS = [re.sub("(?<=.)(USD[TC]?|EUR)$", r"[/_-]?\1", alias) for alias in LONGEST_FIRST]
 SYMBOL_PATTERN = re.compile(
     rf"(?<![A-Z0-9])({'|'.join(ALIAS_PATTERNS)}|(?:{CURRENCY_PATTERN})[/_-]?(?:{CURRENCY_PATTERN}))"
     rf"(?:{BROKER_SUFFIX})?(?:(?<=[A-Z])(?:{TIMEFRAME_MINUTES}))?(?![A-Z0-9])"
@@ -90,9 +89,8 @@ def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) 
 
 def find_instrument(text: str) -> Instrument | None:
     """The instrument that a symbol or the name of a file names; None if it names none, or several."""
-    instruments = {lookup_symbol(re.sub("[/_-]", "", match[1])) for match in SYMBOL_PATTERN.finditer(text.upper())} - {
-        None
-    }
+    symbols = {re.sub("[/_-]", "", match[1]) for match in SYMBOL_PATTERN.finditer(text.upper())}
+    instruments = {*map(lookup_symbol, symbols)} - {None}
     return instruments.pop() if len(instruments) == 1 else None
 
 

@@ -142,15 +142,12 @@ def parse_head(head: list[str], name: str) -> FileHead:
 
 
 def align_names(names: list[str], bar: list[str]) -> list[str]:
-    """The names of a header, one for each field of a bar.
-
-    A separator may end the header or the bar.  An index has no name.  A stamp such as 22:00:00,000 has two fields.
-    """
+    """The names of a header, one for each field of a bar; an index, and the milliseconds of 22:00:00,000, have none."""
     surplus = len(bar) - len(names) if names else 0
     if surplus == 1 and bar[-1].strip():
         split_at = next((i for i in range(len(bar) - 1) if re.search(r":\d\d,\d{3}$", ",".join(bar[i : i + 2]))), -1)
         return [*names[: split_at + 1], "", *names[split_at + 1 :]]
-    if surplus == 1:
+    if surplus == 1:  # a separator ends the bar
         return [*names, ""]
     return names[: len(bar)] if surplus < 0 and not any(names[surplus:]) else names
 
@@ -180,9 +177,8 @@ def normalise_name(name: str) -> str:
 def time_columns(names: list[str], bar: list[str]) -> tuple[int, ...]:
     """The column of the time, or those of date and time of day; none if no column has them."""
     cells = [cell.strip().lower() for cell in bar[: len(names)]]
-    named = [
-        i for i in range(len(cells)) if TIME_COLUMN_NAME.fullmatch(normalise_name(re.sub(r"\(.*\)", "", names[i])))
-    ]
+    normalised = [normalise_name(re.sub(r"\(.*\)", "", name)) for name in names]
+    named = [i for i in range(len(cells)) if TIME_COLUMN_NAME.fullmatch(normalised[i])]
     dated = [i for i, cell in enumerate(cells) if re.fullmatch(f"{ANY_TIME}|{ANY_DATE}", cell)]
     candidates = [i for i in named if i in dated]
     candidates = [i for i in candidates if not CLOSE_TIME_NAME.match(names[i])] or candidates
@@ -306,9 +302,8 @@ def resolve_format(fmt: Format, head: FileHead, columns: tuple[str, ...], option
     # A model of files with bid and ask remembers both sides: that is no side of a file that has one.
     defaults = {what: value for what, value in options.model_defaults.items() if value != "both"}
     resolved = {what: getattr(options, what) or fixed.get(what) or defaults.get(what) for what in FORMAT_OPTIONS}
-    question = fmt.question or (
-        LOCAL_TIME_QUESTION if re.search("local|server|broker", normalise_name("".join(names))) else ""
-    )
+    is_local = re.search("local|server|broker", normalise_name("".join(names)))
+    question = fmt.question or (LOCAL_TIME_QUESTION if is_local else "")
     if not has_utc_offset(stamp) and not all(resolved[flag] for flag in re.findall("--(timezone|label)", question)):
         raise DataError(f"{name}: {question}")
     style = "iso" if fmt.stamp_style in OTHER_DATE_ORDER else fmt.stamp_style
@@ -343,15 +338,15 @@ def build_layout(fmt: Format, head: FileHead, columns: tuple[str, ...], options:
     by_role = {role: [row[i] for row in rows] for i, role in enumerate(columns) if role}
     day = re.search(r"(?<!\d)\d{8}(?!\d)", file_name(name))
     if fmt.stamp_style == "midnight" and not day:
-        raise DataError(
-            f"{name}: stamps count from midnight: put the date into the file name, as in 20140505_quote.csv"
-        )
+        reason = "stamps count from midnight: put the date into the file name, as in 20140505_quote.csv"
+        raise DataError(f"{name}: {reason}")
     prices = [cell for role in OHLC for cell in by_role.get(role, [])]
     decimals = [len(cell.partition(".")[2]) for cell in prices if re.fullmatch(r"[\d,]*(\.\d*)?", cell)]
     digits = max([count for count in decimals if count <= MAX_DECIMALS] or decimals or [0])
     symbol = by_role.get("symbol", [""])[0]
     unit, is_assumed = resolve_spread_unit(fmt, head.column_names, columns, options)
-    whole_spread = find_whole_spread(by_role.get("spread", [])) if is_assumed and digits else 0.0
+    spreads = [float(cell) for cell in by_role.get("spread", []) if DECIMAL_NUMBER.fullmatch(cell)]
+    is_whole = is_assumed and digits > 0 and all(spread.is_integer() for spread in spreads)
     instrument = find_instrument(options.symbol or symbol or file_name(name))
     points = unit == "points" and not (instrument and math.isclose(instrument.point, 10.0**-digits))
     return FileLayout(
@@ -364,7 +359,7 @@ def build_layout(fmt: Format, head: FileHead, columns: tuple[str, ...], options:
         spread_unit=unit,
         decimals=digits,
         fixed_decimals=len(rows) >= MIN_BARS_FOR_DECIMALS and min(decimals, default=0) == max(decimals, default=1),
-        whole_spread=whole_spread,
+        whole_spread=max(spreads, default=0.0) if is_whole else 0.0,
         symbol=symbol,
         path=name,
         has_thousands=find_thousands(head, columns, name),
@@ -381,12 +376,6 @@ def resolve_spread_unit(
     named = SPREAD_NAME.fullmatch(normalise_name(names[columns.index("spread")])) if names else None
     unit = options.spread_unit or (str(named[1]) if named else "")
     return unit or fmt.spread, not unit and fmt.spread == "price"
-
-
-def find_whole_spread(cells: list[str]) -> float:
-    """The largest of the spreads in `cells` if all are whole numbers; otherwise zero."""
-    values = [float(cell) for cell in cells if DECIMAL_NUMBER.fullmatch(cell)]
-    return max(values, default=0.0) if all(value.is_integer() for value in values) else 0.0
 
 
 def find_thousands(head: FileHead, columns: tuple[str, ...], name: str) -> bool:

@@ -58,8 +58,7 @@ UNAMBIGUOUS_DATES = (  # dates whose parts can be told apart
     r"(?P<d>\d\d?)[- ](?P<m>[a-z]{3})[a-z]*[- ](?P<y>\d{4})",
 )
 DATE_PATTERNS = {  # by stamp style
-    "iso": UNAMBIGUOUS_DATES,
-    "wall": UNAMBIGUOUS_DATES,
+    **dict.fromkeys(("iso", "wall"), UNAMBIGUOUS_DATES),
     "dmy": (r"(?P<d>\d\d?)([-./])(?P<m>\d\d?)\2(?P<y>\d{4})",),
     "mdy": (r"(?P<m>\d\d?)([-./])(?P<d>\d\d?)\2(?P<y>\d{4})",),
 }
@@ -68,9 +67,8 @@ TIME_PATTERN = (  # what may follow a date: the time, with colons or without, an
     r"(?:(?P=c)(?P<S>\d\d)(?:[.,: ](?P<f>\d{1,9}))?)?(?: ?(?P<p>[ap])m)?"
     r" ?(?:(?P<z>z|utc|gmt|(?:utc|gmt)?[+-]\d\d(?::?\d\d)?)|(?P<n>[a-z]+(?:/[a-z_]+)*))?)?"
 )
-STAMP_PATTERNS = {
-    kind: [re.compile(date + TIME_PATTERN, re.I | re.A) for date in ways] for kind, ways in DATE_PATTERNS.items()
-}
+FLAGS = re.I | re.A
+STAMP_PATTERNS = {style: [re.compile(d + TIME_PATTERN, FLAGS) for d in dates] for style, dates in DATE_PATTERNS.items()}
 
 
 class ParseRules(NamedTuple):
@@ -195,9 +193,15 @@ def resolve_instrument(
 
 
 def spread_unit_price(layout: FileLayout, options: ReadOptions, name: str, instrument: Instrument) -> float:
-    """The price of a unit of the spread column; DataError if spreads cannot be prices and no unit is given."""
-    scale = 1.0 if options.point is None else options.point
-    units = {"price": scale, "points": resolve_point(layout, options, instrument), "pips": instrument.pip}
+    """The price of a unit of the spread column; DataError if spreads cannot be prices and no unit is given.
+
+    A point is the last digit, as the prices of the file show it or, where they may be rounded, as brokers quote it.
+    """
+    point = float(f"1e-{layout.decimals}")
+    is_rounded = layout.decimals > MAX_DECIMALS or not (layout.fixed_decimals or point < instrument.point)
+    units = {"price": 1.0, "points": instrument.point if is_rounded else point, "pips": instrument.pip}
+    if options.point is not None:
+        units.update(price=options.point, points=options.point)
     if layout.whole_spread:
         readings = [
             f"--spread-unit {unit} makes {format_decimal(layout.whole_spread * units[unit])} of {layout.whole_spread:g}"
@@ -208,15 +212,6 @@ def spread_unit_price(layout: FileLayout, options: ReadOptions, name: str, instr
             f"decimals: in which unit? {', '.join(readings)}"
         )
     return units[layout.spread_unit]
-
-
-def resolve_point(layout: FileLayout, options: ReadOptions, instrument: Instrument) -> float:
-    """The price of the last digit, as the file shows it or, where its prices may be rounded, as brokers quote it."""
-    if options.point is not None:
-        return options.point
-    shown_point = float(f"1e-{layout.decimals}")
-    is_reliable = layout.decimals <= MAX_DECIMALS and (layout.fixed_decimals or shown_point < instrument.point)
-    return shown_point if is_reliable else instrument.point
 
 
 def check_spread(spread_px: float, range_px: float, rules: ParseRules, name: str, max_ratio: float = 1.0) -> None:
@@ -398,12 +393,10 @@ def parse_fields(text: str, layout: FileLayout) -> tuple[int, bool, dict[str, fl
     try:
         return *parse_stamp(layout.format.stamp_style, " ".join(stamp), layout.file_date), numbers
     except (ValueError, OverflowError) as error:
-        column_name, reason = (
-            layout.column_names[layout.columns.index("time")],
-            "is no time, or not written as the first",
-        )
-        reason = str(error) if isinstance(error, DataError) else reason  # of its zone
-        raise ValueError(f"{' '.join(stamp)[:40]!r} in column {column_name} {reason}") from None
+        column = layout.column_names[layout.columns.index("time")]
+        # A DataError is about the name of a zone.
+        reason = str(error) if isinstance(error, DataError) else "is no time, or not written as the first"
+        raise ValueError(f"{' '.join(stamp)[:40]!r} in column {column} {reason}") from None
 
 
 def parse_number(text: str, thousands: bool, role: str, column: str) -> float:

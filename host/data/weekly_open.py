@@ -68,12 +68,11 @@ def check_weekends(weekends: Weekends, clock: str, interval_ns: int, instrument:
     )
     at_five, at_six = ((open_offset - x > -interval_ns) & (open_offset - x < HOUR_NS) for x in (0, HOUR_NS))
     longer = gap > 48.5 * HOUR_NS  # by the hour of a daily break
+    opens_on_time = np.where(longer, at_six, at_five)
     if instrument.hours == FX:
-        opens_on_time = (
-            at_five if observes_weekends(instrument) else at_five | (at_six & longer & (gap < 49.5 * HOUR_NS))
-        )
-    else:
-        opens_on_time = np.where(longer, at_six, at_five)
+        # An unknown symbol may be a metal or an index.
+        unsure = observes_weekends(instrument) is None
+        opens_on_time = at_five | (unsure & at_six & longer & (gap < 49.5 * HOUR_NS))
     slack = 2 * interval_ns if interval_ns > HOUR_NS else 0
     return WeekendCheck(
         is_ordinary=(gap >= 46.5 * HOUR_NS - slack) & (gap <= 50 * HOUR_NS),
@@ -84,11 +83,11 @@ def check_weekends(weekends: Weekends, clock: str, interval_ns: int, instrument:
 
 
 def count_misfits(
-    weekends: Weekends, among: NDArray[np.bool_], clock: str, interval_ns: int, instrument: Instrument
-) -> int:
-    """The number of weekends, of those whose mask `among` is set, that contradict `clock`."""
-    check = check_weekends(weekends, clock, interval_ns, instrument)
-    return int((among & ~(check.opens_on_time & check.closes_on_time)).sum())
+    weekends: Weekends, among: NDArray[np.bool_], clocks: tuple[str, ...], interval_ns: int, instrument: Instrument
+) -> dict[str, int]:
+    """The number of weekends, of those whose mask `among` is set, that contradict each clock."""
+    checks = {clock: check_weekends(weekends, clock, interval_ns, instrument) for clock in clocks}
+    return {clock: int((among & ~(c.opens_on_time & c.closes_on_time)).sum()) for clock, c in checks.items()}
 
 
 def clock_warning(utc: Weekends, rules: ParseRules, options: ReadOptions, local: bool) -> str | None:
@@ -105,11 +104,9 @@ def clock_warning(utc: Weekends, rules: ParseRules, options: ReadOptions, local:
         bad, count = check.is_ordinary & ~check.opens_on_time, int(check.is_ordinary.sum())
         if not bad.any():
             return None
-        misfits = {
-            name: count_misfits(weekends, check.is_ordinary, name, interval_ns, instrument) for name in CANDIDATE_CLOCKS
-        }
+        misfits = count_misfits(weekends, check.is_ordinary, CANDIDATE_CLOCKS, interval_ns, instrument)
         earlier = Weekends(*(wall - interval_ns for wall in weekends))
-        by_label = count_misfits(earlier, check.is_ordinary, clock, interval_ns, instrument)
+        by_label = count_misfits(earlier, check.is_ordinary, (clock,), interval_ns, instrument)[clock]
     except DataError:  # a machine without time zones
         return None
     fewest = min(misfits.values())
@@ -149,15 +146,11 @@ def infer_clock(opening: IntArray, interval_ns: int, instrument: Instrument, nam
     count = int(check.is_ordinary.sum())
     if not count or observes_weekends(instrument) is False:
         raise DataError(f"{name}: --timezone {AUTO_TIMEZONE}: there are no weekends to tell the clock by; name it")
-    misfits = {
-        clock: count_misfits(weekends, check.is_ordinary, clock, interval_ns, instrument) for clock in CANDIDATE_CLOCKS
-    }
+    misfits = count_misfits(weekends, check.is_ordinary, CANDIDATE_CLOCKS, interval_ns, instrument)
     fewest = min(misfits.values())
     if 10 * fewest > count:
-        raise DataError(
-            f"{name}: --timezone {AUTO_TIMEZONE}: no clock that I know opens the {count} weeks of the file rightly; "
-            "name it"
-        )
+        reason = f"no clock that I know opens the {count} weeks of the file rightly; name it"
+        raise DataError(f"{name}: --timezone {AUTO_TIMEZONE}: {reason}")
     fitting = [clock for clock in CANDIDATE_CLOCKS if misfits[clock] == fewest]
     runner_up = min((misfits[clock] for clock in CANDIDATE_CLOCKS if clock not in fitting), default=fewest)
     seasons = [int((check.is_ordinary & (check.is_dst == summer)).sum()) for summer in (False, True)]
