@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from host.data.containers import read_text
+from host.data.containers import FileText, read_text
 from host.data.file_checks import (
     MAX_LISTED,
     bad_cells_text,
@@ -33,6 +32,8 @@ from host.data.layout import OTHER_DATE_ORDER, FileLayout, detect_layout, first_
 from host.data.parsing import (
     BOOLEANS,
     NUMERIC_ROLES,
+    BoolArray,
+    Columns,
     IntArray,
     ParseRules,
     check_spread,
@@ -71,7 +72,7 @@ class ParsedRows(NamedTuple):
     line: IntArray  # [T] of the file, from 1
     utc: IntArray  # [T] stamp, nanoseconds
     is_local_time: bool  # some stamps have no offset of their own
-    columns: dict[str, NDArray[np.float64]]  # [T] by role
+    columns: Columns  # [T] by role
 
 
 class RowFindings(NamedTuple):
@@ -145,9 +146,7 @@ def has_uniform_columns(lines: IndexedLines, layout: FileLayout) -> bool:
     return bool((per_line[layout.header_lines :] == len(layout.columns) - 1).all())
 
 
-def parse_chunk(
-    frame: pd.DataFrame, layout: FileLayout
-) -> tuple[IntArray, NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
+def parse_chunk(frame: pd.DataFrame, layout: FileLayout) -> tuple[IntArray, BoolArray, Columns]:
     """The stamps of a chunk of rows, whether each is UTC, and the numbers by role; ValueError on a malformed row."""
     columns = layout.columns
     texts = [frame[i].tolist() for i, role in enumerate(columns) if role == "time"]
@@ -219,20 +218,19 @@ def problem_counts_text(kinds: dict[int, str]) -> str:
 
 def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bars, Source]:
     """The closed bars of a file and the record of how it was read; DataError for a bad row without --drop-bad."""
-    options, path = options or ReadOptions(), Path(path)
-    name, data, sha256 = read_text(path)
-    lines = split_lines(data, name)
+    options, file = options or ReadOptions(), read_text(Path(path))
+    name, lines = file.name, split_lines(file.data, file.name)
     layout = find_layout(lines, options, name)
     clock_notes = []
     if options.timezone == AUTO_TIMEZONE:
         clock_notes = [f"clock proven by the weekly opens (--timezone {AUTO_TIMEZONE})"]
-        options = replace(options, timezone=infer_file_clock(lines, layout, options, name))
+        options = replace(options, timezone=infer_file_clock(lines, layout, options))
         layout = find_layout(lines, options, name)
-    check_date_order(lines, layout, options, name)
-    rows, unparsable, notes = read_rows(lines, layout, options, name)
+    check_date_order(lines, layout, options)
+    rows, unparsable, notes = read_rows(lines, layout)
     step_ns = infer_interval(rows.utc, options, name)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
-        rules, rule_notes = resolve_rules(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
+        rules, rule_notes = resolve_rules(layout, options, float(np.median(rows.columns["open"])), step_ns)
         quote = to_quotes(rows.columns, rules)
     opening = rows.utc - (step_ns if rules.label == "close" else 0)
     findings = check_rows(rows, unparsable, quote, opening, rules, layout.format.volume_required)
@@ -247,7 +245,7 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
         line = line[first]
         notes.append(f"bars of {step_ns // SECOND_NS} s are put together into bars of {interval_ns // SECOND_NS} s")
     holes, gaps, closed = list_gaps(bars.time, interval_ns, line, rules.instrument)
-    source = describe_source(name, layout, rules, options, rows.is_local_time, bars, interval_ns, closed, sha256)
+    source = describe_source(file, layout, rules, options, rows, bars, closed)
     source.notes.extend([*clock_notes, *rule_notes, *([warning] if warning else []), *notes])
     source.problems.extend(findings.changes + list_problems(lines, findings.kinds))
     source.gaps.extend(holes)
@@ -258,18 +256,10 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
 
 
 def check_rows(
-    rows: ParsedRows,
-    unparsable: IntArray,
-    quote: dict[str, NDArray[np.float64]],
-    opening: IntArray,
-    rules: ParseRules,
-    ticks: bool,
+    rows: ParsedRows, unparsable: IntArray, quote: Columns, opening: IntArray, rules: ParseRules, volume_required: bool
 ) -> RowFindings:
-    """The faults of the rows of a file; `unparsable` are line numbers.
-
-    `quote` [T] and `opening` [T] are of the bars of `rows`.  `ticks`: a real bar of the format has a volume.
-    """
-    faults, changes = find_faults(quote, opening, rules, ticks)
+    """The faults of the rows of a file; `quote` and `opening` [T] are of the rows, `unparsable` are line numbers."""
+    faults, changes = find_faults(quote, opening, rules, volume_required)
     line = {row: int(rows.line[row]) for row in (*faults, *changes)}
     kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {line[row]: k for row, k in faults.items()}
     return RowFindings(
@@ -297,7 +287,7 @@ def find_layout(lines: IndexedLines, options: ReadOptions, name: str) -> FileLay
         if options.dates is not None:
             raise
         layouts = {order: detect_layout(head, replace(options, dates=order), name) for order in OTHER_DATE_ORDER}
-        misread = {order: count_misread_lines(lines, layout, options, name) for order, layout in layouts.items()}
+        misread = {order: count_misread_lines(lines, layout) for order, layout in layouts.items()}
         likely = min(OTHER_DATE_ORDER, key=lambda order: misread[order][0])
         other = OTHER_DATE_ORDER[likely]
         if MISREAD_RATIO * misread[likely][0] >= misread[other][0]:
@@ -305,32 +295,29 @@ def find_layout(lines: IndexedLines, options: ReadOptions, name: str) -> FileLay
         raise DataError(f"{error}; {wrong_order_text(other, misread[other], misread[likely][0])}") from None
 
 
-def check_date_order(lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str) -> None:
+def check_date_order(lines: IndexedLines, layout: FileLayout, options: ReadOptions) -> None:
     """DataError if the order of --dates leaves far more lines out of sequence than the other order."""
     if options.dates is None or layout.format.stamp_style != options.dates:
         return
-    given_order = count_misread_lines(lines, layout, options, name)
-    other_order = count_misread_lines(lines, swap_date_order(layout), options, name) if given_order[0] else given_order
+    given_order = count_misread_lines(lines, layout)
+    other_order = count_misread_lines(lines, swap_date_order(layout)) if given_order[0] else given_order
     if MISREAD_RATIO * other_order[0] < given_order[0]:
-        raise DataError(f"{name}: {wrong_order_text(options.dates, given_order, other_order[0])}")
+        raise DataError(f"{layout.path}: {wrong_order_text(options.dates, given_order, other_order[0])}")
 
 
-def count_misread_lines(lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str) -> tuple[int, int]:
+def count_misread_lines(lines: IndexedLines, layout: FileLayout) -> tuple[int, int]:
     """The number of lines that are no bars or do not follow the line before, and the first such line or 0."""
     try:
-        rows, unparsable = read_wall_clock_rows(lines, layout, options, name)
+        rows, unparsable = read_wall_clock_rows(lines, layout)
     except DataError:  # no line is a bar
         return len(lines.start), layout.header_lines + 1
     wrong = sorted([*unparsable.tolist(), *rows.line[sequence_breaks(rows.utc)].tolist()])
     return len(wrong), wrong[0] if wrong else 0
 
 
-def read_wall_clock_rows(
-    lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str
-) -> tuple[ParsedRows, IntArray]:
+def read_wall_clock_rows(lines: IndexedLines, layout: FileLayout) -> tuple[ParsedRows, IntArray]:
     """The rows of a file with stamps as its clock shows them, and the lines that cannot be parsed."""
-    layout = layout._replace(format=layout.format._replace(timezone="UTC"))
-    return read_rows(lines, layout, replace(options, timezone="UTC"), name)[:2]
+    return read_rows(lines, layout._replace(format=layout.format._replace(timezone="UTC")))[:2]
 
 
 def wrong_order_text(order: str, misread: tuple[int, int], misread_other: int) -> str:
@@ -342,19 +329,17 @@ def wrong_order_text(order: str, misread: tuple[int, int], misread_other: int) -
     )
 
 
-def infer_file_clock(lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str) -> str:
+def infer_file_clock(lines: IndexedLines, layout: FileLayout, options: ReadOptions) -> str:
     """The clock that the weekly opens of a file prove; DataError if they prove none."""
-    rows, _ = read_wall_clock_rows(lines, layout, options, name)
+    rows, _ = read_wall_clock_rows(lines, layout)
     if not rows.is_local_time:
         return "UTC"  # every stamp has its own offset
-    step_ns = infer_interval(rows.utc, options, name)
-    instrument, _ = resolve_instrument(layout, options, name, float(np.median(rows.columns["open"])))
-    return infer_clock(rows.utc - (step_ns if options.label == "close" else 0), step_ns, instrument, name)
+    step_ns = infer_interval(rows.utc, options, layout.path)
+    instrument, _ = resolve_instrument(layout, options, float(np.median(rows.columns["open"])))
+    return infer_clock(rows.utc - (step_ns if options.label == "close" else 0), step_ns, instrument, layout.path)
 
 
-def read_rows(
-    lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str
-) -> tuple[ParsedRows, IntArray, list[str]]:
+def read_rows(lines: IndexedLines, layout: FileLayout) -> tuple[ParsedRows, IntArray, list[str]]:
     """The rows of a file that can be parsed, oldest first; the lines that cannot be; notes on rows left out."""
     clock, notes = layout.format.timezone, []
     parse_clock(clock)
@@ -363,14 +348,14 @@ def read_rows(
     if len(rows.utc) == 0:
         text = lines.text(layout.header_lines + 1)
         why = explain_line(text, layout)
-        raise DataError(f"{name}: no bars: line {layout.header_lines + 1}: {why}: {text[:80]!r}")
+        raise DataError(f"{layout.path}: no bars: line {layout.header_lines + 1}: {why}: {text[:80]!r}")
     if np.sign(np.diff(rows.utc)).sum() < 0:
         rows = take_rows(rows, np.arange(len(rows.utc))[::-1])
         notes.append("the newest bar stands first: read from the end")
     if "complete" in rows.columns:
         complete = rows.columns["complete"] == 1
         if not complete.any():
-            raise DataError(f"{name}: no bar is complete")
+            raise DataError(f"{layout.path}: no bar is complete")
         if not complete.all():
             rows = take_rows(rows, np.flatnonzero(complete))
             notes.append(f"{(~complete).sum()} rows of bars that are not complete are left out")
@@ -384,17 +369,15 @@ def take_rows(rows: ParsedRows, index: IntArray) -> ParsedRows:
 
 
 def describe_source(
-    name: str,
+    file: FileText,
     layout: FileLayout,
     rules: ParseRules,
     options: ReadOptions,
-    local: bool,
+    rows: ParsedRows,
     bars: Bars,
-    interval_ns: int,
     closed: str,
-    sha256: str,
 ) -> Source:
-    """The record of how `bars` were read; `local`: the stamps have no offset of their own."""
+    """The record of how `bars` were read."""
     in_file = bool(rules.spread_unit_px) or rules.side == "both"
     usual, typed = rules.instrument.spread_pips, options.spread_pips is not None
     origin = f"column of the file, in {layout.spread_unit}" if rules.spread_unit_px else "bid and ask of the file"
@@ -403,19 +386,21 @@ def describe_source(
     spread_px, range_px = mean_spread_and_range(bars)
     choices = {
         f"--side {rules.side}": options.side is None and rules.side != "both" and "side" not in rules.fixed_options,
-        f"--timezone {rules.timezone}": options.timezone is None and local and "timezone" not in rules.fixed_options,
+        f"--timezone {rules.timezone}": options.timezone is None
+        and rows.is_local_time
+        and "timezone" not in rules.fixed_options,
         f"--label {rules.label}": options.label is None and "label" not in rules.fixed_options,
         f"--spread {usual:g}": not typed and not in_file,
         f"--pip {rules.instrument.pip:g}": options.pip is None,
     }
     understates = "the spread column of MetaTrader understates the cost of a fill"
     return Source(
-        path=name,
+        path=file.name,
         format=layout.format.name,
         rows=len(bars.time),
         first=format_utc(bars.time[0]) if len(bars.time) else "",
         last=format_utc(bars.time[-1]) if len(bars.time) else "",
-        interval_s=interval_ns // SECOND_NS,
+        interval_s=rules.interval_ns // SECOND_NS if options.interval_s is None else options.interval_s,
         timezone=rules.timezone,
         label=rules.label,
         side=rules.side,
@@ -425,7 +410,7 @@ def describe_source(
         range_px=range_px,
         hours=f"closed (UTC): {closed}",
         instrument=rules.instrument,
-        sha256=sha256,
+        sha256=file.sha256,
         assumed=[flag for flag, open_question in choices.items() if open_question],
         notes=[understates] if rules.spread_unit_px and layout.format.spread == "points" else [],
     )

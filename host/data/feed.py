@@ -38,6 +38,7 @@ from kernels.market.bars import SECOND_NS, Bars
 from kernels.market.episodes import MAX_MISSING_BARS
 
 POLL_S = 0.2
+RulesCheck = Callable[[ParseRules], None]
 
 
 class Bar(NamedTuple):
@@ -57,11 +58,7 @@ class LineParser:
     """The parser of the lines of one feed, in their order."""
 
     def __init__(
-        self,
-        layout: FileLayout,
-        options: ReadOptions,
-        name: str,
-        check: Callable[[ParseRules], None] = lambda rules: None,
+        self, layout: FileLayout, options: ReadOptions, name: str, check: RulesCheck = lambda rules: None
     ) -> None:
         if options.interval_s is None:
             raise DataError(f"{name}: a line does not tell how long its bar is")
@@ -95,7 +92,7 @@ class LineParser:
             return None  # the same bar comes again once it is closed
         if self._rules is None:
             price = numbers["open"]
-            self._rules, notes = resolve_rules(self.layout, self._options, self._name, price, self._interval_ns)
+            self._rules, notes = resolve_rules(self.layout, self._options, price, self._interval_ns)
             reading = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
             log(f"{self._name}: {'; '.join([reading, *notes])}")
             self._check(self._rules)
@@ -136,7 +133,7 @@ def feed_bars(
     options: ReadOptions | None = None,
     follow: bool = False,
     wait: Callable[[], None] = lambda: time.sleep(POLL_S),
-    check: Callable[[ParseRules], None] = lambda rules: None,
+    check: RulesCheck = lambda rules: None,
 ) -> Iterator[Bar]:
     """The closed bars of a file, a stream or stdin ("-"); DataError for a bad line.
 
@@ -169,9 +166,8 @@ def sniff_interval(
     Two bars that are as far apart as `options.interval_s` show the length; otherwise SNIFF_LINES lines are read.
     """
     if options.timezone == AUTO_TIMEZONE:
-        raise DataError(
-            f"{name}: a feed cannot prove its clock: name what data-check --timezone {AUTO_TIMEZONE} finds in a history"
-        )
+        remedy = f"name what data-check --timezone {AUTO_TIMEZONE} finds in a history"
+        raise DataError(f"{name}: a feed cannot prove its clock: {remedy}")
     read: list[tuple[int, str]] = []
     head: list[str] = []
     stamps: list[tuple[int, bool]] = []

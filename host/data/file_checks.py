@@ -10,12 +10,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from host.data.formats import OHLC, DataError, Problem, ReadOptions
 from host.data.instruments import DEFAULT_HOURS, ROUND_THE_CLOCK, Instrument, find_instrument, hours_of
 from host.data.layout import OTHER_DATE_ORDER, FileLayout
-from host.data.parsing import MAX_SPREAD_RATIO, PRICES, IntArray, ParseRules, format_utc
+from host.data.parsing import MAX_SPREAD_RATIO, PRICES, BoolArray, Columns, IntArray, ParseRules, format_utc
 from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import DAY_NS, HOUR_NS, QUARTER_NS, WEEK_NS, format_closed_hours
 from kernels.market.episodes import MAX_MISSING_BARS, find_gaps
@@ -91,7 +90,7 @@ def is_price_jump(quote: Any, last_close: Any, step_ns: Any, interval_ns: int, a
 
 
 def find_level_shifts(
-    quote: dict[str, NDArray[np.float64]], opening: IntArray, interval_ns: int, always: NDArray[np.bool_]
+    quote: Columns, opening: IntArray, interval_ns: int, always: BoolArray
 ) -> tuple[list[int], dict[int, float]]:
     """The rows with damaged prices, and the last close before each row where prices move to another level and stay."""
     damaged: list[int] = []
@@ -124,7 +123,7 @@ def find_level_shifts(
     return damaged, shifts
 
 
-def is_level_stable(quote: dict[str, NDArray[np.float64]], always: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def is_level_stable(quote: Columns, always: BoolArray) -> BoolArray:
     """Whether LEVEL_SHIFT_ROWS rows, each row and the next ones, have prices near its close; False at the end."""
     count = max(len(always) - LEVEL_SHIFT_ROWS + 1, 0)
     stable = np.zeros(len(always), np.bool_)
@@ -300,7 +299,7 @@ def why_not_dropped(bad: dict[int, str], line: IntArray, utc: IntArray, interval
     return reason and f"{reason}: such rows are not dropped, {MEND_REMEDY}"
 
 
-def recurring_time(time: IntArray, is_bad: NDArray[np.bool_], interval_ns: int) -> str | None:
+def recurring_time(time: IntArray, is_bad: BoolArray, interval_ns: int) -> str | None:
     """The message for a time of the day or week at which at least half of the rows are bad; None without one."""
     for period, form in ((DAY_NS, "%H:%M"), (WEEK_NS, "%A %H:%M")):
         for width in sorted({interval_ns, max(HOUR_NS, interval_ns)}):
@@ -320,7 +319,7 @@ def gap_text(missing_ns: int, begin_ns: int) -> str:
 
 
 def find_faults(
-    quote: dict[str, NDArray[np.float64]], opening: IntArray, rules: ParseRules, ticks: bool
+    quote: Columns, opening: IntArray, rules: ParseRules, volume_required: bool
 ) -> tuple[dict[int, str], dict[int, tuple[str, str]]]:
     """The kind of fault of every bad row, and kind and message of every lasting change, by index of its first row.
 
@@ -328,7 +327,7 @@ def find_faults(
     """
     bad: dict[int, str] = {}
     interval_ns, unsure = rules.interval_ns, observes_weekends(rules.instrument) is None
-    has_volume = np.logical_or.accumulate(quote["volume"] > 0) | ticks
+    has_volume = np.logical_or.accumulate(quote["volume"] > 0) | volume_required
     with np.errstate(invalid="ignore"):  # infinite prices are among the faults
         always = np.logical_or.accumulate(is_saturday(opening, interval_ns) & ~is_flat_bar(quote)) & unsure
         always |= rules.instrument.hours == ROUND_THE_CLOCK

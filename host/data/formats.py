@@ -181,19 +181,17 @@ P4, P5, P6, P7, P9, P10, P11, P45, P456 = (
 DOTTED_TIME = rf"{DOTTED_DATE},{TIME_OF_DAY}"
 OANDA_PATTERN = rf"{UNAMBIGUOUS_TIME},(true|false)"
 # What formats of one source have in common.
-HISTDATA: dict[str, Any] = {
-    **{"timezone": HISTDATA_CLOCK, "fixed_options": FORMAT_OPTIONS, "no_volume": True, "note": NO_VOLUME_NOTE}
-}
+HISTDATA: dict[str, Any] = {"timezone": HISTDATA_CLOCK, "fixed_options": FORMAT_OPTIONS, "no_volume": True}
 SERVER_CLOCK: dict[str, Any] = {"timezone": METATRADER_CLOCK, "fixed_options": FORMAT_OPTIONS}
 METATRADER: dict[str, Any] = {**SERVER_CLOCK, "volume_required": True}
 UTC_CLOCK: dict[str, Any] = {"timezone": "UTC", "fixed_options": CLOCK_OPTIONS}
 FORMATS = (  # a file has the first that it matches
     # Only the missing volume tells this one from the next, an export of MetaTrader itself, where every bar has a tick.
-    Format("HistData MetaTrader", rf"{DOTTED_TIME}{P45}", METATRADER_COLUMNS, **HISTDATA),
+    Format("HistData MetaTrader", rf"{DOTTED_TIME}{P45}", METATRADER_COLUMNS, **HISTDATA, note=NO_VOLUME_NOTE),
     Format("MetaTrader 4", rf"{DOTTED_TIME}{P45}", METATRADER_COLUMNS, **METATRADER),
     Format("MetaTrader 5", rf"{DOTTED_TIME}{P7}", HEADERLESS_METATRADER_COLUMNS, **METATRADER, spread="points"),
     Format("MetaTrader 5 chart", rf"{DOTTED_DATE}[ ,]{TIME_OF_DAY}{P456}", (*OHLCV_COLUMNS, ""), **METATRADER),
-    Format("HistData ASCII", rf"\d{{8}} \d{{6}}{P5}", OHLCV_COLUMNS, **HISTDATA),
+    Format("HistData ASCII", rf"\d{{8}} \d{{6}}{P5}", OHLCV_COLUMNS, **HISTDATA, note=NO_VOLUME_NOTE),
     Format("NinjaTrader", rf"\d{{8}} \d{{6}}{P5}", OHLCV_COLUMNS, question=VOLUME_QUESTION),
     Format("HistData or NinjaTrader", rf"\d{{8}} \d{{6}}{P4}", OHLCV_COLUMNS, question=NO_VOLUME_QUESTION),
     Format("Lean", rf"\d{{8}} \d\d:\d\d{P10}", LEAN_COLUMNS),

@@ -344,7 +344,7 @@ def build_layout(fmt: Format, head: FileHead, columns: tuple[str, ...], options:
     decimals = [len(cell.partition(".")[2]) for cell in prices if re.fullmatch(r"[\d,]*(\.\d*)?", cell)]
     digits = max([count for count in decimals if count <= MAX_DECIMALS] or decimals or [0])
     symbol = by_role.get("symbol", [""])[0]
-    unit, is_assumed = resolve_spread_unit(fmt, head.column_names, columns, options)
+    unit, is_assumed = resolve_spread_unit(fmt, head.column_names, columns, options.spread_unit)
     spreads = [float(cell) for cell in by_role.get("spread", []) if DECIMAL_NUMBER.fullmatch(cell)]
     is_whole = is_assumed and digits > 0 and all(spread.is_integer() for spread in spreads)
     instrument = find_instrument(options.symbol or symbol or file_name(name))
@@ -367,14 +367,12 @@ def build_layout(fmt: Format, head: FileHead, columns: tuple[str, ...], options:
     )
 
 
-def resolve_spread_unit(
-    fmt: Format, names: list[str], columns: tuple[str, ...], options: ReadOptions
-) -> tuple[str, bool]:
-    """The unit of the spread column, and whether the price is only assumed to be it."""
+def resolve_spread_unit(fmt: Format, names: list[str], columns: tuple[str, ...], unit: str | None) -> tuple[str, bool]:
+    """The unit of the spread column, `unit` if given, and whether the price is only assumed to be it."""
     if "spread" not in columns:
         return "", False
     named = SPREAD_NAME.fullmatch(normalise_name(names[columns.index("spread")])) if names else None
-    unit = options.spread_unit or (str(named[1]) if named else "")
+    unit = unit or (str(named[1]) if named else "")
     return unit or fmt.spread, not unit and fmt.spread == "price"
 
 

@@ -35,6 +35,8 @@ from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import DAY_NS
 
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+Columns = dict[str, NDArray[np.float64]]  # [T] by role, or by the names of `Bars`
 # The distance from the price of a file down to the bid, as a share of the spread.
 SPREAD_BELOW_PRICE = {"bid": 0.0, "mid": 0.5, "ask": 1.0}
 MAX_SPREAD_RATIO = 0.05  # of the price; a wider spread is in other units
@@ -88,51 +90,51 @@ class ParseRules(NamedTuple):
 
 
 def resolve_rules(
-    layout: FileLayout, options: ReadOptions, name: str, price: float, interval_ns: int
+    layout: FileLayout, options: ReadOptions, price: float, interval_ns: int
 ) -> tuple[ParseRules, list[str]]:
     """The rules of a file whose prices are about `price`, and notes on each decision; DataError on a contradiction."""
     fmt = layout.format
-    side, fixed, notes = resolve_side(layout, options, name)
+    side, fixed, notes = resolve_side(layout, options)
     if fmt.label not in ("open", "close"):
-        raise DataError(f"{name}: --label {fmt.label}: open or close")
+        raise DataError(f"{layout.path}: --label {fmt.label}: open or close")
     parse_clock(fmt.timezone)
     scale = 1.0 if options.point is None else options.point
-    instrument, instrument_notes = resolve_instrument(layout, options, name, price * scale)
+    instrument, instrument_notes = resolve_instrument(layout, options, price * scale)
     pip, spread_pips = instrument.pip, instrument.spread_pips
     if not all(0 < size < np.inf for size in (pip, scale)) or not 0 <= spread_pips < np.inf:
-        raise DataError(
-            f"{name}: --pip {pip:g}, --point {scale:g}, --spread {spread_pips:g}: neither may be negative, "
-            "nor a size zero"
-        )
+        flags = f"--pip {pip:g}, --point {scale:g}, --spread {spread_pips:g}"
+        raise DataError(f"{layout.path}: {flags}: neither may be negative, nor a size zero")
     if options.spread_unit and not layout.spread_unit:
-        raise DataError(f"{name}: --spread-unit {options.spread_unit}: the file has no column of spreads")
+        raise DataError(f"{layout.path}: --spread-unit {options.spread_unit}: the file has no column of spreads")
     in_file = bool(layout.spread_unit or side == "both")
     if in_file and options.spread_pips is not None:
         instrument_notes.append(f"--spread {spread_pips:g} instead of the spread that the file has")
         side, in_file = "bid" if side == "both" else side, False
-    unit_px = spread_unit_price(layout, options, name, instrument) if in_file and layout.spread_unit else 0.0
+    unit_px = spread_unit_price(layout, options, instrument) if in_file and layout.spread_unit else 0.0
     unused = [column for column, role in zip(layout.column_names, layout.columns, strict=False) if column and not role]
     notes += [*instrument_notes, *[fmt.note] * (options.timezone is None and bool(fmt.note))]
     notes += [f"columns not used: {', '.join(unused[:8])}{', ...' * (len(unused) > 8)}"] * bool(unused)
     read = side, fmt.timezone, fmt.label, spread_pips * pip, instrument, scale, interval_ns, unit_px
     rules = ParseRules(*read, fmt.name, fixed, is_spread_unit_assumed=in_file and options.spread_unit is None)
     if conflicts := reading_conflicts(rules, options.model_defaults):
-        raise DataError(f"{name}: {'; '.join(conflicts)}")
+        raise DataError(f"{layout.path}: {'; '.join(conflicts)}")
     return rules, notes
 
 
-def resolve_side(layout: FileLayout, options: ReadOptions, name: str) -> tuple[str, tuple[str, ...], list[str]]:
+def resolve_side(layout: FileLayout, options: ReadOptions) -> tuple[str, tuple[str, ...], list[str]]:
     """The side of the prices, the options that the file fixes and the user does not give, and notes."""
     side, fixed = options.side, [what for what in layout.format.fixed_options if getattr(options, what) is None]
     if "ask_open" in layout.columns:
         if side not in (None, "bid", "both"):
-            raise DataError(f"{name}: --side {side}: the file has bid and ask")
+            raise DataError(f"{layout.path}: --side {side}: the file has bid and ask")
         return "both", tuple(what for what in fixed if what != "side"), []
     if side is not None:
         if side not in SPREAD_BELOW_PRICE:
-            raise DataError(f"{name}: --side {side}: the file has one side, say which: {', '.join(SPREAD_BELOW_PRICE)}")
+            raise DataError(
+                f"{layout.path}: --side {side}: the file has one side, say which: {', '.join(SPREAD_BELOW_PRICE)}"
+            )
         return side, tuple(fixed), []
-    if name_match := re.search(r"(?<![a-z])(ask|bid)(?![a-z])", file_name(name).lower()):
+    if name_match := re.search(r"(?<![a-z])(ask|bid)(?![a-z])", file_name(layout.path).lower()):
         return name_match[1], (*fixed, "side"), [f"side {name_match[1]}: from the file name (--side)"]
     origin = "as in training" if options.model_defaults.get("side") else "assumed"
     note = f"side {layout.format.side}: {origin} (--side)"
@@ -150,15 +152,13 @@ def reading_conflicts(rules: ParseRules, remembered: Mapping[str, Any]) -> list[
     ]
 
 
-def resolve_instrument(
-    layout: FileLayout, options: ReadOptions, name: str, price: float
-) -> tuple[Instrument, list[str]]:
-    """The instrument of a file called `name` with prices of about `price`, with the pip and spread given, and notes.
+def resolve_instrument(layout: FileLayout, options: ReadOptions, price: float) -> tuple[Instrument, list[str]]:
+    """The instrument of a file with prices of about `price`, with the pip and spread given, and notes.
 
     Its symbol comes from the user, or the column of symbols, or the name of the file, in this order.
     """
     column, file = "the column of symbols", "the file name"
-    texts = {"--symbol": options.symbol or "", column: layout.symbol, file: file_name(name)}
+    texts = {"--symbol": options.symbol or "", column: layout.symbol, file: file_name(layout.path)}
     instruments = {chosen: instrument for chosen, text in texts.items() if (instrument := find_instrument(text))}
     chosen = "--symbol" if options.symbol else next(iter(instruments), column)
     instrument = instruments.get(chosen) or guess_instrument(texts[chosen] or "-", price, layout.decimals)
@@ -177,22 +177,21 @@ def resolve_instrument(
     usual_pip = instruments.get(chosen, instrument).pip
     if options.point is None and price > (MAX_PRICE_PIPS * usual_pip if pip_known else MAX_UNSCALED_PRICE):
         raise DataError(
-            f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
+            f"{layout.path}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
             "prices; if they are prices, say --pip"
         )
-    fault = pip_fault(options.pip, texts[chosen], price, layout.decimals) if options.pip is not None else ""
-    if fault:
-        raise DataError(f"{name}: --pip {options.pip:g}: {fault}")
+    if options.pip is not None and (fault := pip_fault(options.pip, texts[chosen], price, layout.decimals)):
+        raise DataError(f"{layout.path}: --pip {options.pip:g}: {fault}")
     usual_px = instrument.spread_pips * instrument.pip
     if chosen in instruments and options.spread_pips is None and 0 < MAX_SPREAD_RATIO * price < usual_px:
         raise DataError(
-            f"{name}: prices of about {price:g} and a usual spread of {usual_px:g}: is the symbol "
+            f"{layout.path}: prices of about {price:g} and a usual spread of {usual_px:g}: is the symbol "
             f"{instrument.symbol}? --symbol says otherwise, or --spread"
         )
     return instrument, notes
 
 
-def spread_unit_price(layout: FileLayout, options: ReadOptions, name: str, instrument: Instrument) -> float:
+def spread_unit_price(layout: FileLayout, options: ReadOptions, instrument: Instrument) -> float:
     """The price of a unit of the spread column; DataError if spreads cannot be prices and no unit is given.
 
     A point is the last digit, as the prices of the file show it or, where they may be rounded, as brokers quote it.
@@ -203,12 +202,13 @@ def spread_unit_price(layout: FileLayout, options: ReadOptions, name: str, instr
     if options.point is not None:
         units.update(price=options.point, points=options.point)
     if layout.whole_spread:
+        spread = layout.whole_spread
         readings = [
-            f"--spread-unit {unit} makes {format_decimal(layout.whole_spread * units[unit])} of {layout.whole_spread:g}"
+            f"--spread-unit {unit} makes {format_decimal(spread * units[unit])} of {spread:g}"
             for unit in ("points", "pips", "price")
         ]
         raise DataError(
-            f"{name}: spreads are whole numbers, such as {layout.whole_spread:g}, beside prices with {layout.decimals} "
+            f"{layout.path}: spreads are whole numbers, such as {spread:g}, beside prices with {layout.decimals} "
             f"decimals: in which unit? {', '.join(readings)}"
         )
     return units[layout.spread_unit]
@@ -347,7 +347,7 @@ def stamp_to_utc(stamp_ns: int, is_utc: bool, clock: str) -> int:
     return stamp_ns if is_utc else stamp_ns - wall_offset_ns(clock, stamp_ns // (QUARTER_S * SECOND_NS))
 
 
-def to_utc(stamp_ns: IntArray, is_utc: NDArray[np.bool_], clock: str) -> IntArray:
+def to_utc(stamp_ns: IntArray, is_utc: BoolArray, clock: str) -> IntArray:
     """Stamps [T] by `clock`, unless they are UTC already, in UTC."""
     quarter, quarter_index = np.unique(stamp_ns // (QUARTER_S * SECOND_NS), return_inverse=True)
     offsets = np.array([wall_offset_ns(clock, int(q)) for q in quarter], np.int64)

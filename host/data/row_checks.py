@@ -34,16 +34,16 @@ from kernels.market.features import HISTORY
 
 # In mean bar ranges.  The spread of a quiet night may reach it; a spread in a wrong unit is at least ten.
 MAX_NIGHT_SPREAD = 4.0
-MIN_JUDGED_ROWS = 1000  # before so many rows, the limit of bad rows is that of so many
+MIN_JUDGED_ROWS = 1000  # a feed with fewer rows may have as many bad rows as one of this length
 
 
 class RowChecker:
     """The state of the checks of one feed."""
 
-    def __init__(self, options: ReadOptions, interval_ns: int, name: str, ticks: bool) -> None:
+    def __init__(self, options: ReadOptions, interval_ns: int, name: str, volume_required: bool) -> None:
         self.last_bar: tuple[int, float] | None = None  # opening and close of the last bar
         self._options, self._interval_ns, self._name = options, interval_ns, name
-        self._has_volume, self._trades_weekends = ticks, False
+        self._has_volume, self._trades_weekends = volume_required, False
         self._num_rows = self._num_faults = 0  # rows; bad rows without filler
         self._last_row: tuple[int, int] | None = None  # opening and line of the last row without a fault of its own
         self._step_run, self._interval_confirmed = StepRun(), False  # confirmed by one step as long as a bar
@@ -81,14 +81,11 @@ class RowChecker:
             text = interval_change_text(self._interval_ns, self._step_run.step_ns)
             raise DataError(f"{self._name}: line {self._step_run.first_bar}: {text}")
 
-    def accept(self, opening: int, quote: dict[str, float], rules: ParseRules, local: bool) -> None:
-        """Remember a good bar; DataError if the first bars show another length or an absurd spread.
-
-        `local`: the stamps have no offset of their own.
-        """
+    def accept(self, opening: int, quote: dict[str, float], rules: ParseRules, is_local_time: bool) -> None:
+        """Remember a good bar; DataError if the first bars show another length or an absurd spread."""
         checks_clock = self._weekends is not None and not self._trades_weekends
         if self.last_bar and opening - self.last_bar[0] > DAY_NS and checks_clock:
-            self._check_clock(np.array([self.last_bar[0], opening]), rules, local)
+            self._check_clock(np.array([self.last_bar[0], opening]), rules, is_local_time)
         self.last_bar, self._bad_rows = (opening, quote["close"]), []
         self._num_rows += 1
         if len(self._first_bars) == HISTORY:
@@ -100,12 +97,12 @@ class RowChecker:
             _, spread_px, range_px = np.mean(self._first_bars, axis=0).tolist()
             check_spread(spread_px, range_px, rules, self._name, MAX_NIGHT_SPREAD)
 
-    def _check_clock(self, opening: IntArray, rules: ParseRules, local: bool) -> None:
+    def _check_clock(self, opening: IntArray, rules: ParseRules, is_local_time: bool) -> None:
         """Log a warning, once, if the weekends so far contradict the clock; `opening` [2] of the bars around a gap."""
         assert self._weekends is not None
         self._weekends.append(find_weekends(opening, self._interval_ns))
         weekends = Weekends(*map(np.concatenate, zip(*self._weekends, strict=True)))
-        warning = clock_warning(weekends, rules, self._options, local)
+        warning = clock_warning(weekends, rules, self._options, is_local_time)
         if warning:
             log(f"{self._name}: {warning}")
             self._weekends = None
@@ -129,9 +126,8 @@ class RowChecker:
                 raise DataError(f"{self._name}: line {first}: {level_shift_text(self.last_bar[1], moved['open'])}")
             raise DataError(f"{message}; so are the rows before it, from line {first} on: these are no slips")
         if self._num_faults > max(MAX_FREE_DROPS, max(self._num_rows, MIN_JUDGED_ROWS) // MIN_ROWS_PER_DROP):
-            raise DataError(
-                f"{message}; {self._num_faults} of {self._num_rows} rows are bad, more than 1 %: these are no slips"
-            )
+            share = f"{self._num_faults} of {self._num_rows} rows are bad, more than 1 %"
+            raise DataError(f"{message}; {share}: these are no slips")
         log(f"{message}; dropped")
 
     def _is_level_shift(self) -> bool:

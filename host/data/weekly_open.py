@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from host.data.file_checks import observes_weekends
 from host.data.formats import DataError, ReadOptions
 from host.data.instruments import DAILY_BREAK, FX, Instrument
-from host.data.parsing import IntArray, ParseRules, to_utc
+from host.data.parsing import BoolArray, IntArray, ParseRules, to_utc
 from host.data.resample import to_wall_time
 from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import DAY_NS, HOUR_NS, WEEK_NS
@@ -42,10 +41,10 @@ class Weekends(NamedTuple):
 class WeekendCheck(NamedTuple):
     """The weekends of a file in New York, if the file has a given clock, for each weekend."""
 
-    is_ordinary: NDArray[np.bool_]  # no holiday before or after
-    opens_on_time: NDArray[np.bool_]
-    closes_on_time: NDArray[np.bool_]
-    is_dst: NDArray[np.bool_]
+    is_ordinary: BoolArray  # no holiday before or after
+    opens_on_time: BoolArray
+    closes_on_time: BoolArray
+    is_dst: BoolArray
 
 
 def find_weekends(opening: IntArray, interval_ns: int) -> Weekends:
@@ -83,19 +82,16 @@ def check_weekends(weekends: Weekends, clock: str, interval_ns: int, instrument:
 
 
 def count_misfits(
-    weekends: Weekends, among: NDArray[np.bool_], clocks: tuple[str, ...], interval_ns: int, instrument: Instrument
+    weekends: Weekends, among: BoolArray, clocks: tuple[str, ...], interval_ns: int, instrument: Instrument
 ) -> dict[str, int]:
     """The number of weekends, of those whose mask `among` is set, that contradict each clock."""
     checks = {clock: check_weekends(weekends, clock, interval_ns, instrument) for clock in clocks}
     return {clock: int((among & ~(c.opens_on_time & c.closes_on_time)).sum()) for clock, c in checks.items()}
 
 
-def clock_warning(utc: Weekends, rules: ParseRules, options: ReadOptions, local: bool) -> str | None:
-    """The warning that the weekends contradict the clock of `rules`, with the flag that fits; None without doubt.
-
-    `local`: the stamps have no offset of their own, so that a flag can move them.
-    """
-    instrument, interval_ns, clock = rules.instrument, rules.interval_ns, rules.timezone if local else "UTC"
+def clock_warning(utc: Weekends, rules: ParseRules, options: ReadOptions, is_local_time: bool) -> str | None:
+    """The warning that the weekends contradict the clock of `rules`, with the flag that fits; None without doubt."""
+    instrument, interval_ns, clock = rules.instrument, rules.interval_ns, rules.timezone if is_local_time else "UTC"
     if observes_weekends(instrument) is False or not len(utc.open):
         return None
     try:
@@ -116,9 +112,9 @@ def clock_warning(utc: Weekends, rules: ParseRules, options: ReadOptions, local:
     if options.label is None and by_label <= fewest and 10 * by_label <= count:
         fitting.insert(0, "--label close")
     remedy = " or ".join(fitting) + " fits" if fitting else "no clock that I know fits: are Sunday's bars missing?"
-    if fitting and not local:
+    if fitting and not is_local_time:
         remedy = f"no flag moves stamps with an offset of their own: write them without it, and {remedy}"
-    origin = "of the stamps" if not local else "given" if options.timezone else "assumed"
+    origin = "of the stamps" if not is_local_time else "given" if options.timezone else "assumed"
     market, hour, in_utc = "FX", 17, "21:00 or 22:00"
     if instrument.hours == DAILY_BREAK:
         market, hour, in_utc = instrument.symbol, 18, "22:00 or 23:00"
@@ -155,8 +151,6 @@ def infer_clock(opening: IntArray, interval_ns: int, instrument: Instrument, nam
     runner_up = min((misfits[clock] for clock in CANDIDATE_CLOCKS if clock not in fitting), default=fewest)
     seasons = [int((check.is_ordinary & (check.is_dst == summer)).sum()) for summer in (False, True)]
     if len(fitting) > 1 or runner_up < fewest + MIN_PROOF_WEEKS or min(seasons) < MIN_PROOF_WEEKS:
-        raise DataError(
-            f"{name}: --timezone {AUTO_TIMEZONE}: {' and '.join(fitting)} fit, but {seasons[1]} weekends of summer and "
-            f"{seasons[0]} of winter do not prove a clock: name it"
-        )
+        lack = f"{seasons[1]} weekends of summer and {seasons[0]} of winter do not prove a clock"
+        raise DataError(f"{name}: --timezone {AUTO_TIMEZONE}: {' and '.join(fitting)} fit, but {lack}: name it")
     return fitting[0]
