@@ -57,7 +57,7 @@ def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def reordered(order: Callable[[list[Any]], list[Any]], members: dict[str, Any]) -> None:
-    """What afterstates share is not all that `dynamics` reads first."""
+    """The preactivation is not all that `dynamics` reads first."""
     model = onnx.load_from_string(members["graphs/dynamics.onnx"])
     carried, cuts, outputs = json.loads(model.metadata_props[0].value)
     model.metadata_props[0].value = json.dumps([carried, order(cuts), outputs])
@@ -171,7 +171,7 @@ def test_no_tree_needs_more_room_than_is_counted(rule: int, weight: float) -> No
         assert taken <= max_tree_bytes(sizes, search) + 50_000
 
 
-def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
+def test_metadata_of_graphs_give_their_widths(trained: Trained, tmp_path: Path) -> None:
     agent = trained.loaded.networks
     assert {name: layout_of(graph)[:2] for name, graph in agent.graphs.items()} == graph_widths(
         agent.shape, True, preactivation=2 * 8
@@ -184,7 +184,7 @@ def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> N
         load_model(tmp_path / "no.swt")
 
 
-def test_a_model_without_a_graph_for_siblings_asks_for_all_of_an_afterstate(trained: Trained, tmp_path: Path) -> None:
+def test_a_model_without_afterstate_value_evaluates_whole_afterstates(trained: Trained, tmp_path: Path) -> None:
     """As those of versions before; the tree is the same."""
     members, choices = members_of(trained.path.read_bytes()), list[Any]()
     for rule in (GUMBEL, PUCT):
