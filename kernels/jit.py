@@ -16,9 +16,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
 import numpy as np
 from numba import __version__ as numba_version
@@ -28,6 +28,8 @@ from numba.core.caching import UserProvidedCacheLocator
 from numba.core.dispatcher import Dispatcher
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+Record = TypeVar("Record", bound=tuple[Any, ...])
 KERNEL_PACKAGES = ("kernels", "models")
 ROOT = Path(__file__).parents[1]
 MAX_VERSIONS = 8  # cached versions of a module
@@ -184,6 +186,24 @@ def specialize(fn: F, *arguments: Any) -> F:
     types are memory errors: for a caller who always brings the same arrays.
     """
     return cast(F, fn.compile(tuple(map(typeof, arguments))))  # type: ignore[attr-defined]
+
+
+def constructor(record: Callable[P, Record]) -> Callable[[Callable[[Record], Record]], Callable[P, Record]]:
+    """Make a check of the NamedTuple `record` its constructor, whose numbers have the types of their fields.
+
+    Kernels compile once for each combination of the types of an argument: 1 and 1.0 would be two.
+    """
+    types = {name: kind for name, kind in get_type_hints(record).items() if kind in (bool, int, float)}
+
+    def decorate(check: Callable[[Record], Record]) -> Callable[P, Record]:
+        @wraps(check)
+        def new(*args: P.args, **kwargs: P.kwargs) -> Record:
+            fields: Any = check(record(*args, **kwargs))
+            return cast(Record, fields._replace(**{name: kind(getattr(fields, name)) for name, kind in types.items()}))
+
+        return new
+
+    return decorate
 
 
 class _CompileListener(event.Listener):

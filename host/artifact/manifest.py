@@ -20,9 +20,8 @@ from host.artifact.networks import (
     BacktestStats,
     InstrumentProfile,
     MarketSpec,
-    NetworkShape,
     OnnxNetworks,
-    graph_widths,
+    history_bars,
 )
 from host.artifact.onnx_check import check_graph, layout_of
 from host.data.formats import ReadOptions
@@ -35,10 +34,9 @@ from kernels.market.features import feature_names as feature_names
 from kernels.market.ledger import Market, new_market
 from kernels.market.position import NUM_POSITION_FIELDS, action_names
 from kernels.ort import GraphLayout
-from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
-from kernels.search.market_search import MAX_CALL_ROWS, num_hypotheses
-from kernels.search.mcts import nodes_needed
-from kernels.search.planner import MAX_MARKET_DEPTH
+from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config, nodes_needed
+from kernels.search.market_search import MAX_CALL_ROWS, MAX_MARKET_DEPTH, num_hypotheses
+from kernels.search.networks import NetworkShape, graph_widths
 from kernels.search.progressive_widening import POLICY_HEAD_WIDTH, max_candidates
 from kernels.search.tree import VALUE_REUSES
 
@@ -80,7 +78,7 @@ def save_model(
         },
         "backtest": backtest_stats._asdict(),
         "interval_s": market["interval_ns"] // SECOND_NS,
-        "history": networks.shape.history,
+        "history": networks.history,
         "actions": action_names(market_spec.market.sizes),
         "costs": market,
         "search": search._asdict(),
@@ -120,7 +118,7 @@ def parse_manifest(model: ModelFile) -> tuple[NetworkShape, MarketSpec, SearchCo
         raise ModelError("made with other features than this program computes")
     market = new_market(**m["costs"])
     check_int("context", m["sizes"]["context"], 1, MAX_CONTEXT)
-    if m["actions"] != action_names(market.sizes) or m["history"] != NetworkShape(**m["sizes"]).history:
+    if m["actions"] != action_names(market.sizes) or m["history"] != history_bars(NetworkShape(**m["sizes"])):
         raise ModelError("its actions or its history are not this program's")
     setting = MarketSpec(
         features,
@@ -135,7 +133,7 @@ def parse_manifest(model: ModelFile) -> tuple[NetworkShape, MarketSpec, SearchCo
         raise ValueError("a search that is not one of this market")
     check_int("rule", search.algorithm, 0, len(ALGORITHMS) - 1)
     check_int("reuse", search.value_reuse, 0, len(VALUE_REUSES) - 1)
-    sizes = checked_network_shape(NetworkShape(**m["sizes"]), setting, model.graphs, search.algorithm)
+    sizes = checked_network_shape(NetworkShape(**m["sizes"]), setting, model.graphs, search)
     check_int("simulations", search.num_simulations, 1, 4096)
     check_int("samples", search.num_sampled_sizes, 1, 64)
     candidates = max_candidates(search.num_sampled_sizes) if search.algorithm == WIDENING else sizes.actions
@@ -150,7 +148,7 @@ def parse_manifest(model: ModelFile) -> tuple[NetworkShape, MarketSpec, SearchCo
 
 
 def checked_network_shape(
-    sizes: NetworkShape, setting: MarketSpec, graphs: dict[str, bytes], rule: int
+    sizes: NetworkShape, setting: MarketSpec, graphs: dict[str, bytes], search: SearchConfig
 ) -> NetworkShape:
     """`sizes`, unless graphs or arrays have others, or those are beyond reason."""
     for name, size in sizes._asdict().items():
@@ -168,8 +166,8 @@ def checked_network_shape(
     layouts = {name: layout_of(graph) for name, graph in graphs.items()}
     found = {name: layout[:2] for name, layout in layouts.items()}
     shared = check_int("what afterstates share", found.get("code", (0, 0))[1], 0, 1 << 12)
-    wanted = graph_widths(sizes, setting.market.mae_penalty == 0, rule, shared)
-    for name in {"afterstate_value", *(() if rule == MARKET else ("market",))} - graphs.keys():
+    wanted = graph_widths(sizes, search, shared)
+    for name in {"afterstate_value", *(() if search.algorithm == MARKET else ("market",))} - graphs.keys():
         del wanted[name]
     if found != wanted:
         raise ValueError(f"the graphs have widths {found}, not {wanted}")

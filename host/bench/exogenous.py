@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.artifact.networks import NetworkShape, OnnxNetworks
+from host.artifact.networks import OnnxNetworks
 from host.bench.process import BenchRow
 from kernels.market.position import (
     BUY,
@@ -28,6 +28,7 @@ from kernels.market.position import (
 )
 from kernels.ort import OutputHead, check_status
 from kernels.search.config import ALGORITHMS, GUMBEL, MARKET, new_search_config
+from kernels.search.networks import NetworkShape
 from kernels.search.planner import Planner, plan
 
 Array = NDArray[np.float64]

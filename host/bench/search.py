@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from host.artifact.networks import NetworkShape, OnnxNetworks, hypothesis_positions
+from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.bench.process import (
     MIN_BLOCK_S,
     NETWORK_SHAPES,
@@ -37,7 +37,7 @@ from kernels.jit import specialize
 from kernels.ort import BoundGraph, check_status, evaluate, evaluate_prefilled, write_preactivation
 from kernels.search.config import GUMBEL, MARKET, SearchConfig, new_search_config
 from kernels.search.market_search import EXPANSION_BATCH, MAX_CALL_ROWS
-from kernels.search.mcts import Networks
+from kernels.search.networks import Networks, NetworkShape
 from kernels.search.planner import Planner, plan
 from models.params import ModelShape, new_params
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from host.artifact.networks import NetworkShape, OnnxNetworks
+from host.artifact.networks import OnnxNetworks
 from host.bench.process import (
     MIN_BLOCK_S,
     NETWORK_SHAPES,
@@ -23,6 +23,7 @@ from host.bench.process import (
     peak_rss_mb,
 )
 from kernels.search.config import WIDENING, new_search_config
+from kernels.search.networks import NetworkShape
 from kernels.search.planner import plan
 from kernels.search.progressive_widening import NUM_BETA_PARAMS, sampled_tree_bytes
 from models.export import export

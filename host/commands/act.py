@@ -69,7 +69,7 @@ def act_on_feed(
     if not insist:
         check_feed_name(loaded, reading, feed)
     digest = module_digest("kernels.live.policy_step")  # all that a decision's machine code is made from
-    log(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {loaded.networks.shape.history} closed bars")
+    log(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {loaded.networks.history} closed bars")
     settled = reading_options(loaded, reading, Path(feed).name)
     if insist:
         bars = feed_bars(feed, settled, follow)

@@ -75,7 +75,7 @@ def backtest_csv(
     if not insist:
         check_symbol(loaded, source.instrument.symbol, path)
         check_scale(loaded, bars.close, bars.high - bars.low, path)
-    first = first_decision_bar(bars, start, source, loaded.networks.shape.history)
+    first = first_decision_bar(bars, start, source, loaded.networks.history)
     trader = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
     with progress("backtest") as bar:

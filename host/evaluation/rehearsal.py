@@ -64,7 +64,7 @@ def run_risk_engine(
     """
     n, desk = len(target), RiskEngine(loaded, limits)
     cuts, halts, halted = Counter[str](), list[dict[str, str]](), ""
-    seen = slice_bars(bars, first - loaded.networks.shape.history + 1, first + n + 1)
+    seen = slice_bars(bars, first - loaded.networks.history + 1, first + n + 1)
     for row in zip(*(column.tolist() for column in seen), strict=True):
         bar = Bar(*row)
         outcome = desk.on_bar(bar, HostInputs(bar.time))

@@ -93,7 +93,7 @@ class LiveAgent:
 
     def __init__(self, agent: OnnxNetworks, spec: MarketSpec, search: SearchConfig) -> None:
         self._policy = new_policy_state(agent, spec, search)
-        self.history = agent.shape.history  # bars that a decision depends on
+        self.history = agent.history  # bars that a decision depends on
         self._ring = BarRing(keep=self.history)
         self._account = new_accounts(1)[0]
         self._last_trade = np.zeros(NUM_TRADE_FIELDS)

@@ -54,9 +54,9 @@ def with_scale_check(loaded: LoadedModel, feed: Iterable[Bar], name: str) -> Ite
     """The bars of a feed; the first price is checked, and all those of the warm-up before the last of them goes on."""
     seen = list[Bar]()
     for bar in feed:
-        if len(seen) < loaded.networks.shape.history:
+        if len(seen) < loaded.networks.history:
             seen.append(bar)
-            if len(seen) in (1, loaded.networks.shape.history):
+            if len(seen) in (1, loaded.networks.history):
                 close, high, low = (np.array([getattr(b, n) for b in seen]) for n in ("close", "high", "low"))
                 check_scale(loaded, close, high - low if len(seen) > 1 else None, name)
         yield bar

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from host.artifact.networks import NetworkShape, OnnxNetworks, hypothesis_positions
+from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.config import Config
 from host.console import ProgressCallback
 from host.stop import raise_if_signalled
@@ -35,6 +35,7 @@ from kernels.market.position import HOLD, NUM_POSITION_FEATURES, action_names
 from kernels.ort import check_status
 from kernels.rng import randint
 from kernels.search.config import ALGORITHMS, WIDENING, SearchConfig, new_search_config
+from kernels.search.networks import NetworkShape
 from kernels.search.planner import STATS, Planner
 from kernels.search.progressive_widening import NUM_BETA_PARAMS, max_candidates
 from kernels.search.tree import REUSE_OFF, VALUE_REUSES

@@ -1,72 +1,46 @@
-"""The settings of a search."""
+"""`SearchConfig`: the settings of a search."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from kernels.jit import constructor
 from kernels.search.tree import REUSE_OFF
 
-GUMBEL, PUCT, MARKET, WIDENING = range(4)  # how a search chooses: see also market_tree and widening
-
-
-ALGORITHMS = ("gumbel", "puct", "market", "widening")
+GUMBEL, PUCT, MARKET, WIDENING = range(4)
+ALGORITHMS = ("gumbel", "puct", "market", "widening")  # names of the four, in their order
 
 
 class SearchConfig(NamedTuple):
-    """What a search is told, coerced once by `new_search_config`."""
+    """Settings of a search.  `new_search_config` makes one; the defaults are those of a search of a market.
 
-    num_simulations: int
-    max_considered_actions: int  # m, root actions that enter the halving
-    discount: float  # per bar
-    c_visit: float
-    c_scale: float
-    q_scale: float  # S: Q is divided by this slow running scale
-    rescale_values: bool  # min-max of completed Q, as mctx does by default
-    stochastic: bool  # chance nodes between decisions
-    expectation_backup: bool  # expand all codes of an afterstate at once and back up their expectation
-    reverse: bool  # an open position may be turned in one action
-    mae_penalty: float  # k of the `amddp` reward; 0 is `pnl`, which forgets where a position was entered
-    value_reuse: int  # NOTHING, CHANCE_CHILD or KNOWN_ARM of kernels.tree
-    algorithm: int  # GUMBEL, PUCT, MARKET or WIDENING
-    dirichlet_fraction: float  # of Dirichlet noise in the root's prior, under PUCT
-    dirichlet_alpha: float  # its concentration
-    num_sampled_sizes: int  # sizes of each side at the root, under WIDENING
+    A search with the conventions of mctx has `rescale_values` and no `expectation_backup`.
+    """
+
+    num_simulations: int = 16
+    max_considered_actions: int = 4  # m, root actions that enter sequential halving
+    discount: float = 0.99  # per bar
+    c_visit: float = 50.0  # mctx: maxvisit_init
+    c_scale: float = 0.1  # mctx: value_scale
+    q_scale: float = 1.0  # every Q is divided by it
+    rescale_values: bool = False  # completed Q are scaled to [0, 1] by their minimum and maximum, as in mctx
+    stochastic: bool = True  # a chance node stands between two decision nodes
+    expectation_backup: bool = True  # an afterstate is added with all its codes, and its value is their expectation
+    reverse: bool = False  # one action may turn an open position into the opposite one
+    mae_penalty: float = 0.0  # of the `amddp` reward; 0: the reward is `pnl`, which forgets the entry of a position
+    value_reuse: int = REUSE_OFF  # REUSE_OFF, REUSE_CHANCE_CHILD or REUSE_KNOWN_ARM; WIDENING ignores it
+    algorithm: int = GUMBEL  # GUMBEL, PUCT, MARKET or WIDENING
+    dirichlet_fraction: float = 0.25  # weight of Dirichlet noise in the prior of the root, under PUCT
+    dirichlet_alpha: float = 0.3  # concentration of that noise
+    num_sampled_sizes: int = 4  # sizes of each side that the root draws, under WIDENING
 
 
-def new_search_config(
-    num_simulations: int = 16,
-    max_considered_actions: int = 4,
-    discount: float = 0.99,
-    c_visit: float = 50.0,
-    c_scale: float = 0.1,
-    q_scale: float = 1.0,
-    rescale_values: bool = False,
-    stochastic: bool = True,
-    expectation_backup: bool = True,
-    reverse: bool = False,
-    mae_penalty: float = 0.0,
-    value_reuse: int = REUSE_OFF,
-    algorithm: int = GUMBEL,
-    dirichlet_fraction: float = 0.25,
-    dirichlet_alpha: float = 0.3,
-    num_sampled_sizes: int = 4,
-) -> SearchConfig:
-    """The `forex` defaults; `parity` with mctx is rescale=True, full_width=False."""
-    return SearchConfig(
-        int(num_simulations),
-        int(max_considered_actions),
-        float(discount),
-        float(c_visit),
-        float(c_scale),
-        float(q_scale),
-        bool(rescale_values),
-        bool(stochastic),
-        bool(expectation_backup),
-        bool(reverse),
-        float(mae_penalty),
-        int(value_reuse),
-        int(algorithm),
-        float(dirichlet_fraction),
-        float(dirichlet_alpha),
-        int(num_sampled_sizes),
-    )
+@constructor(SearchConfig)
+def new_search_config(config: SearchConfig) -> SearchConfig:
+    """The settings given, each of the type of its field, and the defaults of the others."""
+    return config
+
+
+def nodes_needed(config: SearchConfig, codes: int) -> int:
+    """Nodes of a tree of actions and codes after all its simulations."""
+    return 1 + config.num_simulations * (1 + codes if config.expectation_backup else 1)

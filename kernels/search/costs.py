@@ -1,4 +1,7 @@
-"""`ExogenousCosts`: what the position of each root will meet inside its tree; exact, because a small trader moves no price."""
+"""`ExogenousCosts`: the moves, costs and financing that a search applies to positions inside its tree.
+
+They do not depend on the actions: a small trader moves no price.
+"""
 
 from typing import NamedTuple
 
@@ -12,33 +15,35 @@ from kernels.market.chance import ChanceCodes, move_scale_px
 from kernels.market.ledger import Market, entry_cost
 from kernels.market.position import action_target
 
-LONG, SHORT = 0, 1
+LONG, SHORT = 0, 1  # columns of `financing`
 
 
 class ExogenousCosts(NamedTuple):
-    """Moves, costs and swap ahead of B roots, in R."""
+    """Moves, costs and financing after B roots, in ranges (`Market.range_px`)."""
 
-    move: NDArray[np.float32]  # [B, C] price move that each chance code stands for
-    entry_cost: NDArray[np.float32]  # [B] of opening a full position
-    exit_cost: NDArray[np.float32]  # [B] of closing one: its spread was paid at the entry
-    action_target: NDArray[np.float32]  # [B, A] signed size that each action but HOLD brings about
-    financing: NDArray[np.float32]  # [B, H, 2] received over the d-th bar ahead by a LONG and a SHORT position
+    move: NDArray[np.float32]  # [B, C] price move of each chance code
+    entry_cost: NDArray[np.float32]  # [B] of a fill that opens a full position
+    exit_cost: NDArray[np.float32]  # [B] of a fill that closes it, without the spread: the entry has paid it
+    action_target: NDArray[np.float32]  # [B, A] signed size after each action but HOLD
+    financing: NDArray[
+        np.float32
+    ]  # [B, depth, 2] received over each bar ahead by a full LONG and a full SHORT position
 
 
-def new_exogenous_costs(roots: int, actions: int, codes: int, horizon: int) -> ExogenousCosts:
-    """Room for `roots` roots that look `horizon` bars ahead."""
+def new_exogenous_costs(roots: int, actions: int, codes: int, depth: int) -> ExogenousCosts:
+    """Zeros for `roots` roots, `depth` bars ahead."""
     return ExogenousCosts(
         np.zeros((roots, codes), np.float32),
         np.zeros(roots, np.float32),
         np.zeros(roots, np.float32),
         np.zeros((roots, actions), np.float32),
-        np.zeros((roots, horizon, 2), np.float32),
+        np.zeros((roots, depth, 2), np.float32),
     )
 
 
 @inlined
 def position_financing(costs: ExogenousCosts, b: int, depth: int, side: float) -> float:
-    """Swap that a position of `side` receives over the bar after `depth` bars."""
+    """Financing that a position of signed size `side` receives over the bar at `depth`; 0 beyond the last."""
     if side == 0 or depth >= costs.financing.shape[1]:
         return 0.0
     return abs(side) * np.float64(costs.financing[b, depth, LONG if side > 0 else SHORT])
@@ -46,7 +51,7 @@ def position_financing(costs: ExogenousCosts, b: int, depth: int, side: float) -
 
 @kernel
 def fill_costs(costs: ExogenousCosts, b: int, bars: Bars, t: int, codes: ChanceCodes, market: Market) -> None:
-    """Fill row b from bars <= t: the bars ahead are taken to follow one another without a hole."""
+    """Fill row b from bars <= t, as if the bars ahead followed without a gap."""
     scale = move_scale_px(bars, t) / market.range_px
     for c in range(codes.centres.shape[0]):
         costs.move[b, c] = codes.centres[c] * scale

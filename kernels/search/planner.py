@@ -1,4 +1,4 @@
-"""`Planner`: B roots, the search over them and what came of it; the one decision path of training and acting."""
+"""`Planner`: B roots, the search over them and its results; training and acting decide by the same `plan`."""
 
 import math
 from typing import NamedTuple
@@ -23,37 +23,31 @@ from kernels.market.position import (
 )
 from kernels.ort import evaluate
 from kernels.rng import gamma, gumbel
-from kernels.search.config import MARKET, PUCT, WIDENING, SearchConfig
+from kernels.search.config import MARKET, PUCT, WIDENING, SearchConfig, nodes_needed
 from kernels.search.costs import ExogenousCosts, fill_costs, new_exogenous_costs
+from kernels.search.expansion import SearchWork, mask_illegal, new_search_work
 from kernels.search.gumbel import final_action, halving_table, improved_policy, value_of_greedy_action
-from kernels.search.market_search import MarketTree, init_market_root, new_market_tree, run_market_simulations
-from kernels.search.mcts import (
-    Networks,
-    SearchWork,
-    init_root,
-    mask_illegal,
-    new_search_work,
-    nodes_needed,
-    run_simulations,
+from kernels.search.market_search import (
+    MAX_MARKET_DEPTH,
+    MarketTree,
+    init_market_root,
+    new_market_tree,
+    run_market_simulations,
 )
-from kernels.search.progressive_widening import (
-    SampledTree,
-    init_sampled_root,
-    new_sampled_tree,
-    run_sampled_simulations,
-    set_rng_key,
-)
+from kernels.search.mcts import run_simulations
+from kernels.search.networks import Networks, NetworkShape, check_networks
+from kernels.search.progressive_widening import SampledTree, init_sampled_root, new_sampled_tree, set_rng_key
 from kernels.search.puct import visit_policy
-from kernels.search.tree import MASKED_LOGIT, ReusedValue, Tree, new_reused_value, new_tree
+from kernels.search.tree import MASKED_LOGIT, ReusedValue, Tree, init_root, new_reused_value, new_tree, softmax
 
 STATS = ("searches", "rows", "reused")
-MAX_MARKET_DEPTH = 4  # bars that a market tree is deep at most
 
 
 class Planner(NamedTuple):
-    """Everything a decision over B roots needs; row b of `networks.root.x` is [features of the last bars, F each | P].
+    """B roots, the search over them and its results.
 
-    A planner has the tree of its rule; the others are None, so that kernels compile for one of them alone.
+    The caller writes the roots, by `set_root` or as rows of `networks.root.x`, and their noise, by `draw_noise`; `plan`
+    writes the results.  A planner has the tree of its algorithm; the others are None, so that kernels compile for one.
     """
 
     tree: Tree | None
@@ -64,31 +58,28 @@ class Planner(NamedTuple):
     costs: ExogenousCosts
     config: SearchConfig
     reused_value: ReusedValue
-    halving_table: NDArray[np.int32]  # [m + 1, n] halving table
-    position: NDArray[np.float32]  # [B, RAW] position at each root
-    noise: NDArray[
-        np.float32
-    ]  # [B, A] of the root: Gumbel, or under PUCT a draw of gammas, Dirichlet once normalised; [B, E] under WIDENING
-    action: NDArray[np.int32]  # [B] decision; under WIDENING its kind
-    policy: NDArray[np.float64]  # [B, A] improved policy, summed over sizes; under PUCT the shares of the visits
-    value: NDArray[np.float64]  # [B] Q of the action that the policy likes best, R
-    q: NDArray[np.float64]  # [B, A] Q of each root action, or of its best size, NaN where none was found
+    halving_table: NDArray[np.int32]  # [m + 1, n]
+    position: NDArray[np.float32]  # [B, NUM_POSITION_FIELDS] of each root
+    # [B, A] of the root's actions, [B, J] of its candidates under WIDENING: Gumbel draws, under PUCT gamma draws
+    noise: NDArray[np.float32]
+    action: NDArray[np.int32]  # [B] decision; under WIDENING the kind of its action
+    policy: NDArray[np.float64]  # [B, A] improved policy, summed over sizes; under PUCT the fractions of the visits
+    value: NDArray[np.float64]  # [B] Q of the most probable action of the policy, R
+    q: NDArray[np.float64]  # [B, A] Q of each root action, or of its best size; NaN of an action without a visit
     network_rows: NDArray[np.int32]  # [B] network rows of the search
-    depth: NDArray[np.int32]  # [B] edges, or in a market tree bars, on its longest path
-    was_reused: NDArray[np.int32]  # [B] 1 where a known value stood in for a search
-    stats: NDArray[np.int64]  # [TALLY] of all searches of this planner
+    depth: NDArray[np.int32]  # [B] edges, or in a market tree bars, on the longest path
+    was_reused: NDArray[np.int32]  # [B] 1 where the search took a `ReusedValue`
+    stats: NDArray[np.int64]  # [STATS] sums over all searches of this planner
 
 
-def new_planner(
-    networks: Networks,
-    config: SearchConfig,
-    roots: int,
-    actions: int,
-    codes: int,
-    state: int,
-    has_positions: bool = True,
-) -> Planner:
-    """Room for `roots` searches with these networks, bound for at least `roots` rows; a game has no positions."""
+def new_planner(networks: Networks, config: SearchConfig, roots: int, shape: NetworkShape) -> Planner:
+    """A planner of B = `roots` searches with these networks, bound for at least `roots` rows.
+
+    Raises ValueError, with array and shapes, for networks that are not of `shape`, and for settings without a search.
+    """
+    check_networks(networks, shape, config, roots)
+    actions, codes, state = shape.actions, shape.codes, shape.state
+    preactivation = networks.code_preactivation.shape[1]
     tree, market_tree, sampled = None, None, None
     noise = np.zeros((roots, actions), np.float32)
     if config.algorithm == MARKET:
@@ -97,11 +88,11 @@ def new_planner(
             roots, config.num_simulations, actions, codes, state, MAX_MARKET_DEPTH, memoryless
         )
     elif config.algorithm == WIDENING:
-        sampled = new_sampled_tree(config, roots, codes, state, networks.code_preactivation.shape[1])
+        sampled = new_sampled_tree(config, roots, codes, state, preactivation)
         noise = sampled.tree.noise
     else:
-        nodes, shared = (nodes_needed(config, codes), (config.num_simulations, networks.code_preactivation.shape[1]))
-        tree = new_tree(roots, nodes, actions, codes, state, NUM_POSITION_FIELDS if has_positions else 0, shared)
+        nodes, fields = nodes_needed(config, codes), NUM_POSITION_FIELDS if shape.position else 0
+        tree = new_tree(roots, nodes, actions, codes, state, fields, (config.num_simulations, preactivation))
         noise = tree.noise
     return Planner(
         tree=tree,
@@ -137,7 +128,11 @@ def set_root(
     codes: ChanceCodes,
     market: Market,
 ) -> None:
-    """Put the close of bar t with normalised `features` [F] and raw `position` [RAW] at root b."""
+    """Make the close of bar t root b, with normalised `features` [F] and `position` [NUM_POSITION_FIELDS].
+
+    Writes the last columns of row b of `networks.root.x`, the position, and the costs of the bars ahead.  Columns of
+    earlier bars, where `NetworkShape.context` is above 1, are the caller's.
+    """
     x = planner.networks.root.x[b]
     F = features.shape[0]
     newest = x[x.shape[0] - NUM_POSITION_FEATURES - F :]
@@ -151,7 +146,7 @@ def set_root(
 
 @inlined
 def draw_noise(planner: Planner, b: int, seed: int, stream: int, step: int) -> None:
-    """Noise of root b and the key of its sizes, by (seed, stream, step)."""
+    """Draw the noise of root b, and the key of its sizes, by (seed, stream, step); without noise a search is greedy."""
     set_rng_key(planner.sampled_tree, b, seed, stream, step)
     A = planner.noise.shape[1]
     for a in range(A):
@@ -163,7 +158,11 @@ def draw_noise(planner: Planner, b: int, seed: int, stream: int, step: int) -> N
 
 @kernel
 def plan(planner: Planner) -> int:
-    """Search all roots; fills action, policy, value and the figures.  0 or the status of a failed network call."""
+    """Search all roots and write the results.  0, or the status of a failed network call for `check_status`.
+
+    Raises ValueError where a network has fewer rows than the search calls it for.
+    """
+    check_rows(planner)
     status = evaluate(planner.networks.root, planner.policy.shape[0])
     if status != 0:
         return status
@@ -171,8 +170,21 @@ def plan(planner: Planner) -> int:
 
 
 @inlined
+def check_rows(planner: Planner) -> None:
+    """ValueError where a network is bound for fewer rows than a call has: they would lie beyond its end."""
+    B, config, networks = planner.policy.shape[0], planner.config, planner.networks
+    if networks.root.x.shape[0] < B:
+        raise ValueError("networks.root.x has fewer rows than planner.policy: bind it for more")
+    if config.algorithm == MARKET:
+        if networks.market.x.shape[0] < planner.costs.move.shape[1]:
+            raise ValueError("networks.market.x has fewer rows than planner.costs.move has codes: bind it for more")
+    elif networks.dynamics.x.shape[0] == 0 or (config.stochastic and networks.afterstate.x.shape[0] < B):
+        raise ValueError("networks.dynamics.x has no row, or networks.afterstate.x fewer than planner.policy")
+
+
+@inlined
 def run_search(planner: Planner, tree: Tree | None, market_tree: MarketTree | None, sampled: SampledTree | None) -> int:
-    """`plan` after the networks of the roots: of what is None the compiler knows it, and leaves the branch out."""
+    """Search with the tree that is not None: the compiler knows a None by its type and leaves the branch out."""
     status = 0
     if market_tree is not None:
         status = search_market(planner, market_tree)
@@ -189,18 +201,16 @@ def run_search(planner: Planner, tree: Tree | None, market_tree: MarketTree | No
 
 @inlined
 def search_tree(planner: Planner, tree: Tree) -> int:
-    """Grow a tree of actions and codes from every root and read it."""
+    """Grow a tree of actions and codes from every root and read its results."""
     B, A = planner.policy.shape
-    config, D = planner.config, tree.state.shape[2]
+    config, S = planner.config, tree.state.shape[2]
     for b in range(B):
         y = planner.networks.root.y[b]
-        init_root(tree, b, y[:D], y[D : D + A], y[D + A])
+        init_root(tree, b, y[:S], y[S : S + A], y[S + A])
         for i in range(tree.position.shape[2]):
             tree.position[b, 0, i] = planner.position[b, i]
         mask_illegal(tree, b, 0, config.reverse)
-    status = run_simulations(
-        tree, planner.work, planner.networks, planner.costs, config, planner.reused_value, planner.halving_table
-    )
+    status = simulate_all(planner, tree, None)
     for b in range(B):
         if config.algorithm == PUCT:
             planner.action[b] = visit_policy(planner.policy[b], tree, b)
@@ -209,29 +219,33 @@ def search_tree(planner: Planner, tree: Tree) -> int:
             improved_policy(planner.policy[b], tree, config, b, 0)
         planner.value[b] = value_of_greedy_action(planner.policy[b], tree, config, b, 0)
         for a in range(A):
-            found = tree.edge_visits[b, 0, a] > 0
-            planner.q[b, a] = np.float64(tree.edge_value[b, 0, a]) if found else math.nan
-        planner.network_rows[b], planner.depth[b], planner.was_reused[b] = (
-            tree.network_rows[b],
-            tree.depth[b],
-            tree.reused_node[b] > 0,
-        )
+            is_visited = tree.edge_visits[b, 0, a] > 0
+            planner.q[b, a] = np.float64(tree.edge_value[b, 0, a]) if is_visited else math.nan
+        planner.network_rows[b], planner.depth[b] = tree.network_rows[b], tree.depth[b]
+        planner.was_reused[b] = tree.reused_node[b] > 0
     return status
 
 
 @inlined
+def simulate_all(planner: Planner, tree: Tree, sampled: SampledTree | None) -> int:
+    """`run_simulations` with what the planner has."""
+    networks, costs, table = planner.networks, planner.costs, planner.halving_table
+    return run_simulations(tree, sampled, planner.work, networks, costs, planner.config, planner.reused_value, table)
+
+
+@inlined
 def search_market(planner: Planner, market_tree: MarketTree) -> int:
-    """Grow a tree of market states from every root; all actions are judged at once, so there is nothing to halve."""
+    """Grow a tree of market states from every root and read its results; it has Q of all actions, without halving."""
     B, A = planner.policy.shape
-    config, D, C = planner.config, market_tree.state.shape[2], planner.costs.move.shape[1]
+    config, S, C = planner.config, market_tree.state.shape[2], planner.costs.move.shape[1]
     for b in range(B):
         y = planner.networks.root.y[b]
         for i in range(NUM_POSITION_FIELDS):
             market_tree.root_position[b, i] = planner.position[b, i]
-        init_market_root(market_tree, planner.costs, b, y[:D], y[D + A + 1 :])
+        init_market_root(market_tree, planner.costs, b, y[:S], y[S + A + 1 :])
     status = run_market_simulations(market_tree, planner.networks.market, planner.costs, config, planner.reused_value)
     for b in range(B):
-        logits = planner.networks.root.y[b, D : D + A]
+        logits = planner.networks.root.y[b, S : S + A]
         read_market_root(planner, market_tree, b, logits)
         planner.network_rows[b] = 1 + C * market_tree.num_expanded[b]
         planner.depth[b] = 0
@@ -243,10 +257,10 @@ def search_market(planner: Planner, market_tree: MarketTree) -> int:
 
 @inlined
 def read_market_root(planner: Planner, market_tree: MarketTree, b: int, logits: NDArray[np.float32]) -> None:
-    """Policy = softmax(logits + (c_visit + n) c_scale Q / S) over the legal actions; the best with noise is taken."""
+    """policy = softmax(logits + (c_visit + n) c_scale Q / q_scale) of the legal actions; action = argmax with noise."""
     A, config, policy = planner.policy.shape[1], planner.config, planner.policy[b]
     unit = (config.c_visit + config.num_simulations) * config.c_scale / config.q_scale
-    best, greedy, best_score, highest, total = 0, 0, -np.inf, -np.inf, 0.0
+    best, greedy, best_score, highest = 0, 0, -np.inf, -np.inf
     for a in range(A):
         policy[a] = MASKED_LOGIT
         planner.q[b, a] = math.nan
@@ -257,49 +271,43 @@ def read_market_root(planner: Planner, market_tree: MarketTree, b: int, logits: 
                 greedy, highest = a, policy[a]
             if policy[a] + planner.noise[b, a] > best_score:
                 best, best_score = a, policy[a] + planner.noise[b, a]
-    for a in range(A):
-        policy[a] = math.exp(policy[a] - highest)
-        total += policy[a]
-    for a in range(A):
-        policy[a] /= total
+    softmax(policy)
     planner.action[b] = best
     planner.value[b] = market_tree.q[b, greedy]
 
 
 @inlined
 def search_sampled(planner: Planner, sampled: SampledTree) -> int:
-    """Grow a tree of sizes and codes from every root; its policy and Q are told by the kind of action."""
+    """Grow a tree of sizes and codes from every root; read policy and Q by the kind of action."""
     B, A = planner.policy.shape
     config, tree = planner.config, sampled.tree
     for b in range(B):
         init_sampled_root(sampled, config, b, planner.networks.root.y[b], planner.position[b])
-    status = run_sampled_simulations(sampled, planner.networks, planner.costs, config, planner.halving_table)
-    for simulation in range(config.num_simulations):
-        planner.work.rows_per_call[simulation, 0] = B * planner.costs.move.shape[1]
-        planner.work.rows_per_call[simulation, 1] = B
+    status = simulate_all(planner, tree, sampled)
     for b in range(B):
+        improved_policy(sampled.policy[b], tree, config, b, 0)
+        sampled.target[b] = sampled.candidate_size[b, 0, final_action(tree, config, b)]
         side, policy, q = tree.position[b, 0, SIDE], planner.policy[b], planner.q[b]
         planner.action[b] = action_kind_to(side, sampled.target[b])
         planner.value[b] = value_of_greedy_action(sampled.policy[b], tree, config, b, 0)
         for a in range(A):
             policy[a] = 0.0
             q[a] = math.nan
-        for e in range(sampled.policy.shape[1]):
-            if sampled.draw_count[b, 0, e] > 0:
-                kind, worth = (
-                    action_kind_to(side, sampled.candidate_size[b, 0, e]),
-                    np.float64(tree.edge_value[b, 0, e]),
-                )
-                policy[kind] += sampled.policy[b, e]
-                if tree.edge_visits[b, 0, e] > 0 and not q[kind] >= worth:  # NaN is not
-                    q[kind] = worth
-        planner.network_rows[b], planner.depth[b], planner.was_reused[b] = (tree.network_rows[b], tree.depth[b], 0)
+        for j in range(sampled.policy.shape[1]):
+            if sampled.draw_count[b, 0, j] > 0:
+                kind = action_kind_to(side, sampled.candidate_size[b, 0, j])
+                value = np.float64(tree.edge_value[b, 0, j])
+                policy[kind] += sampled.policy[b, j]
+                # not q >= value holds for the NaN of an action without a visit
+                if tree.edge_visits[b, 0, j] > 0 and not q[kind] >= value:
+                    q[kind] = value
+        planner.network_rows[b], planner.depth[b], planner.was_reused[b] = tree.network_rows[b], tree.depth[b], 0
     return status
 
 
 @inlined
 def selected_target(sampled: SampledTree | None, b: int, action: int, side: float, market: Market) -> float:
-    """Signed size that the decision at root b brings about, its kind or action being `action`."""
+    """Signed size of the position after `action`, or after an entry of that kind with the size that root b decided."""
     if sampled is not None:
         if action == BUY or action == SELL:
             return float(sampled.target[b])

@@ -1,4 +1,7 @@
-"""PUCT: the selection rule of AlphaZero and MuZero, and its policy of visits."""
+"""PUCT: the selection rule of MuZero, and the policy of its visits.
+
+Schrittwieser et al., "Mastering Atari, Go, chess and shogi by planning with a learned model", Nature 2020, appendix B.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ PUCT_INIT, PUCT_BASE = 1.25, 19652.0
 
 @inlined
 def add_dirichlet_noise(tree: Tree, config: SearchConfig, b: int) -> None:
-    """Root logits of (1 - share) prior + share noise, where `tree.noise` holds any: a draw over the legal actions."""
+    """Root logits = log((1 - f) prior + f noise), f = dirichlet_fraction; noise of zeros leaves them as they are.
+
+    tree.noise[b] [A] holds gamma draws: divided by their sum over the legal actions they are a Dirichlet draw.
+    """
     mass = 0.0
     for a in range(tree.noise.shape[1]):
         if tree.prior[b, 0, a] > MIN_LEGAL_LOGIT:
@@ -35,12 +41,14 @@ def add_dirichlet_noise(tree: Tree, config: SearchConfig, b: int) -> None:
 
 @inlined
 def puct_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
-    """Legal action of the highest Q + prior sqrt(N) / (1 + N_a) (1.25 + log((N + 19653) / 19652)).
+    """Legal action with the largest Q + prior sqrt(N) / (1 + N_a) (1.25 + log((N + 19653) / 19652)).
 
-    An unvisited action takes the node's own value; Q is in units of S or, with `rescale`, within the node's range.
+    An unvisited action has the value of the node as its Q.  Q is divided by q_scale or, with `rescale_values`, scaled
+    to [0, 1] over the actions and the node.
     """
-    q, logits, visits, own = (tree.score[b], tree.prior[b, node], tree.edge_visits[b, node], tree.value[b, node])
-    count = ONE  # not tree.visits: at full width a code is added without a visit
+    q, logits, visits, own = tree.score[b], tree.prior[b, node], tree.edge_visits[b, node], tree.value[b, node]
+    # not tree.visits: under `expectation_backup` a code is added without a visit
+    count = ONE
     for i in range(0, q.shape[0], LANES_4):
         n = load_4(visits, i)
         count += reduce_add(n)
@@ -59,7 +67,7 @@ def puct_action(tree: Tree, config: SearchConfig, b: int, node: int) -> int:
 
 @inlined
 def visit_policy(out: NDArray[np.float64], tree: Tree, b: int) -> int:
-    """out [A] = shares of the root's visits; the most visited action, the first of equals."""
+    """out [A] = fractions of the root's visits; returns the most visited action, the first of equals."""
     count, best = 0.0, 0
     for a in range(out.shape[0]):
         out[a] = tree.edge_visits[b, 0, a]

@@ -1,8 +1,8 @@
 """`Tree`: B searches in flat arrays.  Decision nodes alternate with chance nodes (afterstates).
 
-Node 0 is the root.  The edges of a decision node are actions, those of a chance node chance codes; the edge into a
-chance node pays nothing and is not discounted, the edge into a decision node is one bar.  What a descent reads of the
-edges of a node lies in rows of W lanes (kernels.simd), a register each: those of a decision node are its A actions.
+Node 0 is the root.  The edges of a decision node are actions, those of a chance node are chance codes.  The edge into a
+chance node has no reward and no discount; the edge into a decision node is one bar.  Data of the edges of a node that a
+simulation reads lie in rows of W lanes (kernels.simd); a decision node uses the first A of them.
 """
 
 import math
@@ -16,14 +16,10 @@ from kernels.simd import LANES_4, Scalar, exponential, load_4, padded, reduce_ad
 
 NONE = -1
 DECISION, CHANCE = 0, 1
-REUSE_OFF, REUSE_CHANCE_CHILD, REUSE_KNOWN_ARM = (
-    0,
-    1,
-    2,
-)  # what a search takes over from the one a bar later: `ReusedValue`
-VALUE_REUSES = ("off", "chance_child", "known_arm")
+REUSE_OFF, REUSE_CHANCE_CHILD, REUSE_KNOWN_ARM = range(3)  # see `ReusedValue`
+VALUE_REUSES = ("off", "chance_child", "known_arm")  # names of the three, in their order
 MASKED_LOGIT = np.float32(-1e30)  # logit of an illegal action: finite, so that a softmax over it stays finite
-MIN_LEGAL_LOGIT = np.float32(-1e29)  # logits above are those of legal actions
+MIN_LEGAL_LOGIT = np.float32(-1e29)  # logits above it are those of legal actions
 PADDING_LOGIT = np.float32(-2e30)  # logit of a lane that is no edge
 ZERO: Scalar = np.float32(0.0)
 ONE: Scalar = np.float32(1.0)
@@ -39,42 +35,43 @@ class Tree(NamedTuple):
     edge: NDArray[np.int32]  # [B, N]    edge of the parent that leads here
     child: NDArray[np.int32]  # [B, N, E] node at the end of each edge, or NONE
     edge_visits: NDArray[np.float32]  # [B, N, W] visits of that node
-    edge_value: NDArray[np.float32]  # [B, N, W] Q of each edge: its reward and the value behind it
-    prior: NDArray[np.float32]  # [B, N, W] logits of actions, MASKED where illegal; probabilities of chance codes
+    edge_value: NDArray[np.float32]  # [B, N, W] Q of each edge: its reward and the discounted value behind it
+    prior: NDArray[np.float32]  # [B, N, W] logits of actions, MASKED_LOGIT where illegal; probabilities of chance codes
     policy: NDArray[np.float32]  # [B, N, W] softmax of the logits of a decision node
     visits: NDArray[np.int32]  # [B, N]    simulations that passed through or ended here
-    raw_value: NDArray[np.float32]  # [B, N]    the network's own value
+    raw_value: NDArray[np.float32]  # [B, N]    the network's value
     value: NDArray[np.float32]  # [B, N]    backed-up value
     reward: NDArray[np.float32]  # [B, N]    reward of the edge that leads here
-    state: NDArray[np.float32]  # [B, N, D] what the networks remember of a node
+    state: NDArray[np.float32]  # [B, N, S] what the networks remember of a node
     preactivation_row: NDArray[np.int32]  # [B, N]    row of `dynamics_preactivation` of an afterstate, NONE elsewhere
     preactivation_rows: NDArray[np.int32]  # [B]       rows of `dynamics_preactivation` in use
-    dynamics_preactivation: NDArray[np.float32]  # [B, n, T] what `dynamics` is told of the afterstates of one decision
-    position: NDArray[np.float32]  # [B, N, RAW] exact position, or RAW = 0 outside forex
-    leaf: NDArray[np.int32]  # [B]       node the running simulation expands, then the node it added
-    leaf_edge: NDArray[np.int32]  # [B]       edge it expands, NONE where nothing is to be evaluated
-    reused_node: NDArray[np.int32]  # [B]       node whose value is `ReusedValue`, or NONE
+    # [B, rows, preactivation] output `preactivation` of the network `afterstate`, a row for each expanded decision
+    dynamics_preactivation: NDArray[np.float32]
+    position: NDArray[np.float32]  # [B, N, NUM_POSITION_FIELDS] exact position; [B, N, 0] of a game
+    leaf: NDArray[np.int32]  # [B]       node that the running simulation expands, then the node that it added
+    leaf_edge: NDArray[np.int32]  # [B]       edge that it expands, NONE where no network is called
+    reused_node: NDArray[np.int32]  # [B]       node that has a `ReusedValue`, or NONE
     network_rows: NDArray[np.int32]  # [B]       network rows of the search, the root's included
-    depth: NDArray[np.int32]  # [B]       edges on its longest path
-    noise: NDArray[np.float32]  # [B, A]    Gumbel noise of the root
-    score: NDArray[np.float32]  # [B, A in whole lanes] scratch of a selection
+    depth: NDArray[np.int32]  # [B]       edges on the longest path
+    noise: NDArray[np.float32]  # [B, A]    Gumbel or Dirichlet noise of the root's actions
+    score: NDArray[np.float32]  # [B, A rounded up to whole vectors] scratch of a selection
 
 
 class ReusedValue(NamedTuple):
-    """What happened after B roots and what the next state turned out to be worth (ReZero, Xuan et al. 2024).
+    """What happened after B roots, and the value that a later search gave the next state (ReZero, Xuan et al. 2024).
 
-    CHANCE_CHILD puts the value where it belongs, behind the realised code of the realised action, whose weight in the
-    root is the probability of that code: unbiased.  KNOWN_ARM, the published form, lets it stand for the action.
+    REUSE_CHANCE_CHILD puts that value behind the realised code of the realised action, where it weighs as much as the
+    code is probable: an unbiased estimate.  REUSE_KNOWN_ARM, the published form, makes it the value of the action.
     """
 
-    action: NDArray[np.int32]  # [B] taken, or NONE: nothing is known
-    code: NDArray[np.int32]  # [B] chance code that came
-    reward: NDArray[np.float32]  # [B] of that bar, R
-    value: NDArray[np.float32]  # [B] of the state it led to, R
+    action: NDArray[np.int32]  # [B] realised action; NONE: there is no value to reuse
+    code: NDArray[np.int32]  # [B] realised chance code
+    reward: NDArray[np.float32]  # [B] reward of that bar, R
+    value: NDArray[np.float32]  # [B] value of the state after that bar, R
 
 
 def new_reused_value(roots: int) -> ReusedValue:
-    """Nothing known of `roots` roots."""
+    """No value to reuse at any of `roots` roots."""
     none = np.full(roots, NONE, np.int32)
     return ReusedValue(none, none.copy(), np.zeros(roots, np.float32), np.zeros(roots, np.float32))
 
@@ -85,34 +82,38 @@ def new_tree(
     actions: int,
     codes: int,
     state: int,
-    raw_position: int,
+    position_fields: int,
     preactivation_shape: tuple[int, int] = (0, 0),
 ) -> Tree:
-    """Room for `searches` trees of `nodes` nodes each, and [n, T] `preactivation_shape` by afterstates."""
+    """B = `searches` trees of N = `nodes` nodes; [rows, width] `preactivation_shape` of `dynamics_preactivation`.
+
+    Raises ValueError where a size is too small for a tree.
+    """
     B, N, E = searches, nodes, max(actions, codes)
+    if min(B, N, actions) < 1 or min(codes, state, position_fields, *preactivation_shape) < 0:
+        raise ValueError(f"a tree of {B} searches, {N} nodes, {actions} actions, {codes} codes, states of {state}")
     W = padded(E)
     rows = ("edge_visits", "edge_value", "policy", "prior")
-    floats, numbers = ("raw_value", "value", "reward"), ("visits", "kind", "parent", "edge", "preactivation_row")
-    width = len(rows) * W + E + len(floats) + len(numbers)
-    record = cache_aligned(
-        B, N, -(-width // CACHE_LINE) * CACHE_LINE
-    )  # a node's data lie together: a descent waits for memory
+    floats, integers = ("raw_value", "value", "reward"), ("visits", "kind", "parent", "edge", "preactivation_row")
+    width = len(rows) * W + E + len(floats) + len(integers)
+    # all fields of a node lie together: a simulation waits for memory
+    record = cache_aligned(B, N, -(-width // CACHE_LINE) * CACHE_LINE)
     columns = record.view(np.int32)
     fields: dict[str, NDArray[Any]] = {name: record[..., i * W : (i + 1) * W] for i, name in enumerate(rows)}
-    at = len(rows) * W
-    fields |= {name: record[..., at + i] for i, name in enumerate(floats)}
-    at += len(floats)
-    fields |= {name: columns[..., at + i] for i, name in enumerate(numbers)}
-    at += len(numbers)
+    first = len(rows) * W
+    fields |= {name: record[..., first + i] for i, name in enumerate(floats)}
+    first += len(floats)
+    fields |= {name: columns[..., first + i] for i, name in enumerate(integers)}
+    first += len(integers)
     return Tree(
         num_nodes=np.zeros(B, np.int32),
-        child=columns[..., at : at + E],
+        child=columns[..., first : first + E],
         **fields,
         state=np.zeros((B, N, state), np.float32),
         preactivation_rows=np.zeros(B, np.int32),
         # the first rows of all trees lie together: most searches use no more
         dynamics_preactivation=cache_aligned(preactivation_shape[0], B, preactivation_shape[1]).transpose(1, 0, 2),
-        position=np.zeros((B, N, raw_position), np.float32),
+        position=np.zeros((B, N, position_fields), np.float32),
         leaf=np.zeros(B, np.int32),
         leaf_edge=np.zeros(B, np.int32),
         reused_node=np.full(B, NONE, np.int32),
@@ -124,7 +125,7 @@ def new_tree(
 
 
 def cache_aligned(*shape: int) -> NDArray[np.float32]:
-    """Zeros that begin at a line of the cache, with room for another behind them."""
+    """Zeros that begin at a line of the cache, with room for a line behind them."""
     flat = np.zeros(math.prod(shape) + 2 * CACHE_LINE, np.float32)
     first = -flat.ctypes.data // flat.itemsize % CACHE_LINE
     return flat[first : first + math.prod(shape)].reshape(shape)
@@ -132,20 +133,20 @@ def cache_aligned(*shape: int) -> NDArray[np.float32]:
 
 @inlined
 def as_unsigned(i: int) -> int:
-    """The same number, which is not negative, in a type of which no index has to be checked for that."""
+    """i >= 0 as an unsigned integer: the compiler emits no check for a negative index."""
     return np.uint32(i)  # type: ignore[return-value]
 
 
 @inlined
 def fill_lanes(row: NDArray[np.float32], lanes: int, number: Scalar) -> None:
-    """The first lanes of a row become `number`."""
+    """row[:lanes] = number."""
     for i in range(lanes):
         row[i] = number
 
 
 @inlined
 def append_one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> int:
-    """Write a one-hot of `width` at x[first:]; the column behind it."""
+    """Write a one-hot of `width` columns at x[first:]; the column behind it."""
     fill_lanes(x[first:], width, ZERO)
     x[first + hot] = 1.0
     return first + width
@@ -153,7 +154,7 @@ def append_one_hot(x: NDArray[np.float32], first: int, width: int, hot: int) -> 
 
 @inlined
 def masked_softmax(out: NDArray[np.float32], logits: NDArray[np.float32], width: int) -> None:
-    """The first `width` lanes: out = softmax of the logits above LEGAL, 0 elsewhere; `out` may be `logits`."""
+    """out[:width] = softmax of the logits above MIN_LEGAL_LOGIT, 0 elsewhere; `out` may be `logits`."""
     highest, mass = MASKED_LOGIT, ZERO
     for i in range(0, width, LANES_4):
         highest = max(highest, reduce_max(load_4(logits, i)))
@@ -167,8 +168,22 @@ def masked_softmax(out: NDArray[np.float32], logits: NDArray[np.float32], width:
 
 
 @inlined
+def softmax(z: NDArray[Any]) -> None:
+    """Softmax in place of a row of any length; `masked_softmax` is the one for rows of whole vectors."""
+    highest = z[0]
+    for i in range(1, z.shape[0]):
+        highest = max(highest, z[i])
+    mass = 0.0
+    for i in range(z.shape[0]):
+        z[i] = math.exp(z[i] - highest)
+        mass += z[i]
+    for i in range(z.shape[0]):
+        z[i] /= mass
+
+
+@inlined
 def add_node(tree: Tree, b: int, kind: int, parent: int, edge: int) -> int:
-    """Append an empty node behind `edge` of `parent`; its number."""
+    """Append an empty node at the end of `edge` of `parent`; its index."""
     node = int(tree.num_nodes[b])
     tree.num_nodes[b] = node + 1
     tree.kind[b, node] = kind
@@ -192,10 +207,29 @@ def add_node(tree: Tree, b: int, kind: int, parent: int, edge: int) -> int:
 
 @inlined
 def update_edge_stats(tree: Tree, b: int, node: int, discount: float) -> None:
-    """Tell the edge into `node` its visits and its Q, discounted once per bar."""
+    """Copy visits and Q of `node` into the rows of its parent: its value, after a bar reward + discount value."""
     parent, edge = as_unsigned(tree.parent[b, node]), as_unsigned(tree.edge[b, node])
     value = np.float64(tree.value[b, node])
     if tree.kind[b, node] == DECISION:
         value = np.float64(tree.reward[b, node]) + discount * value
     tree.edge_visits[b, parent, edge] = tree.visits[b, node]
     tree.edge_value[b, parent, edge] = value
+
+
+@inlined
+def init_root(tree: Tree, b: int, state: NDArray[np.float32], logits: NDArray[np.float32], value: float) -> None:
+    """Start tree b at a root with this state [S], policy logits [A] and value.
+
+    The caller sets the root's position and masks its illegal actions.
+    """
+    tree.num_nodes[b], tree.preactivation_rows[b], tree.reused_node[b] = 0, 0, NONE
+    tree.network_rows[b], tree.depth[b] = 1, 0
+    root = add_node(tree, b, DECISION, NONE, NONE)
+    # loops: the assignment of a slice compiles for seconds and runs no faster
+    for i in range(state.shape[0]):
+        tree.state[b, root, i] = state[i]
+    tree.visits[b, root] = 1
+    tree.raw_value[b, root] = value
+    tree.value[b, root] = value
+    for a in range(logits.shape[0]):
+        tree.prior[b, root, a] = logits[a]

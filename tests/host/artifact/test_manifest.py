@@ -24,14 +24,13 @@ from hypothesis import strategies as st
 from host.artifact import model_file
 from host.artifact.manifest import check_decision_cost, load_model, max_tree_bytes
 from host.artifact.model_file import ModelError
-from host.artifact.networks import NetworkShape, graph_widths
 from host.artifact.onnx_check import layout_of
 from host.commands.act import act_on_feed
 from host.commands.backtest import backtest_csv
 from host.data.formats import ReadOptions
 from kernels.ort import OutputHead, check_status
 from kernels.search.config import ALGORITHMS, GUMBEL, PUCT, WIDENING, new_search_config
-from kernels.search.mcts import no_networks
+from kernels.search.networks import NetworkShape, graph_widths, no_networks
 from kernels.search.planner import new_planner, plan
 from kernels.search.progressive_widening import POLICY_HEAD_WIDTH
 from models.onnx_builder import GraphBuilder
@@ -164,7 +163,7 @@ def test_no_tree_needs_more_room_than_is_counted(rule: int, weight: float) -> No
         )
         search = new_search_config(algorithm=rule, num_simulations=n, num_sampled_sizes=samples, mae_penalty=weight)
         tracemalloc.start()
-        planner = new_planner(no_networks(), search, 1, sizes.actions, codes, state)
+        planner = new_planner(no_networks(), search, 1, sizes)
         taken = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         assert planner.config.algorithm == rule
@@ -174,7 +173,7 @@ def test_no_tree_needs_more_room_than_is_counted(rule: int, weight: float) -> No
 def test_metadata_of_graphs_give_their_widths(trained: Trained, tmp_path: Path) -> None:
     agent = trained.loaded.networks
     assert {name: layout_of(graph)[:2] for name, graph in agent.graphs.items()} == graph_widths(
-        agent.shape, True, preactivation=2 * 8
+        agent.shape, trained.loaded.search, preactivation=2 * 8
     )
     assert loaded(signed(members_of(trained.path.read_bytes())), tmp_path)
     for missing in (tmp_path, tmp_path / "model.swt" / "model.swt"):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from host.artifact.networks import history_bars
 from host.training.dataset import DatasetError
 from host.training.feature_store import FeatureStore
 from host.training.trainer import STREAM_SAMPLES, Trainer, train_for
@@ -249,7 +250,7 @@ def test_a_transformer_learns_from_bars_before_the_first_of_a_window(mirror: boo
     assert [name for name in row if name.startswith("reward_error")] == [f"reward_error_{k}" for k in range(1, 6)]
     assert row["latent"] > 0
     assert trainer.data.starts.min() == HISTORY + 1
-    assert (trainer.network_shape.attention_window, trainer.network_shape.context, trainer.network_shape.history) == (
+    assert (trainer.network_shape.attention_window, trainer.network_shape.context, history_bars(trainer.network_shape)) == (
         2,
         3,
         HISTORY + 2,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.artifact.networks import NetworkShape, OnnxNetworks, hypothesis_positions
+from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.training import trainer
 from kernels.learning.reanalyze import reanalyze_policies
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer, new_replay_buffer
@@ -14,6 +14,7 @@ from kernels.market.ledger import new_market
 from kernels.market.position import NUM_POSITION_FEATURES, NUM_POSITION_FIELDS, SIDE
 from kernels.ort import check_status
 from kernels.search.config import ALGORITHMS, GUMBEL, MARKET, SearchConfig, new_search_config
+from kernels.search.networks import NetworkShape
 from kernels.search.planner import Planner, draw_noise, plan, set_root
 from kernels.search.tree import NONE, REUSE_CHANCE_CHILD, REUSE_KNOWN_ARM, REUSE_OFF, VALUE_REUSES
 from models.export import export

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.artifact.networks import NetworkShape, OnnxNetworks, graph_widths, hypothesis_positions
+from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from kernels.market.bars import SECOND_NS, Bars
 from kernels.market.chance import ChanceCodes, fit_chance_codes, move_scale_px
 from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, new_market, step
@@ -29,8 +29,9 @@ from kernels.market.position import (
 )
 from kernels.ort import check_status
 from kernels.search.config import MARKET, SearchConfig, new_search_config
-from kernels.search.market_search import EXPANSION_BATCH
-from kernels.search.planner import MAX_MARKET_DEPTH, Planner, draw_noise, plan, set_root
+from kernels.search.market_search import EXPANSION_BATCH, MAX_MARKET_DEPTH
+from kernels.search.networks import NetworkShape, graph_widths
+from kernels.search.planner import Planner, draw_noise, plan, set_root
 from kernels.search.tree import NONE
 from models.export import export
 from models.params import ModelShape, as_views, new_params
@@ -182,7 +183,7 @@ class Naive:
 
     def child(self, node: State, code: int) -> State:
         row = np.concatenate([node.latent, np.eye(self.world.C)[code]])
-        extra = 0 if self.world.k == 0 else graph_widths(self.world.shape_sizes, False)["market"][0] - len(row)
+        extra = 0 if self.world.k == 0 else graph_widths(self.world.shape_sizes, self.config)["market"][0] - len(row)
         y = self.run("market", np.concatenate([row, np.zeros(extra)]))
         reach = node.reach * self.config.discount * node.chances[code]
         return State(row, y[:D], softmax(y[D : D + self.world.C]), node.depth + 1, reach)
@@ -297,7 +298,7 @@ AGENTS = {world: OnnxNetworks(world.graphs(*world.params()), world.shape_sizes) 
 def path_graphs(world: World, path: list[int]) -> dict[str, bytes]:
     """A market that takes exactly the codes of `path`, and networks that value nothing: the latent counts the bars."""
     A, C = world.actions, world.C
-    widths = graph_widths(NetworkShape(1, NUM_POSITION_FEATURES, D, A, C), world.k == 0)
+    widths = graph_widths(NetworkShape(1, NUM_POSITION_FEATURES, D, A, C), world.config(1))
     root, market = np.zeros(widths["root"]), np.zeros(widths["market"])
     root[0, 0] = 1.0
     root[0, D + A + 1 + path[0]] = 200.0
@@ -409,7 +410,7 @@ def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_ro
     """A network whose next state depends on three states: those of the finished tree follow from its paths."""
     world, window = WORLDS[0], 3
     sizes, rng = world.shape_sizes._replace(attention_window=window), np.random.default_rng(0)
-    w = {name: rng.normal(0, 0.5, size) for name, size in graph_widths(sizes, True).items()}
+    w = {name: rng.normal(0, 0.5, size) for name, size in graph_widths(sizes, world.config(60)).items()}
     steps = [("MatMul", ["x64", "w"], "z"), ("Tanh", ["z"], "y64")]
     agent = OnnxNetworks({name: graph(*w[name].shape, steps, {"w": w[name]}) for name in ("root", "market")}, sizes)
     planner = searched(agent, world, world.config(60), [random_root(1, b, (1.0,)) for b in range(2)])

@@ -16,8 +16,10 @@ import pytest
 from kernels.ort import GraphLayout, Session, check_status
 from kernels.search import gumbel, tree
 from kernels.search import mcts as search
-from kernels.search.config import GUMBEL, PUCT, SearchConfig, new_search_config
+from kernels.search.config import GUMBEL, PUCT, SearchConfig, new_search_config, nodes_needed
 from kernels.search.costs import new_exogenous_costs
+from kernels.search.expansion import new_search_work
+from kernels.search.networks import no_networks
 from kernels.search.puct import visit_policy
 from tests.fixtures.graphs import graph
 from tests.fixtures.paths import ROOT
@@ -93,7 +95,7 @@ class Searcher:
             "discount": c["gamma"],
             "c_visit": c["maxvisit_init"],
             "c_scale": c["value_scale"],
-            "rescale": c["rescale"],
+            "rescale_values": c["rescale"],
             "stochastic": c["stochastic"],
             "expectation_backup": False,
         }
@@ -103,9 +105,9 @@ class Searcher:
         counts = range(1, batch + 1)
         dyn = Session(dynamics).bind(GraphLayout(3 + (C if c["stochastic"] else A), 3 + 1 + A + 1), counts)
         aft = Session(after).bind(GraphLayout(3 + A, 3 + C + 1), counts) if after else dyn
-        self.model = search.no_networks()._replace(afterstate=aft, dynamics=dyn)
-        self.tree = tree.new_tree(batch, search.nodes_needed(self.config, C), A, C, 3, 0)
-        self.work = search.new_search_work(batch, C, self.config.num_simulations)
+        self.model = no_networks()._replace(afterstate=aft, dynamics=dyn)
+        self.tree = tree.new_tree(batch, nodes_needed(self.config, C), A, C, 3, 0)
+        self.work = new_search_work(batch, C, self.config.num_simulations)
         self.outlook, self.known = new_exogenous_costs(batch, A, C, 1), tree.new_reused_value(batch)
         self.table = gumbel.halving_table(c["m"], self.config.num_simulations)
 
@@ -113,7 +115,7 @@ class Searcher:
         w = self.case["weights"]
         x = np.array(w["x0"])
         logits = np.array(w["Wp"]) @ x
-        search.init_root(
+        tree.init_root(
             self.tree, b, x.astype(np.float32), logits.astype(np.float32), float(np.tanh(np.dot(w["wv"], x)))
         )
         self.tree.noise[b] = noise
@@ -123,7 +125,7 @@ class Searcher:
 
     def run(self) -> None:
         check_status(
-            search.run_simulations(self.tree, self.work, self.model, self.outlook, self.config, self.known, self.table)
+            search.run_simulations(self.tree, None, self.work, self.model, self.outlook, self.config, self.known, self.table)
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.artifact.networks import NetworkShape, OnnxNetworks, graph_widths, hypothesis_positions, row_buckets
+from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.artifact.onnx_check import layout_of
 from kernels.market.bars import Bars
 from kernels.market.chance import move_scale_px
@@ -26,6 +26,8 @@ from kernels.market.position import (
 from kernels.ort import OrtError, Session, check_status
 from kernels.rng import gamma, gumbel
 from kernels.search.config import PUCT, SearchConfig, new_search_config
+from kernels.search.networks import NetworkShape, graph_widths
+from kernels.search.onnx_networks import row_buckets
 from kernels.search.planner import Planner, draw_noise, plan, set_root
 from kernels.search.tree import CHANCE, DECISION, MIN_LEGAL_LOGIT, NONE, Tree
 from models.export import export
@@ -365,7 +367,7 @@ def test_a_row_has_the_states_of_its_window_newest_first_and_zeros_before_the_ro
     sizes, rng = SIZES._replace(attention_window=window), np.random.default_rng(0)
     w = {
         name: rng.normal(0, 0.5, size)
-        for name, size in graph_widths(sizes, True).items()
+        for name, size in graph_widths(sizes, config).items()
         if name not in ("market", "afterstate_value")
     }
     w["afterstate"][:, :D] = np.eye(len(w["afterstate"]), D)  # it hands the state on

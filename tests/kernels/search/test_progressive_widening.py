@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from host.artifact.networks import row_buckets
 from host.artifact.onnx_check import layout_of
 from kernels.market.position import (
     ACTIONS,
@@ -26,7 +25,8 @@ from kernels.ort import GraphLayout, OrtError, Session, check_status, evaluate
 from kernels.rng import beta, gumbel, uniform
 from kernels.search.config import WIDENING, SearchConfig, new_search_config
 from kernels.search.gumbel import halving_table
-from kernels.search.mcts import Networks, no_networks
+from kernels.search.networks import Networks, NetworkShape, no_networks
+from kernels.search.onnx_networks import row_buckets
 from kernels.search.planner import Planner, new_planner, plan
 from kernels.search.progressive_widening import (
     MIN_SIZE,
@@ -43,6 +43,7 @@ from models.params import ModelShape, new_params
 from tests.fixtures.graphs import graph, widths
 
 F, D, C, P = 12, 8, 5, NUM_POSITION_FEATURES
+SIZES = NetworkShape(F, P, D, 4, C)
 few = settings(deadline=None, max_examples=6)
 
 
@@ -109,7 +110,7 @@ def searched(config: SearchConfig, roots: list[Root], seed: int, sessions: Any =
     B = len(roots)
     model = bound(sessions or SESSIONS[seed % 2], B)
     wide = new_sampled_tree(config, B, C, D, model.code_preactivation.shape[1], coefficient=2.0, exponent=0.5)
-    planner = new_planner(model, config, B, 4, C, D)._replace(sampled_tree=wide, noise=wide.tree.noise)
+    planner = new_planner(model, config, B, SIZES)._replace(sampled_tree=wide, noise=wide.tree.noise)
     for b, root in enumerate(roots):
         model.root.x[b, :F] = root.x
         position_features(model.root.x[b, F:], root.position, True)
@@ -555,6 +556,7 @@ def test_a_failing_network_call_is_an_error(name: str) -> None:
     net = getattr(model, name)
     session, layout = SESSIONS[0][name]
     broken = session.bind(layout._replace(width_in=layout.width_in + 1), row_buckets(len(net.x)))
-    planner = new_planner(model._replace(**{name: broken}), new_search_config(algorithm=WIDENING), 1, 4, C, D)
+    planner = new_planner(model, new_search_config(algorithm=WIDENING), 1, SIZES)
+    planner = planner._replace(networks=model._replace(**{name: broken}))
     with pytest.raises(OrtError, match="invalid dimensions"):
         check_status(plan(planner))

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.artifact.networks import NetworkShape, OnnxNetworks, graph_widths, hypothesis_positions
+from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.artifact.onnx_check import layout_of
 from kernels.ort import check_status
 from kernels.search.config import MARKET, SearchConfig, new_search_config
 from kernels.search.market_search import MarketTree
+from kernels.search.networks import NetworkShape, graph_widths
 from kernels.search.planner import Planner, draw_noise, plan, set_root
 from kernels.search.tree import CHANCE, NONE, Tree
 from models import loss as unroll
@@ -45,7 +46,7 @@ def test_rows_of_a_window_equal_the_whole_pass(s: net.ModelShape) -> None:
     p, work = net.as_views(flat.astype(float), s), evaluate(flat.astype(float), s, batch)[2].activations
     config = new_search_config()
     graphs = graphs_of(flat, s, config)
-    assert {name: layout_of(graph)[:2] for name, graph in graphs.items()} == graph_widths(sizes_of(s), True)
+    assert {name: layout_of(graph)[:2] for name, graph in graphs.items()} == graph_widths(sizes_of(s), config)
     D, S, A, C = s.latent, s.state, s.actions, s.codes
 
     def head(hidden: str, out: str, *inputs: Any) -> np.ndarray:
