@@ -1,4 +1,4 @@
-"""What a model file says beside its graphs: written by `save_model`, checked field by field by `load_model`."""
+"""The manifest of a model file: `save_model` writes it, `load_model` checks every field of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 
 from host.artifact.model_file import ModelError, ModelFile, check_selftest, read_model, write_model
 from host.artifact.networks import (
-    MAX_CONTEXT,
-    MAX_DECISION_BYTES,
-    MAX_DECISION_WORK,
-    MAX_FIGURE,
-    MIN_PIP_PX,
     BacktestStats,
     InstrumentProfile,
     MarketSpec,
@@ -40,14 +35,25 @@ from kernels.search.networks import NetworkShape, graph_widths
 from kernels.search.progressive_widening import POLICY_HEAD_WIDTH, max_candidates
 from kernels.search.tree import VALUE_REUSES
 
-MAX_COST = 1e6  # that a cost or a weight may be
-
-
-INSTRUMENT_COSTS = ("pip_px", "range_px")  # of the costs, told again with the instrument
+MAX_CONTEXT = 64  # bars
+MAX_DECISION_BYTES, MAX_DECISION_WORK = 1 << 30, 1 << 40  # of a decision; the multiplications take a minute
+MIN_PIP_PX, MAX_COST, MAX_FIGURE = 1e-9, 1e6, 1e12  # of a pip; of a cost or a weight; of a price or of a backtest
+INSTRUMENT_COSTS = ("pip_px", "range_px")  # costs that the instrument repeats
+INTEGER_LIMITS = {  # smallest and largest value of the integers of a manifest, by their keys
+    "interval_s": (1, 7 * 86_400),
+    "configuration.features.J": (1, 8),
+    "configuration.features.Q": (1, 16),
+    "search.algorithm": (0, len(ALGORITHMS) - 1),
+    "search.value_reuse": (0, len(VALUE_REUSES) - 1),
+    "search.num_simulations": (1, 4096),
+    "search.num_sampled_sizes": (1, 64),
+    **{f"sizes.{name}": (1, 1 << 12) for name in NetworkShape._fields},
+    "sizes.context": (1, MAX_CONTEXT),
+}
 
 
 class LoadedModel(NamedTuple):
-    """A model file, checked and ready to act."""
+    """A checked model, ready to act."""
 
     networks: OnnxNetworks
     market_spec: MarketSpec
@@ -67,7 +73,10 @@ def save_model(
     data: dict[str, Any],
     backtest_stats: BacktestStats = BacktestStats(),  # noqa: B008
 ) -> str:
-    """Write `model.swt`; its sha256.  `data` says what it was trained on and how to read such files."""
+    """Write a model to `path` and return the sha256 of the file.
+
+    `data` describes the file that the model was trained on, and the options to read such files.
+    """
     market = market_spec.market._asdict()
     manifest = {
         "features": {"spec": feature_names(market_spec.features), "digest": feature_digest(market_spec.features)},
@@ -89,151 +98,143 @@ def save_model(
     return write_model(path, manifest, networks.graphs, market_spec_arrays(market_spec))
 
 
-def market_spec_arrays(setting: MarketSpec) -> dict[str, NDArray[Any]]:
-    """The arrays of a model file: of the codes what acting needs, not which bars they were seen at."""
-    codes = {"edges": setting.codes.edges, "centres": setting.codes.centres}
-    return {**setting.normaliser._asdict(), **codes}
+def market_spec_arrays(market_spec: MarketSpec) -> dict[str, NDArray[Any]]:
+    """The arrays of a model file; of the chance codes, only those that acting needs."""
+    codes = {"edges": market_spec.codes.edges, "centres": market_spec.codes.centres}
+    return {**market_spec.normaliser._asdict(), **codes}
 
 
 def load_model(path: Path) -> LoadedModel:
-    """Read and check `model.swt`, all that can be checked before the first inference; raises ModelRefused."""
+    """A model, checked before its first inference and by its self-test; ModelError if a check fails."""
     model = read_model(path)
     try:
-        sizes, setting, search, trained_ns, record = parse_manifest(model)
+        shape, market_spec, search, trained_ns, backtest_stats = parse_manifest(model)
     except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path}: a manifest that makes no sense: {error!r}") from None
     check_selftest(model)
-    agent = OnnxNetworks(model.graphs, sizes)
-    return LoadedModel(agent, setting, search, model.manifest, model.sha256, trained_ns, record)
+    networks = OnnxNetworks(model.graphs, shape)
+    return LoadedModel(networks, market_spec, search, model.manifest, model.sha256, trained_ns, backtest_stats)
 
 
 def parse_manifest(model: ModelFile) -> tuple[NetworkShape, MarketSpec, SearchConfig, int, BacktestStats]:
-    """What the manifest says, and the close of the last bar it was trained on; errors of any kind where it lies."""
-    m, a = model.manifest, model.arrays
-    interval_s = check_int("interval_s", m["interval_s"], 1, 7 * 86_400)
-    filters = m["configuration"]["features"]
-    J, Q = check_int("J", filters["J"], 1, 8), check_int("Q", filters["Q"], 1, 16)
-    features = new_feature_spec(J, Q, interval_s * SECOND_NS)
-    if feature_digest(features) != m["features"]["digest"]:
+    """The content of a manifest, with the close of the last training bar.
+
+    A manifest that is wrong raises ModelError, or any error that `load_model` turns into one.
+    """
+    manifest, arrays = model.manifest, model.arrays
+    check_integers(manifest)
+    filters = manifest["configuration"]["features"]
+    features = new_feature_spec(filters["J"], filters["Q"], manifest["interval_s"] * SECOND_NS)
+    if feature_digest(features) != manifest["features"]["digest"]:
         raise ModelError("made with other features than this program computes")
-    market = new_market(**m["costs"])
-    check_int("context", m["sizes"]["context"], 1, MAX_CONTEXT)
-    if m["actions"] != action_names(market.sizes) or m["history"] != history_bars(NetworkShape(**m["sizes"])):
+    market, shape = new_market(**manifest["costs"]), NetworkShape(**manifest["sizes"])
+    if manifest["actions"] != action_names(market.sizes) or manifest["history"] != history_bars(shape):
         raise ModelError("its actions or its history are not this program's")
-    setting = MarketSpec(
+    market_spec = MarketSpec(
         features,
-        Normaliser(a["shift"], a["scale"]),
-        ChanceCodes(a["edges"], a["centres"]),
-        checked_market(market, m, interval_s),
-        checked_hours(m["instrument"]["closed"]),
-        checked_profile(m["instrument"]),
+        Normaliser(arrays["shift"], arrays["scale"]),
+        ChanceCodes(arrays["edges"], arrays["centres"]),
+        checked_market(market, manifest),
+        checked_hours(manifest["instrument"]["closed"]),
+        checked_profile(manifest["instrument"]),
     )
-    search = new_search_config(**m["search"])
+    search = new_search_config(**manifest["search"])
     if search.mae_penalty != market.mae_penalty or not (search.stochastic and search.expectation_backup):
         raise ValueError("a search that is not one of this market")
-    check_int("rule", search.algorithm, 0, len(ALGORITHMS) - 1)
-    check_int("reuse", search.value_reuse, 0, len(VALUE_REUSES) - 1)
-    sizes = checked_network_shape(NetworkShape(**m["sizes"]), setting, model.graphs, search)
-    check_int("simulations", search.num_simulations, 1, 4096)
-    check_int("samples", search.num_sampled_sizes, 1, 64)
-    candidates = max_candidates(search.num_sampled_sizes) if search.algorithm == WIDENING else sizes.actions
-    check_int("considered", search.max_considered_actions, 1, candidates)
+    check_widths(shape, market_spec, model.graphs, search)
+    max_considered = max_candidates(search.num_sampled_sizes) if search.algorithm == WIDENING else shape.actions
+    check_int("max_considered_actions", search.max_considered_actions, 1, max_considered)
     weights = [value for value in search if isinstance(value, float)]
     if not (0 < search.discount <= 1 and search.q_scale > 0 and all(abs(w) < MAX_COST for w in weights)):
         raise ValueError(f"a search with {search}")
-    check_decision_cost(sizes, search, model.graphs)
-    check_reading(m["data"])
-    trained_ns = int(np.datetime64(m["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
-    return sizes, setting, search, trained_ns, checked_backtest_stats(m["backtest"])
+    check_decision_cost(shape, search, model.graphs)
+    check_reading(manifest["data"])
+    trained_ns = int(np.datetime64(manifest["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
+    return shape, market_spec, search, trained_ns, checked_backtest_stats(manifest["backtest"])
 
 
-def checked_network_shape(
-    sizes: NetworkShape, setting: MarketSpec, graphs: dict[str, bytes], search: SearchConfig
-) -> NetworkShape:
-    """`sizes`, unless graphs or arrays have others, or those are beyond reason."""
-    for name, size in sizes._asdict().items():
-        check_int(name, size, 1, 1 << 12)
-    F, C = sizes.features, sizes.codes
+def check_widths(shape: NetworkShape, market_spec: MarketSpec, graphs: dict[str, bytes], search: SearchConfig) -> None:
+    """ValueError if the graphs or the arrays have other widths than `shape`."""
+    F, C = shape.features, shape.codes
     arrays = {"shift": (F,), "scale": (F,), "edges": (C - 1,), "centres": (C,)}
-    for name, array in market_spec_arrays(setting).items():
-        kind = np.float32 if name in Normaliser._fields else np.float64
-        if array.shape != arrays[name] or array.dtype != kind:
+    for name, array in market_spec_arrays(market_spec).items():
+        dtype = np.float32 if name in Normaliser._fields else np.float64
+        if array.shape != arrays[name] or array.dtype != dtype:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, not {arrays[name]}")
-    if F != len(feature_names(setting.features)) or not (setting.normaliser.scale > 0).all():
+    if F != len(feature_names(market_spec.features)) or not (market_spec.normaliser.scale > 0).all():
         raise ValueError("the normaliser is not one of these features")
-    if not (np.diff(setting.codes.edges) > 0).all():
+    if not (np.diff(market_spec.codes.edges) > 0).all():
         raise ValueError("the edges of the chance codes do not ascend")
     layouts = {name: layout_of(graph) for name, graph in graphs.items()}
-    found = {name: layout[:2] for name, layout in layouts.items()}
-    shared = check_int("what afterstates share", found.get("code", (0, 0))[1], 0, 1 << 12)
-    wanted = graph_widths(sizes, search, shared)
+    widths = {name: layout[:2] for name, layout in layouts.items()}
+    preactivation = check_int("preactivation", widths.get("code", (0, 0))[1], 0, 1 << 12)
+    expected = graph_widths(shape, search, preactivation)
     for name in {"afterstate_value", *(() if search.algorithm == MARKET else ("market",))} - graphs.keys():
-        del wanted[name]
-    if found != wanted:
-        raise ValueError(f"the graphs have widths {found}, not {wanted}")
-    if not first_slices_are(layouts["dynamics"], sizes.state, shared):
-        raise ValueError("dynamics does not read what afterstates share on its own")
-    return sizes
+        del expected[name]
+    if widths != expected:
+        raise ValueError(f"the graphs have widths {widths}, not {expected}")
+    if not first_slices_are(layouts["dynamics"], shape.state, preactivation):
+        raise ValueError("dynamics does not read the preactivation on its own")
 
 
-def check_decision_cost(sizes: NetworkShape, search: SearchConfig, graphs: dict[str, bytes]) -> None:
-    """ValueError where a decision takes beyond reason: a manifest of a few bytes can ask for all memory."""
-    C, nodes = sizes.codes, nodes_needed(search, sizes.codes)
+def check_decision_cost(shape: NetworkShape, search: SearchConfig, graphs: dict[str, bytes]) -> None:
+    """ValueError if a decision would need more memory or time than MAX_DECISION_BYTES and MAX_DECISION_WORK."""
+    C, nodes = shape.codes, nodes_needed(search, shape.codes)
     costs = {name: check_graph(graph)[1] for name, graph in graphs.items()}
-    rows = {"root": 1, "afterstate": 1, "afterstate_value": 1, "code": C}  # of a call
-    taken = max_tree_bytes(sizes, search)
-    taken += 4 * sum(rows.get(name, max(C, MAX_CALL_ROWS)) * cost.floats for name, cost in costs.items())
-    work = sum((1 if name == "root" else nodes) * cost.multiplications for name, cost in costs.items())
-    if taken > MAX_DECISION_BYTES or work > MAX_DECISION_WORK:
-        raise ValueError(f"a decision of {taken} bytes and {work} multiplications")
+    rows = {"root": 1, "afterstate": 1, "afterstate_value": 1, "code": C}  # in a call
+    bytes_needed = max_tree_bytes(shape, search)
+    bytes_needed += 4 * sum(rows.get(name, max(C, MAX_CALL_ROWS)) * cost.floats for name, cost in costs.items())
+    multiplications = sum((1 if name == "root" else nodes) * cost.multiplications for name, cost in costs.items())
+    if bytes_needed > MAX_DECISION_BYTES or multiplications > MAX_DECISION_WORK:
+        raise ValueError(f"a decision of {bytes_needed} bytes and {multiplications} multiplications")
 
 
-def max_tree_bytes(sizes: NetworkShape, search: SearchConfig) -> int:
-    """Bytes that the tree of one root does not exceed."""
+def max_tree_bytes(shape: NetworkShape, search: SearchConfig) -> int:
+    """An upper bound of the bytes of the tree of one root."""
     memoryless = search.mae_penalty == 0
-    slots = num_hypotheses(sizes.actions, MAX_MARKET_DEPTH, memoryless) * (1 if memoryless else 1 + NUM_POSITION_FIELDS)
-    edges = max(sizes.actions, sizes.codes, max_candidates(search.num_sampled_sizes), 40)  # of 4096 visits in widening
-    node = (
-        8 + sizes.codes + slots
-        if search.algorithm == MARKET
-        else NUM_POSITION_FIELDS + POLICY_HEAD_WIDTH + 6 * (edges + 16)
+    hypotheses = num_hypotheses(shape.actions, MAX_MARKET_DEPTH, memoryless) * (
+        1 if memoryless else 1 + NUM_POSITION_FIELDS
     )
-    return 4 * nodes_needed(search, sizes.codes) * (sizes.state + node)
+    # Widening gives a node of 4096 visits at most 40 edges.
+    edges = max(shape.actions, shape.codes, max_candidates(search.num_sampled_sizes), 40)
+    node = NUM_POSITION_FIELDS + POLICY_HEAD_WIDTH + 6 * (edges + 16)
+    if search.algorithm == MARKET:
+        node = 8 + shape.codes + hypotheses
+    return 4 * nodes_needed(search, shape.codes) * (shape.state + node)
 
 
 def first_slices_are(layout: GraphLayout, first: int, width: int) -> bool:
-    """Whether the first cuts of a graph are these columns, as `kernels.ort.write_preactivation` takes them to be."""
+    """Whether the first input slices of a graph cover these columns, as `kernels.ort.write_preactivation` assumes."""
     stop = first + width
-    for cut in layout.input_slices:
-        if first >= stop or cut.first_column != first:
+    for input_slice in layout.input_slices:
+        if first >= stop or input_slice.first_column != first:
             break
-        first += cut.width
+        first += input_slice.width
     return first == stop
 
 
-def checked_market(market: Market, manifest: dict[str, Any], interval_s: int) -> Market:
-    """`market`, unless the manifest says otherwise elsewhere or its numbers are beyond any market."""
-    told = {name: manifest["instrument"][name] for name in INSTRUMENT_COSTS}
-    if market.interval_ns != interval_s * SECOND_NS or told != {
-        name: getattr(market, name) for name in INSTRUMENT_COSTS
-    }:
+def checked_market(market: Market, manifest: dict[str, Any]) -> Market:
+    """`market`; ValueError if another section of the manifest contradicts it, or a number is absurd."""
+    pairs = [(manifest["instrument"][name], getattr(market, name)) for name in INSTRUMENT_COSTS]
+    pairs.append((manifest["interval_s"] * SECOND_NS, market.interval_ns))
+    if any(a != b for a, b in pairs):
         raise ValueError("costs, instrument and interval_s do not agree")
     if not all(abs(value) < MAX_COST for value in market if isinstance(value, float)) or market.pip_px < MIN_PIP_PX:
         raise ValueError(f"costs beyond {MAX_COST:g}: {market}")
     return market
 
 
-def checked_hours(stretches: Any) -> ClosedHours:
-    """The hours that a manifest gives as closed stretches of a week."""
-    for first, stop in stretches:
+def checked_hours(periods: Any) -> ClosedHours:
+    """The hours in which the market is closed, from `periods`: the first and the last quarter of an hour of each."""
+    for first, stop in periods:
         check_int("closed", first, 0, QUARTERS_PER_WEEK - 1)
         check_int("closed", stop, first + 1, first + QUARTERS_PER_WEEK)
-    return new_closed_hours(*stretches[:QUARTERS_PER_WEEK])
+    return new_closed_hours(*periods[:QUARTERS_PER_WEEK])
 
 
-def checked_profile(told: dict[str, Any]) -> InstrumentProfile:
-    """The profile in a manifest, unless a number of it is beyond any market."""
-    profile = InstrumentProfile(**{name: told[name] for name in InstrumentProfile._fields})
+def checked_profile(values: dict[str, Any]) -> InstrumentProfile:
+    """The profile in a manifest; ValueError if a number of it is absurd."""
+    profile = InstrumentProfile(**{name: values[name] for name in InstrumentProfile._fields})
     symbol, *sizes = profile
     if not isinstance(symbol, str) or not all(type(size) is float and 0 <= size < MAX_FIGURE for size in sizes):
         raise ValueError(f"an instrument that is none: {profile}")
@@ -242,26 +243,35 @@ def checked_profile(told: dict[str, Any]) -> InstrumentProfile:
     return profile
 
 
-def checked_backtest_stats(told: dict[str, Any]) -> BacktestStats:
-    """The backtest in a manifest, unless a number of it is beyond any backtest."""
-    record = BacktestStats(**told)
-    if not all(type(value) in (int, float) and 0 <= value < MAX_FIGURE for value in record):
-        raise ValueError(f"a backtest with {record}")
-    return record
+def checked_backtest_stats(values: dict[str, Any]) -> BacktestStats:
+    """The backtest in a manifest; ValueError if a number of it is absurd."""
+    backtest_stats = BacktestStats(**values)
+    if not all(type(value) in (int, float) and 0 <= value < MAX_FIGURE for value in backtest_stats):
+        raise ValueError(f"a backtest with {backtest_stats}")
+    return backtest_stats
+
+
+def check_integers(manifest: dict[str, Any]) -> None:
+    """ValueError if an integer of INTEGER_LIMITS is outside its limits; LookupError or TypeError if it is missing."""
+    for keys, (low, high) in INTEGER_LIMITS.items():
+        value: Any = manifest
+        for key in keys.split("."):
+            value = value[key]
+        check_int(keys, value, low, high)
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
-    """An integer of a manifest that is one, and no larger than it may be."""
+    """`value`; ValueError if it is no integer from `low` to `high`."""
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{name} is {value!r:.40}, not a number from {low} to {high}")
     return value
 
 
 def check_reading(data: dict[str, Any]) -> None:
-    """ValueError unless `reading_options` can use what the model says of its feed."""
-    kinds = {"side": str, "timezone": str, "label": str, "pip": float}
+    """ValueError unless `reading_options` can use the options in a manifest."""
+    types = {"side": str, "timezone": str, "label": str, "pip": float}
     for name, value in data["reading"].items():
-        if value is not None and not isinstance(value, kinds[name]):
+        if value is not None and not isinstance(value, types[name]):
             raise ValueError(f"reading.{name} is {value!r:.40}")
     spread = data["spread_pips"]
     if not (spread is None or (isinstance(spread, float) and 0 <= spread < math.inf)):
@@ -269,14 +279,14 @@ def check_reading(data: dict[str, Any]) -> None:
 
 
 def reading_options(loaded: LoadedModel, reading: ReadOptions, name: str = "") -> ReadOptions:
-    """`reading` of a feed called `name`, with what the model remembers for what the user and the format leave open.
+    """The options of a user for a feed called `name`, with those of the model's training as defaults.
 
-    Pip and spread are those of an instrument, so nothing of them is remembered for a feed of another.
+    Pip and spread belong to an instrument: they are no defaults for a feed of another one.
     """
     data = loaded.manifest["data"]
-    memory = {**data["reading"], "spread_pips": data["spread_pips"]}
-    known = find_instrument(reading.symbol or name)
-    if known is not None and not same_instrument(known.symbol, loaded.market_spec.profile.symbol):
-        memory = {what: value for what, value in memory.items() if what not in ("pip", "spread_pips")}
+    defaults = {**data["reading"], "spread_pips": data["spread_pips"]}
+    instrument = find_instrument(reading.symbol or name)
+    if instrument is not None and not same_instrument(instrument.symbol, loaded.market_spec.profile.symbol):
+        defaults = {what: value for what, value in defaults.items() if what not in ("pip", "spread_pips")}
     interval_s = loaded.manifest["interval_s"] if reading.interval_s is None else reading.interval_s
-    return replace(reading, interval_s=interval_s, model_defaults=memory)
+    return replace(reading, interval_s=interval_s, model_defaults=defaults)

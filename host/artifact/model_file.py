@@ -1,7 +1,7 @@
-"""`model.swt`: the graphs, arrays and manifest of a trained agent in one zip, and every reason to refuse one.
+"""The file `model.swt`: the graphs, the arrays and the manifest of a model in one zip, and the checks of its form.
 
-The zip is stored, sorted and dated 1980, so equal models are equal bytes.  The reader packs what it read once more and
-compares: whatever a zip can hide (other paths, doubles, comments, compression, bytes between members) differs.
+The zip is uncompressed, sorted and dated 1980, so equal models are equal bytes.  The reader packs the members again and
+compares the bytes, which differ if a zip hides anything: other paths, doubles, comments, bytes between members.
 """
 
 from __future__ import annotations
@@ -30,16 +30,9 @@ from kernels.ort import GraphLayout, OrtError, Session, check_status, evaluate
 
 Arrays = dict[str, NDArray[Any]]
 MODEL_FORMAT = 3
-REQUIRED_KEYS = {  # keys of the manifest that the trainer gives, with those that must be inside
-    "features": ("spec", "digest"),
-    "instrument": (),
-    "interval_s": (),
-    "history": (),
-    "actions": (),
-    "costs": (),
-    "search": (),
-    "data": ("span", "sha256"),
-    "configuration": (),
+REQUIRED_KEYS = {  # keys of the manifest that the trainer gives, with the keys that each must hold
+    **{"features": ("spec", "digest"), "data": ("span", "sha256")},
+    **dict.fromkeys(("instrument", "interval_s", "history", "actions", "costs", "search", "configuration"), ()),
 }
 ADDED_KEYS = {"format": int, "program": str, "members": dict, "selftest": dict}  # keys that `write_model` adds
 MANIFEST = "manifest.json"
@@ -50,19 +43,19 @@ NPY_HEADER = re.compile(  # the header of an array: dtype and shape
     re.DOTALL,
 )
 MAX_MODEL_BYTES, MAX_MANIFEST_BYTES, MAX_MODEL_MEMBERS = 1 << 26, 1 << 23, 64
-MAX_SELFTEST_ROWS = 16  # of a self-test
+MAX_SELFTEST_ROWS = 16
 SELFTEST_ROWS, SELFTEST_SEED = 3, 20_240_229
-SELFTEST_TOLERANCE = 1e-4  # of the self-test, relative to the output and to the largest output of the graph
+SELFTEST_TOLERANCE = 1e-4  # relative to the sum of an output and the largest output of its graph
 
 
 class ModelError(Exception):
-    """The file is not a model that may trade; the message says why."""
+    """The file is not a model that may trade; the message names the reason."""
 
     exit_code = 5
 
 
 class ModelFile(NamedTuple):
-    """A model that passed every check but the self-test."""
+    """The content of a model file that passed every check but the self-test."""
 
     manifest: dict[str, Any]
     graphs: dict[str, bytes]  # ONNX by name
@@ -71,19 +64,22 @@ class ModelFile(NamedTuple):
 
 
 def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], arrays: Arrays) -> str:
-    """Write the model in place of `path`; the sha256 of the file.  Nothing is written that would be refused."""
-    clash = sorted(ADDED_KEYS.keys() & manifest.keys())
-    if clash:
-        raise ValueError(f"the manifest's {', '.join(clash)} are not the caller's to set")
+    """Write a model to `path`, replacing any file there, and return the sha256 of the file.
+
+    ModelError, and nothing is written, if the reader would refuse the model.
+    """
+    clashes = sorted(ADDED_KEYS.keys() & manifest.keys())
+    if clashes:
+        raise ValueError(f"the manifest's {', '.join(clashes)} are not the caller's to set")
     members = {f"graphs/{name}.onnx": graph for name, graph in graphs.items()}
     members |= {f"arrays/{name}.npy": _npy_bytes(array) for name, array in arrays.items()}
-    written = {
+    added = {
         "format": MODEL_FORMAT,
         "program": program_digest(),
         "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
         "selftest": {name: _selftest_vector(name, graph) for name, graph in graphs.items()},
     }
-    text = json.dumps({**manifest, **written}, sort_keys=True, allow_nan=False, indent=1)
+    text = json.dumps({**manifest, **added}, sort_keys=True, allow_nan=False, indent=1)
     data = pack_zip({**members, MANIFEST: text.encode()})
     model = parse_model(data)
     check_selftest(model)
@@ -93,7 +89,7 @@ def write_model(path: Path, manifest: dict[str, Any], graphs: dict[str, bytes], 
 
 
 def read_model(path: Path) -> ModelFile:
-    """The model at `path`, or `ModelError` before anything of it is run."""
+    """The content of the model file at `path`; ModelError before any graph runs."""
     data = model_bytes(path)
     try:
         return parse_model(data)
@@ -102,9 +98,9 @@ def read_model(path: Path) -> ModelFile:
 
 
 def model_bytes(path: Path) -> bytes:
-    """The bytes of a model's file, perhaps inside a packed program; what is too large or no file is not opened."""
+    """The bytes of a model file, perhaps inside a packed program; ModelError if it is too large or no file."""
     try:
-        if path.parent.is_file():  # a packed program, which is a zip
+        if path.parent.is_file():  # a packed program is a zip
             with zipfile.ZipFile(path.parent) as archive:
                 _check_size(path, archive.getinfo(path.name).file_size)
                 with archive.open(path.name) as member:
@@ -126,7 +122,7 @@ def _check_size(path: Path, size: int) -> None:
 
 
 def parse_model(data: bytes) -> ModelFile:
-    """The model whose file is `data`, or `ModelError`."""
+    """The content of a model file with these bytes; ModelError if its form is wrong."""
     members = _unpack(data)
     manifest = _read_manifest(members)
     graphs = {_stem(name): member for name, member in members.items() if name.startswith("graphs/")}
@@ -141,12 +137,12 @@ def parse_model(data: bytes) -> ModelFile:
 
 
 def check_selftest(model: ModelFile) -> None:
-    """Refuse a model whose graphs do not return here what they returned where it was written."""
+    """ModelError if a graph returns other numbers here than on the machine that wrote the model."""
     for name, graph in model.graphs.items():
         x, expected = _parse_vector(name, model.manifest["selftest"][name])
         y = _evaluate(name, graph, x)
         scale = np.abs(expected) + np.abs(expected).max()
-        if not (np.abs(y - expected) <= SELFTEST_TOLERANCE * scale).all():  # a NaN is not within anything
+        if not (np.abs(y - expected) <= SELFTEST_TOLERANCE * scale).all():  # False for a NaN
             raise ModelError(f"graph {name}: its self-test gives other numbers on this machine")
 
 
@@ -161,14 +157,14 @@ def _npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def _parse_array(name: str, data: bytes) -> NDArray[Any]:
-    """The array of a .npy member, a view of `data`, which is what `_npy_bytes` makes of it and nothing else."""
-    head = NPY_HEADER.match(data)
-    if not head:
+    """The array of a .npy member, a view of `data`; ModelError unless `_npy_bytes` of the array is `data` again."""
+    header = NPY_HEADER.match(data)
+    if not header:
         raise ModelError(f"{name}: not a plain array of numbers")
-    dtype, shape = np.dtype(head[1].decode()), tuple(int(n) for n in head[2].replace(b",", b" ").split())
-    if math.prod(shape) * dtype.itemsize != len(data) - head.end():
+    dtype, shape = np.dtype(header[1].decode()), tuple(int(n) for n in header[2].replace(b",", b" ").split())
+    if math.prod(shape) * dtype.itemsize != len(data) - header.end():
         raise ModelError(f"{name}: not an array of that shape")
-    array = np.frombuffer(data, dtype, offset=head.end()).reshape(shape)
+    array = np.frombuffer(data, dtype, offset=header.end()).reshape(shape)
     if _npy_bytes(array) != data:
         raise ModelError(f"{name}: not an array as this program writes it")
     if not np.isfinite(array).all():
@@ -177,7 +173,7 @@ def _parse_array(name: str, data: bytes) -> NDArray[Any]:
 
 
 def pack_zip(members: dict[str, bytes]) -> bytes:
-    """The one zip of these members."""
+    """The bytes of a zip of these members: the same members give the same bytes."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(members):
@@ -188,7 +184,7 @@ def pack_zip(members: dict[str, bytes]) -> bytes:
 
 
 def _unpack(data: bytes) -> dict[str, bytes]:
-    """Members by name; refused unless packing them again gives `data`."""
+    """The members of a zip by name; ModelError unless packing them again gives `data`."""
     if len(data) > MAX_MODEL_BYTES:
         raise ModelError(f"larger than {MAX_MODEL_BYTES} bytes")
     try:
@@ -203,7 +199,7 @@ def _unpack(data: bytes) -> dict[str, bytes]:
 
 
 def _check_directory(infos: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuse by name and size before a member is read."""
+    """ModelError for a member of a wrong name, kind or size, before any member is read."""
     if len(infos) > MAX_MODEL_MEMBERS:
         raise ModelError(f"more than {MAX_MODEL_MEMBERS} members")
     for info in infos:
@@ -216,7 +212,7 @@ def _check_directory(infos: list[zipfile.ZipInfo], size: int) -> None:
 
 
 def _read_manifest(members: dict[str, bytes]) -> dict[str, Any]:
-    """The manifest, with all it must have, agreeing with the members."""
+    """The manifest; ModelError if a key is missing or its hashes are not those of the members."""
     text = members.get(MANIFEST, b"")
     if not text or len(text) > MAX_MANIFEST_BYTES:
         raise ModelError(f"no {MANIFEST}, or one beyond {MAX_MANIFEST_BYTES} bytes")
@@ -225,11 +221,11 @@ def _read_manifest(members: dict[str, bytes]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{MANIFEST}: {error}") from None
     _check_keys(manifest)
-    found = {name: hashlib.sha256(data).hexdigest() for name, data in members.items() if name != MANIFEST}
-    if manifest["members"].keys() != found.keys():
-        odd = sorted(manifest["members"].keys() ^ found.keys())
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items() if name != MANIFEST}
+    if manifest["members"].keys() != hashes.keys():
+        odd = sorted(manifest["members"].keys() ^ hashes.keys())
         raise ModelError(f"members missing or not in the manifest: {', '.join(odd)}")
-    for name, sha256 in found.items():
+    for name, sha256 in hashes.items():
         if manifest["members"][name] != sha256:
             raise ModelError(f"{name}: its sha256 is not the manifest's")
     return dict(manifest)
@@ -259,7 +255,7 @@ def _checked_layout(name: str, graph: bytes) -> GraphLayout:
 
 
 def _selftest_vector(name: str, graph: bytes) -> dict[str, list[list[float]]]:
-    """Seeded input rows of a graph and its output."""
+    """Random input rows of a graph, of a fixed seed, and its output rows."""
     width_in = _checked_layout(name, graph).width_in
     generator = np.random.Generator(np.random.Philox(key=SELFTEST_SEED))
     x = generator.standard_normal((SELFTEST_ROWS, width_in)).astype(np.float32)
@@ -267,7 +263,7 @@ def _selftest_vector(name: str, graph: bytes) -> dict[str, list[list[float]]]:
 
 
 def _parse_vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(x, y) of a self-test vector."""
+    """The input and output rows (x, y) of a self-test vector; ModelError if their form is wrong."""
     try:
         x, y = (np.array(vector[key], np.float32) for key in ("x", "y"))
     except (TypeError, ValueError, KeyError, OverflowError):
@@ -280,12 +276,12 @@ def _parse_vector(name: str, vector: Any) -> tuple[NDArray[np.float32], NDArray[
 
 
 def _evaluate(name: str, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """graph(x) [rows, O] by the runtime that trades."""
+    """The output rows of a graph for input rows `x`, by ONNX Runtime."""
     layout = _checked_layout(name, graph)
     try:
-        net = Session(graph).bind(layout, [len(x)])
-        net.x[:] = x
-        check_status(evaluate(net, len(x)))
+        bound = Session(graph).bind(layout, [len(x)])
+        bound.x[:] = x
+        check_status(evaluate(bound, len(x)))
     except OrtError as error:
         raise ModelError(f"graph {name}: {error}") from None
-    return net.y.copy()
+    return bound.y.copy()

@@ -26,15 +26,11 @@ from kernels.search.market_search import MAX_MARKET_DEPTH, num_hypotheses
 from kernels.search.networks import NetworkShape
 from kernels.search.onnx_networks import OnnxNetworks as SearchNetworks
 
-MAX_CONTEXT = 64  # bars
-MAX_DECISION_BYTES, MAX_DECISION_WORK = (1 << 30, 1 << 40)  # that a decision may take, and multiplications: a minute
-MIN_PIP_PX, MAX_FIGURE = 1e-9, 1e12  # that a pip is at least; that a price or a figure of a backtest may be
-
 
 class InstrumentProfile(NamedTuple):
-    """What is traded, and the scale of its prices in the training part."""
+    """The instrument of a model, and the scale of its prices in the training part."""
 
-    symbol: str  # "-": nobody said
+    symbol: str  # "-" if unknown
     point: float  # price of the last digit
     price: float  # median
     low: float
@@ -45,7 +41,7 @@ class InstrumentProfile(NamedTuple):
 
 
 class MarketSpec(NamedTuple):
-    """What a model assumes of the market it reads: fixed by the training part."""
+    """The parameters of the market that a model was trained for, fixed by the training part of its data."""
 
     features: FeatureSpec
     normaliser: Normaliser
@@ -56,7 +52,7 @@ class MarketSpec(NamedTuple):
 
 
 class BacktestStats(NamedTuple):
-    """What a position of 1 went through out of sample, where a model has been tried; guards begin there."""
+    """The extremes of a position of 1 in the backtest of a model, out of sample; risk limits begin there."""
 
     drawdown_pips: float = 0.0  # largest fall below the best equity
     worst_day_pips: float = 0.0  # largest loss of a day, UTC
@@ -83,19 +79,19 @@ def history_bars(shape: NetworkShape) -> int:
 
 
 def hypothesis_positions(
-    sizes: NetworkShape, config: SearchConfig, position_sizes: tuple[float, ...] = FULL_SIZE_ONLY
+    shape: NetworkShape, config: SearchConfig, position_sizes: tuple[float, ...] = FULL_SIZE_ONLY
 ) -> tuple[int, NDArray[np.float32] | None]:
     """M position hypotheses of the network `market`, and their features [M, P] where these are always the same.
 
     `position_sizes` are the sizes of an entry.  A game without positions has M = 0 and no such network.
     """
-    if sizes.position == 0:
+    if shape.position == 0:
         return 0, None
     memoryless = config.mae_penalty == 0
-    M = num_hypotheses(sizes.actions, MAX_MARKET_DEPTH, memoryless)
+    M = num_hypotheses(shape.actions, MAX_MARKET_DEPTH, memoryless)
     if not memoryless:
         return M, None
-    features, position = np.zeros((M, sizes.position), np.float32), np.zeros(NUM_POSITION_FIELDS, np.float32)
+    features, position = np.zeros((M, shape.position), np.float32), np.zeros(NUM_POSITION_FIELDS, np.float32)
     for m in range(M):
         position[SIDE] = position[PREVIOUS_SIDE] = action_target(0.0, m, position_sizes)
         position_features(features[m], position, True)

@@ -1,8 +1,8 @@
-"""The operators that a graph may have: what each reads, its attributes, and the shape of what it writes.
+"""The operators that a graph may have: the inputs, the attributes and the output shapes of each.
 
-The list is what `models/export.py` writes.  Every value of a graph is float32; an integer is a weight that says where
-to cut or how to shape.  Shapes are for one row of `x`: dimension 0 of a value counts its rows for each row of `x`.  A
-shape found here holds for any number of rows, and tells how much memory and time a row takes.
+They are those that `models/export.py` writes.  Every value of a graph is float32; integers are weights that give places
+and shapes to operators.  A shape is for one row of `x`: dimension 0 of a value is its number of rows for each row of
+`x`.  So a shape holds for any number of rows, and gives the memory and the time of a row.
 """
 
 from __future__ import annotations
@@ -14,54 +14,54 @@ from typing import Any, NamedTuple
 
 TensorShape = tuple[int, ...]
 ROW_VALUE, FLOAT_WEIGHT, INT_WEIGHT = "rfi"  # kinds of a tensor: a value, or a weight of float32 or int64
-ELEMENTWISE_COST = 64  # multiplications that a number costs which is no product: a power, an exponential
-MAX_ROW_FLOATS, MAX_ROW_WORK = (1 << 24, 1 << 32)  # of a row: all that a graph writes, and the multiplications for it
+ELEMENTWISE_COST = 64  # multiplications that a power or an exponential is counted as
+MAX_ROW_FLOATS, MAX_ROW_WORK = 1 << 24, 1 << 32  # numbers that a row may make a graph write; multiplications for them
 MATMUL_OPERATORS = (b"Gemm", b"MatMul")
 
 
 class GraphError(ValueError):
-    """The graph holds what a model may not; the message says what."""
+    """The graph holds something that a model may not; the message names it."""
 
 
 class TensorInfo(NamedTuple):
-    """What is known of an input of a node before the graph runs."""
+    """The kind and the shape of an input of a node."""
 
     kind: str
     shape: TensorShape
-    integers: TensorShape = ()  # the numbers of a weight of int64
+    integers: TensorShape = ()  # the values of a weight of int64
 
 
 class RowCost(NamedTuple):
-    """What one row takes."""
+    """The memory and the time that one row takes."""
 
-    floats: int  # of every value
-    multiplications: int  # multiplications
+    floats: int  # numbers in all values
+    multiplications: int
 
 
 class Operator(NamedTuple):
-    """What one operator may be told, and the shapes of its outputs from its inputs and attributes."""
+    """The inputs and attributes of an operator, and the function of both that gives the shapes of its outputs."""
 
-    input_kinds: str  # pattern of the kinds of its inputs
+    input_kinds: str  # pattern of the kinds of the inputs
     infer_shapes: Callable[..., list[TensorShape]]
-    attributes: tuple[tuple[str, type], ...] = ()  # all of them must be there
+    attributes: tuple[tuple[str, type], ...] = ()  # all of them are required
 
 
-def infer_node(name: bytes, reads: list[TensorInfo], attributes: dict[str, Any]) -> tuple[list[TensorShape], int]:
-    """(shapes of the outputs, multiplications for them) of one node, or GraphRefused."""
+def infer_node(name: bytes, inputs: list[TensorInfo], attributes: dict[str, Any]) -> tuple[list[TensorShape], int]:
+    """The output shapes of one node, and the multiplications for them; GraphError if no model may have the node."""
     operator = OPERATORS.get(name)
     if operator is None:
         raise GraphError(f"the operator {name!r} is not on the list")
     if {key: type(value) for key, value in attributes.items()} != dict(operator.attributes):
         raise GraphError(f"{name!r} with the attributes {attributes}")
-    kinds = "".join(tensor.kind for tensor in reads)
+    kinds = "".join(tensor.kind for tensor in inputs)
     try:
         _require(re.fullmatch(operator.input_kinds, kinds) is not None)
-        shapes = operator.infer_shapes(*reads, **attributes)
+        shapes = operator.infer_shapes(*inputs, **attributes)
         _require(all(len(shape) > 1 for shape in shapes))
     except GraphError as error:
-        told = [(tensor.kind, tensor.shape) for tensor in reads]
-        raise GraphError(f"{name!r} of {told}, {attributes}: {error}") from None
-    inner = reads[0].shape[-1] if name in MATMUL_OPERATORS else ELEMENTWISE_COST
+        kinds_and_shapes = [(tensor.kind, tensor.shape) for tensor in inputs]
+        raise GraphError(f"{name!r} of {kinds_and_shapes}, {attributes}: {error}") from None
+    inner = inputs[0].shape[-1] if name in MATMUL_OPERATORS else ELEMENTWISE_COST
     return shapes, inner * sum(map(math.prod, shapes))
 
 
@@ -71,7 +71,7 @@ def _require(fits: bool) -> None:
 
 
 def _axis(x: TensorInfo, axis: int) -> int:
-    """An axis from the front that keeps the rows apart."""
+    """An axis counted from the front; GraphError for axis 0, which is that of the rows."""
     axis += len(x.shape) if axis < 0 else 0
     _require(1 <= axis < len(x.shape))
     return axis
@@ -98,7 +98,7 @@ def _layernorm(x: TensorInfo, *weights: TensorInfo, axis: int, epsilon: float) -
 
 
 def _broadcast(*tensors: TensorInfo) -> list[TensorShape]:
-    """Weights stretch over the rows; rows meet rows of the same number."""
+    """The shape of an elementwise operator: weights broadcast over rows, and values have equally many rows."""
     rank = max(len(tensor.shape) for tensor in tensors)
     shapes = [(1,) * (rank - len(tensor.shape)) + tensor.shape for tensor in tensors]
     counts = {shape[0] for tensor, shape in zip(tensors, shapes, strict=True) if tensor.kind == ROW_VALUE}
@@ -138,9 +138,9 @@ def _split(x: TensorInfo, sizes: TensorInfo, axis: int) -> list[TensorShape]:
     return [(*x.shape[:-1], size) for size in sizes.integers]
 
 
-def _slice(x: TensorInfo, *where: TensorInfo) -> list[TensorShape]:
-    _require(all(len(tensor.integers) == 1 for tensor in where))
-    start, end, axis = (tensor.integers[0] for tensor in where)
+def _slice(x: TensorInfo, *bounds: TensorInfo) -> list[TensorShape]:
+    _require(all(len(tensor.integers) == 1 for tensor in bounds))
+    start, end, axis = (tensor.integers[0] for tensor in bounds)
     axis = _axis(x, axis)
     _require(0 <= start < end <= x.shape[axis])
     return [(*x.shape[:axis], end - start, *x.shape[axis + 1 :])]

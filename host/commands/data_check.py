@@ -91,7 +91,7 @@ def print_problems(problems: list[dict[str, Any]], out: IO[str]) -> None:
     for problem in problems:
         by_kind.setdefault(problem["kind"], []).append(problem)
     for kind, found in by_kind.items():
-        print(f"{len(found)} x {kind}: {PROBLEM_KINDS.get(kind, 'bars are missing, more than ten in a row')}", file=out)
+        print(f"{len(found)} x {kind}: {PROBLEM_KINDS[kind]}", file=out)
         for problem in found[:MAX_PROBLEMS_SHOWN]:
             print(f"  line {problem['line']}: {problem['text']}", file=out)
         if len(found) > MAX_PROBLEMS_SHOWN:

@@ -1,7 +1,7 @@
-"""What lies on a disk as the lines of text that it stands for: unpacked, decoded, written as a table.
+"""The text of a file of any container: compressed, zipped, UTF-16, JSON, Parquet and Feather files become CSV.
 
-The kind of a file is told by its first bytes, never by its name.  `read_text` reads a whole file, in bounded memory;
-`is_plain_text` and `decode_utf16_line` are for a file that is read line by line while it grows.
+The first bytes of a file show its kind, never its name.  `read_text` reads a whole file, in bounded memory;
+`is_plain_text` and `decode_utf16_line` serve a file that is read line by line while it grows.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from host.console import shell_join
 from host.data.formats import MAX_LINE, OHLC, DataError
 
 MAX_FILE_BYTES = 1 << 30  # of a file, packed and unpacked: 15 years of minutes
-MAX_JSON_BYTES = 1 << 26  # a year of minutes takes half of it, and ten times as much memory
-MAX_ZIP_MEMBERS = 1000  # of a zip
+MAX_JSON_BYTES = 1 << 26  # two years of minutes; parsing takes ten times as much memory
+MAX_ZIP_MEMBERS = 1000
 MAX_STREAMS = 1 << 16  # in a compressed file, one after another
-MAX_XZ_BYTES = 1 << 27  # bytes that unpacking xz may take: `xz -9` asks for half of it
-UNPACK_CHUNK_BYTES = 1 << 16  # bytes that are unpacked at a time
-SNIFF_BYTES = MAX_LINE + 3  # bytes that tell the kind of a file
-UTF8_BOM = b"\xef\xbb\xbf".decode("latin-1")  # the byte order mark of UTF-8, in the letters of its bytes
+MAX_XZ_BYTES = 1 << 27  # of memory to unpack xz: `xz -9` needs half of it
+UNPACK_CHUNK_BYTES = 1 << 16  # unpacked at a time
+SNIFF_BYTES = MAX_LINE + 3  # first bytes that show the kind of a file
+UTF8_BOM = b"\xef\xbb\xbf".decode("latin-1")  # the byte order mark of UTF-8, read as latin-1
 UTF16 = "UTF-16"
 WHITESPACE = re.compile(r"[ \t\r\n]*")
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
@@ -40,7 +40,7 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "bzip2": bz2.BZ2Decompressor,
     "xz": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, MAX_XZ_BYTES),
 }
-MAGIC_BYTES = {  # what is read, by how it begins
+MAGIC_BYTES = {  # the first bytes of each kind that is read
     "gzip": rb"\x1f\x8b",
     "bzip2": rb"BZh[1-9]",
     "xz": rb"\xfd7zXZ\0",
@@ -49,7 +49,7 @@ MAGIC_BYTES = {  # what is read, by how it begins
     "Feather": rb"ARROW1",
     "JSON": rb"(\xef\xbb\xbf)?\s*[{\[]",
 }
-UNSUPPORTED_MAGIC = (  # what is never read, by how it begins, and what to do
+UNSUPPORTED_MAGIC = (  # the first bytes of each kind that is not read, and what to do
     (rb"\x28\xb5\x2f\xfd", "packed by Zstandard: `zstd -d` unpacks it"),
     (rb"\x04\x22\x4d\x18", "packed by LZ4: `lz4 -d` unpacks it"),
     (rb"7z\xbc\xaf\x27\x1c", "packed by 7-Zip: `7z x` unpacks it"),
@@ -73,13 +73,13 @@ UNSUPPORTED_MAGIC = (  # what is never read, by how it begins, and what to do
     (rb"\xff\xfe\0\0|\0\0\xfe\xff|([^\0]\0{3}){2}|(\0{3}[^\0]){2}", "UTF-32: save it as UTF-8"),
 )
 WORKBOOKS = {"[Content_Types].xml": "an Excel workbook", "content.xml": "a workbook of LibreOffice"}
-UNPACK_ERRORS = (  # what the libraries that unpack say of a broken file
+UNPACK_ERRORS = (  # of the libraries that unpack, for a broken file
     *(OSError, EOFError, ValueError, LookupError, ArithmeticError, RuntimeError),
     *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, zipfile.LargeZipFile, struct.error),
 )
-POLYGON_KEYS = {"t": "time", **dict(zip("ohlc", OHLC, strict=True)), "v": "volume"}  # keys of Polygon
+POLYGON_KEYS = {"t": "time", **dict(zip("ohlc", OHLC, strict=True)), "v": "volume"}
 TIME_KEYS = ("date", "datetime", "timestamp", "time")
-VOLUME_INDEX = {6: 5, 8: 6, 12: 5}  # in a list of so many fields: ccxt and freqtrade; Kraken; Binance
+VOLUME_INDEX = {6: 5, 8: 6, 12: 5}  # by the number of fields: of ccxt and freqtrade; of Kraken; of Binance
 JSON_FORMATS_TEXT = (
     "known are candles of OANDA with mid, or bid and ask, prices (price=M or price=BA), lists of time, open, high, "
     "low, close, volume as those of ccxt, freqtrade, Binance and Kraken, and records with these names"
@@ -87,15 +87,15 @@ JSON_FORMATS_TEXT = (
 
 
 class FileText(NamedTuple):
-    """The lines of a file of bars."""
+    """The text of a file of bars."""
 
-    name: str  # for messages: the path and, where it is an archive, the member
-    data: bytes  # UTF-8, or whatever bytes a text file has
+    name: str  # for messages: the path and, for an archive, the member
+    data: bytes  # of CSV
     sha256: str  # of the bytes on the disk
 
 
 def read_text(path: Path) -> FileText:
-    """The lines that a file stands for; DataError if there are none."""
+    """The text of a file, unpacked and converted to CSV; DataError if it has none."""
     raw = read_file_bytes(path)
     name, data = unpack(raw, str(path))
     while (kind := detect_container(data[:SNIFF_BYTES], name)) in CONVERTERS:
@@ -106,9 +106,9 @@ def read_text(path: Path) -> FileText:
 
 
 def is_plain_text(path: Path, follow: bool) -> bool:
-    """Whether a path is read line by line as it stands; DataError for what cannot be followed.
+    """Whether a path is text that is read line by line as it is; DataError for a file that cannot be followed.
 
-    A pipe, a device and what cannot be opened are left to whoever opens them.
+    True for a pipe, a device and a path that cannot be opened: opening it raises the error.
     """
     try:
         if not path.is_file():
@@ -124,7 +124,7 @@ def is_plain_text(path: Path, follow: bool) -> bool:
 
 
 def detect_container(begin: bytes, name: str) -> str:
-    """The kind of a file with these first HEAD bytes, "" for text; DataError for what is never read."""
+    """The kind of a file that begins with these SNIFF_BYTES bytes, "" for text; DataError for one that is not read."""
     for pattern, reason in UNSUPPORTED_MAGIC:
         if re.match(pattern, begin):
             raise DataError(f"{name}: {reason}")
@@ -138,7 +138,7 @@ def detect_container(begin: bytes, name: str) -> str:
 
 
 def read_file_bytes(path: Path) -> bytes:
-    """The bytes of a file on a disk, unless they are more than a file of bars can have."""
+    """The bytes of a file on a disk; DataError if it is no file, or larger than MAX_FILE_BYTES."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -156,7 +156,7 @@ def read_file_bytes(path: Path) -> bytes:
 
 
 def unpack(data: bytes, name: str) -> tuple[str, bytes]:
-    """Name and bytes of what a compressed file holds, and of any other file its own."""
+    """The name and the bytes of the content of a compressed file; any other file is returned as it is."""
     kind = detect_container(data[:SNIFF_BYTES], name)
     try:
         if kind == "zip":
@@ -170,85 +170,85 @@ def unpack(data: bytes, name: str) -> tuple[str, bytes]:
     return name, data
 
 
-def decompress_streams(new: Callable[[], Any], data: bytes) -> Iterator[bytes]:
-    """What the streams of a compressed file hold, in pieces of at most PIECE bytes; zeros may follow a stream."""
-    blocks = (data[at : at + UNPACK_CHUNK_BYTES] for at in range(0, len(data), UNPACK_CHUNK_BYTES))
+def decompress_streams(new_decompressor: Callable[[], Any], data: bytes) -> Iterator[bytes]:
+    """The content of a compressed file, in chunks of at most UNPACK_CHUNK_BYTES; zeros may follow each stream."""
+    blocks = (data[offset : offset + UNPACK_CHUNK_BYTES] for offset in range(0, len(data), UNPACK_CHUNK_BYTES))
     rest = next(blocks, b"")
     for _ in range(MAX_STREAMS):
         if not rest:
             return
-        stream, piece = new(), b""
+        stream, chunk = new_decompressor(), b""
         while not stream.eof:
-            if not rest and len(piece) < UNPACK_CHUNK_BYTES:  # a full piece: there may be more without further input
+            if not rest and len(chunk) < UNPACK_CHUNK_BYTES:  # after a full chunk, more may come without input
                 rest = next(blocks, b"")
                 if not rest:
                     raise EOFError("the end is missing")
-            piece = stream.decompress(rest, UNPACK_CHUNK_BYTES)
-            rest = getattr(stream, "unconsumed_tail", b"")  # only zlib does not keep it
-            yield piece
+            chunk = stream.decompress(rest, UNPACK_CHUNK_BYTES)
+            rest = getattr(stream, "unconsumed_tail", b"")  # zlib returns what the others keep
+            yield chunk
         rest = next(filter(None, (block.lstrip(b"\0") for block in chain([stream.unused_data], blocks))), b"")
     raise EOFError(f"more than {MAX_STREAMS} streams")
 
 
-def join_chunks(pieces: Iterable[bytes], name: str) -> bytes:
-    """The pieces of a file together, refused by how it begins or once they are too many."""
-    whole = io.BytesIO()
-    for piece in pieces:
-        if not whole.tell():
-            detect_container(piece[:SNIFF_BYTES], name)
-        whole.write(piece)
-        if whole.tell() > MAX_FILE_BYTES:
+def join_chunks(chunks: Iterable[bytes], name: str) -> bytes:
+    """All chunks of a file; DataError for a kind that is not read, or for more than MAX_FILE_BYTES."""
+    output = io.BytesIO()
+    for chunk in chunks:
+        if not output.tell():
+            detect_container(chunk[:SNIFF_BYTES], name)
+        output.write(chunk)
+        if output.tell() > MAX_FILE_BYTES:
             raise DataError(f"{name}: unpacks to more than {MAX_FILE_BYTES >> 20} MB: bring it in parts")
-    return whole.getvalue()
+    return output.getvalue()
 
 
 def read_zip_member(data: bytes, name: str) -> tuple[str, bytes]:
-    """Name and bytes of the one file of bars in a zip."""
+    """The name and the bytes of the one file of bars in a zip; DataError if there is none, or more than one."""
     if data.count(b"PK\1\2") > MAX_ZIP_MEMBERS:
         raise DataError(f"{name}: more than {MAX_ZIP_MEMBERS} files: {unzip_hint(name)}")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         for workbook in WORKBOOKS.keys() & {member.filename for member in members}:
             raise DataError(f"{name}: {WORKBOOKS[workbook]}: save it as CSV")
-        found = data_members([member.filename for member in members])
-        if not found:
+        candidates = data_members([member.filename for member in members])
+        if not candidates:
             raise DataError(f"{name}: no file in it")
-        if len(found) > 1:
-            listed = ", ".join(sorted(map(member_name, found))[:5]) + ", ..." * (len(found) > 5)
-            raise DataError(f"{name}: {len(found)} files ({listed}): {unzip_hint(name)}")
-        member = archive.getinfo(found[0])
+        if len(candidates) > 1:
+            listed = ", ".join(sorted(map(member_name, candidates))[:5]) + ", ..." * (len(candidates) > 5)
+            raise DataError(f"{name}: {len(candidates)} files ({listed}): {unzip_hint(name)}")
+        member = archive.getinfo(candidates[0])
         if member.flag_bits & 1:
-            raise DataError(f"{name}: encrypted: unpack it with its password, and bring {member_name(found[0])}")
+            raise DataError(f"{name}: encrypted: unpack it with its password, and bring {member_name(candidates[0])}")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(f"{name}: packed by method {member.compress_type} of zip: `7z x` unpacks it")
-        name = f"{name} ({member_name(found[0])})"
+        name = f"{name} ({member_name(candidates[0])})"
         with archive.open(member) as file:
             return name, join_chunks(iter(partial(file.read, UNPACK_CHUNK_BYTES), b""), name)
 
 
 def data_members(names: list[str]) -> list[str]:
-    """The members of a zip that may be bars: no folder, no hidden file, no report of HistData beside its bars."""
+    """The members of a zip that may be bars: no folder, no hidden file, no report that HistData adds to its bars."""
     files = [name for name in names if member_name(name)[:1] not in ("", ".") and "__MACOSX" not in name]
     return [name for name in files if not (name.endswith(".txt") and f"{name[:-4]}.csv" in files)]
 
 
 def member_name(member: str) -> str:
-    """The name of a member of an archive without folders, as it may be printed."""
+    """The printable name of a member of an archive, without folders."""
     return to_printable(re.split(r"[/\\]", member)[-1])
 
 
 def to_printable(text: str) -> str:
-    """A text from a file on one line."""
+    """A text with a question mark for each character that cannot be printed."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def unzip_hint(name: str) -> str:
-    """What to do with a zip that is not read."""
+    """The command that unpacks a zip."""
     return f"`{shell_join('python', '-m', 'zipfile', '-e', name, '.')}` unpacks it; bring one of them"
 
 
 def detect_utf16(begin: bytes) -> str:
-    """The encoding of a text in UTF-16, by its mark or by where its zeros stand; "" for any other."""
+    """The encoding of a text in UTF-16, by its byte order mark or the places of its zeros; "" for any other text."""
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16-le" if begin[:1] == b"\xff" else "utf-16-be"
     first, second = begin[::2].count(0), begin[1::2].count(0)
@@ -258,7 +258,7 @@ def detect_utf16(begin: bytes) -> str:
 
 
 def utf16_to_utf8(data: bytes, name: str) -> bytes:
-    """A text in UTF-16 in UTF-8."""
+    """A text in UTF-16, encoded in UTF-8; DataError if it is damaged."""
     try:
         return data.decode(detect_utf16(data[:SNIFF_BYTES])).removeprefix("\ufeff").encode()
     except UnicodeError as error:
@@ -266,19 +266,19 @@ def utf16_to_utf8(data: bytes, name: str) -> bytes:
 
 
 def decode_utf16_line(raw: bytes, encoding: str, where: str) -> str:
-    """What stands between two bytes 10 of a text in UTF-16; letters stand for the bytes of UTF-8.
+    """A line of UTF-16, cut at bytes 10, as UTF-8 bytes read as latin-1; DataError if it is damaged.
 
-    The other byte of a line feed, a zero, comes with the line after it, or before it (utf-16-be).
+    The zero byte of a line feed begins the next line, or ends the line itself in utf-16-be.
     """
     try:
         text = (raw.removeprefix(b"\0") if encoding == "utf-16-le" else raw.removesuffix(b"\0")).decode(encoding)
-    except UnicodeError:  # also where the byte 10 is half of another letter
+    except UnicodeError:  # perhaps because the byte 10 is half of another character
         raise DataError(f"{where}: no line of UTF-16: save it as UTF-8") from None
     return text.encode().decode("latin-1")
 
 
 def arrow_to_csv(data: bytes, name: str) -> bytes:
-    """The table of a Parquet or Feather file; the time, which pandas puts last where it is the index, comes first."""
+    """The table of a Parquet or Feather file; its time comes first, which pandas writes last if it is the index."""
     try:
         import pyarrow
         from pyarrow import csv, ipc, parquet
@@ -288,8 +288,8 @@ def arrow_to_csv(data: bytes, name: str) -> bytes:
     def piece(index: int, batch: Any) -> bytes:
         table, text = pyarrow.Table.from_batches([batch]), io.BytesIO()
         names = sorted(table.column_names, key=lambda key: not re.match("date|time|__index", key.lower()))
-        heads = ["" if key.startswith("__index_level_") else key for key in names]
-        csv.write_csv(table.select(names).rename_columns(heads), text, csv.WriteOptions(include_header=not index))
+        header = ["" if key.startswith("__index_level_") else key for key in names]
+        csv.write_csv(table.select(names).rename_columns(header), text, csv.WriteOptions(include_header=not index))
         return text.getvalue()
 
     try:
@@ -303,14 +303,12 @@ def arrow_to_csv(data: bytes, name: str) -> bytes:
     except DataError:
         raise
     except (pyarrow.ArrowException, *UNPACK_ERRORS) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{name}: Parquet or Feather, damaged or no table of bars ({reason}): write it as CSV"
-        ) from None
+        reason = f"damaged or no table of bars ({' '.join(str(error).split())[:200]}): write it as CSV"
+        raise DataError(f"{name}: Parquet or Feather, {reason}") from None
 
 
 def json_to_csv(data: bytes, name: str) -> bytes:
-    """The bars of a JSON document, or of one a line, as a table; numbers stay as they are written."""
+    """The bars of a JSON document, or of one document a line, as CSV; numbers keep their digits."""
     if len(data) > MAX_JSON_BYTES:
         raise DataError(f"{name}: more than {MAX_JSON_BYTES >> 20} MB of JSON: bring it in parts")
     document = None
@@ -327,71 +325,69 @@ def json_to_csv(data: bytes, name: str) -> bytes:
 
 
 def parse_json(text: str) -> Any:
-    """A document, or the list of those that stand one after another; numbers as they are written."""
+    """A JSON document, or the list of several one after another; numbers are strings."""
     decoder = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
-    found, at = [], len(text) - len(text.lstrip())
-    while at < len(text):
-        value, at = decoder.raw_decode(text, at)
-        found.append(value)
-        at = WHITESPACE.match(text, at).end()  # type: ignore[union-attr]
-    return found[0] if len(found) == 1 else found
+    documents, position = [], len(text) - len(text.lstrip())
+    while position < len(text):
+        value, position = decoder.raw_decode(text, position)
+        documents.append(value)
+        position = WHITESPACE.match(text, position).end()  # type: ignore[union-attr]
+    return documents[0] if len(documents) == 1 else documents
 
 
 def find_bar_rows(value: Any) -> list[Any]:
-    """The one list of lists or of records in a document; an empty one if there is none, or more than one.
+    """The one list of lists or of records in a document; an empty list if there is none, or more than one.
 
-    Kraken names the `last` bar that has closed: the one after it is left out.
+    Kraken gives the time of the `last` closed bar: the bar after it is left out.
     """
     if isinstance(value, list):
         return value if value and isinstance(value[0], list | dict) else []
-    found = [rows for rows in map(find_bar_rows, value.values()) if rows] if isinstance(value, dict) else []
-    if len(found) != 1:
+    nested = [rows for rows in map(find_bar_rows, value.values()) if rows] if isinstance(value, dict) else []
+    if len(nested) != 1:
         return []
-    rows = found[0]
+    rows = nested[0]
     return rows[:-1] if len(rows) > 1 and "last" in value and rows[-2][:1] == [value["last"]] else rows
 
 
 def bar_rows_to_csv(rows: list[Any]) -> Iterable[str]:
-    """Bars of JSON as a table; LookupError, TypeError or AttributeError if they are of no known kind."""
+    """Bars of JSON as lines of CSV; LookupError, TypeError or AttributeError if they are of no known kind."""
     first = rows[0]
     if isinstance(first, dict):
         return map(candle_to_csv, rows) if {"mid", "bid"} & first.keys() else records_to_csv(rows)
-    at = (0, 1, 2, 3, 4) if len(first) == 5 else (0, 1, 2, 3, 4, VOLUME_INDEX[len(first)])
-    header = ",".join(("time", *OHLC, "volume")[: len(at)])
-    return chain([header], (",".join(to_csv_cell(row[i]) for i in at if i < len(row)) for row in rows))
+    indices = (0, 1, 2, 3, 4) if len(first) == 5 else (0, 1, 2, 3, 4, VOLUME_INDEX[len(first)])
+    header = ",".join(("time", *OHLC, "volume")[: len(indices)])
+    return chain([header], (",".join(to_csv_cell(row[i]) for i in indices if i < len(row)) for row in rows))
 
 
 def records_to_csv(rows: list[dict[str, Any]]) -> Iterable[str]:
-    """Records with their names as the header: the time and the prices first, as formats have them."""
+    """Records as lines of CSV; their names are the header, the time and the prices first."""
     first = rows[0]
     order = (*TIME_KEYS, *OHLC)
     ordered = sorted(first, key=lambda key: order.index(key.lower()) if key.lower() in order else len(order))
-    heads = {key: key for key in ordered if not isinstance(first[key], list | dict)}
+    columns = {key: key for key in ordered if not isinstance(first[key], list | dict)}
     if "o" in first:
-        heads = {key: head for key, head in POLYGON_KEYS.items() if key in first}
-    names = [head.lower() for head in heads.values()]
+        columns = {key: name for key, name in POLYGON_KEYS.items() if key in first}
+    names = [name.lower() for name in columns.values()]
     if not {*TIME_KEYS} & {*names[:1]} or not {*OHLC} <= {*names}:
         raise LookupError("no time, or not all of the prices")
-    return chain(
-        [",".join(map(to_csv_cell, heads.values()))],
-        (",".join(to_csv_cell(row.get(key)) for key in heads) for row in rows),
-    )
+    header = ",".join(map(to_csv_cell, columns.values()))
+    return chain([header], (",".join(to_csv_cell(row.get(key)) for key in columns) for row in rows))
 
 
 def to_csv_cell(value: Any) -> str:
-    """A value of JSON on one line."""
+    """A value of JSON as a field of CSV."""
     return " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
 
 
 def candle_to_csv(candle: dict[str, Any]) -> str:
-    """Time, complete, open, high, low, close, volume, and the four of the ask where they are."""
+    """A candle of OANDA as a line of CSV: time, complete, open, high, low, close, volume, and the four ask prices."""
     time = candle["time"] if "T" in candle["time"] else candle["time"].partition(".")[0]  # RFC 3339 or UNIX
     first, *ask = [[candle[side][k] for k in "ohlc"] for side in (("bid", "ask") if "bid" in candle else ("mid",))]
     return ",".join(map(to_csv_cell, (time, candle["complete"], *first, candle["volume"], *chain(*ask))))
 
 
 def describe_json(document: Any) -> str:
-    """What a document of JSON consists of, in words."""
+    """The keys or the lists that a document of JSON consists of, in words."""
     if isinstance(document, dict) and document:
         return f"the keys {', '.join(to_printable(key)[:40] for key in list(document)[:12])}"
     if isinstance(document, list) and document:
@@ -400,9 +396,4 @@ def describe_json(document: Any) -> str:
     return "nothing in it" if isinstance(document, list | dict) else "no lists and no records"
 
 
-CONVERTERS: dict[str, Callable[[bytes, str], bytes]] = {
-    UTF16: utf16_to_utf8,
-    "JSON": json_to_csv,
-    "Parquet": arrow_to_csv,
-    "Feather": arrow_to_csv,
-}
+CONVERTERS = {UTF16: utf16_to_utf8, "JSON": json_to_csv, **dict.fromkeys(("Parquet", "Feather"), arrow_to_csv)}

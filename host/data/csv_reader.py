@@ -1,6 +1,7 @@
-"""Files of bars read in bulk: every row of a file, what was assumed of it and which rows are bad.
+"""The bulk reader of files of bars: it returns the bars, every assumption and every bad row.
 
-`formats.py` says what a line means; the whole of a file is parsed by pandas where all of it is in form.
+pandas parses a file without a malformed line.  Any other file is parsed line by line, with the functions of
+`parsing.py`, to the same bits.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from host.data.containers import read_text
+from host.data.containers import FileText, read_text
 from host.data.file_checks import (
     MAX_LISTED,
     bad_cells_text,
@@ -27,21 +27,13 @@ from host.data.file_checks import (
     swap_date_order,
     why_not_dropped,
 )
-from host.data.formats import (
-    MAX_LINE,
-    OTHER_DATE_ORDER,
-    PROBLEM_KINDS,
-    DataError,
-    FileLayout,
-    Problem,
-    ReadOptions,
-    Source,
-    detect_layout,
-    first_lines,
-)
+from host.data.formats import MAX_LINE, PROBLEM_KINDS, DataError, Problem, ReadOptions, Source
+from host.data.layout import OTHER_DATE_ORDER, FileLayout, detect_layout, first_lines
 from host.data.parsing import (
     BOOLEANS,
     NUMERIC_ROLES,
+    BoolArray,
+    Columns,
     IntArray,
     ParseRules,
     check_spread,
@@ -64,37 +56,41 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CHUNK_ROWS = 50_000  # parsed at a time
-# Without pandas, as on a machine that only acts, every file is read line by line: to the same bits, four times slower.
+# A machine that only trades has no pandas: it reads every file line by line, which is four times slower.
 HAS_PANDAS = importlib.util.find_spec("pandas") is not None
-MISREAD_RATIO = 4  # times as many faults as by the other order: dates are in that one
-MAX_SHOWN_ROWS = 3  # bad rows in a refusal
+MISREAD_RATIO = 4  # so many times as many faults as in the other order prove the other order of dates
+MAX_SHOWN_ROWS = 3  # bad rows in an error message
+PANDAS_OPTIONS: dict[str, Any] = {  # a field is taken as it stands, and a blank line is a row
+    **{"index_col": False, "na_filter": False, "quoting": csv.QUOTE_NONE, "skip_blank_lines": False},
+    "encoding": "latin-1",
+}
 
 
 class ParsedRows(NamedTuple):
-    """The parsable rows of a file as they stand."""
+    """The rows of a file that can be parsed."""
 
     line: IntArray  # [T] of the file, from 1
     utc: IntArray  # [T] stamp, nanoseconds
-    is_local_time: bool  # whether a stamp has no offset of its own
-    columns: dict[str, NDArray[np.float64]]  # [T] by role
+    is_local_time: bool  # some stamps have no offset of their own
+    columns: Columns  # [T] by role
 
 
 class RowFindings(NamedTuple):
-    """What is wrong with the rows of a file."""
+    """The faults of the rows of a file."""
 
-    kinds: dict[int, str]  # of bad lines
-    changes: list[Problem]  # from a line on for good: no reason to drop it
-    bad_cells: dict[int, str]  # which numbers of a line are bad, for the first few
-    keep_reason: str | None  # why the bad rows are not dropped, in words
-    good_rows: IntArray  # [T] rows
+    kinds: dict[int, str]  # kind of fault by bad line
+    changes: list[Problem]  # lasting changes, which no dropped row would mend
+    bad_cells: dict[int, str]  # the bad numbers by line, for the first few bad lines
+    keep_reason: str | None  # why the bad rows may not be dropped; None if they may
+    good_rows: IntArray  # indices
 
 
 class IndexedLines(NamedTuple):
-    """The bytes of a file without byte order mark and carriage returns, and where its lines lie."""
+    """The bytes of a file without byte order mark and carriage returns, and the bounds of its lines."""
 
     data: bytes
-    start: IntArray
-    stop: IntArray
+    start: IntArray  # offset of the first byte of each line
+    stop: IntArray  # and of the byte after the last
 
     def text(self, line: int) -> str:
         """Line `line`, counted from 1."""
@@ -102,7 +98,7 @@ class IndexedLines(NamedTuple):
 
 
 def split_lines(data: bytes, name: str) -> IndexedLines:
-    """Index the lines of a file; refuses what cannot be text."""
+    """Index the lines of a file; DataError if it cannot be text."""
     data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n")
     if not data.strip():
         raise DataError(f"{name}: empty")
@@ -117,30 +113,19 @@ def split_lines(data: bytes, name: str) -> IndexedLines:
 
 
 def read_with_pandas(lines: IndexedLines, layout: FileLayout, clock: str) -> ParsedRows | None:
-    """The rows of a file without a fault in its form; None if there is one."""
+    """The rows of a file, parsed by pandas; None if a line is malformed or pandas is missing."""
     body, columns = lines.data[lines.start[layout.header_lines] :], layout.columns
     if not HAS_PANDAS or b'"' in body or not has_uniform_columns(lines, layout):
         return None
-    import pandas as pd  # heavy: not before it is needed
+    import pandas as pd  # here, as it takes long to import
 
     types = {i: "float64" if role in NUMERIC_ROLES else "str" for i, role in enumerate(columns) if role}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            frames = pd.read_csv(
-                io.BytesIO(body),
-                chunksize=CHUNK_ROWS,
-                sep=layout.separator,
-                header=None,
-                names=range(len(columns)),
-                usecols=list(types),
-                dtype=types,
-                index_col=False,
-                na_filter=False,
-                quoting=csv.QUOTE_NONE,
-                skip_blank_lines=False,
-                encoding="latin-1",
-            )
+            names, sep, usecols = range(len(columns)), layout.separator, list(types)
+            shape: dict[str, Any] = {"names": names, "sep": sep, "usecols": usecols, "dtype": types, "header": None}
+            frames = pd.read_csv(io.BytesIO(body), chunksize=CHUNK_ROWS, **shape, **PANDAS_OPTIONS)
             pieces = [parse_chunk(frame, layout) for frame in frames]
     except (ValueError, OverflowError, Warning):
         return None
@@ -155,16 +140,14 @@ def read_with_pandas(lines: IndexedLines, layout: FileLayout, clock: str) -> Par
 
 
 def has_uniform_columns(lines: IndexedLines, layout: FileLayout) -> bool:
-    """Whether every line has the separators that the columns of the layout need."""
+    """Whether every line has one separator less than the layout has columns."""
     separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.separator))
     per_line = np.searchsorted(separator, lines.stop) - np.searchsorted(separator, lines.start)
     return bool((per_line[layout.header_lines :] == len(layout.columns) - 1).all())
 
 
-def parse_chunk(
-    frame: pd.DataFrame, layout: FileLayout
-) -> tuple[IntArray, NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
-    """Stamps, whether they are UTC, and the numbers by role: texts take memory, so a few rows at a time."""
+def parse_chunk(frame: pd.DataFrame, layout: FileLayout) -> tuple[IntArray, BoolArray, Columns]:
+    """The stamps of a chunk of rows, whether each is UTC, and the numbers by role; ValueError on a malformed row."""
     columns = layout.columns
     texts = [frame[i].tolist() for i, role in enumerate(columns) if role == "time"]
     stamps = [parse_stamp(layout.format.stamp_style, " ".join(t), layout.file_date) for t in zip(*texts, strict=True)]
@@ -180,7 +163,7 @@ def parse_chunk(
 
 
 def read_line_by_line(lines: IndexedLines, layout: FileLayout, clock: str) -> tuple[ParsedRows, IntArray]:
-    """The rows that can be parsed, line by line, and the lines that cannot; blank lines are neither."""
+    """The rows that can be parsed, line by line, and the lines that cannot be parsed and are not blank."""
     good, bad, stamps = [], [], []
     numbers: dict[str, list[float]] = {role: [] for role in layout.columns if role in (*NUMERIC_ROLES, "complete")}
     for line in range(layout.header_lines + 1, len(lines.start) + 1):
@@ -201,7 +184,7 @@ def read_line_by_line(lines: IndexedLines, layout: FileLayout, clock: str) -> tu
 
 
 def list_problems(lines: IndexedLines, kinds: dict[int, str]) -> list[Problem]:
-    """Problems by line, at most MAX_LISTED of a kind, from the kinds by line."""
+    """The problems in the order of their lines, at most MAX_LISTED of a kind; `kinds` has the kind of each line."""
     listed: dict[str, int] = {}
     problems = []
     for line in sorted(kinds):
@@ -212,76 +195,71 @@ def list_problems(lines: IndexedLines, kinds: dict[int, str]) -> list[Problem]:
     return problems
 
 
-def raise_on_findings(source: Source, found: RowFindings, drop_bad: bool) -> None:
-    """Raise DataError if a file changes on the way, or if its bad rows may not, or cannot sensibly, be dropped."""
-    for change in found.changes:
+def raise_on_findings(source: Source, findings: RowFindings, drop_bad: bool) -> None:
+    """DataError if a lasting change begins in a file, or if it has bad rows and the user or a reason keeps them."""
+    for change in findings.changes:
         raise DataError(f"{source.path}: line {change.line}: {change.text}", source)
-    if not found.kinds or (drop_bad and found.keep_reason is None):
+    if not findings.kinds or (drop_bad and findings.keep_reason is None):
         return
-    shown = "; ".join(
-        f"line {p.line}: {PROBLEM_KINDS[p.kind]}{found.bad_cells.get(p.line, '')}: {p.text!r}"
+    examples = "; ".join(
+        f"line {p.line}: {PROBLEM_KINDS[p.kind]}{findings.bad_cells.get(p.line, '')}: {p.text!r}"
         for p in source.problems[:MAX_SHOWN_ROWS]
     )
-    remedy = found.keep_reason or "--drop-bad drops them"
-    raise DataError(f"{source.path}: {problem_counts_text(found.kinds)}; {shown}; {remedy}", source)
+    remedy = findings.keep_reason or "--drop-bad drops them"
+    raise DataError(f"{source.path}: {problem_counts_text(findings.kinds)}; {examples}; {remedy}", source)
 
 
 def problem_counts_text(kinds: dict[int, str]) -> str:
-    """`3 bad rows (2 flat, 1 range)`."""
+    """The number of bad rows, in all and by kind: `3 bad rows (2 flat, 1 range)`."""
     values = list(kinds.values())
     counts = ", ".join(f"{values.count(kind)} {kind}" for kind in PROBLEM_KINDS if kind in values)
     return f"{len(values)} bad row{'s' * (len(values) > 1)} ({counts})"
 
 
 def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bars, Source]:
-    """The closed bars of a CSV and what was assumed; raises DataError, and never drops a row unasked."""
-    options, path = options or ReadOptions(), Path(path)
-    name, data, sha256 = read_text(path)
-    lines = split_lines(data, name)
+    """The closed bars of a file and the record of how it was read; DataError for a bad row without --drop-bad."""
+    options, file = options or ReadOptions(), read_text(Path(path))
+    name, lines = file.name, split_lines(file.data, file.name)
     layout = find_layout(lines, options, name)
-    proven = [f"clock proven by the weekly opens (--timezone {AUTO_TIMEZONE})"] * (options.timezone == AUTO_TIMEZONE)
-    if proven:
-        options = replace(options, timezone=infer_file_clock(lines, layout, options, name))
+    clock_notes = []
+    if options.timezone == AUTO_TIMEZONE:
+        clock_notes = [f"clock proven by the weekly opens (--timezone {AUTO_TIMEZONE})"]
+        options = replace(options, timezone=infer_file_clock(lines, layout, options))
         layout = find_layout(lines, options, name)
-    check_date_order(lines, layout, options, name)
-    rows, unparsable, notes = read_rows(lines, layout, options, name)
+    check_date_order(lines, layout, options)
+    rows, unparsable, notes = read_rows(lines, layout)
     step_ns = infer_interval(rows.utc, options, name)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
-        rules, said = resolve_rules(layout, options, name, float(np.median(rows.columns["open"])), step_ns)
+        rules, rule_notes = resolve_rules(layout, options, float(np.median(rows.columns["open"])), step_ns)
         quote = to_quotes(rows.columns, rules)
     opening = rows.utc - (step_ns if rules.label == "close" else 0)
-    found = check_rows(rows, unparsable, quote, opening, rules, layout.format.volume_required)
+    findings = check_rows(rows, unparsable, quote, opening, rules, layout.format.volume_required)
     for n in unparsable[:MAX_SHOWN_ROWS].tolist():
-        found.bad_cells[n] = f": {explain_line(lines.text(n), layout)}"
-    good, line = found.good_rows, rows.line[found.good_rows]
+        findings.bad_cells[n] = f": {explain_line(lines.text(n), layout)}"
+    good, line = findings.good_rows, rows.line[findings.good_rows]
     bars = Bars(opening[good] + step_ns, **{column: values[good] for column, values in quote.items()})
-    doubt = clock_warning(find_weekends(opening[good], step_ns), rules, options, rows.is_local_time)
+    warning = clock_warning(find_weekends(opening[good], step_ns), rules, options, rows.is_local_time)
     interval_ns = step_ns if options.interval_s is None else options.interval_s * SECOND_NS
     if interval_ns > step_ns:
         bars, first = resample_bars(bars, step_ns, interval_ns, rules.timezone)
         line = line[first]
         notes.append(f"bars of {step_ns // SECOND_NS} s are put together into bars of {interval_ns // SECOND_NS} s")
     holes, gaps, closed = list_gaps(bars.time, interval_ns, line, rules.instrument)
-    source = describe_source(name, layout, rules, options, rows.is_local_time, bars, interval_ns, closed, sha256)
-    source.notes.extend([*proven, *said, *([doubt] if doubt else []), *notes])
-    source.problems.extend(found.changes + list_problems(lines, found.kinds))
+    source = describe_source(file, layout, rules, options, rows, bars, closed)
+    source.notes.extend([*clock_notes, *rule_notes, *([warning] if warning else []), *notes])
+    source.problems.extend(findings.changes + list_problems(lines, findings.kinds))
     source.gaps.extend(holes)
     check_spread(*(mean_spread_and_range(bars) if len(bars.time) else mean_spread_and_range(quote)), rules, name)
-    raise_on_findings(source, found, options.drop_bad)
-    source.notes.extend([f"dropped {problem_counts_text(found.kinds)}"] * bool(found.kinds) + gaps)
+    raise_on_findings(source, findings, options.drop_bad)
+    source.notes.extend([f"dropped {problem_counts_text(findings.kinds)}"] * bool(findings.kinds) + gaps)
     return bars, source
 
 
 def check_rows(
-    rows: ParsedRows,
-    unparsable: IntArray,
-    quote: dict[str, NDArray[np.float64]],
-    opening: IntArray,
-    rules: ParseRules,
-    ticks: bool,
+    rows: ParsedRows, unparsable: IntArray, quote: Columns, opening: IntArray, rules: ParseRules, volume_required: bool
 ) -> RowFindings:
-    """What is wrong with the rows of a file whose bars have `quote` and open at `opening`."""
-    faults, changes = find_faults(quote, opening, rules, ticks)
+    """The faults of the rows of a file; `quote` and `opening` [T] are of the rows, `unparsable` are line numbers."""
+    faults, changes = find_faults(quote, opening, rules, volume_required)
     line = {row: int(rows.line[row]) for row in (*faults, *changes)}
     kinds = dict.fromkeys(unparsable.tolist(), "unparsable") | {line[row]: k for row, k in faults.items()}
     return RowFindings(
@@ -301,7 +279,7 @@ def check_rows(
 
 
 def find_layout(lines: IndexedLines, options: ReadOptions, name: str) -> FileLayout:
-    """The layout of a file; where its dates could be either, which order makes sense is part of the refusal."""
+    """The layout of a file; DataError if it is unclear, with the order of dates that fits, if one does."""
     head = first_lines(map(lines.text, range(1, len(lines.start) + 1)))
     try:
         return detect_layout(head, options, name)
@@ -309,79 +287,75 @@ def find_layout(lines: IndexedLines, options: ReadOptions, name: str) -> FileLay
         if options.dates is not None:
             raise
         layouts = {order: detect_layout(head, replace(options, dates=order), name) for order in OTHER_DATE_ORDER}
-        faults = {order: count_misread_lines(lines, layout, options, name) for order, layout in layouts.items()}
-        likely = min(OTHER_DATE_ORDER, key=lambda order: faults[order][0])
+        misread = {order: count_misread_lines(lines, layout) for order, layout in layouts.items()}
+        likely = min(OTHER_DATE_ORDER, key=lambda order: misread[order][0])
         other = OTHER_DATE_ORDER[likely]
-        if MISREAD_RATIO * faults[likely][0] >= faults[other][0]:
+        if MISREAD_RATIO * misread[likely][0] >= misread[other][0]:
             raise
-        raise DataError(f"{error}; {wrong_order_text(other, faults[other], faults[likely][0])}") from None
+        raise DataError(f"{error}; {wrong_order_text(other, misread[other], misread[likely][0])}") from None
 
 
-def check_date_order(lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str) -> None:
-    """Refuse --dates where the other order leaves far fewer lines that do not follow the one before."""
+def check_date_order(lines: IndexedLines, layout: FileLayout, options: ReadOptions) -> None:
+    """DataError if the order of --dates leaves far more lines out of sequence than the other order."""
     if options.dates is None or layout.format.stamp_style != options.dates:
         return
-    here = count_misread_lines(lines, layout, options, name)
-    there = count_misread_lines(lines, swap_date_order(layout), options, name) if here[0] else here
-    if MISREAD_RATIO * there[0] < here[0]:
-        raise DataError(f"{name}: {wrong_order_text(options.dates, here, there[0])}")
+    given_order = count_misread_lines(lines, layout)
+    other_order = count_misread_lines(lines, swap_date_order(layout)) if given_order[0] else given_order
+    if MISREAD_RATIO * other_order[0] < given_order[0]:
+        raise DataError(f"{layout.path}: {wrong_order_text(options.dates, given_order, other_order[0])}")
 
 
-def count_misread_lines(lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str) -> tuple[int, int]:
-    """How many lines of a layout are no bars or do not follow the one before, and the first of them."""
+def count_misread_lines(lines: IndexedLines, layout: FileLayout) -> tuple[int, int]:
+    """The number of lines that are no bars or do not follow the line before, and the first such line or 0."""
     try:
-        rows, unparsable = read_wall_clock_rows(lines, layout, options, name)
-    except DataError:  # none is a bar
+        rows, unparsable = read_wall_clock_rows(lines, layout)
+    except DataError:  # no line is a bar
         return len(lines.start), layout.header_lines + 1
     wrong = sorted([*unparsable.tolist(), *rows.line[sequence_breaks(rows.utc)].tolist()])
     return len(wrong), wrong[0] if wrong else 0
 
 
-def read_wall_clock_rows(
-    lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str
-) -> tuple[ParsedRows, IntArray]:
-    """The rows of a file by the hands of its clock, whichever that is, and the lines that are none."""
-    layout = layout._replace(format=layout.format._replace(timezone="UTC"))
-    return read_rows(lines, layout, replace(options, timezone="UTC"), name)[:2]
+def read_wall_clock_rows(lines: IndexedLines, layout: FileLayout) -> tuple[ParsedRows, IntArray]:
+    """The rows of a file with stamps as its clock shows them, and the lines that cannot be parsed."""
+    return read_rows(lines, layout._replace(format=layout.format._replace(timezone="UTC")))[:2]
 
 
-def wrong_order_text(order: str, faults: tuple[int, int], others: int) -> str:
-    """Why dates are not in this `order`, in words."""
+def wrong_order_text(order: str, misread: tuple[int, int], misread_other: int) -> str:
+    """The message that dates are not in this `order`; `misread` is of `count_misread_lines`."""
+    other = OTHER_DATE_ORDER[order]
     return (
-        f"read with --dates {order}, {faults[0]} lines from line {faults[1]} on are no dates or do not follow the line "
-        f"before; with --dates {OTHER_DATE_ORDER[order]} it is {others}: --dates {OTHER_DATE_ORDER[order]} is right"
+        f"read with --dates {order}, {misread[0]} lines from line {misread[1]} on are no dates or do not follow the "
+        f"line before; with --dates {other} it is {misread_other}: --dates {other} is right"
     )
 
 
-def infer_file_clock(lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str) -> str:
-    """The clock of a file that its weekly opens prove."""
-    rows, _ = read_wall_clock_rows(lines, layout, options, name)
+def infer_file_clock(lines: IndexedLines, layout: FileLayout, options: ReadOptions) -> str:
+    """The clock that the weekly opens of a file prove; DataError if they prove none."""
+    rows, _ = read_wall_clock_rows(lines, layout)
     if not rows.is_local_time:
-        return "UTC"  # every stamp says so itself
-    step_ns = infer_interval(rows.utc, options, name)
-    instrument, _ = resolve_instrument(layout, options, name, float(np.median(rows.columns["open"])))
-    return infer_clock(rows.utc - (step_ns if options.label == "close" else 0), step_ns, instrument, name)
+        return "UTC"  # every stamp has its own offset
+    step_ns = infer_interval(rows.utc, options, layout.path)
+    instrument, _ = resolve_instrument(layout, options, float(np.median(rows.columns["open"])))
+    return infer_clock(rows.utc - (step_ns if options.label == "close" else 0), step_ns, instrument, layout.path)
 
 
-def read_rows(
-    lines: IndexedLines, layout: FileLayout, options: ReadOptions, name: str
-) -> tuple[ParsedRows, IntArray, list[str]]:
-    """The parsable rows of a file, oldest first, the lines that are none, and notes on what became of them."""
+def read_rows(lines: IndexedLines, layout: FileLayout) -> tuple[ParsedRows, IntArray, list[str]]:
+    """The rows of a file that can be parsed, oldest first; the lines that cannot be; notes on rows left out."""
     clock, notes = layout.format.timezone, []
     parse_clock(clock)
-    whole = read_with_pandas(lines, layout, clock)
-    rows, unparsable = (whole, np.zeros(0, np.int64)) if whole else read_line_by_line(lines, layout, clock)
+    from_pandas = read_with_pandas(lines, layout, clock)
+    rows, unparsable = (from_pandas, np.zeros(0, np.int64)) if from_pandas else read_line_by_line(lines, layout, clock)
     if len(rows.utc) == 0:
         text = lines.text(layout.header_lines + 1)
         why = explain_line(text, layout)
-        raise DataError(f"{name}: no bars: line {layout.header_lines + 1}: {why}: {text[:80]!r}")
+        raise DataError(f"{layout.path}: no bars: line {layout.header_lines + 1}: {why}: {text[:80]!r}")
     if np.sign(np.diff(rows.utc)).sum() < 0:
         rows = take_rows(rows, np.arange(len(rows.utc))[::-1])
         notes.append("the newest bar stands first: read from the end")
     if "complete" in rows.columns:
         complete = rows.columns["complete"] == 1
         if not complete.any():
-            raise DataError(f"{name}: no bar is complete")
+            raise DataError(f"{layout.path}: no bar is complete")
         if not complete.all():
             rows = take_rows(rows, np.flatnonzero(complete))
             notes.append(f"{(~complete).sum()} rows of bars that are not complete are left out")
@@ -395,17 +369,15 @@ def take_rows(rows: ParsedRows, index: IntArray) -> ParsedRows:
 
 
 def describe_source(
-    name: str,
+    file: FileText,
     layout: FileLayout,
     rules: ParseRules,
     options: ReadOptions,
-    local: bool,
+    rows: ParsedRows,
     bars: Bars,
-    interval_ns: int,
     closed: str,
-    sha256: str,
 ) -> Source:
-    """The record of a reading that ended in `bars`; `local`: the stamps follow a clock."""
+    """The record of how `bars` were read."""
     in_file = bool(rules.spread_unit_px) or rules.side == "both"
     usual, typed = rules.instrument.spread_pips, options.spread_pips is not None
     origin = f"column of the file, in {layout.spread_unit}" if rules.spread_unit_px else "bid and ask of the file"
@@ -414,19 +386,21 @@ def describe_source(
     spread_px, range_px = mean_spread_and_range(bars)
     choices = {
         f"--side {rules.side}": options.side is None and rules.side != "both" and "side" not in rules.fixed_options,
-        f"--timezone {rules.timezone}": options.timezone is None and local and "timezone" not in rules.fixed_options,
+        f"--timezone {rules.timezone}": options.timezone is None
+        and rows.is_local_time
+        and "timezone" not in rules.fixed_options,
         f"--label {rules.label}": options.label is None and "label" not in rules.fixed_options,
         f"--spread {usual:g}": not typed and not in_file,
         f"--pip {rules.instrument.pip:g}": options.pip is None,
     }
     understates = "the spread column of MetaTrader understates the cost of a fill"
     return Source(
-        path=name,
+        path=file.name,
         format=layout.format.name,
         rows=len(bars.time),
         first=format_utc(bars.time[0]) if len(bars.time) else "",
         last=format_utc(bars.time[-1]) if len(bars.time) else "",
-        interval_s=interval_ns // SECOND_NS,
+        interval_s=rules.interval_ns // SECOND_NS if options.interval_s is None else options.interval_s,
         timezone=rules.timezone,
         label=rules.label,
         side=rules.side,
@@ -436,14 +410,14 @@ def describe_source(
         range_px=range_px,
         hours=f"closed (UTC): {closed}",
         instrument=rules.instrument,
-        sha256=sha256,
+        sha256=file.sha256,
         assumed=[flag for flag, open_question in choices.items() if open_question],
         notes=[understates] if rules.spread_unit_px and layout.format.spread == "points" else [],
     )
 
 
 def mean_spread_and_range(bars: Any) -> tuple[float, float]:
-    """Mean of ask - bid at the closes, and of high - low, of bars or quotes; zero without any."""
+    """Mean of ask - bid at the closes, and of high - low, of `Bars` or of their columns by name; zero without bars."""
     column = bars._asdict() if isinstance(bars, Bars) else bars
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
         sizes = column["ask_close"] - column["close"], column["high"] - column["low"]

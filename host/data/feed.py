@@ -1,8 +1,7 @@
-"""Following a feed: one line, one closed bar, the same to the bit as `bars.py` reads it in bulk.
+"""The reader of a feed: each complete line is one closed bar, the same to the bit as `csv_reader.py` reads it in bulk.
 
-A line is complete with its newline; the bars of a file are closed, so a complete line is a closed bar.  Unlike the bulk
-reader a feed knows no later rows: damage is judged by the last close, and the size of a pip by the first price.
-Formats that list the newest bar first are no feeds.
+A newline completes a line.  A feed has no later rows: the last close shows whether a price is damaged, and the first
+price how large a pip is.  A format that lists the newest bar first cannot be a feed.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from host.console import log
 from host.data.containers import is_plain_text, read_text
 from host.data.file_checks import MAX_INTERVAL_NS, MAX_WEEKEND_NS, infer_interval, swap_date_order
 from host.data.follow import RewriteDetector, path_lines, pipe_lines, stream_lines
-from host.data.formats import (
+from host.data.formats import DataError, ReadOptions
+from host.data.layout import (
     OTHER_DATE_ORDER,
     SNIFF_LINES,
-    DataError,
     FileLayout,
-    ReadOptions,
     detect_layout,
     is_complete_head,
     unsupported_reason,
@@ -39,6 +37,7 @@ from host.data.weekly_open import AUTO_TIMEZONE
 from kernels.market.bars import MAX_MISSING_BARS, SECOND_NS, Bars
 
 POLL_S = 0.2
+RulesCheck = Callable[[ParseRules], None]
 
 
 class Bar(NamedTuple):
@@ -55,14 +54,10 @@ class Bar(NamedTuple):
 
 
 class LineParser:
-    """Turns the lines of one feed into bars, in their order."""
+    """The parser of the lines of one feed, in their order."""
 
     def __init__(
-        self,
-        layout: FileLayout,
-        options: ReadOptions,
-        name: str,
-        check: Callable[[ParseRules], None] = lambda rules: None,
+        self, layout: FileLayout, options: ReadOptions, name: str, check: RulesCheck = lambda rules: None
     ) -> None:
         if options.interval_s is None:
             raise DataError(f"{name}: a line does not tell how long its bar is")
@@ -78,12 +73,12 @@ class LineParser:
         self._rewrites = RewriteDetector(name, self._interval_ns)
 
     def reopen(self) -> None:
-        """The feed starts over: skip what is not newer than the last bar."""
+        """Start reading the feed again from line 1; bars that are not newer than the last one are skipped."""
         self._catching_up = True
         self._rewrites.start_rereading()
 
     def parse(self, text: str, line: int) -> Bar | None:
-        """The bar of a line; None for a blank, already seen or dropped one.  DataError if it is bad."""
+        """The bar of a line; None for a line that is blank, was read before or is dropped; DataError for a bad one."""
         if not text.strip():
             return None
         parsed, last = parse_line(text, self.layout), self._checker.last_bar
@@ -93,12 +88,12 @@ class LineParser:
             return None
         stamp, is_utc, numbers = parsed
         if numbers.pop("complete", 1.0) == 0:
-            return None  # it comes again once it is closed
+            return None  # the same bar comes again once it is closed
         if self._rules is None:
             price = numbers["open"]
-            self._rules, notes = resolve_rules(self.layout, self._options, self._name, price, self._interval_ns)
-            said = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
-            log(f"{self._name}: {'; '.join([said, *notes])}")
+            self._rules, notes = resolve_rules(self.layout, self._options, price, self._interval_ns)
+            reading = f"{self.layout.format.name}, clock {self.clock}, stamps mark the {self._rules.label}"
+            log(f"{self._name}: {'; '.join([reading, *notes])}")
             self._check(self._rules)
         opening = stamp_to_utc(stamp, is_utc, self.clock)
         opening -= self._interval_ns if self._rules.label == "close" else 0
@@ -119,7 +114,7 @@ class LineParser:
         return Bar(opening + self._interval_ns, **quote)
 
     def _check_date_order(self, text: str, line: int) -> None:
-        """Refuse --dates where a line follows the last bar by the other order of dates only."""
+        """DataError if a line follows the last bar in the other order of dates, and not in that of --dates."""
         order = self._options.dates
         if order is None or self.layout.format.stamp_style != order:
             return
@@ -137,12 +132,13 @@ def feed_bars(
     options: ReadOptions | None = None,
     follow: bool = False,
     wait: Callable[[], None] = lambda: time.sleep(POLL_S),
-    check: Callable[[ParseRules], None] = lambda rules: None,
+    check: RulesCheck = lambda rules: None,
 ) -> Iterator[Bar]:
-    """The closed bars of a file, a stream or stdin ("-"); with `follow`, `wait` passes the time at the end of a file.
+    """The closed bars of a file, a stream or stdin ("-"); DataError for a bad line.
 
-    A stream that is no file ends with its writer.  Without `options.interval_s` the first LEARN lines are awaited.
-    `check` is shown how the first line is read, and may refuse that.
+    With `follow`, the end of a file is not the end of the feed: `wait` is called until the file grows.  A stream that
+    is no file ends with its writer.  Without `options.interval_s`, SNIFF_LINES lines are read before the first bar.
+    `check` is called with the rules of the first line, and may raise.
     """
     options = options or ReadOptions()
     if source == "-":
@@ -164,11 +160,13 @@ def feed_bars(
 def sniff_interval(
     lines: Iterator[tuple[int, str]], options: ReadOptions, name: str
 ) -> tuple[list[tuple[int, str]], FileLayout, int]:
-    """The first lines of a feed, their layout and the length of a bar: two bars tell if they are as long as wanted."""
+    """The first lines of a feed, their layout and the length of a bar, nanoseconds.
+
+    Two bars that are as far apart as `options.interval_s` show the length; otherwise SNIFF_LINES lines are read.
+    """
     if options.timezone == AUTO_TIMEZONE:
-        raise DataError(
-            f"{name}: a feed cannot prove its clock: name what data-check --timezone {AUTO_TIMEZONE} finds in a history"
-        )
+        remedy = f"name what data-check --timezone {AUTO_TIMEZONE} finds in a history"
+        raise DataError(f"{name}: a feed cannot prove its clock: {remedy}")
     read: list[tuple[int, str]] = []
     head: list[str] = []
     stamps: list[tuple[int, bool]] = []
@@ -201,40 +199,40 @@ def sniff_interval(
 
 
 def spans_interval(stamps: list[tuple[int, bool]], wanted_ns: int, layout: FileLayout) -> bool:
-    """Whether the last two bars are as far apart as wanted, or farther."""
+    """Whether the last two stamps are at least `wanted_ns` apart."""
     utc = [stamp_to_utc(*stamp, layout.format.timezone) for stamp in stamps[-2:]]
     return len(utc) > 1 and utc[1] - utc[0] >= wanted_ns
 
 
 def resample_feed(bars: Iterable[Bar], step_ns: int, interval_ns: int, clock: str) -> Iterator[Bar]:
-    """`merge_bars` one by one: each as soon as it is closed."""
-    part: list[Bar] = []
-    end = torn = 0  # torn: the end of a first period whose beginning is not there
+    """The bars of `resample.resample_bars`, each as soon as it is closed."""
+    period: list[Bar] = []
+    end = torn_end = 0  # torn_end: the end of a first period without its beginning
     for bar in bars:
         opened = bar.time - step_ns
         if opened >= end:
-            if part:
-                yield aggregate_part(part, end)
-                part = []
-            start, due = (int(t[0]) for t in period_bounds(np.array([opened], np.int64), interval_ns, clock))
-            torn = due if end == 0 and opened != start else torn
-            end = due
-        if end != torn:
-            part.append(bar)
-        if part and bar.time >= end:
-            yield aggregate_part(part, end)
-            part = []
+            if period:
+                yield aggregate_part(period, end)
+                period = []
+            start, period_end = (int(t[0]) for t in period_bounds(np.array([opened], np.int64), interval_ns, clock))
+            torn_end = period_end if end == 0 and opened != start else torn_end
+            end = period_end
+        if end != torn_end:
+            period.append(bar)
+        if period and bar.time >= end:
+            yield aggregate_part(period, end)
+            period = []
 
 
-def aggregate_part(part: list[Bar], end: int) -> Bar:
-    """One bar from those of a period."""
-    bars = Bars._make(np.array(column) for column in zip(*part, strict=True))
+def aggregate_part(period: list[Bar], end: int) -> Bar:
+    """One bar that closes at `end`, from the bars of its period."""
+    bars = Bars._make(np.array(column) for column in zip(*period, strict=True))
     joined = aggregate_bars(bars, np.array([end], np.int64), np.zeros(1, np.int64))
     return Bar._make(column[0].item() for column in joined)
 
 
 def parse_feed(lines: Iterator[tuple[int, str]], parser: LineParser, options: ReadOptions, name: str) -> Iterator[Bar]:
-    """The bars of numbered lines; when the numbers start over, so did the file."""
+    """The bars of numbered lines; a line 1 in between starts the file over."""
     head: list[str] = []
     for line, text in lines:
         head = [] if line == 1 else head
@@ -252,7 +250,7 @@ def parse_feed(lines: Iterator[tuple[int, str]], parser: LineParser, options: Re
 
 
 def open_lines(path: Path, follow: bool, wait: Callable[[], None]) -> tuple[str, Iterator[tuple[int, str]]]:
-    """Name and lines of a path: of text as they come, of anything else once it is unpacked."""
+    """The name and the lines of a path: text is read as it grows, anything else is unpacked as a whole."""
     if is_plain_text(path, follow):
         return str(path), path_lines(path, follow, wait)
     name, data, _ = read_text(path)

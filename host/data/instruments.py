@@ -1,7 +1,7 @@
-"""The instruments that swt knows: the size of a pip, the last digit of a price, the usual spread, the trading hours.
+"""The table of instruments: the size of a pip, the last digit of a price, the usual spread, the trading hours.
 
-Pips are those of OANDA and MetaTrader brokers.  Spreads are what a retail account usually pays, in round numbers: a
-default that is printed, never a measurement.  A symbol that is not here is read from the digits of its prices.
+Pips are those of OANDA and MetaTrader brokers.  A spread is what a retail account usually pays, in round numbers: a
+default that is printed, never a measurement.  The digits of its prices show the pip of a symbol without a row.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from kernels.market.calendar import ALWAYS_OPEN, CLOSED_DAILY, CLOSED_ON_WEEKENDS, ClosedHours, infer_closed_hours
 
-FX, DAILY_BREAK, ROUND_THE_CLOCK = ("fx", "daily-break", "always")  # closed over the weekend; and an hour a day; never
+# Closed over the weekend; closed over the weekend and for an hour a day; never closed.
+FX, DAILY_BREAK, ROUND_THE_CLOCK = ("fx", "daily-break", "always")
 DEFAULT_HOURS = {FX: CLOSED_ON_WEEKENDS, DAILY_BREAK: CLOSED_DAILY, ROUND_THE_CLOCK: ALWAYS_OPEN}
 
 
 class Instrument(NamedTuple):
-    """What is traded."""
+    """What is traded, and how its prices are quoted."""
 
     symbol: str
     pip: float  # price of a pip
@@ -29,12 +30,12 @@ class Instrument(NamedTuple):
     hours: str = FX
 
 
-QUOTE_SPREAD_PIPS = {  # spread in pips of pairs quoted in a currency, where PAIRS does not say
+QUOTE_SPREAD_PIPS = {  # spread in pips by quote currency, of pairs that USUAL_SPREADS does not list
     **{"USD": 1.5, "EUR": 2.0, "GBP": 2.0, "JPY": 2.5, "CHF": 3.0, "AUD": 3.0, "NZD": 4.0, "CAD": 3.0},
     **{"SEK": 50.0, "NOK": 55.0, "DKK": 12.0, "HKD": 15.0, "CNH": 10.0, "SGD": 5.0, "MXN": 80.0},
     **{"ZAR": 120.0, "TRY": 400.0, "CZK": 80.0, "PLN": 35.0, "HUF": 18.0},
 }
-QUOTE_PIP = {"JPY": 0.01, "HUF": 0.01}  # of pairs quoted in a currency; 0.0001 in all others
+QUOTE_PIP = {"JPY": 0.01, "HUF": 0.01}  # by quote currency; 0.0001 for all others
 USUAL_SPREADS = (
     "EURUSD 0.8, GBPUSD 1.2, USDJPY 0.9, USDCHF 1.3, AUDUSD 1, NZDUSD 1.5, USDCAD 1.4, EURGBP 1.2, "
     "EURJPY 1.5, EURCHF 1.7, EURAUD 2.2, EURNZD 3.2, EURCAD 2.2, GBPJPY 2.2, GBPCHF 2.8, GBPAUD 3, "
@@ -67,15 +68,14 @@ OTHER_INSTRUMENTS = {  # pip, point, spread in pips, hours, other names
     "ETHUSD": (0.1, 0.01, 12.0, ROUND_THE_CLOCK, "ETHUSDT ETHUSDC ETHEUR XETHZUSD XETHZEUR ETHEREUM"),
 }
 ALIASES = {alias: symbol for symbol, row in OTHER_INSTRUMENTS.items() for alias in (symbol, *row[4].split())}
-DEFAULT_SPREAD_PIPS = 0.8  # of an instrument that is not here
-MIN_PRICE_PIPS = 300.0  # in a price
+DEFAULT_SPREAD_PIPS = 0.8  # of an instrument without a row
+MIN_PRICE_PIPS = 300.0  # a price has more pips
 CURRENCY_PATTERN = "|".join(QUOTE_SPREAD_PIPS)
-# What brokers put behind a symbol, glued to it; behind a mark (XAUUSD.m, US30-cash) anything may stand.
+# What brokers append to a symbol; after a mark, as in XAUUSD.m or US30-cash, anything may follow.
 BROKER_SUFFIX = "PRO|ECN|RAW|STP|STD|VIP|PRM|ZERO|CASH|SPOT|MINI|MICRO|[MCIRBZ]"
 TIMEFRAME_MINUTES = "1|5|15|30|60|240|1440|10080"  # MetaTrader 4 names its exports so: EURUSD60.csv
-ALIAS_PATTERNS = [
-    re.sub("(?<=.)(USD[TC]?|EUR)$", r"[/_-]?\1", alias) for alias in sorted(ALIASES, key=len, reverse=True)
-]
+LONGEST_FIRST = sorted(ALIASES, key=len, reverse=True)
+ALIAS_PATTERNS = [re.sub("(?<=.)(USD[TC]?|EUR)$", r"[/_-]?\1", alias) for alias in LONGEST_FIRST]
 SYMBOL_PATTERN = re.compile(
     rf"(?<![A-Z0-9])({'|'.join(ALIAS_PATTERNS)}|(?:{CURRENCY_PATTERN})[/_-]?(?:{CURRENCY_PATTERN}))"
     rf"(?:{BROKER_SUFFIX})?(?:(?<=[A-Z])(?:{TIMEFRAME_MINUTES}))?(?![A-Z0-9])"
@@ -83,18 +83,19 @@ SYMBOL_PATTERN = re.compile(
 
 
 def hours_of(time: NDArray[np.int64], instrument: Instrument, interval_ns: int) -> ClosedHours:
-    """The hours that bars closing at `time` [T] show; those usual for the instrument where they show none."""
+    """The hours in which the market is closed, as bars closing at `time` [T] show them, or else as usual."""
     return infer_closed_hours(time, interval_ns, DEFAULT_HOURS[instrument.hours])
 
 
 def find_instrument(text: str) -> Instrument | None:
-    """The one instrument that a symbol, or the name of a file, speaks of; None without one, or with several."""
-    found = {lookup_symbol(re.sub("[/_-]", "", match[1])) for match in SYMBOL_PATTERN.finditer(text.upper())} - {None}
-    return found.pop() if len(found) == 1 else None
+    """The instrument that a symbol or the name of a file names; None if it names none, or several."""
+    symbols = {re.sub("[/_-]", "", match[1]) for match in SYMBOL_PATTERN.finditer(text.upper())}
+    instruments = {*map(lookup_symbol, symbols)} - {None}
+    return instruments.pop() if len(instruments) == 1 else None
 
 
 def lookup_symbol(symbol: str) -> Instrument | None:
-    """The instrument of a symbol without what brokers add to it."""
+    """The instrument of a symbol without suffix; None if it is unknown."""
     name = ALIASES.get(symbol)
     if name is not None:
         return Instrument(symbol, *OTHER_INSTRUMENTS[name][:4])
@@ -106,12 +107,11 @@ def lookup_symbol(symbol: str) -> Instrument | None:
 
 
 def guess_instrument(symbol: str, price: float, digits: int) -> Instrument:
-    """An instrument that is not in the table, from about what price it has and how many digits it is quoted with.
+    """An instrument without a row, guessed from its approximate price and the number of digits behind the point.
 
-    Brokers quote a tenth of a pip as the last digit where there are one, three or five of them.  Digits tell nothing
-    where there are more, as in averages and the noise of floats, or too few for the price, as in rounded numbers:
-    then a pip is 0.01 of prices above 20, 0.0001 of others, and of a coin that costs less than LEAST_PIPS of those
-    about as much of its price.
+    Brokers quote a tenth of a pip as the last digit where there are one, three or five of them.  Averages and the noise
+    of floats have more digits, rounded numbers have too few for the price: the pip is then 0.01 of prices above 20, and
+    0.0001 of others.  A coin that costs less than MIN_PRICE_PIPS of those has a pip of at most 1/10,000 of its price.
     """
     pip = round(10.0 ** (digits % 2 - digits), 4)
     if digits > 5 or pip * MIN_PRICE_PIPS > price:
@@ -123,22 +123,22 @@ def guess_instrument(symbol: str, price: float, digits: int) -> Instrument:
 
 
 def canonical_symbol(symbol: str) -> str:
-    """The one name of an instrument that has several, without suffixes; gold in euros is not gold in dollars."""
-    found = find_instrument(symbol)
-    symbol = found.symbol if found else symbol.upper()
+    """The one name of an instrument with several names, without suffix; an instrument in euros keeps EUR."""
+    instrument = find_instrument(symbol)
+    symbol = instrument.symbol if instrument else symbol.upper()
     name = ALIASES.get(symbol, symbol)
     return f"{name[:-3]}EUR" if symbol.endswith("EUR") and name.endswith("USD") else name
 
 
 def same_instrument(a: str, b: str) -> bool:
-    """Whether two symbols may be of one instrument; "-", which nobody has said, may be of any."""
+    """Whether two symbols may name one instrument; "-", an unknown symbol, may name any."""
     return "-" in (a, b) or canonical_symbol(a) == canonical_symbol(b)
 
 
 def pip_fault(pip: float, symbol: str, price: float, digits: int) -> str:
-    """What is wrong with a pip that a user gives for prices of about `price` with so many digits, or nothing.
+    """The fault of a pip that a user gives for prices of about `price` with so many digits; empty without a fault.
 
-    It is no finer than the last digit that is quoted, and a price has LEAST_PIPS of them.
+    A pip is no smaller than the last digit that is quoted, and a price has at least MIN_PRICE_PIPS pips.
     """
     usual = find_instrument(symbol) or guess_instrument(symbol, price, digits)
     if pip < usual.point * 0.999:

@@ -1,7 +1,7 @@
-"""What a line of bars means: its stamp and its prices.
+"""How a line of a file becomes a bar: the rules of the file, the stamp, and the prices.
 
-`formats.py` says which formats there are, and `judging.py` what may be wrong.  `bars.py` reads files in bulk and
-`feed.py` line by line with the functions here: those that say "alike" take a number or an array of numbers.
+`csv_reader.py` reads files in bulk and `feed.py` line by line with the functions here.  A function marked "number or
+array" takes either, so that both readers compute the same bits.
 """
 
 from __future__ import annotations
@@ -23,26 +23,25 @@ from host.data.formats import (
     COMPACT_DATETIME,
     DECIMAL_NUMBER,
     FORMAT_OPTIONS,
-    MAX_DECIMALS,
     OHLC,
     THOUSANDS_NUMBER,
     TIMEZONES,
     DataError,
-    FileLayout,
     ReadOptions,
-    file_name,
-    split_fields,
 )
 from host.data.instruments import Instrument, find_instrument, guess_instrument, pip_fault
+from host.data.layout import MAX_DECIMALS, FileLayout, file_name, split_fields
 from kernels.market.bars import SECOND_NS
+from kernels.market.calendar import DAY_NS
 
 IntArray = NDArray[np.int64]
-HOUR, DAY, WEEK = 3600 * SECOND_NS, 86_400 * SECOND_NS, 604_800 * SECOND_NS
-# Of the spread: how far the bid is below the price of a file.
+BoolArray = NDArray[np.bool_]
+Columns = dict[str, NDArray[np.float64]]  # [T] by role, or by the names of `Bars`
+# The distance from the price of a file down to the bid, as a share of the spread.
 SPREAD_BELOW_PRICE = {"bid": 0.0, "mid": 0.5, "ask": 1.0}
-MAX_SPREAD_RATIO = 0.05  # a spread this wide, relative to the price, is in other units
-MAX_UNSCALED_PRICE = 10_000.0  # an unknown instrument quoted above this is taken for points, unless its pip is said
-MAX_PRICE_PIPS = 5e6  # and a price of so many pips even then
+MAX_SPREAD_RATIO = 0.05  # of the price; a wider spread is in other units
+MAX_UNSCALED_PRICE = 10_000.0  # a higher price of an unknown instrument counts points, unless its pip is given
+MAX_PRICE_PIPS = 5e6  # a price of more pips counts points in any case
 QUARTER_S = 900  # clocks change at multiples of this
 NAIVE_EPOCH, EPOCH_UTC = datetime(1970, 1, 1), datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -50,27 +49,18 @@ MAX_STAMP_NS = 7_258_118_400 * SECOND_NS  # the year 2200
 PRICES = (*OHLC, "ask_open", "ask_close")
 NUMERIC_ROLES = (*PRICES, "volume", "spread")
 BOOLEANS = {"true": 1.0, "false": 0.0}
-UNIX_UNIT_NS = {
-    9: SECOND_NS,
-    10: SECOND_NS,
-    12: 10**6,
-    13: 10**6,
-    15: 1000,
-    16: 1000,
-    18: 1,
-    19: 1,
-}  # ns, by the digits of a stamp
+# By the number of digits of a stamp.
+UNIX_UNIT_NS = {9: SECOND_NS, 10: SECOND_NS, 12: 10**6, 13: 10**6, 15: 1000, 16: 1000, 18: 1, 19: 1}
 DATE_SEPARATORS = frozenset("./")  # in dates, where ISO 8601 has dashes
 MONTH_NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-UNAMBIGUOUS_DATES = (  # ways to write a date that cannot be mistaken
+UNAMBIGUOUS_DATES = (  # dates whose parts can be told apart
     r"(?P<y>\d{4})([-./])(?P<m>\d\d?)\2(?P<d>\d\d?)",
     r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)",
     r"(?P<m>[a-z]{3})[a-z]* (?P<d>\d\d?),? (?P<y>\d{4})",
     r"(?P<d>\d\d?)[- ](?P<m>[a-z]{3})[a-z]*[- ](?P<y>\d{4})",
 )
-DATE_PATTERNS = {  # by kind of stamp
-    "iso": UNAMBIGUOUS_DATES,
-    "wall": UNAMBIGUOUS_DATES,
+DATE_PATTERNS = {  # by stamp style
+    **dict.fromkeys(("iso", "wall"), UNAMBIGUOUS_DATES),
     "dmy": (r"(?P<d>\d\d?)([-./])(?P<m>\d\d?)\2(?P<y>\d{4})",),
     "mdy": (r"(?P<m>\d\d?)([-./])(?P<d>\d\d?)\2(?P<y>\d{4})",),
 }
@@ -79,9 +69,8 @@ TIME_PATTERN = (  # what may follow a date: the time, with colons or without, an
     r"(?:(?P=c)(?P<S>\d\d)(?:[.,: ](?P<f>\d{1,9}))?)?(?: ?(?P<p>[ap])m)?"
     r" ?(?:(?P<z>z|utc|gmt|(?:utc|gmt)?[+-]\d\d(?::?\d\d)?)|(?P<n>[a-z]+(?:/[a-z_]+)*))?)?"
 )
-STAMP_PATTERNS = {
-    kind: [re.compile(date + TIME_PATTERN, re.I | re.A) for date in ways] for kind, ways in DATE_PATTERNS.items()
-}
+FLAGS = re.I | re.A
+STAMP_PATTERNS = {style: [re.compile(d + TIME_PATTERN, FLAGS) for d in dates] for style, dates in DATE_PATTERNS.items()}
 
 
 class ParseRules(NamedTuple):
@@ -90,70 +79,70 @@ class ParseRules(NamedTuple):
     side: str
     timezone: str
     label: str
-    spread_px: float  # where the file has none, or the user wants another
+    spread_px: float  # where the file has no spread, or the user gives another
     instrument: Instrument
     price_scale: float  # price of a unit of the file
     interval_ns: int
-    spread_unit_px: float  # price of a unit of the spread column that counts; 0 without one
+    spread_unit_px: float  # price of a unit of the spread column; 0 if no such column is used
     format: str
-    fixed_options: tuple[str, ...]  # of timezone, side and label: what the file settles by itself
-    is_spread_unit_assumed: bool  # the spread is the file's, and the user has not said its unit
+    fixed_options: tuple[str, ...]  # which of timezone, side and label the file itself fixes
+    is_spread_unit_assumed: bool  # the spread comes from the file, and the user has not given its unit
 
 
 def resolve_rules(
-    layout: FileLayout, options: ReadOptions, name: str, price: float, interval_ns: int
+    layout: FileLayout, options: ReadOptions, price: float, interval_ns: int
 ) -> tuple[ParseRules, list[str]]:
-    """What holds for a file whose prices are about `price`, and notes on what was decided."""
+    """The rules of a file whose prices are about `price`, and notes on each decision; DataError on a contradiction."""
     fmt = layout.format
-    side, own, notes = resolve_side(layout, options, name)
+    side, fixed, notes = resolve_side(layout, options)
     if fmt.label not in ("open", "close"):
-        raise DataError(f"{name}: --label {fmt.label}: open or close")
+        raise DataError(f"{layout.path}: --label {fmt.label}: open or close")
     parse_clock(fmt.timezone)
     scale = 1.0 if options.point is None else options.point
-    instrument, said = resolve_instrument(layout, options, name, price * scale)
+    instrument, instrument_notes = resolve_instrument(layout, options, price * scale)
     pip, spread_pips = instrument.pip, instrument.spread_pips
     if not all(0 < size < np.inf for size in (pip, scale)) or not 0 <= spread_pips < np.inf:
-        raise DataError(
-            f"{name}: --pip {pip:g}, --point {scale:g}, --spread {spread_pips:g}: neither may be negative, "
-            "nor a size zero"
-        )
+        flags = f"--pip {pip:g}, --point {scale:g}, --spread {spread_pips:g}"
+        raise DataError(f"{layout.path}: {flags}: neither may be negative, nor a size zero")
     if options.spread_unit and not layout.spread_unit:
-        raise DataError(f"{name}: --spread-unit {options.spread_unit}: the file has no column of spreads")
+        raise DataError(f"{layout.path}: --spread-unit {options.spread_unit}: the file has no column of spreads")
     in_file = bool(layout.spread_unit or side == "both")
     if in_file and options.spread_pips is not None:
-        said.append(f"--spread {spread_pips:g} instead of the spread that the file has")
+        instrument_notes.append(f"--spread {spread_pips:g} instead of the spread that the file has")
         side, in_file = "bid" if side == "both" else side, False
-    unit_px = spread_unit_price(layout, options, name, instrument) if in_file and layout.spread_unit else 0.0
+    unit_px = spread_unit_price(layout, options, instrument) if in_file and layout.spread_unit else 0.0
     unused = [column for column, role in zip(layout.column_names, layout.columns, strict=False) if column and not role]
-    notes += [*said, *[fmt.note] * (options.timezone is None and bool(fmt.note))]
+    notes += [*instrument_notes, *[fmt.note] * (options.timezone is None and bool(fmt.note))]
     notes += [f"columns not used: {', '.join(unused[:8])}{', ...' * (len(unused) > 8)}"] * bool(unused)
     read = side, fmt.timezone, fmt.label, spread_pips * pip, instrument, scale, interval_ns, unit_px
-    rules = ParseRules(*read, fmt.name, own, is_spread_unit_assumed=in_file and options.spread_unit is None)
-    if found := reading_conflicts(rules, options.model_defaults):
-        raise DataError(f"{name}: {'; '.join(found)}")
+    rules = ParseRules(*read, fmt.name, fixed, is_spread_unit_assumed=in_file and options.spread_unit is None)
+    if conflicts := reading_conflicts(rules, options.model_defaults):
+        raise DataError(f"{layout.path}: {'; '.join(conflicts)}")
     return rules, notes
 
 
-def resolve_side(layout: FileLayout, options: ReadOptions, name: str) -> tuple[str, tuple[str, ...], list[str]]:
-    """The side of the prices, what the file settles by itself and the user does not, and notes."""
-    side, own = options.side, [what for what in layout.format.fixed_options if getattr(options, what) is None]
+def resolve_side(layout: FileLayout, options: ReadOptions) -> tuple[str, tuple[str, ...], list[str]]:
+    """The side of the prices, the options that the file fixes and the user does not give, and notes."""
+    side, fixed = options.side, [what for what in layout.format.fixed_options if getattr(options, what) is None]
     if "ask_open" in layout.columns:
         if side not in (None, "bid", "both"):
-            raise DataError(f"{name}: --side {side}: the file has bid and ask")
-        return "both", tuple(what for what in own if what != "side"), []
+            raise DataError(f"{layout.path}: --side {side}: the file has bid and ask")
+        return "both", tuple(what for what in fixed if what != "side"), []
     if side is not None:
         if side not in SPREAD_BELOW_PRICE:
-            raise DataError(f"{name}: --side {side}: the file has one side, say which: {', '.join(SPREAD_BELOW_PRICE)}")
-        return side, tuple(own), []
-    if found := re.search(r"(?<![a-z])(ask|bid)(?![a-z])", file_name(name).lower()):
-        return found[1], (*own, "side"), [f"side {found[1]}: from the file name (--side)"]
-    how = "as in training" if options.model_defaults.get("side") else "assumed"
-    note = f"side {layout.format.side}: {how} (--side)"
-    return layout.format.side, tuple(own), [] if "side" in own else [note]
+            raise DataError(
+                f"{layout.path}: --side {side}: the file has one side, say which: {', '.join(SPREAD_BELOW_PRICE)}"
+            )
+        return side, tuple(fixed), []
+    if name_match := re.search(r"(?<![a-z])(ask|bid)(?![a-z])", file_name(layout.path).lower()):
+        return name_match[1], (*fixed, "side"), [f"side {name_match[1]}: from the file name (--side)"]
+    origin = "as in training" if options.model_defaults.get("side") else "assumed"
+    note = f"side {layout.format.side}: {origin} (--side)"
+    return layout.format.side, tuple(fixed), [] if "side" in fixed else [note]
 
 
 def reading_conflicts(rules: ParseRules, remembered: Mapping[str, Any]) -> list[str]:
-    """Where what a file settles by itself is not what a model `remembered` from its training; both readings."""
+    """One sentence for each option that a file fixes and that differs from the `remembered` one of a model."""
     words = dict(zip(FORMAT_OPTIONS, ("clock is", "side is", "stamps mark the"), strict=True))
     return [
         f"the file's {words[what]} {getattr(rules, what)} ({rules.format}), the model was trained on "
@@ -163,77 +152,72 @@ def reading_conflicts(rules: ParseRules, remembered: Mapping[str, Any]) -> list[
     ]
 
 
-def resolve_instrument(
-    layout: FileLayout, options: ReadOptions, name: str, price: float
-) -> tuple[Instrument, list[str]]:
-    """What a file called `name` with prices of about `price` is of, and notes; the pip and spread given go with it.
+def resolve_instrument(layout: FileLayout, options: ReadOptions, price: float) -> tuple[Instrument, list[str]]:
+    """The instrument of a file with prices of about `price`, with the pip and spread given, and notes.
 
-    The user says it, or the column of symbols, or the name of the file.
+    Its symbol comes from the user, or the column of symbols, or the name of the file, in this order.
     """
     column, file = "the column of symbols", "the file name"
-    said = {"--symbol": options.symbol or "", column: layout.symbol, file: file_name(name)}
-    found = {who: known for who, text in said.items() if (known := find_instrument(text))}
-    who = "--symbol" if options.symbol else next(iter(found), column)
-    instrument = found.get(who) or guess_instrument(said[who] or "-", price, layout.decimals)
-    told = {other: found[other].symbol if other in found else said[other] for other in (column, file)}
+    texts = {"--symbol": options.symbol or "", column: layout.symbol, file: file_name(layout.path)}
+    instruments = {chosen: instrument for chosen, text in texts.items() if (instrument := find_instrument(text))}
+    chosen = "--symbol" if options.symbol else next(iter(instruments), column)
+    instrument = instruments.get(chosen) or guess_instrument(texts[chosen] or "-", price, layout.decimals)
+    named = {other: instruments[other].symbol if other in instruments else texts[other] for other in (column, file)}
     notes = [
-        f"symbol {instrument.symbol}: {who}; {other} says {symbol}"
-        for other, symbol in told.items()
-        if symbol not in ("", instrument.symbol) and (other == column or other in found)
+        f"symbol {instrument.symbol}: {chosen}; {other} says {symbol}"
+        for other, symbol in named.items()
+        if symbol not in ("", instrument.symbol) and (other == column or other in instruments)
     ]
     for what in ("pip", "spread_pips"):
-        typed = getattr(options, what)
-        given = options.model_defaults.get(what) if typed is None else typed
-        if given is not None:
-            instrument = instrument._replace(**{what: given})
-    pip_known = who in found or options.pip is not None or "pip" in options.model_defaults
-    likely = found.get(who, instrument).pip
-    if options.point is None and price > (MAX_PRICE_PIPS * likely if pip_known else MAX_UNSCALED_PRICE):
+        explicit = getattr(options, what)
+        value = options.model_defaults.get(what) if explicit is None else explicit
+        if value is not None:
+            instrument = instrument._replace(**{what: value})
+    pip_known = chosen in instruments or options.pip is not None or "pip" in options.model_defaults
+    usual_pip = instruments.get(chosen, instrument).pip
+    if options.point is None and price > (MAX_PRICE_PIPS * usual_pip if pip_known else MAX_UNSCALED_PRICE):
         raise DataError(
-            f"{name}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
+            f"{layout.path}: prices of about {price:g} look like points: --point 0.001 (for example) turns them into "
             "prices; if they are prices, say --pip"
         )
-    fault = pip_fault(options.pip, said[who], price, layout.decimals) if options.pip is not None else ""
-    if fault:
-        raise DataError(f"{name}: --pip {options.pip:g}: {fault}")
-    usual = instrument.spread_pips * instrument.pip
-    if who in found and options.spread_pips is None and 0 < MAX_SPREAD_RATIO * price < usual:
+    if options.pip is not None and (fault := pip_fault(options.pip, texts[chosen], price, layout.decimals)):
+        raise DataError(f"{layout.path}: --pip {options.pip:g}: {fault}")
+    usual_px = instrument.spread_pips * instrument.pip
+    if chosen in instruments and options.spread_pips is None and 0 < MAX_SPREAD_RATIO * price < usual_px:
         raise DataError(
-            f"{name}: prices of about {price:g} and a usual spread of {usual:g}: is the symbol "
+            f"{layout.path}: prices of about {price:g} and a usual spread of {usual_px:g}: is the symbol "
             f"{instrument.symbol}? --symbol says otherwise, or --spread"
         )
     return instrument, notes
 
 
-def spread_unit_price(layout: FileLayout, options: ReadOptions, name: str, instrument: Instrument) -> float:
-    """The price of a unit of the spread column; DataError if it cannot be the price and nobody has said what it is."""
-    scale = 1.0 if options.point is None else options.point
-    units = {"price": scale, "points": resolve_point(layout, options, instrument), "pips": instrument.pip}
+def spread_unit_price(layout: FileLayout, options: ReadOptions, instrument: Instrument) -> float:
+    """The price of a unit of the spread column; DataError if spreads cannot be prices and no unit is given.
+
+    A point is the last digit, as the prices of the file show it or, where they may be rounded, as brokers quote it.
+    """
+    point = float(f"1e-{layout.decimals}")
+    is_rounded = layout.decimals > MAX_DECIMALS or not (layout.fixed_decimals or point < instrument.point)
+    units = {"price": 1.0, "points": instrument.point if is_rounded else point, "pips": instrument.pip}
+    if options.point is not None:
+        units.update(price=options.point, points=options.point)
     if layout.whole_spread:
-        ways = [
-            f"--spread-unit {unit} makes {format_decimal(layout.whole_spread * units[unit])} of {layout.whole_spread:g}"
+        spread = layout.whole_spread
+        readings = [
+            f"--spread-unit {unit} makes {format_decimal(spread * units[unit])} of {spread:g}"
             for unit in ("points", "pips", "price")
         ]
         raise DataError(
-            f"{name}: spreads are whole numbers, such as {layout.whole_spread:g}, beside prices with {layout.decimals} "
-            f"decimals: in which unit? {', '.join(ways)}"
+            f"{layout.path}: spreads are whole numbers, such as {spread:g}, beside prices with {layout.decimals} "
+            f"decimals: in which unit? {', '.join(readings)}"
         )
     return units[layout.spread_unit]
 
 
-def resolve_point(layout: FileLayout, options: ReadOptions, instrument: Instrument) -> float:
-    """The price of the last digit: what the file shows, unless that may be less than brokers quote."""
-    if options.point is not None:
-        return options.point
-    shown = float(f"1e-{layout.decimals}")
-    told = layout.decimals <= MAX_DECIMALS and (layout.fixed_decimals or shown < instrument.point)
-    return shown if told else instrument.point
-
-
 def check_spread(spread_px: float, range_px: float, rules: ParseRules, name: str, max_ratio: float = 1.0) -> None:
-    """Refuse a mean spread of a file that is no cost of its bars, whose mean range is `range_px`; the user may insist.
+    """DataError if the mean spread of a file is not positive, or wider than `max_ratio` mean ranges of its bars.
 
-    It is zero throughout, or more than `max_ratio` times as wide as the bars are high.  Bars that do not move tell nothing.
+    A user who gives the spread or its unit is believed.  Bars with a mean range of zero are not judged.
     """
     if not rules.is_spread_unit_assumed:
         return
@@ -244,13 +228,13 @@ def check_spread(spread_px: float, range_px: float, rules: ParseRules, name: str
     if rules.spread_unit_px and 0 < max_ratio * range_px < spread_px:
         raise DataError(
             f"{name}: a mean spread of {format_decimal(spread_px)} = {pips:.3g} pips is wider than the mean bar, "
-            f"{format_decimal(range_px)}: in which unit is it? --spread-unit pips, --spread-unit points, or --spread-unit "
-            f"price if it is meant; --spread {usual:g} (pips) takes its place"
+            f"{format_decimal(range_px)}: in which unit is it? --spread-unit pips, --spread-unit points, or "
+            f"--spread-unit price if it is meant; --spread {usual:g} (pips) takes its place"
         )
 
 
 def format_decimal(value: float) -> str:
-    """A number of five digits without an exponent."""
+    """A number rounded to five digits, without an exponent."""
     return np.format_float_positional(value, precision=5, fractional=False, trim="-")
 
 
@@ -262,7 +246,7 @@ def spread_text(spread_px: float, range_px: float, rules: ParseRules, origin: st
 
 @lru_cache
 def parse_clock(name: str) -> tuple[tzinfo, int]:
-    """Zone and shift in seconds of an IANA name, or of one with a shift in hours: Europe/Athens-7h, UTC+2h."""
+    """The zone and the shift in seconds of a clock: an IANA name, perhaps with hours as in Europe/Athens-7h."""
     shifted = re.fullmatch(r"(.+?)([+-]\d{1,2})h", name)
     zone, shift_s = (shifted[1], int(shifted[2]) * 3600) if shifted else (name, 0)
     try:
@@ -276,9 +260,9 @@ def parse_clock(name: str) -> tuple[tzinfo, int]:
 
 @lru_cache(maxsize=1024)
 def wall_offset_ns(clock: str, quarter: int) -> int:
-    """Nanoseconds by which `clock` is ahead of UTC in a quarter of an hour by its own hands.
+    """Nanoseconds by which `clock` is ahead of UTC, in a quarter of an hour since 1970 that `clock` itself shows.
 
-    An hour that comes twice is taken as the first: if it holds bars, they come out as duplicates.
+    When clocks go back, an hour comes twice and counts as the first: bars of the second become duplicates.
     """
     zone, shift_s = parse_clock(clock)
     wall = NAIVE_EPOCH + timedelta(seconds=quarter * QUARTER_S - shift_s)
@@ -286,89 +270,92 @@ def wall_offset_ns(clock: str, quarter: int) -> int:
     return (offset // MICROSECOND) * 1000 + shift_s * SECOND_NS
 
 
-def parse_stamp(kind: str, text: str, day: str) -> tuple[int, bool]:
-    """Nanoseconds since the epoch of a stamp, by its own clock or (True) UTC; ValueError if it is none."""
+def parse_stamp(style: str, text: str, day: str) -> tuple[int, bool]:
+    """Nanoseconds from the epoch to a stamp, and whether they are UTC or by the file's clock; ValueError if no stamp.
+
+    `style` is that of `Format.stamp_style`; `day` is the date of a file whose stamps have none.
+    """
     is_utc, zone = False, ""
-    if kind == "midnight":
+    if style == "midnight":
         stamp_ns = int(text) * 1_000_000 if text.isdigit() else -1
-        if not 0 <= stamp_ns < DAY:
+        if not 0 <= stamp_ns < DAY_NS:
             raise ValueError(text)
         stamp_ns += (datetime.fromisoformat(day) - NAIVE_EPOCH) // MICROSECOND * 1000
-    elif text[4:9].isdigit() and (unix_ns := parse_unix_time(kind, text)) is not None:
+    elif text[4:9].isdigit() and (unix_ns := parse_unix_time(style, text)) is not None:
         stamp_ns, is_utc = unix_ns, True
     else:
         try:
             marked = text[4:5] in DATE_SEPARATORS or text[2:3] in DATE_SEPARATORS
-            stamp = datetime.fromisoformat(to_iso_fast(kind, text) if marked else text)
+            stamp = datetime.fromisoformat(to_iso_fast(style, text) if marked else text)
         except ValueError:
-            written, zone = to_iso(kind, text)
-            stamp = datetime.fromisoformat(written)
+            iso_text, zone = to_iso(style, text)
+            stamp = datetime.fromisoformat(iso_text)
         is_utc = stamp.tzinfo is not None
         stamp_ns = (stamp - (EPOCH_UTC if is_utc else NAIVE_EPOCH)) // MICROSECOND * 1000
     if zone:
         stamp_ns, is_utc = stamp_to_utc(stamp_ns, False, zone), True
     if not 0 <= stamp_ns < MAX_STAMP_NS:
         raise ValueError(text)
-    return stamp_ns, is_utc and kind != "wall"
+    return stamp_ns, is_utc and style != "wall"
 
 
-def parse_unix_time(kind: str, text: str) -> int | None:
-    """Nanoseconds of a UNIX time in seconds, milli-, micro- or nanoseconds; None if `text` is none."""
-    whole, _, part = text.partition(".")
+def parse_unix_time(style: str, text: str) -> int | None:
+    """Nanoseconds of a UNIX time in seconds, milli-, micro- or nanoseconds; None if `text` is no UNIX time."""
+    whole, _, fraction = text.partition(".")
     unit = UNIX_UNIT_NS.get(len(whole))
-    if unit is None or kind not in ("iso", "wall") or not (whole + part).isdigit():
+    if unit is None or style not in ("iso", "wall") or not (whole + fraction).isdigit():
         return None
     if len(whole) == 12 and re.fullmatch(COMPACT_DATETIME, whole):
         return None
-    return int(whole) * unit + (int(part) * unit // 10 ** len(part) if part else 0)
+    return int(whole) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
 
 
-def to_iso_fast(kind: str, text: str) -> str:
-    """A stamp of the usual width in the order of ISO 8601: most are, and the rest goes through `to_iso`."""
-    if kind in ("iso", "wall"):
+def to_iso_fast(style: str, text: str) -> str:
+    """A stamp with two-digit day and month in the order of ISO 8601; `to_iso` handles every other stamp."""
+    if style in ("iso", "wall"):
         return text.replace(text[4], "-", 2)
-    month, day = (3, 0) if kind == "dmy" else (0, 3)
+    month, day = (3, 0) if style == "dmy" else (0, 3)
     return f"{text[6:10]}-{text[month : month + 2]}-{text[day : day + 2]}{text[10:]}"
 
 
-def to_iso(kind: str, text: str) -> tuple[str, str]:
-    """A stamp as ISO 8601 has it, and the zone whose name stands behind it; ValueError if it is none."""
-    if turned := re.fullmatch(r"(\d\d?:\S+(?: [ap]m)?) (\S+)", text := text.strip(), re.I):  # the time first
-        text = f"{turned[2]} {turned[1]}"
-    found = next((match for way in STAMP_PATTERNS[kind] if (match := way.fullmatch(text))), None)
-    if found is None:
+def to_iso(style: str, text: str) -> tuple[str, str]:
+    """A stamp in ISO 8601, and the IANA zone that follows it, if any; ValueError if `text` is no stamp."""
+    if time_first := re.fullmatch(r"(\d\d?:\S+(?: [ap]m)?) (\S+)", text := text.strip(), re.I):
+        text = f"{time_first[2]} {time_first[1]}"
+    match = next((candidate for pattern in STAMP_PATTERNS[style] if (candidate := pattern.fullmatch(text))), None)
+    if match is None:
         raise ValueError(text)
-    part = {key: value or "" for key, value in found.groupdict().items()}
-    month = part["m"] if part["m"].isdigit() else str(MONTH_NAMES.index(part["m"].lower()) + 1)
-    date = f"{part['y']}-{month:0>2}-{part['d']:0>2}"
-    if not part["H"]:
+    parts = {key: value or "" for key, value in match.groupdict().items()}
+    month = parts["m"] if parts["m"].isdigit() else str(MONTH_NAMES.index(parts["m"].lower()) + 1)
+    date = f"{parts['y']}-{month:0>2}-{parts['d']:0>2}"
+    if not parts["H"]:
         return date, ""
-    hour = int(part["H"])
-    if part["p"]:
+    hour = int(parts["H"])
+    if parts["p"]:
         if not 1 <= hour <= 12:
             raise ValueError(text)
-        hour = hour % 12 + 12 * (part["p"].lower() == "p")
-    offset = re.sub("utc|gmt|z", "", part["z"].lower()) or ("+00:00" if part["z"] else "")
-    zone = part["n"] if "/" in part["n"] else ""
-    if part["n"] and not zone and part["n"].lower() not in TIMEZONES:
+        hour = hour % 12 + 12 * (parts["p"].lower() == "p")
+    offset = re.sub("utc|gmt|z", "", parts["z"].lower()) or ("+00:00" if parts["z"] else "")
+    zone = parts["n"] if "/" in parts["n"] else ""
+    if parts["n"] and not zone and parts["n"].lower() not in TIMEZONES:
         raise ValueError(text)
-    return f"{date}T{hour:02}:{part['M']}:{part['S'] or '00'}.{part['f'] or '0'}{offset}", zone
+    return f"{date}T{hour:02}:{parts['M']}:{parts['S'] or '00'}.{parts['f'] or '0'}{offset}", zone
 
 
 def stamp_to_utc(stamp_ns: int, is_utc: bool, clock: str) -> int:
-    """A stamp by `clock` in UTC."""
+    """A stamp by `clock`, unless it `is_utc` already, in UTC."""
     return stamp_ns if is_utc else stamp_ns - wall_offset_ns(clock, stamp_ns // (QUARTER_S * SECOND_NS))
 
 
-def to_utc(stamp_ns: IntArray, is_utc: NDArray[np.bool_], clock: str) -> IntArray:
-    """Stamps [T] by `clock` in UTC."""
-    quarter, where = np.unique(stamp_ns // (QUARTER_S * SECOND_NS), return_inverse=True)
+def to_utc(stamp_ns: IntArray, is_utc: BoolArray, clock: str) -> IntArray:
+    """Stamps [T] by `clock`, unless they are UTC already, in UTC."""
+    quarter, quarter_index = np.unique(stamp_ns // (QUARTER_S * SECOND_NS), return_inverse=True)
     offsets = np.array([wall_offset_ns(clock, int(q)) for q in quarter], np.int64)
-    return np.where(is_utc, stamp_ns, stamp_ns - offsets[where])
+    return np.where(is_utc, stamp_ns, stamp_ns - offsets[quarter_index])
 
 
 def parse_line(text: str, layout: FileLayout) -> tuple[int, bool, dict[str, float]] | None:
-    """Stamp, whether it is UTC, and numbers by role of one line; None if it is not a bar."""
+    """The stamp of a line, whether it is UTC, and its numbers by role; None if the line is not a bar."""
     try:
         return parse_fields(text, layout)
     except DataError:
@@ -378,7 +365,7 @@ def parse_line(text: str, layout: FileLayout) -> tuple[int, bool, dict[str, floa
 
 
 def explain_line(text: str, layout: FileLayout) -> str:
-    """Why a line is not a bar: the cell and the rule that failed."""
+    """Why a line is not a bar: its field and the rule that the field breaks."""
     try:
         parse_fields(text, layout)
     except (ValueError, OverflowError) as error:
@@ -387,7 +374,7 @@ def explain_line(text: str, layout: FileLayout) -> str:
 
 
 def parse_fields(text: str, layout: FileLayout) -> tuple[int, bool, dict[str, float]]:
-    """`parse_line`, with a ValueError that says why the line is not a bar."""
+    """The result of `parse_line`; a ValueError names the reason why the line is not a bar."""
     fields = split_fields(text, layout.separator)
     if len(fields) != len(layout.columns):
         raise ValueError(f"{len(fields)} fields where {len(layout.columns)} are wanted")
@@ -406,13 +393,14 @@ def parse_fields(text: str, layout: FileLayout) -> tuple[int, bool, dict[str, fl
     try:
         return *parse_stamp(layout.format.stamp_style, " ".join(stamp), layout.file_date), numbers
     except (ValueError, OverflowError) as error:
-        at, why = layout.column_names[layout.columns.index("time")], "is no time, or not written as the first"
-        why = str(error) if isinstance(error, DataError) else why  # of its zone
-        raise ValueError(f"{' '.join(stamp)[:40]!r} in column {at} {why}") from None
+        column = layout.column_names[layout.columns.index("time")]
+        # A DataError is about the name of a zone.
+        reason = str(error) if isinstance(error, DataError) else "is no time, or not written as the first"
+        raise ValueError(f"{' '.join(stamp)[:40]!r} in column {column} {reason}") from None
 
 
 def parse_number(text: str, thousands: bool, role: str, column: str) -> float:
-    """The number in a field; ValueError says what it is instead."""
+    """The number in a field; ValueError if it is no number."""
     value = text.strip(whitespace)
     if thousands and THOUSANDS_NUMBER.fullmatch(value):
         value = value.replace(",", "")
@@ -423,7 +411,7 @@ def parse_number(text: str, thousands: bool, role: str, column: str) -> float:
 
 
 def parse_finite(text: str) -> float:
-    """A number that is one."""
+    """A finite number; ValueError for any other text."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"the number {text}")
@@ -431,7 +419,7 @@ def parse_finite(text: str) -> float:
 
 
 def two_symbols_message(layout: FileLayout, other: str) -> str:
-    """What to do with a file of more than one symbol."""
+    """The message for a file with a second symbol, and the command that splits such a file."""
     kept = f"i < {layout.header_lines} or '{other}' in t"
     code = f"import sys; print(*[t for i, t in enumerate(open(sys.argv[1])) if {kept}], sep='', end='')"
     return (
@@ -441,7 +429,7 @@ def two_symbols_message(layout: FileLayout, other: str) -> str:
 
 
 def to_quotes(columns: Any, rules: ParseRules) -> dict[str, Any]:
-    """The columns of `Bars` without the time, from those of a file: bid, ask and volume; alike."""
+    """The columns of `Bars` without the time, from the columns of a file by role; number or array."""
     spread = columns["spread"] * rules.spread_unit_px if rules.spread_unit_px else rules.spread_px
     below = SPREAD_BELOW_PRICE.get(rules.side, 0.0) * spread
     price = {name: columns[name] * rules.price_scale for name in PRICES if name in columns}
@@ -453,5 +441,5 @@ def to_quotes(columns: Any, rules: ParseRules) -> dict[str, Any]:
 
 
 def format_utc(time_ns: int) -> str:
-    """A time in words of ISO 8601, UTC, whole seconds."""
+    """A time in ISO 8601, UTC, whole seconds."""
     return f"{datetime.fromtimestamp(int(time_ns) // SECOND_NS, UTC).isoformat()[:19]}Z"

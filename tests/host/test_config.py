@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.artifact.networks import MAX_CONTEXT
+from host.artifact.manifest import MAX_CONTEXT
 from host.config import (
     Config,
     ConfigError,

@@ -56,7 +56,7 @@ def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def reordered(order: Callable[[list[Any]], list[Any]], members: dict[str, Any]) -> None:
-    """What afterstates share is not all that `dynamics` reads first."""
+    """The preactivation is not all that `dynamics` reads first."""
     model = onnx.load_from_string(members["graphs/dynamics.onnx"])
     carried, cuts, outputs = json.loads(model.metadata_props[0].value)
     model.metadata_props[0].value = json.dumps([carried, order(cuts), outputs])
@@ -66,21 +66,21 @@ def reordered(order: Callable[[list[Any]], list[Any]], members: dict[str, Any]) 
 LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "J is 60": change("configuration", "features", "J", value=60),
     "interval_s is 0": change("interval_s", value=0),
-    "simulations is 10": change("search", "simulations", value=10**9),
-    "considered is 9": change("search", "considered", value=9),
+    "num_simulations is 10": change("search", "num_simulations", value=10**9),
+    "max_considered_actions is 9": change("search", "max_considered_actions", value=9),
     "unexpected keyword": change("search", "simulatoins", value=4),
     "do not agree": change("costs", "interval_ns", value=10**400),
     "do not  agree": change("instrument", "pip_px", value=0.01),
     "costs beyond": change("costs", "slippage_px", value=1e300),
     "a search with": change("search", "discount", value=1e300),
-    "a search  with": change("search", "noise_share", value=1e300),
+    "a search  with": change("search", "dirichlet_fraction", value=1e300),
     "a search that is not": change("search", "stochastic", value=False),
-    "reuse is 1000": change("search", "reuse", value=10**22),
-    "rule is 4": change("search", "rule", value=4),
+    "value_reuse is 1000": change("search", "value_reuse", value=10**22),
+    "algorithm is 4": change("search", "algorithm", value=4),
     "range -1": change("costs", "range_px", value=-1.0),
     "state is 100": change("sizes", "state", value=100_000),
     "the graphs have widths": change("sizes", "state", value=9),
-    "the graphs  have widths": change("sizes", "window", value=2),
+    "the graphs  have widths": change("sizes", "attention_window", value=2),
     "context is 0": change("sizes", "context", value=0),
     "its  history": change("sizes", "context", value=2),
     "shift is float32": change("sizes", "features", value=7),
@@ -149,28 +149,30 @@ def test_a_decision_has_its_share_of_memory_and_time(trained: Trained, monkeypat
     wide.node("MatMul", ["h", wide.weight("v", np.ones((1 << 15, 1)))], "y")
     with pytest.raises(ValueError, match="bytes and"):
         check_decision_cost(agent.shape, search, {**agent.graphs, "market": wide.serialise(1, [OutputHead("y", 1)])})
-    monkeypatch.setattr("host.artifact.networks.MAX_DECISION_WORK", 1000)
+    monkeypatch.setattr("host.artifact.manifest.MAX_DECISION_WORK", 1000)
     with pytest.raises(ModelError, match="multiplications"):
         load_model(trained.path)
 
 
-@pytest.mark.parametrize("rule", range(len(ALGORITHMS)))
+@pytest.mark.parametrize("algorithm", range(len(ALGORITHMS)))
 @pytest.mark.parametrize("weight", [0.0, 0.01])
-def test_no_tree_needs_more_room_than_is_counted(rule: int, weight: float) -> None:
+def test_no_tree_needs_more_room_than_is_counted(algorithm: int, weight: float) -> None:
     for n, codes, state, samples in ((40, 3, 100, 64), (300, 16, 8, 4), (4096, 2, 2, 1)):
         sizes = NetworkShape(
-            features=1, position=9, state=state, actions=POLICY_HEAD_WIDTH if rule == WIDENING else 12, codes=codes
+            features=1, position=9, state=state, actions=POLICY_HEAD_WIDTH if algorithm == WIDENING else 12, codes=codes
         )
-        search = new_search_config(algorithm=rule, num_simulations=n, num_sampled_sizes=samples, mae_penalty=weight)
+        search = new_search_config(
+            algorithm=algorithm, num_simulations=n, num_sampled_sizes=samples, mae_penalty=weight
+        )
         tracemalloc.start()
         planner = new_planner(no_networks(), search, 1, sizes)
         taken = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        assert planner.config.algorithm == rule
+        assert planner.config.algorithm == algorithm
         assert taken <= max_tree_bytes(sizes, search) + 50_000
 
 
-def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> None:
+def test_metadata_of_graphs_give_their_widths(trained: Trained, tmp_path: Path) -> None:
     agent = trained.loaded.networks
     assert {name: layout_of(graph)[:2] for name, graph in agent.graphs.items()} == graph_widths(
         agent.shape, trained.loaded.search, preactivation=2 * 8
@@ -183,15 +185,15 @@ def test_a_model_says_what_its_graphs_are(trained: Trained, tmp_path: Path) -> N
         load_model(tmp_path / "no.swt")
 
 
-def test_a_model_without_a_graph_for_siblings_asks_for_all_of_an_afterstate(trained: Trained, tmp_path: Path) -> None:
+def test_a_model_without_afterstate_value_evaluates_whole_afterstates(trained: Trained, tmp_path: Path) -> None:
     """As those of versions before; the tree is the same."""
     members, choices = members_of(trained.path.read_bytes()), list[Any]()
-    for rule in (GUMBEL, PUCT):
-        members[model_file.MANIFEST]["search"]["rule"] = rule
+    for algorithm in (GUMBEL, PUCT):
+        members[model_file.MANIFEST]["search"]["algorithm"] = algorithm
         choices.append(decisions(signed(members), tmp_path))
     del members["graphs/afterstate_value.onnx"], members[model_file.MANIFEST]["selftest"]["afterstate_value"]
-    for rule, expected in zip((GUMBEL, PUCT), choices, strict=True):
-        members[model_file.MANIFEST]["search"]["rule"] = rule
+    for algorithm, expected in zip((GUMBEL, PUCT), choices, strict=True):
+        members[model_file.MANIFEST]["search"]["algorithm"] = algorithm
         np.testing.assert_allclose(decisions(signed(members), tmp_path), expected, rtol=1e-5, atol=1e-7)
 
 

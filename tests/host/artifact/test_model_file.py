@@ -33,7 +33,7 @@ MANIFEST: dict[str, Any] = {
     "history": 600,
     "actions": ["HOLD", "BUY", "SELL", "CLOSE"],
     "costs": {"slippage": 0.1 + 0.2},
-    "search": {"simulations": 16},
+    "search": {"num_simulations": 16},
     "data": {"span": ["2021-01-03", "2021-02-26"], "sha256": "cd"},
     "configuration": {"seed": 7},
 }

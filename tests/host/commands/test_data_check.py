@@ -142,7 +142,7 @@ def test_every_format_is_known_to_the_tests() -> None:
     from host.data.formats import FORMATS
 
     names = {check_data(path, ReadOptions())["format"] for path in DATA.glob("*.csv")}
-    asked = {fmt.name for fmt in FORMATS if fmt.question}  # test_columns answers
+    asked = {fmt.name for fmt in FORMATS if fmt.question}  # test_layout answers
     assert {fmt.name for fmt in FORMATS} - names - asked == {row[0] for row in KNOWN} - names
     assert {read[0] for read in SAMPLES.values() if isinstance(read, tuple)} <= names
 

@@ -1,4 +1,4 @@
-"""What lies on a disk: packed, in UTF-16, as JSON or as a table of pyarrow, it gives the bars of the plain file."""
+"""A file that is packed, in UTF-16, JSON or a table of pyarrow gives the bars of the plain file."""
 
 import bz2
 import codecs
@@ -95,7 +95,7 @@ def read_both(path: Path, options: ReadOptions | None = None) -> tuple[Bars, Sou
 
 
 def refused(path: Path, says: str = "") -> str:
-    """What both readers say; one line."""
+    """The error of both readers, one line."""
     with pytest.raises(DataError) as bulk:
         read_bars(path)
     with pytest.raises(DataError) as feed:
@@ -118,7 +118,7 @@ def test_packed_bars_are_the_bars(way: str, tmp_path: Path) -> None:
 
 
 def test_pieces_of_any_size_are_put_together(tmp_path: Path) -> None:
-    """Packed and unpacked, streams end anywhere in a piece of PIECE bytes."""
+    """Packed and unpacked, streams end anywhere in a chunk of UNPACK_CHUNK_BYTES."""
     text = np.random.default_rng(1).integers(33, 126, 3 * UNPACK_CHUNK_BYTES, np.uint8).tobytes() + b"\n"
     blank = b"\n" * (40 * UNPACK_CHUNK_BYTES)
     for pack in (gzip.compress, bz2.compress, lzma.compress):
@@ -137,8 +137,8 @@ def test_the_file_that_was_found(tmp_path: Path) -> None:
     assert (source.format, source.rows, source.first) == ("canonical", len(plain.time), "2023-01-01T23:00:00Z")
 
 
-def test_the_name_of_a_member_tells_what_that_of_a_file_does(tmp_path: Path) -> None:
-    """The archive speaks where the member is silent; lines are counted in the member."""
+def test_the_name_of_a_member_serves_as_that_of_a_file(tmp_path: Path) -> None:
+    """The name of the archive counts where that of the member shows nothing; lines are counted in the member."""
     yen = PLAIN.replace(b"1.1", b"111.1").replace(b"1.0", b"111.0")
     path = put(tmp_path, zipped({"folder/USDJPY_ASK.csv": yen}), "bars_bid.zip")
     _, source = read_both(path)

@@ -1,4 +1,4 @@
-"""Reading files of bars: every format tells the same bars, and nothing bad passes in silence."""
+"""Reading files of bars: every format gives the same bars, and no bad row passes silently."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def problems(path: Path, **options: object) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_every_format_tells_the_same_bars(name: str) -> None:
+def test_every_format_gives_the_same_bars(name: str) -> None:
     expected, _ = read_bars(DATA / "canonical_unix_s.csv")
     bars, source = read_bars(DATA / name)
     assert source.rows == 40
@@ -50,7 +50,7 @@ def test_every_format_tells_the_same_bars(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DAILY)
-def test_every_format_of_days_tells_the_same_bars(name: str) -> None:
+def test_every_format_of_days_gives_the_same_bars(name: str) -> None:
     expected, _ = read_bars(DATA / "daily_canonical.csv")
     bars, source = read_bars(DATA / name, ReadOptions(side="bid"))
     assert (source.rows, source.interval_s, source.problems) == (40, 86_400, [])
@@ -167,7 +167,7 @@ def test_label_and_interval(tmp_path: Path) -> None:
 
 
 def test_what_was_read_is_read_again_alike() -> None:
-    """`Source` can be given back as options: what a model remembers must be understood by its feed."""
+    """`Source` can be given back as options: the defaults of a model must be options of its feed."""
     for path in sorted(DATA.glob("*.csv")):
         bars, source = read_bars(path)
         known = {key: getattr(source, key) for key in ("side", "timezone", "label", "interval_s", "spread_pips")}

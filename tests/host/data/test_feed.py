@@ -17,7 +17,8 @@ import pytest
 from host.data.csv_reader import read_bars
 from host.data.feed import POLL_S, Bar, LineParser, feed_bars
 from host.data.file_checks import MIN_OTHER_STEPS
-from host.data.formats import DataError, ReadOptions, detect_layout
+from host.data.formats import DataError, ReadOptions
+from host.data.layout import detect_layout
 from host.data.row_checks import SNIFF_LINES
 from kernels.market.bars import SECOND_NS, Bars
 from kernels.market.features import HISTORY
@@ -109,7 +110,7 @@ def test_a_bad_line_stops_the_feed_or_is_dropped(changes: dict[int, str], kind: 
     assert_same(list(feed_bars(path, dropping)), read_bars(path, dropping)[0])
 
 
-def test_bars_that_are_not_complete_tell_nothing(tmp_path: Path) -> None:
+def test_bars_that_are_not_complete_are_skipped(tmp_path: Path) -> None:
     lines = [f"2021-03-24T{m // 60:02}:{m % 60:02}:00,{m % 30 == 0},1.1,1.2,1.0,1.1,5" for m in range(0, 600, 5)]
     path = tmp_path / "b.csv"
     path.write_text("\n".join(lines))

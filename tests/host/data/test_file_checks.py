@@ -139,7 +139,7 @@ def test_what_markets_do_is_no_other_length() -> None:
 @pytest.mark.parametrize(
     ("step", "count"), [(0.25, MIN_SHORTER_STEPS), (2.0, MIN_OTHER_STEPS), (4.0, MIN_LONGER_STEPS)]
 )
-def test_so_many_steps_tell(step: float, count: int) -> None:
+def test_so_many_steps_prove_another_length(step: float, count: int) -> None:
     steps = [1.0] * 40 + [step] * count
     opening = np.cumsum([0.0, *steps, 1.0]) * HOUR
     assert find_interval_change(opening.astype(np.int64) * SECOND_NS, HOUR * SECOND_NS) == (
@@ -360,7 +360,7 @@ def test_a_market_without_weekends_has_holes_on_them(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("symbol", ["DE40", "JP225", "XAUUSD", "BTCUSD"])
-def test_the_holes_of_a_file_are_those_that_no_session_spans(symbol: str, tmp_path: Path) -> None:
+def test_the_holes_of_a_file_are_those_that_no_episode_spans(symbol: str, tmp_path: Path) -> None:
     """An index that pauses for 3 h 15 had a hole every day that training did not have."""
     path = write_bars(tmp_path / f"{symbol}.csv", symbol, KINDS[symbol], 6000, slice(2000, 2030))
     bars, source = read_bars(path)

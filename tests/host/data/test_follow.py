@@ -151,7 +151,7 @@ def test_half_of_an_overwritten_line_is_never_a_bar(tmp_path: Path, monkeypatch:
     assert_same(bars, read_bars(write(tmp_path, lines[:13], "whole.csv"))[0])
 
 
-def test_a_bar_that_was_rewritten_is_said_once_with_both_values(tmp_path: Path, said: list[str]) -> None:
+def test_a_bar_that_was_rewritten_is_reported_once_with_both_values(tmp_path: Path, said: list[str]) -> None:
     lines = rows()
     path = write(tmp_path, lines[:6])
     stamp, *prices = lines[3].split(",")
@@ -165,7 +165,7 @@ def test_a_bar_that_was_rewritten_is_said_once_with_both_values(tmp_path: Path, 
     assert f"now {float(prices[0]):.10g}/1.3/" in said[0]
 
 
-def test_a_bar_that_comes_after_its_turn_is_said(tmp_path: Path, said: list[str]) -> None:
+def test_a_bar_that_comes_after_its_turn_is_reported(tmp_path: Path, said: list[str]) -> None:
     lines = rows()
     path = write(tmp_path, [*lines[:3], *lines[4:6]])
     assert len(follow(path, lambda: write(tmp_path, lines[:7]))) == 6
@@ -173,7 +173,7 @@ def test_a_bar_that_comes_after_its_turn_is_said(tmp_path: Path, said: list[str]
     assert "was not there in its turn" in said[0]
 
 
-def test_a_window_that_has_passed_unread_bars_is_said(tmp_path: Path, said: list[str]) -> None:
+def test_a_window_that_has_passed_unread_bars_is_reported(tmp_path: Path, said: list[str]) -> None:
     lines = rows()
     path = write(tmp_path, lines[:4])
     bars = follow(path, lambda: write(tmp_path, lines[4:6]), lambda: write(tmp_path, lines[7:9]))

@@ -1,4 +1,4 @@
-"""Which instrument a symbol or the name of a file speaks of, and what a pip of it is."""
+"""The instrument that a symbol or the name of a file names, and its pip."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_names_that_brokers_give(name: str, symbol: str, pip: float, point: floa
 
 
 @pytest.mark.parametrize("name", ["bars.csv", "EURUSD_and_GBPUSD.csv", "EURUSDT.csv", "AAPL", "USDUSD", "MYEURUSDX"])
-def test_names_that_say_nothing(name: str) -> None:
+def test_names_that_name_no_instrument(name: str) -> None:
     assert find_instrument(name) is None
 
 

@@ -137,7 +137,7 @@ def test_a_bar_is_given_with_its_last_minute_or_the_next_that_comes(tmp_path: Pa
     assert_same(bars, read_bars(path, ReadOptions(interval_s=3600))[0])
 
 
-def test_what_is_not_whole_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_whole_is_left_out_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = minutes_file(tmp_path, list(range(17, 200)))
     options = ReadOptions(interval_s=3600)
     bars, source = read_bars(path, options)

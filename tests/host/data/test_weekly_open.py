@@ -147,7 +147,7 @@ def test_sundays_that_are_missing(tmp_path: Path) -> None:
     assert said.endswith("no clock that I know fits: are Sunday's bars missing?")
 
 
-def test_what_tells_nothing_is_not_doubted(tmp_path: Path) -> None:
+def test_what_proves_nothing_is_not_doubted(tmp_path: Path) -> None:
     days = [JANUARY.replace(tzinfo=UTC) + timedelta(days=d) for d in range(1, 300) if d % 7 < 6 and d % 7]
     assert doubts(write(tmp_path, days)) == []
     always = [JANUARY.replace(tzinfo=UTC) + timedelta(hours=h) for h in range(24 * 40)]

@@ -50,7 +50,7 @@ def both_ways(path: Path, options: ReadOptions | None = None) -> tuple[Bars, Sou
 
 
 def refused(path: Path, options: ReadOptions | None = None, feed: bool = True) -> str:
-    """What is said of a file that is refused, by a feed too."""
+    """The error of a file that is refused, by a feed too."""
     with pytest.raises(DataError) as bulk:
         read_bars(path, options)
     if feed:
@@ -239,13 +239,13 @@ def test_points_are_of_the_last_digit_whatever_a_pip_is(pip: float | None, tmp_p
         ("b.csv", "1.08,1.081,1.07900000000001,1.0805", 0.0001),  # noise
     ],
 )
-def test_the_last_digit_is_told_by_all_of_the_head(name: str, price: str, point: float, tmp_path: Path) -> None:
+def test_the_whole_head_shows_the_last_digit(name: str, price: str, point: float, tmp_path: Path) -> None:
     header = "time,open,high,low,close,tick_volume,spread,real_volume"
     bars, _ = both_ways(write(tmp_path, header, f"{ISO},{price},7,8,0", name))
     np.testing.assert_allclose(bars.ask_close - bars.close, 8 * point, rtol=1e-6)
 
 
-def test_a_pip_is_told_by_all_of_the_head(tmp_path: Path) -> None:
+def test_the_whole_head_shows_the_pip(tmp_path: Path) -> None:
     path = tmp_path / "b.csv"
     prices = ["2000,2003,1999,2001", *["2000.25,2003.75,1999.5,2001.25"] * 11]
     path.write_text("\n".join([HEAD[:-7], *(f"2023-01-02 {h:02}:00,{px}" for h, px in enumerate(prices))]))
@@ -341,8 +341,8 @@ def test_twelve_hours_in_dates_that_could_be_either(tmp_path: Path) -> None:
     assert bars.time[0] == int((OPENED[0] + timedelta(hours=1)).timestamp()) * SECOND_NS
 
 
-def test_volume_tells_whose_minutes_they_are(tmp_path: Path) -> None:
-    """HistData has none.  A feed waits until it knows; where there is no column of volumes the user is asked."""
+def test_volume_shows_whose_minutes_they_are(tmp_path: Path) -> None:
+    """HistData has none.  A feed waits for a volume; where there is no column of volumes the user is asked."""
     silent, flags = "{n:%Y%m%d %H%M%S},{o},{h},{l},{p}", ReadOptions(timezone="UTC", label="close")
     _, source = both_ways(write(tmp_path, "", f"{silent},0"))
     assert (source.format, source.timezone) == ("HistData ASCII", "Europe/Athens-7h")
@@ -407,7 +407,7 @@ def test_two_symbols_are_split_by_the_command_that_is_printed(tmp_path: Path) ->
 
 
 def test_the_clock_of_a_format_wins_over_what_a_model_remembers(tmp_path: Path) -> None:
-    """Both readings are said; what the format leaves open is taken from the model, and the user has the last word."""
+    """The error has both readings.  A model settles what the format leaves open, and the user overrules both."""
     model = {"timezone": "UTC", "side": "ask", "label": "open", "pip": 0.0001, "spread_pips": 1.4}
     path = write(tmp_path, "", "{s:%Y.%m.%d},{s:%H:%M},BAR")
     said = refused(path, ReadOptions(model_defaults=model))
