@@ -58,10 +58,10 @@ def backtest_csv(
     decisions: Path | None,
     quiet: bool = False,
     as_json: bool = False,
-    guard: RiskConfig | None = None,
+    risk: RiskConfig | None = None,
     insist: bool = False,
 ) -> dict[str, Any]:
-    """Trade a CSV with a model from the bar that closes at or after `start`; the report, with what `guard` cuts."""
+    """Trade a CSV with a model from the bar that closes at or after `start`; the report, with what `risk` cuts."""
     if decisions is not None:
         check_writable(decisions)
         check_not_input(decisions, model, csv or SAMPLE_CSV)
@@ -81,8 +81,8 @@ def backtest_csv(
     with progress("backtest") as bar:
         result = run_backtest(trader, bars, extra, first, len(bars.time), bar)
     document = backtest_report(result, bars, first, loaded.market_spec, seed=0)
-    if guard is not None:
-        limits = resolve_limits(guard, loaded)
+    if risk is not None:
+        limits = resolve_limits(risk, loaded)
         for line in describe_limits(limits, loaded):
             log(line)
         document["guards"] = run_risk_engine(loaded, limits, result.log.target, bars, first)
@@ -90,7 +90,7 @@ def backtest_csv(
         print(json.dumps(document))
     elif not quiet:
         print_report(document, sys.stdout)
-        if guard is not None:
+        if risk is not None:
             print_risk_report(document["guards"], sys.stdout)
     if decisions is not None:
         with add_path_to_errors(decisions):

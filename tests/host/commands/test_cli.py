@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from host.config import Config, LiveConfig, settings_text
 from host.console import program_command
 from host.evaluation.synthetic import MARKETS
 from host.training.run_dir import open_run_dir
+from kernels.jit import module_digest
 from tests.fixtures.paths import ROOT, SAMPLE
 from tests.fixtures.program import TINY
 from tests.fixtures.trained import by_time
@@ -97,6 +100,15 @@ def test_usage_errors_are_2(args: list[str], says: str) -> None:
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_and_the_settings_are_printed_without_a_market() -> None:
+    done = swt("--version")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert done.stdout == f"swt {project['version']}, {module_digest('kernels.live.policy_step')}\n"
+    for command, config in (("train", Config()), ("backtest", LiveConfig()), ("act", LiveConfig())):
+        done = swt(command, "--help-config")
+        assert (done.returncode, done.stdout, done.stderr) == (0, settings_text(config), "")
 
 
 def test_unknown_keys_are_3_and_named(setup: Setup, tmp_path: Path) -> None:
