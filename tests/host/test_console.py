@@ -31,7 +31,7 @@ def test_the_compiler_tells_of_each_kernel_once() -> None:
         compile_anew()
         njit(lambda: 1)()  # no kernel of the program
     compile_anew()
-    assert [name for _, _, name in told] == ["rng.below"]
+    assert [name for _, _, name in told] == ["rng.randint"]
     assert [number for number, _, _ in told] == [1]
     assert told[0][1] > 10
 
@@ -50,7 +50,7 @@ def test_compilation_moves_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch, ter
     assert said.count("compiling kernels: once") == 1
     assert re.search(r"getting ready:.*done", said)
     if not terminal:
-        assert re.search(r"getting ready: +\d+% compiling kernel 1 of about \d+, rng\.below", said)
+        assert re.search(r"getting ready: +\d+% compiling kernel 1 of about \d+, rng\.randint", said)
 
 
 def test_a_plain_line_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a proce
 HEAD = """
 import gc, os, signal, sys, threading, time, weakref
 from host import stop
-from host.stop import catch_signals, stop_if_asked
-catch_signals()
+from host.stop import install_signal_handlers, raise_if_signalled
+install_signal_handlers()
 """
 SWALLOWED = {  # where Python throws away what a handler raises
     "finalizer": """
@@ -39,7 +39,7 @@ del mute
     "nothing": "os.kill(os.getpid(), NUMBER)\n",
 }
 WAITS = {
-    "a loop that asks": "while True: stop_if_asked()\n",
+    "a loop that asks": "while True: raise_if_signalled()\n",
     "a sleep": "time.sleep(30)\n",
     "a read": "os.read(os.pipe()[0], 1)\n",
 }

@@ -181,7 +181,7 @@ def test_a_kill_loses_the_running_unit_at_most(tmp_path: Path) -> None:
         "import sys, time, pathlib\n"
         "from tests.host.bench.test_enhancements import *\n"
         "def slow(unit, beat):\n    time.sleep(0.3)\n    return pretend(unit, beat)\n"
-        "measure_all(all_units([Enhancement('a', '')], 9, TINY), pathlib.Path(sys.argv[1]), lambda *_: None, slow)"
+        "run_jobs(all_jobs([Enhancement('a', '')], 9, TINY), pathlib.Path(sys.argv[1]), lambda *_: None, slow)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT) as child:
         deadline = time.monotonic() + 60

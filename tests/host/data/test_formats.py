@@ -54,9 +54,9 @@ def test_a_machine_without_time_zones_knows_utc() -> None:
     """Windows has none, unless the package tzdata is installed."""
     program = (
         "import sys, zoneinfo\nzoneinfo.reset_tzpath(())\nsys.modules['tzdata'] = None\n"
-        "from host.data.formats import DataError\nfrom host.data.parsing import offset_ns\n"
-        "print(offset_ns('UTC', 0), offset_ns('UTC+2h', 0))\n"
-        "try:\n    offset_ns('Europe/Athens', 0)\nexcept DataError as error:\n    print(error)"
+        "from host.data.formats import DataError\nfrom host.data.parsing import wall_offset_ns\n"
+        "print(wall_offset_ns('UTC', 0), wall_offset_ns('UTC+2h', 0))\n"
+        "try:\n    wall_offset_ns('Europe/Athens', 0)\nexcept DataError as error:\n    print(error)"
     )
     said = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
     assert said.startswith(f"0 {7200 * SECOND_NS}\n--timezone Europe/Athens")

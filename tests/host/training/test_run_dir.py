@@ -34,8 +34,8 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from host.run import open_run
-with open_run(Path(sys.argv[1]), resume=True) as run:
+from host.training.run_dir import open_run_dir
+with open_run_dir(Path(sys.argv[1]), resume=True) as run:
     last = run.load_checkpoint()
     step = last.step if last else 0
     while True:
@@ -48,8 +48,8 @@ with open_run(Path(sys.argv[1]), resume=True) as run:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from host.run import open_run
-run = open_run(Path(sys.argv[1]), resume=False)
+from host.training.run_dir import open_run_dir
+run = open_run_dir(Path(sys.argv[1]), resume=False)
 print("open", flush=True)
 time.sleep(60)
 """

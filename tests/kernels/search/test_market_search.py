@@ -63,7 +63,7 @@ class World:
     @property
     def market(self) -> Market:
         costs = {"slippage_px": 2e-5, "commission_px": 1e-5, "swap_long_px": -3e-5, "swap_short_px": 1e-5}
-        rules: dict[str, Any] = {"excursion_weight": self.k, "reverse": self.reverse, "sizes": self.sizes, **costs}
+        rules: dict[str, Any] = {"mae_penalty": self.k, "reverse": self.reverse, "sizes": self.sizes, **costs}
         return new_market(range_px=5e-4, pip_px=1e-4, interval_ns=H4 * 60 * SECOND_NS, **rules)
 
     @property
@@ -71,7 +71,7 @@ class World:
         return NetworkShape(F, NUM_POSITION_FEATURES, D, self.actions, self.C)
 
     def config(self, simulations: int, **others: Any) -> SearchConfig:
-        rules = {"reverse": self.reverse, "excursion_weight": self.k, "rule": MARKET, "c_scale": 0.05}
+        rules = {"reverse": self.reverse, "mae_penalty": self.k, "algorithm": MARKET, "c_scale": 0.05}
         return new_search_config(num_simulations=simulations, **(rules | others))
 
     def params(self) -> tuple[Any, ModelShape]:

@@ -88,14 +88,14 @@ class Searcher:
     def __init__(self, case: dict[str, Any], batch: int, **others: Any) -> None:
         self.case, c = case, case["cfg"]
         golden = {
-            "simulations": c["n"],
-            "considered": c["m"],
+            "num_simulations": c["n"],
+            "max_considered_actions": c["m"],
             "discount": c["gamma"],
             "c_visit": c["maxvisit_init"],
             "c_scale": c["value_scale"],
             "rescale": c["rescale"],
             "stochastic": c["stochastic"],
-            "full_width": False,
+            "expectation_backup": False,
         }
         self.config = new_search_config(**(golden | others))
         after, dynamics = golden_graphs(case)
@@ -251,7 +251,7 @@ def test_puct_is_the_naive_tree(number: int) -> None:
     case = CASES[number]
     A, draw = case["cfg"]["A"], np.random.default_rng(number)
     for rescale in (False, True):
-        searcher = Searcher(case, 3, rule=PUCT, rescale=rescale, simulations=40, value_unit=3.0)
+        searcher = Searcher(case, 3, algorithm=PUCT, rescale_values=rescale, num_simulations=40, q_scale=3.0)
         noise = draw.gamma(0.3, size=(3, A))
         noise[0] = 0
         invalid = [[0] * A, [0] * A, [0] * (A - 1) + [1]]
@@ -270,7 +270,7 @@ def test_puct_is_the_naive_tree(number: int) -> None:
 
 
 MODES = [
-    {"stochastic": stochastic, "full_width": full_width, "rule": rule}
+    {"stochastic": stochastic, "expectation_backup": full_width, "algorithm": rule}
     for stochastic, full_width in ((False, False), (True, False), (True, True))
     for rule in (GUMBEL, PUCT)
 ]
@@ -280,7 +280,7 @@ MODES = [
 def test_visits_are_conserved_in_every_mode(mode: dict[str, Any]) -> None:
     """A node's visits are its own evaluation and those of its children; at full width a code has none of its own."""
     case = CASES[STOCHASTIC if mode["stochastic"] else 0]
-    searcher = Searcher(case, 2, simulations=30, **mode)
+    searcher = Searcher(case, 2, num_simulations=30, **mode)
     searcher.plant(0, [0] * case["cfg"]["A"], case["gumbel"])
     searcher.plant(1, [1] + [0] * (case["cfg"]["A"] - 1), [0.0] * case["cfg"]["A"])
     searcher.run()
@@ -289,7 +289,7 @@ def test_visits_are_conserved_in_every_mode(mode: dict[str, Any]) -> None:
         assert t.visits[b, 0] == 31
         for node in range(t.num_nodes[b]):
             passed = sum(int(t.visits[b, child]) for child in t.child[b, node] if child != tree.NONE)
-            is_code = mode["full_width"] and node > 0 and t.kind[b, node] == tree.DECISION
+            is_code = mode["expectation_backup"] and node > 0 and t.kind[b, node] == tree.DECISION
             assert t.visits[b, node] == passed + (0 if is_code else 1)
     assert t.child[1, 0, 0] == tree.NONE
 
@@ -340,8 +340,8 @@ def test_at_full_width_a_certain_code_leaves_the_deterministic_tree(rule: int) -
     """Visits counted per bar: an afterstate comes with its code."""
     case = CASES[2]
     searchers = [
-        Searcher(case, 1, rule=rule, simulations=40),
-        Searcher(one_code(case), 1, rule=rule, simulations=40, full_width=True),
+        Searcher(case, 1, algorithm=rule, num_simulations=40),
+        Searcher(one_code(case), 1, algorithm=rule, num_simulations=40, expectation_backup=True),
     ]
     for searcher in searchers:
         searcher.plant(0, [0, 0, 0, 1], [0.0] * 4 if rule == PUCT else case["gumbel"])
@@ -355,7 +355,7 @@ def test_puct_with_a_certain_code_comes_to_the_same_at_twice_the_simulations() -
     for n in (20, 200):
         shares = []
         for case, simulations in ((CASES[2], n), (one_code(CASES[2]), 2 * n)):
-            searcher = Searcher(case, 1, rule=PUCT, simulations=simulations)
+            searcher = Searcher(case, 1, algorithm=PUCT, num_simulations=simulations)
             searcher.plant(0, [0] * 4, [0.0] * 4)
             searcher.run()
             policy = np.zeros(4)
@@ -374,10 +374,10 @@ def test_a_constant_reward_of_one_is_worth_1_over_1_minus_gamma(mode: dict[str, 
     case = CASES[0] | {"weights": w | single | {"wav": [0.0] * 3}}
     case["cfg"] = CASES[0]["cfg"] | {"A": 1, "m": 1, "gamma": 0.9, "stochastic": mode["stochastic"]}
     for n in (5, 100, 400):
-        searcher = Searcher(case, 1, simulations=n, **mode)
+        searcher = Searcher(case, 1, num_simulations=n, **mode)
         searcher.plant(0, [0], [0.0])
         searcher.run()
-        halved = mode["stochastic"] and not mode["full_width"]
+        halved = mode["stochastic"] and not mode["expectation_backup"]
         depths = np.arange(n + 1) // (2 if halved else 1)
         expected = ((1 - 0.9**depths) / 0.1).mean()
         assert searcher.tree.value[0, 0] == pytest.approx(expected, rel=1e-4)

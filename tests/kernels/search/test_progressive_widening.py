@@ -543,10 +543,10 @@ def test_memory_is_bounded_by_what_a_search_is_told() -> None:
     assert wider.draw_count.shape[2] == max_draws_table(4.0, 0.5, 17)[-1] == 17
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 0}, {"coefficient": 0.5}, {"exponent": 1.5}])
+@pytest.mark.parametrize("wrong", [{"num_sampled_sizes": 0}, {"coefficient": 0.5}, {"exponent": 1.5}])
 def test_impossible_widening_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="full width"):
-        new_sampled_tree(new_search_config(num_sampled_sizes=wrong.pop("samples", 4)), 1, C, D, 0, **wrong)
+        new_sampled_tree(new_search_config(num_sampled_sizes=wrong.pop("num_sampled_sizes", 4)), 1, C, D, 0, **wrong)
 
 
 @pytest.mark.parametrize("name", ["root", "afterstate", "dynamics"])

@@ -239,7 +239,7 @@ def learner_of(weights: unroll.LossWeights, threads: int) -> Learner:
     return Learner(SHAPE._replace(chance_encoder_width=16), 128, K, 5, 3e-3, 0.0, 10_000, threads, weights)
 
 
-@pytest.mark.parametrize("code_move", [1.0, 0.0])
+@pytest.mark.parametrize("telling", [1.0, 0.0])
 def test_codes_learn_to_tell_the_move_if_they_are_asked_to(telling: float) -> None:
     batch = telling_batch(128)
     learner = learner_of(unroll.LossWeights(commitment=0.25, code_entropy=0.3, code_move=telling), 1)

@@ -38,7 +38,7 @@ def close(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("s", SHAPES, ids=lambda s: f"context{s.context}-heads{s.heads}-window{s.window}")
+@pytest.mark.parametrize("s", SHAPES, ids=lambda s: f"context{s.context}-heads{s.num_heads}-window{s.attention_window}")
 def test_rows_of_a_window_equal_the_whole_pass(s: net.ModelShape) -> None:
     """Longer than the window, so that the oldest tokens leave it."""
     n, flat, batch = 3, lively(s).astype(np.float32), batch_of(s, 3)
