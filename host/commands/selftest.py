@@ -32,15 +32,15 @@ def train_and_evaluate(
     begin, title = time.perf_counter(), f"synthetic market '{name}'"
     with compiling(f"{title}, getting ready") as report:
         report(0.0, "features and first iteration")
-        exam, data = prepare_evaluation(name, options, config, threads)
+        evaluation, data = prepare_evaluation(name, options, config, threads)
         trainer = Trainer(data, config, threads)
         run_first_iteration(trainer, None, lambda row: None)
     with progress(title) as report:
         train_for(trainer, minutes, None, lambda row: None, report)
     with progress(f"{title}, unseen bars") as report:
-        result = trade_unseen_bars(exam, trainer, report)
-    document = compare_with_optimum(exam, trainer, result)
-    return {**document, "seconds": round(time.perf_counter() - begin, 1)}, equity_curves(exam, result)
+        result = trade_unseen_bars(evaluation, trainer, report)
+    document = compare_with_optimum(evaluation, trainer, result)
+    return {**document, "seconds": round(time.perf_counter() - begin, 1)}, equity_curves(evaluation, result)
 
 
 def new_synthetic_options(**flags: Any) -> SyntheticOptions:
@@ -58,9 +58,9 @@ def print_selftest(document: dict[str, Any], out: IO[str]) -> None:
     for name, m in document["markets"].items():
         verdict = "passed" if m["passed"] else "FAILED"
         fraction = m["fraction_of_optimum"]
-        share = f"{fraction:.1%} of the optimum" if fraction is not None else "the optimum is flat"
+        reached = f"{fraction:.1%} of the optimum" if fraction is not None else "the optimum is flat"
         print(
-            f"synthetic {name:>8}: {verdict}; {share}; {m['profit']:.0f} of {m['optimum']:.0f} pips, in the market "
+            f"synthetic {name:>8}: {verdict}; {reached}; {m['profit']:.0f} of {m['optimum']:.0f} pips, in the market "
             f"{m['exposure']:.1%}, {m['trades']} trades, {m['test_bars']} unseen bars, {m['seconds']:.0f} s",
             file=out,
         )

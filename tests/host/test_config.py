@@ -102,13 +102,16 @@ def test_the_nearest_key_is_suggested(key: str, meant: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["train.replay_capacity=31", "train.batch_size=30", "train.td_steps=360", "train.weight_decay=2 train.learning_rate=0.6", "network.dynamics=rnn",
+    ["train.replay_capacity=31", "train.batch_size=30", "train.td_steps=360",
+     "train.weight_decay=2 train.learning_rate=0.6", "network.dynamics=rnn",
      "network.num_heads=3 network.dynamics=transformer", "train.consistency_weight=1 network.dynamics=transformer",
      "train.value_prefix=true network.dynamics=transformer search.algorithm=puct", "train.value_prefix=true",
      "network.latent=1400 train.value_prefix=true search.algorithm=gumbel", "features.Q=16 features.J=2",
      "network.latent=1024 network.dynamics=transformer", "market.position_sizes=[0.5,0.2]", "market.position_sizes=[]",
-     "market.position_sizes=[0.0,1.0]", "market.position_sizes=['half']", "market.position_sizes=[2.0]", "market.position_sizes=[0.1,0.2,0.3,0.4,0.5,0.6]",
-     "search.max_considered_actions=5", "search.algorithm=widening market.position_sizes=[0.5,1.0]", "search.max_considered_actions=10 search.algorithm=widening"],
+     "market.position_sizes=[0.0,1.0]", "market.position_sizes=['half']", "market.position_sizes=[2.0]",
+     "market.position_sizes=[0.1,0.2,0.3,0.4,0.5,0.6]",
+     "search.max_considered_actions=5", "search.algorithm=widening market.position_sizes=[0.5,1.0]",
+     "search.max_considered_actions=10 search.algorithm=widening"],
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused_by_name(change: str) -> None:
     first, *rest = change.split()
@@ -134,9 +137,9 @@ def test_an_old_key_is_refused_with_the_new_one(base: Any, tmp_path: Path) -> No
             apply_overrides(base, None, [f"{old}=1"])
     path = tmp_path / "old.toml"
     path.write_text("[train]\nseed = 1\nblock = 8\n[guard]\nfar = 3.0\n")
-    with pytest.raises(ConfigError, match="is now train.num_envs"):
+    with pytest.raises(ConfigError, match=r"is now train\.num_envs"):
         load_config(path)
-    with pytest.raises(ConfigError, match="market.reward: 'amddp' is now drawdown_penalised"):
+    with pytest.raises(ConfigError, match=r"market\.reward: 'amddp' is now drawdown_penalised"):
         load_config(None, ["market.reward=amddp"])
 
 

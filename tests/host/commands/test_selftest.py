@@ -19,8 +19,8 @@ from host.training.trainer import Trainer
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts, step
 from kernels.market.position import HOLD
 
-TINY = ["market.episode_length=24", "network.latent=8", "network.hidden=8", "train.num_envs=2", "train.batches_per_iteration=1",
-        "train.batch_size=32", "train.replay_capacity=8"]  # fmt: skip
+TINY = ["market.episode_length=24", "network.latent=8", "network.hidden=8", "train.num_envs=2",
+        "train.batches_per_iteration=1", "train.batch_size=32", "train.replay_capacity=8"]  # fmt: skip
 
 
 def optimum_in_sizes(exam: EvaluationSet, trainer: Trainer) -> BacktestResult:
@@ -96,7 +96,7 @@ def test_the_picture_has_a_chart_for_each_market_and_is_checked_first(
      (["planted", "--half-life", "0"], "--half-life: 0.0 is not a number from 0.1"),
      (["--length", "10"], "--length: 10 is not"), (["--noise", "nan"], "--noise: nan"),
      (["--cost", "-1"], "--cost: -1"),
-     (["noise", "--length", "1000"], "1000 bars give no training session"),
+     (["noise", "--length", "1000"], "1000 bars give no training episode"),
      (["noise", "--noise", "1000", "--length", "2000"], "price falls below"),
      (["planted-hard", "--half-life", "9999", "--length", "2000"], "half-life is too long"),
      (["noise", "--set", "train.unizero_weight=-1"], "train.unizero_weight"), (["--seed", str(2**32)], "train.seed"),
