@@ -372,7 +372,7 @@ def unknown_key_message(name: str, names: list[str]) -> str:
 
 
 def coerce(setting: Setting, value: Any, where: str) -> Any:
-    """`value` in the type of a setting, or ConfigError; a setting left open by default is a number."""
+    """`value` in the type of a setting, or ConfigError; a setting that is unset by default is a number."""
     default = 0.0 if setting.value is None else setting.value
     if isinstance(default, float) and type(value) is int:
         value = float(value)

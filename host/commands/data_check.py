@@ -85,7 +85,7 @@ def print_source(document: dict[str, Any], out: IO[str]) -> None:
     for note in document["notes"]:
         print(f"  {note}", file=out)
     print_problems(document["problems"], out)
-    print(f"  assumed; say so, or say otherwise: {' '.join(document['assumed']) or 'nothing'}", file=out)
+    print(f"  assumed; confirm or change: {' '.join(document['assumed']) or 'nothing'}", file=out)
 
 
 def print_problems(problems: list[dict[str, Any]], out: IO[str]) -> None:

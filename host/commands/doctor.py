@@ -41,7 +41,7 @@ def doctor(model: Path) -> dict[str, Any]:
     latency = measure_latencies(loaded.networks, loaded.market_spec, loaded.search, 1 + NUM_DECISIONS)
     steady = time.perf_counter() - begin
     first_s, rest = latency[0] / 1e6, np.array(latency[1:], np.float64)
-    p50, p99, most = np.quantile(rest, (0.5, 0.99, 1.0)).tolist()
+    p50, p99, longest = np.quantile(rest, (0.5, 0.99, 1.0)).tolist()
     checks = [
         *check_packages(),
         check_cache(),
@@ -53,7 +53,7 @@ def doctor(model: Path) -> dict[str, Any]:
         Check(
             "latency",
             p99 < MAX_P99_US,
-            f"p50 {p50:.0f} us, p99 {p99:.0f}, max {most:.0f} of {len(rest)} decisions; "
+            f"p50 {p50:.0f} us, p99 {p99:.0f}, max {longest:.0f} of {len(rest)} decisions; "
             f"the first one took {first_s:.2f} s, compilation included",
         ),
     ]
@@ -61,7 +61,7 @@ def doctor(model: Path) -> dict[str, Any]:
         "passed": all(check.passed for check in checks),
         "program": module_digest("kernels.live.policy_step"),
         "model": loaded.sha256,
-        "latency_us": {"p50": p50, "p99": p99, "max": most},
+        "latency_us": {"p50": p50, "p99": p99, "max": longest},
         "first_decision_s": first_s,
         "checks": [check._asdict() for check in checks],
     }

@@ -32,7 +32,7 @@ class LedgerResult(NamedTuple):
     """The profit that the ledger books for a sequence of actions."""
 
     profit_px: float
-    rewards: Floats  # [T - 1] R; the last one includes the close-out
+    rewards: Floats  # [T - 1] mean bar ranges; the last one includes the close-out
     trades: int
 
 

@@ -77,18 +77,18 @@ def split_bars(time: NDArray[np.int64], config: Config, instrument: Instrument, 
     stop, length = int(len(time) * config.train.train_fraction), config.market.episode_length
     history = HISTORY + context_bars(config) - 1
     hours, test_first = hours_of(time[:stop], instrument, interval_ns), max(stop + length, history)
-    longest, whole = longest_episodes(time, stop, history, interval_ns, hours)
+    longest, gapless = longest_episodes(time, stop, history, interval_ns, hours)
     enough = longest >= length and test_first + 1 < len(time)
-    shortage = "" if enough else shortage_remedy(time, history, stop, longest, whole, config)
+    shortage = "" if enough else shortage_remedy(time, history, stop, longest, gapless, config)
     return DataSplit(history, stop, test_first, hours, shortage)
 
 
 def shortage_remedy(
-    time: NDArray[np.int64], history: int, train_stop: int, longest: int, whole: float, config: Config
+    time: NDArray[np.int64], history: int, train_stop: int, longest: int, gapless: float, config: Config
 ) -> str:
     """Advice that gives a training episode, where bars that close at `time` [T] give none.
 
-    An episode of `longest` decisions fits into the training part.  One of `whole` decisions fits between two gaps, and
+    An episode of `longest` decisions fits into the training part.  One of `gapless` decisions fits between two gaps, and
     more bars do not change that.
     """
     T, fraction, length = len(time), config.train.train_fraction, config.market.episode_length
@@ -98,8 +98,8 @@ def shortage_remedy(
     enough = max(enough, math.ceil(weeks / fraction) + 1) if T >= enough else enough
     fits = min(longest, T - train_stop - 2)
     shorter = f"--set market.episode_length={fits}" if fits > config.train.td_steps else ""
-    if whole < length:
-        cause = f"the longest stretch between two gaps has {whole:.0f}, and more bars do not change that: "
+    if gapless < length:
+        cause = f"the longest stretch between two gaps has {gapless:.0f}, and more bars do not change that: "
         return cause + (shorter or "bring bars with fewer gaps")
     more = f"bring at least {enough} bars" if T < enough else "bring bars with fewer gaps"
     return f"{more} or {shorter}" if shorter else more

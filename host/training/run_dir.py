@@ -236,9 +236,9 @@ def _is_intact(file: BinaryIO) -> bool:
     while left > 0 and (block := file.read(min(READ_CHUNK_BYTES, left))):
         sha256.update(block)
         left -= len(block)
-    whole = file.read() == sha256.hexdigest().encode()
+    is_intact = file.read() == sha256.hexdigest().encode()
     file.seek(0)
-    return whole
+    return is_intact
 
 
 def _read_header(file: BinaryIO) -> dict[str, Any]:

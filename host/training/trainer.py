@@ -78,9 +78,8 @@ class Trainer:
         weights = LossWeights(consistency=t.consistency_weight, unizero=t.unizero_weight, **coding)
         rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_steps
         self.learner = Learner(shape, t.batch_size, t.num_unroll_steps, *rates, threads, weights, candidates)
-        self.target_params = (
-            self.learner.params.copy()
-        )  # moving average of the weights: bootstraps, plays and is exported
+        # A moving average of the weights bootstraps, plays and is exported.
+        self.target_params = self.learner.params.copy()
         self._target_views = as_views(self.target_params, shape)
         self.replay = new_replay_buffer(
             t.replay_capacity, config.market.episode_length, self.network_shape.actions, candidates

@@ -229,7 +229,7 @@ def test_a_named_run_leaves_latest_alone(command: Swt) -> None:
 def test_to_go_on_with_nothing_begins_and_says_so(command: Swt) -> None:
     done = begin(command, "--resume")
     assert done.code == 0
-    assert "no run at runs to go on with: starting from the beginning" in done.err
+    assert "no run at runs to resume: starting from the beginning" in done.err
     assert Path("runs/0001/model.swt").exists()
 
 
