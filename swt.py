@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from host import VERSION
 from host.stop import install_signal_handlers
 
 HERE = Path(__file__).parent  # a folder, or the packed program
@@ -19,8 +20,27 @@ PACKED = HERE.is_file()
 DEFAULT_MODEL = HERE / "model.swt" if PACKED else Path("runs/latest/model.swt")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-CsvArgument = Annotated[Path | None, typer.Argument(help="A file of bars; without it the bundled EURUSD H1 of 2017.")]
-ThreadsOption = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  More compute the same, sooner.")]
+
+def print_settings(context: typer.Context, is_asked: bool) -> None:
+    """Print the settings that `--set` takes here, and end."""
+    if is_asked:
+        from host.config import Config, LiveConfig, settings_text
+
+        sys.stdout.write(settings_text(LiveConfig() if context.info_name in ("act", "backtest") else Config()))
+        raise typer.Exit
+
+
+def print_version(is_asked: bool) -> None:
+    """Print the version and the digest of all code that a decision is made by, as `act` and `doctor` do; and end."""
+    if is_asked:
+        from kernels.jit import module_digest
+
+        print(f"swt {VERSION}, {module_digest('kernels.live.policy_step')}")
+        raise typer.Exit
+
+
+CsvArgument = Annotated[Path | None, typer.Argument(help="A file of bars; by default the bundled EURUSD H1 of 2017.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  The result is the same.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ModelOption = Annotated[Path, typer.Option(help="The model.swt that `train` wrote.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
@@ -28,29 +48,32 @@ InsistOption = Annotated[
     bool, typer.Option("--insist", help="Trade a feed of another instrument or price scale than the model's.")
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="A setting: section.key=value; repeatable.")]
-READING_FLAGS = {  # flags that say how a file is read: one for each field of ReadOptions that a person sets
-    "symbol": typer.Option(help="What is traded, as EURUSD; else a column or the file name says it."),
+HelpConfigOption = Annotated[
+    bool, typer.Option("--help-config", is_eager=True, callback=print_settings, help="List the settings, and end.")
+]
+READING_FLAGS = {  # how a file is read: a flag for each field of ReadOptions that a person sets
+    "symbol": typer.Option(help="The instrument, as EURUSD; by default from a column or from the file name."),
     "side": typer.Option(help="Side of the prices: bid, ask or mid."),
     "timezone": typer.Option(
-        help="Clock of the stamps: UTC, Europe/Athens, UTC+2h; but for act also auto: what the weekly opens prove."
+        help="Clock of the time stamps: UTC, Europe/Athens, UTC+2h; auto (not in act): by the weekly opens."
     ),
-    "label": typer.Option(help="What a stamp marks: open or close of its bar."),
+    "label": typer.Option(help="What a time stamp marks: open or close of its bar."),
     "spread_pips": typer.Option("--spread", help="Spread in pips, instead of the file's."),
     "spread_unit": typer.Option(help="Unit of the file's spread column: price, pips or points."),
     "pip": typer.Option(help="Price of a pip, for example 0.0001."),
-    "point": typer.Option(help="Price of a point, where the prices of the file are counted in points."),
-    "dates": typer.Option(help="Order of the dates, where either is possible: dmy or mdy."),
+    "point": typer.Option(help="Price of a point, where the file counts prices in points."),
+    "dates": typer.Option(help="Order of ambiguous dates: dmy or mdy."),
     "drop_bad": typer.Option("--drop-bad", help="Drop bad rows if few and irregular."),
 }
 
 
 def with_reading_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` the flags of READING; what they say arrives as its argument `reading`."""
+    """Add READING_FLAGS to `command`, whose argument `reading` becomes ReadOptions of their values."""
 
-    def run(**given: Any) -> None:
+    def run(**arguments: Any) -> None:
         from host.data.formats import ReadOptions
 
-        command(reading=ReadOptions(**{name: given.pop(name) for name in READING_FLAGS}), **given)
+        command(reading=ReadOptions(**{name: arguments.pop(name) for name in READING_FLAGS}), **arguments)
 
     kinds: dict[str, Any] = {"drop_bad": bool, **dict.fromkeys(("spread_pips", "pip", "point"), float | None)}
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "reading"]
@@ -65,35 +88,48 @@ def with_reading_flags(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+@app.callback()
+def swt(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """A planning agent for foreign exchange that trains and trades on an ordinary CPU box."""
+
+
 @app.command(hidden=PACKED)
 @with_reading_flags
 def train(
     reading: Any,
     csv: CsvArgument = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; without it runs/0001 and so on, and runs/latest.")
+        Path | None, typer.Option(help="Folder of the run; by default runs/0001 and so on, and runs/latest.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.001, help="Stop after so many minutes of training (default 2.5).")
+        float | None, typer.Option(min=0.001, help="Stop after this many minutes (default 2.5).")
     ] = None,
     episodes: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many sessions: the same model to the byte.")
+        int | None,
+        typer.Option(
+            "--episodes", "--sessions", min=1, help="Stop after this many episodes: the same bytes each time."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")] = False,
     threads: ThreadsOption = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
+    help_config: HelpConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train an agent on a file of bars and show what it earns on bars that it has not seen."""
+    """Train an agent on a file of bars, and test it on later bars of the file."""
     from host.commands.train import run_to_resume, train_csv
     from host.config import load_config
 
-    chosen = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
-    budget = minutes, episodes
-    out, begun = run_to_resume(out) if resume else (out, None)
-    document = train_csv(csv, reading, load_config(config, chosen, begun), out, *budget, resume, thread_count(threads))
+    overrides = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
+    out, stored = run_to_resume(out) if resume else (out, None)
+    chosen = load_config(config, overrides, stored)
+    document = train_csv(csv, reading, chosen, out, minutes, episodes, resume, thread_count(threads))
     if as_json:
         print(json.dumps(document))
 
@@ -108,18 +144,19 @@ def backtest(
         str | None, typer.Option("--from", help="Close of the first bar to decide at; UTC without a zone.")
     ] = None,
     decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV file.")] = None,
-    guards: Annotated[bool, typer.Option("--guards", help="Show what guards of `act` would cut.")] = False,
+    guards: Annotated[bool, typer.Option("--guards", help="Apply the risk limits of `act` too.")] = False,
     insist: InsistOption = False,
     config: ConfigOption = None,
     settings: SetOption = None,
+    help_config: HelpConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Trade a file of bars with a model, decision by decision, beside four baselines."""
+    """Trade a file of bars with a model, and report net pips beside four baselines."""
     from host.commands.backtest import backtest_csv
     from host.config import LiveConfig, apply_overrides
 
-    guard = apply_overrides(LiveConfig(), config, settings).risk if guards or config or settings else None
-    backtest_csv(csv, model, reading, start, decisions, as_json=as_json, guard=guard, insist=insist)
+    risk = apply_overrides(LiveConfig(), config, settings).risk if guards or config or settings else None
+    backtest_csv(csv, model, reading, start, decisions, as_json=as_json, risk=risk, insist=insist)
 
 
 @app.command()
@@ -128,20 +165,21 @@ def act(
     reading: Any,
     feed: Annotated[str, typer.Argument(help="A file of closed bars, or - for stdin.")],
     model: ModelOption = DEFAULT_MODEL,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait for more bars when the file ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more bars at the end of the file.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for target.csv, heartbeat.json and journal.jsonl.")] = None,
-    live: Annotated[bool, typer.Option("--live", help="Bridges may trade the target in --out.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Let bridges trade the target in --out.")] = False,
     insist: InsistOption = False,
-    lift_halt: Annotated[bool, typer.Option("--lift-halt", help="Forget the losses that led to a halt.")] = False,
+    lift_halt: Annotated[bool, typer.Option("--lift-halt", help="Resume after a halt by losses.")] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
+    help_config: HelpConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a decision for each closed bar of a feed, as `backtest` makes it."""
+    """Decide at each closed bar of a feed; with --out, publish a target within risk limits."""
     from host.commands.act import act_on_feed, new_live_options
 
-    publishing = new_live_options(feed, out, live, reading.symbol, lift_halt, config, settings)
-    act_on_feed(feed, model, reading, follow, sys.stdout, as_json, publishing, insist)
+    options = new_live_options(feed, out, live, reading.symbol, lift_halt, config, settings)
+    act_on_feed(feed, model, reading, follow, sys.stdout, as_json, options, insist)
 
 
 @app.command()
@@ -150,7 +188,7 @@ def replay(
     model: ModelOption = DEFAULT_MODEL,
     as_json: JsonOption = False,
 ) -> None:
-    """Decide again for every bar of a journal and print what `act` printed; exit 9 where that differs."""
+    """Decide again at each bar of a journal; exit 9 where a decision differs."""
     from host.commands.replay import replay_journal as run
 
     run(journal, model, sys.stdout, as_json)
@@ -168,7 +206,7 @@ def pack(
 
 @app.command()
 def doctor(model: ModelOption = DEFAULT_MODEL, as_json: JsonOption = False) -> None:
-    """Check whether this machine is fit to act, and compile what `act` needs."""
+    """Check whether this machine is fit to act, and compile the kernels of `act`."""
     from host.commands.doctor import doctor as run
     from host.commands.doctor import print_doctor
 
@@ -183,7 +221,7 @@ def doctor(model: ModelOption = DEFAULT_MODEL, as_json: JsonOption = False) -> N
 def data_check(
     reading: Any, csv: Annotated[str, typer.Argument(help="A file of bars.")], as_json: JsonOption = False
 ) -> None:
-    """Say how a file of bars is read, what is wrong with it, and which flags settle what it leaves open."""
+    """Show how a file of bars is read, its faults, and the flags for what it leaves open."""
     from host.commands.data_check import check_data, print_check
 
     document = check_data(csv, reading)
@@ -197,24 +235,25 @@ def selftest(
     market: Annotated[
         list[str] | None, typer.Argument(help="noise, planted, leak (the default), planted-hard, close.")
     ] = None,
-    half_life: Annotated[float | None, typer.Option(help="Bars in which a planted deviation halves.")] = None,
+    half_life: Annotated[float | None, typer.Option(help="Bars in which a deviation of `planted` halves.")] = None,
     noise: Annotated[float | None, typer.Option(help="Standard deviation of a move, pips.")] = None,
-    cost: Annotated[float | None, typer.Option(help="Spread, standard deviations of a move.")] = None,
+    cost: Annotated[float | None, typer.Option(help="Spread, in standard deviations of a move.")] = None,
     length: Annotated[int | None, typer.Option(help="Bars; the last quarter is the test.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.001, help="Minutes of training a market.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.001, help="Minutes of training for each market.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the market and of the training.")] = 0,
     threads: ThreadsOption = 0,
+    picture: Annotated[Path | None, typer.Option(help="Write the equity beside the optimum's to this SVG.")] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train on SYNTHETIC markets whose best policy is known, and compare with it."""
+    """Train on SYNTHETIC markets whose best policy is known, and compare the agent with it."""
     from host.commands.selftest import new_synthetic_options, print_selftest
     from host.commands.selftest import selftest as run
     from host.evaluation.exam import selftest_config
 
     options = new_synthetic_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
     config = selftest_config([*(settings or []), f"train.seed={seed}"])
-    document = run(market or [], options, config, minutes, thread_count(threads))
+    document = run(market or [], options, config, minutes, thread_count(threads), picture)
     print(json.dumps(document)) if as_json else print_selftest(document, sys.stdout)
     if not document["passed"]:
         raise typer.Exit(9)
@@ -260,14 +299,14 @@ def bench(
 
 
 def thread_count(threads: int) -> int:
-    """The number asked for, or every core this process may use."""
+    """`threads`, or for 0 the number of cores that this process may use."""
     from host.machine import usable_cores
 
     return threads or usable_cores()
 
 
 def main() -> None:
-    """Run a command; every foreseen error becomes one line on stderr and its exit code."""
+    """Run the command of sys.argv; an error that `explain` knows becomes one line on stderr and an exit code."""
     from host.console import log, open_streams
 
     open_streams()
@@ -300,15 +339,15 @@ def main() -> None:
 
 
 def explain(error: Exception) -> tuple[int | None, str]:
-    """(exit code, one line) of a foreseen error; (None, ..) of any other."""
+    """Exit code and one line for an error; exit code None: a fault of the program, whose traceback is wanted."""
     code = getattr(error, "exit_code", None)
     if code is None and isinstance(error, OSError):
         where = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return 1, f"{where}: {error.strerror}" if where and error.strerror else str(error)
     if code is None and isinstance(error, MemoryError):
         return 1, f"out of memory: {error}"
-    said = getattr(error, "format_message", error.__str__)  # a usage error names its option only there
-    return code, said() or "no command"
+    message = getattr(error, "format_message", error.__str__)  # a usage error names its option only there
+    return code, message() or "no command"
 
 
 if __name__ == "__main__":

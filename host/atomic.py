@@ -1,4 +1,4 @@
-"""Files that are either the old or the new one, whatever happens in between."""
+"""Files that are replaced whole or not at all, checks of where a command writes, and locks between processes."""
 
 import errno
 import os
@@ -14,29 +14,29 @@ from typing import BinaryIO
 
 
 class LockedError(OSError):
-    """Another process is at work here."""
+    """Another process holds the lock, or the lock was lost."""
 
     exit_code = 8
 
 
 class WriteError(OSError):
-    """A file could not be written; the message names it and the reason."""
+    """A file could not be written; the message names the file and the reason."""
 
     exit_code = 1
 
 
 class OutputPathError(OSError):
-    """Nothing can be written where it was asked for."""
+    """An output path at which nothing can be written."""
 
     exit_code = 2
 
 
-RETRY_S, RETRY_TIMEOUT_S = 0.01, 5.0  # while a reader holds a file that is to be replaced
+RETRY_S, RETRY_TIMEOUT_S = 0.01, 5.0  # of replacing a file that a reader holds open (Windows)
 
 
 @contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """Name the file in what the system says of it in the block; what has an exit code says enough already."""
+    """Turn an OSError of the block into a WriteError that names `path`; an error with an exit code passes."""
     try:
         yield
     except OSError as error:
@@ -46,17 +46,17 @@ def add_path_to_errors(path: Path) -> Iterator[None]:
 
 
 def write_all(file: FileIO, data: bytes) -> None:
-    """Write `data` to an unbuffered file: a single write may take less, on a disk that is nearly full say."""
+    """Write all of `data` to an unbuffered file; one write may take only a part, as on a nearly full disk."""
     left = memoryview(data)
     while left:
-        taken = file.write(left)
-        if not taken:
+        count = file.write(left)
+        if not count:
             raise OSError(errno.EIO, "a write took nothing")
-        left = left[taken:]
+        left = left[count:]
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` outlast a power cut; Windows has no way to ask for it."""
+    """Make renames inside `folder` durable against a power cut; Windows cannot."""
     if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -67,18 +67,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def numbered_files(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
-    """What a folder holds by the number in its `name`, the least first; any other name is not ours to touch."""
-    found = ((name.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    """The entries of `folder` whose whole name matches the pattern `name`, by its number, ascending."""
+    entries = ((name.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
+    return dict(sorted((int(match[1]), path) for match, path in entries if match))
 
 
 def check_writable(path: Path, folder: bool = False) -> None:
-    """Raise Unwritable unless a file, or a folder with all above it, can be made at `path`; nothing is left behind."""
-    above = [path, *path.absolute().parents] if folder else [path.absolute().parent]
-    place = next((each for each in above if os.path.lexists(each)), above[-1])
+    """Raise OutputPathError unless a file, or a folder with its parents, can be made at `path`; leave nothing there."""
+    parents = [path, *path.absolute().parents] if folder else [path.absolute().parent]
+    place = next((parent for parent in parents if os.path.lexists(parent)), parents[-1])
     try:
         if not folder and path.exists() and not path.is_dir():
-            path.open("ab").close()  # a device or a pipe too, whose folder may belong to others
+            path.open("ab").close()  # of a device or a pipe, the folder may belong to others
         elif place.is_dir() and not (path.is_dir() and not folder):
             tempfile.TemporaryFile(dir=place).close()
         else:
@@ -88,15 +88,15 @@ def check_writable(path: Path, folder: bool = False) -> None:
         raise (error if isinstance(error, OutputPathError) else OutputPathError(f"{path}: {error.strerror}")) from None
 
 
-def check_not_input(path: Path, *read: Path) -> None:
-    """Raise Unwritable if what is to be written at `path` would take the place of what is read."""
-    if any(path.exists() and each.exists() and path.samefile(each) for each in read):
+def check_not_input(path: Path, *inputs: Path) -> None:
+    """Raise OutputPathError if the output `path` is one of the files that the command reads."""
+    if any(path.exists() and source.exists() and path.samefile(source) for source in inputs):
         raise OutputPathError(f"{path} is read by this command and would be lost: name another file to write")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write (and read back) under a temporary name; becomes `path` once its bytes are on the disk."""
+    """Yield a file with a temporary name, to write and read back; it becomes `path` once its bytes are synced."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w+b") as file:
@@ -111,7 +111,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace_file(temporary: Path, path: Path) -> None:
-    """Rename over `path`, as often as it takes: on Windows a reader that has it open is in the way."""
+    """Rename `temporary` to `path`; retry for 5 s, because on Windows a reader that holds `path` open prevents it."""
     deadline = time.monotonic() + RETRY_TIMEOUT_S
     while True:
         try:
@@ -125,7 +125,7 @@ def replace_file(temporary: Path, path: Path) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` for readers at any moment; not fsynced, so what a power cut leaves must be checked by them."""
+    """Replace `path` in one step.  It is not synced: a reader must check what a power cut left."""
     temporary = path.with_name(f".{path.name}.tmp")
     with add_path_to_errors(path):
         with temporary.open("wb", 0) as file:
@@ -134,7 +134,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def overwrite(path: Path, text: str) -> None:
-    """Write over what a file holds, which takes no room; a reader may meet half of it."""
+    """Write `text` into an existing file, which needs no free space; a reader may see a part of it."""
     with add_path_to_errors(path), path.open("r+b", 0) as file:
         write_all(file, text.encode())
         file.truncate()
@@ -142,10 +142,10 @@ def overwrite(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[Callable[[], None]]:
-    """Hold `path` against other processes until the end of the block; the system lets go when the process dies.
+    """Hold the lock file `path` in the block; LockedError if another process does.  A process that dies releases it.
 
-    Its folder is held too, where that can be: who deletes the lock lets nobody in.  Yields a check to be made before
-    something is written: it raises Locked once the folder was moved and another has its name.
+    The folder of `path` is locked too, where folders can be: deleting the lock file lets no second process in.
+    Yields a function to call before each write: it raises LockedError once the folder was moved or deleted.
     """
     with ExitStack() as stack:
         with add_path_to_errors(path):
@@ -155,7 +155,7 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
         except OSError:
             raise LockedError(f"{path.parent} is in use by process {_lock_holder(file)}") from None
         held, name = file.fileno(), path
-        if sys.platform != "win32":  # there, nobody can delete an open file, and a folder cannot be opened
+        if sys.platform != "win32":  # Windows neither deletes an open file nor opens a folder
             folder = os.open(path.parent, os.O_RDONLY)
             stack.callback(os.close, folder)
             try:
@@ -164,7 +164,7 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
             except BlockingIOError:
                 raise LockedError(f"{path.parent} is in use by a process whose {path.name} was deleted") from None
             except OSError:
-                pass  # a drive whose folders have no locks
+                pass  # this drive has no locks of folders
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
         file.flush()
@@ -172,7 +172,7 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
 
 
 def _lock(handle: int) -> None:
-    """Lock what is open until it is closed; OSError if another process has, or if that cannot be."""
+    """Lock an open file or folder until it is closed; OSError if another process has the lock, or without locks."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -185,7 +185,7 @@ def _lock(handle: int) -> None:
 
 
 def check_lock_held(held: int, name: Path) -> None:
-    """Raise Locked unless `name` is what is held open."""
+    """Raise LockedError unless the path `name` still leads to the open descriptor `held`."""
     try:
         is_held = os.path.samestat(os.fstat(held), name.stat())
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def check_lock_held(held: int, name: Path) -> None:
 
 
 def _lock_holder(file: BinaryIO) -> str:
-    """Who wrote its number into a lock; Windows does not let others read it."""
+    """The process id in a lock file; Windows lets no other process read it."""
     file.seek(0)
     try:
         return file.read(32).decode().strip() or "unknown"

@@ -1,17 +1,20 @@
-"""The configuration: one dataclass, read from TOML and `--set a.b=c`; what each setting may be stands beside it.
+"""The settings: one dataclass a section, read from TOML and `--set section.key=value`.
 
-A setting is refused by name before anything is written: an unknown key, another type, a value out of its range, and
-settings that do not go together.  Ranges are closed at both ends, so infinity and NaN are in none.
+A field says its type, the values that it may have, and its help line, once: `--help-config` and `host/README.md` print
+them.  ConfigError names an unknown key, another type, a value out of its range, and settings that exclude each other,
+before anything is written.  A Range is closed at both ends, so neither infinity nor NaN is in one.
 """
 
 from __future__ import annotations
 
+import json
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from kernels.market.position import MAX_SIZES, action_names
 from kernels.market.scattering import wavelets
@@ -20,129 +23,189 @@ from kernels.search.progressive_widening import max_candidates
 from kernels.search.tree import VALUE_REUSES
 
 ConfigT = TypeVar("ConfigT")
-MAX_STATE_WIDTH = 1 << 12  # columns of what a search keeps of a node
+MAX_STATE_WIDTH = 1 << 12  # S, the width of a node's state
+HELP_COLUMN = 34  # where --help-config begins to say which values a setting may have
 
 
 class ConfigError(ValueError):
-    """The configuration names something that does not exist, or has a value that it may not have."""
+    """A setting that does not exist, or a value that it may not have."""
 
     exit_code = 3
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`, both included; of a list, each of its numbers."""
+    """Numbers from `low` to `high`, both included; for a list, the range of each of its numbers."""
 
     low: float
     high: float
-    step: int = 1  # of whole numbers
+    step: int = 1  # a whole number must be a multiple of it
 
 
-CostPips = Annotated[float, Range(0, 10_000)]  # pips
-SwapPips = Annotated[float | None, Range(-10_000, 10_000)]  # pips; None: of the instrument
+class Setting(NamedTuple):
+    """One setting: its value, the values that it may have, and its help line."""
+
+    value: Any
+    allowed: Range | tuple[str, ...] | None  # None: true or false
+    help: str
+
+
+Pips = Annotated[float, Range(0, 10_000)]
+OptionalPips = Annotated[float | None, Range(0, 10_000)]
+SwapPips = Annotated[float | None, Range(-10_000, 10_000)]
 Fraction = Annotated[float, Range(0, 1)]
-LossWeight = Annotated[float, Range(0, 1000)]  # of a loss
+LossWeight = Annotated[float, Range(0, 1000)]
 Exponent = Annotated[float, Range(0, 4)]
 Scale = Annotated[float, Range(0, 100_000)]
 Width = Annotated[int, Range(1, 2048)]
 Simulations = Annotated[int, Range(1, 4096)]
 Count = Annotated[int, Range(1, 100_000)]
-RiskLimit = Annotated[float, Range(0, 1e9)]  # of a guard; 0 = off
-OptionalRiskLimit = Annotated[float | None, Range(0, 1e9)]  # None: it follows the model
+Limit = Annotated[float, Range(0, 1e9)]  # 0 turns it off
+OptionalLimit = Annotated[float | None, Range(0, 1e9)]
 
 
 @dataclass(frozen=True)
 class MarketConfig:
-    """Costs and rules, in pips; the spread is the data's where the file has one.  None: of the instrument."""
+    """What trading costs, in pips, and what an episode of training is; the spread is the data's where it has one."""
 
-    slippage: Annotated[float | None, Range(0, 10_000)] = None  # a fill; an eighth of the usual spread
-    commission: CostPips = 0.0  # a side
-    # a night, negative = paid; of pairs -0.5 and -0.1, else 5 % and 1 % of the price a year
-    swap_long: SwapPips = None
-    swap_short: SwapPips = None
-    # the search is exact and fastest for "pnl", see kernels/search/market_search.py
-    reward: Annotated[str, ("pnl", "drawdown_penalised")] = "pnl"
-    mae_penalty: LossWeight = 0.01  # k of amddp
-    reverse: bool = False  # an open position may be turned in one action
-    position_sizes: Annotated[list[float], Range(0, 1)] = field(default_factory=lambda: [1.0])  # of an entry: fractions
-    episode_length: Annotated[int, Range(2, 100_000)] = 360  # decisions
+    slippage: Annotated[OptionalPips, "Pips lost at each fill; unset: an eighth of the instrument's usual spread."] = (
+        None
+    )
+    commission: Annotated[Pips, "Pips paid at each fill."] = 0.0
+    swap_long: Annotated[
+        SwapPips,
+        "Pips that a long position is paid a night, negative where it pays; unset: -0.5 for a currency pair, else "
+        "a year costs 5 % of the price.",
+    ] = None
+    swap_short: Annotated[
+        SwapPips, "The same of a short position; unset: -0.1 for a currency pair, else a year costs 1 % of the price."
+    ] = None
+    reward: Annotated[
+        str,
+        ("pnl", "drawdown_penalised"),
+        "pnl: the change of equity, for which search.algorithm=market is exact; drawdown_penalised: less a penalty "
+        "for adverse excursions.",
+    ] = "pnl"
+    mae_penalty: Annotated[LossWeight, "Weight of the adverse excursion under drawdown_penalised."] = 0.01
+    reverse: Annotated[bool, "Whether one action may turn an open position into the opposite one."] = False
+    position_sizes: Annotated[
+        list[float], Range(0, 1), "Sizes of an entry, as ascending fractions of the largest position."
+    ] = field(default_factory=lambda: [1.0])
+    episode_length: Annotated[int, Range(2, 100_000), "Decisions of an episode, one a bar."] = 360
 
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """Wavelet scattering of the last 256 returns."""
+    """Wavelet scattering of the last 256 returns (Anden and Mallat 2014)."""
 
-    J: Annotated[int, Range(1, 8)] = 6
-    Q: Annotated[int, Range(1, 16)] = 4
+    J: Annotated[int, Range(1, 8), "Octaves: the longest wavelet spans about 2^J bars."] = 6
+    Q: Annotated[int, Range(1, 16), "Wavelets of an octave."] = 4
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """Kind and sizes of the networks."""
 
-    dynamics: Annotated[str, ("mlp", "transformer")] = "mlp"  # what leads from one bar of the tree to the next
-    latent: Width = 32
-    hidden: Width = 64
-    num_chance_codes: Annotated[int, Range(2, 64)] = 8  # chance codes: what they are says train.chance_codes
-    num_layers: Annotated[int, Range(1, 32)] = 2  # of a transformer, as is the rest
-    num_heads: Annotated[int, Range(1, 64)] = 4
-    attention_window: Annotated[int, Range(1, 64)] = 4  # earlier bars that an imagined one sees
-    context: Annotated[int, Range(1, 64)] = 1  # bars that the present one is seen with, itself included
+    dynamics: Annotated[str, ("mlp", "transformer"), "Network that leads from a bar of the tree to the next."] = "mlp"
+    latent: Annotated[Width, "Width of a latent."] = 32
+    hidden: Annotated[Width, "Width of the hidden layers."] = 64
+    num_chance_codes: Annotated[int, Range(2, 64), "Chance codes of a bar; train.chance_codes says what they are."] = 8
+    num_layers: Annotated[int, Range(1, 32), "Layers of the transformer."] = 2
+    num_heads: Annotated[int, Range(1, 64), "Attention heads of the transformer."] = 4
+    attention_window: Annotated[int, Range(1, 64), "Earlier bars of the tree to which the transformer attends."] = 4
+    context: Annotated[int, Range(1, 64), "Bars in the transformer's observation, the newest included."] = 1
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The search; when acting the noise is off."""
+    """The search of a decision."""
 
-    algorithm: Annotated[str, ALGORITHMS] = "market"  # widening: an entry of any size, nothing is reused
-    value_reuse: Annotated[str, VALUE_REUSES] = "chance_child"  # by a sweep, of the search one bar later (ReZero)
-    num_simulations: Simulations = 4  # nodes of a market tree that are expanded
-    max_considered_actions: Annotated[int, Range(1, 256)] = 4  # root actions of Gumbel search
-    num_sampled_sizes: Annotated[int, Range(1, 64)] = 4  # sizes of each side that a root of widening draws
-    discount: Annotated[float, Range(0.01, 1)] = 0.985  # per bar
-    c_visit: Scale = 50.0
-    c_scale: Scale = 1.0  # in units of the 5 to 95 % range of n-step rewards
+    algorithm: Annotated[
+        str,
+        ALGORITHMS,
+        "market: over market states, exact for the pnl reward; gumbel, puct: over actions and chance codes; "
+        "widening: entries of any size.",
+    ] = "market"
+    value_reuse: Annotated[
+        str, VALUE_REUSES, "Values that a reanalysis takes from the search of the next bar (ReZero)."
+    ] = "chance_child"
+    num_simulations: Annotated[Simulations, "Simulations of a decision when acting."] = 4
+    max_considered_actions: Annotated[int, Range(1, 256), "Root actions that Gumbel search considers."] = 4
+    num_sampled_sizes: Annotated[int, Range(1, 64), "Sizes of each side that a root of widening draws."] = 4
+    discount: Annotated[float, Range(0.01, 1), "Discount of a bar."] = 0.985
+    c_visit: Annotated[Scale, "Gumbel MuZero's c_visit; mctx calls it maxvisit_init."] = 50.0
+    c_scale: Annotated[
+        Scale, "Gumbel MuZero's c_scale, on Q in units of the 5 to 95 % range of n-step rewards; mctx: value_scale."
+    ] = 1.0
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The cycle collect -> reanalyse -> learn."""
+    """The iteration of training: collect, reanalyze, learn."""
 
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    # Of the bars; then an embargo of a session, then the test.
-    train_fraction: Annotated[float, Range(0.01, 0.99)] = 0.75
-    num_envs: Annotated[int, Range(1, 4096)] = 16  # sessions played in lockstep
-    # Sessions of a block that a random trader plays, searched as well.
-    random_episodes: Annotated[int, Range(0, 4096)] = 4
-    batches_per_iteration: Annotated[int, Range(1, 4096)] = 2  # collected in a cycle
-    num_simulations: Simulations = 4  # of collecting and reanalysing; acting uses search.num_simulations
-    reanalyze: bool = True  # before learning, search again every session whose targets are not fresh
-    reanalyze_interval: Annotated[int, Range(0, 1_000_000)] = 1  # cycles for which targets count as fresh
-    replay_capacity: Count = 96  # sessions kept: old policy targets hold learning back
-    batch_size: Annotated[int, Range(4, 65_536, step=4)] = 256
-    num_unroll_steps: Annotated[int, Range(1, 64)] = 5  # K
-    td_steps: Count = 5  # below market.episode_length
-    mirror_augmentation: bool = (
-        True  # turn half of the windows upside down: a market and its mirror image are one lesson
+    seed: Annotated[int, Range(0, 2**32 - 1), "Seed of every random draw."] = 0
+    train_fraction: Annotated[
+        float,
+        Range(0.01, 0.99),
+        "Fraction of the bars to train on; the rest, less an embargo of an episode, is the test.",
+    ] = 0.75
+    num_envs: Annotated[int, Range(1, 4096), "Episodes played in lockstep: a batch."] = 16
+    random_episodes: Annotated[
+        int, Range(0, 4096), "Episodes of a batch whose actions are random; they are searched all the same."
+    ] = 4
+    batches_per_iteration: Annotated[int, Range(1, 4096), "Batches of episodes collected in an iteration."] = 2
+    num_simulations: Annotated[Simulations, "Simulations of a decision when collecting and reanalyzing."] = 4
+    reanalyze: Annotated[bool, "Before learning, search the stored episodes again whose targets are not fresh."] = True
+    reanalyze_interval: Annotated[int, Range(0, 1_000_000), "Iterations for which targets count as fresh."] = 1
+    replay_capacity: Annotated[Count, "Episodes in the replay buffer; more keep old policy targets longer."] = 96
+    batch_size: Annotated[int, Range(4, 65_536, step=4), "Windows of an update."] = 256
+    num_unroll_steps: Annotated[int, Range(1, 64), "Steps that a window is unrolled: K."] = 5
+    td_steps: Annotated[Count, "Steps of the n-step return; fewer than market.episode_length."] = 5
+    mirror_augmentation: Annotated[
+        bool, "Mirror the prices of half of the windows: a market and its mirror image are one lesson."
+    ] = True
+    off_policy_correction: Annotated[
+        Fraction,
+        "Age, as a fraction of train.lr_decay_steps, that takes one step off the n-step return; 0: none does.",
+    ] = 0.0
+    search_value_weight: Annotated[
+        Fraction, "Weight of the search's value in the value target; the rest is the n-step return."
+    ] = 1.0
+    updates_per_iteration: Annotated[Count, "Updates of the weights in an iteration."] = 80
+    consistency_weight: Annotated[LossWeight, "Weight of EfficientZero's self-supervised consistency loss; 0: off."] = (
+        0.0
     )
-    off_policy_correction: Fraction = 0.0  # share of the horizon after which n_step of a session is one less; 0 = off
-    search_value_weight: Fraction = 1.0  # of the search's value in the value target; the rest is the n-step return
-    updates_per_iteration: Count = 80  # learning steps in a cycle
-    consistency_weight: LossWeight = 0.0  # weight of EfficientZero's self-supervised loss; 0 = off
-    # chance codes: bins of the next standardised move, or learned by an encoder of its bar
-    chance_codes: Annotated[str, ("quantile", "learned")] = "quantile"
-    commitment_weight: LossWeight = 0.25  # weight of the loss that ties the encoder of learned codes to what it says
-    code_entropy_weight: LossWeight = 0.3  # weight of the loss that keeps learned codes in use, or one would say it all
-    code_move_weight: LossWeight = 5.0  # weight of the loss by which learned codes tell the move of their bar
-    per_alpha: Exponent = 0.0  # exponent of the Bellman error by which windows are drawn; 0 = uniformly
-    per_beta: Exponent = 1.0  # exponent of the importance weights that make up for it
-    # EfficientZero's: learn sums of rewards by an LSTM; not with search.algorithm=market
-    value_prefix: bool = False
-    unizero_weight: LossWeight = 0.25  # weight of UniZero's joint training on the bars that came; 0 = off
-    learning_rate: Annotated[float, Range(1e-9, 1)] = 1e-3
-    # Weight decay, times the rate: 2 hides what is sure, see README.
-    weight_decay: Annotated[float, Range(0, 10)] = 0.3
-    lr_decay_steps: Annotated[int, Range(1, 10**9)] = 6000  # steps of the learning-rate schedule
-    target_ema: Annotated[float, Range(1e-6, 1)] = 0.05  # of the soft target network, which also plays
+    chance_codes: Annotated[
+        str,
+        ("quantile", "learned"),
+        "quantile: bins of the next standardised move; learned: by an encoder of the bar (Stochastic MuZero).",
+    ] = "quantile"
+    commitment_weight: Annotated[LossWeight, "Learned codes: weight of the commitment loss of the encoder."] = 0.25
+    code_entropy_weight: Annotated[LossWeight, "Learned codes: weight of the loss that keeps all codes in use."] = 0.3
+    code_move_weight: Annotated[
+        LossWeight, "Learned codes: weight of the loss that predicts a bar's move by its code."
+    ] = 5.0
+    per_alpha: Annotated[
+        Exponent, "Prioritized replay: exponent of the Bellman error by which windows are drawn; 0: all alike."
+    ] = 0.0
+    per_beta: Annotated[Exponent, "Prioritized replay: exponent of the importance weights."] = 1.0
+    value_prefix: Annotated[
+        bool, "Learn sums of rewards with an LSTM (EfficientZero); not with search.algorithm=market."
+    ] = False
+    unizero_weight: Annotated[
+        LossWeight, "Weight of UniZero's joint training on the latents of observed bars; 0: off."
+    ] = 0.25
+    learning_rate: Annotated[float, Range(1e-9, 1), "AdamW's learning rate at its peak."] = 1e-3
+    weight_decay: Annotated[
+        float, Range(0, 10), "AdamW's decay, times the learning rate; 2 and more blurs what is certain."
+    ] = 0.3
+    lr_decay_steps: Annotated[
+        int, Range(1, 10**9), "Updates over which the learning rate warms up and falls to a tenth."
+    ] = 6000
+    target_ema: Annotated[
+        float,
+        Range(1e-6, 1),
+        "Step of the target network towards the weights; the target network plays and is exported.",
+    ] = 0.05
 
 
 @dataclass(frozen=True)
@@ -162,22 +225,29 @@ class Config:
 
 @dataclass(frozen=True)
 class RiskConfig:
-    """Limits of acting; pips are those of a position of 1, 0 turns a limit off, and none is negative.
+    """Limits of `act --out`; pips are those of a position of 1; 0 turns a limit off.
 
-    None: from the model, its backtest and its instrument, as `host/live/limits.py` says.
+    A limit left open follows the model, its backtest and its instrument: `host/live/limits.py`.
     """
 
-    max_target: Fraction = 1.0
-    changes_per_hour: OptionalRiskLimit = None  # of the target: more, and positions may only become smaller
-    daily_loss: OptionalRiskLimit = None  # pips: flat for the rest of the day, UTC
-    drawdown: OptionalRiskLimit = None  # pips below the best: flat until --lift-halt
-    losing_streak: OptionalRiskLimit = None  # trades: flat for the rest of the day, UTC
-    max_spread: OptionalRiskLimit = None  # pips: positions may only become smaller
-    stale_s: RiskLimit = 600.0  # without the bar that was due, while the market is open: flat, exit 6
-    model_age_days: RiskLimit = 400.0  # since the last bar it was trained on: flat
-    feature_drift: RiskLimit = 4.0  # root mean square of the normalised features, 1 in training: positions only smaller
-    weekend_flat_min: RiskLimit = 0.0  # before the weekly close: flat over the weekend
-    clock_skew_s: RiskLimit = 5.0  # that a bar may close after now: flat
+    max_target: Annotated[Fraction, "Largest target that is published."] = 1.0
+    changes_per_hour: Annotated[
+        OptionalLimit, "Changes of the target in an hour; beyond them a position may only become smaller."
+    ] = None
+    daily_loss: Annotated[OptionalLimit, "Pips lost in a day (UTC): flat for the rest of it."] = None
+    drawdown: Annotated[OptionalLimit, "Pips below the highest equity: flat until --lift-halt."] = None
+    losing_streak: Annotated[OptionalLimit, "Losing trades in a row: flat for the rest of the day (UTC)."] = None
+    max_spread: Annotated[OptionalLimit, "Spread in pips; beyond it a position may only become smaller."] = None
+    stale_s: Annotated[
+        Limit, "Seconds without the bar that was due while the market is open: flat, and act ends with 6."
+    ] = 600.0
+    model_age_days: Annotated[Limit, "Days since the last bar that the model was trained on: flat."] = 400.0
+    feature_drift: Annotated[
+        Limit,
+        "Root mean square of the normalised features, 1 in training; beyond it a position may only become smaller.",
+    ] = 4.0
+    weekend_flat_min: Annotated[Limit, "Minutes before the weekly close: flat over the weekend."] = 0.0
+    clock_skew_s: Annotated[Limit, "Seconds that a bar may close after the clock's now; beyond them: flat."] = 5.0
 
 
 @dataclass(frozen=True)
@@ -187,18 +257,35 @@ class LiveConfig:
     risk: RiskConfig = field(default_factory=RiskConfig)
 
 
+# Keys of earlier versions by section, as old=new; the section `guard` is `risk` now.
+RENAMED_KEYS = {
+    "market": "excursion_weight=mae_penalty sizes=position_sizes session=episode_length",
+    "network": "model=dynamics codes=num_chance_codes layers=num_layers heads=num_heads window=attention_window",
+    "search": "rule=algorithm reuse=value_reuse simulations=num_simulations considered=max_considered_actions "
+    "samples=num_sampled_sizes",
+    "train": "train_share=train_fraction block=num_envs wanderers=random_episodes blocks=batches_per_iteration "
+    "simulations=num_simulations sweep=reanalyze fresh=reanalyze_interval replay=replay_capacity batch=batch_size "
+    "unroll=num_unroll_steps n_step=td_steps mirror=mirror_augmentation age_cut=off_policy_correction "
+    "search_share=search_value_weight steps=updates_per_iteration consistency=consistency_weight codes=chance_codes "
+    "commitment=commitment_weight usage=code_entropy_weight telling=code_move_weight priority=per_alpha "
+    "correction=per_beta joint=unizero_weight rate=learning_rate decay=weight_decay horizon=lr_decay_steps "
+    "target_rate=target_ema",
+}
+RENAMED_WORDS = {"amddp": "drawdown_penalised"}
+
+
 def load_config(path: Path | None = None, settings: list[str] | None = None, base: Config | None = None) -> Config:
-    """`base` or the defaults, then the TOML file, then each `a.b=c`; ConfigError unless all goes together."""
+    """`base` or the defaults, then the TOML file, then each `section.key=value`; ConfigError unless they agree."""
     config = apply_overrides(base or Config(), path, settings)
-    check_market(config)
-    check_network(config)
-    check_search(config)
-    check_training(config)
+    for find_faults in (market_faults, network_faults, search_faults, training_faults):
+        fault = next(find_faults(config), "")
+        if fault:
+            raise ConfigError(fault)
     return config
 
 
 def apply_overrides(config: ConfigT, path: Path | None, settings: list[str] | None) -> ConfigT:
-    """`config`, then the TOML file, then each `a.b=c`."""
+    """`config`, then the TOML file at `path`, then each `section.key=value`."""
     if path is not None:
         try:
             config = merge(config, tomllib.loads(path.read_text(encoding="utf-8-sig")), str(path))
@@ -212,7 +299,7 @@ def apply_overrides(config: ConfigT, path: Path | None, settings: list[str] | No
 
 
 def parse_setting(setting: str) -> dict[str, Any]:
-    """`a.b=c` as a nested dictionary; a bare word is a string."""
+    """`section.key=value` as a nested dictionary; a bare word is a string."""
     key, equals, value = setting.partition("=")
     if not equals:
         raise ConfigError(f"--set {setting}: write it as section.key=value, for example search.num_simulations=32")
@@ -225,7 +312,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
 
 
 def flatten(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(section.key, value) of nested tables."""
+    """Pairs (section.key, value) of nested tables."""
     for key, value in table.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{path}{key}.")
@@ -235,63 +322,102 @@ def flatten(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
 
 def merge(config: ConfigT, table: dict[str, Any], where: str) -> ConfigT:
     """`config` with the values of `table`; ConfigError on an unknown key, another type or a value out of range."""
-    known = list_settings(config)
+    settings = list_settings(config)
     for name, value in flatten(table):
-        if name not in known:
-            raise ConfigError(f"{where}: {unknown_key_message(name, list(known))}")
-        config = replace_at(config, name.split("."), coerce(*known[name], value, f"{where}: {name}"))
+        if name not in settings:
+            raise ConfigError(f"{where}: {unknown_key_message(name, list(settings))}")
+        config = replace_at(config, name.split("."), coerce(settings[name], value, f"{where}: {name}"))
     return config
 
 
-def list_settings(config: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Value and, in the order of the fields, what is allowed of each setting by its name section.key."""
-    found = dict[str, tuple[Any, Any]]()
+def list_settings(config: Any, path: str = "") -> dict[str, Setting]:
+    """The settings of `config` by their names section.key, in the order of the fields."""
+    settings = dict[str, Setting]()
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
         if is_dataclass(value):
-            found |= list_settings(value, f"{path}{name}.")
+            settings |= list_settings(value, f"{path}{name}.")
         else:
-            found[f"{path}{name}"] = value, next(iter(getattr(hint, "__metadata__", ())), None)
-    return found
+            _, *allowed, text = get_args(hint)
+            settings[f"{path}{name}"] = Setting(value, allowed[0] if allowed else None, text)
+    return settings
 
 
 def replace_at(config: Any, path: list[str], value: Any) -> Any:
-    """`config` with another value of one field of it or of what it holds."""
+    """`config` with another value of the field that `path` leads to."""
     name, *rest = path
     return replace(config, **{name: replace_at(getattr(config, name), rest, value) if rest else value})
 
 
-def unknown_key_message(name: str, known: list[str]) -> str:
-    """That there is no such key, and which is meant."""
-    namesakes = [key for key in known if key.endswith(f".{name.split('.')[-1]}")]
-    near = namesakes or get_close_matches(name, known, n=1)
-    sections = sorted({key.rpartition(".")[0] for key in known})
+def renamed_keys() -> dict[str, str]:
+    """Today's section.key by the one of earlier versions."""
+    pairs = [(section, *pair.split("=")) for section, text in RENAMED_KEYS.items() for pair in text.split()]
+    limits = {f"guard.{name}": f"risk.{name}" for name in RiskConfig.__dataclass_fields__}
+    return (
+        {f"{section}.{old}": f"{section}.{new}" for section, old, new in pairs}
+        | limits
+        | {"guard.far": "risk.feature_drift"}
+    )
+
+
+def unknown_key_message(name: str, names: list[str]) -> str:
+    """The message for a key that is not among the keys `names`: its new name, or the nearest key."""
+    if name in renamed_keys():
+        return f"{name} is now {renamed_keys()[name]}"
+    namesakes = [key for key in names if key.endswith(f".{name.split('.')[-1]}")]
+    near = namesakes or get_close_matches(name, names, n=1)
+    sections = sorted({key.rpartition(".")[0] for key in names})
     hint = f"did you mean {' or '.join(near)}?" if near else f"write section.key; sections: {', '.join(sections)}"
     return f"unknown key {name!r}: {hint}"
 
 
-def coerce(default: Any, allowed: Any, value: Any, where: str) -> Any:
-    """`value` in the type of `default`, if it is allowed; what is left open by default is a number."""
-    default = 0.0 if default is None else default
+def coerce(setting: Setting, value: Any, where: str) -> Any:
+    """`value` in the type of a setting, or ConfigError; a setting that is unset by default is a number."""
+    default = 0.0 if setting.value is None else setting.value
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(default):
         raise ConfigError(f"{where} wants {type(default).__name__}, for example {default!r}, not {value!r}")
-    for one in value if isinstance(value, list) else [value]:
-        fault = invalid_reason(allowed, one)
+    for item in value if isinstance(value, list) else [value]:
+        fault = invalid_reason(setting.allowed, item)
         if fault:
-            raise ConfigError(f"{where}: {one!r} is {fault}")
+            raise ConfigError(f"{where}: {item!r} is {fault}")
     return value
 
 
 def invalid_reason(allowed: Any, value: Any) -> str:
-    """What is wrong with a value, or nothing."""
+    """Why a value is not allowed, or an empty string."""
     if isinstance(allowed, Range):
         low, high, step = allowed
         if type(value) not in (int, float) or not low <= value <= high:
             return f"not a number from {low:.12g} to {high:.12g}"
         return f"not a multiple of {step}" if value % step and step > 1 else ""
-    return "" if allowed is None or value in allowed else f"none of {', '.join(allowed)}"
+    if allowed is None or value in allowed:
+        return ""
+    return f"now {RENAMED_WORDS[value]}" if value in RENAMED_WORDS else f"none of {', '.join(allowed)}"
+
+
+def settings_text(config: Any) -> str:
+    """The text of `--help-config`: of each setting its default as `--set` takes it, its values and its help line."""
+    lines = list[str]()
+    for name, setting in list_settings(config).items():
+        default = setting.value if isinstance(setting.value, str) else json.dumps(setting.value)
+        key = f"{name} (unset)" if setting.value is None else f"{name}={default}"
+        lines.append(f"{key:<{HELP_COLUMN}}{describe_values(setting)}")
+        lines += textwrap.wrap(setting.help, 100, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines) + "\n"
+
+
+def describe_values(setting: Setting) -> str:
+    """The values that a setting may have, in words."""
+    allowed = setting.allowed
+    if not isinstance(allowed, Range):
+        return " | ".join(allowed or ("true", "false"))
+    sample = setting.value[0] if isinstance(setting.value, list) else setting.value
+    kind = "whole number" if isinstance(sample, int) else "number"
+    text = f"{kind} from {allowed.low:,.12g} to {allowed.high:,.12g}"
+    text += f", a multiple of {allowed.step}" if allowed.step > 1 else ""
+    return f"list: each a {text}" if isinstance(setting.value, list) else text
 
 
 def check_minutes(minutes: float | None) -> None:
@@ -301,72 +427,61 @@ def check_minutes(minutes: float | None) -> None:
         raise ConfigError(f"--minutes: {minutes} is {fault}")
 
 
-def check_market(config: Config) -> None:
-    """Raise ConfigError for sizes of an entry that are no ascending fractions."""
+def market_faults(config: Config) -> Iterator[str]:
+    """Sizes of an entry that are no ascending fractions."""
     sizes = config.market.position_sizes
     if not 1 <= len(sizes) <= MAX_SIZES or sizes != sorted({*sizes} - {0.0}):
-        raise ConfigError(f"market.position_sizes: {sizes} are not 1 to {MAX_SIZES} ascending fractions above 0")
+        yield f"market.position_sizes: {sizes} are not 1 to {MAX_SIZES} ascending fractions above 0"
 
 
-def check_network(config: Config) -> None:
-    """Raise ConfigError for features, widths or losses that there are not together."""
+def network_faults(config: Config) -> Iterator[str]:
+    """Features, widths and losses that exclude each other."""
     f, n, t = config.features, config.network, config.train
     try:
         wavelets(f.J, f.Q)
     except ValueError as error:
-        raise ConfigError(f"features.Q: {error}") from None
-    transformer = n.dynamics == "transformer"
-    if transformer and t.consistency_weight > 0:
-        raise ConfigError(
-            "train.consistency_weight: a transformer has train.unizero_weight instead, which compares its latents"
-        )
-    if transformer and n.latent % (2 * n.num_heads):
-        raise ConfigError(
-            f"network.num_heads: a transformer wants network.latent = {n.latent} in {n.num_heads} heads of even width"
-        )
-    if transformer and t.value_prefix:
-        raise ConfigError(
-            "train.value_prefix: a transformer sees the steps before itself; it wants network.dynamics=mlp"
-        )
+        yield f"features.Q: {error}"
+    if n.dynamics == "transformer":
+        if t.consistency_weight > 0:
+            yield "train.consistency_weight: a transformer has train.unizero_weight instead, which compares its latents"
+        if n.latent % (2 * n.num_heads):
+            yield f"network.num_heads: {n.num_heads} heads of even width do not divide network.latent = {n.latent}"
+        if t.value_prefix:
+            yield "train.value_prefix: a transformer attends to the steps before; it wants network.dynamics=mlp"
     if state_width(config) > MAX_STATE_WIDTH:
-        raise ConfigError(
-            f"network.latent: {n.latent} makes nodes of {state_width(config)} numbers, not {MAX_STATE_WIDTH}"
-        )
+        yield f"network.latent: {n.latent} makes nodes of {state_width(config)} numbers, more than {MAX_STATE_WIDTH}"
 
 
 def state_width(config: Config) -> int:
-    """Numbers that a search keeps of a node: `Shape.state` of models/params.py."""
+    """S, the numbers that a search keeps of a node; equals `ModelShape.state` of models/params.py."""
     n = config.network
     memory = 2 * n.latent + 2 if config.train.value_prefix else 0
     return n.latent + memory + (1 + 2 * n.num_layers * n.latent if n.dynamics == "transformer" else 0)
 
 
-def check_search(config: Config) -> None:
-    """Raise ConfigError for a search that there is not with these sizes and networks."""
+def search_faults(config: Config) -> Iterator[str]:
+    """A search that these sizes and networks exclude."""
     s, sizes = config.search, config.market.position_sizes
     widening = s.algorithm == ALGORITHMS[WIDENING]
     if widening and sizes != [1.0]:
-        raise ConfigError("search.algorithm: widening wants market.position_sizes=[1.0], whose fractions it draws")
+        yield "search.algorithm: widening wants market.position_sizes=[1.0], whose fractions it draws"
     if config.train.value_prefix and s.algorithm == ALGORITHMS[MARKET]:
-        raise ConfigError(
-            "train.value_prefix: search.algorithm=market knows its rewards exactly and asks no network for them; "
+        yield (
+            "train.value_prefix: search.algorithm=market computes its rewards exactly, without a network; "
             "it wants gumbel, puct or widening"
         )
-    most = max_candidates(s.num_sampled_sizes) if widening else len(action_names((*sizes,)))
-    if s.max_considered_actions > most:
-        raise ConfigError(f"search.max_considered_actions: {s.max_considered_actions} of {most} actions of a root")
+    num_actions = max_candidates(s.num_sampled_sizes) if widening else len(action_names((*sizes,)))
+    if s.max_considered_actions > num_actions:
+        yield f"search.max_considered_actions: {s.max_considered_actions} of {num_actions} actions of a root"
 
 
-def check_training(config: Config) -> None:
-    """Raise ConfigError for sizes of the training that do not go together."""
-    t, session = config.train, config.market.episode_length
-    if t.num_envs * t.batches_per_iteration > t.replay_capacity:
-        raise ConfigError(
-            f"train.replay_capacity: {t.replay_capacity} sessions do not hold the {t.num_envs * t.batches_per_iteration} of one cycle"
-        )
+def training_faults(config: Config) -> Iterator[str]:
+    """Sizes of the training that exclude each other."""
+    t, length = config.train, config.market.episode_length
+    collected = t.num_envs * t.batches_per_iteration
+    if collected > t.replay_capacity:
+        yield f"train.replay_capacity: {t.replay_capacity} episodes do not hold the {collected} of one iteration"
     if t.learning_rate * t.weight_decay > 1:
-        raise ConfigError(
-            f"train.weight_decay: {t.weight_decay} times train.learning_rate = {t.learning_rate} is more than all of a weight"
-        )
-    if t.td_steps >= session:
-        raise ConfigError(f"train.td_steps: {t.td_steps} is not within a session of {session}")
+        yield f"train.weight_decay: {t.weight_decay} times train.learning_rate = {t.learning_rate} is more than 1"
+    if t.td_steps >= length:
+        yield f"train.td_steps: {t.td_steps} is not within an episode of {length}"

@@ -1,4 +1,4 @@
-"""The standard streams, and progress for people: a bar with an ETA on a terminal, else a plain line now and then."""
+"""The standard streams, and progress: a bar with an ETA on a terminal, elsewhere a line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from pathlib import Path
 from typing import Any, TextIO
 
 LOG_INTERVAL_S = 15.0
-COMPILED_FRACTION = 0.6  # of the kernels that are loaded, a training compiles about so many
+COMPILED_FRACTION = 0.6  # of the loaded kernels; a training compiles about as many
 PROGRAM = Path(__file__).parents[1] / "swt.py"
-ProgressCallback = Callable[[float, str], None]  # share done in [0, 1], what is happening
+ProgressCallback = Callable[[float, str], None]  # fraction done in [0, 1], what is being done
 
 
 class StandardStream(io.RawIOBase):
-    """A standard stream: its first failed write is an error that names it, if it has a name; what follows is lost.
+    """A standard stream whose first failed write raises OSError with `name`; later writes are dropped.
 
-    So the interpreter, which writes out what is left when it ends, finds nothing to complain of.
+    A stream without a name never raises.  Dropping keeps the interpreter, which flushes at its end, from complaining.
     """
 
     def __init__(self, raw: io.RawIOBase, name: str) -> None:
         self._raw, self._name, self._failed = raw, name, False
 
     def writable(self) -> bool:
-        """For the buffer."""
+        """Whether it can be written to; a BufferedWriter asks."""
         return True
 
     def isatty(self) -> bool:
-        """Whether a person watches."""
+        """Whether the stream is a terminal."""
         return self._raw.isatty()
 
     def fileno(self) -> int:
-        """Of the system."""
+        """The file descriptor."""
         return self._raw.fileno()
 
     def write(self, data: Any) -> int | None:
-        """Bytes written: all of them, when nobody is to know."""
+        """Number of bytes written; dropped bytes count as written."""
         try:
             return len(data) if self._failed else self._raw.write(data)
         except OSError as error:
@@ -53,9 +53,9 @@ class StandardStream(io.RawIOBase):
 
 
 def open_streams() -> None:
-    """Make stdout and stderr such that no text is one they cannot show, and that stderr never fails.
+    """Replace stdout and stderr by streams that escape what their encoding lacks; stderr never fails.
 
-    A stream that the process came without leads nowhere: a file opened later must not take its number.
+    A standard stream that is closed is opened to nowhere, so that no file opened later gets its descriptor.
     """
     while os.open(os.devnull, os.O_RDWR) < 3:
         pass
@@ -64,7 +64,7 @@ def open_streams() -> None:
 
 
 def _wrap_stream(text: Any, number: int, name: str) -> TextIO:
-    """The stream in the encoding that it has; lines end in one byte everywhere."""
+    """The stream `text` or descriptor `number` in its own encoding; a line ends in one byte on Windows too."""
     raw = io.FileIO(number, "w", closefd=False) if text is None else getattr(text.buffer, "raw", text.buffer)
     return io.TextIOWrapper(
         io.BufferedWriter(StandardStream(raw, name)),
@@ -76,35 +76,35 @@ def _wrap_stream(text: Any, number: int, name: str) -> TextIO:
 
 
 def log(text: str) -> None:
-    """One line for people."""
+    """Print one line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def no_progress(share: float, text: str) -> None:
-    """A `ProgressCallback` for nobody."""
+def no_progress(fraction: float, text: str) -> None:
+    """A `ProgressCallback` that reports nothing."""
 
 
 def program_command(*words: object) -> str:
-    """A command of this program, to be typed as it stands where the present one was typed."""
+    """A command of this program that works as typed in the current folder."""
     is_elsewhere = PROGRAM.is_file() and PROGRAM.parent != Path.cwd()  # a packed program lacks most commands
     return shell_join("python", PROGRAM if is_elsewhere else PROGRAM.name, *words)
 
 
 def shell_join(*words: object) -> str:
-    """Words of a command as they are typed into the shell of this machine."""
+    """`words` quoted for the shell of this machine."""
     line = [*map(str, words)]
     return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 
 
 @cache
 def log_compile_notice() -> None:
-    """Say once why the first minute is slow."""
+    """Log once why the first minute is slow."""
     log("compiling kernels: once, well under two minutes; later starts find them in the cache")
 
 
 @contextmanager
 def progress(title: str) -> Iterator[ProgressCallback]:
-    """Yield a `ProgressCallback` that shows how far a task titled `title` has come."""
+    """Yield a `ProgressCallback` that shows the progress of the task `title`."""
     if sys.stderr.isatty():
         with _progress_bar(title) as report:
             yield report
@@ -114,17 +114,17 @@ def progress(title: str) -> Iterator[ProgressCallback]:
 
 @contextmanager
 def compiling(title: str) -> Iterator[ProgressCallback]:
-    """A `progress` that also counts the kernels compiled meanwhile."""
+    """A `progress` that also counts the kernels that are compiled in the block."""
     from kernels.jit import watch_compiler
 
     with progress(title) as report:
 
-        def tell(number: int, loaded: int, name: str) -> None:
+        def count_kernel(number: int, loaded: int, name: str) -> None:
             log_compile_notice()
             likely = max(round(COMPILED_FRACTION * loaded), number)
             report(min(number / likely, 0.99), f"compiling kernel {number} of about {likely}, {name}")
 
-        with watch_compiler(tell):
+        with watch_compiler(count_kernel):
             yield report
         report(1.0, "done")
 
@@ -136,11 +136,11 @@ def _progress_bar(title: str) -> Iterator[ProgressCallback]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=None)  # it only moves to and fro until something is known
+        task = bars.add_task(title, total=None)  # without a total the bar moves to and fro
 
-        def report(share: float, text: str) -> None:
-            known = {"total": 1.0, "completed": share} if share > 0 else {}
-            bars.update(task, description=f"{title}: {text}", **known)  # type: ignore[arg-type]
+        def report(fraction: float, text: str) -> None:
+            state = {"total": 1.0, "completed": fraction} if fraction > 0 else {}
+            bars.update(task, description=f"{title}: {text}", **state)  # type: ignore[arg-type]
 
         yield report
 
@@ -149,15 +149,15 @@ def _progress_lines(title: str) -> ProgressCallback:
     begin = time.monotonic()
     last = begin - LOG_INTERVAL_S
 
-    def report(share: float, text: str) -> None:
+    def report(fraction: float, text: str) -> None:
         nonlocal begin, last
         now = time.monotonic()
-        if share == 0:
-            begin = now  # what comes before the first progress, compiling say, tells nothing of the rest
+        if fraction == 0:
+            begin = now  # the time before the first progress, compiling for example, predicts nothing
         if now - last < LOG_INTERVAL_S:
             return
         last = now
-        left = f", about {(now - begin) * (1 - share) / share:.0f} s left" if 0.02 < share < 1 else ""
-        log(f"{title}: {share:4.0%} {text}{left}")
+        left = f", about {(now - begin) * (1 - fraction) / fraction:.0f} s left" if 0.02 < fraction < 1 else ""
+        log(f"{title}: {fraction:4.0%} {text}{left}")
 
     return report

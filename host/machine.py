@@ -1,4 +1,4 @@
-"""What systems have in different ways or not at all; nothing else in the program may ask for it."""
+"""Cores, load, memory and CPU time, which operating systems count differently or not at all."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; every core where the system does not say which."""
+    """Number of cores that this process may use; every core where the system has no affinity."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def limit_cores(count: int) -> None:
-    """Let this process use no more than `count` of its cores, where the system can see to it."""
+    """Restrict this process to `count` of its cores, where the system has affinity."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def load_average() -> float:
-    """Processes that wait for a core, a mean over a minute; 0 where the system does not count them."""
+    """Mean number of runnable processes over the last minute; 0 where the system does not count them."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def memory_mb(field: str, pid: int | str = "self") -> float:
-    """RssAnon, now, or VmHWM, the peak of resident memory; 0 where the system or the process is not there to tell."""
+    """RssAnon (anonymous memory now) or VmHWM (peak resident memory) of a process, MB; 0 where /proc lacks it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -34,7 +34,7 @@ def memory_mb(field: str, pid: int | str = "self") -> float:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has used; 0 where the system does not tell."""
+    """CPU seconds that a process has used; 0 where /proc lacks it."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
     except OSError:

@@ -1,7 +1,8 @@
-"""Signals that end the process, none of which is lost.
+"""Signals that end the process; none is lost.
 
-Python throws away what a signal handler raises inside a finalizer or a callback of the garbage collector.  The hook for
-such exceptions sees that and sends the signal again; and a handler writes down what came, for loops that ask.
+Python drops an exception that a signal handler raises inside a finalizer or inside a callback of the garbage collector.
+`sys.unraisablehook` is called for such an exception, and the hook here sends the signal again.  The handler also stores
+the signal's number, for `raise_if_signalled`.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import threading
 import time
 from typing import Any
 
-RESEND_DELAY_S = 0.01  # until a finalizer that swallowed a signal is over
-_received_signal = 0  # number of the last signal
-_in_hook = False  # the hook is at work, and what is raised in it is lost as well
-_resend_pending = False  # a signal was swallowed and not yet sent again
+RESEND_DELAY_S = 0.01  # by then the finalizer that swallowed the signal has ended
+_received_signal = 0  # number of the last signal, or 0
+_in_hook = False  # the hook runs: an exception raised in it is dropped too
+_resend_pending = False  # a signal was swallowed and is to be sent again
 
 
 def install_signal_handlers() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process with 143."""
+    """Make Ctrl-C raise KeyboardInterrupt, and SIGTERM raise SystemExit(143)."""
     sys.unraisablehook = _unraisable_hook
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _handle_signal)
 
 
 def raise_if_signalled() -> None:
-    """Raise what the handler raised, if it did: between two steps of a loop, where it cannot be swallowed."""
+    """Raise the exception of the last signal again, if there was one; a loop calls it between two steps."""
     if _received_signal == signal.SIGINT:
         raise KeyboardInterrupt
     if _received_signal:
@@ -57,7 +58,7 @@ def _unraisable_hook(unraisable: Any) -> None:
 
 
 def _resend_signal(number: int) -> None:
-    """Signal the main thread, so that a read it waits for ends too; on Windows it takes notice when that is over."""
+    """Signal the main thread, which ends a read that it waits in; on Windows the read ends first."""
     time.sleep(RESEND_DELAY_S)
     while _in_hook:
         time.sleep(RESEND_DELAY_S)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from typing import Any
-from xml.sax.saxutils import escape
+
+from host.svg import svg_bar, svg_document, svg_text
 
 PANELS = {
     "rss_anon_mb": "memory, MB", "tree_kb": "a tree, kB", "us_per_decision": "a decision, us",
@@ -12,16 +13,13 @@ PANELS = {
 }  # fmt: skip
 NAME_WIDTH, PANEL_WIDTH, ROW_HEIGHT, TOP_MARGIN, BAR_HEIGHT = 170, 112, 42, 56, 12  # pixels
 MAX_BAR_WIDTH = 66  # a bar; its number stands behind it
-COLOURS = {"off": "#a8a8a8", "on": "#1f6fb2"}
+COLOURS = {"off": "#8b949e", "on": "#2f81f7"}
 
 
 def render_svg(document: list[dict[str, Any]]) -> str:
     """An SVG; bars of a column have one scale, what was not reached has none."""
     width, height = NAME_WIDTH + PANEL_WIDTH * len(PANELS), TOP_MARGIN + ROW_HEIGHT * len(document)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
         svg_text(
             8, 18, "grey: off, blue: on; of markets the sessions to 90 % of the optimum or until closing is learnt", 13
         ),
@@ -33,7 +31,7 @@ def render_svg(document: list[dict[str, Any]]) -> str:
         for j, row in enumerate(document):
             parts += panel_bars(x, TOP_MARGIN + ROW_HEIGHT * j, row, key, longest or 1.0)
     parts += [svg_text(8, TOP_MARGIN + ROW_HEIGHT * j + 18, row["enhancement"], 12) for j, row in enumerate(document)]
-    return "\n".join([*parts, "</svg>", ""])
+    return svg_document(width, height, parts)
 
 
 def panel_bars(x: int, y: int, row: dict[str, Any], key: str, longest: float) -> list[str]:
@@ -42,7 +40,7 @@ def panel_bars(x: int, y: int, row: dict[str, Any], key: str, longest: float) ->
     for n, (side, colour) in enumerate(COLOURS.items()):
         value, at = side_value(row[side], key), y + n * (BAR_HEIGHT + 2)
         length = MAX_BAR_WIDTH * (value or 0.0) / longest
-        parts.append(f'<rect x="{x}" y="{at}" width="{length:.1f}" height="{BAR_HEIGHT}" fill="{colour}"/>')
+        parts.append(svg_bar(x, at, length, BAR_HEIGHT, colour))
         label = "not reached" if value is None else f"{value:.4g}"
         parts.append(svg_text(x + length + 3, at + BAR_HEIGHT - 2, label))
     return parts
@@ -52,8 +50,3 @@ def side_value(side: dict[str, Any], key: str) -> float | None:
     """A figure of one side; a market stands for the sessions it takes."""
     found: float | None = side["markets"][key]["sessions_to_90"] if key in side["markets"] else side[key]
     return None if found is None else max(found, 0.0)
-
-
-def svg_text(x: float, y: float, words: str, size: int = 11) -> str:
-    """A line of text that begins at (x, y)."""
-    return f'<text x="{x:.1f}" y="{y}" font-size="{size}">{escape(words)}</text>'

@@ -1,1 +1,1 @@
-"""One file a command of `swt.py`."""
+"""The commands of `swt.py`, one a file."""

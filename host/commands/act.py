@@ -1,6 +1,6 @@
-"""`print_decisions`: follow a feed of closed bars and print one decision for each, the same one a backtest makes.
+"""`act`: print a decision for each closed bar of a feed, the one that `backtest` makes.
 
-With a folder to write into (`host/live/runner.py`) it also keeps a journal and publishes a guarded target.
+With `--out` a LiveRunner (`host/live/runner.py`) also keeps a journal and publishes a target within the risk limits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from host.live.market_check import check_feed_name, check_symbol, with_scale_che
 from host.live.runner import HaltedError, LiveOptions, LiveRunner, StaleFeedError
 from kernels.jit import module_digest
 
-WATCH_INTERVAL_S = 0.5  # between two looks at the HALT file and at the time
+WATCH_INTERVAL_S = 0.5  # between two checks of the HALT file and of the clock
 
 
 def new_live_options(
@@ -38,17 +38,17 @@ def new_live_options(
     config: Path | None,
     settings: list[str] | None,
 ) -> LiveOptions | None:
-    """What `--out` and the flags that need it say."""
-    guard = apply_overrides(LiveConfig(), config, settings).risk
+    """The options of a live run; None without `out`, ConfigError for flags that need it."""
+    risk = apply_overrides(LiveConfig(), config, settings).risk
     if out is None:
         if live or lift_halt:
-            raise ConfigError("--live and --lift-halt say what happens in --out: give a folder")
+            raise ConfigError("--live and --lift-halt act on the folder --out: give one")
         return None
-    return LiveOptions(out, live, lift_halt, checked_symbol(symbol or feed_symbol(feed)), guard)
+    return LiveOptions(out, live, lift_halt, checked_symbol(symbol or feed_symbol(feed)), risk)
 
 
 def checked_symbol(symbol: str) -> str:
-    """A symbol that can stand in a row of CSV."""
+    """`symbol`; ConfigError unless it can stand in a row of CSV."""
     if not re.fullmatch(r"[\w.#+-]{1,32}", symbol, re.ASCII):
         raise ConfigError(f"--symbol {symbol!r}: up to 32 letters, digits and . # + - _")
     return symbol
@@ -64,20 +64,20 @@ def act_on_feed(
     options: LiveOptions | None = None,
     insist: bool = False,
 ) -> None:
-    """`print_decisions`: check the model, and the feed unless the user insists on it; then decide for every bar."""
+    """Check the model, and unless `insist` the feed; then decide at every bar and print to `out`."""
     loaded = load_live_model(model)
     if not insist:
         check_feed_name(loaded, reading, feed)
     digest = module_digest("kernels.live.policy_step")  # all that a decision's machine code is made from
     log(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {loaded.networks.history} closed bars")
-    settled = reading_options(loaded, reading, Path(feed).name)
+    reading = reading_options(loaded, reading, Path(feed).name)
     if insist:
-        bars = feed_bars(feed, settled, follow)
+        bars = feed_bars(feed, reading, follow)
     else:
-        read = feed_bars(feed, settled, follow, check=lambda rules: check_symbol(loaded, rules.instrument.symbol, feed))
-        bars = with_scale_check(loaded, read, feed)
+        bars = feed_bars(feed, reading, follow, check=lambda rules: check_symbol(loaded, rules.instrument.symbol, feed))
+        bars = with_scale_check(loaded, bars, feed)
     printer = DecisionPrinter(out, as_json)
-    gc.freeze()  # what is here now stays: a decision does not wait for a walk through it
+    gc.freeze()  # the objects made so far stay: no collection walks through them during a decision
     if options is None:
         print_decisions(LiveAgent(loaded.networks, loaded.market_spec, loaded.search), bars, printer)
         return
@@ -96,36 +96,36 @@ def print_decisions(agent: LiveAgent, feed: Iterable[Bar], printer: DecisionPrin
 
 
 def run_live(runner: LiveRunner, feed: Iterable[Bar]) -> None:
-    """Take bars in until the feed ends; on any fault the target goes flat first."""
-    turn, done = threading.Lock(), threading.Event()
-    threading.Thread(target=watch_limits, args=(runner, turn, done), daemon=True).start()
+    """Run `runner` over the bars until the feed ends; on any fault the target goes flat first."""
+    lock, done = threading.Lock(), threading.Event()
+    threading.Thread(target=watch_limits, args=(runner, lock, done), daemon=True).start()
     try:
         for bar in feed:
-            with turn:
+            with lock:
                 runner.on_bar(bar)
-        with turn:
-            runner.check_between_bars()  # a HALT file holds too where no bar is new
+        with lock:
+            runner.check_between_bars()  # a HALT file counts even if no bar is new
     except (BrokenPipeError, HaltedError):
         raise
     except Exception as error:
-        with turn:
+        with lock:
             runner.fail(error)
         raise
     finally:
-        with turn:
+        with lock:
             done.set()
             runner.close()
 
 
 def watch_limits(runner: LiveRunner, lock: threading.Lock, done: threading.Event) -> None:
-    """End the process when a guard says so while the feed is silent: a read that waits cannot be ended otherwise."""
+    """End the process when a limit is hit while the feed is silent: nothing else ends a read that waits."""
     while not done.wait(WATCH_INTERVAL_S):
         with lock:
             if done.is_set():
                 return
             try:
                 runner.check_between_bars()
-            except Exception as error:  # nobody else would see it, and nothing may go on unwatched
+            except Exception as error:  # in this thread nobody else sees it, and no run goes on unwatched
                 if not isinstance(error, (HaltedError, StaleFeedError)):
                     runner.fail(error)
                 log(f"swt: {error or repr(error)}")
@@ -133,6 +133,6 @@ def watch_limits(runner: LiveRunner, lock: threading.Lock, done: threading.Event
 
 
 def feed_symbol(feed: str) -> str:
-    """What a feed's file is named for, or -."""
-    found = find_instrument(Path(feed).name)
-    return found.symbol if found else "-"
+    """The symbol in the name of a feed's file, or -."""
+    instrument = find_instrument(Path(feed).name)
+    return instrument.symbol if instrument else "-"

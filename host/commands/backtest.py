@@ -1,4 +1,4 @@
-"""`backtest`: trade a file with a model and report what came of it, net of every cost."""
+"""`backtest`: trade a file of bars with a model, and report net pips after every cost."""
 
 from __future__ import annotations
 
@@ -31,22 +31,14 @@ SAMPLE_CSV = Path(__file__).parents[1] / "data" / "sample.csv"
 
 
 def write_decisions(path: Path, result: BacktestResult, bars: Bars, first: int) -> None:
-    """The decisions in the columns of `act`; latency_us is the mean of the run."""
-    n = len(result.log.action)
+    """Write the decisions in the columns of `act`; latency_us is the mean of the run."""
+    log, n = result.log, len(result.log.action)
     latency = round(result.seconds / n * 1e6)
     with path.open("w", encoding="ascii", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(DECISION_COLUMNS)
         for i in range(n):
-            decisions = result.log
-            row = (
-                bars.time[first + i],
-                decisions.action[i],
-                decisions.target[i],
-                decisions.value[i],
-                decisions.policy[i],
-                latency,
-            )
+            row = bars.time[first + i], log.action[i], log.target[i], log.value[i], log.policy[i], latency
             writer.writerow(format_decision(*row))
 
 
@@ -58,10 +50,10 @@ def backtest_csv(
     decisions: Path | None,
     quiet: bool = False,
     as_json: bool = False,
-    guard: RiskConfig | None = None,
+    risk: RiskConfig | None = None,
     insist: bool = False,
 ) -> dict[str, Any]:
-    """Trade a CSV with a model from the bar that closes at or after `start`; the report, with what `guard` cuts."""
+    """Trade a CSV from the first bar that closes at or after `start`; the report, with the effect of `risk`."""
     if decisions is not None:
         check_writable(decisions)
         check_not_input(decisions, model, csv or SAMPLE_CSV)
@@ -76,13 +68,13 @@ def backtest_csv(
         check_symbol(loaded, source.instrument.symbol, path)
         check_scale(loaded, bars.close, bars.high - bars.low, path)
     first = first_decision_bar(bars, start, source, loaded.networks.history)
-    trader = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
+    policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
-    with progress("backtest") as bar:
-        result = run_backtest(trader, bars, extra, first, len(bars.time), bar)
+    with progress("backtest") as report:
+        result = run_backtest(policy, bars, extra, first, len(bars.time), report)
     document = backtest_report(result, bars, first, loaded.market_spec, seed=0)
-    if guard is not None:
-        limits = resolve_limits(guard, loaded)
+    if risk is not None:
+        limits = resolve_limits(risk, loaded)
         for line in describe_limits(limits, loaded):
             log(line)
         document["guards"] = run_risk_engine(loaded, limits, result.log.target, bars, first)
@@ -90,7 +82,7 @@ def backtest_csv(
         print(json.dumps(document))
     elif not quiet:
         print_report(document, sys.stdout)
-        if guard is not None:
+        if risk is not None:
             print_risk_report(document["guards"], sys.stdout)
     if decisions is not None:
         with add_path_to_errors(decisions):
@@ -99,17 +91,17 @@ def backtest_csv(
 
 
 def sample_reading(reading: ReadOptions) -> ReadOptions:
-    """What the bundled file does not say of itself."""
+    """`reading` with the side and the symbol of the bundled bars, which their file does not state."""
     return replace(reading, side="ask", symbol="EURUSD")
 
 
 def log_source(source: Source) -> None:
-    """Say what was recognised and what was assumed, as `data-check` does."""
+    """Log what was recognised and what was assumed, as `data-check` prints it."""
     print_source(source_document(source, None), sys.stderr)
 
 
 def first_decision_bar(bars: Bars, start: str | None, source: Source, history: int) -> int:
-    """Index of the first decision: after the warm-up and not before `start`."""
+    """Index of the first bar to decide at: after the warm-up and not before `start`; DataError where none is."""
     first, span = history - 1, f"{source.path} has {source.first} .. {source.last} UTC"
     if first + 1 >= len(bars.time):
         raise DataError(f"{source.path}: no bar to decide at; it has {len(bars.time)} and the warm-up takes {history}")
@@ -124,7 +116,7 @@ def first_decision_bar(bars: Bars, start: str | None, source: Source, history: i
 
 
 def parse_start(text: str) -> int:
-    """Nanoseconds since the epoch of `--from`; UTC where it names no zone."""
+    """Nanoseconds since the epoch of the text of `--from`; UTC where it names no zone."""
     try:
         when = datetime.fromisoformat(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`data-check`: what a file of bars is, what is wrong with it, and the flags that settle what it leaves open."""
+"""`data-check`: how a file of bars is read, its faults, and the flags that settle what it leaves open."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from host.data.formats import PROBLEM_KINDS, DataError, Problem, ReadOptions, So
 from host.training.dataset import split_bars
 from kernels.market.bars import SECOND_NS
 
-MAX_PROBLEMS_SHOWN = 10  # problems of a kind
-SOURCE_FIELDS = (  # fields of `Source` in the document
+MAX_PROBLEMS_SHOWN = 10  # of each kind
+SOURCE_FIELDS = (  # of `Source`, in the document
     *("path", "format", "rows", "first", "last", "interval_s", "timezone", "label", "side", "spread"),
     *("spread_px", "range_px", "hours", "sha256"),
 )
-INSTRUMENT_FIELDS = ("symbol", "pip", "point")  # and of its instrument
+INSTRUMENT_FIELDS = ("symbol", "pip", "point")  # of its instrument, in the document
 
 
 def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
-    """The document of `data-check --json`; "refused" says why the file would not be read, or is null; so "training"."""
+    """The document of `data-check --json`.
+
+    "refused" is the reason why the file is not read, and "training" why it does not suffice to train; else null.
+    """
     try:
         bars, source = read_bars(path, options)
     except DataError as error:
@@ -29,13 +32,13 @@ def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
             return unreadable_document(str(error))
         return source_document(error.source, str(error))
     config, interval_ns = Config(), source.interval_s * SECOND_NS
-    lack = split_bars(bars.time, config, source.instrument, interval_ns).shortage
-    said = f"not enough to train with the default session of {config.market.episode_length} decisions: {lack}"
-    return {**source_document(source, None), "training": said if lack else None}
+    shortage = split_bars(bars.time, config, source.instrument, interval_ns).shortage
+    reason = f"not enough to train with the default episode of {config.market.episode_length} decisions: {shortage}"
+    return {**source_document(source, None), "training": reason if shortage else None}
 
 
 def source_document(source: Source, refused: str | None) -> dict[str, Any]:
-    """What was recognised; among the problems are holes, which are no reason to refuse a file."""
+    """The document of a file whose format is known; its problems include gaps, for which no file is refused."""
     problems = sorted([*source.problems, *source.gaps], key=lambda problem: problem.line)
     return {
         **{name: getattr(source, name) for name in SOURCE_FIELDS},
@@ -49,7 +52,7 @@ def source_document(source: Source, refused: str | None) -> dict[str, Any]:
 
 
 def unreadable_document(reason: str) -> dict[str, Any]:
-    """The document of a file that is in no known format, or leaves open what would change its prices."""
+    """The document of a file in no known format, or of one whose prices can be read in two ways."""
     return {
         **dict.fromkeys((*SOURCE_FIELDS, *INSTRUMENT_FIELDS, "training")),
         "rows": 0,
@@ -61,7 +64,7 @@ def unreadable_document(reason: str) -> dict[str, Any]:
 
 
 def print_check(document: dict[str, Any], out: IO[str]) -> None:
-    """The document for people, with the verdict."""
+    """Print the document, with the verdict at the end."""
     if document["format"]:
         print_source(document, out)
     if document["training"]:
@@ -70,7 +73,7 @@ def print_check(document: dict[str, Any], out: IO[str]) -> None:
 
 
 def print_source(document: dict[str, Any], out: IO[str]) -> None:
-    """What a file was read as, what was assumed and what is wrong with it."""
+    """Print how a file was read, its problems, and the assumptions."""
     symbol = "an unknown symbol" if document["symbol"] == "-" else document["symbol"]
     print(
         f"{document['path']}: {document['format']}, {document['rows']} bars of {document['interval_s']} s, "
@@ -82,17 +85,17 @@ def print_source(document: dict[str, Any], out: IO[str]) -> None:
     for note in document["notes"]:
         print(f"  {note}", file=out)
     print_problems(document["problems"], out)
-    print(f"  assumed; say so, or say otherwise: {' '.join(document['assumed']) or 'nothing'}", file=out)
+    print(f"  assumed; confirm or change: {' '.join(document['assumed']) or 'nothing'}", file=out)
 
 
 def print_problems(problems: list[dict[str, Any]], out: IO[str]) -> None:
-    """The first lines of each kind of problem."""
+    """Print the first problems of each kind."""
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for problem in problems:
         by_kind.setdefault(problem["kind"], []).append(problem)
-    for kind, found in by_kind.items():
-        print(f"{len(found)} x {kind}: {PROBLEM_KINDS[kind]}", file=out)
-        for problem in found[:MAX_PROBLEMS_SHOWN]:
+    for kind, group in by_kind.items():
+        print(f"{len(group)} x {kind}: {PROBLEM_KINDS[kind]}", file=out)
+        for problem in group[:MAX_PROBLEMS_SHOWN]:
             print(f"  line {problem['line']}: {problem['text']}", file=out)
-        if len(found) > MAX_PROBLEMS_SHOWN:
-            print(f"  and {len(found) - MAX_PROBLEMS_SHOWN} more: --json lists up to {MAX_LISTED} of a kind", file=out)
+        if len(group) > MAX_PROBLEMS_SHOWN:
+            print(f"  and {len(group) - MAX_PROBLEMS_SHOWN} more: --json lists up to {MAX_LISTED} of a kind", file=out)

@@ -1,4 +1,4 @@
-"""`doctor`: is this machine fit to act?  Every check in one screen; on the way all that `act` needs is compiled."""
+"""`doctor`: checks, on one screen, whether this machine is fit to act; the kernels of `act` are compiled on the way."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from kernels.market.bars import SECOND_NS
 
 PACKAGES = ("numpy", "numba", "llvmlite", "onnxruntime", "typer")
 NUM_DECISIONS = 1000
-MAX_P99_US = 20_000  # p99 of a decision: more, and something else has the machine
-MAX_CLOCK_DRIFT_S = 2.0  # between the clock, the file system's stamps and the steady clock
+MAX_P99_US = 20_000  # of a decision; on a machine with a larger p99 something else takes the processor
+MAX_CLOCK_DRIFT_S = 2.0  # between the clock, the stamps of the file system and the steady clock
 
 
 class Check(NamedTuple):
@@ -35,13 +35,13 @@ class Check(NamedTuple):
 
 
 def doctor(model: Path) -> dict[str, Any]:
-    """The document of `doctor --json`; a model that is refused ends it with ModelRefused."""
+    """The document of `doctor --json`; ModelError where the model is refused."""
     begin, wall = time.perf_counter(), time.time()
     loaded = load_model(model)
     latency = measure_latencies(loaded.networks, loaded.market_spec, loaded.search, 1 + NUM_DECISIONS)
     steady = time.perf_counter() - begin
     first_s, rest = latency[0] / 1e6, np.array(latency[1:], np.float64)
-    p50, p99, most = np.quantile(rest, (0.5, 0.99, 1.0)).tolist()
+    p50, p99, longest = np.quantile(rest, (0.5, 0.99, 1.0)).tolist()
     checks = [
         *check_packages(),
         check_cache(),
@@ -53,7 +53,7 @@ def doctor(model: Path) -> dict[str, Any]:
         Check(
             "latency",
             p99 < MAX_P99_US,
-            f"p50 {p50:.0f} us, p99 {p99:.0f}, max {most:.0f} of {len(rest)} decisions; "
+            f"p50 {p50:.0f} us, p99 {p99:.0f}, max {longest:.0f} of {len(rest)} decisions; "
             f"the first one took {first_s:.2f} s, compilation included",
         ),
     ]
@@ -61,39 +61,39 @@ def doctor(model: Path) -> dict[str, Any]:
         "passed": all(check.passed for check in checks),
         "program": module_digest("kernels.live.policy_step"),
         "model": loaded.sha256,
-        "latency_us": {"p50": p50, "p99": p99, "max": most},
+        "latency_us": {"p50": p50, "p99": p99, "max": longest},
         "first_decision_s": first_s,
         "checks": [check._asdict() for check in checks],
     }
 
 
 def print_doctor(document: dict[str, Any], out: IO[str]) -> None:
-    """One line a check."""
+    """Print one line for each check."""
     print(f"swt {document['program']} on Python {platform.python_version()}, {platform.platform()}", file=out)
     for check in document["checks"]:
         print(f"{'ok' if check['passed'] else 'FAILED':>6}  {check['name']:<11} {check['text']}", file=out)
 
 
 def check_packages() -> list[Check]:
-    """What is installed of what acting needs."""
-    found = []
+    """Whether the packages that acting needs are installed."""
+    versions = []
     for name in PACKAGES:
         try:
-            found.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             return [Check("packages", False, f"{name} is not installed: pip install {name}")]
-    return [Check("packages", True, ", ".join(found))]
+    return [Check("packages", True, ", ".join(versions))]
 
 
 def check_cache() -> Check:
-    """Where machine code outlasts the process."""
-    passing = cache_root().is_relative_to(tempfile.gettempdir()) and "SWT_CACHE_DIR" not in os.environ
-    hint = ", which a clean-up empties: then a start takes a minute; set SWT_CACHE_DIR" if passing else ""
+    """Where compiled kernels are kept, with a hint if a clean-up empties that folder."""
+    is_temporary = cache_root().is_relative_to(tempfile.gettempdir()) and "SWT_CACHE_DIR" not in os.environ
+    hint = ", which a clean-up empties: then a start takes a minute; set SWT_CACHE_DIR" if is_temporary else ""
     return Check("cache", True, f"{cache_root()}{hint}")
 
 
 def check_clock(loaded: LoadedModel, expected: float) -> Check:
-    """Whether the clock ran evenly, agrees with the file system and is past the model's training."""
+    """Whether the clock ran evenly, agrees with the file system, and is past the data of the training."""
     now = time.time()
     with tempfile.TemporaryFile() as file:
         stamp = os.fstat(file.fileno()).st_mtime
@@ -110,7 +110,7 @@ def check_clock(loaded: LoadedModel, expected: float) -> Check:
 
 
 def check_time_zones() -> Check:
-    """Whether feeds in local time can be read."""
+    """Whether time zones are known, for feeds in local time."""
     try:
         ZoneInfo("Europe/Athens")
     except ZoneInfoNotFoundError:
@@ -119,14 +119,14 @@ def check_time_zones() -> Check:
 
 
 def check_threads() -> Check:
-    """Cores and how busy they are."""
+    """The number of cores and their load."""
     count, load = usable_cores(), load_average()
     busy = ": busy, decisions may come late" if load > count else ""
     return Check("threads", True, f"act uses 1 of {count} cores, load average {load:.1f}{busy}")
 
 
 def describe_model(loaded: LoadedModel) -> str:
-    """Market and training of a model in a few words."""
+    """Interval, pip and training data of a model."""
     m = loaded.manifest
     pip = m["instrument"]["pip_px"]
     first, last = m["data"]["span"]

@@ -1,6 +1,6 @@
-"""`pack`: the program as far as it acts, and a model, in one file that Python runs: `python swt.pyz act FEED`.
+"""`pack`: a model and the code that acts, in one file that Python runs: `python swt.pyz act FEED`.
 
-A stored zip with sorted names and fixed dates: equal sources and model give equal bytes.
+The file is a stored zip with sorted names and fixed dates: equal sources and an equal model give equal bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from host.atomic import atomic_write, check_not_input
 from host.console import log, shell_join
 
 ROOT = Path(__file__).parents[2]
-ENTRY_MODULES = (  # what `swt.py` imports for the commands of the packed program
+ENTRY_MODULES = (  # imported by `swt.py` for the commands of the packed program
     "host.commands.act",
     "host.commands.doctor",
     "host.commands.replay",
@@ -26,7 +26,7 @@ MAIN = b"from swt import main\n\nmain()\n"
 
 
 def pack(model: Path, out: Path) -> None:
-    """Write the packed program to `out`, or OSError that names it; a model that would be refused is not packed."""
+    """Write the packed program to `out`, with a model that passes its self-test; OSError names `out`."""
     if out.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
     check_not_input(out, model)
@@ -37,26 +37,26 @@ def pack(model: Path, out: Path) -> None:
     try:
         with atomic_write(out) as file:
             file.write(data)
-    except OSError as error:  # of a file under a temporary name
+    except OSError as error:  # it names the temporary file
         raise OSError(error.errno, error.strerror, str(out)) from None
     log(f"{out}: {len(data)} bytes, model {checked.sha256[:16]}; try: {shell_join('python', out, 'doctor')}")
 
 
 def packed_sources() -> dict[str, bytes]:
-    """The files that the packed program is made of, by their names inside."""
-    todo, found = list(ENTRY_MODULES), dict[str, bytes]()
+    """The source files of the packed program by their names in the zip."""
+    todo, sources = list(ENTRY_MODULES), dict[str, bytes]()
     while todo:
         module = todo.pop()
         path = Path(*module.split(".")).with_suffix(".py").as_posix()
-        if path not in found and (ROOT / path).is_file():
-            found[path] = (ROOT / path).read_bytes()
-            todo += imported_modules(found[path])
-    packages = {f"{folder.as_posix()}/__init__.py" for path in found for folder in Path(path).parents[:-1]}
-    return {**found, **{path: (ROOT / path).read_bytes() for path in ("swt.py", *packages)}}
+        if path not in sources and (ROOT / path).is_file():
+            sources[path] = (ROOT / path).read_bytes()
+            todo += imported_modules(sources[path])
+    packages = {f"{folder.as_posix()}/__init__.py" for path in sources for folder in Path(path).parents[:-1]}
+    return {**sources, **{path: (ROOT / path).read_bytes() for path in ("swt.py", *packages)}}
 
 
 def imported_modules(source: bytes) -> Iterator[str]:
-    """Every module that a source may import, at its head or in a function."""
+    """Every module that the text of a module may import, at its head or in a function."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,4 +1,4 @@
-"""`replay_journal`: decide again for every bar of a journal; the same bytes must come out."""
+"""`replay`: decide again at every bar of a journal; the decisions must be the same bytes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from host.live.risk_engine import RiskEngine
 
 
 def replay_journal(journal: Path, model: Path, out: IO[str], as_json: bool) -> None:
-    """Decide again for every bar of a journal and print what was printed; ReplayError where it differs."""
+    """Decide again at every bar of a journal and print as `act` did; ReplayError where a decision differs."""
     loaded = load_live_model(model)
-    desk, printer = RiskEngine(loaded, resolve_limits(RiskConfig(), loaded)), DecisionPrinter(out, as_json)
-    outcome, recorded = None, True
-    for outcome, recorded in replay_events(desk, read_journal(journal)):
-        if outcome is not None and recorded and outcome.row:
-            printer.print(outcome.row)
-    if outcome is not None and not recorded and outcome.row:  # the process was killed over it
-        printer.print(outcome.row)
+    engine, printer = RiskEngine(loaded, resolve_limits(RiskConfig(), loaded)), DecisionPrinter(out, as_json)
+    decision, is_recorded = None, True
+    for decision, is_recorded in replay_events(engine, read_journal(journal)):
+        if decision is not None and is_recorded and decision.row:
+            printer.print(decision.row)
+    if decision is not None and not is_recorded and decision.row:  # the process was killed before it recorded it
+        printer.print(decision.row)

@@ -1,7 +1,8 @@
-"""`train` on a CSV: the run directory, checkpoints, the model, and what to say at the end.
+"""`train`: from a CSV to a run directory with checkpoints and a model, and a report on unseen bars.
 
-A run is made once nothing can refuse it any more.  A checkpoint holds all that determined it; to go on, nothing of that
-may have changed, so settings and reading options are the run's own, and one given beside `--resume` must be the same.
+The run directory is made after every check.  A checkpoint holds everything that determines the weights, and a run
+resumes only if none of that has changed: settings and reading options are the run's own, and one that is given beside
+`--resume` must be equal to them.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ from kernels.market.bars import SECOND_NS
 from kernels.market.features import feature_digest
 
 DEFAULT_MINUTES = 2.5
-READING_FIELDS = ("side", "timezone", "label")  # reading options that a model carries to its feed
-FLAG_NAMES = {"spread_pips": "--spread"}  # of reading options; else they are called as the field is
-SAME_SETTINGS_HINT = "a run goes on as it began: leave that out, or start a new run without --resume"
+READING_FIELDS = ("side", "timezone", "label")  # of ReadOptions: a model stores them for its feed
+FLAG_NAMES = {"spread_pips": "--spread"}  # of ReadOptions; the other flags have the names of their fields
+SAME_SETTINGS_HINT = "a run resumes as it began: leave that out, or start a new run without --resume"
 RESTORE_HINT = "put it back, or start a new run without --resume"
 VERSION_HINT = "check out the version that began the run, or start a new one without --resume"
-ORIGIN_HINTS = {  # of what determines a run: where it was found, and what to do
+ORIGIN_HINTS = {  # by kind of what determines the weights: where it stands, and a way out
     "config": ("config.toml", RESTORE_HINT),
     "reading": ("data.toml", RESTORE_HINT),
     "program": ("this program is", VERSION_HINT),
@@ -63,13 +64,13 @@ ORIGIN_HINTS = {  # of what determines a run: where it was found, and what to do
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: numbers grew beyond all bounds, or the memory does not suffice."""
+    """Training stopped: a number is not finite, or the memory does not suffice."""
 
     exit_code = 1
 
 
 class TrainingSpec(NamedTuple):
-    """What is trained on, and how: everything that determines the weights but the bytes of the program."""
+    """Bars, reading options and configuration: everything that determines the weights except the program."""
 
     csv: Path | None  # None: the bundled bars
     reading: ReadOptions
@@ -77,7 +78,7 @@ class TrainingSpec(NamedTuple):
 
 
 def run_to_resume(out: Path | None) -> tuple[Path | None, Config | None]:
-    """The run that `--resume` means, the latest without `--out`, and its configuration; None where there is none."""
+    """Path and configuration of the run to resume, by default the latest; None for what does not exist."""
     path = out or latest_run()
     return path, load_config(path / "config.toml") if path is not None and has_run(path) else None
 
@@ -92,38 +93,38 @@ def train_csv(
     resume: bool,
     threads: int,
 ) -> dict[str, Any]:
-    """Train into the run directory `out`, a new one without; the out-of-sample report, with the path of the model."""
+    """Train into the run directory `out`, by default a new one; the out-of-sample report with the model's path."""
     check_minutes(minutes)
-    job = TrainingSpec(csv, reading, config)
+    spec = TrainingSpec(csv, reading, config)
     if resume and not (out and has_run(out)):
-        log(f"no run at {out or RUNS_FOLDER} to go on with: starting from the beginning")
+        log(f"no run at {out or RUNS_FOLDER} to resume: starting from the beginning")
         resume = False
-    job = stored_training_spec(job, out) if resume and out else new_training_spec(job, out)
+    spec = stored_training_spec(spec, out) if resume and out else new_training_spec(spec, out)
     run: RunDir | None = None
     with ExitStack() as stack, resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes)):
-        with compiling("getting ready") as bar:
-            data, source = prepare_data(job, out if resume else None, threads, bar)
-            trainer, origin = Trainer(data, job.config, threads), training_origin(job, data, source)
+        with compiling("getting ready") as report:
+            data, source = prepare_data(spec, out if resume else None, threads, report)
+            trainer, origin = Trainer(data, spec.config, threads), training_origin(spec, data, source)
             if resume and out:
                 check_origin(out, origin)
             run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
-            restore_checkpoint(trainer, run) if resume else write_run_settings(run, job, source)
-            bar(0.0, "first cycle")
+            restore_checkpoint(trainer, run) if resume else write_run_settings(run, spec, source)
+            report(0.0, "first iteration")
             on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)
             run_first_iteration(trainer, episodes, on_iteration)
             warm_up(trainer)
-        with progress("training") as bar:
-            train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, bar)
-        document, record = evaluate_out_of_sample(trainer, job.config)
+        with progress("training") as report:
+            train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, report)
+        document, record = evaluate_out_of_sample(trainer, spec.config)
         loaded = export_model(run, trainer, source, record)
     print_report(document, sys.stderr)
     model = run.path / "model.swt"
-    print_next_steps(job, model, data)
+    print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
 
 
 def log_market(data: Dataset) -> None:
-    """Say what trading costs, in pips and bars, so that a person sees what is absurd."""
+    """Log the costs of trading, in pips and beside the mean bar, so that a wrong scale is seen."""
     market, profile = data.market_spec.market, data.market_spec.profile
     pip = market.pip_px
     log(
@@ -132,12 +133,12 @@ def log_market(data: Dataset) -> None:
         f"swap {market.swap_long_px / pip:.2f} long and {market.swap_short_px / pip:.2f} short a night"
     )
     if profile.symbol == "-":
-        log("  no symbol: name it with --symbol; without, act refuses another instrument by its scale only")
+        log("  no symbol: name it with --symbol; without, act refuses another instrument by its price scale only")
 
 
 @contextmanager
 def resume_hint_on_stop(hint: Callable[[], str]) -> Iterator[None]:
-    """However training ends before its time, say what is kept and how to go on."""
+    """Where training is stopped or fails, add what is kept and how to resume to the message."""
     try:
         yield
     except KeyboardInterrupt:
@@ -152,47 +153,45 @@ def resume_hint_on_stop(hint: Callable[[], str]) -> Iterator[None]:
 
 
 def resume_hint(run: RunDir | None, minutes: float | None, episodes: int | None) -> str:
-    """What there is of a run, and the command that goes on with it."""
+    """What is kept of a run, and the command that resumes it."""
     if run is None or not has_run(run.path):
         return "no run was begun: give the same command again"
-    budget = {"--minutes": minutes, "--sessions": episodes}
-    given = [word for name, value in budget.items() if value is not None for word in (name, value)]
-    again = program_command("train", "--resume", "--out", run.path, *given)
+    budget = {"--minutes": minutes, "--episodes": episodes}
+    flags = [word for name, value in budget.items() if value is not None for word in (name, value)]
+    again = program_command("train", "--resume", "--out", run.path, *flags)
     if run.saved_step is None:
-        return f"no cycle was finished, {run.path} keeps the settings only; begin again: {again}"
-    return f"{run.path} keeps all up to cycle {run.saved_step}; go on: {again}"
+        return f"no iteration was finished, {run.path} keeps the settings; begin again: {again}"
+    return f"{run.path} keeps all up to iteration {run.saved_step}; go on: {again}"
 
 
 def new_training_spec(spec: TrainingSpec, out: Path | None) -> TrainingSpec:
-    """What a new run is made of; raises where none can be made."""
+    """`spec` completed for a new run; OutputPathError or RunError where none can be made at `out`."""
     check_writable(out or RUNS_FOLDER, folder=True)
     if out:
         check_no_run(out)
-    if spec.csv is None:  # what the bundled file does not say of itself
+    if spec.csv is None:
         return spec._replace(reading=sample_reading(spec.reading))
     return spec
 
 
-def stored_training_spec(given: TrainingSpec, run: Path) -> TrainingSpec:
-    """What a run was begun with; raises where something else is asked for, or where its checkpoint says otherwise."""
+def stored_training_spec(asked: TrainingSpec, run: Path) -> TrainingSpec:
+    """The spec that `run` was begun with; RunError where `asked` or the newest checkpoint differs from it."""
     path, config = run / "data.toml", load_config(run / "config.toml")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         reading, csv = ReadOptions(**table["reading"]), table["csv"]
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise RunError(f"{path}: {error}: start a new run without --resume") from None
-    stored = TrainingSpec(given.csv or (Path(csv) if csv else None), reading, config)
-    asked = dict(flatten(given.config.as_dict()))
+    stored = TrainingSpec(asked.csv or (Path(csv) if csv else None), reading, config)
+    settings = dict(flatten(asked.config.as_dict()))
     for name, value in flatten(config.as_dict()):
-        if asked[name] != value:
-            raise RunError(f"{run}: {name}: the run has {value}, asked for is {asked[name]}; {SAME_SETTINGS_HINT}")
-    untyped, asked_reading = ReadOptions().explicit(), given.reading.explicit()
+        if settings[name] != value:
+            raise RunError(f"{run}: {name}: the run has {value}, asked for is {settings[name]}; {SAME_SETTINGS_HINT}")
+    defaults, options = ReadOptions().explicit(), asked.reading.explicit()
     for name, value in reading.explicit().items():
-        wanted = asked_reading[name]
-        if wanted not in (untyped[name], value):
-            flag = flag_name(name)
-            had = "nothing" if value is None else value
-            raise RunError(f"{run}: {flag}: the run has {had}, asked for is {wanted}; {SAME_SETTINGS_HINT}")
+        if options[name] not in (defaults[name], value):
+            has = f"{flag_name(name)}: the run has {'nothing' if value is None else value}"
+            raise RunError(f"{run}: {has}, asked for is {options[name]}; {SAME_SETTINGS_HINT}")
     check_origin(run, training_origin(stored))
     check_writable(run, folder=True)
     with add_path_to_errors(run), locked(run / "lock"):
@@ -200,16 +199,16 @@ def stored_training_spec(given: TrainingSpec, run: Path) -> TrainingSpec:
 
 
 def training_origin(spec: TrainingSpec, data: Dataset | None = None, source: Source | None = None) -> dict[str, Any]:
-    """All that determines the weights, as a checkpoint holds it; of data and features once they are read."""
-    known = {} if data is None else {"features": feature_digest(data.market_spec.features)}
-    known |= {} if source is None else {"data": source.sha256}
+    """Everything that determines the weights, as a checkpoint holds it; without the data before they are read."""
+    of_data = {} if data is None else {"features": feature_digest(data.market_spec.features)}
+    of_data |= {} if source is None else {"data": source.sha256}
     origin = {"config": spec.config.as_dict(), "reading": spec.reading.explicit(), "program": program_digest()}
-    plain: dict[str, Any] = json.loads(json.dumps(origin | known))
+    plain: dict[str, Any] = json.loads(json.dumps(origin | of_data))
     return plain
 
 
 def check_origin(run: Path, now: dict[str, Any]) -> None:
-    """Raise unless the newest checkpoint of a run, if any, comes from what is `now`."""
+    """Raise RunError or DataError unless the newest checkpoint of `run`, if any, has the origin `now`."""
     state = peek_state(run)
     if state is None:
         return
@@ -220,20 +219,22 @@ def check_origin(run: Path, now: dict[str, Any]) -> None:
             continue
         if kind == "data":
             raise DataError(f"the bars are not those that {run} was begun with: the bytes of the file differ")
-        where, way = ORIGIN_HINTS[kind]
-        what = setting if kind == "config" else name
-        raise RunError(f"{run}: {what}: the checkpoint has {then.get(name)}, {where} {value}; {way}")
+        where, hint = ORIGIN_HINTS[kind]
+        key = setting if kind == "config" else name
+        raise RunError(f"{run}: {key}: the checkpoint has {then.get(name)}, {where} {value}; {hint}")
 
 
-def prepare_data(spec: TrainingSpec, run: Path | None, threads: int, bar: ProgressCallback) -> tuple[Dataset, Source]:
-    """The bars of a job, those of the run that it goes on with, split, with everything fitted that is fitted."""
+def prepare_data(
+    spec: TrainingSpec, run: Path | None, threads: int, report: ProgressCallback
+) -> tuple[Dataset, Source]:
+    """Read the bars, which must be those of a resumed `run`; split them and fit everything that is fitted."""
     path = spec.csv or SAMPLE_CSV
-    bar(0.0, f"reading {path}")
+    report(0.0, f"reading {path}")
     bars, source = read_bars(path, spec.reading)
     log_source(source)
     if run is not None:
         check_origin(run, {"data": source.sha256})
-    bar(0.0, "features")
+    report(0.0, "features")
     extra = np.zeros((len(bars.time), 0), np.float32)
     data = new_dataset(bars, extra, spec.config, source.instrument, source.interval_s * SECOND_NS, threads)
     log_market(data)
@@ -242,16 +243,16 @@ def prepare_data(spec: TrainingSpec, run: Path | None, threads: int, bar: Progre
 
 
 def log_split(data: Dataset) -> None:
-    """Say how many sessions there are and why others are not."""
+    """Log the number of bars on which an episode can start, and why the others cannot."""
     rejects = ", ".join(f"{count} {reason}" for reason, count in data.rejects.items() if count) or "none"
     log(
-        f"training part: {data.train_stop} bars, {len(data.starts)} session starts (rejected: {rejects}); "
+        f"training part: {data.train_stop} bars, {len(data.starts)} episode starts (rejected: {rejects}); "
         f"test part: from bar {data.test_first}, {len(data.bars.time) - data.test_first} bars"
     )
 
 
 def write_run_settings(run: RunDir, spec: TrainingSpec, source: Source) -> None:
-    """Write down what the run is made of; with config.toml it has begun."""
+    """Write data.toml and config.toml; with config.toml the run has begun."""
     reading = {name: value for name, value in spec.reading.explicit().items() if value is not None}
     csv = str(spec.csv.resolve()).encode(errors="replace").decode() if spec.csv else ""
     run.write_toml("data", {"csv": csv, "sha256": source.sha256, "reading": reading})
@@ -260,24 +261,24 @@ def write_run_settings(run: RunDir, spec: TrainingSpec, source: Source) -> None:
 
 
 def write_checkpoint(row: dict[str, Any], trainer: Trainer, run: RunDir, origin: dict[str, Any]) -> None:
-    """Log a cycle and make it durable."""
+    """Append the metrics `row` of an iteration, and save a checkpoint."""
     run.append_metrics(row)
     arrays, state = trainer.snapshot()
     run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin})
 
 
 def restore_checkpoint(trainer: Trainer, run: RunDir) -> None:
-    """Go on from the newest whole checkpoint."""
+    """Restore the newest whole checkpoint."""
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
         log(f"{run.path} has no checkpoint yet: starting from the beginning")
     else:
         trainer.restore(checkpoint.arrays, checkpoint.state)
-        log(f"resuming after cycle {trainer.iteration}, {trainer.episodes} sessions: {run.path}")
+        log(f"resuming after iteration {trainer.iteration}, {trainer.episodes} episodes: {run.path}")
 
 
 def export_model(run: RunDir, trainer: Trainer, source: Source, record: BacktestStats) -> LoadedModel:
-    """Export the target networks with everything that reading and acting need; the model, read back."""
+    """Write model.swt: the target networks and everything that reading and acting need; the model, read back."""
     data = {
         "span": [source.first, source.last],
         "sha256": source.sha256,
@@ -286,14 +287,8 @@ def export_model(run: RunDir, trainer: Trainer, source: Source, record: Backtest
     }
     path, configuration = run.path / "model.swt", trainer.config.as_dict()
     with add_path_to_errors(path):
-        parts = (
-            trainer.export_networks(),
-            trainer.data.market_spec,
-            trainer.acting_search_config(),
-            configuration,
-            data,
-        )
-        save_model(path, *parts, record)
+        networks, market_spec = trainer.export_networks(), trainer.data.market_spec
+        save_model(path, networks, market_spec, trainer.acting_search_config(), configuration, data, record)
     loaded = load_model(path)
     if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:
@@ -304,39 +299,39 @@ def export_model(run: RunDir, trainer: Trainer, source: Source, record: Backtest
 
 
 def warm_up(trainer: Trainer) -> None:
-    """One decision as the finished agent makes it, so that its kernels are compiled by now."""
+    """Compile the kernels of acting: make one decision as the trained agent does."""
     data = trainer.data
-    trader = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
-    run_backtest(trader, data.bars, data.extra_features, data.test_first, data.test_first + 2)
+    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 2)
 
 
 def evaluate_out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, Any], BacktestStats]:
-    """The report on the test part, and what the guards begin with."""
+    """The report on the test part, and the statistics from which the risk limits follow."""
     data = trainer.data
     first, stop = data.test_first, len(data.bars.time)
-    trader = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
-    with progress("out of sample") as bar:
-        result = run_backtest(trader, data.bars, data.extra_features, first, stop, bar)
+    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    with progress("out of sample") as report:
+        result = run_backtest(policy, data.bars, data.extra_features, first, stop, report)
     document = backtest_report(result, data.bars, first, data.market_spec, config.train.seed)
     return document, backtest_record(result.log.target, data.bars, first, data.market_spec.market)[0]
 
 
 def flag_name(name: str) -> str:
-    """The flag of a reading option."""
+    """The flag of the field `name` of ReadOptions."""
     return FLAG_NAMES.get(name, f"--{name.replace('_', '-')}")
 
 
 def reading_flags(reading: ReadOptions) -> list[str]:
-    """The flags that say what `reading` says, but for the pip, which a model knows."""
-    untyped, words = ReadOptions().explicit(), list[str]()
+    """The command-line words that give `reading`, except the pip, which a model stores."""
+    defaults, words = ReadOptions().explicit(), list[str]()
     for name, value in reading.explicit().items():
-        if name not in ("pip", "interval_s") and value != untyped[name]:
+        if name not in ("pip", "interval_s") and value != defaults[name]:
             words += [flag_name(name), *([] if value is True else [str(value)])]
     return words
 
 
 def print_next_steps(spec: TrainingSpec, model: Path, data: Dataset) -> None:
-    """The commands to try next."""
+    """Log the commands to try next."""
     start, csv = format_utc(data.bars.time[data.test_first]), spec.csv or SAMPLE_CSV
     flags = [csv, "--model", model, *reading_flags(spec.reading)]
     log(

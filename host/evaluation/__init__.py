@@ -1,1 +1,1 @@
-"""What a model earned: backtests, known markets and their optima."""
+"""What an agent earns: backtests, synthetic markets and their optimal policies."""

@@ -1,4 +1,4 @@
-"""Run an agent over bars it may not have seen, decision by decision, as `act` would."""
+"""`run_backtest`: an agent over a stretch of bars, decision by decision, with the step that `act` takes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
 from kernels.market.statistics import baselines, compute_statistics
 from kernels.ort import check_status
 
-DECISIONS_PER_REPORT = 1024  # decisions between two reports
+DECISIONS_PER_REPORT = 1024
 
 
 class BacktestResult(NamedTuple):
-    """What came of a stretch of decisions."""
+    """The decisions over a stretch of bars, and their trades."""
 
     log: TradingLog
-    trades: NDArray[np.float64]  # [trades, TRADE]
+    trades: NDArray[np.float64]  # [trades, NUM_TRADE_FIELDS]
     seconds: float
 
 
 def new_decision_log(decisions: int, actions: int) -> TradingLog:
-    """Room for `decisions` decisions."""
+    """An empty log of `decisions` decisions among `actions` actions."""
     n = decisions
     return TradingLog(
         action=np.zeros(n, np.int8),
@@ -62,7 +62,7 @@ def run_backtest(
 
 
 def backtest_report(result: BacktestResult, bars: Bars, first: int, spec: MarketSpec, seed: int) -> dict[str, Any]:
-    """The document of `backtest --json`."""
+    """The document of `backtest --json`; `seed` draws the random baseline."""
     market, n = spec.market, len(result.log.action)
     stretch = first, first + n + 1
     figures = compute_statistics(result.log.equity, result.trades, market.pip_px)
@@ -75,16 +75,16 @@ def backtest_report(result: BacktestResult, bars: Bars, first: int, spec: Market
 
 
 def print_report(document: dict[str, Any], out: IO[str]) -> None:
-    """The report as a table of net pips, the agent beside its baselines."""
+    """Print a table of net pips, the agent beside its baselines."""
     rows = {"agent": document["net_pips"], **document["baselines"]}
     widest = max(abs(v) for v in rows.values()) or 1.0
     print(f"{'':>10} {'net pips':>10}", file=out)
     for name, pips in rows.items():
         bar = ("-" if pips < 0 else "+") * round(30 * abs(pips) / widest)
         print(f"{name:>10} {pips:>10.1f} {bar}", file=out)
-    share, drawdown = document["exposure"], document["max_drawdown_pips"]
+    exposure, drawdown = document["exposure"], document["max_drawdown_pips"]
     print(
-        f"{document['trades']} trades in {document['bars']} bars, in the market {share:.1%} of the time, "
+        f"{document['trades']} trades in {document['bars']} bars, in the market {exposure:.1%} of the time, "
         f"largest drawdown {drawdown:.1f} pips",
         file=out,
     )

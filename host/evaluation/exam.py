@@ -1,4 +1,4 @@
-"""`selftest`: does the agent find what is there and leave alone what is worthless, on synthetic markets."""
+"""The examination of `selftest`: an agent beside the optimum on unseen bars of a synthetic market."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 
 from host.config import Config, ConfigError, Range, load_config
 from host.console import ProgressCallback, no_progress
-from host.evaluation.backtest import run_backtest
+from host.evaluation.backtest import BacktestResult, run_backtest
 from host.evaluation.optimum import OptimalPolicy, closing_regret, run_optimal_policy, solve_optimal_policy
 from host.evaluation.synthetic import (
     INTERVAL_NS,
     PIP,
     SYNTHETIC_INSTRUMENT,
+    Floats,
     SyntheticMarket,
     SyntheticOptions,
     make_market,
@@ -24,12 +25,12 @@ from host.training.trainer import Trainer
 from kernels.market.bars import slice_bars
 from kernels.market.position import action_kind
 
-NUM_BARS = 164_000  # bars, of which the last quarter is the test
-DEFAULT_MARKETS = ("noise", "planted", "leak")  # the others are harder, and asked for by name
+NUM_BARS = 164_000  # the last quarter of them is the test
+DEFAULT_MARKETS = ("noise", "planted", "leak")  # the others are harder: a user names them
 TRAINING_MINUTES = {"noise": 1.0, "planted": 1.5, "leak": 1.0, "planted-hard": 2.5, "close": 1.0}
-MAX_EXPOSURE = 0.02  # of the bars that `noise` may be held
+MAX_EXPOSURE = 0.02  # of `noise`
 MIN_FRACTION = {"planted": 0.80, "leak": 0.95, "planted-hard": 0.80, "close": 0.80}  # fraction of the optimum
-MAX_FRACTION = 1.02  # more is a fault of the measurement
+MAX_FRACTION = 1.02  # a larger fraction is a fault of the measurement
 OPTION_RANGES = {
     "half_life": Range(0.1, 10_000),
     "noise": Range(0.01, 1000),
@@ -40,40 +41,42 @@ NO_COSTS = ["market.slippage=0", "market.swap_long=0", "market.swap_short=0", "m
 
 
 def selftest_config(settings: list[str]) -> Config:
-    """The defaults in a market that costs the spread only."""
+    """The default configuration with `settings`, in a market whose only cost is the spread."""
     return load_config(None, [*NO_COSTS, *settings])
 
 
 class SelftestError(ValueError):
-    """There is no such market, or none of these options."""
+    """A synthetic market that does not exist, or options that it cannot have."""
 
     exit_code = 2
 
 
 class EvaluationSet(NamedTuple):
-    """Unseen bars of a known market, and what is best on them."""
+    """Unseen bars of a synthetic market, and the best policy on them."""
 
     market: SyntheticMarket  # all bars
-    first: int  # decision
-    test_market: SyntheticMarket  # the bars from `first` on that count
+    first: int  # bar of the first decision
+    test_market: SyntheticMarket  # the unseen bars [T], from `first` on
     optimal_policy: OptimalPolicy
-    optimum_pips: float  # profit, pips
+    optimum_pips: float  # profit of the optimal policy
+    optimum_equity: Floats  # [T - 1] pips
 
 
 def new_evaluation_set(synthetic: SyntheticMarket, data: Dataset, bars: int | None = None) -> EvaluationSet:
-    """The first `bars` of the test part, or all of it."""
+    """The first `bars` bars of the test part, or all of them."""
     first, stop = data.test_first, len(synthetic.bars.time)
     stop = stop if bars is None else min(first + bars, stop)
     part = synthetic._replace(bars=slice_bars(synthetic.bars, first, stop), state=synthetic.state[first:stop])
     market = data.market_spec.market
-    profit = run_optimal_policy(part, market).profit_px / PIP
-    return EvaluationSet(synthetic, first, part, solve_optimal_policy(part, market), profit)
+    optimum = run_optimal_policy(part, market)
+    equity = np.cumsum(optimum.rewards) * market.range_px / PIP
+    return EvaluationSet(synthetic, first, part, solve_optimal_policy(part, market), optimum.profit_px / PIP, equity)
 
 
 def prepare_evaluation(
     name: str, options: SyntheticOptions, config: Config, threads: int
 ) -> tuple[EvaluationSet, Dataset]:
-    """A known market with its optimum, and its training part; raises SelftestRefused where there is none."""
+    """The market `name` with its optimum, and its data set; SelftestError where the market cannot be made."""
     try:
         synthetic = make_market(name, options)
         data = new_dataset(synthetic.bars, synthetic.extra, config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, threads)
@@ -89,31 +92,51 @@ def prepare_evaluation(
 def evaluate_agent(
     evaluation: EvaluationSet, trainer: Trainer, report: ProgressCallback = no_progress
 ) -> dict[str, Any]:
-    """Agent and optimum over the same unseen bars, both from flat, through the same ledger."""
-    synthetic, name, bars = evaluation.market, evaluation.market.name, len(evaluation.test_market.bars.time)
-    trader = new_policy_state(trainer.export_networks(), trainer.data.market_spec, trainer.acting_search_config())
-    result = run_backtest(trader, synthetic.bars, synthetic.extra, evaluation.first, evaluation.first + bars, report)
+    """The figures of the agent beside those of the optimum, over the same unseen bars."""
+    return compare_with_optimum(evaluation, trainer, trade_unseen_bars(evaluation, trainer, report))
+
+
+def trade_unseen_bars(
+    evaluation: EvaluationSet, trainer: Trainer, report: ProgressCallback = no_progress
+) -> BacktestResult:
+    """The agent's decisions over the unseen bars, from flat, booked by the ledger that books the optimum's."""
+    synthetic, stop = evaluation.market, evaluation.first + len(evaluation.test_market.bars.time)
+    policy = new_policy_state(trainer.export_networks(), trainer.data.market_spec, trainer.acting_search_config())
+    return run_backtest(policy, synthetic.bars, synthetic.extra, evaluation.first, stop, report)
+
+
+def equity_curves(evaluation: EvaluationSet, result: BacktestResult) -> dict[str, Floats]:
+    """Equity [T - 1] of the agent and of the optimum at the closes of the unseen bars, in pips."""
+    return {"agent": result.log.equity / PIP, "optimum": evaluation.optimum_equity}
+
+
+def compare_with_optimum(evaluation: EvaluationSet, trainer: Trainer, result: BacktestResult) -> dict[str, Any]:
+    """The document of one market of `selftest --json`."""
+    synthetic, name = evaluation.market, evaluation.market.name
     profit = float(result.log.equity[-1]) / PIP
-    share = float((result.log.target != 0).mean())
+    exposure = float((result.log.target != 0).mean())
     actions = trainer.network_shape.actions
     kinds = np.array([action_kind(action, actions) for action in range(actions)], np.int8)[result.log.action]
     fraction = profit / evaluation.optimum_pips if name in MIN_FRACTION and evaluation.optimum_pips > 0 else None
     return {
-        "passed": passes(name, fraction, share),
+        "passed": passes(name, fraction, exposure),
         "fraction_of_optimum": fraction,
         "profit": profit,
         "optimum": evaluation.optimum_pips,
-        "exposure": share,
+        "exposure": exposure,
         "closing_regret": closing_regret(evaluation.test_market, evaluation.optimal_policy, result.log.target, kinds),
         "trades": len(result.trades),
         "episodes": trainer.episodes,
-        "test_bars": bars,
+        "test_bars": len(evaluation.test_market.bars.time),
         "parameters": {**synthetic.options._asdict(), "spread_pips": synthetic.spread_px / PIP},
     }
 
 
 def passes(name: str, fraction: float | None, exposure: float) -> bool:
-    """The bar that each market sets; a fraction above the optimum fails too."""
+    """Whether an agent passes on the market `name`: a fraction above the optimum's fails too.
+
+    `fraction` is None where the optimum is to stay flat: there the exposure decides.
+    """
     if fraction is None:
         return exposure < MAX_EXPOSURE
     return MIN_FRACTION[name] <= fraction <= MAX_FRACTION

@@ -1,4 +1,4 @@
-"""The best policy of a synthetic market, by value iteration over a grid of its state."""
+"""The optimal policy of a synthetic market: relative value iteration over a grid of its state (Puterman 1994, 8.5)."""
 
 from __future__ import annotations
 
@@ -13,46 +13,40 @@ from kernels.market.bars import Bars
 from kernels.market.ledger import NUM_TRADE_FIELDS, Market, close_out, new_accounts, step
 from kernels.market.position import ACTIONS, FULL_SIZE_ONLY, HOLD, action_target, is_legal
 
-GRID_CELLS = 401  # of the state's grid
-
-
-GRID_HALF_WIDTH = 6.0  # half-width of the grid, standard deviations of the state
-
-
-GAIN_TOLERANCE = 1e-7  # of the gain, in standard deviations of a move
-
-
+GRID_CELLS = 401
+GRID_HALF_WIDTH = 6.0  # standard deviations of the state
+GAIN_TOLERANCE = 1e-7  # standard deviations of a move
 SIDES = (-1, 0, 1)
 
 
 class OptimalPolicy(NamedTuple):
-    """The best stationary policy over the true state."""
+    """The best stationary policy over a grid of G values of the true state."""
 
-    gain_px: float  # average profit of a bar
-    states: Floats  # [S] states, ascending and evenly spaced
-    action: NDArray[np.int8]  # [3, S] best action of a short, flat, long position
-    regret_px: Floats  # [3, A, S] what an action loses against the best one; inf where illegal
+    gain_px: float  # mean profit of a bar
+    states: Floats  # [G] ascending and evenly spaced
+    action: NDArray[np.int8]  # [3, G] best action of a short, flat or long position
+    regret_px: Floats  # [3, A, G] loss of an action against the best one; inf where illegal
 
 
 class LedgerResult(NamedTuple):
-    """What the ledger booked for a sequence of actions."""
+    """The profit that the ledger books for a sequence of actions."""
 
     profit_px: float
-    rewards: Floats  # [T - 1] R, the last one with the close-out
+    rewards: Floats  # [T - 1] mean bar ranges; the last one includes the close-out
     trades: int
 
 
 def solve_optimal_policy(synthetic: SyntheticMarket, market: Market, cells: int = GRID_CELLS) -> OptimalPolicy:
-    """The policy of the largest average profit, full positions only, under the ledger's rules and costs (no swap)."""
+    """The policy of the largest mean profit: full positions only, the ledger's rules and costs, no overnight swap."""
     points, move, chain = _markov_chain(synthetic, cells)
     reward = _expected_rewards(synthetic, market, move)
     gain, q = _value_iteration(reward, chain, GAIN_TOLERANCE * synthetic.noise_px)
-    # ties go to the action of the lowest number, so to HOLD
+    # argmax breaks ties by the lowest number, which is HOLD
     return OptimalPolicy(gain, points, q.argmax(axis=1).astype(np.int8), q.max(axis=1, keepdims=True) - q)
 
 
 def _markov_chain(synthetic: SyntheticMarket, cells: int) -> tuple[Floats, Floats, Floats]:
-    """(states [S], expected move from each [S], transition [S, S])."""
+    """(states [G], expected move from each [G], transition probabilities [G, G])."""
     if synthetic.name == "noise":
         return np.zeros(1), np.zeros(1), np.ones((1, 1))
     if synthetic.name == "leak":
@@ -71,7 +65,7 @@ def _markov_chain(synthetic: SyntheticMarket, cells: int) -> tuple[Floats, Float
 
 
 def _expected_rewards(synthetic: SyntheticMarket, market: Market, move: Floats) -> Floats:
-    """[3, A, S] expected profit of a bar by side, action and state; -inf where illegal."""
+    """[3, A, G] expected profit of a bar by side, action and state; -inf where illegal."""
     fill = market.slippage_px + market.commission_px
     reward = np.full((len(SIDES), len(ACTIONS), len(move)), -np.inf)
     for s, side in enumerate(SIDES):
@@ -86,13 +80,13 @@ def _expected_rewards(synthetic: SyntheticMarket, market: Market, move: Floats) 
 
 
 def _value_iteration(reward: Floats, chain: Floats, precision: float) -> tuple[float, Floats]:
-    """(gain, relative values of the actions [3, A, S])."""
-    kinds = range(len(ACTIONS))
-    after = [[int(action_target(float(side), action, FULL_SIZE_ONLY)) + 1 for action in kinds] for side in SIDES]
+    """(gain, relative action values [3, A, G]); stops once the bounds of the gain are `precision` apart."""
+    actions = range(len(ACTIONS))
+    after = [[int(action_target(float(side), action, FULL_SIZE_ONLY)) + 1 for action in actions] for side in SIDES]
     value = np.zeros((len(SIDES), len(chain)))
     for _ in range(MAX_ITERATIONS):
-        ahead = value @ chain.T
-        q = reward + ahead[after]
+        next_value = value @ chain.T
+        q = reward + next_value[after]
         best = q.max(axis=1)
         change = best - value
         if np.ptp(change) < precision:
@@ -102,7 +96,7 @@ def _value_iteration(reward: Floats, chain: Floats, precision: float) -> tuple[f
 
 
 def optimal_actions(synthetic: SyntheticMarket, policy: OptimalPolicy) -> NDArray[np.int8]:
-    """[T] the policy's actions along the bars, from flat; the last bar's cannot be filled."""
+    """[T] the actions of `policy` along the bars, from flat; no bar follows to fill the last one."""
     table = policy.action[:, _state_cells(synthetic, policy)].T.tolist()
     side, actions = 0, np.zeros(len(table), np.int8)
     for t, row in enumerate(table):
@@ -112,19 +106,19 @@ def optimal_actions(synthetic: SyntheticMarket, policy: OptimalPolicy) -> NDArra
 
 
 def _state_cells(synthetic: SyntheticMarket, policy: OptimalPolicy) -> NDArray[np.int64]:
-    """[T] index of the true state in the optimum's points."""
-    points = policy.states
-    spacing = points[1] - points[0] if len(points) > 1 else 1.0
-    cells = np.rint((synthetic.state - points[0]) / spacing)
-    return np.asarray(np.clip(cells, 0, len(points) - 1), np.int64)
+    """[T] index of the grid point nearest to the true state."""
+    states = policy.states
+    spacing = states[1] - states[0] if len(states) > 1 else 1.0
+    cells = np.rint((synthetic.state - states[0]) / spacing)
+    return np.asarray(np.clip(cells, 0, len(states) - 1), np.int64)
 
 
 def closing_regret(
     synthetic: SyntheticMarket, policy: OptimalPolicy, target: Floats, action: NDArray[np.int8]
 ) -> float | None:
-    """What the decisions with an open position lose, as a share of what never closing would: 0 is the best.
+    """Regret of the decisions with an open position over the regret of holding instead: 0 is optimal, 1 never closes.
 
-    target [n] is the side after each of the first n actions, from flat; None: no position was due to be closed.
+    `target` [n] is the position after each of the first n actions, from flat.  None: no position was due to be closed.
     """
     side = np.sign(np.concatenate([[0], target[:-1]])).astype(np.int64)
     held = np.flatnonzero(side)
@@ -134,7 +128,7 @@ def closing_regret(
 
 
 def run_ledger(bars: Bars, actions: NDArray[np.int8], market: Market) -> LedgerResult:
-    """Book `actions` [T] through the ledger, from flat, closed at the last bar; profit is money, without excursions."""
+    """Book `actions` [T] in the ledger, from flat, closed at the last bar; a reward is profit without any penalty."""
     market = market._replace(mae_penalty=0.0)
     account, trade = new_accounts(1)[0], np.zeros(NUM_TRADE_FIELDS)
     last = len(actions) - 1
@@ -145,6 +139,6 @@ def run_ledger(bars: Bars, actions: NDArray[np.int8], market: Market) -> LedgerR
 
 
 def run_optimal_policy(synthetic: SyntheticMarket, market: Market) -> LedgerResult:
-    """What the best policy earns on these very bars, with the largest size: profit is proportional to it."""
+    """Profit of the optimal policy on these bars, with the largest size, to which profit is proportional."""
     market = market._replace(sizes=(max(market.sizes), *FULL_SIZE_ONLY[1:]))
     return run_ledger(synthetic.bars, optimal_actions(synthetic, solve_optimal_policy(synthetic, market)), market)

@@ -1,4 +1,4 @@
-"""The guards over a backtest: what they begin with, and how often they would have cut.  The desk is that of `act`."""
+"""The risk limits over a backtest, by the risk engine of `act`, and the statistics that unset limits follow."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kernels.market.calendar import DAY_NS, HOUR_NS, closed_duration_ns
 from kernels.market.ledger import NUM_TRADE_FIELDS, PROFIT_PX, Market, new_accounts, run_actions
 from kernels.market.position import BUY, CLOSE, FULL_SIZE_ONLY, HOLD, SELL
 
-MAX_HALTS_SHOWN = 20  # halts
+MAX_HALTS_SHOWN = 20
 
 
 def backtest_record(
     target: NDArray[np.float64], bars: Bars, first: int, market: Market
 ) -> tuple[BacktestStats, NDArray[np.float64]]:
-    """What a position of 1 went through at the `target` [n] decided at bars first .., and its equity [n] in pips."""
+    """Statistics and equity [n], in pips, of a position of 1 on the side of `target` [n], from bar `first` on."""
     n, side = len(target), np.sign(target)
     before = np.append(0.0, side[:-1])
     action = np.where(side == before, HOLD, np.where(side == 0, CLOSE, np.where(side > 0, BUY, SELL)))
@@ -34,20 +34,20 @@ def backtest_record(
     count = run_actions(equity, trades, account, bars, first, action.astype(np.int8), full)
     equity /= market.pip_px
     curve, day = np.append(0.0, equity), bars.time[first + 1 : first + n + 1] // DAY_NS
-    began = curve[np.searchsorted(day, day)]  # equity with which the day of each bar began
+    began = curve[np.searchsorted(day, day)]  # equity at the start of the day of each bar
     changed = bars.time[first : first + n][np.diff(target, prepend=0.0) != 0]
-    within = np.arange(len(changed)) - np.searchsorted(changed, changed - HOUR_NS, side="right") + 1
+    in_an_hour = np.arange(len(changed)) - np.searchsorted(changed, changed - HOUR_NS, side="right") + 1
     record = BacktestStats(
         drawdown_pips=float(np.max(np.maximum.accumulate(curve) - curve)),
         worst_day_pips=float(np.max(began - equity, initial=0.0)),
         losing_streak=longest_losing_streak(trades[:count, PROFIT_PX]),
-        changes_per_hour=int(within.max(initial=0)),
+        changes_per_hour=int(in_an_hour.max(initial=0)),
     )
     return record, equity
 
 
 def longest_losing_streak(profits: NDArray[np.float64]) -> int:
-    """Losing trades in a row at most; one that neither wins nor loses does not end them."""
+    """The most losing trades in a row; a trade of profit 0 neither counts nor ends them."""
     longest = streak = 0
     for profit in profits:
         streak = 0 if profit > 0 else streak + int(profit < 0)
@@ -58,24 +58,24 @@ def longest_losing_streak(profits: NDArray[np.float64]) -> int:
 def run_risk_engine(
     loaded: LoadedModel, limits: RiskLimits, target: NDArray[np.float64], bars: Bars, first: int
 ) -> dict[str, Any]:
-    """What the guards make of the `target` [n] that the agent wants at bars first ..: `guards` of `backtest --json`.
+    """The effect of `limits` on the agent's `target` [n], from bar `first` on: `guards` of `backtest --json`.
 
-    As in a dry run, a halt by drawdown lasts, and others end with their day.
+    As in a dry run, a halt by drawdown lasts, and other halts end with their day.
     """
-    n, desk = len(target), RiskEngine(loaded, limits)
+    n, engine = len(target), RiskEngine(loaded, limits)
     cuts, halts, halted = Counter[str](), list[dict[str, str]](), ""
-    seen = slice_bars(bars, first - loaded.networks.history + 1, first + n + 1)
-    for row in zip(*(column.tolist() for column in seen), strict=True):
+    fed_bars = slice_bars(bars, first - loaded.networks.history + 1, first + n + 1)
+    for row in zip(*(column.tolist() for column in fed_bars), strict=True):
         bar = Bar(*row)
-        outcome = desk.on_bar(bar, HostInputs(bar.time))
-        if outcome is None or bar.time == seen.time[-1]:  # there is no bar to fill the last one
+        decision = engine.on_bar(bar, HostInputs(bar.time))
+        if decision is None or bar.time == fed_bars.time[-1]:  # no bar follows to fill the last one
             continue
-        if outcome.target != desk.agent.target:
-            cuts[outcome.reason] += 1
-        stopped = outcome.reason if outcome.state == HALTED else ""
-        if stopped and not halted:
-            halts.append({"time": format_utc(bar.time), "reason": stopped})
-        halted = stopped
+        if decision.target != engine.agent.target:
+            cuts[decision.reason] += 1
+        reason = decision.reason if decision.state == HALTED else ""
+        if reason and not halted:
+            halts.append({"time": format_utc(bar.time), "reason": reason})
+        halted = reason
     record, equity = backtest_record(target, bars, first, loaded.market_spec.market)
     return {
         "limits": limits._asdict(),
@@ -83,30 +83,31 @@ def run_risk_engine(
         "cut": dict(cuts.most_common()),
         "halts": halts,
         "late": count_late_bars(bars.time[first : first + n + 1], loaded, limits.stale_s),
-        "net_pips": desk.net_pips(),
+        "net_pips": engine.net_pips(),
         "net_pips_unguarded": float(equity[-1]),
         "unguarded": record._asdict(),
     }
 
 
 def count_late_bars(time: NDArray[np.int64], loaded: LoadedModel, stale_s: float) -> int:
-    """Bars that came so late while the market was open that `act` would have ended with 6."""
-    most_ns = loaded.market_spec.market.interval_ns + stale_s * SECOND_NS
+    """Number of bars so late, in an open market, that `act` would have ended with 6."""
+    limit_ns = loaded.market_spec.market.interval_ns + stale_s * SECOND_NS
     waited_ns = np.diff(time) - closed_duration_ns(time[:-1], time[1:], loaded.market_spec.hours)
-    return int((waited_ns > most_ns).sum()) if stale_s > 0 else 0
+    return int((waited_ns > limit_ns).sum()) if stale_s > 0 else 0
 
 
 def print_risk_report(document: dict[str, Any], out: IO[str]) -> None:
-    """What the guards cut, when they halted and what that cost."""
+    """Print what the risk limits cut, the halts, and net pips with and without them."""
     cut = ", ".join(f"{count} {reason}" for reason, count in document["cut"].items())
     print(
-        f"guards cut {sum(document['cut'].values())} of {document['decisions']} decisions{f' ({cut})' if cut else ''}; "
+        f"risk limits cut {sum(document['cut'].values())} of {document['decisions']} decisions"
+        f"{f' ({cut})' if cut else ''}; "
         f"{document['net_pips']:.1f} pips with them, {document['net_pips_unguarded']:.1f} without",
         file=out,
     )
     for halt in document["halts"][:MAX_HALTS_SHOWN]:
         print(f"  halted {halt['time']}: {halt['reason']}", file=out)
     if len(document["halts"]) > MAX_HALTS_SHOWN:
-        print(f"  and {len(document['halts']) - MAX_HALTS_SHOWN} times more", file=out)
+        print(f"  and {len(document['halts']) - MAX_HALTS_SHOWN} more halts", file=out)
     if document["late"]:
         print(f"  {document['late']} bars so late that act would have ended with 6", file=out)

@@ -1,15 +1,16 @@
-"""Markets whose best policy is known, and that policy: what `selftest` measures an agent against, and nothing else.
+"""Synthetic markets whose optimal policy can be computed (`host/evaluation/optimum.py`).  Nobody can trade them.
 
-One-minute bars around the clock, weekends too; every bar opens at the close before it, so a fill is at the price seen.
-    noise         a driftless random walk: the best is to stay flat
-    planted       close = mean + x, x' = phi x + e, phi = 0.5^(1 / half-life): a spread, then a known expected move
-    leak          noise, with the sign of the next move as an extra feature: an agent that finds nothing here is broken
-    planted-hard  planted, phi = 0.95, under a random walk of half its noise: x is hidden, Kalman's filter knows best
+Bars of one minute around the clock, weekends too.  A bar opens at the close before it, so a fill is at the price of the
+decision.  Deviations are standard deviations of a move.
+
+    noise         a random walk without drift: the optimum is to stay flat
+    planted       close = mean + x, x' = phi x + e, phi = 0.5^(1 / half-life): x predicts the next move
+    leak          noise; an extra feature is the sign of the next move: an agent that earns nothing here is broken
+    planted-hard  planted with phi = 0.95 plus a random walk of half its noise: x is hidden, its best estimate is the
+                  Kalman filter's, and the optimum is the best policy over that estimate
     close         noise with phases: quiet, then 4 bars that rise by 1.5 deviations, then 2 that fall by 1.7; or the
-                  same mirrored.  Extra features tell the phase; the spread is 4.  An entry into the rise is worth 2
-                  if it is closed when the fall begins and -1.4 if it is not, and nothing done instead earns more
-The best average reward per bar is found by relative value iteration (Puterman 1994, section 8.5) over the true state;
-in `planted-hard` over the filter's, which is all that can be known of it.
+                  same mirrored.  Extra features give the phase; the spread is 4 deviations.  An entry into the rise
+                  earns 2 deviations if it is closed when the fall begins, and loses 1.4 if it is not
 """
 
 from __future__ import annotations
@@ -27,51 +28,47 @@ from kernels.market.bars import SECOND_NS, Bars
 
 Floats = NDArray[np.float64]
 MARKETS = ("noise", "planted", "leak", "planted-hard", "close")
-SPREAD_STDS = {"noise": 0.5, "planted": 0.5, "leak": 1.0, "planted-hard": 1.0, "close": 4.0}  # deviations of a move
+SPREAD_STDS = {"noise": 0.5, "planted": 0.5, "leak": 1.0, "planted-hard": 1.0, "close": 4.0}  # deviations
 HALF_LIFE = {"planted": math.log(0.5) / math.log(0.9), "planted-hard": math.log(0.5) / math.log(0.95)}  # bars
-WALK_STD = 0.5  # of `planted-hard`: the walk's deviation in those of e
-QUIET_BARS, RISE_BARS, FALL_BARS = 12, 4, 2  # of `close`; quiet on average
+WALK_STD = 0.5  # of the walk in `planted-hard`, in standard deviations of e
+QUIET_BARS, RISE_BARS, FALL_BARS = 12, 4, 2  # of `close`; QUIET_BARS is a mean
 RISE_MOVE, FALL_MOVE = 1.5, -1.7  # expected moves, deviations
 START_PRICE, PIP, INTERVAL_NS = 1.1, 0.0001, 60 * SECOND_NS
 SYNTHETIC_INSTRUMENT = Instrument("-", PIP, PIP / 10, DEFAULT_SPREAD_PIPS)
-MIN_PRICE = 0.2  # a random walk that comes here is refused: its pips would no longer mean the same
+MIN_PRICE = 0.2  # a random walk that falls below is refused: a pip would no longer be the same fraction of it
 FIRST_CLOSE_NS = 1_577_836_800 * SECOND_NS  # 2020-01-01 00:00 UTC
-SUBSTEPS = 16  # of a bar's path, for its high and low
-STREAM_PATH, STREAM_INTRABAR, STREAM_WALK, STREAM_PHASES = (
-    0,
-    1,
-    2,
-    3,
-)  # streams of random numbers: what closes are made of must not depend on the rest
+SUBSTEPS = 16  # of the path inside a bar, for its high and low
+# Streams of random numbers: the closes must not depend on the number of other draws.
+STREAM_PATH, STREAM_INTRABAR, STREAM_WALK, STREAM_PHASES = 0, 1, 2, 3
 MAX_ITERATIONS = 100_000
 
 
 class SyntheticOptions(NamedTuple):
-    """What a market is made from."""
+    """The parameters of a synthetic market."""
 
-    half_life: float | None = None  # bars, of `planted` and `planted-hard`; None is HALF_LIFE
+    half_life: float | None = None  # bars, of `planted` and `planted-hard`; None: HALF_LIFE
     noise: float = 5.0  # standard deviation of a move, pips
-    cost: float | None = None  # spread in standard deviations of a move; None is SPREAD
+    cost: float | None = None  # spread, deviations; None: SPREAD_STDS
     length: int = 100_000  # bars
     seed: int = 0
 
 
 class SyntheticMarket(NamedTuple):
-    """A market and what only its maker knows."""
+    """A market, and its true state, which an agent does not see."""
 
     name: str
     options: SyntheticOptions
     bars: Bars
-    extra: NDArray[np.float32]  # [T, E] features that the market gives away
-    state: Floats  # [T] planted: x, px; planted-hard: Kalman's x; leak: sign of the next move; close: phase; noise: 0
+    extra: NDArray[np.float32]  # [T, extra features]
+    state: Floats  # [T] planted: x, px; planted-hard: its estimate; leak: sign of the next move; close: phase; noise: 0
     spread_px: float
     noise_px: float
     phi: float
-    state_noise_px: float  # deviation of what is new in x or in Kalman's x
+    state_noise_px: float  # standard deviation of the innovation of `state`
 
 
 def make_market(name: str, options: SyntheticOptions) -> SyntheticMarket:
-    """The market `name` of MARKETS; a longer one of the same seed begins with the same bars."""
+    """The market `name` of MARKETS, or ValueError; a longer one of the same seed begins with the same bars."""
     check_options(name, options)
     half_life = HALF_LIFE.get(name) if options.half_life is None else options.half_life
     options = options._replace(half_life=half_life)
@@ -102,7 +99,7 @@ def make_market(name: str, options: SyntheticOptions) -> SyntheticMarket:
 
 
 def check_options(name: str, options: SyntheticOptions) -> None:
-    """Raise ValueError for a market that cannot be made."""
+    """Raise ValueError unless the market `name` can have `options`."""
     if name not in MARKETS:
         raise ValueError(f"no market {name!r}: {', '.join(MARKETS)}")
     half_life = 1.0 if options.half_life is None else options.half_life
@@ -117,7 +114,7 @@ def _generator(seed: int, stream: int) -> np.random.Generator:
 
 
 def _draw_path(name: str, options: SyntheticOptions, noise_px: float, phi: float) -> tuple[Floats, NDArray[np.int64]]:
-    """([T + 2] closes, one before the first bar and one after the last; [T + 1] phases of the moves between them)."""
+    """Closes [T + 2], one before the first bar and one after the last; phases [T + 1] of the moves between them."""
     draws = _generator(options.seed, STREAM_PATH).standard_normal(options.length + 2) * noise_px
     draws[0] *= 0.0 if phi == 1.0 else 1.0 / math.sqrt(1.0 - phi * phi)  # stationary from the start
     phase = np.zeros(options.length + 1, np.int64)
@@ -132,11 +129,11 @@ def _draw_path(name: str, options: SyntheticOptions, noise_px: float, phi: float
 
 
 class ClosePhases(NamedTuple):
-    """The phases of `close`: 0 is quiet, then the bars of a rise and its fall, then the same mirrored."""
+    """The phases of `close`: phase 0 is quiet, then the bars of a rise and its fall, then the same mirrored."""
 
-    drift: Floats  # [S] expected move, deviations
-    features: Floats  # [S, 2] share that is left of a rise, of a fall; negative when mirrored
-    transition: Floats  # [S, S] transition
+    drift: Floats  # [phases] expected move, deviations
+    features: Floats  # [phases, 2] fraction left of a rise and of a fall; negative where mirrored
+    transition: Floats  # [phases, phases] probabilities
 
 
 def _new_phases() -> ClosePhases:
@@ -156,7 +153,7 @@ CLOSE_PHASES = _new_phases()
 
 
 def _draw_phases(options: SyntheticOptions) -> NDArray[np.int64]:
-    """[T + 1] phases of `close`, quiet at first."""
+    """[T + 1] phases of `close`, the first of them quiet."""
     draws = _generator(options.seed, STREAM_PHASES).random(options.length)
     table = np.cumsum(CLOSE_PHASES.transition, axis=1)[:, :-1].tolist()
     phases = accumulate(draws.tolist(), lambda phase, u: bisect_right(table[phase], u), initial=0)
@@ -164,9 +161,10 @@ def _draw_phases(options: SyntheticOptions) -> NDArray[np.int64]:
 
 
 def kalman_gain(phi: float, walk: float) -> tuple[float, float]:
-    """(gain, deviation of the innovation) of the steady filter of x in p = x + w, in deviations of e.
+    """Gain and standard deviation of the innovation of the stationary Kalman filter of x, in deviations of e.
 
-    x' = phi x + e, w' = w + u, u of deviation `walk`, p seen exactly; P is the variance of x given all p.
+    The price p = x + w is observed exactly; x' = phi x + e, w' = w + u, and `walk` is the standard deviation of u.
+    P is the variance of x given all prices.
     """
     P = 1.0 / (1.0 - phi * phi)
     for _ in range(MAX_ITERATIONS):
@@ -180,19 +178,19 @@ def kalman_gain(phi: float, walk: float) -> tuple[float, float]:
 
 
 def kalman_states(path: Floats, phi: float, gain: float) -> Floats:
-    """[T + 2] the steady filter's x along the closes `path`, from 0."""
+    """[T + 2] estimates of x along the closes `path` by the stationary filter, from 0."""
     # x' = phi x + gain (move - (phi - 1) x)
     decay = phi - gain * (phi - 1.0)
     return np.array(list(accumulate((gain * np.diff(path)).tolist(), lambda x, e: decay * x + e, initial=0.0)))
 
 
 def _make_bars(path: Floats, noise_px: float, spread_px: float, seed: int) -> Bars:
-    """T bars through the T + 1 prices of `path`; highs and lows are those of a Brownian bridge between them."""
+    """T bars through the T + 1 prices of `path`; a high or low is that of a Brownian bridge between two prices."""
     start, end = path[:-1], path[1:]
     steps = _generator(seed, STREAM_INTRABAR).standard_normal((len(end), SUBSTEPS)) * (noise_px / math.sqrt(SUBSTEPS))
     walk = np.cumsum(steps, axis=1)
-    share = np.arange(1, SUBSTEPS + 1) / SUBSTEPS
-    inside = start[:, None] + walk + share * (end - start - walk[:, -1])[:, None]
+    fraction = np.arange(1, SUBSTEPS + 1) / SUBSTEPS
+    inside = start[:, None] + walk + fraction * (end - start - walk[:, -1])[:, None]
     high = np.maximum(np.maximum(start, end), inside[:, :-1].max(axis=1))
     low = np.minimum(np.minimum(start, end), inside[:, :-1].min(axis=1))
     time = FIRST_CLOSE_NS + INTERVAL_NS * np.arange(len(end), dtype=np.int64)

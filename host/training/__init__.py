@@ -1,1 +1,1 @@
-"""From bars to a trained model: data, the loop of iterations, checkpoints."""
+"""From bars to a trained model: data set, trainer, run directory."""

@@ -1,4 +1,4 @@
-"""What the chance codes of a run stand for, and how well its chance prior knows them."""
+"""Learned chance codes of the bars of a run, and how well the chance prior predicts them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from kernels.ort import check_status, evaluate
 from models.extensions.chance_encoder import encode_bars
 from models.params import Params
 
-ROOT_BATCH = 64  # bars the root network evaluates in one call
-CONFIDENCE_LEVELS = 10  # of confidence, in the calibration error
+ROOT_BATCH = 64  # bars that the root network evaluates in one call
+CONFIDENCE_LEVELS = 10  # of the calibration error
 
 
 def new_learned_codes(quantile: ChanceCodes, bars: int) -> ChanceCodes:
-    """Learned codes of which nothing is known yet: no bar is named, and none of them promises a move."""
+    """Learned codes before the first iteration: no bar has one, and the mean move of each is 0."""
     return ChanceCodes(quantile.edges, np.zeros_like(quantile.centres), np.zeros(bars, np.int16))
 
 
 def assign_codes(codes: ChanceCodes, p: Params, store: FeatureStore, bars: Bars, ts: NDArray[np.int64]) -> None:
-    """Write the codes by which the bars after `ts` came, and the mean move of each code.
+    """Write the codes of the bars after `ts`, by the chance encoder with the parameters `p`, and each code's mean move.
 
-    Moves are taken about their mean: a training part that rose does not promise a rise.  A code that is not used
-    promises nothing.
+    Moves are centred: the drift of a training part is no forecast.  The mean move of an unused code is 0.
     """
     with threadpool_limits(1, "blas"):
         code = encode_bars(p, store.X, store.row_of_bar[ts + 1])
@@ -40,61 +39,66 @@ def assign_codes(codes: ChanceCodes, p: Params, store: FeatureStore, bars: Bars,
 
 
 def moves_after_bars(bars: Bars, ts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[n] standardised moves."""
+    """[n] standardised moves of the bars after `ts` [n]."""
     moves = np.zeros(len(ts))
     standardise_moves(moves, bars, ts)
     return moves
 
 
-def chance_logits(agent: OnnxNetworks, store: FeatureStore, ts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[n, C] what the root network expects at the closes of the bars `ts`."""
-    F, C, context = agent.shape.features, agent.shape.codes, agent.shape.context
-    net, found = agent.root(ROOT_BATCH), np.zeros((len(ts), C))
+def chance_logits(networks: OnnxNetworks, store: FeatureStore, ts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[n, C] chance prior of the root network at the closes of the bars `ts` [n], as logits."""
+    F, C, context = networks.shape.features, networks.shape.codes, networks.shape.context
+    root, logits = networks.root(ROOT_BATCH), np.zeros((len(ts), C))
     for first in range(0, len(ts), ROOT_BATCH):
         part = ts[first : first + ROOT_BATCH]
         n = len(part)
-        # the position, whatever it is, does not reach the chance prior
+        # the chance prior does not depend on the position, whose columns keep what they hold
         for i in range(context):
-            net.x[:n, i * F : (i + 1) * F] = store.X[store.row_of_bar[part - (context - 1 - i)]]
-        check_status(evaluate(net, n))
-        found[first : first + n] = net.y[:n, -C:]  # its last columns
-    return found
+            root.x[:n, i * F : (i + 1) * F] = store.X[store.row_of_bar[part - (context - 1 - i)]]
+        check_status(evaluate(root, n))
+        logits[first : first + n] = root.y[:n, -C:]
+    return logits
 
 
 def diagnose(
-    agent: OnnxNetworks, codes: ChanceCodes, store: FeatureStore, bars: Bars, ts: NDArray[np.int64]
+    networks: OnnxNetworks, codes: ChanceCodes, store: FeatureStore, bars: Bars, ts: NDArray[np.int64]
 ) -> dict[str, float]:
-    """What to log of the codes that followed the bars `ts`, and of the chance prior there."""
+    """Metrics of the codes of the bars after `ts`, and of the chance prior at `ts`.
+
+    `code_r2` is the fraction of the variance of the moves that the mean moves of the codes explain.
+    """
     code = np.zeros(len(ts), np.int64)
     fill_realised_codes(code, codes, bars, ts)
     moves = moves_after_bars(bars, ts)
-    left = moves - codes.centres[code]
+    residual = moves - codes.centres[code]
     return {
         "code_perplexity": perplexity(code),
-        "code_r2": 1.0 - float(left.var() / moves.var()) if moves.var() > 0 else 0.0,
-        **calibration(chance_logits(agent, store, ts), code),
+        "code_r2": 1.0 - float(residual.var() / moves.var()) if moves.var() > 0 else 0.0,
+        **calibration(chance_logits(networks, store, ts), code),
     }
 
 
 def perplexity(code: NDArray[np.int64]) -> float:
-    """exp of the entropy of the frequencies: how many codes are in use."""
-    share = np.bincount(code) / len(code)
-    share = share[share > 0]
-    return math.exp(-float(share @ np.log(share)))
+    """exp of the entropy of the frequencies: the effective number of codes in use."""
+    frequency = np.bincount(code) / len(code)
+    frequency = frequency[frequency > 0]
+    return math.exp(-float(frequency @ np.log(frequency)))
 
 
 def calibration(logits: NDArray[np.float64], code: NDArray[np.int64]) -> dict[str, float]:
-    """Mean surprise of a prior; how far its probability of the likeliest code is from how often that comes."""
+    """Mean negative log-likelihood of `code` [n] under `logits` [n, C], and the expected calibration error.
+
+    The error compares the probability of the likeliest code with its frequency, by level of that probability.
+    """
     if not np.isfinite(logits).all():
         raise FloatingPointError("the chance prior of a bar is not finite: is there a NaN in its features?")
     log_p = logits - logits.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-    likeliest = log_p.argmax(axis=1)
-    each = np.arange(len(code))
-    sure = np.exp(log_p[each, likeliest])
-    level = np.minimum((sure * CONFIDENCE_LEVELS).astype(np.int64), CONFIDENCE_LEVELS - 1)
-    excess = np.bincount(level, sure - (likeliest == code), minlength=CONFIDENCE_LEVELS)
+    likeliest, rows = log_p.argmax(axis=1), np.arange(len(code))
+    confidence = np.exp(log_p[rows, likeliest])
+    level = np.minimum((confidence * CONFIDENCE_LEVELS).astype(np.int64), CONFIDENCE_LEVELS - 1)
+    excess = np.bincount(level, confidence - (likeliest == code), minlength=CONFIDENCE_LEVELS)
     return {
-        "chance_nll": -float(log_p[each, code].mean()),
+        "chance_nll": -float(log_p[rows, code].mean()),
         "chance_calibration_error": float(np.abs(excess).sum() / len(code)),
     }

@@ -1,4 +1,4 @@
-"""Bars split into a training and a test part, and the features of the bars that the replay refers to."""
+"""`Dataset`: bars split into a training and a test part, and everything that is fitted to the training part."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from kernels.market.episodes import episode_starts, longest_episodes
 from kernels.market.features import HISTORY, compute_features, fit_normaliser, new_feature_spec
 from kernels.market.ledger import new_market
 
-# Bars that the normaliser and the codes are fitted to, evenly spaced over the training part.
+# The normaliser and the codes are fitted to at most so many bars, evenly spaced over the training part.
 MAX_FIT_BARS = 20_000
-SLIPPAGE_OF_SPREAD = 1 / 8  # of the usual spread
-SWAP_PIPS = -0.5, -0.1  # of a night long and short, of pairs of PIPS_OF_PRICE pips, as most pairs are
-SWAP_OF_PRICE = (-0.05 / 365, -0.01 / 365)  # of the price of all else, a night: about what brokers take of indices
-PAIR_PRICE_PIPS = 3_000.0, 60_000.0
+SLIPPAGE_OF_SPREAD = 1 / 8
+PAIR_PRICE_PIPS = 3_000.0, 60_000.0  # prices of most currency pairs, in pips
+SWAP_PIPS = -0.5, -0.1  # a night, long and short, of a pair within PAIR_PRICE_PIPS
+SWAP_OF_PRICE = (-0.05 / 365, -0.01 / 365)  # the same of other instruments: about what brokers take for indices
 
 
 class Dataset(NamedTuple):
-    """A market to train on."""
+    """Bars [T], their split, and the market that was fitted to the training part."""
 
     bars: Bars
-    extra_features: NDArray[np.float32]  # [T, E] columns that only a self-test has; a mirrored price negates them
+    extra_features: NDArray[np.float32]  # [T, extra features] of a self-test; a mirrored price negates them
     train_stop: int  # bars [0, train_stop) are the training part
-    test_first: int  # first decision of the test part, an embargo later
+    test_first: int  # bar of the first test decision, an embargo of an episode after train_stop
     market_spec: MarketSpec
-    starts: NDArray[np.int64]  # first bars of the training sessions
-    rejects: dict[str, int]  # starts refused, by reason
+    starts: NDArray[np.int64]  # bars on which an episode of training may start
+    rejects: dict[str, int]  # number of other bars of the training part, by reason
 
 
 class DatasetError(ValueError):
-    """The bars do not suffice or do not fit the instrument."""
+    """Bars that do not suffice for an episode, or are not finite."""
 
     exit_code = 4
 
@@ -47,7 +47,7 @@ class DatasetError(ValueError):
 def new_dataset(
     bars: Bars, extra: NDArray[np.float32], config: Config, instrument: Instrument, interval_ns: int, threads: int
 ) -> Dataset:
-    """Split the bars and fit everything that is fitted, to the training part only."""
+    """Split the bars and fit features, codes and costs to the training part; DatasetError where they do not suffice."""
     if not all(np.isfinite(column).all() for column in bars):
         raise DatasetError("a price, volume or time of the bars is not a finite number")
     split, length = split_bars(bars.time, config, instrument, interval_ns), config.market.episode_length
@@ -56,55 +56,57 @@ def new_dataset(
     if split.shortage:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items() if count)
         raise DatasetError(
-            f"{len(bars.time)} bars give no training session of {length} decisions ({reasons}); {split.shortage}"
+            f"{len(bars.time)} bars give no training episode of {length} decisions ({reasons}); {split.shortage}"
         )
-    setting = fit_market_spec(bars, extra, config, instrument, interval_ns, hours, stop, threads)
-    return Dataset(bars, extra, stop, split.test_first, setting, starts, rejects)
+    spec = fit_market_spec(bars, extra, config, instrument, interval_ns, hours, stop, threads)
+    return Dataset(bars, extra, stop, split.test_first, spec, starts, rejects)
 
 
 class DataSplit(NamedTuple):
-    """The training and the test part of bars."""
+    """Where the training part ends and the test part begins."""
 
     history_bars: int  # bars that a decision needs
     train_stop: int
     test_first: int
-    hours: ClosedHours  # that the training part shows
-    shortage: str  # what gives a training session where there is none
+    hours: ClosedHours  # learnt from the training part
+    shortage: str  # a way to get a training episode, where the bars give none; else empty
 
 
 def split_bars(time: NDArray[np.int64], config: Config, instrument: Instrument, interval_ns: int) -> DataSplit:
-    """How bars that close at `time` [T] are split."""
+    """The split of bars that close at `time` [T]."""
     stop, length = int(len(time) * config.train.train_fraction), config.market.episode_length
     history = HISTORY + context_bars(config) - 1
     hours, test_first = hours_of(time[:stop], instrument, interval_ns), max(stop + length, history)
-    longest, whole = longest_episodes(time, stop, history, interval_ns, hours)
+    longest, gapless = longest_episodes(time, stop, history, interval_ns, hours)
     enough = longest >= length and test_first + 1 < len(time)
-    lack = "" if enough else shortage_remedy(time, history, stop, longest, whole, config)
-    return DataSplit(history, stop, test_first, hours, lack)
+    shortage = "" if enough else shortage_remedy(time, history, stop, longest, gapless, config)
+    return DataSplit(history, stop, test_first, hours, shortage)
 
 
 def shortage_remedy(
-    time: NDArray[np.int64], history: int, train_stop: int, longest: int, whole: float, config: Config
+    time: NDArray[np.int64], history: int, train_stop: int, longest: int, gapless: float, config: Config
 ) -> str:
-    """What gives a training session where bars that close at `time` [T] do not.
+    """Advice that gives a training episode, where bars that close at `time` [T] give none.
 
-    `longest` decisions fit into the training part, `whole` between two holes: no number of bars changes the latter.
+    An episode of `longest` decisions fits into the training part.  One of `gapless` decisions fits between two gaps, and
+    more bars do not change that.
     """
-    T, share, length = len(time), config.train.train_fraction, config.market.episode_length
-    weeks = MIN_SEASON_WEEKS * WEEK_NS / max(int(np.ptp(time)) if T else 0, 1) * T  # bars of weeks that tell the hours
-    enough = math.ceil(max((history + length) / share, (length + 2) / (1 - share))) + 1
-    enough = max(enough, math.ceil(weeks / share) + 1) if T >= enough else enough
+    T, fraction, length = len(time), config.train.train_fraction, config.market.episode_length
+    # bars of as many weeks as the hours are learnt from
+    weeks = MIN_SEASON_WEEKS * WEEK_NS / max(int(np.ptp(time)) if T else 0, 1) * T
+    enough = math.ceil(max((history + length) / fraction, (length + 2) / (1 - fraction))) + 1
+    enough = max(enough, math.ceil(weeks / fraction) + 1) if T >= enough else enough
     fits = min(longest, T - train_stop - 2)
     shorter = f"--set market.episode_length={fits}" if fits > config.train.td_steps else ""
-    if whole < length:
-        cause = f"the longest stretch between two holes has {whole:.0f}, and more bars do not change that: "
-        return cause + (shorter or "bring bars with fewer holes")
-    more = f"bring at least {enough} bars" if T < enough else "bring bars with fewer holes"
+    if gapless < length:
+        cause = f"the longest stretch between two gaps has {gapless:.0f}, and more bars do not change that: "
+        return cause + (shorter or "bring bars with fewer gaps")
+    more = f"bring at least {enough} bars" if T < enough else "bring bars with fewer gaps"
     return f"{more} or {shorter}" if shorter else more
 
 
 def context_bars(config: Config) -> int:
-    """Bars whose features the root network is given."""
+    """Number of bars whose features the root network takes."""
     return config.network.context if config.network.dynamics == "transformer" else 1
 
 
@@ -118,7 +120,7 @@ def fit_market_spec(
     train_stop: int,
     threads: int,
 ) -> MarketSpec:
-    """Costs, feature specification, normaliser and chance codes from bars [0, train_stop)."""
+    """Costs, feature specification, normaliser and chance codes, fitted to bars [0, train_stop)."""
     m, profile = config.market, measure_profile(slice_bars(bars, 0, train_stop), instrument)
     try:
         market = new_market(
@@ -141,7 +143,7 @@ def fit_market_spec(
 
 
 def measure_profile(bars: Bars, instrument: Instrument) -> InstrumentProfile:
-    """The scale of the prices of the training part."""
+    """Symbol, prices, day range and spread of the training part."""
     day = np.flatnonzero(np.diff((bars.time - 1) // DAY_NS, prepend=-1))
     days = np.maximum.reduceat(bars.high, day) - np.minimum.reduceat(bars.low, day)
     usual = find_instrument(instrument.symbol) or instrument
@@ -158,13 +160,14 @@ def measure_profile(bars: Bars, instrument: Instrument) -> InstrumentProfile:
 
 
 def resolve_costs(m: MarketConfig, instrument: Instrument, profile: InstrumentProfile) -> dict[str, Any]:
-    """Slippage, commission and swap in price; those that nobody has set follow the instrument."""
+    """Slippage, commission and overnight swap as prices; an unset one follows the instrument."""
     pip, price = instrument.pip, profile.price
     slippage_px = SLIPPAGE_OF_SPREAD * profile.usual_spread_px if m.slippage is None else m.slippage * pip
     is_pair = instrument.hours == FX and PAIR_PRICE_PIPS[0] <= price / pip <= PAIR_PRICE_PIPS[1]
-    swaps_px = [share * (pip if is_pair else price) for share in (SWAP_PIPS if is_pair else SWAP_OF_PRICE)]
-    given = [swap * pip if swap is not None else None for swap in (m.swap_long, m.swap_short)]
-    swap_long_px, swap_short_px = (usual if own is None else own for own, usual in zip(given, swaps_px, strict=True))
+    usual_px = [swap * pip for swap in SWAP_PIPS] if is_pair else [fraction * price for fraction in SWAP_OF_PRICE]
+    swap_long_px, swap_short_px = (
+        usual if swap is None else swap * pip for swap, usual in zip((m.swap_long, m.swap_short), usual_px, strict=True)
+    )
     return {
         "slippage_px": slippage_px,
         "commission_px": m.commission * pip,

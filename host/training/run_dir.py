@@ -1,7 +1,7 @@
-"""The run directory: one trainer at a time, the resolved configuration, metrics, and checkpoints that outlive a kill.
+"""`RunDir`: the folder of a run, held by one process, with the configuration, metrics and durable checkpoints.
 
-A checkpoint is one file: a line of JSON, the arrays as .npy one after another, and the sha256 of all that in hex.  It
-appears under its name only after its bytes were synced and read back, so what has a name was whole once.
+A checkpoint is one file: a line of JSON, the arrays as .npy one after another, and the sha256 of both in hex.  It gets
+its name only after its bytes were synced and read back.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from numpy.typing import NDArray
 from host.atomic import add_path_to_errors, atomic_write, locked, numbered_files, write_all
 
 Arrays = dict[str, NDArray[Any]]
-RUNS_FOLDER = Path("runs")  # of those that were given no folder: 0001, 0002, ... and `latest`
+RUNS_FOLDER = Path("runs")  # runs without --out: 0001, 0002, ... and `latest`
 RUN_NUMBER = re.compile(r"(\d{4,})")
 CHECKPOINT_FORMAT = 3
-MAX_CHECKPOINTS = 3  # checkpoints of a run
+MAX_CHECKPOINTS = 3  # a run keeps the newest
 CHECKPOINT_NAME = re.compile(r"step-(\d+)\.ckpt")
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-SHA256_HEX_LENGTH = 64  # characters of a sha256
+SHA256_HEX_LENGTH = 64
 READ_CHUNK_BYTES = 1 << 20
 
 
 class RunError(RuntimeError):
-    """The directory cannot be used as asked: it holds a run and `resume` was not given."""
+    """A run directory that cannot be used as asked: it holds a run already, or another run than asked for."""
 
     exit_code = 3
 
 
 class Checkpoint(NamedTuple):
-    """What `save_checkpoint` was given."""
+    """The arguments of `save_checkpoint`."""
 
     step: int
     arrays: Arrays
@@ -51,15 +51,15 @@ class RunDir:
 
     def __init__(self, path: Path, lock: ExitStack, check_held: Callable[[], None]) -> None:
         self.path = path
-        self.saved_step: int | None = None  # step of the last checkpoint written or read
+        self.saved_step: int | None = None  # of the last checkpoint written or read
         self._checkpoints = path / "checkpoints"
         self._checkpoints.mkdir(exist_ok=True)
         for leftover in (*path.glob(".*.tmp"), *self._checkpoints.glob(".*.tmp")):
             leftover.unlink()
         _truncate_torn_line(path / "metrics.jsonl")
         self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
-        self._check_lock_held = check_held  # before something is written: nobody else has the folder
-        self._lock = lock.pop_all()  # only a run that is open keeps it
+        self._check_lock_held = check_held
+        self._lock = lock.pop_all()  # from here on `close` releases it
 
     def __enter__(self) -> RunDir:
         return self
@@ -73,13 +73,13 @@ class RunDir:
         self._lock.close()
 
     def write_toml(self, name: str, table: dict[str, Any]) -> None:
-        """Store scalars and lists, and tables of them, as `name`.toml."""
+        """Write `table`, of scalars, lists and tables of them, to `name`.toml."""
         path = self.path / f"{name}.toml"
         with add_path_to_errors(path), atomic_write(path) as file:
             file.write(to_toml(table).encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add a whole line to metrics.jsonl, or none; a resumed run repeats the rows after its checkpoint."""
+        """Append a whole line to metrics.jsonl, or none; a resumed run repeats the lines after its checkpoint."""
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         self._check_lock_held()
         with add_path_to_errors(self.path / "metrics.jsonl"):
@@ -87,12 +87,12 @@ class RunDir:
             try:
                 write_all(self._metrics, line)
             except BaseException:
-                with suppress(OSError):  # where it cannot be cut either, the next start does
+                with suppress(OSError):  # if truncating fails too, the next start does it
                     self._metrics.truncate(end)
                 raise
 
     def save_checkpoint(self, step: int, arrays: Arrays, state: dict[str, Any]) -> None:
-        """Store both under `step` >= 0; once this returns, no kill loses them.  `state` must survive JSON."""
+        """Write a checkpoint numbered `step` >= 0, durable on return; JSON must give `state` back unchanged."""
         path = self._checkpoints / f"step-{step:09d}.ckpt"
         self._check_lock_held()
         with add_path_to_errors(path):
@@ -103,11 +103,11 @@ class RunDir:
                     raise OSError("what was read back is not what was written")
             self.saved_step = step
             for old in [*numbered_files(self._checkpoints, CHECKPOINT_NAME).values()][:-MAX_CHECKPOINTS]:
-                if old != path:  # a damaged file may carry a higher number than the one just saved
+                if old != path:  # a damaged file may have a higher number than the one just saved
                     old.unlink()
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None; damaged ones are named on stderr and skipped."""
+        """The newest whole checkpoint, or None; a damaged one is named on stderr and skipped."""
         for path in reversed(numbered_files(self._checkpoints, CHECKPOINT_NAME).values()):
             with add_path_to_errors(path), path.open("rb") as file:
                 if _is_intact(file):
@@ -131,7 +131,7 @@ def open_run_dir(path: Path, resume: bool) -> RunDir:
 
 
 def has_run(path: Path) -> bool:
-    """Whether a run has begun at `path`: checkpoints without config.toml are not to be mixed with others."""
+    """Whether a run has begun at `path`; checkpoints count without config.toml, lest runs are mixed."""
     checkpoints = path / "checkpoints"
     return (path / "config.toml").exists() or (
         checkpoints.is_dir() and bool(numbered_files(checkpoints, CHECKPOINT_NAME))
@@ -139,31 +139,31 @@ def has_run(path: Path) -> bool:
 
 
 def check_no_run(path: Path) -> None:
-    """Raise RunRefused where a run has begun."""
+    """Raise RunError where a run has begun."""
     if has_run(path):
         raise RunError(f"{path} holds a run: give --resume to continue it, or another --out")
 
 
 def latest_run(runs: Path = RUNS_FOLDER) -> Path | None:
-    """The run of the highest number, or None."""
+    """The run with the highest number, or None."""
     return next(filter(has_run, reversed(numbered_files(runs, RUN_NUMBER).values())), None)
 
 
 def create_next_run(runs: Path = RUNS_FOLDER) -> Path:
-    """Make the folder of the next number."""
+    """Make the folder with the next number."""
     with add_path_to_errors(runs):
         runs.mkdir(parents=True, exist_ok=True)
     while True:
         path = runs / f"{max(numbered_files(runs, RUN_NUMBER), default=0) + 1:04d}"
-        with add_path_to_errors(path), suppress(FileExistsError):  # another process was faster
+        with add_path_to_errors(path), suppress(FileExistsError):  # another process made it first
             path.mkdir()
             return path
 
 
 def link_latest(run: Path) -> None:
-    """Have `latest` beside a finished run lead to it: a link, or where there is none a folder with a copy of its model.
+    """Make `latest`, beside a finished run, lead to it: a link, or where links fail a folder with a copy of its model.
 
-    A run that an earlier version has left under that name gets a number.
+    A run that an earlier version left in `latest` is moved to the next number.
     """
     latest, link = run.parent / "latest", run.parent / f".latest.{os.getpid()}"
     if has_run(latest) and not latest.is_symlink():
@@ -173,7 +173,7 @@ def link_latest(run: Path) -> None:
         latest.rename(place)
     try:
         link.symlink_to(run.name, target_is_directory=True)
-        if sys.platform == "win32":  # which replaces no link to a folder
+        if sys.platform == "win32":  # Windows does not replace a link to a folder
             latest.unlink(missing_ok=True)
         link.replace(latest)
     except (OSError, NotImplementedError):
@@ -186,7 +186,7 @@ def link_latest(run: Path) -> None:
 
 
 def peek_state(path: Path) -> dict[str, Any] | None:
-    """The state in the newest checkpoint that begins as one does, or None: a look that takes no lock."""
+    """The state in the newest checkpoint with a readable head, or None.  Takes no lock."""
     for file in reversed(numbered_files(path / "checkpoints", CHECKPOINT_NAME).values()):
         with add_path_to_errors(file), file.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
             return dict(_read_header(stream)["state"])
@@ -194,7 +194,7 @@ def peek_state(path: Path) -> dict[str, Any] | None:
 
 
 def _truncate_torn_line(path: Path) -> None:
-    """Drop what follows the last newline: the rest of a line that a power cut tore."""
+    """Drop the part after the last newline: a line that a power cut tore."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -203,7 +203,7 @@ def _truncate_torn_line(path: Path) -> None:
 
 
 class _HashingWriter:
-    """The write side of a file that hashes what passes, so that nothing is kept or read twice."""
+    """The write side of a file that hashes the bytes on the way, so that none is kept or read twice."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -215,34 +215,30 @@ class _HashingWriter:
 
 
 def _write_checkpoint(file: BinaryIO, checkpoint: Checkpoint) -> None:
-    head = {
-        "format": CHECKPOINT_FORMAT,
-        "step": checkpoint.step,
-        "state": checkpoint.state,
-        "arrays": [*checkpoint.arrays],
-    }
+    step, arrays, state = checkpoint
+    head = {"format": CHECKPOINT_FORMAT, "step": step, "state": state, "arrays": [*arrays]}
     line = json.dumps(head)
     if json.loads(line) != head:
         raise TypeError("the state of a checkpoint must be made of what JSON returns unchanged")
     out = _HashingWriter(file)
     out.write(line.encode() + b"\n")
-    for array in checkpoint.arrays.values():
+    for array in arrays.values():
         np.lib.format.write_array(out, np.asarray(array), allow_pickle=False)
     file.write(out.sha256.hexdigest().encode())
     file.flush()
 
 
 def _is_intact(file: BinaryIO) -> bool:
-    """Does the file end in the hash of what precedes it?  Leaves the file at its start."""
+    """Whether the file ends in the hash of the bytes before; leaves the file at its start."""
     left = file.seek(0, os.SEEK_END) - SHA256_HEX_LENGTH
     file.seek(0)
     sha256 = hashlib.sha256()
     while left > 0 and (block := file.read(min(READ_CHUNK_BYTES, left))):
         sha256.update(block)
         left -= len(block)
-    whole = file.read() == sha256.hexdigest().encode()
+    is_intact = file.read() == sha256.hexdigest().encode()
     file.seek(0)
-    return whole
+    return is_intact
 
 
 def _read_header(file: BinaryIO) -> dict[str, Any]:
@@ -262,7 +258,7 @@ def _read_checkpoint(file: BinaryIO) -> Checkpoint:
 
 
 def to_toml(config: dict[str, Any]) -> str:
-    """TOML of scalars and lists, then of one table for each value that is a dict of them; without what is None."""
+    """TOML of scalars and lists, then one table for each value that is a dict of them; None is left out."""
     tables = {key: value for key, value in config.items() if isinstance(value, dict)}
     lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in config.items() if k not in tables and v is not None]
     for name, table in tables.items():
@@ -281,7 +277,7 @@ def _toml_key(key: str) -> str:
 def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str):  # JSON escapes are TOML's but for DEL, which TOML wants escaped
+    if isinstance(value, str):  # JSON escapes as TOML does, except DEL, which TOML wants escaped
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, float):
         return float.__repr__(value)

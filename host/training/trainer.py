@@ -1,4 +1,4 @@
-"""Training: collect -> reanalyse -> learn, phase after phase, each on all threads and none racing another."""
+"""`Trainer`: iterations of collect, reanalyze and learn; each phase runs on all threads, and no two at once."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ from models.params import ModelShape, as_views
 from models.registry import needs, serves_market_search
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
-VALUE_BATCH = 64  # positions the target network evaluates in one call
-Q_SCALE_EMA = 0.2  # of the running scale of returns, per cycle
-MIN_Q_SCALE = 0.25  # R
-PRIORITY_CAP_QUANTILE = 0.95  # quantile of the Bellman errors beyond which all count the same
-MAX_VALUE_PER_BAR = 0.2  # R: no market pays more for long; a value sums such bars, discounted
-MAX_DISCOUNT = 0.999  # beyond it, values would need no end of bins
+VALUE_BATCH = 64  # positions that the target network evaluates in one call
+Q_SCALE_EMA = 0.2  # step of the running scale of returns, an iteration
+MIN_Q_SCALE = 0.25  # mean bar ranges
+PRIORITY_CAP_QUANTILE = 0.95  # Bellman errors above this quantile have one priority
+MAX_VALUE_PER_BAR = 0.2  # mean bar ranges: no market pays more for long; a value is a discounted sum of bars
+MAX_DISCOUNT = 0.999  # a larger discount would need bins without end
 PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
 
 
 class Trainer:
-    """The state of a run: a pure function of configuration, data and the number of cycles, whatever the threads."""
+    """The state of a run: a pure function of configuration, data and number of iterations, on any number of threads."""
 
     def __init__(self, data: Dataset, config: Config, threads: int) -> None:
         t = config.train
@@ -76,7 +76,8 @@ class Trainer:
         weights = LossWeights(**{name: weight for name, weight in given.items() if weight is not None})
         rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_steps
         self.learner = Learner(shape, t.batch_size, t.num_unroll_steps, *rates, threads, weights, candidates)
-        self.target_params = self.learner.params.copy()  # soft copy of the weights: bootstraps, plays and is exported
+        # A moving average of the weights bootstraps, plays and is exported.
+        self.target_params = self.learner.params.copy()
         self._target_views = as_views(self.target_params, shape)
         self.replay = new_replay_buffer(
             t.replay_capacity, config.market.episode_length, self.network_shape.actions, candidates
@@ -91,53 +92,50 @@ class Trainer:
         )
         held = t.replay_capacity if t.per_alpha > 0 else 0
         self.bellman_error = np.zeros((held, config.market.episode_length))
-        age_cut = t.off_policy_correction * t.lr_decay_steps / t.updates_per_iteration  # cycles
-        self.value_target = ValueTargetConfig(t.td_steps, config.search.discount, t.search_value_weight, age_cut)
+        age = t.off_policy_correction * t.lr_decay_steps / t.updates_per_iteration  # iterations
+        self.value_target = ValueTargetConfig(t.td_steps, config.search.discount, t.search_value_weight, age)
         self.iteration, self.episodes, self.q_scale = 0, 0, 1.0
         self._pool = ThreadPoolExecutor(threads)
 
     @property
     def num_stored_episodes(self) -> int:
-        """Sessions in the replay."""
+        """Episodes in the replay buffer."""
         return min(self.episodes, self.config.train.replay_capacity)
 
     def run_iteration(self) -> dict[str, Any]:
-        """One round of the three phases; what to log of it."""
+        """Run the three phases once; the metrics of the iteration."""
         with threadpool_limits(1, "blas"):
-            agent = OnnxNetworks(self.export_graphs(), self.network_shape)
+            networks = OnnxNetworks(self.export_graphs(), self.network_shape)
             begin = time.perf_counter()
-            slots = self.collect(agent)
-            codes = self.data.market_spec.codes
-            known = diagnose(
-                agent, codes, self.feature_store, self.data.bars, self.decision_bars(self.replay.start_bar[slots])
-            )
+            slots = self.collect(networks)
+            codes, ts = self.data.market_spec.codes, self.decision_bars(self.replay.start_bar[slots])
+            code_metrics = diagnose(networks, codes, self.feature_store, self.data.bars, ts)
             collected = time.perf_counter()
-            sweep = self.reanalyze(agent)
-            searched = time.perf_counter()
+            counts = self.reanalyze(networks)
+            reanalyzed = time.perf_counter()
             losses = self.learn()
-            learnt = time.perf_counter()
+            learned = time.perf_counter()
         self.iteration += 1
-        rewards = self.replay.reward[slots]
-        actions = self.replay.action[slots]
-        held = np.abs(self.replay.position[slots][:, 1:, 0]) > 0
+        rewards, actions = self.replay.reward[slots], self.replay.action[slots]
+        is_held = np.abs(self.replay.position[slots][:, 1:, 0]) > 0
         return {
             "iteration": self.iteration,
             "episodes": self.episodes,
             "updates": self.learner.step,
             "reward_per_bar": float(rewards.mean(dtype=np.float64)),
-            "exposure": float(held.mean()),
+            "exposure": float(is_held.mean()),
             "entries": int(np.count_nonzero((actions > HOLD) & (actions < self.network_shape.actions - 1))),
             "q_scale": self.q_scale,
             "collect_s": collected - begin,
-            "reanalyze_s": searched - collected,
-            "learn_s": learnt - searched,
-            **sweep,
-            **known,
+            "reanalyze_s": reanalyzed - collected,
+            "learn_s": learned - reanalyzed,
+            **counts,
+            **code_metrics,
             **losses,
         }
 
     def export_graphs(self) -> dict[str, bytes]:
-        """The target networks as ONNX."""
+        """The target networks as ONNX graphs by name."""
         return export(self.target_params, self.learner.shape, *self.position_hypotheses())
 
     def position_hypotheses(self) -> tuple[int, NDArray[np.float32] | None]:
@@ -147,7 +145,7 @@ class Trainer:
         return hypothesis_positions(self.network_shape, self.acting_search_config(), self.data.market_spec.market.sizes)
 
     def search_config(self, num_simulations: int) -> SearchConfig:
-        """A search of so many simulations in the present unit of value."""
+        """A search of `num_simulations` simulations with the running scale of Q."""
         s = self.config.search
         return new_search_config(
             num_simulations=num_simulations,
@@ -162,8 +160,8 @@ class Trainer:
             num_sampled_sizes=s.num_sampled_sizes,
         )
 
-    def collect(self, agent: OnnxNetworks) -> NDArray[np.int64]:
-        """Play new sessions into the ring; their slots."""
+    def collect(self, networks: OnnxNetworks) -> NDArray[np.int64]:
+        """Play new episodes into the ring of the replay buffer; their slots."""
         t, L = self.config.train, self.config.market.episode_length
         count = t.num_envs * t.batches_per_iteration
         slots = (self.episodes + np.arange(count)) % t.replay_capacity
@@ -174,17 +172,17 @@ class Trainer:
         self.feature_store.acquire(self.replay.start_bar[slots], L + 1)
         self.assign_chance_codes()
         self.replay.searched_iteration[slots] = self.replay.played_iteration[slots] = self.iteration
-        self._for_each_batch(lambda planner, i, block: self._play_batch(planner, i, block), agent, slots)
+        self._for_each_batch(self._play_batch, networks, slots)
         self.episodes += count
         self._update_q_scale(slots)
         return slots
 
     def decision_bars(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The bars at whose close the sessions from these starts decide, each once."""
+        """The bars at whose closes the episodes from `starts` decide, each bar once."""
         return np.unique(starts[:, None] + np.arange(self.config.market.episode_length))
 
     def assign_chance_codes(self) -> None:
-        """Find what learned codes mean to the target network, from the bars of all sessions held."""
+        """Encode the bars of all stored episodes by the target network, if codes are learned."""
         starts = self.replay.start_bar[self.replay.start_bar != EMPTY]
         if self.config.train.chance_codes == "learned" and len(starts) > 0:
             bars, codes = self.data.bars, self.data.market_spec.codes
@@ -192,36 +190,34 @@ class Trainer:
 
     def _play_batch(self, planner: Planner, first: int, slots: NDArray[np.int64]) -> int:
         account, trade = new_accounts(len(slots)), np.zeros(NUM_TRADE_FIELDS)
-        seed, session = self.config.train.seed + STREAM_NOISE, self.episodes + first
-        wanderers = self.config.train.random_episodes
-        return play_episodes(
-            self.replay, account, trade, planner, slots, self.feature_store.market_data, wanderers, seed, session
-        )
+        market_data, num_random = self.feature_store.market_data, self.config.train.random_episodes
+        seed, episode = self.config.train.seed + STREAM_NOISE, self.episodes + first
+        return play_episodes(self.replay, account, trade, planner, slots, market_data, num_random, seed, episode)
 
-    def reanalyze(self, agent: OnnxNetworks) -> dict[str, int]:
-        """Search the sessions whose targets are not fresh again, and value every stored position anew; what it took."""
+    def reanalyze(self, networks: OnnxNetworks) -> dict[str, int]:
+        """Search again the episodes whose targets are not fresh, and value every stored position; the counts."""
         t = self.config.train
         age = self.iteration - self.replay.searched_iteration[: self.num_stored_episodes]
         stale = np.flatnonzero(age > t.reanalyze_interval) if t.reanalyze else np.zeros(0, np.int64)
         reuse = VALUE_REUSES.index(self.config.search.value_reuse)
-        tally = self._for_each_batch(lambda p, i, block: self._reanalyze_batch(p, block), agent, stale, reuse)
+        counts = self._for_each_batch(self._reanalyze_batch, networks, stale, reuse)
         self.replay.searched_iteration[stale] = self.iteration
         chunks = np.array_split(np.arange(self.num_stored_episodes), self._pool._max_workers)
-        check_status(max(self._pool.map(lambda chunk: self._revalue_episodes(agent, chunk), chunks)))
+        check_status(max(self._pool.map(lambda chunk: self._revalue_episodes(networks, chunk), chunks)))
         L = self.config.market.episode_length
         return {
-            "reanalyzed": tally["searches"],
+            "reanalyzed": counts["searches"],
             "skipped": (self.num_stored_episodes - len(stale)) * L,
-            "reused": tally["reused"],
-            "reanalyze_rows": tally["rows"],
+            "reused": counts["reused"],
+            "reanalyze_rows": counts["rows"],
         }
 
-    def _reanalyze_batch(self, planner: Planner, slots: NDArray[np.int64]) -> int:
+    def _reanalyze_batch(self, planner: Planner, _: int, slots: NDArray[np.int64]) -> int:
         seed = self.config.train.seed + STREAM_REANALYZE + self.iteration
         return reanalyze_policies(self.replay, planner, slots, self.feature_store.market_data, seed)
 
-    def _revalue_episodes(self, agent: OnnxNetworks, slots: NDArray[np.int64]) -> int:
-        root = agent.root(VALUE_BATCH)
+    def _revalue_episodes(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> int:
+        root = networks.root(VALUE_BATCH)
         column = root.y.shape[1] - 1 - self.network_shape.codes
         for slot in slots:
             status = reanalyze_values(self.replay, root, slot, self.feature_store.market_data, column)
@@ -230,45 +226,42 @@ class Trainer:
         return 0
 
     def learn(self) -> dict[str, float]:
-        """Draw and learn the steps of one cycle; the mean losses."""
+        """Make the updates of one iteration; the mean of each loss by name."""
         t, totals = self.config.train, dict[str, float]()
-        rule = self.value_target._replace(iteration=self.iteration)
-        table, chance, seed = self.priority_cdf(rule), np.zeros(t.batch_size), t.seed + STREAM_SAMPLES
+        market_data, target = self.feature_store.market_data, self.value_target._replace(iteration=self.iteration)
+        cdf, probability, seed = self.priority_cdf(target), np.zeros(t.batch_size), t.seed + STREAM_SAMPLES
         for _ in range(t.updates_per_iteration):
             raise_if_signalled()
-            step = self.learner.step
+            batch, replay, step = self.batch, self.replay, self.learner.step
             if t.per_alpha > 0:
-                draw = (self.batch, chance, table, self.replay, self.feature_store.market_data, rule, t.per_beta)
-                sample_prioritized(*draw, seed, step)
+                sample_prioritized(batch, probability, cdf, replay, market_data, target, t.per_beta, seed, step)
             else:
-                sample_uniformly(
-                    self.batch, self.replay, self.num_stored_episodes, self.feature_store.market_data, rule, seed, step
-                )
+                sample_uniformly(batch, replay, self.num_stored_episodes, market_data, target, seed, step)
             if t.mirror_augmentation:
-                mirror_half(self.batch, self.feature_store.market_data, seed, step)
+                mirror_half(batch, market_data, seed, step)
             for name, loss in self.learner.learn(self.batch, self._target_views).items():
                 totals[name] = totals.get(name, 0.0) + loss / t.updates_per_iteration
             self.target_params += np.float32(t.target_ema) * (self.learner.params - self.target_params)
         return totals | self.learner.reward_errors(self.batch)
 
-    def priority_cdf(self, rule: ValueTargetConfig) -> NDArray[np.float64]:
-        """[N] cumulative probabilities of the windows, from the values as they are now; N = 0 for uniform draws."""
+    def priority_cdf(self, target: ValueTargetConfig) -> NDArray[np.float64]:
+        """[windows] cumulative probabilities by the Bellman errors of the stored values; [0] for uniform draws."""
         error = self.bellman_error[: self.num_stored_episodes]
-        table = np.zeros(error.size)
+        cdf = np.zeros(error.size)
         if error.size > 0:
-            bellman_errors(error, self.replay, rule)
+            bellman_errors(error, self.replay, target)
             cap = float(np.quantile(error, PRIORITY_CAP_QUANTILE))
             if not math.isfinite(cap):
-                raise FloatingPointError(f"cycle {self.iteration}: a value is not finite")
-            fill_cdf(table, error.ravel(), cap, self.config.train.per_alpha)
-        return table
+                raise FloatingPointError(f"iteration {self.iteration}: a value is not finite")
+            fill_cdf(cdf, error.ravel(), cap, self.config.train.per_alpha)
+        return cdf
 
     def acting_search_config(self) -> SearchConfig:
-        """The search of the finished agent."""
+        """The search of the trained agent."""
         return self.search_config(self.config.search.num_simulations)
 
     def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Everything a run needs to go on to the bit: arrays and plain values."""
+        """Arrays and plain values from which `restore` continues the run to the bit."""
         arrays = {
             "params": self.learner.params,
             "target": self.target_params,
@@ -284,7 +277,7 @@ class Trainer:
         return arrays, state
 
     def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
-        """Take up a snapshot; the features of its sessions are computed anew."""
+        """Continue from a snapshot; the features of its episodes are computed again."""
         for name, array in self.snapshot()[0].items():
             array[...] = arrays[name]
         self.iteration, self.episodes = state["iteration"], state["episodes"]
@@ -294,38 +287,42 @@ class Trainer:
         )
 
     def export_networks(self) -> OnnxNetworks:
-        """The target networks, ready to act, and the meaning of their codes in `data`."""
+        """The target networks, ready to act; writes the mean moves of their codes into `data`."""
         self.assign_chance_codes()
         return OnnxNetworks(self.export_graphs(), self.network_shape)
 
     def _for_each_batch(
-        self, work: Callable[..., int], agent: OnnxNetworks, slots: NDArray[np.int64], reuse: int = REUSE_OFF
+        self,
+        run_batch: Callable[[Planner, int, NDArray[np.int64]], int],
+        networks: OnnxNetworks,
+        slots: NDArray[np.int64],
+        reuse: int = REUSE_OFF,
     ) -> dict[str, int]:
-        """Call work(planner, first, slots) for each block of sessions, on all threads; what was searched."""
+        """Call run_batch(planner, first, slots) for each batch of episodes, on all threads; the counts of STATS."""
         size = self.config.train.num_envs
         search = self.search_config(self.config.train.num_simulations)._replace(value_reuse=reuse)
-        blocks = [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
-        planners = [agent.planner(len(block), search) for _, block in blocks]
-        jobs = [self._pool.submit(work, p, i, block) for p, (i, block) in zip(planners, blocks, strict=True)]
+        batches = [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
+        planners = [networks.planner(len(batch), search) for _, batch in batches]
+        jobs = [self._pool.submit(run_batch, p, i, batch) for p, (i, batch) in zip(planners, batches, strict=True)]
         try:
             for job in jobs:
                 check_status(job.result())
         finally:
             for job in jobs:
-                job.cancel()  # whoever stops the run waits for what is at work only
+                job.cancel()  # after a fault or a signal only the jobs that have begun are waited for
         raise_if_signalled()
         totals = sum((p.stats for p in planners), np.zeros(len(STATS), np.int64))
         return dict(zip(STATS, totals.tolist(), strict=True))
 
     def _update_q_scale(self, slots: NDArray[np.int64]) -> None:
-        """Move the unit of Q towards the spread (5 to 95 %) of the n-step rewards just collected."""
+        """Move the scale of Q towards the 5 to 95 % range of the n-step rewards of the episodes in `slots`."""
         sums = np.cumsum(self.replay.reward[slots], axis=1, dtype=np.float64)
         if not np.isfinite(sums).all():
-            raise FloatingPointError(f"cycle {self.iteration}: a reward is not finite: is there a NaN in the bars?")
+            raise FloatingPointError(f"iteration {self.iteration}: a reward is not finite: is there a NaN in the bars?")
         n = self.config.train.td_steps
         low, high = np.quantile(sums[:, n:] - sums[:, :-n], (0.05, 0.95))
-        fresh = max(float(high - low), MIN_Q_SCALE)
-        self.q_scale += (1.0 if self.iteration == 0 else Q_SCALE_EMA) * (fresh - self.q_scale)
+        new_scale = max(float(high - low), MIN_Q_SCALE)
+        self.q_scale += (1.0 if self.iteration == 0 else Q_SCALE_EMA) * (new_scale - self.q_scale)
 
 
 def new_shape(config: Config, features: int, actions: int) -> ModelShape:
@@ -357,7 +354,7 @@ def new_shape(config: Config, features: int, actions: int) -> ModelShape:
 def run_first_iteration(
     trainer: Trainer, max_episodes: int | None, on_iteration: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Run the first cycle of this process, in which kernels may have to be compiled: no clock runs yet."""
+    """Run the first iteration of this process outside of any time budget, because it may compile kernels."""
     if max_episodes is None or trainer.episodes < max_episodes:
         on_iteration(trainer.run_iteration())
 
@@ -369,17 +366,17 @@ def train_for(
     on_iteration: Callable[[dict[str, Any]], None],
     report: ProgressCallback,
 ) -> None:
-    """Run whole cycles until either budget is used up; the clock decides nothing but when to stop."""
-    begin, last = time.perf_counter(), 0.0  # seconds that the last cycle took
+    """Run whole iterations until either budget is used up; the clock decides only when to stop."""
+    begin, last = time.perf_counter(), 0.0  # seconds of the last iteration
     while True:
-        shares = [0.0]
+        fractions = [0.0]
         if minutes is not None:
-            shares.append((time.perf_counter() - begin + last) / (60 * minutes))
+            fractions.append((time.perf_counter() - begin + last) / (60 * minutes))
         if max_episodes is not None:
-            shares.append(trainer.episodes / max_episodes)
-        done = f"cycle {trainer.iteration}, {trainer.episodes} sessions, {trainer.learner.step} steps"
-        report(min(max(shares), 1.0), done)
-        if max(shares) >= 1.0:
+            fractions.append(trainer.episodes / max_episodes)
+        progress = f"iteration {trainer.iteration}, {trainer.episodes} episodes, {trainer.learner.step} updates"
+        report(min(max(fractions), 1.0), progress)
+        if max(fractions) >= 1.0:
             return
         started = time.perf_counter()
         on_iteration(trainer.run_iteration())

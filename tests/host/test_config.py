@@ -19,16 +19,19 @@ from host.config import (
     list_settings,
     load_config,
     merge,
+    renamed_keys,
+    settings_text,
     state_width,
 )
 from host.evaluation.synthetic import INTERVAL_NS, SYNTHETIC_INSTRUMENT, SyntheticOptions, make_market
 from host.training.dataset import new_dataset
 from host.training.trainer import Trainer, new_shape
 from models.loss import NUM_CHUNKS
+from tests.fixtures.paths import ROOT
 
 SETTINGS = list_settings(Config()) | list_settings(LiveConfig())
-NUMBERS = sorted(name for name, (_, allowed) in SETTINGS.items() if isinstance(allowed, Range))
-WORDS = sorted(name for name, (value, _) in SETTINGS.items() if isinstance(value, str))
+NUMBERS = sorted(name for name, setting in SETTINGS.items() if isinstance(setting.allowed, Range))
+WORDS = sorted(name for name, setting in SETTINGS.items() if isinstance(setting.value, str))
 ODD = [float("nan"), float("inf"), float("-inf")]
 TRIES = int(os.environ.get("SWT_TRIES", "15"))
 BARS = make_market("planted", SyntheticOptions(length=900)).bars
@@ -37,12 +40,14 @@ BARS = make_market("planted", SyntheticOptions(length=900)).bars
 def merged(name: str, value: Any) -> Any:
     """The setting alone, so that only its own range can refuse it."""
     section, key = name.split(".")
-    base: Any = LiveConfig() if section == "guard" else Config()
+    base: Any = LiveConfig() if section == "risk" else Config()
     return getattr(getattr(merge(base, {section: {key: value}}, "here"), section), key)
 
 
 def test_every_number_and_every_word_has_its_range() -> None:
-    for name, (value, allowed) in SETTINGS.items():
+    for name, (value, allowed, text) in SETTINGS.items():
+        assert text[0].isupper() or text.startswith(tuple(allowed)), name
+        assert text.endswith("."), name
         assert isinstance(value, bool) or allowed, name
         if isinstance(allowed, Range):
             numbers = value if isinstance(value, list) else [value]
@@ -52,7 +57,7 @@ def test_every_number_and_every_word_has_its_range() -> None:
 @settings(deadline=None, max_examples=300)
 @given(name=st.sampled_from(NUMBERS), beyond=st.floats(1e-9, 1e12), odd=st.sampled_from([None, *ODD]), up=st.booleans())
 def test_what_is_out_of_a_range_is_refused_with_its_name(name: str, beyond: float, odd: Any, up: bool) -> None:
-    default, allowed = SETTINGS[name]
+    default, allowed, _ = SETTINGS[name]
     value: Any = allowed.high + beyond if up else allowed.low - beyond
     if odd is not None:
         value = odd
@@ -66,7 +71,7 @@ def test_what_is_out_of_a_range_is_refused_with_its_name(name: str, beyond: floa
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_ends_of_a_range_are_in_it(name: str) -> None:
-    default, (low, high, step) = SETTINGS[name]
+    default, (low, high, step), _ = SETTINGS[name]
     default = 0.0 if default is None else default
     for end in (low, high):
         value = [end] if isinstance(default, list) else type(default)(end)
@@ -87,7 +92,7 @@ def test_words_that_mean_nothing_are_refused_with_those_that_do(name: str) -> No
 @pytest.mark.parametrize(
     ("key", "meant"),
     [("search.simulation", "search.num_simulations"), ("serach.discount", "search.discount"), ("seed", "train.seed"),
-     ("simulations", "search.num_simulations or train.num_simulations"), ("train.latent", "network.latent"),
+     ("num_simulations", "search.num_simulations or train.num_simulations"), ("train.latent", "network.latent"),
      ("xyzzy", "sections: features, market"), ("train", "train.seed")],
 )  # fmt: skip
 def test_the_nearest_key_is_suggested(key: str, meant: str) -> None:
@@ -97,13 +102,16 @@ def test_the_nearest_key_is_suggested(key: str, meant: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["train.replay_capacity=31", "train.batch_size=30", "train.td_steps=360", "train.weight_decay=2 train.learning_rate=0.6", "network.dynamics=rnn",
+    ["train.replay_capacity=31", "train.batch_size=30", "train.td_steps=360",
+     "train.weight_decay=2 train.learning_rate=0.6", "network.dynamics=rnn",
      "network.num_heads=3 network.dynamics=transformer", "train.consistency_weight=1 network.dynamics=transformer",
      "train.value_prefix=true network.dynamics=transformer search.algorithm=puct", "train.value_prefix=true",
      "network.latent=1400 train.value_prefix=true search.algorithm=gumbel", "features.Q=16 features.J=2",
      "network.latent=1024 network.dynamics=transformer", "market.position_sizes=[0.5,0.2]", "market.position_sizes=[]",
-     "market.position_sizes=[0.0,1.0]", "market.position_sizes=['half']", "market.position_sizes=[2.0]", "market.position_sizes=[0.1,0.2,0.3,0.4,0.5,0.6]",
-     "search.max_considered_actions=5", "search.algorithm=widening market.position_sizes=[0.5,1.0]", "search.max_considered_actions=10 search.algorithm=widening"],
+     "market.position_sizes=[0.0,1.0]", "market.position_sizes=['half']", "market.position_sizes=[2.0]",
+     "market.position_sizes=[0.1,0.2,0.3,0.4,0.5,0.6]",
+     "search.max_considered_actions=5", "search.algorithm=widening market.position_sizes=[0.5,1.0]",
+     "search.max_considered_actions=10 search.algorithm=widening"],
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused_by_name(change: str) -> None:
     first, *rest = change.split()
@@ -118,6 +126,32 @@ def test_settings_that_do_not_go_together_are_refused_by_name(change: str) -> No
 def test_a_guard_that_makes_no_sense_is_refused_not_off(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.split("=")[0]):
         apply_overrides(LiveConfig(), None, [setting])
+
+
+@pytest.mark.parametrize("base", [Config(), LiveConfig()], ids=["train", "act"])
+def test_an_old_key_is_refused_with_the_new_one(base: Any, tmp_path: Path) -> None:
+    assert not renamed_keys().keys() & SETTINGS.keys()
+    assert set(renamed_keys().values()) <= SETTINGS.keys()
+    for old, new in renamed_keys().items():
+        with pytest.raises(ConfigError, match=f"^--set {old}=1: {old} is now {new}$"):
+            apply_overrides(base, None, [f"{old}=1"])
+    path = tmp_path / "old.toml"
+    path.write_text("[train]\nseed = 1\nblock = 8\n[guard]\nfar = 3.0\n")
+    with pytest.raises(ConfigError, match=r"is now train\.num_envs"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"market\.reward: 'amddp' is now drawdown_penalised"):
+        load_config(None, ["market.reward=amddp"])
+
+
+def test_the_reference_in_the_readme_is_what_help_config_prints() -> None:
+    text = (ROOT / "host" / "README.md").read_text(encoding="utf-8")
+    for command, config in (("train", Config()), ("act", LiveConfig())):
+        block = text.split(f"<!-- swt.py {command} --help-config -->\n```\n")[1].split("```\n")[0]
+        assert block == settings_text(config), f"paste what `swt.py {command} --help-config` prints into host/README.md"
+    lines = settings_text(Config()).splitlines()
+    assert "train.weight_decay=0.3            number from 0 to 10" in lines
+    assert "market.slippage (unset)           number from 0 to 10,000" in lines
+    assert all(load_config(None, [line.split()[0]]) == Config() for line in lines if "=" in line.split()[0])
 
 
 def test_a_file_is_read_as_utf8_whatever_the_system(tmp_path: Path) -> None:
@@ -172,7 +206,7 @@ SMALL = {
     "train.train_fraction": st.sampled_from([0.5, 0.75]),
 } | {
     name: st.sampled_from([str(word).lower() for word in allowed or (True, False)])
-    for name, (_, allowed) in list_settings(Config()).items()
+    for name, (_, allowed, _) in list_settings(Config()).items()
     if not isinstance(allowed, Range)
 }  # fmt: skip
 FIXED = ["network.num_layers=1", "train.updates_per_iteration=2"]

@@ -149,7 +149,7 @@ def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     (folder / "tiny ü.toml").write_text(TINY + "# ü\n", encoding="utf-8")
     there = Foreign(request.param, folder, bars, folder / "run" / "model.swt")
     config = ("--config", folder / "tiny ü.toml", "--threads", "0")
-    done = there.run("train", bars, "--side", "ask", "--out", folder / "run", "--sessions", "4", *config, "--json")
+    done = there.run("train", bars, "--side", "ask", "--out", folder / "run", "--episodes", "4", *config, "--json")
     assert done.returncode == 0, done.stderr.decode("cp1252")
     assert json.loads(done.stdout)["model"] == str(there.model)
     return there
@@ -178,7 +178,8 @@ def test_the_other_commands_run_there(foreign: Foreign) -> None:
     if foreign.system == "darwin":
         pytest.skip("what it has not, Windows has not either")
     program, model = foreign.folder / "swt 東.pyz", ("--model", foreign.model)
-    small = "--length 1500 --minutes 0.001 --threads 0 --set market.episode_length=24 --set train.updates_per_iteration=1".split()
+    small = "--length 1500 --minutes 0.001 --threads 0".split()
+    small += "--set market.episode_length=24 --set train.updates_per_iteration=1".split()
     for args, codes in (
         (("pack", *model, "--out", program), (0,)),
         (("doctor", *model), (0, 9)),

@@ -1,4 +1,4 @@
-"""`print_decisions` decides what `backtest` decides, wherever its feed starts, however it arrives, and never from a later bar."""
+"""`act` decides what `backtest` decides, wherever its feed starts, however it arrives, and never from a later bar."""
 
 import io
 import json

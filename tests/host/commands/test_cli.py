@@ -8,20 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from host.config import Config, LiveConfig, settings_text
 from host.console import program_command
 from host.evaluation.synthetic import MARKETS
 from host.training.run_dir import open_run_dir
+from kernels.jit import module_digest
 from tests.fixtures.paths import ROOT, SAMPLE
 from tests.fixtures.program import TINY
 from tests.fixtures.trained import by_time
 
 BACKTEST_KEYS = {"net_pips", "trades", "exposure", "max_drawdown_pips", "baselines", "bars", "decisions_per_s"}
-SESSIONS = "600"  # 150 cycles: time enough to be killed in
+EPISODES = "600"  # 150 iterations: time enough to be killed in
 
 
 class Setup(NamedTuple):
@@ -38,7 +41,7 @@ def swt(*args: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def train_args(setup_bars: Path, config: Path, out: Path) -> list[Any]:
-    return ["train", setup_bars, "--side", "ask", "--out", out, "--config", config, "--sessions", SESSIONS]
+    return ["train", setup_bars, "--side", "ask", "--out", out, "--config", config, "--episodes", EPISODES]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_train_says_what_it_earned_and_where_the_model_is(setup: Setup) -> None:
     assert Path(setup.document["model"]) == setup.model
     assert setup.document["baselines"]
     rows = [json.loads(line) for line in (setup.model.parent / "metrics.jsonl").read_text().splitlines()]
-    assert [row["episodes"] for row in rows] == list(range(4, int(SESSIONS) + 1, 4))
+    assert [row["episodes"] for row in rows] == list(range(4, int(EPISODES) + 1, 4))
 
 
 def test_backtest_document(setup: Setup) -> None:
@@ -87,16 +90,26 @@ def test_backtest_document(setup: Setup) -> None:
         ([], "no command"),
         (["frobnicate"], "frobnicate"),
         (["train", "--nonsense"], "--nonsense"),
-        (["train", "--sessions", "many"], "--sessions"),
+        (["train", "--episodes", "many"], "--episodes"),
+        (["train", "--sessions", "many"], "--sessions"),  # the flag of earlier versions
         (["train", "--minutes", "0"], "--minutes"),
     ],
-    ids=["nothing", "command", "option", "word", "zero"],
+    ids=["nothing", "command", "option", "word", "old", "zero"],
 )
 def test_usage_errors_are_2(args: list[str], says: str) -> None:
     done = swt(*args)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_and_the_settings_are_printed_without_a_market() -> None:
+    done = swt("--version")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert done.stdout == f"swt {project['version']}, {module_digest('kernels.live.policy_step')}\n"
+    for command, config in (("train", Config()), ("backtest", LiveConfig()), ("act", LiveConfig())):
+        done = swt(command, "--help-config")
+        assert (done.returncode, done.stdout, done.stderr) == (0, settings_text(config), "")
 
 
 def test_unknown_keys_are_3_and_named(setup: Setup, tmp_path: Path) -> None:
@@ -152,13 +165,13 @@ def test_a_finished_run_is_neither_overwritten_nor_trained_on(setup: Setup, tmp_
     assert "other.csv" in refused(4, *train_args(other, setup.config, setup.folder / "run"), "--resume")
 
 
-def started(args: list[Any], out: Path, cycles: int) -> subprocess.Popen[bytes]:
-    """A training process that has finished so many cycles."""
+def started(args: list[Any], out: Path, iterations: int) -> subprocess.Popen[bytes]:
+    """A training process that has finished so many iterations."""
     command = [sys.executable, str(ROOT / "swt.py"), *map(str, args)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     metrics = out / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < cycles:
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < iterations:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -174,7 +187,7 @@ def test_a_killed_run_resumes_to_the_same_model(setup: Setup, tmp_path: Path) ->
     assert not (out / "model.swt").exists()
     done = swt(*args, "--resume", "--threads", 2)
     assert done.returncode == 0, done.stderr
-    assert "resuming after cycle" in done.stderr
+    assert "resuming after iteration" in done.stderr
     assert (out / "model.swt").read_bytes() == setup.model.read_bytes()
     shutil.rmtree(out)
 

@@ -153,7 +153,7 @@ def test_a_file_that_is_too_short_to_train_on_says_so(tmp_path: Path) -> None:
     document, (bars, source) = check_data(path, ReadOptions()), read_bars(path)
     with pytest.raises(DatasetError) as refused:
         new_dataset(bars, np.zeros((700, 0)), load_config(), source.instrument, source.interval_s * SECOND_NS, 1)
-    said = re.fullmatch(r"not enough to train with the default session of \d+ decisions: (.*)", document["training"])
+    said = re.fullmatch(r"not enough to train with the default episode of \d+ decisions: (.*)", document["training"])
     assert said
     assert str(refused.value).endswith(said[1])
     assert document["refused"] is None

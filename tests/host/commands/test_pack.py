@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import swt
+from host import VERSION
 from host.artifact.model_file import ModelError
 from host.commands.pack import pack, packed_sources
-from kernels.jit import cache_root
+from kernels.jit import cache_root, module_digest
 from kernels.market.features import HISTORY
 from tests.fixtures.paths import ROOT
 from tests.fixtures.trained import ROWS, Trained, by_time, feed_of
@@ -124,6 +125,12 @@ def test_help_of_the_pack_lists_what_it_holds(packed: Path) -> None:
     for name in sorted({*every} - {*listed}):
         needs = {"data-check": ["x"], "bench": ["ort"], "pack": ["--model", packed / "model.swt"]}
         assert "a command of the checkout" in run(Path(sys.executable), packed, name, *needs.get(name, [])).stderr
+
+
+def test_the_pack_has_the_version_of_the_checkout(packed: Path) -> None:
+    done = run(Path(sys.executable), packed, "--version")
+    assert (done.returncode, done.stdout) == (0, f"swt {VERSION}, {module_digest('kernels.live.policy_step')}\n")
+    assert "risk.drawdown" in run(Path(sys.executable), packed, "act", "--help-config").stdout
 
 
 def test_doctor_from_the_pack(bare: Path, packed: Path) -> None:

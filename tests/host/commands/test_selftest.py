@@ -1,7 +1,9 @@
 """The self-test's measurement: the optimum's decisions have all of it, whatever the sizes and the stretch."""
 
 import sys
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 import swt
 from host.evaluation import exam as selftest
 from host.evaluation.backtest import BacktestResult, new_decision_log
-from host.evaluation.exam import EvaluationSet, evaluate_agent, new_evaluation_set, selftest_config
+from host.evaluation.exam import EvaluationSet, equity_curves, evaluate_agent, new_evaluation_set, selftest_config
 from host.evaluation.optimum import optimal_actions
 from host.evaluation.synthetic import INTERVAL_NS, SYNTHETIC_INSTRUMENT, SyntheticOptions, make_market
 from host.training.dataset import new_dataset
@@ -17,8 +19,8 @@ from host.training.trainer import Trainer
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts, step
 from kernels.market.position import HOLD
 
-TINY = ["market.episode_length=24", "network.latent=8", "network.hidden=8", "train.num_envs=2", "train.batches_per_iteration=1",
-        "train.batch_size=32", "train.replay_capacity=8"]  # fmt: skip
+TINY = ["market.episode_length=24", "network.latent=8", "network.hidden=8", "train.num_envs=2",
+        "train.batches_per_iteration=1", "train.batch_size=32", "train.replay_capacity=8"]  # fmt: skip
 
 
 def optimum_in_sizes(exam: EvaluationSet, trainer: Trainer) -> BacktestResult:
@@ -49,6 +51,10 @@ def test_the_optimum_has_all_of_it(monkeypatch: pytest.MonkeyPatch, sizes: str, 
 
     monkeypatch.setattr(selftest, "run_backtest", trade_bars)
     found = evaluate_agent(exam, trainer)
+    curves = equity_curves(exam, optimum_in_sizes(exam, trainer))
+    assert len(curves["agent"]) == len(curves["optimum"]) == found["test_bars"] - 1
+    np.testing.assert_allclose(curves["agent"][:-1], curves["optimum"][:-1], rtol=1e-9, atol=1e-9)
+    assert curves["optimum"][-1] == pytest.approx(found["optimum"], rel=1e-9)
     assert asked == [(data.test_first, data.test_first + (bars or 3000 - data.test_first))]
     assert found["fraction_of_optimum"] == pytest.approx(1.0, abs=0.02)  # but for the last bar's close-out
     assert found["closing_regret"] == 0
@@ -64,13 +70,33 @@ def test_what_counts_as_passed() -> None:
     assert not selftest.passes("planted", 1.03, 0.5)
 
 
+def test_the_picture_has_a_chart_for_each_market_and_is_checked_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(swt, "install_signal_handlers", lambda: None)
+    path = tmp_path / "equity.svg"
+    small = ["--length", "1500", "--minutes", "0.001", "--threads", "1", *(w for s in TINY for w in ("--set", s))]
+    small += ["--set", "train.updates_per_iteration=1"]
+    for picture, code in ((tmp_path / "none" / "x.svg", 2), (path, 9)):
+        monkeypatch.setattr(sys, "argv", ["swt.py", "selftest", "leak", "planted", *small, "--picture", str(picture)])
+        with pytest.raises(SystemExit) as stop:
+            swt.main()
+        assert stop.value.code == code, capsys.readouterr().err
+    texts = [text.text or "" for text in ElementTree.parse(path).iter() if text.tag.endswith("text")]
+    rows = capsys.readouterr().out.splitlines()
+    for name, row in zip(("leak", "planted"), rows, strict=True):
+        assert f"synthetic market '{name}'" in texts
+        profit, optimum = row.split("; ")[2].split(" pips")[0].split(" of ")
+        assert {f"agent {int(profit):,}", f"optimum {int(optimum):,}"} <= {text.replace("-0", "0") for text in texts}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [(["foo"], "no market 'foo': there is noise, planted"), (["noise", "foo"], "no market 'foo'"),
      (["planted", "--half-life", "0"], "--half-life: 0.0 is not a number from 0.1"),
      (["--length", "10"], "--length: 10 is not"), (["--noise", "nan"], "--noise: nan"),
      (["--cost", "-1"], "--cost: -1"),
-     (["noise", "--length", "1000"], "1000 bars give no training session"),
+     (["noise", "--length", "1000"], "1000 bars give no training episode"),
      (["noise", "--noise", "1000", "--length", "2000"], "price falls below"),
      (["planted-hard", "--half-life", "9999", "--length", "2000"], "half-life is too long"),
      (["noise", "--set", "train.unizero_weight=-1"], "train.unizero_weight"), (["--seed", str(2**32)], "train.seed"),

@@ -46,7 +46,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rehearsed(trained: Trained, feed: Path, **guard: Any) -> dict[str, Any]:
     config = RiskConfig(**{**OFF, **guard})
-    found: dict[str, Any] = backtest_csv(feed, trained.path, ReadOptions(), None, None, True, guard=config)["guards"]
+    found: dict[str, Any] = backtest_csv(feed, trained.path, ReadOptions(), None, None, True, risk=config)["guards"]
     return found
 
 
@@ -99,7 +99,7 @@ def test_guards_cut_as_they_do_in_a_dry_run(
 
 def test_by_default_the_guards_leave_the_backtest_of_the_model_alone(trained: Trained, feed: Path) -> None:
     """Gold with a drawdown of 500 pips halted 529 of 644 decisions of a model whose backtest had ten times that."""
-    found: dict[str, Any] = backtest_csv(feed, trained.path, ReadOptions(), None, None, True, guard=RiskConfig())[
+    found: dict[str, Any] = backtest_csv(feed, trained.path, ReadOptions(), None, None, True, risk=RiskConfig())[
         "guards"
     ]
     assert set(found["cut"]) <= {"spread", "feature-drift", "waits-for-entry"}

@@ -347,4 +347,4 @@ def test_play_books_by_hand(leak: SyntheticMarket) -> None:
     assert played.profit_px == pytest.approx(expected, abs=1e-12)
     assert played.trades == 2
     assert played.rewards[0] == played.rewards[3] == 0
-    assert run_ledger(bars, actions, ledger(leak, excursion_weight=0.05)).profit_px == played.profit_px
+    assert run_ledger(bars, actions, ledger(leak, mae_penalty=0.05)).profit_px == played.profit_px

@@ -61,7 +61,7 @@ def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None
         assert realised_code(codes, BARS, t) == codes.learned_code[t + 1] == code[t]
 
 
-def test_a_cycle_names_every_bar_it_holds_with_the_networks_that_play_it() -> None:
+def test_an_iteration_names_every_bar_it_holds_with_the_networks_that_play_it() -> None:
     trainer = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
     trainer.run_iteration()
     for _ in range(4):  # the ring goes round
@@ -209,7 +209,7 @@ def test_a_model_of_learned_codes_trades_without_its_encoder(tmp_path: Path) -> 
     assert len(np.unique(after.log.policy)) > 40
 
 
-def test_before_any_session_nothing_is_named() -> None:
+def test_before_any_episode_nothing_is_named() -> None:
     trainer = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
     trainer.export_networks()
     codes = trainer.data.market_spec.codes

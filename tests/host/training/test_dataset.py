@@ -1,4 +1,4 @@
-"""What a training part says of its market: hours, costs, scale, and what to do where there is no session."""
+"""What a training part says of its market: hours, costs, scale, and what to do where there is no episode."""
 
 import re
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ def made(tmp_path: Path, symbol: str, bars: int, kind: Kind | None = None) -> tu
 @pytest.mark.parametrize(
     ("symbol", "hours"), [("XAUUSD", CLOSED_DAILY), ("BTCUSD", ALWAYS_OPEN), ("EURUSD", CLOSED_ON_WEEKENDS)]
 )
-def test_five_minutes_of_every_kind_of_market_give_sessions_of_the_default_length(
+def test_five_minutes_of_every_kind_of_market_give_episodes_of_the_default_length(
     symbol: str, hours: np.ndarray, tmp_path: Path
 ) -> None:
     """Gold M5 with its daily break had none, whatever the number of bars."""
@@ -53,13 +53,13 @@ def cash(t: datetime) -> bool:
     return week_of(t) < 5 * 24 and 570 <= t.hour * 60 + t.minute < 960
 
 
-def test_where_no_number_of_bars_helps_a_shorter_session_does(tmp_path: Path) -> None:
+def test_where_no_number_of_bars_helps_a_shorter_episode_does(tmp_path: Path) -> None:
     """26 quarters of an hour a day make 130 between two weekends."""
     bars, source = made(tmp_path, "US500", 5000, Kind(5000.0, 0.01, 15, cash))
     with pytest.raises(DatasetError, match="more bars do not change that") as refused:
         dataset(bars, source)
     assert "bring" not in str(refused.value)
-    setting = re.search(r"--set (market\.session=\d+)$", str(refused.value))
+    setting = re.search(r"--set (market\.episode_length=\d+)$", str(refused.value))
     assert setting
     assert setting[1] == "market.episode_length=129"
     assert len(dataset(bars, source, setting[1]).starts) > 0
@@ -69,7 +69,7 @@ def test_where_more_bars_help_their_number_does(tmp_path: Path) -> None:
     bars, source = made(tmp_path, "USDSEK", 3000)
     with pytest.raises(DatasetError, match="bring at least") as refused:
         dataset(slice_bars(bars, 0, 700), source)
-    found = re.search(r"bring at least (\d+) bars or --set (market\.session=\d+)$", str(refused.value))
+    found = re.search(r"bring at least (\d+) bars or --set (market\.episode_length=\d+)$", str(refused.value))
     assert found
     assert len(dataset(slice_bars(bars, 0, int(found[1])), source).starts) > 0
     assert len(dataset(slice_bars(bars, 0, 700), source, found[2]).starts) > 0

@@ -21,7 +21,7 @@ import swt
 from tests.fixtures.runs import LINES, TINY, printed
 
 TRIES = int(os.environ.get("SWT_TRIES", "12"))
-SESSIONS = "6"  # three cycles
+EPISODES = "6"  # three iterations
 KINDS = ("short", "ENOSPC once", "ENOSPC lasting", "EIO", "rename", "fsync")
 ERRORS = {"ENOSPC once": errno.ENOSPC, "ENOSPC lasting": errno.ENOSPC, "EIO": errno.EIO}
 
@@ -96,7 +96,7 @@ def faults(disk: Disk) -> Iterator[None]:
 
 def train(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     """Exit code and what stderr says; a traceback ends the test."""
-    command = ["swt.py", "train", *map(str, words), "--sessions", SESSIONS, "--threads", "1"]
+    command = ["swt.py", "train", *map(str, words), "--episodes", EPISODES, "--threads", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(swt, "install_signal_handlers", lambda: None)
         patch.setattr(sys, "argv", command)
@@ -143,14 +143,14 @@ def test_faults_of_the_disk_lose_nothing_promised(
             last = said.splitlines()[-1]
             assert code == 1, case
             assert re.match(rf"swt: {re.escape(str(folder))}\S*: ", last), case
-            kept = re.search(r"keeps all up to cycle (\d+)", last)
-            assert int(kept[1]) <= saved(folder) if kept else "no cycle" in last or "no run" in last, case
+            kept = re.search(r"keeps all up to iteration (\d+)", last)
+            assert int(kept[1]) <= saved(folder) if kept else "no iteration" in last or "no run" in last, case
             again = printed(last)
             words = again[0][1:] if again else ["bars.csv", "--config", "tiny.toml", "--out", str(folder)]
-            words = words[: words.index("--sessions")] if again else words
+            words = words[: words.index("--episodes")] if again else words
             code, said = train(capsys, *words)
             assert code == 0, f"{case} then {said}"
-            assert not kept or f"resuming after cycle {saved_before(said)}" in said
+            assert not kept or f"resuming after iteration {saved_before(said)}" in said
         assert (folder / "model.swt").read_bytes() == model, case
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert {row["iteration"] for row in rows} == {1, 2, 3}, case
@@ -160,5 +160,5 @@ def test_faults_of_the_disk_lose_nothing_promised(
 
 
 def saved_before(said: str) -> int:
-    found = re.search(r"resuming after cycle (\d+)", said)
+    found = re.search(r"resuming after iteration (\d+)", said)
     return int(found[1]) if found else 0

@@ -35,7 +35,7 @@ def test_it_trains_and_acts(symbol: str, tmp_path: Path, capfd: pytest.CaptureFi
     assert 0.003 < profile.spread_px / market.range_px < 0.8
     assert 0 < market.slippage_px < profile.spread_px / 4
     model = tmp_path / "run" / "model.swt"
-    guards = backtest_csv(feed, model, ReadOptions(), None, None, True, guard=RiskConfig())["guards"]
+    guards = backtest_csv(feed, model, ReadOptions(), None, None, True, risk=RiskConfig())["guards"]
     assert guards["halts"] == []
     assert 0.002 < guards["limits"]["drawdown"] * market.pip_px / profile.price < 0.9
     assert guards["late"] == 0

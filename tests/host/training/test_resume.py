@@ -62,8 +62,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run_command
 
 
-def begin(command: Swt, *more: object, sessions: int = 4) -> Ended:
-    return command("train", "bars.csv", "--config", "tiny.toml", "--sessions", sessions, "--threads", 1, *more)
+def begin(command: Swt, *more: object, episodes: int = 4) -> Ended:
+    return command("train", "bars.csv", "--config", "tiny.toml", "--episodes", episodes, "--threads", 1, *more)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -82,11 +82,11 @@ def test_every_reading_option_is_a_flag_of_train() -> None:
 def test_a_resumed_run_reads_as_it_began(command: Swt) -> None:
     """Without a word about them: bars, spread, side, label, clock and dates are the run's own, to the byte."""
     reading = ("--spread", 3.5, "--side", "mid", "--label", "close", "--timezone", "Europe/Athens", "--dates", "dmy")
-    assert begin(command, *reading, "--out", "straight", sessions=8).code == 0
+    assert begin(command, *reading, "--out", "straight", episodes=8).code == 0
     assert begin(command, *reading, "--out", "halves").code == 0
-    done = command("train", "--resume", "--out", "halves", "--sessions", 8)
+    done = command("train", "--resume", "--out", "halves", "--episodes", 8)
     assert done.code == 0, done.err
-    assert "resuming after cycle 2, 4 sessions" in done.err
+    assert "resuming after iteration 2, 4 episodes" in done.err
     assert Path("halves/model.swt").read_bytes() == Path("straight/model.swt").read_bytes()
     (backtest, act) = printed(done.err)
     for flag, value in zip(reading[::2], reading[1::2], strict=True):
@@ -128,7 +128,7 @@ def test_a_changed_file_of_a_run_is_refused_by_name(command: Swt, file: str, old
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     before = files(Path("r"))
-    done = command("train", "--resume", "--out", "r", "--sessions", 8)
+    done = command("train", "--resume", "--out", "r", "--episodes", 8)
     assert (done.code, done.out) == (3, "")
     assert says in done.err.splitlines()[-1]
     assert files(Path("r")) == before
@@ -138,13 +138,13 @@ def test_other_bars_and_another_program_are_refused(command: Swt, monkeypatch: p
     assert begin(command, "--out", "r").code == 0
     Path("other.csv").write_text("".join(LINES[:-1]))
     before = files(Path("r"))
-    other = command("train", "other.csv", "--resume", "--out", "r", "--sessions", 8)
+    other = command("train", "other.csv", "--resume", "--out", "r", "--episodes", 8)
     assert (other.code, "not those that r was begun with" in other.err) == (4, True)
     Path("bars.csv").rename("moved.csv")
-    assert command("train", "--resume", "--out", "r", "--sessions", 8).code == 4  # the file it names is gone
-    assert command("train", "moved.csv", "--resume", "--out", "r", "--sessions", 4).code == 0
+    assert command("train", "--resume", "--out", "r", "--episodes", 8).code == 4  # the file it names is gone
+    assert command("train", "moved.csv", "--resume", "--out", "r", "--episodes", 4).code == 0
     monkeypatch.setattr(train, "program_digest", lambda: "another")
-    done = command("train", "moved.csv", "--resume", "--out", "r", "--sessions", 8)
+    done = command("train", "moved.csv", "--resume", "--out", "r", "--episodes", 8)
     assert done.code == 3
     assert re.search(r"program: the checkpoint has \w{16}, this program is another; check out the version", done.err)
     after = files(Path("r"))
@@ -158,8 +158,9 @@ def test_other_bars_and_another_program_are_refused(command: Swt, monkeypatch: p
     [(3, ["bars.csv", "--set", "market.reward=sharpe"]), (3, ["bars.csv", "--set", "train.num_simulations=0"]),
      (3, ["bars.csv", "--seed", 2**32]), (3, ["bars.csv", "--minutes", "nan"]),
      (3, ["bars.csv", "--config", "none.toml"]), (4, ["none.csv"]),
-     (4, ["bad.csv"]), (4, ["bars.csv", "--set", "market.episode_length=1190"]), (4, ["bars.csv", "--timezone", "Mars"]),
-     (2, ["bars.csv", "--out", "bars.csv/x"]), (2, ["bars.csv", "--out", "bars.csv"]),
+     (4, ["bad.csv"]), (4, ["bars.csv", "--set", "market.episode_length=1190"]),
+     (4, ["bars.csv", "--timezone", "Mars"]), (2, ["bars.csv", "--out", "bars.csv/x"]),
+     (2, ["bars.csv", "--out", "bars.csv"]),
      (3, ["bars.csv", "--out", "old"])],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -169,7 +170,7 @@ def test_a_refused_start_leaves_no_run_behind(command: Swt, code: int, words: li
     Path("old/config.toml").write_text("mine")
     before = files(Path())
     for more in ([], ["--resume"]) if code != 3 or "old" not in words else ([],):
-        done = command("train", *words, "--sessions", 4, *more)
+        done = command("train", *words, "--episodes", 4, *more)
         assert (done.code, done.out) == (code, "")
         assert done.err.splitlines()[-1].startswith("swt: ")
         assert files(Path()) == before
@@ -196,7 +197,7 @@ def test_plain_runs_are_numbered_and_latest_is_the_last_that_finished(
         assert begin(command).code == 130
     assert latest_run() == Path("runs/0004")
     assert Path("runs/latest/model.swt").read_bytes() == Path("runs/0003/model.swt").read_bytes()
-    done = command("train", "--resume", "--sessions", 4)
+    done = command("train", "--resume", "--episodes", 4)
     assert done.code == 0, done.err
     assert Path("runs/latest/model.swt").read_bytes() == Path("runs/0004/model.swt").read_bytes()
     assert sorted(path.name for path in Path("runs").iterdir()) == ["0001", "0002", "0003", "0004", "latest"]
@@ -228,7 +229,7 @@ def test_a_named_run_leaves_latest_alone(command: Swt) -> None:
 def test_to_go_on_with_nothing_begins_and_says_so(command: Swt) -> None:
     done = begin(command, "--resume")
     assert done.code == 0
-    assert "no run at runs to go on with: starting from the beginning" in done.err
+    assert "no run at runs to resume: starting from the beginning" in done.err
     assert Path("runs/0001/model.swt").exists()
 
 
@@ -243,7 +244,7 @@ def test_printed_commands_run_as_printed(command: Swt, folder: str) -> None:
     bars = Path(folder, "bars 1.csv")
     bars.write_text("".join([LINES[0], *map(in_points, LINES[1:])]))
     reading = ("--side", "mid", "--dates", "mdy", "--drop-bad", "--spread", 1.25, "--point", 0.00001, "--pip", 0.0001)
-    done = command("train", bars, "--config", "tiny.toml", "--sessions", 4, *reading, "--out", Path(folder, "r 1"))
+    done = command("train", bars, "--config", "tiny.toml", "--episodes", 4, *reading, "--out", Path(folder, "r 1"))
     assert done.code == 0, done.err
     backtest, act = printed(done.err)
     again = command(*backtest, "--json")
@@ -263,18 +264,18 @@ def test_commands_are_quoted_as_the_system_wants(monkeypatch: pytest.MonkeyPatch
     assert progress.program_command("act") == f"python {ROOT / 'swt.py'} act"
 
 
-def interrupted_at(cycle: int, by: BaseException | None = None) -> Callable[[Trainer], dict[str, Any]]:
-    run_cycle = Trainer.run_iteration
+def interrupted_at(iteration: int, by: BaseException | None = None) -> Callable[[Trainer], dict[str, Any]]:
+    run_iteration = Trainer.run_iteration
 
     def step(trainer: Trainer) -> dict[str, Any]:
-        if trainer.iteration == cycle:
+        if trainer.iteration == iteration:
             raise by or KeyboardInterrupt
-        return run_cycle(trainer)
+        return run_iteration(trainer)
 
     return step
 
 
-@pytest.mark.parametrize("cycle", [0, 2])
+@pytest.mark.parametrize("iteration", [0, 2])
 @pytest.mark.parametrize(
     ("by", "code"),
     [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (MemoryError("Unable to allocate 9 TiB"), 1),
@@ -282,21 +283,23 @@ def interrupted_at(cycle: int, by: BaseException | None = None) -> Callable[[Tra
     ids=["ctrl-c", "sigterm", "memory", "numbers"],
 )  # fmt: skip
 def test_who_is_stopped_learns_what_is_kept_and_how_to_go_on(
-    command: Swt, monkeypatch: pytest.MonkeyPatch, by: BaseException, code: int, cycle: int
+    command: Swt, monkeypatch: pytest.MonkeyPatch, by: BaseException, code: int, iteration: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run_iteration", interrupted_at(cycle, by))
-        done = begin(command, "--spread", 2, sessions=8)
+        patch.setattr(Trainer, "run_iteration", interrupted_at(iteration, by))
+        done = begin(command, "--spread", 2, episodes=8)
     assert (done.code, done.out) == (code, "")
     last = done.err.splitlines()[-1]
     assert str(by) in last or code > 1
     assert (
-        "keeps all up to cycle 2; go on: " if cycle else "no cycle was finished, runs/0001 keeps the settings only"
+        "keeps all up to iteration 2; go on: "
+        if iteration
+        else "no iteration was finished, runs/0001 keeps the settings"
     ) in last
     ((*again,),) = printed(last)
-    assert again == ["train", "--resume", "--out", "runs/0001", "--sessions", "8"]
+    assert again == ["train", "--resume", "--out", "runs/0001", "--episodes", "8"]
     assert command(*again).code == 0
-    assert begin(command, "--spread", 2, "--out", "straight", sessions=8).code == 0
+    assert begin(command, "--spread", 2, "--out", "straight", episodes=8).code == 0
     assert Path("runs/0001/model.swt").read_bytes() == Path("straight/model.swt").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""A run is a pure function of configuration, data and cycles; what it stores is what the ledger booked."""
+"""A run is a pure function of configuration, data and iterations; what it stores is what the ledger booked."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def test_threads_do_not_change_the_model(settings: list[str], tmp_path: Path) ->
 def test_the_room_of_the_feature_store_does_not_change_the_model(tmp_path: Path) -> None:
     trainer = Trainer(dataset(tiny()), tiny(), 1)
     trainer.feature_store = FeatureStore(trainer.data, 16 * 25, 1, cache_mb=0)
-    for _ in range(7):  # the replay holds four cycles
+    for _ in range(7):  # the replay holds four iterations
         trainer.run_iteration()
     assert model_bytes(trainer, tmp_path) == model_bytes(trained(7), tmp_path)
 
@@ -41,17 +41,17 @@ def test_another_seed_gives_another_model(tmp_path: Path) -> None:
     assert (zero.replay.start_bar[:12] != one.replay.start_bar[:12]).any()
 
 
-@pytest.mark.parametrize("cycles", [1, 5])  # 5 > 16 / 4: the ring has gone round
-def test_a_restored_run_goes_on_to_the_bit(cycles: int, tmp_path: Path) -> None:
-    straight = trained(cycles)
+@pytest.mark.parametrize("iterations", [1, 5])  # 5 > 16 / 4: the ring has gone round
+def test_a_restored_run_goes_on_to_the_bit(iterations: int, tmp_path: Path) -> None:
+    straight = trained(iterations)
     arrays, state = straight.snapshot()
     resumed = Trainer(dataset(tiny()), tiny(), 2)
     resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
     assert same_state(resumed, straight)
     for _ in range(2):
         resumed.run_iteration()
-    assert same_state(resumed, trained(cycles + 2))
-    assert model_bytes(resumed, tmp_path) == model_bytes(trained(cycles + 2), tmp_path)
+    assert same_state(resumed, trained(iterations + 2))
+    assert model_bytes(resumed, tmp_path) == model_bytes(trained(iterations + 2), tmp_path)
 
 
 def test_a_restored_transformer_goes_on_to_the_bit() -> None:
@@ -132,7 +132,7 @@ def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
     assert 0 < min(sizes) <= max(sizes) <= 1
 
 
-def test_rewards_of_a_session_sum_to_its_profit() -> None:
+def test_rewards_of_an_episode_sum_to_its_profit() -> None:
     """`pnl`: the sum of rewards is the change of marked equity, in R."""
     trainer = trained(2)
     market = trainer.data.market_spec.market
@@ -159,7 +159,7 @@ def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
 
 @pytest.mark.parametrize("settings", [[], WORLD], ids=["mlp", "transformer"])
 def test_stored_values_are_those_of_the_network_that_played(settings: list[str]) -> None:
-    """After a cycle every value of the replay is the target network's of the cycle's begin."""
+    """After an iteration every value of the replay is the target network's of the iteration's begin."""
     from kernels.market.position import position_features
 
     trainer = Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
@@ -227,7 +227,7 @@ def test_bars_after_the_training_part_change_no_weight() -> None:
     assert not same_state(other, trained(1))
 
 
-def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more() -> None:
+def test_a_budget_of_episodes_is_met_by_whole_iterations_and_once_met_trains_no_more() -> None:
     trainer = Trainer(dataset(tiny()), tiny(), 1)
     rows = list[dict[str, Any]]()
     train_for(trainer, None, 9, rows.append, lambda share, text: None)
@@ -237,13 +237,13 @@ def test_a_budget_of_sessions_is_met_by_whole_cycles_and_once_met_trains_no_more
 
 
 def test_too_few_bars_are_refused_with_the_reason() -> None:
-    with pytest.raises(DatasetError, match=r"market\.session"):
+    with pytest.raises(DatasetError, match=r"market\.episode_length"):
         dataset(tiny("market.episode_length=800"))
 
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_a_transformer_learns_from_bars_before_the_first_of_a_window(mirror: bool) -> None:
-    """And nothing but its own layers: a root of three bars, sessions that have them, and errors by depth logged."""
+    """And nothing but its own layers: a root of three bars, episodes that have them, and errors by depth logged."""
     config = tiny(*WORLD, f"train.mirror_augmentation={str(mirror).lower()}")
     trainer = Trainer(dataset(config), config, 1)
     row = trainer.run_iteration()
