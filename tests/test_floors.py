@@ -123,7 +123,7 @@ def test_top_folder_is_closed() -> None:
     assert {line.split("/")[0] for line in listed.splitlines() if not line.startswith(".")} <= TOP
 
 
-def files_of_tests_and_functions_are_short() -> None:
+def test_files_and_functions_are_short() -> None:
     for path in [*modules().values(), *files_of_tests()]:
         text = path.read_text()
         lines = len(text.splitlines())

@@ -1,1 +1,1 @@
-"""Acting beside money: the feed, the risk engine, the journal and the target file."""
+"""Live trading: the agent, the risk limits, the journal and the target file that a bridge reads.  Map: README.md."""

@@ -1,4 +1,4 @@
-"""The records of the journal, and the replay that turns them into decisions again."""
+"""The records of the journal, and the replay that makes the recorded decisions again."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from host.live.journal import JournalError
 from host.live.risk_engine import Decision, HostInputs, RiskEngine
 from kernels.live.risk import RiskLimits
 
-JOURNAL_FORMAT = 2  # of the journal's records
+JOURNAL_FORMAT = 3  # of the records below and of `RiskEngine.state`
+OLD_FORMATS = {1: "a version before swt 0.1.0", 2: "swt 0.1.0 or a checkout before format 3"}
 
 
 class ReplayError(RuntimeError):
-    """The journal's decisions are not those that this program makes of its bars."""
+    """A recorded decision is not the one that this program makes of the recorded bars."""
 
     exit_code = 9
 
 
 def start_record(engine: RiskEngine, live: bool, halt_lifted: bool) -> dict[str, Any]:
-    """What a process notes in the journal when it begins."""
-    return {"start": {"format": JOURNAL_FORMAT, "live": live, "lift": halt_lifted, "limits": engine.limits._asdict()}}
+    """The record that each process appends when it starts."""
+    limits = engine.limits._asdict()
+    return {"start": {"format": JOURNAL_FORMAT, "live": live, "lift_halt": halt_lifted, "limits": limits}}
 
 
 def snapshot_record(engine: RiskEngine, live: bool) -> dict[str, Any]:
-    """The first record of a journal: all that what follows depends on."""
+    """The first record of a journal: the state and the bars that later decisions depend on."""
     bars = engine.agent.bars
     columns = (column[max(0, len(bars.time) - engine.agent.history) :].tolist() for column in bars)
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return {**start_record(engine, live, False), "desk": engine.state(), "bars": rows}
+    return {**start_record(engine, live, False), "engine": engine.state(), "bars": rows}
 
 
 def bar_record(bar: Bar, inputs: HostInputs) -> dict[str, Any]:
-    """A bar and what the host saw, noted before the decision."""
-    return {"bar": list(bar), "world": list(inputs)}
+    """A bar and what the host observed with it; it is appended before the decision is made."""
+    return {"bar": list(bar), "inputs": list(inputs)}
 
 
 def stop_record(reason: str, inputs: HostInputs) -> dict[str, Any]:
-    """An end that the feed did not bring about."""
-    return {"stop": reason, "world": list(inputs)}
+    """A stop: the target becomes flat between two bars."""
+    return {"stop": reason, "inputs": list(inputs)}
 
 
 def printed_record(decision: Decision) -> dict[str, Any]:
-    """That the row of an outcome is printed; one without it is printed by the next start."""
-    return {"told": decision.seq}
+    """The row of a decision has been printed; the next start prints a row that lacks this record."""
+    return {"printed": decision.seq}
 
 
 def record_bars(record: dict[str, Any]) -> list[Bar]:
@@ -56,23 +58,25 @@ def record_bars(record: dict[str, Any]) -> list[Bar]:
 def replay_events(
     engine: RiskEngine, records: Iterable[tuple[int, dict[str, Any]]]
 ) -> Iterator[tuple[Decision | None, bool]]:
-    """Do again what the numbered records tell; yields what came of each, and whether that is recorded.
+    """Apply numbered records to `engine`; yields the decision of each, and whether it is the recorded one.
 
-    An outcome that is recorded otherwise raises ReplayError.
+    Raises ReplayError for a decision that is recorded otherwise, JournalError for a record that cannot be applied.
     """
     for line, record in records:
         try:
             if "seq" in record:
-                made, told = engine.last_decision, Decision(**record)
-                if made is None or without_latency(made) != without_latency(told):
+                decision, recorded = engine.last_decision, Decision(**record)
+                if decision is None or without_latency(decision) != without_latency(recorded):
                     raise ReplayError(
-                        f"journal line {line}: it has {told}, this program and runtime decide {made}; "
+                        f"journal line {line}: it has {recorded}, this program and runtime decide {decision}; "
                         "when flat, begin in another --out"
                     )
-                engine.last_decision = told
-                yield told, True
+                engine.last_decision = recorded
+                yield recorded, True
             else:
                 yield apply_event(engine, record), False
+        except JournalError:
+            raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise JournalError(
                 f"journal line {line}: not a record of this program ({error!r}); restore it or move it away"
@@ -80,25 +84,29 @@ def replay_events(
 
 
 def apply_event(engine: RiskEngine, record: dict[str, Any]) -> Decision | None:
-    """Do what one record tells."""
+    """Apply one record; the decision that follows from a bar or a stop.  Raises JournalError for another format."""
     if "start" in record:
         start = record["start"]
         if start["format"] != JOURNAL_FORMAT:
-            raise ValueError(f"format {start['format']}, not {JOURNAL_FORMAT}")
-        if "desk" in record:
-            engine.restore(record["desk"], record_bars(record))
+            writer = OLD_FORMATS.get(start["format"], "a later version of swt")
+            raise JournalError(
+                f"the journal has format {start['format']}, written by {writer}, this program reads format "
+                f"{JOURNAL_FORMAT}: let that version close its position, then begin in another --out"
+            )
+        if "engine" in record:
+            engine.restore(record["engine"], record_bars(record))
         engine.limits = RiskLimits(**start["limits"])
-        if start["lift"]:
+        if start["lift_halt"]:
             engine.resume()
         return None
-    if "told" in record:
+    if "printed" in record:
         return None
-    world = HostInputs(*record["world"])
+    inputs = HostInputs(*record["inputs"])
     if "stop" in record:
-        return engine.stop(record["stop"], world)
-    return engine.on_bar(Bar(*record["bar"]), world)
+        return engine.stop(record["stop"], inputs)
+    return engine.on_bar(Bar(*record["bar"]), inputs)
 
 
 def without_latency(decision: Decision) -> Decision:
-    """An outcome without the time that it took."""
+    """The decision without the last column of its row, the time that it took."""
     return decision._replace(row=decision.row[:-1])

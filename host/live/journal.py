@@ -1,7 +1,7 @@
-"""`journal.jsonl`: what happened, one record a line, from which everything else can be had again.
+"""`journal.jsonl`: one record a line, appended before its effect; a restart rebuilds the state from the journal.
 
-A file begins with the state it was begun in, so each is complete by itself.  One that has grown to ROTATE bytes becomes
-`journal-000001.jsonl` and so on; the last KEEP of them are kept.
+Each file begins with a snapshot of the state, so that each can be replayed alone.  A file of ROTATE_BYTES is renamed to
+`journal-000001.jsonl` and so on; the newest MAX_ROTATED_FILES of the renamed files are kept.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 class JournalError(ValueError):
-    """The journal cannot be read; the message names the line."""
+    """The journal cannot be read; the message names the file or the line, and what to do."""
 
     exit_code = 4
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, JournalRecord]]:
-    """Number and record of each whole line."""
+    """(line number from 1, record) of each whole line.  Raises JournalError."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -39,7 +39,7 @@ def read_journal(path: Path) -> Iterator[tuple[int, JournalRecord]]:
 
 
 def parse_records(data: bytes, path: Path) -> Iterator[tuple[int, JournalRecord]]:
-    """Number and record of each line of `data`."""
+    """(line number from 1, record) of each line of `data`; errors name `path`.  Raises JournalError."""
     for number, line in enumerate(data.splitlines(), 1):
         try:
             record = json.loads(line)
@@ -51,9 +51,9 @@ def parse_records(data: bytes, path: Path) -> Iterator[tuple[int, JournalRecord]
 
 
 class Journal:
-    """The journal of a folder, open for more; `existing` are the bytes of its whole lines.
+    """The journal of a folder, open to append; `existing` are the bytes of the whole lines it had when opened.
 
-    What cannot be written raises Unwritten.
+    A failed write raises WriteError.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class Journal:
             self.existing = self._open()
 
     def append(self, record: JournalRecord) -> None:
-        """Add a record.  One that could not be written whole is cut off before the next, or by the next start."""
+        """Add a record.  A record that was written in part is cut off before the next one, or by the next start."""
         line = to_json(record).encode() + b"\n"
         with add_path_to_errors(self.path):
             if self._file.closed:  # a rotation failed
@@ -78,18 +78,18 @@ class Journal:
         self.crc = zlib.crc32(line, self.crc)
 
     def roll_back(self, size: int, crc: int) -> None:
-        """Take back what was appended since the journal had this size and CRC."""
+        """Remove the records appended since the journal had `size` bytes and this CRC-32."""
         self.size, self.crc, self._is_torn = size, crc, True
         with add_path_to_errors(self.path):
             self._file.truncate(size)
 
     def sync(self) -> None:
-        """Make the records outlast a power cut."""
+        """Flush the records to the disk, so that they survive a power cut."""
         with add_path_to_errors(self.path):
             os.fsync(self._file.fileno())
 
     def rotate(self, first: JournalRecord) -> None:
-        """Go on in a new file that begins with `first`."""
+        """Start a new file with the record `first`; rename the full one and delete the oldest."""
         parts = numbered_files(self.path.parent, ROTATED)
         with add_path_to_errors(self._next_path), self._next_path.open("wb", 0) as file:
             write_all(file, to_json(first).encode() + b"\n")
@@ -108,30 +108,30 @@ class Journal:
                 log(f"{path}: {error.strerror}; the next rotation tries again")
 
     def _open(self) -> bytes:
-        """Open the file behind its last whole line, which is all that a kill or a power cut leaves; its bytes."""
-        if self._next_path.exists() and not self.path.exists():  # the end came between the two renames of `rotate`
+        """Open the file to append, and cut off a last line that a kill or a power cut left torn; the bytes kept."""
+        if self._next_path.exists() and not self.path.exists():  # killed between the two renames of `rotate`
             replace_file(self._next_path, self.path)
         self._next_path.unlink(missing_ok=True)
         data = self.path.read_bytes() if self.path.exists() else b""
-        found = data[: data.rfind(b"\n") + 1]
+        whole_lines = data[: data.rfind(b"\n") + 1]
         self._file = self.path.open("ab", 0)
-        self._file.truncate(len(found))
-        self.size, self.crc, self._is_torn = len(found), zlib.crc32(found), False
-        return found
+        self._file.truncate(len(whole_lines))
+        self.size, self.crc, self._is_torn = len(whole_lines), zlib.crc32(whole_lines), False
+        return whole_lines
 
     def close(self) -> None:
-        """No more records."""
+        """Close the file; nothing may be appended afterwards."""
         self._file.close()
 
 
 def write_cache(path: Path, journal: Journal, state: JournalRecord) -> None:
-    """Keep the state as it is after the journal's last record."""
+    """Write the state after the journal's last record, with the size and CRC-32 of the journal it belongs to."""
     text = to_json({"size": journal.size, "crc": journal.crc, "state": state})
     write_atomic(path, f"{zlib.crc32(text.encode()):08x} {text}\n")
 
 
 def read_cache(path: Path, journal_bytes: bytes) -> tuple[int, JournalRecord] | None:
-    """(bytes of the journal that it knows, state); None unless it fits the journal's bytes."""
+    """(bytes of the journal that the state includes, state); None if the file is damaged or of another journal."""
     try:
         crc, _, text = path.read_text(encoding="utf-8").rstrip("\n").partition(" ")
         if int(crc, 16) != zlib.crc32(text.encode()):

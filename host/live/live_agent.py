@@ -1,4 +1,4 @@
-"""An agent at work: the bars it has seen, its ledger, and the decision that waits for its fill."""
+"""`LiveAgent`: a loaded model that decides bar by bar, with its last bars, its ledger and its unfilled target."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from kernels.market.position import ACTIONS, NUM_POSITION_FIELDS, action_kind
 from kernels.ort import OrtError, check_status
 from kernels.search.config import SearchConfig
 
-RANGES_PER_PRICE = 1000.0  # bar ranges in a price of a random walk
+RANGES_PER_PRICE = 1000.0  # of the random walk: its first price in mean bar ranges
 DECISION_COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_sell", "p_close", "latency_us")
 
 
-def new_policy_state(agent: OnnxNetworks, spec: MarketSpec, search: SearchConfig) -> PolicyState:
-    """An agent at one root without noise."""
+def new_policy_state(networks: OnnxNetworks, spec: MarketSpec, search: SearchConfig) -> PolicyState:
+    """The arrays of a policy that searches one root without exploration noise."""
     return PolicyState(
-        planner=agent.planner(1, search),
+        planner=networks.planner(1, search),
         feature_spec=spec.features,
         normaliser=spec.normaliser,
         codes=spec.codes,
         market=spec.market,
-        context_features=np.zeros((agent.shape.context, agent.shape.features), np.float32),
+        context_features=np.zeros((networks.shape.context, networks.shape.features), np.float32),
         feature_work=new_feature_work(spec.features),
         position=np.zeros(NUM_POSITION_FIELDS, np.float32),
         target=np.zeros(1),
@@ -46,13 +46,13 @@ def new_policy_state(agent: OnnxNetworks, spec: MarketSpec, search: SearchConfig
 
 
 def format_decision(time_ns: int, action: int, target: float, value: float, policy: Any, latency_us: int) -> list[str]:
-    """One row in the columns of `act`: `policy` [A] summed over sizes; the floats survive a round trip."""
-    shares = policy.tolist()
-    k = len(shares) // 2 - 1
-    kinds = shares[:1], shares[1 : 1 + k], shares[1 + k : -1], shares[-1:]
+    """A row of DECISION_COLUMNS; `policy` [A] is summed over position sizes, floats survive a round trip."""
+    probabilities = policy.tolist()
+    k = len(probabilities) // 2 - 1  # position sizes
+    kinds = probabilities[:1], probabilities[1 : 1 + k], probabilities[1 + k : -1], probabilities[-1:]
     return [
         format_utc(int(time_ns)),
-        ACTIONS[action_kind(int(action), len(shares))],
+        ACTIONS[action_kind(int(action), len(probabilities))],
         np.format_float_positional(target + 0.0, trim="-"),  # no -0
         repr(float(value)),
         *(repr(float(sum(kind))) for kind in kinds),
@@ -61,22 +61,25 @@ def format_decision(time_ns: int, action: int, target: float, value: float, poli
 
 
 class DecisionError(ArithmeticError):
-    """There is no decision: numbers came out that are none."""
+    """No decision was made: its value or its policy is not a finite number."""
 
     exit_code = 1
 
 
 class BarRing:
-    """The last bars of a feed, at least `keep` of them once so many have come, in arrays that never move for long."""
+    """The newest bars of a feed in arrays of `capacity` bars, of which the newest `keep` survive a full array.
+
+    The arrays are allocated once, so that views of them stay valid until the next append.
+    """
 
     def __init__(self, capacity: int = 8 * HISTORY, keep: int = HISTORY) -> None:
-        kinds = (np.int64 if name == "time" else np.float64 for name in Bars._fields)
-        self._all = Bars._make(np.zeros(capacity, kind) for kind in kinds)
+        dtypes = (np.int64 if name == "time" else np.float64 for name in Bars._fields)
+        self._all = Bars._make(np.zeros(capacity, dtype) for dtype in dtypes)
         self._count, self._keep = 0, keep
-        self.bars = slice_bars(self._all, 0, 0)  # views of the bars at hand; the newest is the last
+        self.bars = slice_bars(self._all, 0, 0)  # views; the newest bar is the last
 
     def append(self, bar: Bar) -> None:
-        """Take in the next closed bar; the oldest are forgotten when the room is full."""
+        """Add the next closed bar; if the arrays are full, the newest `keep` bars move to their front first."""
         if self._count == len(self._all.time):
             for column in self._all:
                 column[: self._keep] = column[-self._keep :]
@@ -89,93 +92,96 @@ class BarRing:
 
 
 class LiveAgent:
-    """The state of acting: bars, ledger and the decision that waits for its fill."""
+    """The agent itself, before any risk limit: its bars, its own ledger and the target that the next bar fills."""
 
-    def __init__(self, agent: OnnxNetworks, spec: MarketSpec, search: SearchConfig) -> None:
-        self._policy = new_policy_state(agent, spec, search)
-        self.history = agent.shape.history  # bars that a decision depends on
+    def __init__(self, networks: OnnxNetworks, spec: MarketSpec, search: SearchConfig) -> None:
+        self._policy = new_policy_state(networks, spec, search)
+        self.history = networks.shape.history  # bars that a decision depends on
         self._ring = BarRing(keep=self.history)
         self._account = new_accounts(1)[0]
         self._last_trade = np.zeros(NUM_TRADE_FIELDS)
-        self._extra = np.zeros((0, 0), np.float32)  # features of a self-test, none here
+        self._extra = np.zeros((0, 0), np.float32)  # only a self-test has extra features
         bars = self._ring.bars
         self._decide = specialize(decide, self._policy, self._account, bars, self._extra, 0)
         self._step_to = specialize(step_to_target, self._account, self._last_trade, bars, 0, 0.0, self._policy.market)
-        self._pending_target: float | None = None  # target decided at the last bar, filled by the next one
+        self._pending_target: float | None = None  # decided at the last bar, filled at the open of the next
 
     @property
     def bars(self) -> Bars:
-        """The bars at hand; the newest is the last."""
+        """Views of the newest bars; the newest is the last."""
         return self._ring.bars
 
     @property
     def target(self) -> float:
-        """The side that the last decision wants."""
+        """The signed size, -1 to 1, that the last decision asks for."""
         return float(self._policy.target[0]) + 0.0  # no -0
 
     @property
     def feature_drift(self) -> float:
-        """Root mean square of the last decision's normalised features: 1 in training, NaN if one is not finite."""
+        """Root mean square of the normalised features of the last decision; 1 in training, NaN if one is NaN."""
         x = self._policy.context_features[-1]
         return math.sqrt(float(x @ x) / len(x))
 
     def on_bar(self, bar: Bar) -> bool:
-        """Book the fill of the last decision and decide again; False during the warm-up."""
+        """Fill the pending target at the open of `bar` and decide at its close; False during the warm-up.
+
+        Raises OrtError if a network fails, DecisionError if its numbers are not finite.
+        """
         self._ring.append(bar)
         bars = self._ring.bars
-        t, trader = len(bars.time) - 1, self._policy
+        t, policy = len(bars.time) - 1, self._policy
         if self._pending_target is not None:
-            self._step_to(self._account, self._last_trade, bars, t - 1, self._pending_target, trader.market)
+            self._step_to(self._account, self._last_trade, bars, t - 1, self._pending_target, policy.market)
         if t < self.history - 1:
             return False
-        check_status(self._decide(trader, self._account, bars, self._extra, t))
-        if not math.isfinite(trader.planner.value[0] + sum(trader.planner.policy[0].tolist())):
+        check_status(self._decide(policy, self._account, bars, self._extra, t))
+        if not math.isfinite(policy.planner.value[0] + sum(policy.planner.policy[0].tolist())):
             raise DecisionError(f"the bar that closes at {bar.time} ns: value or policy is not a finite number")
         self._pending_target = self.target
         return True
 
     def decision_row(self, bar: Bar, latency_us: int) -> list[str]:
-        """The row to print after `on_bar`."""
+        """The row of DECISION_COLUMNS to print for the decision that `on_bar` made at `bar`."""
         planner = self._policy.planner
         action = int(planner.action[0])
         return format_decision(bar.time, action, self.target, planner.value[0], planner.policy[0], latency_us)
 
     def state(self) -> dict[str, Any]:
-        """All that the next decision depends on besides the last `history` bars."""
-        return {"account": self._account.tolist(), "pending": self._pending_target}
+        """What the next decision depends on besides the last `history` bars, for the journal."""
+        return {"account": self._account.tolist(), "pending_target": self._pending_target}
 
     def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
-        """Go on from `state`, as it was after the last of `bars`."""
+        """Set the state that was saved after the last of `bars`."""
         self._ring = BarRing(keep=self.history)
         for bar in bars[-self.history :]:
             self._ring.append(bar)
         self._account[:] = state["account"]
-        self._pending_target = state["pending"]
+        self._pending_target = state["pending_target"]
 
 
 def load_live_model(path: Path) -> LoadedModel:
-    """`load_model`, with two decisions made: ModelRefused if it cannot, and kernels are at hand when a bar comes."""
+    """`load_model`, then two decisions on noise, so that no kernel compiles at the first bar.  Raises ModelError."""
     loaded = load_model(path)
     measure_latencies(loaded.networks, loaded.market_spec, loaded.search, 2)
     return loaded
 
 
-def measure_latencies(agent: OnnxNetworks, spec: MarketSpec, search: SearchConfig, decisions: int) -> list[int]:
-    """Microseconds of decisions on a random walk at the scale of the market; the first two compile or load kernels."""
-    actor, found = LiveAgent(agent, spec, search), list[int]()
-    for bar in random_walk(spec.market, actor.history - 1 + decisions):
+def measure_latencies(networks: OnnxNetworks, spec: MarketSpec, search: SearchConfig, decisions: int) -> list[int]:
+    """Microseconds of each decision on a random walk; the first two compile or load kernels.  Raises ModelError."""
+    agent, latencies = LiveAgent(networks, spec, search), list[int]()
+    for bar in random_walk(spec.market, agent.history - 1 + decisions):
         begin = time.perf_counter()
         try:
-            decided = actor.on_bar(bar)
+            decided = agent.on_bar(bar)
         except (DecisionError, OrtError) as error:
             raise ModelError(f"it cannot even decide on noise: {error}") from None
         if decided:
-            found.append(elapsed_us(begin))
-    return found
+            latencies.append(elapsed_us(begin))
+    return latencies
 
 
 def random_walk(market: Market, bars: int) -> Iterator[Bar]:
-    """Bars without meaning."""
+    """Yield `bars` bars of a random walk that has the mean bar range of the market."""
     pip, price = market.pip_px, market.range_px * RANGES_PER_PRICE
     moves = np.random.Generator(np.random.Philox(key=0)).standard_normal(bars) * market.range_px / 2
     for i, move in enumerate(moves.tolist()):
@@ -186,7 +192,7 @@ def random_walk(market: Market, bars: int) -> Iterator[Bar]:
 
 
 class DecisionPrinter:
-    """Decisions on stdout: CSV with a header or JSON lines, flushed."""
+    """Prints decisions to `out`, each flushed: CSV with a header, or JSON lines."""
 
     def __init__(self, out: IO[str], as_json: bool) -> None:
         self._out, self._as_json = out, as_json
@@ -194,16 +200,14 @@ class DecisionPrinter:
             print(",".join(DECISION_COLUMNS), file=out, flush=True)
 
     def print(self, row: list[str]) -> None:
-        """One decision."""
-        print(decision_json(row) if self._as_json else ",".join(row), file=self._out, flush=True)
-
-
-def decision_json(row: list[str]) -> str:
-    """The same decision as a JSON object."""
-    record = dict(zip(DECISION_COLUMNS, row, strict=True))
-    return json.dumps({k: v if k in ("time", "action") else json.loads(v) for k, v in record.items()})
+        """Print one decision, a row of DECISION_COLUMNS."""
+        line = ",".join(row)
+        if self._as_json:  # all but time and action are numbers
+            fields = zip(DECISION_COLUMNS, row, strict=True)
+            line = json.dumps({k: v if k in ("time", "action") else json.loads(v) for k, v in fields})
+        print(line, file=self._out, flush=True)
 
 
 def elapsed_us(begin: float) -> int:
-    """Whole microseconds since a `perf_counter`."""
+    """Whole microseconds since `begin`, a value of `time.perf_counter`."""
     return round((time.perf_counter() - begin) * 1e6)

@@ -1,4 +1,4 @@
-"""Whether a feed is of the market that a model was trained on: its instrument, and the scale of its prices."""
+"""Checks that a feed is of the market that the model was trained on: its instrument and the scale of its prices."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from host.data.feed import Bar
 from host.data.formats import ReadOptions
 from host.data.instruments import find_instrument, same_instrument
 
-MAX_PRICE_FACTOR = 2.0  # that prices may be beyond those of the training part
+MAX_PRICE_FACTOR = 2.0  # between a price and the lowest or highest price of the training part
 MAX_RANGE_FACTOR = 10.0  # between the mean range of bars and that of the training part
 INSIST_HINT = "--insist trades it all the same"
 
 
 def check_feed_name(loaded: LoadedModel, reading: ReadOptions, name: str) -> None:
-    """ModelRefused where --symbol or the name of a feed speaks of another instrument: before a line of it is read."""
-    named = find_instrument(Path(name).name)
-    check_symbol(loaded, reading.symbol or (named.symbol if named else "-"), name)
+    """Raise ModelError if --symbol or the name of a feed names another instrument; no line of the feed is read."""
+    instrument = find_instrument(Path(name).name)
+    check_symbol(loaded, reading.symbol or (instrument.symbol if instrument else "-"), name)
 
 
 def check_symbol(loaded: LoadedModel, symbol: str, name: str) -> None:
-    """ModelRefused where a feed is of another instrument than the model; brokers' suffixes make no difference."""
+    """Raise ModelError if a feed is of another instrument than the model; brokers' suffixes are ignored."""
     trained = loaded.market_spec.profile.symbol
     if not same_instrument(symbol, trained):
         raise ModelError(
@@ -37,7 +37,7 @@ def check_symbol(loaded: LoadedModel, symbol: str, name: str) -> None:
 def check_scale(
     loaded: LoadedModel, close: NDArray[np.float64], bar_range: NDArray[np.float64] | None, name: str
 ) -> None:
-    """ModelRefused where closes [n], or ranges of bars [n], are of another scale than those of the training part."""
+    """Raise ModelError if `close` [n] or `bar_range` [n], both prices, are far from those of the training part."""
     profile, range_px = loaded.market_spec.profile, loaded.market_spec.market.range_px
     price, mean_px = float(np.median(close)), range_px if bar_range is None else float(np.mean(bar_range))
     fits_price = profile.low / MAX_PRICE_FACTOR <= price <= profile.high * MAX_PRICE_FACTOR
@@ -51,12 +51,15 @@ def check_scale(
 
 
 def with_scale_check(loaded: LoadedModel, feed: Iterable[Bar], name: str) -> Iterator[Bar]:
-    """The bars of a feed; the first price is checked, and all those of the warm-up before the last of them goes on."""
-    seen = list[Bar]()
+    """Yield the bars of a feed; check the first close, and closes and ranges of the whole warm-up at its last bar.
+
+    Raises ModelError before the bar that completes the warm-up is yielded, so before any decision.
+    """
+    warm_up, history = list[Bar](), loaded.networks.shape.history
     for bar in feed:
-        if len(seen) < loaded.networks.shape.history:
-            seen.append(bar)
-            if len(seen) in (1, loaded.networks.shape.history):
-                close, high, low = (np.array([getattr(b, n) for b in seen]) for n in ("close", "high", "low"))
-                check_scale(loaded, close, high - low if len(seen) > 1 else None, name)
+        if len(warm_up) < history:
+            warm_up.append(bar)
+            if len(warm_up) in (1, history):
+                close, high, low = (np.array([getattr(b, n) for b in warm_up]) for n in ("close", "high", "low"))
+                check_scale(loaded, close, high - low if len(warm_up) > 1 else None, name)
         yield bar

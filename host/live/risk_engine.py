@@ -1,7 +1,7 @@
-"""The trading desk: the agent's decision, the guards, and the ledger of what was published, as one pure step.
+"""`RiskEngine`: the agent's decision, the risk limits and the ledger of the published targets, as one pure step.
 
-`RiskEngine` reads no clock and no file: what it needs to know of the world comes with each bar and is in the journal, so
-`play` makes the same decisions again.
+The engine reads no clock and no file.  `HostInputs` carries both, and the journal records it with each bar, so
+`event_log.replay_events` makes the same decisions again.
 """
 
 from __future__ import annotations
@@ -41,106 +41,107 @@ from kernels.market.position import BUY, CLOSE, FULL_SIZE_ONLY, HOLD, SELL
 
 
 class HostInputs(NamedTuple):
-    """What the host saw when a bar came."""
+    """What the host observed when a bar arrived."""
 
-    now_ns: int
-    halt: bool = False  # there is a HALT file
-    position_fault: str = ""  # why the bridge's position is not the published one
+    now_ns: int  # clock of a live run, close of the bar in a dry run
+    halt: bool = False  # the folder has a HALT file
+    position_fault: str = ""  # reason why `position.csv` is not the published target, or ""
 
 
 class Decision(NamedTuple):
-    """What is published after a bar, or after a stop, which has no decision."""
+    """What is published after a bar or a stop; its fields are a journal record."""
 
-    seq: int
-    row: list[str]  # of `act`
-    target: float
-    state: str
+    seq: int  # from 1, one more for each decision
+    row: list[str]  # of DECISION_COLUMNS, as printed; empty after a stop
+    target: float  # after the risk limits, -1 to 1
+    state: str  # ACTIVE, REDUCING or HALTED
     reason: str
     decided_ns: int
     close_ns: int  # of the last bar
 
 
 class RiskEngine:
-    """Bars in, published targets out."""
+    """Turns bars into published targets; raises what `LiveAgent.on_bar` raises."""
 
     def __init__(self, loaded: LoadedModel, limits: RiskLimits) -> None:
         self._loaded, self.limits = loaded, limits
         self.agent = LiveAgent(loaded.networks, loaded.market_spec, loaded.search)
         self.risk_state = RiskState()
-        self.last_decision: Decision | None = None  # the last one
+        self.last_decision: Decision | None = None
         self.last_bar: Bar | None = None
-        self._market = loaded.market_spec.market._replace(sizes=FULL_SIZE_ONLY)  # limits are pips of a position of 1
+        # The limits are pips of a position of 1, whatever size the agent asks for.
+        self._market = loaded.market_spec.market._replace(sizes=FULL_SIZE_ONLY)
         self._weekly_close = weekly_close(loaded.market_spec.hours)
         self._account = new_accounts(1)[0]  # the ledger of the published targets
         self._trade = np.zeros(NUM_TRADE_FIELDS)
         self._step = specialize(step, self._account, self._trade, self.agent.bars, 0, HOLD, self._market)
 
     def on_bar(self, bar: Bar, inputs: HostInputs) -> Decision | None:
-        """Take a bar in and decide; None during the warm-up."""
+        """Fill the published target at the open of `bar` and decide at its close; None during the warm-up."""
         decided = self.agent.on_bar(bar)
         self.last_bar = bar
         self._fill_target()
         if not decided:
             return None
         pip = self._market.pip_px
-        closed = self._trade[EXIT_BAR] >= 0
-        seen = self._snapshot(inputs)._replace(
-            trade_profit=self._trade[PROFIT_PX] / pip if closed else 0.0,
+        is_closed = self._trade[EXIT_BAR] >= 0
+        snapshot = self._snapshot(inputs)._replace(
+            trade_profit=self._trade[PROFIT_PX] / pip if is_closed else 0.0,
             spread=(bar.ask_close - bar.close) / pip,
             feature_drift=self.agent.feature_drift,
         )
-        return self._decide(*check_limits(self.risk_state, seen, self.limits), self.agent.target, inputs, bar)
+        return self._decide(*check_limits(self.risk_state, snapshot, self.limits), self.agent.target, inputs, bar)
 
     def check(self, inputs: HostInputs) -> RiskDecision:
-        """What the guards say between two bars."""
+        """The decision of the risk limits between two bars; changes no state."""
         return check_limits(self.risk_state, self._snapshot(inputs), self.limits)[1]
 
     def stop(self, reason: str, inputs: HostInputs) -> Decision:
-        """Flat, whatever the agent wants."""
-        return self._decide(
-            self.risk_state, RiskDecision(HALTED, reason, 0.0), self.risk_state.agent_target, inputs, None
-        )
+        """Halt with a target of 0, whatever the agent asks for."""
+        halt = RiskDecision(HALTED, reason, 0.0)
+        return self._decide(self.risk_state, halt, self.risk_state.agent_target, inputs, None)
 
     def resume(self) -> None:
-        """Forget the losses that halted it."""
+        """Lift a halt by losses: they are counted from here on."""
         self.risk_state = resume(self.risk_state)
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on besides the last bars."""
+        """What the next step depends on besides the last bars, for the journal."""
         return {
             "model": self._loaded.sha256,
             "limits": self.limits._asdict(),
-            "actor": self.agent.state(),
-            "held": self._account.tolist(),
-            "guard": self.risk_state._asdict(),
-            "outcome": self.last_decision._asdict() if self.last_decision else None,
+            "agent": self.agent.state(),
+            "account": self._account.tolist(),
+            "risk_state": self.risk_state._asdict(),
+            "last_decision": self.last_decision._asdict() if self.last_decision else None,
         }
 
     def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
-        """Go on from `state`, as it was after the last of `bars`."""
+        """Set the state that was saved after the last of `bars`.  Raises ModelError if another model saved it."""
         if state["model"] != self._loaded.sha256:
             raise ModelError(
                 f"model {self._loaded.sha256[:16]}: the journal is of {state['model'][:16]}; "
                 "another model begins in another --out"
             )
         self.limits = RiskLimits(**state["limits"])
-        self.agent.restore(state["actor"], bars)
-        self._account[:] = state["held"]
-        self.risk_state = RiskState(**{**state["guard"], "changes_ns": tuple(state["guard"]["changes_ns"])})
-        self.last_decision = Decision(**state["outcome"]) if state["outcome"] else None
+        self.agent.restore(state["agent"], bars)
+        self._account[:] = state["account"]
+        risk_state, decision = RiskState(**state["risk_state"]), state["last_decision"]
+        self.risk_state = risk_state._replace(target_changes_ns=tuple(risk_state.target_changes_ns))
+        self.last_decision = Decision(**decision) if decision else None
         self.last_bar = bars[-1] if bars else None
 
     def net_pips(self) -> float:
-        """Profit in pips if what is held were closed at the last bar."""
-        held, bars = self._account.copy(), self.agent.bars
-        close_out(held, self._trade.copy(), bars, len(bars.time) - 1, self._market)
-        return float(held[ACC_EQUITY] / self._market.pip_px)
+        """Profit in pips if the open position were closed at the last bar."""
+        account, bars = self._account.copy(), self.agent.bars
+        close_out(account, self._trade.copy(), bars, len(bars.time) - 1, self._market)
+        return float(account[ACC_EQUITY] / self._market.pip_px)
 
     def _fill_target(self) -> None:
-        """Book the published target at the open of the newest bar."""
+        """Fill the published target at the open of the newest bar."""
         bars, side = self.agent.bars, self._account[ACC_SIDE]
-        wanted = (self.risk_state.target > 0) - (self.risk_state.target < 0)
-        action = HOLD if wanted == side else CLOSE if wanted == 0 else BUY if wanted > 0 else SELL
+        target_side = (self.risk_state.target > 0) - (self.risk_state.target < 0)
+        action = HOLD if target_side == side else CLOSE if target_side == 0 else BUY if target_side > 0 else SELL
         self._trade[EXIT_BAR] = -1
         if len(bars.time) > 1:
             self._step(self._account, self._trade, bars, len(bars.time) - 2, action, self._market)

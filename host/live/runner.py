@@ -1,7 +1,8 @@
-"""The office around the desk: clock, journal, HALT file, the bridge's position, and the files that are published.
+"""`LiveRunner`: the clock and the files around the risk engine, in one folder (README.md lists the files).
 
-Before a position is published, a flat row is written in reserve: a rename is all that it takes to be flat on a full
-disk.  An outcome is journaled, then printed, then noted as told: a start prints again what was not noted.
+A decision is journaled, then printed, then recorded as printed; a restart prints the last one again if that record is
+missing.  Before a position is published, a flat row is written in reserve, so that on a full disk a rename is enough to
+become flat.
 """
 
 from __future__ import annotations
@@ -21,15 +22,7 @@ from host.console import log
 from host.data.feed import Bar
 from host.data.follow import RewriteDetector
 from host.data.parsing import format_utc
-from host.live.event_log import (
-    bar_record,
-    printed_record,
-    record_bars,
-    replay_events,
-    snapshot_record,
-    start_record,
-    stop_record,
-)
+from host.live import event_log
 from host.live.journal import ROTATE_BYTES, Journal, JournalRecord, parse_records, read_cache, write_cache
 from host.live.limits import describe_limits, resolve_limits
 from host.live.live_agent import DecisionPrinter, elapsed_us
@@ -49,45 +42,48 @@ from kernels.live.risk import ACTIVE, HALT_FILE, HALTED, RiskLimits
 from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import open_duration_ns
 
-TARGET_VALID_BARS = 2  # intervals from a bar's close to the end of its target
-LATE_FEED = "late-feed"
-FEED_END_S = 1.0  # without another bar: the feed has been read to its end
-MIN_HEARTBEAT_S, HEARTBEAT_S = (1.0, 10.0)  # between two heartbeats of a dry run at least, and when no bar comes
-CACHE_INTERVAL = 64  # decisions: what a restart has to make again at most
-POSITION_TOLERANCE = 1e-3  # of a target: less is rounding
+TARGET_VALID_BARS = 2  # intervals from a bar's close to the end of its target's validity
+FEED_END_S = 1.0  # a feed that brings no bar for so long has been read to its end
+MIN_HEARTBEAT_S, HEARTBEAT_S = 1.0, 10.0  # between two heartbeats: in a dry run at least, without a bar at most
+CACHE_INTERVAL = 64  # decisions between two writes of state.json, which a restart has to replay at most
+POSITION_TOLERANCE = 1e-3  # of a target; a smaller difference is rounding
 
 
 class HaltedError(RuntimeError):
-    """A guard has stopped trading; the target is flat."""
+    """A risk limit or a HALT file has stopped trading; the target is flat."""
 
     exit_code = 7
 
 
 class StaleFeedError(RuntimeError):
-    """The bar that was due has not come; the target is flat."""
+    """The next bar is overdue by `risk.stale_s`; the target is flat."""
 
     exit_code = 6
 
 
 class LiveOptions(NamedTuple):
-    """How `act` meets the world besides printing."""
+    """What `act --out` adds to printing."""
 
     folder: Path
-    live: bool
-    lift_halt: bool  # the operator's order to forget a halt
-    symbol: str
-    guard: RiskConfig
+    live: bool  # False: a dry run, whose target no bridge trades
+    lift_halt: bool  # the operator's order to lift a halt by losses
+    symbol: str  # in target.csv
+    risk: RiskConfig
 
 
 class LiveRunner:
-    """One process acting into one folder."""
+    """One process that decides, applies the risk limits and publishes the target into one folder.
+
+    Raises LockedError if another process has the folder, WriteError if a file cannot be written, JournalError or
+    ModelError if the journal is not one that this program can continue.
+    """
 
     def __init__(
         self,
         loaded: LoadedModel,
         options: LiveOptions,
         printer: DecisionPrinter,
-        check_lock: Callable[[], None] = lambda: None,  # raises Locked if the folder is another's
+        check_lock: Callable[[], None] = lambda: None,  # raises LockedError if another process has the folder
     ) -> None:
         self._options, self._printer, self._model = options, printer, loaded.sha256[:16]
         self._folder, self._live, self._check_lock = options.folder, options.live, check_lock
@@ -95,15 +91,15 @@ class LiveRunner:
         self._target_path, self._reserve_path = self._folder / "target.csv", self._folder / ".target.reserve"
         self._interval_ns = loaded.market_spec.market.interval_ns
         self._hours = loaded.market_spec.hours
-        limits = resolve_limits(options.guard, loaded)
+        limits = resolve_limits(options.risk, loaded)
         for line in describe_limits(limits, loaded):
             log(line)
         self._engine = RiskEngine(loaded, limits)
-        self._logged_reason = "active agent"  # reason of the last target, for people
+        self._logged_reason = "active agent"  # state and reason of the last target on stderr
         self._arrived_ns, self._heartbeat_ns = time.time_ns(), 0
-        self._is_late = self._is_late_logged = False  # the last bar, when it came
-        self._is_unwritten = False  # something could not be written: nothing more is
-        self._unrecorded: Decision | None = None  # made, but not journaled yet
+        self._is_late = self._is_late_logged = False  # the target of the last bar had expired when the bar arrived
+        self._is_unwritten = False  # a write failed: no other file is written
+        self._unrecorded: Decision | None = None  # a decision that is not in the journal yet
         self._published_row = self._read_published_row()
         try:
             self._journal = Journal(self._folder)
@@ -119,69 +115,72 @@ class LiveRunner:
             raise
 
     def _open_journal(self, limits: RiskLimits) -> None:
-        """Begin the journal, or go on where it ends."""
+        """Start the journal with a snapshot, or continue from its end."""
         if self._journal.size == 0:
-            self._append(snapshot_record(self._engine, self._live))
-            self._published_row = None  # what there is belongs to another journal
+            self._append(event_log.snapshot_record(self._engine, self._live))
+            self._published_row = None  # an existing target.csv belongs to another journal
         else:
             self._recover()
         self._engine.limits = limits
         if self._options.lift_halt:
             self._engine.resume()
-        self._append(start_record(self._engine, self._live, self._options.lift_halt))
+        self._append(event_log.start_record(self._engine, self._live, self._options.lift_halt))
         self._recent_bars = RewriteDetector(self._options.symbol, self._interval_ns)
         for time_ns, *prices in zip(*(column.tolist() for column in self._engine.agent.bars[:5]), strict=True):
             self._recent_bars.remember(time_ns, tuple(prices))
         self._recent_bars.start_rereading()
 
     def on_bar(self, bar: Bar) -> None:
-        """Journal the bar, decide, journal the decision, print and publish it."""
+        """Journal the bar, decide, journal the decision, print and publish it.  Raises HaltedError after a halt."""
         last = self._engine.last_bar
         if last is None or bar.time >= last.time:
             self._arrived_ns = time.time_ns()
             valid_ns = bar.time + TARGET_VALID_BARS * self._interval_ns
             self._is_late = self._live and self._arrived_ns >= valid_ns
             self._is_late_logged &= self._is_late
-        if last and bar.time <= last.time:  # a feed that is read again from its beginning
+        if last and bar.time <= last.time:  # after a restart the feed is read again from its beginning
             self._recent_bars.compare(bar.time, bar[1:5])
             return
         begin = time.perf_counter()
-        world = self._inputs(bar.time)
+        inputs = self._inputs(bar.time)
         before = self._journal.size, self._journal.crc
-        self._append(bar_record(bar, world))
+        self._append(event_log.bar_record(bar, inputs))
         try:
-            outcome = self._engine.on_bar(bar, world)
-        except Exception:  # a restart may succeed with this bar: for the journal it has not come yet
+            decision = self._engine.on_bar(bar, inputs)
+        except Exception:  # a restart may succeed with this bar, so the journal must not have it yet
             self._journal.roll_back(*before)
             raise
         self._recent_bars.remember(bar.time, bar[1:5])
-        if outcome is not None:
-            self._record_and_publish(outcome, begin)
-            self._enforce(outcome.state, outcome.reason)
+        if decision is not None:
+            self._record_and_publish(decision, begin)
+            self._enforce(decision.state, decision.reason)
 
     def check_between_bars(self) -> None:
-        """Between two bars: stop if a guard says so, else show that all is well."""
+        """Between two bars: stop if a limit demands it, else write the heartbeat when it is due.
+
+        Raises HaltedError, or StaleFeedError if the next bar is overdue.
+        """
         self._check_lock()
-        now, stale_s = time.time_ns(), self._options.guard.stale_s
+        now, stale_s = time.time_ns(), self._options.risk.stale_s
         if 0 < stale_s * SECOND_NS < open_duration_ns(self._arrived_ns, now, self._hours) - self._interval_ns:
             self.stop("stale-feed")
             raise StaleFeedError(f"no bar for {(now - self._arrived_ns) / SECOND_NS:.0f} s; {self._flat_message()}")
         if now - self._arrived_ns > FEED_END_S * SECOND_NS:
             self._check_late_feed()
-        verdict = self._engine.check(self._inputs_now())
-        self._enforce(verdict.state, verdict.reason)
+        risk_decision = self._engine.check(self._inputs_now())
+        self._enforce(risk_decision.state, risk_decision.reason)
         if now - self._heartbeat_ns > HEARTBEAT_S * SECOND_NS:
             self._write_heartbeat()
 
     def stop(self, reason: str) -> None:
-        """Flat from now on, and journaled; flat even if it cannot be journaled, which raises Unwritten."""
-        world = self._inputs_now()
+        """Journal a stop and publish a flat target; if the journal takes no more, publish it before WriteError."""
+        inputs = self._inputs_now()
         try:
-            if self._unrecorded:  # the record of a decision could not be written
+            if self._unrecorded:  # an earlier write of this decision failed
                 self._append(self._unrecorded._asdict())
                 self._print_decision(self._unrecorded)
-            self._append(stop_record(reason, world))
-            self._record_and_publish(self._engine.stop(reason, world), time.perf_counter())
+            self._append(event_log.stop_record(reason, inputs))
+            self._record_and_publish(self._engine.stop(reason, inputs), time.perf_counter())
         except LockedError:
             raise
         except OSError:
@@ -190,7 +189,7 @@ class LiveRunner:
             raise
 
     def fail(self, error: Exception) -> None:
-        """Flat because of an error that ends the process."""
+        """Publish a flat target because of an error that ends the process; its class is the reason."""
         if isinstance(error, LockedError):
             return  # another process publishes here
         try:
@@ -201,7 +200,7 @@ class LiveRunner:
         self._is_unwritten |= isinstance(error, OSError)
 
     def close(self) -> None:
-        """The end of the process: the last target stays until it expires."""
+        """End the run; the last target stays valid until it expires, unless the feed is late."""
         try:
             if not self._is_unwritten:
                 self._check_late_feed()
@@ -211,8 +210,8 @@ class LiveRunner:
             self._journal.close()
 
     def _check_late_feed(self) -> None:
-        """Say once that the feed ends with a bar whose target had expired; flat, but for what a weekend interrupts."""
-        outcome, last = self._engine.last_decision, self._engine.last_bar
+        """Log once that the last bar arrived after its target had expired, and stop unless the market is closed."""
+        decision, last = self._engine.last_decision, self._engine.last_bar
         if not self._is_late or last is None:
             return
         now = time.time_ns()
@@ -222,45 +221,48 @@ class LiveRunner:
             hint = "the market is closed" if is_weekend else "flat; is its clock another (--timezone)?"
             hours = (now - last.time) / SECOND_NS / 3600
             log(f"the feed is late: its last bar closed at {format_utc(last.time)}, {hours:.1f} h ago: {hint}")
-        if (not is_weekend or self._published_row is None) and (outcome is None or outcome.row):
-            self.stop(LATE_FEED)
+        if (not is_weekend or self._published_row is None) and (decision is None or decision.row):
+            self.stop("late-feed")
 
     def _recover(self) -> None:
-        """Bring the desk to where the journal ends; prints the last decision if its line may have been lost."""
-        begin, found = time.perf_counter(), self._journal.existing
-        records = list(parse_records(found, self._journal.path))
+        """Bring the engine to the end of the journal; print the last decision if its line may have been lost."""
+        begin, existing = time.perf_counter(), self._journal.existing
+        records = list(parse_records(existing, self._journal.path))
         first, last = records[0][1], records[-1][1]
-        cache = read_cache(self._folder / "state.json", found)
+        # The first record refuses a journal of another format or model, whose state.json could not be read either.
+        replayed, num_known = list(event_log.replay_events(self._engine, records[:1])), 1
+        cache = read_cache(self._folder / "state.json", existing)
         if cache is not None:
             size, state = cache
-            known = found[:size].count(b"\n")
-            self._engine.restore(state, [bar for _, record in records[:known] for bar in record_bars(record)])
-            records = records[known:]
-        played = list(replay_events(self._engine, records))
+            num_known = existing[:size].count(b"\n")
+            self._engine.restore(
+                state, [bar for _, record in records[:num_known] for bar in event_log.record_bars(record)]
+            )
+        replayed += event_log.replay_events(self._engine, records[num_known:])
         if first["start"]["live"] != self._live:
             raise ConfigError(f"{self._folder}: a dry run and a live one each need a folder of their own")
-        outcome, recorded = played[-1] if played else (None, True)
-        if outcome is not None and not recorded:  # killed between the bar and its decision
-            self._record_and_publish(outcome, begin)
+        decision, is_recorded = replayed[-1]
+        if decision is not None and not is_recorded:  # killed between the bar and its decision
+            self._record_and_publish(decision, begin)
         elif self._engine.last_decision is not None:
             self._publish_decision(self._engine.last_decision, is_printed="seq" not in last)
         while self._is_behind(self._seq()):
             self.stop("unwritten")  # what a bridge has read is journaled after all, with its number
 
     def _record_and_publish(self, decision: Decision, begin: float) -> None:
-        """Journal what came of a bar or a stop, then tell it."""
+        """Journal a decision with the time since `begin` as its latency, then print and publish it."""
         if decision.row:
-            timed = [*decision.row[:-1], str(elapsed_us(begin))]
-            decision = self._engine.last_decision = decision._replace(row=timed)
+            row = [*decision.row[:-1], str(elapsed_us(begin))]
+            decision = self._engine.last_decision = decision._replace(row=row)
         self._unrecorded = decision
         self._append(decision._asdict())
         self._unrecorded = None
         self._publish_decision(decision)
         if self._journal.size > ROTATE_BYTES:
-            self._journal.rotate(snapshot_record(self._engine, self._live))
+            self._journal.rotate(event_log.snapshot_record(self._engine, self._live))
 
     def _publish_decision(self, decision: Decision, is_printed: bool = False) -> None:
-        """Print a decision and publish its target, unless that has expired already."""
+        """Print a decision and publish its target, unless the target has expired."""
         if not is_printed:
             self._print_decision(decision)
         valid_ns = (decision.close_ns if decision.row else decision.decided_ns) + TARGET_VALID_BARS * self._interval_ns
@@ -280,9 +282,9 @@ class LiveRunner:
             reason=reason if self._live else f"{DRY_RUN_PREFIX} {reason}",
             model=self._model,
         )
-        if row.target:  # a tenth of the time of a rename
-            keep = overwrite if self._reserve_path.exists() else write_atomic
-            self._write_file(self._reserve_path, format_target(reserve_row(row)), keep)
+        if row.target:  # overwriting takes a tenth of the time of a rename
+            write = overwrite if self._reserve_path.exists() else write_atomic
+            self._write_file(self._reserve_path, format_target(reserve_row(row)), write)
         self._write_file(self._target_path, format_target(row))
         self._published_row = row
         if decision.seq % CACHE_INTERVAL == 0:
@@ -293,69 +295,69 @@ class LiveRunner:
             self._journal.sync()
 
     def _print_decision(self, decision: Decision) -> None:
-        """Print a decision and note that."""
+        """Print the row of a decision and journal that it is printed; a stop has no row."""
         if decision.row:
             self._printer.print(decision.row)
-            self._append(printed_record(decision))
+            self._append(event_log.printed_record(decision))
 
     def _append(self, record: JournalRecord) -> None:
-        """Journal a record."""
+        """Append a record to the journal."""
         self._check_lock()
         self._journal.append(record)
 
     def _write_file(self, path: Path, text: str, write: Callable[[Path, str], None] = write_atomic) -> None:
-        """Replace a file of the folder."""
+        """Write a file of the folder in the way `write`."""
         self._check_lock()
         write(path, text)
 
     def _read_published_row(self) -> TargetRow | None:
-        """The row that a bridge can have read."""
+        """The row that a bridge may have read, or None."""
         with suppress(OSError, RowError):
             return parse_target(read_row_file(self._target_path))
         return None
 
     def _is_behind(self, seq: int) -> bool:
-        """Whether a bridge can have read a later flat row, which was not journaled."""
+        """Whether a bridge may have read a reserve row, later than `seq` and absent from the journal."""
         row = self._published_row
         return row is not None and row.reason.endswith(UNWRITTEN_REASON) and seq < row.seq
 
     def _publish_flat(self) -> None:
-        """Publish a flat row though something cannot be written: anew, by what is in reserve, or over the position."""
+        """Publish a flat row on a disk that fails: by a new file, else by the reserve, else over the present row."""
         if self._published_row is None or not self._published_row.target:
             return
         row = reserve_row(self._published_row)
-        for way in (write_atomic, self._move_reserve, overwrite):
+        for write in (write_atomic, self._move_reserve, overwrite):
             try:
-                self._write_file(self._target_path, format_target(row), way)
+                self._write_file(self._target_path, format_target(row), write)
             except (OSError, RowError) as error:
-                fault = error
+                last_error = error
             else:
                 self._published_row = self._read_published_row() or row
                 log(f"{self._target_path}: target 0: {row.reason}")
                 return
-        log(
-            f"swt: {fault}; {self._target_path} IS NOT FLAT: {self._published_row.target:g} until {format_utc(self._published_row.valid_until_ns)}"
-        )
+        until = format_utc(self._published_row.valid_until_ns)
+        log(f"swt: {last_error}; {self._target_path} IS NOT FLAT: {self._published_row.target:g} until {until}")
 
     def _move_reserve(self, path: Path, _: str) -> None:
-        parse_target(read_row_file(self._reserve_path))  # a power cut may have emptied it
+        """Rename the reserve to `path`, if it is whole: a power cut may have emptied it.  Raises RowError."""
+        parse_target(read_row_file(self._reserve_path))
         replace_file(self._reserve_path, path)
 
     def _enforce(self, state: str, reason: str) -> None:
-        """End where a guard halts.  A dry run goes on, flat, unless it is ordered to stop."""
+        """Raise HaltedError in the state HALTED; a dry run continues, flat, unless there is a HALT file."""
         if state != HALTED or not (self._live or reason == HALT_FILE):
             return
         if self._engine.last_decision is None or self._engine.last_decision.row:
-            self.stop(reason)  # with a validity that begins now, should the bar be an old one
+            self.stop(reason)  # the validity of a stop begins now, even if the last bar is old
         raise HaltedError(f"halted: {reason}; {self._flat_message()}")
 
     def _write_heartbeat(self) -> None:
-        """Show that cycles are being completed."""
-        outcome, last, self._heartbeat_ns = self._engine.last_decision, self._engine.last_bar, time.time_ns()
+        """Write heartbeat.json, which shows that the process is alive and what it last decided."""
+        decision, last, self._heartbeat_ns = self._engine.last_decision, self._engine.last_bar, time.time_ns()
         document = {
             "utc": format_utc(self._heartbeat_ns),
-            "state": outcome.state if outcome else ACTIVE,
-            "reason": outcome.reason if outcome else "warm-up",
+            "state": decision.state if decision else ACTIVE,
+            "reason": decision.reason if decision else "warm-up",
             "seq": self._seq(),
             "target": self._engine.risk_state.target,
             "bar_close_utc": format_utc(last.time) if last else None,
@@ -372,12 +374,12 @@ class LiveRunner:
         return self._inputs(self._engine.last_bar.time if self._engine.last_bar else time.time_ns())
 
     def _inputs(self, feed_ns: int) -> HostInputs:
-        """What there is to know.  A dry run lives in the feed's time."""
+        """What the host observes; a dry run takes the feed's time `feed_ns` for the present."""
         now = time.time_ns() if self._live else feed_ns
         return HostInputs(now, self._halt_path.exists(), self._position_fault())
 
     def _position_fault(self) -> str:
-        """Why the bridge does not hold what it was told, or ""; without `position.csv` nobody asks."""
+        """Why `position.csv` is not the published target, or ""; the file is optional."""
         try:
             position = parse_position(read_row_file(self._position_path))
         except FileNotFoundError:

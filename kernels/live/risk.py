@@ -139,7 +139,7 @@ def reduce_reason(risk_state: RiskState, snapshot: MarketSnapshot, limits: RiskL
     if limits.max_spread > 0 and not snapshot.spread <= limits.max_spread:
         return "spread"
     if limits.feature_drift > 0 and not snapshot.feature_drift <= limits.feature_drift:
-        return "far-features"
+        return "feature-drift"
     if 0 < limits.changes_per_hour <= len(risk_state.target_changes_ns):
         return "changes"
     return ""

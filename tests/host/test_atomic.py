@@ -73,7 +73,7 @@ def test_what_is_written_over_leaves_nothing_behind(tmp_path: Path) -> None:
 LOCK = """
 import sys
 from pathlib import Path
-from host.durable import locked
+from host.atomic import locked
 with locked(Path(sys.argv[1])):
     print(1)
 """

@@ -102,7 +102,7 @@ def test_by_default_the_guards_leave_the_backtest_of_the_model_alone(trained: Tr
     found: dict[str, Any] = backtest_csv(feed, trained.path, ReadOptions(), None, None, True, guard=RiskConfig())[
         "guards"
     ]
-    assert set(found["cut"]) <= {"spread", "far-features", "waits-for-entry"}
+    assert set(found["cut"]) <= {"spread", "feature-drift", "waits-for-entry"}
     assert found["halts"] == []
 
 

@@ -92,7 +92,7 @@ def test_the_bridge_reports_what_it_holds(tmp_path: Path) -> None:
     assert parse_position((tmp_path / "position.csv").read_bytes()) == PositionRow(7, NOW, "EURUSD", -0.5)
 
 
-def test_the_expert_advisor_knows_the_same_files_and_faults() -> None:
+def test_the_expert_advisor_has_the_same_headers_and_refusals() -> None:
     text = (ROOT / "host" / "live" / "swt_bridge.mq5").read_text()
     assert len(text.splitlines()) <= 150
     assert f'"{TARGET_HEADER}"' in text

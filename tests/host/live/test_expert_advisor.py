@@ -1,4 +1,4 @@
-"""The MetaTrader 5 bridge, compiled as C++ against a small terminal, takes and refuses what host/bridge.py does.
+"""The MetaTrader 5 bridge, compiled as C++ against a small terminal, takes and refuses what host/live/bridge.py does.
 
 `tests/fixtures/mql5` is that terminal.  MQL5 is nearly C++: `as_cpp` has all that it takes to compile one as the other.
 """
@@ -62,7 +62,7 @@ class Terminal:
     def __init__(self, program: Path, data: Path) -> None:
         self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._data = data
-        self.said = ""
+        self.logged = ""
 
     def start(
         self, step: float = 0.01, least: float = 0.01, most: float = 100.0, hedging: bool = True, **inputs: object
@@ -96,12 +96,12 @@ class Terminal:
 
     def wait(self, seconds: int = 1, quotes: bool = True) -> dict[str, float]:
         """Let the timer ring every second; the lots of every symbol and magic number in the end."""
-        self.said = ""
+        self.logged = ""
         for _ in range(seconds):
             self.now, self.quote = self.now + 1, self.quote + quotes
             self.tell(f"timer {self.now} {self.quote}")
-            said, *held = self._answer().split("\t")
-            self.said += said.replace("swt: ", "").removesuffix(";")
+            logged, *held = self._answer().split("\t")
+            self.logged += logged.replace("swt: ", "").removesuffix(";")
         lots: dict[str, float] = {}
         for symbol, magic, volume in map(str.split, held):
             key = symbol if int(magic) == MAGIC else f"{symbol} of {magic}"
@@ -133,20 +133,20 @@ def terminal(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     running.stop()
 
 
-def kind(said: str) -> str:
-    """What the two bridges call the same thing."""
-    if said in ("torn", "bad crc") or said.startswith("unreadable"):
+def kind(logged: str) -> str:
+    """The kind of a refusal, which the two bridges word in different ways."""
+    if logged in ("torn", "bad crc") or logged.startswith("unreadable"):
         return "unreadable"
-    return re.sub(r",.*| of .*", "", said)
+    return re.sub(r",.*| of .*", "", logged)
 
 
 def test_a_good_row_is_taken_once(terminal: Terminal) -> None:
     terminal.start()
     terminal.publish(ROW)
     assert terminal.wait() == {"EURUSD": -0.05}
-    assert terminal.said == "row accepted"
+    assert terminal.logged == "row accepted"
     assert terminal.wait(5) == {"EURUSD": -0.05}
-    assert terminal.said == ""
+    assert terminal.logged == ""
 
 
 @pytest.mark.parametrize("reason", FAULTS)
@@ -156,7 +156,7 @@ def test_every_fault_is_refused_by_name(terminal: Terminal, reason: str) -> None
     if reason == "from the future":
         terminal.now -= 1  # which the timer adds
     assert terminal.wait() == {}
-    assert kind(terminal.said or "repeated") == kind(re.sub(" +", " ", reason))
+    assert kind(terminal.logged or "repeated") == kind(re.sub(" +", " ", reason))
     assert terminal.position() == PositionRow(0, terminal.now * SECOND_NS, "EURUSD", 0.0)
 
 
@@ -179,7 +179,7 @@ def test_only_the_model_asked_for_is_followed(terminal: Terminal) -> None:
     terminal.start(InpModel=ROW.model)
     terminal.publish(ROW._replace(model="another"))
     assert terminal.wait() == {}
-    assert terminal.said == "model another"
+    assert terminal.logged == "model another"
     terminal.publish(ROW)
     assert terminal.wait() == {"EURUSD": -0.05}
 
@@ -200,7 +200,7 @@ def test_a_target_is_a_level(terminal: Terminal) -> None:
     ):
         terminal.publish(ROW._replace(seq=seq, target=target))
         assert [terminal.wait(), terminal.wait()] == held
-        assert "refused" not in terminal.said
+        assert "refused" not in terminal.logged
         assert terminal.position() == PositionRow(seq, terminal.now * SECOND_NS, "EURUSD", target)
 
 
@@ -220,7 +220,7 @@ def test_every_level_is_reached_in_whole_steps_without_a_refused_order(
         terminal.publish(ROW._replace(seq=seq, target=target))
         held = terminal.wait(3).get("EURUSD", 0.0)
         wanted = min(abs(target) * 0.4, most)
-        assert "refused" not in terminal.said
+        assert "refused" not in terminal.logged
         assert held * target >= 0
         assert wanted - step - 1e-9 < abs(held) < wanted + 1e-9 or (held == 0 and wanted < least)
         assert terminal.position().position == target
@@ -242,7 +242,7 @@ def test_a_broker_who_does_not_answer_is_asked_again_until_the_row_expires(termi
     terminal.tell("broker 0")
     terminal.publish(ROW)
     assert terminal.wait(10) == {}
-    assert terminal.said.count("order refused") == 10
+    assert terminal.logged.count("order refused") == 10
     assert terminal.position() == PositionRow(7, terminal.now * SECOND_NS, "EURUSD", 0.0)
     terminal.tell("broker 1")
     assert terminal.wait() == {"EURUSD": -0.05}
@@ -282,7 +282,7 @@ def test_the_common_folder_is_another(terminal: Terminal) -> None:
     terminal.start(InpCommon=1)
     terminal.publish(ROW)
     assert terminal.wait() == {}
-    assert terminal.said == "unreadable"
+    assert terminal.logged == "unreadable"
     terminal.files = terminal.files.parents[1] / "Common" / "swt"
     terminal.publish(ROW)
     assert terminal.wait() == {"EURUSD": -0.05}
@@ -324,7 +324,7 @@ def damaged() -> st.SearchStrategy[bytes]:
 @example(GOOD + GOOD.split(b"\n")[1] + b"\n")
 @example(GOOD + b"\0\n")
 @example(format_target(ROW._replace(target=-1e-9)).encode())
-def test_both_bridges_say_the_same(terminal: Terminal, data: bytes) -> None:
+def test_both_bridges_accept_and_refuse_the_same(terminal: Terminal, data: bytes) -> None:
     terminal.start(InpLots=100.0)
     terminal.now -= 1  # which the timer adds
     terminal.publish(data)
@@ -333,5 +333,5 @@ def test_both_bridges_say_the_same(terminal: Terminal, data: bytes) -> None:
     if expected != "unreadable" and format_target(parse_target(data)) != data.decode().replace("\r\n", "\n"):
         level, expected = None, "unreadable"  # Python takes "1e-1" for what it means
     held = terminal.wait()
-    assert kind(terminal.said or "repeated") == expected
+    assert kind(terminal.logged or "repeated") == expected
     assert held == ({"EURUSD": round(level * 100, 2)} if level else {})

@@ -20,7 +20,9 @@ from host.live.journal import read_journal
 from host.live.live_agent import DECISION_COLUMNS
 from host.live.target_file import DRY_RUN_PREFIX, UNWRITTEN_REASON, TargetRow, parse_target
 from tests.fixtures.acting import outcomes
-from tests.fixtures.scenes import DECISIONS, Disk, Scene, failing
+from tests.fixtures.scenes import DECISIONS, Disk, Scene, failing, scene
+
+__all__ = ["scene"]  # a fixture
 
 TRIES = int(os.environ.get("SWT_TRIES", "12"))
 

@@ -113,9 +113,9 @@ def test_bars_of_another_volatility_are_refused_before_the_first_decision(
             traded(trained, feed, ReadOptions())
 
 
-def test_a_model_without_a_symbol_is_asked_for_the_scale_only(trained: Trained) -> None:
-    setting = trained.loaded.market_spec
-    nameless = trained.loaded._replace(market_spec=setting._replace(profile=setting.profile._replace(symbol="-")))
+def test_of_a_model_without_a_symbol_only_the_scale_is_checked(trained: Trained) -> None:
+    spec = trained.loaded.market_spec
+    nameless = trained.loaded._replace(market_spec=spec._replace(profile=spec.profile._replace(symbol="-")))
     check_symbol(nameless, "GBPJPY", "GBPJPY.csv")
     with pytest.raises(ModelError):
         check_scale(nameless, np.array([150.0]), None, "GBPJPY.csv")
@@ -126,13 +126,13 @@ def test_a_clock_of_its_own_is_no_conflict(trained: Trained, tmp_path: Path) -> 
     assert traded(trained, feed, ReadOptions(timezone="UTC+2h")) == (21, 20)
 
 
-def test_what_a_model_remembers_is_no_word_of_the_user(trained: Trained) -> None:
+def test_defaults_of_a_model_are_not_flags_of_the_user(trained: Trained) -> None:
     """It fills what is open; the format of a feed may know better, and a pip of the model is not judged as typed."""
-    found = reading_options(trained.loaded, ReadOptions(label="close"), "EURUSD_H1.csv")
-    assert (found.side, found.timezone, found.label, found.interval_s) == (None, None, "close", 3600)
-    assert (found.pip, found.spread_pips) == (None, None)
+    options = reading_options(trained.loaded, ReadOptions(label="close"), "EURUSD_H1.csv")
+    assert (options.side, options.timezone, options.label, options.interval_s) == (None, None, "close", 3600)
+    assert (options.pip, options.spread_pips) == (None, None)
     memory = {"side": "ask", "timezone": "UTC", "label": "open", "pip": 0.0001, "spread_pips": 0.8}
-    assert found.model_defaults == memory
+    assert options.model_defaults == memory
 
 
 def test_pip_and_spread_of_the_model_are_not_those_of_another_instrument(trained: Trained) -> None:
@@ -142,23 +142,23 @@ def test_pip_and_spread_of_the_model_are_not_those_of_another_instrument(trained
     assert not {"pip", "spread_pips"} & other.keys()
 
 
-def test_a_symbol_that_only_the_first_line_tells_is_shown_to_the_check(trained: Trained, tmp_path: Path) -> None:
+def test_a_symbol_in_the_first_line_reaches_the_check(trained: Trained, tmp_path: Path) -> None:
     feed, loaded = feed_of(ROWS[:5], tmp_path / "EURUSD_H1.csv"), trained.loaded
-    seen = list[str]()
+    symbols = list[str]()
     bars = feed_bars(
-        feed, reading_options(loaded, ReadOptions()), check=lambda rules: seen.append(rules.instrument.symbol)
+        feed, reading_options(loaded, ReadOptions()), check=lambda rules: symbols.append(rules.instrument.symbol)
     )
     next(bars)
-    assert seen == ["EURUSD"]
+    assert symbols == ["EURUSD"]
 
 
-def test_the_manifest_knows_the_instrument(trained: Trained) -> None:
+def test_the_manifest_has_the_instrument(trained: Trained) -> None:
     loaded: LoadedModel = trained.loaded
-    told = loaded.manifest["instrument"]
-    assert (told["symbol"], told["pip_px"], told["point"]) == ("EURUSD", 0.0001, 0.00001)
-    assert told["closed"] == [[468, 664]], "Friday 21:00 to Sunday 22:00"
-    assert 1.03 < told["low"] < told["price"] < told["high"] < 1.22
-    assert told["spread_px"] == pytest.approx(0.8e-4)
-    assert 4 < told["day_px"] / told["range_px"] < 12
+    instrument = loaded.manifest["instrument"]
+    assert (instrument["symbol"], instrument["pip_px"], instrument["point"]) == ("EURUSD", 0.0001, 0.00001)
+    assert instrument["closed"] == [[468, 664]], "Friday 21:00 to Sunday 22:00"
+    assert 1.03 < instrument["low"] < instrument["price"] < instrument["high"] < 1.22
+    assert instrument["spread_px"] == pytest.approx(0.8e-4)
+    assert 4 < instrument["day_px"] / instrument["range_px"] < 12
     assert loaded.backtest_stats.drawdown_pips > 0
     assert loaded.backtest_stats.worst_day_pips > 0

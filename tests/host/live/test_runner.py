@@ -1,4 +1,4 @@
-"""Acting into a folder: every guard through the files, and a restart at any byte goes on as if nothing had happened."""
+"""Acting into a folder: every limit through the files, and a restart at any byte goes on as if nothing had happened."""
 
 import io
 import json
@@ -39,9 +39,11 @@ from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import DAY_NS, HOUR_NS
 from kernels.market.features import HISTORY
 from kernels.ort import OrtError, Session
-from tests.fixtures.acting import outcomes
+from tests.fixtures.acting import acting, bars, outcomes
 from tests.fixtures.paths import ROOT
 from tests.fixtures.trained import HEADER, ROWS, Trained, feed_of
+
+__all__ = ["acting", "bars"]  # fixtures
 
 
 def test_without_limits_the_target_is_the_agents(acting: Any, bars: list[Bar], trained: Trained) -> None:
@@ -92,9 +94,9 @@ def test_a_limit_that_halts_leaves_a_flat_target_and_ends_with_7(
     row = live.row()
     assert (row.target, row.reason) == (0.0, f"halted {reason}")
     assert row.valid_until_ns > live.now
-    last = live.start()._desk.last
+    last = live.start()._engine.last_bar
     with pytest.raises(HaltedError, match=reason):  # nor does a restart trade
-        live.office.on_bar(last._replace(time=last.time + 1))
+        live.runner.on_bar(last._replace(time=last.time + 1))
 
 
 def test_a_dry_run_goes_on_where_a_live_one_would_halt(acting: Any, bars: list[Bar]) -> None:
@@ -107,14 +109,14 @@ def test_a_halt_is_lifted_by_order(acting: Any, bars: list[Bar]) -> None:
     live = acting(drawdown=1.0)
     with pytest.raises(HaltedError):
         live.feed(bars)
-    rest = [bar for bar in bars if bar.time > live.office._desk.last.time]
+    rest = [bar for bar in bars if bar.time > live.runner._engine.last_bar.time]
     live.start(lift=True)
     assert live.feed(rest[:1])[0].reason.startswith("active")
 
 
 REDUCES: list[tuple[str, dict[str, Any], int]] = [
     ("spread", {"max_spread": 0.1}, SECOND_NS),
-    ("far-features", {"far": 0.01}, SECOND_NS),
+    ("feature-drift", {"feature_drift": 0.01}, SECOND_NS),
     ("late-bar", {}, HOUR_NS + SECOND_NS),
 ]
 
@@ -134,7 +136,7 @@ def test_a_halt_file_stops_at_once_even_a_dry_run(acting: Any, bars: list[Bar]) 
         run.feed(bars[: HISTORY + 9])
         (run.folder / "HALT").touch()
         with pytest.raises(HaltedError, match="halt-file"):
-            run.office.look()
+            run.runner.check_between_bars()
         assert (run.row().target, run.row().reason.split()[-2:]) == (0.0, ["halted", "halt-file"])
         with pytest.raises(HaltedError, match="halt-file"):
             run.start().on_bar(bars[HISTORY + 9])
@@ -144,7 +146,7 @@ def test_a_halt_file_stops_at_once_even_a_dry_run(acting: Any, bars: list[Bar]) 
 def test_a_halt_file_holds_where_no_bar_is_new(acting: Any, bars: list[Bar], monkeypatch: pytest.MonkeyPatch) -> None:
     run = acting()
     run.feed(bars[: HISTORY + 9])
-    run.office.close()
+    run.runner.close()
     (run.folder / "HALT").touch()
     again = run.start()
     with pytest.raises(HaltedError, match="halt-file"):
@@ -157,13 +159,13 @@ def test_a_silent_feed_ends_with_6_but_not_over_the_weekend(acting: Any, bars: l
     friday = next(i for i, (a, b) in enumerate(pairwise(bars)) if i > HISTORY and b.time - a.time > 40 * HOUR_NS)
     live.feed(bars[: friday + 1])
     live.now = bars[friday + 1].time + 300 * SECOND_NS
-    live.office.look()
+    live.runner.check_between_bars()
     live.feed(bars[friday + 1 : friday + 2])
     live.now += HOUR_NS + 599 * SECOND_NS
-    live.office.look()
+    live.runner.check_between_bars()
     live.now += 2 * SECOND_NS
     with pytest.raises(StaleFeedError) as stale:
-        live.office.look()
+        live.runner.check_between_bars()
     assert stale.value.exit_code == 6
     assert (live.row().target, live.row().reason) == (0.0, "halted stale-feed")
 
@@ -171,11 +173,11 @@ def test_a_silent_feed_ends_with_6_but_not_over_the_weekend(acting: Any, bars: l
 def test_nothing_is_minus_zero(
     acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str], trained: Trained
 ) -> None:
-    """A guard that allows nothing cuts a short position to what a float calls -0."""
+    """A limit of 0 cuts a short position to what a float calls -0."""
     live = acting(max_target=0.0)
     live.feed(bars[: HISTORY + 40])
     assert any(row[2].startswith("-") for row in (outcome["row"] for outcome in outcomes(live.folder)))
-    live.office._beat()
+    live.runner._write_heartbeat()
     texts = [path.read_text() for path in live.folder.iterdir()]
     assert not any(re.search(r"-0(\.0*)?(?![.\d])", text.replace("e-0", "")) for text in (*texts, live.out.getvalue()))
     assert "target -0" not in capsys.readouterr().err
@@ -199,18 +201,18 @@ def test_a_bridge_that_holds_something_else_means_reducing(
 ) -> None:
     live = acting()
     row = live.feed(bars[: HISTORY + 20])[-1]
-    told = PositionRow(row.seq, live.now, "EURUSD", row.target)
+    position = PositionRow(row.seq, live.now, "EURUSD", row.target)
     if fault is not None:
         fault = {**fault, "seq": row.seq - 1} if "seq" in fault else fault
-        text = format_position(told._replace(**fault))
+        text = format_position(position._replace(**fault))
     else:
-        text = format_position(told)[:-3]
+        text = format_position(position)[:-3]
     (live.folder / "position.csv").write_text(text)
     after = live.feed(bars[HISTORY + 20 : HISTORY + 21])[-1]
     assert after.reason == (f"reducing {reason}" if reason else "active agent")
 
 
-def test_a_position_that_cannot_be_looked_at_is_not_one_that_nobody_holds(acting: Any, bars: list[Bar]) -> None:
+def test_an_unreadable_position_is_not_a_missing_one(acting: Any, bars: list[Bar]) -> None:
     live = acting()
     live.feed(bars[: HISTORY + 20])
     (live.folder / "position.csv").symlink_to("position.csv")  # a loop
@@ -221,9 +223,9 @@ def test_a_position_that_cannot_be_looked_at_is_not_one_that_nobody_holds(acting
 def test_a_fault_of_the_feed_goes_flat_first(trained: Trained, tmp_path: Path) -> None:
     feed = tmp_path / "EURUSD.csv"
     feed.write_text(HEADER + "".join(ROWS[: HISTORY + 5]) + "rubbish\n" + "".join(ROWS[HISTORY + 5 :]))
-    publishing = new_live_options(str(feed), tmp_path / "out", False, None, False, None, None)
+    options = new_live_options(str(feed), tmp_path / "out", False, None, False, None, None)
     with pytest.raises(DataError, match="rubbish"):
-        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
+        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, options)
     row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
     assert (row.seq, row.target, row.reason) == (7, 0.0, "dry-run halted DataError")
 
@@ -232,17 +234,17 @@ def test_a_decision_that_fails_goes_flat_and_can_be_made_after_a_restart(
     trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
 ) -> None:
     act_dry(trained, tmp_path / "out", bars[:-3])
-    publishing = LiveOptions(tmp_path / "out", False, False, "EURUSD", RiskConfig())
-    office = LiveRunner(trained.loaded, publishing, DecisionPrinter(io.StringIO(), False))
-    trader = office._engine.agent._policy
-    net = trader.planner.networks.market
-    graph = trained.loaded.networks.graphs["market"]
-    layout = layout_of(graph)
-    broken = Session(graph).bind(layout._replace(width_in=layout.width_in + 1), [1, len(net.x)])
-    model = trader.planner.networks._replace(market=broken)
-    office._engine.agent._policy = trader._replace(planner=trader.planner._replace(networks=model))
+    options = LiveOptions(tmp_path / "out", False, False, "EURUSD", RiskConfig())
+    runner = LiveRunner(trained.loaded, options, DecisionPrinter(io.StringIO(), False))
+    policy = runner._engine.agent._policy
+    graph = policy.planner.networks.market
+    onnx = trained.loaded.networks.graphs["market"]
+    layout = layout_of(onnx)
+    broken = Session(onnx).bind(layout._replace(width_in=layout.width_in + 1), [1, len(graph.x)])
+    networks = policy.planner.networks._replace(market=broken)
+    runner._engine.agent._policy = policy._replace(planner=policy.planner._replace(networks=networks))
     with pytest.raises(OrtError):
-        run_live(office, iter(bars))
+        run_live(runner, iter(bars))
     row = parse_target((tmp_path / "out" / "target.csv").read_bytes())
     assert (row.target, row.reason) == (0.0, "dry-run halted OrtError")
     beat = json.loads((tmp_path / "out" / "heartbeat.json").read_text())
@@ -264,12 +266,12 @@ def act_dry(trained: Trained, folder: Path, bars: list[Bar]) -> str:
     """Act over all bars into `folder`, from wherever it stands; what was printed."""
     folder.mkdir(exist_ok=True)
     out = io.StringIO()
-    office = LiveRunner(
+    runner = LiveRunner(
         trained.loaded, LiveOptions(folder, False, False, "EURUSD", RiskConfig()), DecisionPrinter(out, False)
     )
     for bar in bars:
-        office.on_bar(bar)
-    office.close()
+        runner.on_bar(bar)
+    runner.close()
     return out.getvalue()
 
 
@@ -300,23 +302,23 @@ def test_a_restart_at_any_byte_makes_the_same_decisions(
 
 
 def test_the_state_file_is_only_a_cache(trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path) -> None:
-    """With it a restart plays the rest of the journal, without it all; both end in the same state."""
+    """With it a restart replays the rest of the journal, without it all of it; both end in the same state."""
     states = []
     for keep in (True, False):
         folder = tmp_path / str(keep)
         shutil.copytree(whole, folder)
         if not keep:
             (folder / "state.json").unlink()
-        office = LiveRunner(
+        runner = LiveRunner(
             trained.loaded,
             LiveOptions(folder, False, False, "EURUSD", RiskConfig()),
             DecisionPrinter(io.StringIO(), False),
         )
-        states.append(office._engine.state())
-        office.close()
-    assert states[0]["guard"] == states[1]["guard"]
-    assert states[0]["actor"]["account"][:3] == states[1]["actor"]["account"][:3]
-    assert states[0]["outcome"] == states[1]["outcome"]
+        states.append(runner._engine.state())
+        runner.close()
+    assert states[0]["risk_state"] == states[1]["risk_state"]
+    assert states[0]["agent"]["account"][:3] == states[1]["agent"]["account"][:3]
+    assert states[0]["last_decision"] == states[1]["last_decision"]
 
 
 def test_a_decision_that_a_kill_prevented_is_made_at_the_restart(
@@ -335,23 +337,23 @@ def test_a_decision_that_a_kill_prevented_is_made_at_the_restart(
     assert parse_target((tmp_path / "out" / "target.csv").read_bytes()).seq == 201
 
 
-def test_a_state_file_of_another_journal_is_not_believed(tmp_path: Path) -> None:
+def test_a_state_file_of_another_journal_is_ignored(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.append({"a": 1})
     write_cache(tmp_path / "state.json", journal, {"b": 2})
     journal.close()
-    found = (tmp_path / "journal.jsonl").read_bytes()
-    assert read_cache(tmp_path / "state.json", found + b"more\n") == (len(found), {"b": 2})
-    assert read_cache(tmp_path / "state.json", found.replace(b"1", b"2")) is None
-    assert read_cache(tmp_path / "state.json", found[:-1]) is None
-    assert read_cache(tmp_path / "none.json", found) is None
+    data = (tmp_path / "journal.jsonl").read_bytes()
+    assert read_cache(tmp_path / "state.json", data + b"more\n") == (len(data), {"b": 2})
+    assert read_cache(tmp_path / "state.json", data.replace(b"1", b"2")) is None
+    assert read_cache(tmp_path / "state.json", data[:-1]) is None
+    assert read_cache(tmp_path / "none.json", data) is None
 
 
 @pytest.mark.parametrize("rotate", [module.ROTATE_BYTES, 1])
 def test_a_restart_prints_no_decision_twice_and_goes_on(
     rotate: int, trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where each journal begins with a snapshot; the last line was told, and that is in the journal."""
+    """Also where each journal begins with a snapshot; the last line was printed, and the journal has that."""
     monkeypatch.setattr(module, "ROTATE_BYTES", rotate)
     parts = [act_dry(trained, tmp_path / "out", bars[: HISTORY + n]) for n in (50, 50, 60, 60, 200)]
     untimed = [line.rpartition(",")[0].split(",") for part in parts for line in part.splitlines()[1:]]
@@ -362,11 +364,11 @@ def test_a_restart_prints_no_decision_twice_and_goes_on(
 def test_a_decision_that_may_not_have_been_printed_is_printed(
     kept: str, trained: Trained, bars: list[Bar], tmp_path: Path
 ) -> None:
-    """The kill came before the line was noted as told."""
+    """The kill came before the line was recorded as printed."""
     first = act_dry(trained, tmp_path / "out", bars[: HISTORY + 9]).splitlines()
     path = tmp_path / "out" / "journal.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    assert json.loads(lines[-1]) == {"told": 10}
+    assert json.loads(lines[-1]) == {"printed": 10}
     path.write_bytes(b"".join(lines[:-1]) + (lines[-1][:5] if kept == "half" else b""))
     assert act_dry(trained, tmp_path / "out", []).splitlines()[1:] == first[-1:]
     assert act_dry(trained, tmp_path / "out", []).splitlines()[1:] == []
@@ -423,7 +425,7 @@ def test_replay_finds_what_is_not_this_programs(trained: Trained, whole: Path, t
     for change, error, says in (
         (('"target":-1.0', '"target":1.0'), ReplayError, "journal line"),
         (('"bar":[', '"bar":["'), JournalError, "damaged"),
-        (('"world":[', '"world":[null,'), JournalError, "not a record"),
+        (('"inputs":[', '"inputs":[null,'), JournalError, "not a record"),
         ((f'"model": "{trained.loaded.sha256}"', '"model": "other"'), ModelError, "another model"),
         ((f'"model":"{trained.loaded.sha256}"', '"model":"other"'), ModelError, "another model"),
     ):
@@ -436,13 +438,39 @@ def test_replay_finds_what_is_not_this_programs(trained: Trained, whole: Path, t
     assert (ReplayError.exit_code, JournalError.exit_code, ModelError.exit_code) == (9, 4, 5)
 
 
+@pytest.mark.parametrize(
+    ("number", "writer"), [(1, "a version before swt"), (2, "swt 0.1.0"), (9, "a later version of swt")]
+)
+def test_a_journal_of_another_format_is_refused_with_what_to_do(
+    number: int, writer: str, trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
+) -> None:
+    """Before its state.json, whose keys are others, is read; nothing in the folder changes."""
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    journal = folder / "journal.jsonl"
+    text = journal.read_text().replace('"format":3', f'"format":{number}').replace('"risk_state"', '"guard"')
+    journal.write_text(text.replace('"inputs"', '"world"'))
+    _, state = read_cache(folder / "state.json", (whole / "journal.jsonl").read_bytes()) or (0, {})
+    opened = Journal(folder)
+    write_cache(folder / "state.json", opened, {"guard": state["risk_state"]})
+    opened.close()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    says = f"the journal has format {number}, written by {writer}.*then begin in another --out$"
+    with pytest.raises(JournalError, match=says) as refused:
+        act_dry(trained, folder, bars)
+    with pytest.raises(JournalError, match=says):
+        replay_journal(journal, trained.path, io.StringIO(), False)
+    assert refused.value.exit_code == 4
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> None:
     feed = feed_of(ROWS[:HISTORY], tmp_path / "EURUSD_H1.csv")
-    publishing = new_live_options(str(feed), tmp_path, True, None, False, None, ["risk.max_target=0.5"])
-    assert publishing
-    assert (publishing.symbol, publishing.guard.max_target) == ("EURUSD", 0.5)
+    options = new_live_options(str(feed), tmp_path, True, None, False, None, ["risk.max_target=0.5"])
+    assert options
+    assert (options.symbol, options.risk.max_target) == ("EURUSD", 0.5)
     with locked(tmp_path / "lock"), pytest.raises(LockedError, match=f"in use by process {os.getpid()}$") as busy:
-        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
+        act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, options)
     assert busy.value.exit_code == 8
 
 
@@ -459,7 +487,7 @@ def test_flags_that_make_no_sense_are_refused() -> None:
         with pytest.raises(ConfigError):
             new_live_options("feed.csv", *flags)
     with pytest.raises(ConfigError, match="max_targt"):
-        new_live_options("feed.csv", None, False, None, False, None, ["guard.max_targt=1"])
+        new_live_options("feed.csv", None, False, None, False, None, ["risk.max_targt=1"])
     assert [feed_symbol(feed) for feed in ("a/gbpjpy_M1.csv", "-", "sample_data.csv")] == ["GBPJPY", "-", "-"]
 
 
@@ -486,7 +514,7 @@ def test_killed_processes_leave_what_one_process_leaves(trained: Trained, whole:
 
 
 @pytest.mark.parametrize(("error", "code"), [(StaleFeedError("no bar"), 6), (OSError("disk full"), 1)])
-def test_whatever_the_watch_meets_ends_the_process(
+def test_every_error_of_the_watch_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
 ) -> None:
     class Ended(BaseException):
@@ -495,7 +523,7 @@ def test_whatever_the_watch_meets_ends_the_process(
     class Faulty:
         failed: list[Exception] = []  # noqa: RUF012
 
-        def look(self) -> None:
+        def check_between_bars(self) -> None:
             raise error
 
         def fail(self, error: Exception) -> None:

@@ -21,11 +21,11 @@ def test_a_late_feed_is_flat_and_says_so_until_it_is_in_time(
     """Five hours behind, from the first bar on, in the warm-up too; not before its end is reached."""
     live = acting()
     assert live.feed(bars[:given], after_ns=5 * HOUR_NS) == []
-    live.office.look()
+    live.runner.check_between_bars()
     assert not (live.folder / "target.csv").exists(), "there may be more bars at once"
     live.now += 2 * SECOND_NS
     for _ in range(3):
-        live.office.look()
+        live.runner.check_between_bars()
     row = live.row()
     assert (row.target, row.reason) == (0.0, "halted late-feed")
     assert row.valid_until_ns > live.now
@@ -35,21 +35,21 @@ def test_a_late_feed_is_flat_and_says_so_until_it_is_in_time(
     assert err.count("target 0: halted late-feed") == 1
     rows = live.feed(bars[given : HISTORY + 30])
     assert rows[-1].reason.startswith("active")
-    live.office.look()
+    live.runner.check_between_bars()
     assert live.row() == rows[-1]
     assert "late" not in capsys.readouterr().err
 
 
-def test_a_feed_that_ends_late_is_said_at_the_end(
+def test_a_feed_that_ends_late_is_logged_at_the_end(
     acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
 ) -> None:
     live = acting()
     live.feed(bars[: HISTORY + 5], after_ns=5 * HOUR_NS)
-    live.office.close()
+    live.runner.close()
     assert (live.row().target, live.row().reason) == (0.0, "halted late-feed")
     live.start()
     live.feed(bars[HISTORY + 4 : HISTORY + 5], after_ns=5 * HOUR_NS)
-    live.office.close()
+    live.runner.close()
     assert capsys.readouterr().err.count("the feed is late") == 2, "a restart says so too"
 
 
@@ -62,15 +62,15 @@ def test_over_the_weekend_a_bar_is_old_and_not_late(
     rows = live.feed(bars[: friday + 1])
     live.start()
     live.now += 9 * HOUR_NS
-    live.office.on_bar(bars[friday])
+    live.runner.on_bar(bars[friday])
     live.now += 2 * SECOND_NS
-    live.office.look()
+    live.runner.check_between_bars()
     assert live.row() == rows[-1]
     assert ", 9.0 h ago: the market is closed" in capsys.readouterr().err
-    live.office._hours = ALWAYS_OPEN
+    live.runner._hours = ALWAYS_OPEN
     live.feed([bars[friday]._replace(time=bars[friday].time + 20 * HOUR_NS)], after_ns=5 * HOUR_NS)
     live.now += 2 * SECOND_NS
-    live.office.look()
+    live.runner.check_between_bars()
     assert live.row().reason == "halted late-feed"
 
 
@@ -80,8 +80,8 @@ def test_a_first_start_at_a_weekend_publishes_flat(acting: Any, bars: list[Bar])
     live = acting()
     for bar in bars[: friday + 1]:
         live.now = bars[friday].time + 9 * HOUR_NS
-        (live.office or live.start()).on_bar(bar)
-    live.office.close()
+        (live.runner or live.start()).on_bar(bar)
+    live.runner.close()
     assert (live.row().target, live.row().reason) == (0.0, "halted late-feed")
 
 
@@ -89,17 +89,17 @@ def test_catching_up_is_not_late(acting: Any, bars: list[Bar]) -> None:
     """After a restart the bars that were missed come at once, the last of them in time."""
     live = acting()
     rows = live.feed(bars[: HISTORY + 20])
-    office = live.start()
+    runner = live.start()
     live.now = bars[HISTORY + 29].time + SECOND_NS
     for bar in bars[: HISTORY + 30]:
-        office.on_bar(bar)
-        office.look()
+        runner.on_bar(bar)
+        runner.check_between_bars()
     assert live.row().seq == rows[-1].seq + 10
     assert not any(outcome["reason"] == "late-feed" for outcome in outcomes(live.folder))
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_bar_that_was_rewritten_while_nobody_looked_is_said(
+def test_a_bar_that_was_rewritten_between_two_starts_is_logged(
     live: bool, acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = acting(live=live)
@@ -107,13 +107,13 @@ def test_a_bar_that_was_rewritten_while_nobody_looked_is_said(
     run.start()
     changed = bars[HISTORY]._replace(close=1.5)
     run.feed([*bars[HISTORY - 9 : HISTORY], changed, *bars[HISTORY + 1 : HISTORY + 9]])
-    said = [line for line in capsys.readouterr().err.splitlines() if "rewritten" in line]
-    assert len(said) == 1
-    assert f"/{bars[HISTORY].close:.10g}, now " in said[0]
-    assert "/1.5;" in said[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rewritten" in line]
+    assert len(lines) == 1
+    assert f"/{bars[HISTORY].close:.10g}, now " in lines[0]
+    assert "/1.5;" in lines[0]
 
 
-def test_bars_that_were_missed_while_nobody_looked_are_said(
+def test_bars_that_were_missed_between_two_starts_are_logged(
     acting: Any, bars: list[Bar], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = acting()

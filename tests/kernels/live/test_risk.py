@@ -50,7 +50,7 @@ TRIPS = [
     ("daily-loss", HALTED, {"daily_loss": 10.0}, {"equity": -10.0}, {"equity": -9.9}),
     ("drawdown", HALTED, {"drawdown": 10.0}, {"equity": -10.0}, {"equity": -9.9}),
     ("drawdown", HALTED, {"drawdown": 10.0}, {"equity": math.nan}, {"equity": 10.0}),
-    ("losing-streak", HALTED, {"losing_streak": 1}, {"profit": -0.1}, {"profit": 0.1}),
+    ("losing-streak", HALTED, {"losing_streak": 1}, {"trade_profit": -0.1}, {"trade_profit": 0.1}),
     (
         "clock-skew",
         HALTED,
@@ -59,11 +59,11 @@ TRIPS = [
         {"now_ns": WEDNESDAY - 5 * SECOND_NS},
     ),
     ("model-age", HALTED, {"model_age_days": 9.0}, {"trained_ns": WEDNESDAY - 10 * DAY_NS}, {}),
-    ("halt-file", HALTED, {}, {"halt": True}, {}),
+    ("halt-file", HALTED, {}, {"halt_requested": True}, {}),
     ("spread", REDUCING, {"max_spread": 2.0}, {"spread": 2.1}, {"spread": 2.0}),
     ("spread", REDUCING, {"max_spread": 2.0}, {"spread": math.nan}, {}),
-    ("far-features", REDUCING, {"far": 4.0}, {"far": 4.1}, {"far": 4.0}),
-    ("far-features", REDUCING, {"far": 4.0}, {"far": math.nan}, {}),
+    ("feature-drift", REDUCING, {"feature_drift": 4.0}, {"feature_drift": 4.1}, {"feature_drift": 4.0}),
+    ("feature-drift", REDUCING, {"feature_drift": 4.0}, {"feature_drift": math.nan}, {}),
     ("late-bar", REDUCING, {}, {"now_ns": WEDNESDAY + HOUR_NS + 1}, {"now_ns": WEDNESDAY + HOUR_NS}),
     ("position-mismatch", REDUCING, {}, {"position_fault": "position-mismatch"}, {}),
 ]
@@ -160,7 +160,7 @@ VERDICTS = st.builds(
     RiskDecision,
     state=st.sampled_from([ACTIVE, REDUCING]),
     reason=st.just("why"),
-    most=st.sampled_from([0.0, 0.5, 1.0]),
+    max_abs_target=st.sampled_from([0.0, 0.5, 1.0]),
 ) | st.just(RiskDecision(HALTED, "why", 0.0))
 
 
