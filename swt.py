@@ -277,25 +277,27 @@ def bench(
     seeds: Annotated[int, typer.Option(help="Seeds of `enhancements`.", min=1)] = 5,
     only: Annotated[str | None, typer.Option(help="Measure this one of the `enhancements` only.")] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.001, help="Minutes of training for each unit of `enhancements`.")
+        float, typer.Option(min=0.001, help="Minutes of training for each job of `enhancements`.")
     ] = 2.0,
     out: Annotated[Path, typer.Option(help="Where `enhancements` keeps what it has measured.")] = Path(
         "runs/enhancements"
     ),
     as_json: JsonOption = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table under its command.")] = False,
 ) -> None:
     """Measure what the program costs on this machine."""
     from host.bench.all import print_bench
     from host.bench.all import run_bench as run
-    from host.bench.enhancement_run import Budget
-    from host.bench.options import BenchOptions
+    from host.bench.options import BenchOptions, Budget
+    from host.console import shell_join
 
-    effort = Budget(minutes=minutes, threads=thread_count(threads))
-    size = BenchOptions(thread_count(threads), rounds, seeds=seeds, only=only, out=out, budget=effort)
+    budget = Budget(minutes=minutes, threads=thread_count(threads))
+    size = BenchOptions(thread_count(threads), rounds, seeds=seeds, only=only, out=out, budget=budget)
     if quick:
         size = replace(size, simulations=(16,), thread_counts=(1,))
     document = run(what, size)
-    print(json.dumps(document)) if as_json else print_bench(what, document, sys.stdout)
+    command = shell_join("python", "swt.py", *(word for word in sys.argv[1:] if word != "--markdown"))
+    print(json.dumps(document)) if as_json else print_bench(what, document, sys.stdout, command if markdown else None)
 
 
 def thread_count(threads: int) -> int:

@@ -1,7 +1,5 @@
 """`bench act` and `bench memory`: the program as a process of its own."""
 
-from __future__ import annotations
-
 import shutil
 import statistics
 import subprocess
@@ -19,7 +17,7 @@ import pandas as pd
 from host.artifact.manifest import load_model
 from host.bench.kernels import read_sample_bars
 from host.bench.options import BenchOptions
-from host.bench.process import ROOT, BenchRow
+from host.bench.process import ROOT, SAMPLE_INTERVAL_S, BenchRow
 from host.console import log
 from host.data.parsing import format_utc
 from host.live.live_agent import random_walk
@@ -28,21 +26,11 @@ from kernels.market.bars import Bars
 from kernels.market.features import HISTORY
 
 NUM_FOLLOWED = 64  # decisions of a followed file
-
-
-PAUSE_S, SETTLE_S = 0.005, 0.3  # after a decision, until what follows from it is done
-
-
-SAMPLE_INTERVAL_S = 0.2  # of another process's memory
-
-
-SMALL_TRAINING = [
-    "train.num_envs=2",
-    "train.batches_per_iteration=1",
-    "train.updates_per_iteration=2",
-    "train.batch_size=32",
-    "train.replay_capacity=8",
-]
+PAUSE_S, SETTLE_S = 0.005, 0.3  # after a decision, until its journal and files are written
+SMALL_TRAINING = (
+    "train.num_envs=2 train.batches_per_iteration=1 train.updates_per_iteration=2 train.batch_size=32 "
+    "train.replay_capacity=8"
+).split()
 
 
 def swt_command(*arguments: str | Path, settings: Iterable[str] = ()) -> list[str]:
@@ -53,7 +41,7 @@ def swt_command(*arguments: str | Path, settings: Iterable[str] = ()) -> list[st
 
 @contextmanager
 def child_process(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A child with its stdout on a pipe, ended at the end."""
+    """A child with its stdout on a pipe, killed on leaving."""
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
         try:
             yield child
@@ -66,7 +54,7 @@ def bench_act(options: BenchOptions) -> BenchRow:
     with tempfile.TemporaryDirectory() as folder:
         feed, run, out = (Path(folder) / name for name in ("feed.csv", "run", "out"))
         settings = (*SMALL_TRAINING, "search.num_simulations=32")
-        subprocess.run(swt_command("train", "--out", run, "--sessions", "1", settings=settings), check=True)
+        subprocess.run(swt_command("train", "--out", run, "--episodes", "1", settings=settings), check=True)
         lines = random_walk_lines(run / "model.swt", HISTORY + max(NUM_FOLLOWED, options.decisions))
         feed.write_text("".join(lines[: HISTORY + NUM_FOLLOWED]), encoding="ascii")
         acting = "--model", run / "model.swt", "--out", out
@@ -75,18 +63,14 @@ def bench_act(options: BenchOptions) -> BenchRow:
         for _ in range(1 + min(options.rounds, 3)):
             shutil.rmtree(out, ignore_errors=True)
             runs.append(measure_follow(following, options.idle_s))
-        first_s, rss_mb, idle = zip(*runs[1:], strict=True)  # the first one warmed the cache up
+        first_s, rss_mb, idle = zip(*runs[1:], strict=True)  # the first run warms the cache
         lines = lines[: HISTORY + options.decisions]
         quiet = measure_round_trips(swt_command("act", "-", *acting[:3], Path(folder) / "quiet"), lines)
         with child_process([sys.executable, "-c", "while True: pass"]):
             loaded = measure_round_trips(swt_command("act", "-", *acting[:3], Path(folder) / "loaded"), lines)
-    return {
-        **quiet,
-        "loaded": loaded,
-        "first_decision_s": round(statistics.median(first_s), 3),
-        "rss_mb": max(rss_mb),
-        "cpu_percent_idle": round(statistics.median(idle), 2),
-    }
+    first, idle_percent = round(statistics.median(first_s), 3), round(statistics.median(idle), 2)
+    start = {"first_decision_s": first, "rss_mb": max(rss_mb), "cpu_percent_idle": idle_percent}
+    return {**quiet, "loaded": loaded, **start}
 
 
 def random_walk_lines(model: Path, bars: int) -> list[str]:
@@ -100,8 +84,8 @@ def random_walk_lines(model: Path, bars: int) -> list[str]:
 
 
 def measure_round_trips(arguments: list[str], lines: list[str]) -> BenchRow:
-    """Microseconds from writing a line to the stdin of `act` until its decision is read; the first one left out."""
-    found = list[float]()
+    """Microseconds from writing a line to the stdin of `act` until its decision is read, without the first decision."""
+    latency_us = list[float]()
     pipe = subprocess.PIPE
     # bare pipes: what buffers and decoding on this side take is not the child's latency
     with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, bufsize=0) as child:
@@ -114,14 +98,14 @@ def measure_round_trips(arguments: list[str], lines: list[str]) -> BenchRow:
             begin = time.perf_counter()
             child.stdin.write(line)
             await_decision(child.stdout)
-            found.append((time.perf_counter() - begin) * 1e6)
+            latency_us.append((time.perf_counter() - begin) * 1e6)
         child.stdin.close()
-    p50, p99, most = np.quantile(found[1:], (0.5, 0.99, 1.0)).round(1).tolist()
-    return {"p50_us": p50, "p99_us": p99, "max_us": most}
+    p50, p99, longest = np.quantile(latency_us[1:], (0.5, 0.99, 1.0)).round(1).tolist()
+    return {"p50_us": p50, "p99_us": p99, "max_us": longest}
 
 
 def await_decision(pipe: IO[bytes]) -> None:
-    """Wait for a line."""
+    """Read one line; raises RuntimeError if the pipe ends before it."""
     answer = b""
     while not answer.endswith(b"\n"):
         part = pipe.read(4096)

@@ -1,93 +1,60 @@
 """`bench learn`: one learning step of numpy, of its matrix products alone, and of PyTorch."""
 
-from __future__ import annotations
-
-import statistics
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing import get_context
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from host.bench.options import BenchOptions
-from host.bench.process import MIN_BLOCK_S, NETWORK_SHAPES, BenchRow, TimedCall, clock, fill_normal, map_on_pool
-from host.machine import memory_mb
+from host.bench.process import NETWORK_SHAPES, BenchRow, Work, clock, fill_normal, measure_in_processes
 from kernels.learning.replay_buffer import Batch, new_batch
 from kernels.market.position import NUM_POSITION_FEATURES
 from models.learner import Learner
 from models.loss import NUM_CHUNKS
 from models.params import ModelShape, new_params
 
-NUM_WARM_UPS = 5  # calls before a block of them is timed
-
-
-LEARNER_KEYS = {  # keys of `bench learn`
-    "swt": "ms_per_step",
-    "matmul": "matmul_ms_per_step",
-    "torch": "torch_ms_per_step",
-    "torch_compile": "torch_compile_ms_per_step",
-}
-
-
-_steps: list[TimedCall] = []  # of a process that measures learning steps
+UNROLL_STEPS = 5
+OPTIMIZER = (1e-4, 1e-2, 1_000_000)  # learning rate, weight decay, steps of the schedule
+IMPLS = {  # and the key of each in the document
+    "swt": "ms_per_step", "matmul": "matmul_ms_per_step",
+    "torch": "torch_ms_per_step", "torch_compile": "torch_compile_ms_per_step",
+}  # fmt: skip
+MatmulArgs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]  # a, b, a @ b
 
 
 def bench_learn(options: BenchOptions) -> BenchRow:
-    """The document of `bench learn`: a step on `options.batch` windows of 5 steps, its matrix products alone, PyTorch's.
+    """The document of `bench learn`: a step on `options.batch_size` windows, its matrix products alone, PyTorch's step.
 
-    Each in a process of its own, turn by turn.
+    Each is measured in a process of its own, in rounds that take turns.
     """
-    torch = ("torch", "torch_compile") if find_spec("torch") else ()
-    impls = ("swt", "matmul", *torch)
-    with ExitStack() as stack:
-        new = partial(ProcessPoolExecutor, 1, get_context("spawn"), init_learner_process)
-        pools = [stack.enter_context(new((impl, options.batch_size, options.threads))) for impl in impls]
-        turn = partial(measure_steps, threads=options.threads)
-        warm = [min(pool.submit(turn, 1).result() for _ in range(NUM_WARM_UPS)) for pool in pools]
-        # long turns: a step of megabytes finds its caches cold after the others' turns
-        counts = [max(1, round(10 * MIN_BLOCK_S / seconds)) for seconds in warm]
-        pairs = list(zip(pools, counts, strict=True))
-        turns = [[pool.submit(turn, count).result() / count for pool, count in pairs] for _ in range(options.rounds)]
-        peak = pools[0].submit(memory_mb, "VmHWM").result()
-    seconds = dict(zip(impls, map(statistics.median, zip(*turns, strict=True)), strict=True))
-    ms = {key: round(seconds[impl] * 1e3, 3) if impl in seconds else None for impl, key in LEARNER_KEYS.items()}
-    return {**ms, "threads": options.threads, "rss_mb": peak}
+    impls = [impl for impl in IMPLS if not impl.startswith("torch") or find_spec("torch")]
+    setups = [partial(new_learner_work, impl, options.batch_size, options.threads) for impl in impls]
+    # long blocks: a step of megabytes finds its caches cold after the others' turns
+    results = dict(zip(impls, measure_in_processes(setups, options.rounds, blocks=10), strict=True))
+    ms = {key: round(results[impl].seconds * 1e3, 3) if impl in results else None for impl, key in IMPLS.items()}
+    return {**ms, "threads": options.threads, "rss_mb": results["swt"].peak_mb}
 
 
-def init_learner_process(impl: str, windows: int, threads: int) -> None:
-    """Begin of a process that measures learning steps."""
-    from models.learner import Learner
-
-    shape, K, setting = NETWORK_SHAPES["64/256"], 5, (1e-4, 1e-2, 1_000_000)
-    batch = random_batch(windows, K, shape)
+def new_learner_work(impl: str, windows: int, threads: int) -> Work:
+    """What the process of one implementation times."""
+    shape = NETWORK_SHAPES["64/256"]
+    batch = random_batch(windows, UNROLL_STEPS, shape)
     if impl.startswith("torch"):
         from host.bench.torch_learner import TorchLearner
 
-        twin = TorchLearner(shape, new_params(shape, 0), *setting, threads, impl == "torch_compile")
-        _steps.append(lambda: twin.learn(batch))
-        return
+        twin = TorchLearner(shape, new_params(shape, 0), *OPTIMIZER, threads, impl == "torch_compile")
+        return Work([partial(twin.learn, batch)], clock(threads), {})
     threadpool_limits(1, "blas")
-    learner = Learner(shape, windows, K, 0, *setting, threads if impl == "swt" else 1)
+    learner = Learner(shape, windows, UNROLL_STEPS, 0, *OPTIMIZER, threads if impl == "swt" else 1)
     if impl == "swt":
-        _steps.append(lambda: learner.learn(batch))
-    else:
-        pool = ThreadPoolExecutor(threads)
-        _steps.append(partial(map_on_pool, pool, run_matmuls, record_matmuls(learner, batch, NUM_CHUNKS)))
-
-
-def measure_steps(count: int, threads: int) -> float:
-    """Seconds of `count` steps of a measuring process."""
-    now = clock(threads)
-    begin = now()
-    for _ in range(count):
-        _steps[0]()
-    return now() - begin
+        return Work([partial(learner.learn, batch)], clock(threads), {})
+    matmuls = record_matmuls(learner, batch, NUM_CHUNKS)
+    pool = ThreadPoolExecutor(threads)
+    return Work([lambda: list(pool.map(run_matmuls, matmuls))], clock(threads), {})
 
 
 def random_batch(windows: int, K: int, s: ModelShape) -> Batch:
@@ -102,21 +69,21 @@ def random_batch(windows: int, K: int, s: ModelShape) -> Batch:
     return batch
 
 
-MatmulArgs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]  # a, b, a @ b
-
-
 def record_matmuls(learner: Learner, batch: Batch, chunks: int) -> list[list[MatmulArgs]]:
-    """The matrix products of a learning step, chunk by chunk: what numpy is given while a learner takes one."""
-    found, matmul = list[MatmulArgs](), np.matmul
+    """The matrix products of a learning step, chunk by chunk: for one step `np.matmul` notes its arguments."""
+    products, namespace, matmul = list[MatmulArgs](), vars(np), np.matmul
 
-    def keep(a: Any, b: Any, out: Any) -> None:
-        found.append((a, b, out))
+    def record(a: Any, b: Any, out: Any) -> None:
+        products.append((a, b, out))
         matmul(a, b, out=out)
 
-    with patch.object(np, "matmul", keep):
+    namespace["matmul"] = record
+    try:
         learner.learn(batch)
-    share = len(found) // chunks  # a learner on one thread takes its chunks one after the other
-    return [found[i * share : (i + 1) * share] for i in range(chunks)]
+    finally:
+        namespace["matmul"] = matmul
+    per_chunk = len(products) // chunks  # a learner on one thread takes its chunks one after the other
+    return [products[i * per_chunk : (i + 1) * per_chunk] for i in range(chunks)]
 
 
 def run_matmuls(products: list[MatmulArgs]) -> None:

@@ -1,9 +1,7 @@
-"""The networks of `bench search` in JAX with the same weights, searched by mctx: the neighbour to measure against.
+"""The networks of `bench search` in JAX with the same weights, searched by mctx.
 
 Imported only in the process that measures mctx, where that package is installed.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +20,7 @@ MAX_NUM_CONSIDERED_ACTIONS = 4
 
 
 def relu_linear(p: Any, x: Any, name: str) -> Any:
-    """A rectified layer."""
+    """A linear layer with a ReLU."""
     return jax.nn.relu(linear(p, x, name))
 
 
@@ -33,8 +31,7 @@ def linear(p: Any, x: Any, name: str) -> Any:
 
 def layer_norm(x: Any) -> Any:
     """Layer norm without parameters."""
-    x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + LAYERNORM_EPSILON)
+    return jax.nn.standardize(x, epsilon=LAYERNORM_EPSILON)
 
 
 def decode(z: Any, limit: float) -> Any:
@@ -72,7 +69,7 @@ def decision_recurrent_fn(s: ModelShape, p: Any, key: Any, action: Any, m: Any) 
 
 
 def chance_recurrent_fn(s: ModelShape, p: Any, key: Any, code: Any, m: Any) -> Any:
-    """The second half."""
+    """The second half of a stochastic step."""
     m, reward, logits, value = dynamics(s, p, key, code, m)
     discount = jnp.full_like(reward, DISCOUNT)
     out = mctx.ChanceRecurrentFnOutput(action_logits=logits, value=value, reward=reward, discount=discount)
@@ -80,18 +77,17 @@ def chance_recurrent_fn(s: ModelShape, p: Any, key: Any, code: Any, m: Any) -> A
 
 
 def run_search(s: ModelShape, kind: str, n: int, p: Any, key: Any, x: Any) -> Any:
-    """Action and policy of every root."""
+    """(action, policy) of every root."""
     m = layer_norm(linear(p, relu_linear(p, x, "representation_hidden"), "representation_out"))
     logits, value = predict(p, s, m)
     root = mctx.RootFnOutput(prior_logits=logits, value=value, embedding=m)
     if kind == "gumbel":
-        considered = {"max_num_considered_actions": MAX_NUM_CONSIDERED_ACTIONS}
-        found = mctx.gumbel_muzero_policy(p, key, root, partial(recurrent_fn, s), n, **considered)
+        step = partial(recurrent_fn, s)
+        output = mctx.gumbel_muzero_policy(p, key, root, step, n, max_num_considered_actions=MAX_NUM_CONSIDERED_ACTIONS)
     else:
-        found = mctx.stochastic_muzero_policy(
-            p, key, root, partial(decision_recurrent_fn, s), partial(chance_recurrent_fn, s), n
-        )
-    return found.action, found.action_weights
+        steps = partial(decision_recurrent_fn, s), partial(chance_recurrent_fn, s)
+        output = mctx.stochastic_muzero_policy(p, key, root, *steps, n)
+    return output.action, output.action_weights
 
 
 def new_mctx_search(shape: ModelShape, kind: str, B: int, n: int) -> Callable[[], Any]:

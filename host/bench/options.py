@@ -1,19 +1,33 @@
 """How much a bench measures."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from host.bench.enhancement_run import Budget
 from host.bench.process import NETWORK_SHAPES
-from host.bench.search import SEARCHES
+from host.evaluation.exam import NUM_BARS
+
+SEARCHES = ("gumbel", "stochastic", "market")  # of `search`
 
 
 class BenchError(ValueError):
-    """There is nothing of this name to measure."""
+    """Nothing of this name can be measured."""
 
     exit_code = 2
+
+
+class Budget(NamedTuple):
+    """How much `enhancements` spends on a job; the defaults are those of a published figure."""
+
+    minutes: float = 2.0  # of training
+    threads: int = 1
+    length: int = NUM_BARS  # bars of the market
+    eval_interval: int = 2  # iterations between two quick evaluations
+    quick_eval_bars: int = 4096  # unseen bars of a quick evaluation; an agent that passes it is evaluated on all
+    iterations: int = 4  # of the training whose weights are compared
+    rounds: int = 5
+    decisions: int = 256
+    settings: tuple[str, ...] = ()  # of every variant
 
 
 @dataclass(frozen=True)
@@ -28,19 +42,19 @@ class BenchOptions:
     simulations: tuple[int, ...] = (16, 32, 50)
     thread_counts: tuple[int, ...] = (1, 2)  # of `search`
     threads_and_roots: tuple[tuple[int, int], ...] = ((1, 1), (1, 64), (8, 64))  # threads and roots of `widening`
-    episodes: int = 32
+    episodes: int = 32  # of a collection of `selfplay`
     chains: int = 100  # of `exogenous`
-    windows: int = 2048
-    length: int = 60_000  # bars of the market of `selfplay`
-    reanalyze_simulations: tuple[int, ...] = (4, 8, 16)  # simulations of `rezero`
+    windows: int = 2048  # of `features`
+    length: int = 60_000  # bars of the markets of `selfplay` and `rezero`
+    reanalyze_simulations: tuple[int, ...] = (4, 8, 16)  # of `rezero`
     iterations: int = 8  # that the agent of `rezero` has learnt
-    batch_size: int = 256
+    batch_size: int = 256  # of `learn`
     decisions: int = 10_000  # of `act`
-    bars: int = 1_300_000
-    minutes: float = 1.0
-    idle_s: float = 10.0
-    settings: tuple[str, ...] = ()  # of the training in `memory`
+    bars: int = 1_300_000  # of `memory`
+    minutes: float = 1.0  # of the training in `memory`
+    idle_s: float = 10.0  # of `act`
+    settings: tuple[str, ...] = ()  # of the trainings in `memory` and `rezero`
     seeds: int = 5  # of `enhancements`
-    only: str | None = None  # one of them
+    only: str | None = None  # the one enhancement to measure
     out: Path = Path("runs/enhancements")
     budget: Budget = field(default_factory=Budget)

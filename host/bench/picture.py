@@ -1,14 +1,12 @@
 """The picture of `bench enhancements`: off against on, a row for each enhancement, a panel for each figure."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from host.svg import svg_bar, svg_document, svg_text
 
 PANELS = {
     "rss_anon_mb": "memory, MB", "tree_kb": "a tree, kB", "us_per_decision": "a decision, us",
-    "selection_us": "selection, us", "rows_per_decision": "rows a decision", "ms_per_session": "a session, ms",
+    "selection_us": "selection, us", "rows_per_decision": "rows a decision", "ms_per_episode": "an episode, ms",
     "storage_mb": "storage, MB", "planted": "planted", "planted-hard": "planted-hard", "close": "close",
 }  # fmt: skip
 NAME_WIDTH, PANEL_WIDTH, ROW_HEIGHT, TOP_MARGIN, BAR_HEIGHT = 170, 112, 42, 56, 12  # pixels
@@ -17,12 +15,10 @@ COLOURS = {"off": "#8b949e", "on": "#2f81f7"}
 
 
 def render_svg(document: list[dict[str, Any]]) -> str:
-    """An SVG; bars of a column have one scale, what was not reached has none."""
+    """The document as an SVG; the bars of a panel share one scale, and a figure that was not reached has no bar."""
     width, height = NAME_WIDTH + PANEL_WIDTH * len(PANELS), TOP_MARGIN + ROW_HEIGHT * len(document)
     parts = [
-        svg_text(
-            8, 18, "grey: off, blue: on; of markets the sessions to 90 % of the optimum or until closing is learnt", 13
-        ),
+        svg_text(8, 18, "grey: off, blue: on; markets: episodes to 90 % of the optimum or until closing is learnt", 13),
     ]
     for i, (key, title) in enumerate(PANELS.items()):
         x = NAME_WIDTH + PANEL_WIDTH * i
@@ -35,7 +31,7 @@ def render_svg(document: list[dict[str, Any]]) -> str:
 
 
 def panel_bars(x: int, y: int, row: dict[str, Any], key: str, longest: float) -> list[str]:
-    """One panel."""
+    """The two bars of one enhancement in one panel."""
     parts = []
     for n, (side, colour) in enumerate(COLOURS.items()):
         value, at = side_value(row[side], key), y + n * (BAR_HEIGHT + 2)
@@ -47,6 +43,6 @@ def panel_bars(x: int, y: int, row: dict[str, Any], key: str, longest: float) ->
 
 
 def side_value(side: dict[str, Any], key: str) -> float | None:
-    """A figure of one side; a market stands for the sessions it takes."""
-    found: float | None = side["markets"][key]["sessions_to_90"] if key in side["markets"] else side[key]
-    return None if found is None else max(found, 0.0)
+    """A figure of one side; that of a market is the episodes it takes."""
+    value: float | None = side["markets"][key]["episodes_to_90"] if key in side["markets"] else side[key]
+    return None if value is None else max(value, 0.0)

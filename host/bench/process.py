@@ -1,111 +1,145 @@
-"""The harness of every bench: clocks, blocks of calls, medians, and rounds that several processes run in turns."""
+"""The harness of every bench: calls in rounds that take turns, medians, and processes of their own."""
 
-from __future__ import annotations
-
+import signal
 import statistics
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from timeit import Timer
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from host.machine import memory_mb
-from kernels.ort import check_status
 from models.params import ModelShape
 
 ROOT = Path(__file__).parents[2]
-SAMPLE_CSV = ROOT / "host" / "data" / "sample.csv"
-
-
-def map_on_pool(pool: ThreadPoolExecutor, fn: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-    """work(item) of every item, on the threads of the pool."""
-    return list(pool.map(fn, items))
-
-
-MIN_BLOCK_S = 0.03  # least length of a timed block
-
-
 NETWORK_SHAPES = {"64/256": ModelShape(features=300, latent=64, hidden=256), "default": ModelShape(features=300)}
-
-
+MIN_BLOCK_S = 0.03  # least length of a timed block
+PROCESS_WARM_UPS = 5  # calls in a process before its blocks are timed
+SAMPLE_INTERVAL_S = 0.1  # of the memory of a watched process
 BenchRow = dict[str, Any]
-
-
 TimedCall = Callable[[], object]
+Clock = Callable[[], float]
+ReportProgress = Callable[[float], object]  # called with the share of a job that is done
+T = TypeVar("T")
 
 
-class Case(NamedTuple):
-    """What one process measures."""
-
-    impl: str  # swt, network or mctx
-    search: str  # of SEARCHES
-    net: str  # of NETS
-    B: int
-    n: int
-    threads: int
-
-
-def clock(threads: int) -> Callable[[], float]:
-    """CPU time of the process, of which one thread works, or wall time of several."""
+def clock(threads: int) -> Clock:
+    """CPU time of the process if one thread works, wall time if several do."""
     return time.process_time if threads == 1 else time.perf_counter
 
 
-def median_seconds(calls: list[TimedCall], rounds: int, now: Callable[[], float]) -> list[float]:
-    """Median seconds of a call of each, measured in turns; the first calls only warm up."""
-    timers = [Timer(work, timer=now) for work in calls]
-    for timer in timers:
-        timer.timeit(1)
-    counts = [max(1, round(MIN_BLOCK_S / max(timer.timeit(1), 1e-6))) for timer in timers]
-    pairs = list(zip(timers, counts, strict=True))
-    turns = [[timer.timeit(count) / count for timer, count in pairs] for _ in range(rounds)]
+def median_in_turns(
+    timed: Sequence[Callable[[int], float]], rounds: int, warm_ups: int = 2, blocks: int = 1
+) -> list[float]:
+    """Median seconds of a call of each, in rounds that take turns; `timed[i](count)` gives the seconds of a block.
+
+    A block has so many calls, by the shortest warm-up call, that it takes `blocks` times MIN_BLOCK_S.
+    """
+    warm = [[seconds(1) for seconds in timed] for _ in range(warm_ups)]
+    counts = [max(1, round(blocks * MIN_BLOCK_S / max(min(column), 1e-6))) for column in zip(*warm, strict=True)]
+    pairs = list(zip(timed, counts, strict=True))
+    turns = [[seconds(count) / count for seconds, count in pairs] for _ in range(rounds)]
     return [statistics.median(column) for column in zip(*turns, strict=True)]
 
 
-def fill_normal(arrays: Any, seed: int) -> None:
+def median_seconds(calls: list[TimedCall], rounds: int, now: Clock) -> list[float]:
+    """Median seconds of a call of each, measured in turns in this process."""
+    return median_in_turns([Timer(call, timer=now).timeit for call in calls], rounds)
+
+
+class Work(NamedTuple):
+    """What a measuring process times."""
+
+    calls: list[TimedCall]  # one a thread
+    now: Clock
+    figures: BenchRow  # that are given beside the seconds
+
+
+class Measurement(NamedTuple):
+    """The figures of one process."""
+
+    seconds: float  # median of a call; of several threads, that of the slowest
+    peak_mb: float  # of resident memory
+    figures: BenchRow
+
+
+_work: list[Work] = []  # of a measuring process
+
+
+def measure_in_processes(setups: Sequence[Callable[[], Work]], rounds: int, blocks: int = 1) -> list[Measurement]:
+    """Measure the work of every setup in a fresh process of its own, in rounds that take turns."""
+    with ExitStack() as stack:
+        context = get_context("spawn")
+        pools = [stack.enter_context(ProcessPoolExecutor(1, context, _install_work, (setup,))) for setup in setups]
+        seconds = median_in_turns([partial(_run_on, pool) for pool in pools], rounds, PROCESS_WARM_UPS, blocks)
+        ends = [pool.submit(_end_of_work).result() for pool in pools]
+    return [Measurement(median, *end) for median, end in zip(seconds, ends, strict=True)]
+
+
+def _install_work(setup: Callable[[], Work]) -> None:
+    _work.append(setup())
+
+
+def _run_on(pool: ProcessPoolExecutor, count: int) -> float:
+    return pool.submit(_run_work, count).result()
+
+
+def _run_work(count: int) -> float:
+    """Seconds of `count` calls on every thread at once; those of the slowest thread."""
+    timers = [Timer(call, timer=_work[0].now) for call in _work[0].calls]
+    if len(timers) == 1:
+        return timers[0].timeit(count)
+    with ThreadPoolExecutor(len(timers)) as pool:
+        return max(pool.map(Timer.timeit, timers, [count] * len(timers)))
+
+
+def _end_of_work() -> tuple[float, BenchRow]:
+    return memory_mb("VmHWM"), _work[0].figures
+
+
+def watch_process(fn: Callable[[T, ReportProgress], BenchRow], job: T, report_progress: ReportProgress) -> BenchRow:
+    """The result of `fn(job, report)` in a fresh process, and the process's peak memory until it reports the share 1.
+
+    Raises RuntimeError if the process ends without a result.
+    """
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, fn, job), daemon=True)
+    process.start()
+    sender.close()
+    message: Any = None
+    peaks = {"rss_anon_mb": 0.0, "rss_mb": 0.0}
+    try:
+        while not isinstance(message, dict):
+            if receiver.poll(SAMPLE_INTERVAL_S):
+                message = receiver.recv()
+            if isinstance(message, float) and message < 1:
+                report_progress(message)
+                for name, field in (("rss_anon_mb", "RssAnon"), ("rss_mb", "VmRSS")):
+                    peaks[name] = max(peaks[name], memory_mb(field, process.pid or 0))
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"{job}: its process ended with {process.exitcode}") from None
+    process.join()
+    return {**message, **peaks}
+
+
+def _send_result(sender: Connection, fn: Callable[[T, ReportProgress], BenchRow], job: T) -> None:
+    """Send shares of progress, then the result; a broken pipe ends this process, an interrupt is left to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sender.send(fn(job, sender.send))
+
+
+def fill_normal(arrays: Iterable[NDArray[np.float32]], seed: int) -> None:
     """Overwrite arrays with standard normal numbers."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     for array in arrays:
         array[...] = rng.standard_normal(array.shape)
-
-
-_calls: list[Callable[[], Any]] = []  # of a measuring process, one a thread
-
-
-_case: list[Case] = []
-
-
-def install_calls(case: Case, calls: list[Callable[[], Any]]) -> None:
-    """Have `measure_seconds` measure these."""
-    _case.append(case)
-    _calls.extend(calls)
-
-
-def thread_seconds(call: Callable[[], Any], count: int) -> float:
-    """CPU seconds that the calling thread takes for `count` calls."""
-    begin = time.thread_time()
-    for _ in range(count):
-        check_status(call())
-    return time.thread_time() - begin
-
-
-def measure_seconds(count: int) -> float:
-    """Seconds of `count` searches on every thread of a measuring process."""
-    case = _case[0]
-    if case.impl == "mctx":
-        now = time.process_time if case.threads == 1 else time.perf_counter
-        begin = now()
-        for _ in range(count):
-            _calls[0]()
-        return now() - begin
-    if case.threads == 1:
-        return thread_seconds(_calls[0], count)
-    with ThreadPoolExecutor(case.threads) as pool:
-        return max(pool.map(lambda work: thread_seconds(work, count), _calls))
-
-
-def peak_rss_mb() -> float:
-    """Peak resident memory of a measuring process."""
-    return memory_mb("VmHWM")

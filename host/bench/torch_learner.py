@@ -1,6 +1,4 @@
-"""The learning step in PyTorch, from the same weights on the same batches: what `bench learn` measures beside ours."""
-
-from __future__ import annotations
+"""The learning step in PyTorch, from the same weights on the same batches, for `bench learn` to measure beside ours."""
 
 import math
 from importlib import import_module
@@ -22,24 +20,19 @@ class TorchLearner:
     """The networks, losses and optimiser of `models.learner.Learner`, with PyTorch's gradients."""
 
     def __init__(
-        self,
-        shape: ModelShape,
-        flat: Array,
-        learning_rate: float,
-        weight_decay: float,
-        lr_decay_steps: int,
-        threads: int,
-        compiled: bool,
-    ) -> None:
+        self, shape: ModelShape, flat: Array, learning_rate: float, weight_decay: float, lr_decay_steps: int,
+        threads: int, compiled: bool,
+    ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         named = vars(as_views(flat.copy(), shape))
         self._p = {name: torch.from_numpy(view).requires_grad_() for name, view in named.items()}
+        decays = {"_w": weight_decay, "_b": 0.0}
         groups = [
-            {"params": [p for name, p in self._p.items() if name.endswith(part)], "weight_decay": w}
-            for part, w in (("_w", weight_decay), ("_b", 0.0))
+            {"params": [p for name, p in self._p.items() if name.endswith(end)], "weight_decay": decay}
+            for end, decay in decays.items()
         ]
         self._optimizer = torch.optim.AdamW(groups, learning_rate, (BETA_1, BETA_2), ADAM_EPSILON, fused=True)
-        self._shape, self._learning_rate, self._lr_decay_steps, self._step = (shape, learning_rate, lr_decay_steps, 0)
+        self._shape, self._learning_rate, self._lr_decay_steps, self._step = shape, learning_rate, lr_decay_steps, 0
         self._losses = torch.compile(self._eager_losses) if compiled else self._eager_losses
 
     def learn(self, batch: Batch) -> dict[str, float]:
@@ -64,37 +57,31 @@ class TorchLearner:
     def _mlp(self, hidden: str, out: str, *inputs: Tensor) -> Tensor:
         return self._linear(out, torch.relu(self._linear(hidden, torch.cat(inputs, -1))))
 
-    def _eager_losses(self, x: Tensor, position: Tensor, afterstate_position: Tensor, **targets: Tensor) -> Tensor:
-        """[5] the losses in the order of LOSSES."""
+    def _eager_losses(self, features: Tensor, position: Tensor, afterstate_position: Tensor, **batch: Tensor) -> Tensor:
+        """[5] the losses in the order of LOSSES; the other tensors of a `Batch`, value and reward [..., V]."""
         s, K = self._shape, afterstate_position.shape[1]
         one_hot = torch.nn.functional.one_hot
-        action, code = (one_hot(targets["action"], s.actions).float(), one_hot(targets["code"], s.codes).float())
-        m = layer_norm(self._mlp("representation_hidden", "representation_out", x))
+        action, code = one_hot(batch["action"], s.actions).float(), one_hot(batch["code"], s.codes).float()
+        m = layer_norm(self._mlp("representation_hidden", "representation_out", features))
         latents = [m]
         for k in range(K):
             m = LATENT_GRADIENT_SCALE * m + (1 - LATENT_GRADIENT_SCALE) * m.detach()
             m = layer_norm(m + self._mlp("dynamics_hidden", "dynamics_out", m, code[:, k]))
             latents.append(m)
         m = torch.stack(latents, 1)
-        predict = torch.relu(self._linear("prediction_hidden", torch.cat([m, position], -1)))
-        policy = self._linear("policy", predict).masked_fill(~targets["legal"], MASKED_LOGIT)
-        value, reward = targets["value"], targets["reward"]
-        decision, step = targets["weight"], targets["weight"][:, 1:]
-        before = m[:, :K]
-        found = [
-            cross_entropy(policy, targets["policy"] * targets["legal"], decision),
-            cross_entropy(self._linear("value", predict), value, decision),
-            cross_entropy(
-                self._mlp("afterstate_hidden", "afterstate_value", before, action, afterstate_position),
-                value[:, :K],
-                step,
-            ),
+        hidden = torch.relu(self._linear("prediction_hidden", torch.cat([m, position], -1)))
+        policy = self._linear("policy", hidden).masked_fill(~batch["legal"], MASKED_LOGIT)
+        decision, step, before = batch["weight"], batch["weight"][:, 1:], m[:, :K]
+        afterstate = self._mlp("afterstate_hidden", "afterstate_value", before, action, afterstate_position)
+        reward = self._mlp("reward_hidden", "reward", before, code, afterstate_position, position[:, 1:])
+        losses = [
+            cross_entropy(policy, batch["policy"] * batch["legal"], decision),
+            cross_entropy(self._linear("value", hidden), batch["value"], decision),
+            cross_entropy(afterstate, batch["value"][:, :K], step),
             cross_entropy(self._mlp("chance_hidden", "chance_logits", before), code, step),
-            cross_entropy(
-                self._mlp("reward_hidden", "reward", before, code, afterstate_position, position[:, 1:]), reward, step
-            ),
+            cross_entropy(reward, batch["reward"], step),
         ]
-        return torch.stack(found)
+        return torch.stack(losses)
 
 
 def layer_norm(x: Tensor) -> Tensor:

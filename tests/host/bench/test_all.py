@@ -1,23 +1,29 @@
 """Every bench on its smallest size: the keys of its document, and that what is timed is what it says."""
 
 import io
+import itertools
 import json
+import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
+import swt
 from host.bench import exogenous as bench_exogenous
 from host.bench.acting import SMALL_TRAINING, write_m1_csv
 from host.bench.all import BENCHES, print_bench, run_bench
 from host.bench.kernels import read_sample_bars
 from host.bench.learn import random_batch, record_matmuls, run_matmuls
-from host.bench.options import BenchError, BenchOptions
-from host.bench.process import Case, TimedCall, median_seconds
-from host.bench.search import SEARCHES, case_shape, market_call_rows, new_searches
+from host.bench.options import SEARCHES, BenchError, BenchOptions
+from host.bench.process import TimedCall, Work, measure_in_processes, median_seconds
+from host.bench.readme import FIGURES, README, rewrite
+from host.bench.search import Case, case_shape, market_call_rows, new_searches
 from host.data.csv_reader import read_bars
 from host.data.formats import ReadOptions
 from host.machine import memory_mb
@@ -50,7 +56,7 @@ TINY = BenchOptions(
 KEYS = {
     "search": {"impl", "search", "net", "B", "n", "threads", "ms", "us_per_decision", "rows", "rss_mb"},
     "features": {"windows_per_s", "single_window_us", "kymatio_windows_per_s"},
-    "selfplay": {"sessions_per_minute", "decisions_per_s", "threads", "rss_mb"},
+    "selfplay": {"episodes_per_minute", "decisions_per_s", "threads", "rss_mb"},
     "learn": {
         "ms_per_step",
         "matmul_ms_per_step",
@@ -79,8 +85,7 @@ MAY_BE_0 = {"cpu_percent_idle", "reuse_share", "policy_kl", "value_rmse", "regre
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("learn", "process", "search", "widening"):
-        monkeypatch.setattr(f"host.bench.{module}.BLOCK_S", 0.0)
+    monkeypatch.setattr("host.bench.process.MIN_BLOCK_S", 0.0)
 
 
 @pytest.mark.parametrize("what", KEYS)
@@ -97,6 +102,14 @@ def test_documents_have_their_keys_and_positive_figures(what: str) -> None:
     if what == "search":
         assert [row["impl"] for row in rows] == ["swt", "network"] * len(SEARCHES)
         assert "ratio" in out.getvalue()
+    markdown = io.StringIO()
+    print_bench(what, document, markdown, f"python swt.py bench {what}")
+    command, blank, *table = markdown.getvalue().splitlines()
+    assert (command, blank) == (f"`python swt.py bench {what}`", "")
+    assert [line.split() for line in out.getvalue().splitlines()][1:] == [
+        line.replace("|", " ").split() for line in table[2:]
+    ]
+    assert {line.count("|") for line in table} == {table[0].count("|")}
 
 
 def test_at_equal_rows_the_market_search_decides_better() -> None:
@@ -147,7 +160,7 @@ def test_the_network_alone_makes_the_calls_of_the_search(search: str) -> None:
         assert calls.tolist() == [24, 192, 72]  # 1, 8 and 3 nodes of each root, with 8 codes each
         assert market_call_rows(100, 2, 8).tolist() == [512, 288, 512, 288]  # no call is larger than the cache likes
     else:
-        np.testing.assert_array_equal(calls, planner.work.calls)
+        np.testing.assert_array_equal(calls, planner.work.rows_per_call)
         assert (calls.sum(axis=1) == 3).all()
         assert (calls[:, 1] > 0).any() == (search == "stochastic")
     assert case_shape(case).codes == {"gumbel": 4, "stochastic": 32, "market": 8}[search]
@@ -174,6 +187,58 @@ def test_medians_are_of_the_rounds_and_in_turns() -> None:
     works: list[TimedCall] = [lambda: order.append("a"), lambda: order.append("b")]
     assert median_seconds(works, 3, lambda: next(ticks)) == [3, 4]
     assert order[4:] == ["a", "b"] * 3
+
+
+def slow_work(sleeps: int, now: float) -> Work:
+    ticks = itertools.count(0.0, now)
+    return Work([lambda: None] * sleeps, lambda: next(ticks), {"sleeps": sleeps})
+
+
+def test_processes_give_the_seconds_of_a_call_and_their_figures() -> None:
+    results = measure_in_processes([partial(slow_work, 1, 0.5), partial(slow_work, 1, 2.0)], rounds=3)
+    assert [result.seconds for result in results] == [0.5, 2.0]
+    assert [result.figures for result in results] == [{"sleeps": 1}] * 2
+    assert all(1 < result.peak_mb < 1000 for result in results)
+
+
+def test_recorded_products_leave_numpy_as_it_is() -> None:
+    s, matmul = ModelShape(features=20, latent=8, hidden=16), np.matmul
+    learner = Learner(s, 4 * NUM_CHUNKS, 2, 0, 1e-3, 0.0, 100, 1)
+    with pytest.raises(AttributeError):
+        record_matmuls(learner, None, NUM_CHUNKS)  # type: ignore[arg-type]
+    assert np.matmul is matmul
+
+
+def test_figures_are_written_under_their_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def capture(*command: str) -> str:
+        ran.append(command)
+        return "abc\n" if command[0] == "git" else f"ran {command[3]}\n"
+
+    ran = list[tuple[str, ...]]()
+    monkeypatch.setattr("host.bench.readme.capture", capture)
+    path = tmp_path / "README.md"
+    first, second = ("<!-- python swt.py bench ort -->\n", "<!-- python swt.py selftest 'a b' -->\n")
+    path.write_text(f"head\n{first}old\n<!-- end -->\nbetween\n{second}<!-- end -->\ntail\n")
+    rewrite(path, ["selftest"])
+    text = "```\n$ python swt.py selftest 'a b'\nran a b\n```\n\nCommit abc.\n"
+    assert path.read_text() == f"head\n{first}old\n<!-- end -->\nbetween\n{second}{text}<!-- end -->\ntail\n"
+    rewrite(path, [])
+    assert f"{first}ran ort\n\nCommit abc.\n<!-- end -->\nbetween\n{second}{text}<!-- end -->" in path.read_text()
+    assert [command[1:] for command in ran[-2:]] == [
+        ("swt.py", "bench", "ort", "--markdown"),
+        ("swt.py", "selftest", "a b"),
+    ]
+
+
+def test_every_bench_has_its_figures_and_every_command_exists() -> None:
+    commands = [match[1] for match in FIGURES.finditer(README.read_text())]
+    assert len(commands) == README.read_text().count("<!-- end -->")
+    words = [shlex.split(command) for command in commands]
+    assert {line[2] for line in words if line[1] == "bench"} == set(BENCHES)
+    root = typer.main.get_command(swt.app)
+    for line in words:
+        command = root.commands[line[1]]  # type: ignore[attr-defined]
+        command.make_context(line[1], line[2:], resilient_parsing=False)
 
 
 def test_minutes_are_a_file_that_training_reads(tmp_path: Path) -> None:
