@@ -2,7 +2,8 @@
 
 A vectoriser cannot prove that the inputs and outputs of a butterfly do not overlap, and its checks at run time cost
 more than the work.  It does not know either that the actions of a node fill one register.  A kernel that names its
-vectors has nothing to prove.  Only `reduce_add`, `reduce_max`, `reduce_min` and `first_set` mix lanes, in a fixed order.
+vectors has nothing to prove.  Only `reduce_add`, `reduce_max`, `reduce_min` and `first_set` mix lanes, in a fixed
+order.
 """
 
 import math

@@ -88,8 +88,8 @@ def shortage_remedy(
 ) -> str:
     """Advice that gives a training episode, where bars that close at `time` [T] give none.
 
-    An episode of `longest` decisions fits into the training part.  One of `gapless` decisions fits between two gaps, and
-    more bars do not change that.
+    An episode of `longest` decisions fits into the training part.  One of `gapless` decisions fits between two gaps,
+    and more bars do not change that.
     """
     T, fraction, length = len(time), config.train.train_fraction, config.market.episode_length
     # bars of as many weeks as the hours are learnt from
