@@ -277,7 +277,7 @@ RENAMED_WORDS = {"amddp": "drawdown_penalised"}
 def load_config(path: Path | None = None, settings: list[str] | None = None, base: Config | None = None) -> Config:
     """`base` or the defaults, then the TOML file, then each `section.key=value`; ConfigError unless they agree."""
     config = apply_overrides(base or Config(), path, settings)
-    for find_faults in (market_faults, network_faults, search_faults, training_faults):
+    for find_faults in (network_faults, search_faults, training_faults):
         fault = next(find_faults(config), "")
         if fault:
             raise ConfigError(fault)
@@ -427,13 +427,6 @@ def check_minutes(minutes: float | None) -> None:
         raise ConfigError(f"--minutes: {minutes} is {fault}")
 
 
-def market_faults(config: Config) -> Iterator[str]:
-    """Sizes of an entry that are no ascending fractions."""
-    sizes = config.market.position_sizes
-    if not 1 <= len(sizes) <= MAX_SIZES or sizes != sorted({*sizes} - {0.0}):
-        yield f"market.position_sizes: {sizes} are not 1 to {MAX_SIZES} ascending fractions above 0"
-
-
 def network_faults(config: Config) -> Iterator[str]:
     """Features, widths and losses that exclude each other."""
     f, n, t = config.features, config.network, config.train
@@ -460,8 +453,10 @@ def state_width(config: Config) -> int:
 
 
 def search_faults(config: Config) -> Iterator[str]:
-    """A search that these sizes and networks exclude."""
+    """Sizes that are no ascending fractions, and a search that these sizes and networks exclude."""
     s, sizes = config.search, config.market.position_sizes
+    if not 1 <= len(sizes) <= MAX_SIZES or sizes != sorted({*sizes} - {0.0}):
+        yield f"market.position_sizes: {sizes} are not 1 to {MAX_SIZES} ascending fractions above 0"
     widening = s.algorithm == ALGORITHMS[WIDENING]
     if widening and sizes != [1.0]:
         yield "search.algorithm: widening wants market.position_sizes=[1.0], whose fractions it draws"

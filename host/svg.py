@@ -29,9 +29,8 @@ def svg_document(width: float, height: float, parts: list[str]) -> str:
 
 def svg_text(x: float, y: float, text: str, size: int = 11, fill: str = INK, anchor: str = "start") -> str:
     """A line of text; (x, y) is its left, middle or right end on the base line, as `anchor` says."""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{fill}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
+    place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{fill}" text-anchor="{anchor}"'
+    return f"<text {place}>{escape(text)}</text>"
 
 
 def svg_bar(x: float, y: float, width: float, height: float, fill: str) -> str:

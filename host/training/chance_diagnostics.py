@@ -63,10 +63,7 @@ def chance_logits(networks: OnnxNetworks, store: FeatureStore, ts: NDArray[np.in
 def diagnose(
     networks: OnnxNetworks, codes: ChanceCodes, store: FeatureStore, bars: Bars, ts: NDArray[np.int64]
 ) -> dict[str, float]:
-    """Metrics of the codes of the bars after `ts`, and of the chance prior at `ts`.
-
-    `code_r2` is the fraction of the variance of the moves that the mean moves of the codes explain.
-    """
+    """Metrics of the codes of the bars after `ts` and of the chance prior; `code_r2`: variance the codes explain."""
     code = np.zeros(len(ts), np.int64)
     fill_realised_codes(code, codes, bars, ts)
     moves = moves_after_bars(bars, ts)
@@ -86,10 +83,7 @@ def perplexity(code: NDArray[np.int64]) -> float:
 
 
 def calibration(logits: NDArray[np.float64], code: NDArray[np.int64]) -> dict[str, float]:
-    """Mean negative log-likelihood of `code` [n] under `logits` [n, C], and the expected calibration error.
-
-    The error compares the probability of the likeliest code with its frequency, by level of that probability.
-    """
+    """Mean negative log-likelihood of `code` [n] under `logits` [n, C]; expected calibration error of the likeliest."""
     if not np.isfinite(logits).all():
         raise FloatingPointError("the chance prior of a bar is not finite: is there a NaN in its features?")
     log_p = logits - logits.max(axis=1, keepdims=True)
