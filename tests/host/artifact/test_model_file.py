@@ -220,7 +220,7 @@ CHANGES = {
     "no self-test vector": lambda members, manifest: manifest["selftest"].update(root={"x": [[1.0]]}),
     "wrong shape": lambda members, manifest: manifest["selftest"]["root"].update(x=[1.0]),
     "its shape is not": lambda members, manifest: manifest["selftest"]["root"].update(x=[[1.0]] * 3),
-    "format 3": lambda members, manifest: manifest.update(format=3),
+    "format 2": lambda members, manifest: manifest.update(format=2),
     "no format": lambda members, manifest: manifest.pop("format"),
     "missing.*history": lambda members, manifest: manifest.pop("history"),
     "missing.*program": lambda members, manifest: manifest.pop("program"),
