@@ -91,7 +91,7 @@ class CodeReader(NamedTuple):
 class Extension:
     """An extension that adds nothing: the default of every hook."""
 
-    switch: ClassVar[str]  # the field of ModelShape or of LossWeights that turns it on by being above 0
+    switch: ClassVar[str] = ""  # the field of ModelShape or of LossWeights that turns it on by being above 0
     small_init: ClassVar[tuple[str, ...]] = ()  # weights that start at a hundredth of the usual scale
     policy_layers: ClassVar[tuple[str, ...]] = ()  # layers whose outputs follow the policy logits in the graphs
     needs: ClassVar[tuple[str, ...]] = ()  # of "target", "next_features" and "move": what `learn` must be given

@@ -26,10 +26,11 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
+    "core": 12_500,
+    "data": 3_300,  # how files of strangers are read
+    "live": 1_680,  # acting beside money
+    "extensions": 1_640,
     "bench": 1_800,
-    "extensions": 1_550,
-    "data": 3_320,  # how files of strangers are read
-    "core": 13_400,
 }
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
 ACTING = ("host.commands.act", "host.commands.backtest", "host.commands.doctor")  # a trading machine has no trainer
@@ -74,7 +75,8 @@ def folder_of(name: str) -> str:
 
 def shelf_of(path: Path) -> str:
     name = path.relative_to(ROOT).as_posix()
-    shelf = {"host/bench": "bench", "host/data": "data"}.get(path.parent.relative_to(ROOT).as_posix(), "core")
+    shelves = {"host/bench": "bench", "host/data": "data", "host/live": "live", "kernels/live": "live"}
+    shelf = shelves.get(path.parent.relative_to(ROOT).as_posix(), "core")
     return "extensions" if name.startswith(EXTENSIONS) else shelf
 
 
@@ -127,11 +129,14 @@ def test_files_and_functions_are_short() -> None:
     for path in [*modules().values(), *files_of_tests()]:
         text = path.read_text()
         lines = len(text.splitlines())
-        assert lines <= 700, f"{path.name} has {lines} lines"
+        assert lines <= (700 if "tests" in path.parts else 500), f"{path.name} has {lines} lines"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 160
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 120
+    assert len(readme.split()) <= 1_100
+    assert max(map(len, readme.splitlines())) <= 110
 
 
 @pytest.mark.parametrize("shelf", SHELVES)
