@@ -154,7 +154,7 @@ def test_the_network_alone_makes_the_calls_of_the_search(search: str) -> None:
     (network,) = new_searches(case._replace(impl="network"))
     *_, roots, calls = network.args  # type: ignore[attr-defined]
     assert roots == 3
-    assert roots + calls.sum() == planner.rows.sum()
+    assert roots + calls.sum() == planner.network_rows.sum()
     check_status(network())
     if search == "market":
         assert calls.tolist() == [24, 192, 72]  # 1, 8 and 3 nodes of each root, with 8 codes each
@@ -201,11 +201,15 @@ def test_processes_give_the_seconds_of_a_call_and_their_figures() -> None:
     assert all(1 < result.peak_mb < 1000 for result in results)
 
 
-def test_recorded_products_leave_numpy_as_it_is() -> None:
-    s, matmul = ModelShape(features=20, latent=8, hidden=16), np.matmul
-    learner = Learner(s, 4 * NUM_CHUNKS, 2, 0, 1e-3, 0.0, 100, 1)
-    with pytest.raises(AttributeError):
-        record_matmuls(learner, None, NUM_CHUNKS)  # type: ignore[arg-type]
+def test_a_step_that_fails_leaves_numpy_as_it_is() -> None:
+    class FailingLearner:
+        def learn(self, batch: object) -> None:
+            np.matmul(np.eye(2), np.eye(2), out=np.zeros((2, 2)))
+            raise ValueError("a step that fails")
+
+    matmul = np.matmul
+    with pytest.raises(ValueError, match="a step that fails"):
+        record_matmuls(FailingLearner(), None, NUM_CHUNKS)  # type: ignore[arg-type]
     assert np.matmul is matmul
 
 
