@@ -337,7 +337,9 @@ def test_a_search_without_afterstates_wants_networks_without() -> None:
     config = new_search_config(stochastic=False)
     with pytest.raises(ValueError, match="one without wants none"):
         AGENTS[0].planner(1, config)
-    without = OnnxNetworks(random_graphs(0, afterstates=False), SIZES)
+    shape = SHAPE._replace(codes=A)  # an action has the place of a code
+    graphs = export(new_params(shape, 0), shape, 0, None, False)
+    without = OnnxNetworks(graphs, SIZES._replace(codes=A))
     assert without.planner(1, config).networks.code_preactivation.shape[1] == 0
     with pytest.raises(ValueError, match="wants networks for them"):
         without.planner(1, new_search_config())
