@@ -99,7 +99,7 @@ parts = st.builds(
 )
 def test_rows_are_what_the_layout_says(carried: int, cuts: Any, outputs: Any, rows: int, scale: float) -> None:
     named = tuple(output._replace(name=f"o{i}") for i, output in enumerate(outputs))
-    width_out = carried + sum(output.plain + output.means for output in named)
+    width_out = carried + sum(output.raw + output.categorical for output in named)
     layout = GraphLayout(20, width_out, carried, tuple(InputSlice(f"c{i}", *cut) for i, cut in enumerate(cuts)), named)
     session, weights = laid_out(layout, scale)
     net = session.bind(layout, [1, 4, 8])

@@ -170,5 +170,5 @@ def test_a_run_with_it_learns_and_repeats_itself(rule: str) -> None:
 
 
 def test_a_market_search_refuses_it() -> None:
-    with pytest.raises(ConfigError, match="knows its rewards exactly"):
+    with pytest.raises(ConfigError, match="computes its rewards exactly"):
         Trainer(dataset(tiny()), tiny("train.value_prefix=true"), 1)
