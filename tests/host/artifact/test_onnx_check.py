@@ -33,10 +33,16 @@ SECONDS = int(os.environ.get("SWT_FUZZ_SECONDS", "0"))
 def graphs_of_everything() -> list[bytes]:
     """What the exporter makes of every kind of network that there is."""
     found = list[bytes]()
-    kinds = {"layers": (0, 2), "prefix": (0, 4), "sizes": (0, 4), "context": (1, 3), "position": (0, 9)}
+    kinds = {
+        "num_layers": (0, 2),
+        "value_prefix_width": (0, 4),
+        "num_beta_params": (0, 4),
+        "context": (1, 3),
+        "position": (0, 9),
+    }
     for chosen in product(*kinds.values()):
         given = dict(zip(kinds, chosen, strict=True))
-        if (given["prefix"] and given["layers"]) or (given["context"] > 1 and not given["layers"]):
+        if (given["value_prefix_width"] and given["num_layers"]) or (given["context"] > 1 and not given["num_layers"]):
             continue
         shape = net.ModelShape(features=12, latent=8, hidden=10, codes=5, num_heads=2, attention_window=3, **given)
         flat, slots = net.new_params(shape, 0), 0 if shape.value_prefix_width or not shape.position else 3
