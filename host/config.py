@@ -170,6 +170,10 @@ class TrainConfig:
     search_value_weight: Annotated[
         Fraction, "Weight of the search's value in the value target; the rest is the n-step return."
     ] = 1.0
+    td_lambda: Annotated[
+        Fraction,
+        "Decay, a bar, of what the searches of later bars correct in the value of a search (TD(lambda)); 0: nothing.",
+    ] = 0.9
     updates_per_iteration: Annotated[Count, "Updates of the weights in an iteration."] = 80
     consistency_weight: Annotated[LossWeight, "Weight of EfficientZero's self-supervised consistency loss; 0: off."] = (
         0.0

@@ -19,22 +19,24 @@ from host.stop import raise_if_signalled
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
 from host.training.feature_store import FeatureStore
+from kernels.learning.bar_search import SearchedBars, new_searched_bars, search_bars, store_searches
 from kernels.learning.prioritized import bellman_errors, fill_cdf, sample_prioritized
 from kernels.learning.reanalyze import reanalyze_policies, reanalyze_values
 from kernels.learning.replay_buffer import (
     EMPTY,
     ValueTargetConfig,
+    backward_lambda,
     mirror_half,
     new_batch,
     new_replay_buffer,
     sample_uniformly,
 )
-from kernels.learning.selfplay import play_episodes
+from kernels.learning.selfplay import play_episodes, play_searched_bars
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
-from kernels.market.position import HOLD, NUM_POSITION_FEATURES, action_names
+from kernels.market.position import HOLD, NUM_POSITION_FEATURES, NUM_POSITION_FIELDS, action_names
 from kernels.ort import check_status
 from kernels.rng import randint
-from kernels.search.config import ALGORITHMS, WIDENING, SearchConfig, new_search_config
+from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
 from kernels.search.networks import NetworkShape
 from kernels.search.planner import STATS, Planner
 from kernels.search.progressive_widening import NUM_BETA_PARAMS, max_candidates
@@ -46,6 +48,7 @@ from models.params import ModelShape, as_views
 from models.registry import needs, serves_market_search
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
+SEARCH_BATCH, SEARCH_PIECE = 64, 1024  # bars that are searched together, and by one thread
 VALUE_BATCH = 64  # positions that the target network evaluates in one call
 Q_SCALE_EMA = 0.2  # step of the running scale of returns, an iteration
 MIN_Q_SCALE = 0.25  # mean bar ranges
@@ -73,14 +76,17 @@ class Trainer:
             shape.features, NUM_POSITION_FEATURES, shape.state, actions, shape.codes, window, context
         )
         given = {name: getattr(t, f"{name}_weight", None) for name in LossWeights._fields}
+        if self.shares_searches:
+            given |= {"reward": 0.0, "afterstate_value": 0.0}
         weights = LossWeights(**{name: weight for name, weight in given.items() if weight is not None})
         rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_steps
         self.learner = Learner(shape, t.batch_size, t.num_unroll_steps, *rates, threads, weights, candidates)
         # A moving average of the weights bootstraps, plays and is exported.
         self.target_params = self.learner.params.copy()
         self._target_views = as_views(self.target_params, shape)
+        positions = actions - 1 if self.shares_searches else 1
         self.replay = new_replay_buffer(
-            t.replay_capacity, config.market.episode_length, self.network_shape.actions, candidates
+            t.replay_capacity, config.market.episode_length, self.network_shape.actions, candidates, positions
         )
         rows = t.replay_capacity * (config.market.episode_length + context)
         self.feature_store = FeatureStore(data, rows, threads, bars_before=context - 1)
@@ -107,11 +113,14 @@ class Trainer:
         with threadpool_limits(1, "blas"):
             networks = OnnxNetworks(self.export_graphs(), self.network_shape)
             begin = time.perf_counter()
-            slots = self.collect(networks)
+            slots = self.start_episodes()
+            stale = self.stale_episodes()
+            searched = self.search_bars(networks, np.concatenate([slots, stale])) if self.shares_searches else None
+            self.collect(networks, slots, searched)
             codes, ts = self.data.market_spec.codes, self.decision_bars(self.replay.start_bar[slots])
             code_metrics = diagnose(networks, codes, self.feature_store, self.data.bars, ts)
             collected = time.perf_counter()
-            counts = self.reanalyze(networks)
+            counts = self.reanalyze(networks, stale, searched)
             reanalyzed = time.perf_counter()
             losses = self.learn()
             learned = time.perf_counter()
@@ -160,8 +169,13 @@ class Trainer:
             num_sampled_sizes=s.num_sampled_sizes,
         )
 
-    def collect(self, networks: OnnxNetworks) -> NDArray[np.int64]:
-        """Play new episodes into the ring of the replay buffer; their slots."""
+    @property
+    def shares_searches(self) -> bool:
+        """Whether one search a bar serves every position: a market search whose positions are all their signed size."""
+        return self.config.search.algorithm == ALGORITHMS[MARKET] and self.data.market_spec.market.mae_penalty == 0
+
+    def start_episodes(self) -> NDArray[np.int64]:
+        """Draw the first bars of new episodes into the ring of the replay buffer; their slots."""
         t, L = self.config.train, self.config.market.episode_length
         count = t.num_envs * t.batches_per_iteration
         slots = (self.episodes + np.arange(count)) % t.replay_capacity
@@ -172,10 +186,79 @@ class Trainer:
         self.feature_store.acquire(self.replay.start_bar[slots], L + 1)
         self.assign_chance_codes()
         self.replay.searched_iteration[slots] = self.replay.played_iteration[slots] = self.iteration
-        self._for_each_batch(self._play_batch, networks, slots)
-        self.episodes += count
-        self._update_q_scale(slots)
         return slots
+
+    def stale_episodes(self) -> NDArray[np.int64]:
+        """Slots of the episodes whose targets are not fresh."""
+        t = self.config.train
+        age = self.iteration - self.replay.searched_iteration
+        is_stale = (age > t.reanalyze_interval) & (self.replay.start_bar != EMPTY)
+        return np.flatnonzero(is_stale) if t.reanalyze else np.zeros(0, np.int64)
+
+    def search_bars(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> SearchedBars:
+        """One search of every bar of the episodes `slots`, in pieces whose size no number of threads changes."""
+        ts = np.unique(self.replay.start_bar[slots][:, None] + np.arange(self.config.market.episode_length + 1))
+        row_of_bar = np.full(len(self.data.bars.time), -1, np.int32)
+        row_of_bar[ts] = np.arange(len(ts))
+        actions = self.network_shape.actions
+        searched = new_searched_bars(row_of_bar, len(ts), actions - 1, actions)
+        search = self.search_config(self.config.train.num_simulations)
+
+        def search_piece(piece: NDArray[np.int64]) -> int:
+            planner = networks.planner(min(SEARCH_BATCH, len(piece)), search)
+            position = np.zeros(NUM_POSITION_FIELDS, np.float32)
+            return search_bars(searched, planner, self.feature_store.market_data, piece, position)
+
+        pieces = [ts[i : i + SEARCH_PIECE] for i in range(0, len(ts), SEARCH_PIECE)]
+        for status in self._pool.map(search_piece, pieces):
+            check_status(status)
+        raise_if_signalled()
+        return searched
+
+    def collect(self, networks: OnnxNetworks, slots: NDArray[np.int64], searched: SearchedBars | None) -> None:
+        """Play the episodes `slots`."""
+        if searched is None:
+            self._for_each_batch(self._play_batch, networks, slots)
+        else:
+            size, market_data = self.config.train.num_envs, self.feature_store.market_data
+            search = self.search_config(self.config.train.num_simulations)
+            for i in range(0, len(slots), size):
+                batch = slots[i : i + size]
+                account, trade, num_random = (
+                    new_accounts(len(batch)),
+                    np.zeros(NUM_TRADE_FIELDS),
+                    self.config.train.random_episodes,
+                )
+                seed = self.config.train.seed + STREAM_NOISE
+                play_searched_bars(
+                    self.replay,
+                    account,
+                    trade,
+                    searched,
+                    search,
+                    batch,
+                    market_data,
+                    num_random,
+                    seed,
+                    self.episodes + i,
+                    np.zeros(self.network_shape.actions),
+                    np.zeros(self.network_shape.actions, np.float32),
+                )
+            store_searches(
+                self.replay,
+                slots,
+                searched,
+                self.data.market_spec.market,
+                search,
+                np.zeros(self.network_shape.actions),
+                np.zeros(self.network_shape.actions, np.float32),
+            )
+        self._backward_lambda(slots)
+        self.episodes += len(slots)
+        self._update_q_scale(slots)
+
+    def _backward_lambda(self, slots):
+        backward_lambda(self.replay, slots, self.config.search.discount, self.config.train.td_lambda)
 
     def decision_bars(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         """The bars at whose closes the episodes from `starts` decide, each bar once."""
@@ -194,16 +277,30 @@ class Trainer:
         seed, episode = self.config.train.seed + STREAM_NOISE, self.episodes + first
         return play_episodes(self.replay, account, trade, planner, slots, market_data, num_random, seed, episode)
 
-    def reanalyze(self, networks: OnnxNetworks) -> dict[str, int]:
-        """Search again the episodes whose targets are not fresh, and value every stored position; the counts."""
+    def reanalyze(
+        self, networks: OnnxNetworks, stale: NDArray[np.int64], searched: SearchedBars | None
+    ) -> dict[str, int]:
+        """Search again the episodes `stale`, and value every stored position; the counts."""
         t = self.config.train
-        age = self.iteration - self.replay.searched_iteration[: self.num_stored_episodes]
-        stale = np.flatnonzero(age > t.reanalyze_interval) if t.reanalyze else np.zeros(0, np.int64)
         reuse = VALUE_REUSES.index(self.config.search.value_reuse)
-        counts = self._for_each_batch(self._reanalyze_batch, networks, stale, reuse)
+        counts = {"searches": 0, "reused": 0, "rows": 0}
+        if searched is None:
+            counts = self._for_each_batch(self._reanalyze_batch, networks, stale, reuse)
+        else:
+            store_searches(
+                self.replay,
+                stale,
+                searched,
+                self.data.market_spec.market,
+                self.search_config(t.num_simulations),
+                np.zeros(self.network_shape.actions),
+                np.zeros(self.network_shape.actions, np.float32),
+            )
+        self._backward_lambda(stale)
         self.replay.searched_iteration[stale] = self.iteration
-        chunks = np.array_split(np.arange(self.num_stored_episodes), self._pool._max_workers)
-        check_status(max(self._pool.map(lambda chunk: self._revalue_episodes(networks, chunk), chunks)))
+        if searched is None and (t.search_value_weight < 1 or t.per_alpha > 0):
+            chunks = np.array_split(np.arange(self.num_stored_episodes), self._pool._max_workers)
+            check_status(max(self._pool.map(lambda chunk: self._revalue_episodes(networks, chunk), chunks)))
         L = self.config.market.episode_length
         return {
             "reanalyzed": counts["searches"],

@@ -78,6 +78,6 @@ def reanalyze_values(
         if status != 0:
             return status
         for row in range(rows):
-            replay.value[slot, first + row] = root.y[row, value_column]
+            replay.value[slot, first + row, 0] = root.y[row, value_column]
         first += rows
     return 0

@@ -35,10 +35,12 @@ def set_market_root(planner: Planner, b: int, market_data: MarketData, t: int, p
 
 @inlined
 def store_search_statistics(replay: ReplayBuffer, slot: int, k: int, planner: Planner, b: int) -> None:
-    """Store value and policy of the search of root b for decision k of episode `slot`."""
-    replay.search_value[slot, k] = planner.value[b]
+    """Store value and policy of the search of root b for decision k of episode `slot`, and the network's value."""
+    replay.search_value[slot, k, 0] = planner.value[b]
+    y, C = planner.networks.root.y[b], planner.costs.move.shape[1]
+    replay.value[slot, k, 0] = y[y.shape[0] - 1 - C]
     for a in range(planner.policy.shape[1]):
-        replay.policy[slot, k, a] = planner.policy[b, a]
+        replay.policy[slot, k, 0, a] = planner.policy[b, a]
     store_sampled_sizes(replay, slot, k, planner.sampled_tree, b)
 
 

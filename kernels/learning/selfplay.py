@@ -4,12 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import inlined, kernel
+from kernels.learning.bar_search import SearchedBars
 from kernels.learning.record import set_market_root, store_search_statistics
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer
 from kernels.market.ledger import ACC_SIDE, close_out, step_to_target, write_position
-from kernels.market.position import BUY, HOLD, is_legal
-from kernels.rng import randint, uniform
-from kernels.search.planner import Planner, draw_noise, plan, selected_target
+from kernels.market.position import BUY, HOLD, action_target, hypothesis_of_side, is_legal
+from kernels.rng import gumbel, randint, uniform
+from kernels.search.config import SearchConfig
+from kernels.search.planner import Planner, decide_by_q, draw_noise, plan, selected_target
 from kernels.search.progressive_widening import MIN_SIZE, SampledTree
 
 RANDOM_ACTION_BARS = 16  # bars between two random actions of a random episode, in the mean
@@ -53,11 +55,10 @@ def play_episodes(
     failed network call.
     """
     B, L = slots.shape[0], replay.reward.shape[1]
-    bars, market = market_data.bars, market_data.market
     for k in range(L):
         for b in range(B):
             position = replay.position[slots[b], k]
-            write_position(position, account[b], market)
+            write_position(position, account[b], market_data.market)
             set_market_root(planner, b, market_data, replay.start_bar[slots[b]] + k, position)
             draw_noise(planner, b, seed, first_episode + b, k)
         status = plan(planner)
@@ -66,13 +67,80 @@ def play_episodes(
         for b in range(B):
             slot, side, action = slots[b], account[b, ACC_SIDE], int(planner.action[b])
             if b < random_episodes:
-                action = random_action(side, market.reverse, planner.policy.shape[1], seed, first_episode + b, k)
+                action = random_action(
+                    side, market_data.market.reverse, planner.policy.shape[1], seed, first_episode + b, k
+                )
                 random_size(planner.sampled_tree, b, action, seed, first_episode + b, k)
-            target = selected_target(planner.sampled_tree, b, action, side, market)
-            replay.action[slot, k] = action
-            replay.reward[slot, k] = step_to_target(account[b], trade, bars, replay.start_bar[slot] + k, target, market)
+            target = selected_target(planner.sampled_tree, b, action, side, market_data.market)
+            take_action(replay, account[b], trade, slot, k, action, target, market_data)
             store_search_statistics(replay, slot, k, planner, b)
     for b in range(B):
-        write_position(replay.position[slots[b], L], account[b], market)
-        close_out(account[b], trade, bars, replay.start_bar[slots[b]] + L, market)
+        finish_episode(replay, account[b], trade, slots[b], market_data)
     return 0
+
+
+@kernel
+def play_searched_bars(
+    replay: ReplayBuffer,
+    account: NDArray[np.float64],
+    trade: NDArray[np.float64],
+    searched: SearchedBars,
+    config: SearchConfig,
+    slots: NDArray[np.int64],
+    market_data: MarketData,
+    random_episodes: int,
+    seed: int,
+    first_episode: int,
+    policy: NDArray[np.float64],
+    noise: NDArray[np.float32],
+) -> None:
+    """Play the episodes of `play_episodes`, to the bit, by searches of their bars that were made before.
+
+    policy [A] and noise [A] are scratch.
+    """
+    L, A, market = replay.reward.shape[1], searched.q.shape[2], market_data.market
+    for b in range(slots.shape[0]):
+        slot = slots[b]
+        for k in range(L):
+            write_position(replay.position[slot, k], account[b], market)
+            row, side = searched.row_of_bar[replay.start_bar[slot] + k], account[b, ACC_SIDE]
+            m = hypothesis_of_side(side, searched.q.shape[1], market.sizes)
+            for a in range(A):
+                noise[a] = gumbel(seed, first_episode + b, k * A + a)
+            action, _ = decide_by_q(policy, searched.q[row, m], searched.logits[row, m], noise, side, config)
+            if b < random_episodes:
+                action = random_action(side, market.reverse, A, seed, first_episode + b, k)
+            replay.held[slot, k] = m
+            take_action(
+                replay, account[b], trade, slot, k, action, action_target(side, action, market.sizes), market_data
+            )
+        replay.held[slot, L] = hypothesis_of_side(account[b, ACC_SIDE], searched.q.shape[1], market.sizes)
+        finish_episode(replay, account[b], trade, slot, market_data)
+
+
+@inlined
+def take_action(
+    replay: ReplayBuffer,
+    account: NDArray[np.float64],
+    trade: NDArray[np.float64],
+    slot: int,
+    k: int,
+    action: int,
+    target: float,
+    market_data: MarketData,
+) -> None:
+    """Trade to the signed size `target` by decision k of episode `slot`, and store action and reward."""
+    replay.action[slot, k] = action
+    replay.reward[slot, k] = step_to_target(
+        account, trade, market_data.bars, replay.start_bar[slot] + k, target, market_data.market
+    )
+
+
+@inlined
+def finish_episode(
+    replay: ReplayBuffer, account: NDArray[np.float64], trade: NDArray[np.float64], slot: int, market_data: MarketData
+) -> None:
+    """Store the last position of an episode, and close it out."""
+    L, market = replay.reward.shape[1], market_data.market
+    write_position(replay.position[slot, L], account, market)
+    close_out(account, trade, market_data.bars, replay.start_bar[slot] + L, market)

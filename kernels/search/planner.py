@@ -32,6 +32,7 @@ from kernels.search.market_search import (
     MarketTree,
     init_market_root,
     new_market_tree,
+    root_hypothesis,
     run_market_simulations,
 )
 from kernels.search.mcts import run_simulations
@@ -260,23 +261,43 @@ def search_market(planner: Planner, market_tree: MarketTree) -> int:
 
 @inlined
 def read_market_root(planner: Planner, market_tree: MarketTree, b: int, logits: NDArray[np.float32]) -> None:
-    """policy = softmax(logits + (c_visit + n) c_scale Q / q_scale) of the legal actions; action = argmax with noise."""
-    A, config, policy = planner.policy.shape[1], planner.config, planner.policy[b]
+    """Read Q of the root's position, and decide by it."""
+    q, side = planner.q[b], market_tree.root_position[b, SIDE]
+    for a in range(q.shape[0]):
+        q[a] = market_tree.q[b, root_hypothesis(market_tree, planner.costs, b), a]
+    action, greedy = decide_by_q(planner.policy[b], q, logits, planner.noise[b], side, planner.config)
+    planner.action[b], planner.value[b] = action, q[greedy]
+    for a in range(q.shape[0]):
+        if q[a] == -np.inf:
+            q[a] = math.nan
+
+
+@inlined
+def decide_by_q(
+    policy: NDArray[np.float64],
+    q: NDArray[np.float64],
+    logits: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    side: float,
+    config: SearchConfig,
+) -> tuple[int, int]:
+    """Write policy [A] = softmax(logits + (c_visit + n) c_scale Q / q_scale) of the legal actions.
+
+    Returns the best action with noise, a sample of that policy, and the best one without.
+    """
+    A = policy.shape[0]
     unit = (config.c_visit + config.num_simulations) * config.c_scale / config.q_scale
     best, greedy, best_score, highest = 0, 0, -np.inf, -np.inf
     for a in range(A):
         policy[a] = MASKED_LOGIT
-        planner.q[b, a] = math.nan
-        if is_legal(market_tree.root_position[b, SIDE], a, A, config.reverse):
-            planner.q[b, a] = market_tree.q[b, a]
-            policy[a] = np.float64(logits[a]) + unit * market_tree.q[b, a]
+        if is_legal(side, a, A, config.reverse):
+            policy[a] = np.float64(logits[a]) + unit * q[a]
             if policy[a] > highest:
                 greedy, highest = a, policy[a]
-            if policy[a] + planner.noise[b, a] > best_score:
-                best, best_score = a, policy[a] + planner.noise[b, a]
+            if policy[a] + noise[a] > best_score:
+                best, best_score = a, policy[a] + noise[a]
     softmax(policy)
-    planner.action[b] = best
-    planner.value[b] = market_tree.q[b, greedy]
+    return best, greedy
 
 
 @inlined
