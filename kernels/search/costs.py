@@ -42,11 +42,14 @@ def new_exogenous_costs(roots: int, actions: int, codes: int, depth: int) -> Exo
 
 
 @inlined
-def position_financing(costs: ExogenousCosts, b: int, depth: int, side: float) -> float:
-    """Financing that a position of signed size `side` receives over the bar at `depth`; 0 beyond the last."""
-    if side == 0 or depth >= costs.financing.shape[1]:
-        return 0.0
-    return abs(side) * np.float64(costs.financing[b, depth, LONG if side > 0 else SHORT])
+def reward_without_move(costs: ExogenousCosts, b: int, depth: int, side: float, target: float) -> float:
+    """Reward of `pnl` of the bar at `depth` but for target * move: the fill from `side` to `target`, and financing."""
+    reward = 0.0
+    if target != 0:
+        reward += abs(target) * np.float64(costs.financing[b, depth, LONG if target > 0 else SHORT])
+    if target != side:
+        reward -= abs(side) * np.float64(costs.exit_cost[b]) + abs(target) * np.float64(costs.entry_cost[b])
+    return float(reward)
 
 
 @kernel

@@ -41,7 +41,7 @@ class Tree(NamedTuple):
     visits: NDArray[np.int32]  # [B, N]    simulations that passed through or ended here
     raw_value: NDArray[np.float32]  # [B, N]    the network's value
     value: NDArray[np.float32]  # [B, N]    backed-up value
-    reward: NDArray[np.float32]  # [B, N]    reward of the edge that leads here
+    reward: NDArray[np.float32]  # [B, N]    of the bar that leads here; at a chance node, the part before its move
     state: NDArray[np.float32]  # [B, N, S] what the networks remember of a node
     preactivation_row: NDArray[np.int32]  # [B, N]    row of `dynamics_preactivation` of an afterstate, NONE elsewhere
     preactivation_rows: NDArray[np.int32]  # [B]       rows of `dynamics_preactivation` in use
