@@ -25,9 +25,7 @@ class ExogenousCosts(NamedTuple):
     entry_cost: NDArray[np.float32]  # [B] of a fill that opens a full position
     exit_cost: NDArray[np.float32]  # [B] of a fill that closes it, without the spread: the entry has paid it
     action_target: NDArray[np.float32]  # [B, A] signed size after each action but HOLD
-    financing: NDArray[
-        np.float32
-    ]  # [B, depth, 2] received over each bar ahead by a full LONG and a full SHORT position
+    financing: NDArray[np.float32]  # [B, depth, 2] received over a bar ahead by a full LONG and a full SHORT position
 
 
 def new_exogenous_costs(roots: int, actions: int, codes: int, depth: int) -> ExogenousCosts:
@@ -44,12 +42,9 @@ def new_exogenous_costs(roots: int, actions: int, codes: int, depth: int) -> Exo
 @inlined
 def reward_without_move(costs: ExogenousCosts, b: int, depth: int, side: float, target: float) -> float:
     """Reward of `pnl` of the bar at `depth` but for target * move: the fill from `side` to `target`, and financing."""
-    reward = 0.0
-    if target != 0:
-        reward += abs(target) * np.float64(costs.financing[b, depth, LONG if target > 0 else SHORT])
-    if target != side:
-        reward -= abs(side) * np.float64(costs.exit_cost[b]) + abs(target) * np.float64(costs.entry_cost[b])
-    return float(reward)
+    rate = np.float64(costs.financing[b, depth, LONG if target > 0 else SHORT])
+    fill = abs(side) * np.float64(costs.exit_cost[b]) + abs(target) * np.float64(costs.entry_cost[b])
+    return float(abs(target) * rate - (fill if target != side else 0.0))
 
 
 @kernel

@@ -83,21 +83,6 @@ def previous_decision(tree: Tree, b: int, node: int) -> int:
 
 
 @inlined
-def has_exact_rewards(tree: Tree, config: SearchConfig) -> bool:
-    """Whether the search computes its rewards, as it can under `pnl`, instead of reading them from the network."""
-    return bool(tree.position.shape[2] > 0 and config.stochastic and config.mae_penalty == 0 and config.exact_rewards)
-
-
-@inlined
-def bars_after_root(tree: Tree, b: int, node: int) -> int:
-    """Bars from the root to a decision node."""
-    bars, node = 0, previous_decision(tree, b, node)
-    while node != NONE:
-        bars, node = bars + 1, previous_decision(tree, b, node)
-    return bars
-
-
-@inlined
 def write_states(x: NDArray[np.float32], tree: Tree, b: int, node: int, stop: int) -> int:
     """x[:stop] = states [S] of a node and of the decisions before it, newest first, zeros before the root; `stop`."""
     S = tree.state.shape[2]
@@ -140,9 +125,9 @@ def add_afterstate(
         if tree.position.shape[2] > 0:
             target = tree.position[b, parent, SIDE] if edge == HOLD else costs.action_target[b, edge]
             apply_fill(tree.position[b, node], tree.position[b, parent], target, costs.entry_cost[b])
-    if has_exact_rewards(tree, config):
-        side, target = tree.position[b, parent, SIDE], tree.position[b, node, SIDE]
-        tree.reward[b, node] = reward_without_move(costs, b, bars_after_root(tree, b, parent), side, target)
+    if tree.position.shape[2] > 0:
+        side, target = np.float64(tree.position[b, parent, SIDE]), np.float64(tree.position[b, node, SIDE])
+        tree.reward[b, node] = reward_without_move(costs, b, tree.leaf_bars[b], side, target)
     write_position(x, tree, config, column, b, node)
     return node
 
@@ -175,6 +160,7 @@ def add_decision(
         column = write_position(x, tree, config, column, b, parent)
         apply_move(tree.position[b, node], tree.position[b, parent], costs.move[b, edge])
         write_position(x, tree, config, column, b, node)
+        tree.reward[b, node] = tree.reward[b, parent] + tree.position[b, node, SIDE] * costs.move[b, edge]
     return node
 
 
@@ -234,22 +220,14 @@ def first_evaluated_afterstate(tree: Tree, b: int, node: int) -> int:
 
 @inlined
 def read_decision(
-    tree: Tree,
-    sampled: SampledTree | None,
-    costs: ExogenousCosts,
-    config: SearchConfig,
-    y: NDArray[np.float32],
-    b: int,
-    node: int,
+    tree: Tree, sampled: SampledTree | None, config: SearchConfig, y: NDArray[np.float32], b: int, node: int
 ) -> None:
-    """Read state, reward, policy and value of a decision node from its row y of `dynamics`; compute an exact reward."""
+    """Read state, policy, value and, where it is not exact, reward of a decision node from its row y of `dynamics`."""
     S, A = tree.state.shape[2], tree.noise.shape[1]
     for i in range(S):
         tree.state[b, node, i] = y[i]
-    tree.reward[b, node] = y[S]
-    if has_exact_rewards(tree, config):
-        parent, move = as_unsigned(tree.parent[b, node]), costs.move[b, as_unsigned(tree.edge[b, node])]
-        tree.reward[b, node] = tree.reward[b, parent] + tree.position[b, node, SIDE] * move
+    if not (config.exact_rewards and config.stochastic and config.mae_penalty == 0 and tree.position.shape[2] > 0):
+        tree.reward[b, node] = y[S]
     if sampled is not None:
         read_policy_head(sampled, y[S + 1 :], b, node)
         return
@@ -350,7 +328,7 @@ def expand_decisions(
             return status
         for i in range(count):
             b, node = work.row_search[first + i], work.row_node[first + i]
-            read_decision(tree, sampled, costs, config, graph.y[i], b, node)
+            read_decision(tree, sampled, config, graph.y[i], b, node)
             tree.leaf[b] = node
             tree.network_rows[b] += 1
         # a loop of its own: a row that was just stored number by number stalls when it is loaded as a vector

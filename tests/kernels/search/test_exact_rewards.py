@@ -27,9 +27,9 @@ HALVES = (0.5, 1.0, *[0.0] * (MAX_SIZES - 2))
 COSTS = {"slippage_px": 2e-5, "commission_px": 1e-5, "swap_long_px": -3e-4, "swap_short_px": 1e-4}
 WAYS = {
     "gumbel": {"algorithm": GUMBEL},
-    "gumbel, sampled codes": {"algorithm": GUMBEL, "expectation_backup": False},
+    "gumbel, sampled codes": {"algorithm": GUMBEL, "expectation_backup": False, "num_simulations": 240},
     "puct": {"algorithm": PUCT},
-    "puct, sampled codes": {"algorithm": PUCT, "expectation_backup": False},
+    "puct, sampled codes": {"algorithm": PUCT, "expectation_backup": False, "num_simulations": 240},
     "widening": {"algorithm": WIDENING, "num_sampled_sizes": 2},
 }
 each_way = pytest.mark.parametrize("way", WAYS)
@@ -44,7 +44,16 @@ def market_of(way: str, reverse: bool) -> Market:
 
 
 def config_of(way: str, reverse: bool, **others: Any) -> SearchConfig:
-    return new_search_config(**{"num_simulations": 60, "c_scale": 0.05, "max_considered_actions": 3, "reverse": reverse, **WAYS[way], **others})
+    return new_search_config(
+        **{
+            "num_simulations": 100,
+            "q_scale": 0.2,
+            "max_considered_actions": 2,
+            "reverse": reverse,
+            **WAYS[way],
+            **others,
+        }
+    )
 
 
 def searched(way: str, market: Market, config: SearchConfig, lie: float = 0.0) -> Planner:
