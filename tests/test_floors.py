@@ -26,7 +26,8 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 12_500,
+    "core": 11_700,
+    "evaluation": 1_050,  # known markets, and what an agent has learnt of them
     "data": 3_300,  # how files of strangers are read
     "live": 1_680,  # acting beside money
     "extensions": 1_640,
@@ -75,7 +76,13 @@ def folder_of(name: str) -> str:
 
 def shelf_of(path: Path) -> str:
     name = path.relative_to(ROOT).as_posix()
-    shelves = {"host/bench": "bench", "host/data": "data", "host/live": "live", "kernels/live": "live"}
+    shelves = {
+        "host/bench": "bench",
+        "host/data": "data",
+        "host/evaluation": "evaluation",
+        "host/live": "live",
+        "kernels/live": "live",
+    }
     shelf = shelves.get(path.parent.relative_to(ROOT).as_posix(), "core")
     return "extensions" if name.startswith(EXTENSIONS) else shelf
 

@@ -64,6 +64,22 @@ def _markov_chain(synthetic: SyntheticMarket, cells: int) -> tuple[Floats, Float
     return x, (synthetic.phi - 1.0) * x, density / density.sum(axis=1, keepdims=True)
 
 
+def expected_moves(synthetic: SyntheticMarket) -> Floats:
+    """[T] expected move after each bar, px, by what the true state of the market tells."""
+    if synthetic.name in ("planted", "planted-hard"):
+        return (synthetic.phi - 1.0) * synthetic.state
+    states, move, _ = _markov_chain(synthetic, GRID_CELLS)
+    return np.asarray(move[np.searchsorted(states, synthetic.state)], np.float64)
+
+
+def discounted_q(synthetic: SyntheticMarket, market: Market, policy: OptimalPolicy, discount: float) -> Floats:
+    """[3, A, T] discounted value of each action by side, along the bars, px; -inf where illegal."""
+    _, move, chain = _markov_chain(synthetic, len(policy.states))
+    reward = _expected_rewards(synthetic, market, move)
+    _, q = _value_iteration(reward, chain, GAIN_TOLERANCE * synthetic.noise_px, discount)
+    return q[:, :, state_cells(synthetic, policy)]
+
+
 def _expected_rewards(synthetic: SyntheticMarket, market: Market, move: Floats) -> Floats:
     """[3, A, G] expected profit of a bar by side, action and state; -inf where illegal."""
     fill = market.slippage_px + market.commission_px
@@ -79,25 +95,28 @@ def _expected_rewards(synthetic: SyntheticMarket, market: Market, move: Floats) 
     return reward
 
 
-def _value_iteration(reward: Floats, chain: Floats, precision: float) -> tuple[float, Floats]:
-    """(gain, relative action values [3, A, G]); stops once the bounds of the gain are `precision` apart."""
+def _value_iteration(reward: Floats, chain: Floats, precision: float, discount: float = 1.0) -> tuple[float, Floats]:
+    """(gain, action values [3, A, G]); stops once the changes of the values are `precision` apart.
+
+    Without a discount the values are relative to that of a flat position in state 0, and the gain is a bar's profit.
+    """
     actions = range(len(ACTIONS))
     after = [[int(action_target(float(side), action, FULL_SIZE_ONLY)) + 1 for action in actions] for side in SIDES]
     value = np.zeros((len(SIDES), len(chain)))
     for _ in range(MAX_ITERATIONS):
         next_value = value @ chain.T
-        q = reward + next_value[after]
+        q = reward + discount * next_value[after]
         best = q.max(axis=1)
         change = best - value
         if np.ptp(change) < precision:
             return float((change.max() + change.min()) / 2), q
-        value = best - best[1, 0]
+        value = best - best[1, 0] if discount == 1 else best
     raise ArithmeticError("value iteration does not converge: the half-life is too long")
 
 
 def optimal_actions(synthetic: SyntheticMarket, policy: OptimalPolicy) -> NDArray[np.int8]:
     """[T] the actions of `policy` along the bars, from flat; no bar follows to fill the last one."""
-    table = policy.action[:, _state_cells(synthetic, policy)].T.tolist()
+    table = policy.action[:, state_cells(synthetic, policy)].T.tolist()
     side, actions = 0, np.zeros(len(table), np.int8)
     for t, row in enumerate(table):
         actions[t] = action = row[side + 1]
@@ -105,7 +124,7 @@ def optimal_actions(synthetic: SyntheticMarket, policy: OptimalPolicy) -> NDArra
     return actions
 
 
-def _state_cells(synthetic: SyntheticMarket, policy: OptimalPolicy) -> NDArray[np.int64]:
+def state_cells(synthetic: SyntheticMarket, policy: OptimalPolicy) -> NDArray[np.int64]:
     """[T] index of the grid point nearest to the true state."""
     states = policy.states
     spacing = states[1] - states[0] if len(states) > 1 else 1.0
@@ -122,7 +141,7 @@ def closing_regret(
     """
     side = np.sign(np.concatenate([[0], target[:-1]])).astype(np.int64)
     held = np.flatnonzero(side)
-    loss_px = policy.regret_px[side[held] + 1, :, _state_cells(synthetic, policy)[held]]  # [held, A]
+    loss_px = policy.regret_px[side[held] + 1, :, state_cells(synthetic, policy)[held]]  # [held, A]
     due = float(loss_px[:, HOLD].sum())
     return float(loss_px[np.arange(len(held)), action[held]].sum()) / due if due > 0 else None
 
