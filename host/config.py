@@ -126,7 +126,7 @@ class SearchSettings:
         "widening: entries of any size.",
     ] = "market"
     value_reuse: Annotated[
-        str, VALUE_REUSES, "Values that a reanalysis takes from the search of the next bar (ReZero)."
+        str, VALUE_REUSES, "Values that reanalysis takes from the search of the next bar (ReZero); not in widening."
     ] = "chance_child"
     num_simulations: Annotated[Simulations, "Simulations of a decision when acting."] = 4
     max_considered_actions: Annotated[int, Range(1, 256), "Root actions that Gumbel search considers."] = 4
@@ -193,7 +193,7 @@ class TrainConfig:
     ] = 0.0
     per_beta: Annotated[Exponent, "Prioritized replay: exponent of the importance weights."] = 1.0
     value_prefix: Annotated[
-        bool, "Learn sums of rewards with an LSTM (EfficientZero); not with search.algorithm=market."
+        bool, "Learn sums of rewards with an LSTM (EfficientZero), which Gumbel, PUCT and widening then read."
     ] = False
     unizero_weight: Annotated[
         LossWeight, "Weight of UniZero's joint training on the latents of observed bars; 0: off."

@@ -165,6 +165,7 @@ class Trainer:
             q_scale=self.q_scale,
             reverse=self.config.market.reverse,
             mae_penalty=self.data.market_spec.market.mae_penalty,
+            exact_rewards=not self.config.train.value_prefix,
             algorithm=ALGORITHMS.index(s.algorithm),
             num_sampled_sizes=s.num_sampled_sizes,
         )

@@ -28,7 +28,7 @@ from kernels.market.position import (
 )
 from kernels.ort import BoundGraph, evaluate
 from kernels.search.config import SearchConfig
-from kernels.search.costs import ExogenousCosts, position_financing
+from kernels.search.costs import ExogenousCosts, reward_without_move
 from kernels.search.tree import NONE, REUSE_CHANCE_CHILD, REUSE_KNOWN_ARM, ReusedValue, append_one_hot, softmax
 
 FLAT, ROOT_POSITION, FIRST_OPENED = range(3)  # hypotheses of `amddp`; from FIRST_OPENED on: entries inside the tree
@@ -302,11 +302,7 @@ def action_value(
     depth, side = tree.depth[b, node], np.float64(tree.side[b, hypothesis])
     target = side if action == HOLD else np.float64(costs.action_target[b, action])
     value = tree.next_value[b, next_hypothesis(hypothesis, action, depth, A, memoryless)]
-    value += target * mean_move + position_financing(costs, b, depth, target)
-    if target != side:
-        value -= abs(side) * np.float64(costs.exit_cost[b])
-        value -= abs(target) * np.float64(costs.entry_cost[b])
-    return float(value)
+    return float(value + target * mean_move + reward_without_move(costs, b, depth, side, target))
 
 
 @inlined

@@ -81,13 +81,11 @@ def new_planner(networks: Networks, config: SearchConfig, roots: int, shape: Net
     check_networks(networks, shape, config, roots)
     actions, codes, state = shape.actions, shape.codes, shape.state
     preactivation = networks.code_preactivation.shape[1]
-    tree, market_tree, sampled = None, None, None
+    tree, market_tree, sampled, depth = None, None, None, config.num_simulations
     noise = np.zeros((roots, actions), np.float32)
     if config.algorithm == MARKET:
-        memoryless = config.mae_penalty == 0
-        market_tree = new_market_tree(
-            roots, config.num_simulations, actions, codes, state, MAX_MARKET_DEPTH, memoryless
-        )
+        memoryless, depth = config.mae_penalty == 0, MAX_MARKET_DEPTH
+        market_tree = new_market_tree(roots, config.num_simulations, actions, codes, state, depth, memoryless)
     elif config.algorithm == WIDENING:
         sampled = new_sampled_tree(config, roots, codes, state, preactivation)
         noise = sampled.tree.noise
@@ -101,7 +99,7 @@ def new_planner(networks: Networks, config: SearchConfig, roots: int, shape: Net
         sampled_tree=sampled,
         work=new_search_work(roots, codes, config.num_simulations),
         networks=networks,
-        costs=new_exogenous_costs(roots, actions, codes, MAX_MARKET_DEPTH),
+        costs=new_exogenous_costs(roots, actions, codes, depth),
         config=config,
         reused_value=new_reused_value(roots),
         halving_table=halving_table(config.max_considered_actions, config.num_simulations),
