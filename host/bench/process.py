@@ -128,6 +128,9 @@ def watch_process(fn: Callable[[T, ReportProgress], BenchRow], job: T, report_pr
     except EOFError:
         process.join()
         raise RuntimeError(f"{job}: its process ended with {process.exitcode}") from None
+    except BaseException:
+        process.kill()
+        raise
     process.join()
     return {**message, **peaks}
 

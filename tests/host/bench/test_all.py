@@ -80,7 +80,7 @@ KEYS = {
 }
 
 
-MAY_BE_0 = {"cpu_percent_idle", "reuse_share", "policy_kl", "value_rmse", "regret"}
+MAY_BE_0 = {"cpu_percent_idle", "reuse_share", "policy_distance", "value_rmse", "regret"}
 
 
 @pytest.fixture(autouse=True)
