@@ -9,11 +9,12 @@ import numpy as np
 
 from host.svg import svg_bar, svg_document, svg_text
 
+LEARNT_FRACTION = 0.9  # of the optimum
 POINTS = 40  # of a curve of several seeds
 AXES = {"episodes": "episodes", "seconds": "s of CPU time"}  # what a curve is drawn over, and its unit
 LABEL_WIDTH, PANEL_WIDTH, PANEL_HEIGHT, GAP, TOP_MARGIN = 180, 260, 96, 28, 48  # pixels
 COLOURS = {"off": "#8b949e", "on": "#2f81f7"}
-LEVELS = (0.0, 0.5, 0.9, 1.0)  # of the optimum, that have a line
+LEVELS = (0.0, 0.5, LEARNT_FRACTION, 1.0)  # of the optimum, that have a line
 LOWEST = -0.1  # of the optimum: what is less is drawn there
 
 
@@ -29,13 +30,11 @@ def value_range(values: Sequence[float | None]) -> list[float | None]:
     return [min(numbers, default=None), None if None in values else max(numbers)]
 
 
-def crossing(curve: dict[str, list[float]], axis: str, level: float) -> float | None:
-    """Where on `axis` the expected fraction of the optimum comes to `level` and is there at the next evaluation too."""
+def crossing(curve: dict[str, list[float]], axis: str) -> float | None:
+    """Where on `axis` the agent has learnt: two evaluations in a row reach LEARNT_FRACTION, of which this is the first."""
     fraction = curve["expected_fraction"]
-    for i in range(len(fraction) - 1):
-        if min(fraction[i : i + 2]) >= level:
-            return curve[axis][i]
-    return None
+    pairs = zip(curve[axis], fraction, fraction[1:], strict=False)
+    return next((x for x, *two in pairs if min(two) >= LEARNT_FRACTION), None)
 
 
 def summarize_curves(curves: list[dict[str, list[float]]], axis: str) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from host.artifact.manifest import save_model
+from host.bench.curves import LEARNT_FRACTION
 from host.bench.kernels import new_synthetic_trainer
 from host.bench.options import Budget
 from host.bench.process import ROOT, BenchRow, ReportProgress, TimedCall, clock, median_seconds, watch_process
@@ -34,7 +35,6 @@ from kernels.search.progressive_widening import sampled_tree_bytes
 
 LEARNED_MARKETS = ("planted", "planted-hard", "close")
 COST, LEARN = "cost", "learn"  # kinds of jobs
-LEARNT_FRACTION = 0.9  # of the optimum
 FULL_FRACTION = 0.97  # of the optimum: two evaluations in a row that reach it end a job
 PLATEAU_EVALUATIONS = 8  # of an agent that has learnt: so many without a rise end a job
 PLATEAU_RISE = 0.01  # of the optimum: a smaller rise is none
@@ -62,14 +62,21 @@ class Job(NamedTuple):
     budget: Budget
 
 
+@cache
+def resolve(settings: tuple[str, ...]) -> Config:
+    """The configuration of `--set` settings; raises ConfigError on one that does not exist."""
+    return selftest_config([*settings])
+
+
 def job_config(job: Job) -> Config:
-    """The resolved configuration; raises ConfigError on a setting that does not exist."""
-    return selftest_config([*job.budget.settings, *job.settings, f"train.seed={job.seed}"])
+    """The resolved configuration of a job."""
+    return resolve((*job.budget.settings, *job.settings, f"train.seed={job.seed}"))
 
 
 def job_key(job: Job) -> str:
     """Name of the job's file: equal for settings that resolve to the same configuration of the same program."""
-    key = [job.kind, job.market, job_config(job).as_dict(), job.budget, program_version()]
+    config = resolve((*job.budget.settings, *job.settings)).as_dict()
+    key = [job.kind, job.market, job.seed, config, job.budget, program_version()]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
 
 
@@ -99,30 +106,29 @@ def new_trainer(job: Job) -> tuple[Trainer, SyntheticMarket]:
 
 
 def measure_cost(job: Job, report_progress: ReportProgress) -> BenchRow:
-    """What a training of a few iterations costs, and a decision of its agent."""
+    """What a training of a few iterations costs, and a decision of its agent, with and without its network calls."""
     (trainer, _), budget = new_trainer(job), job.budget
     for iteration in range(budget.iterations):
         report_progress(iteration / budget.iterations)
         trainer.run_iteration()
     digest = hashlib.sha256(trainer.learner.params.tobytes()).hexdigest()
     with threadpool_limits(1, "blas"):
-        (seconds,) = median_seconds([trainer.learn], budget.rounds, clock(budget.threads))
-    ms_per_step = seconds * 1e3 / trainer.config.train.updates_per_iteration
-    sizes = {"ms_per_step": ms_per_step, "storage_mb": storage_mb(trainer)}
-    return {**decision_cost(trainer, budget), **sizes, "weights_sha256": digest}
-
-
-def decision_cost(trainer: Trainer, budget: Budget) -> BenchRow:
-    """A search of one root, with and without its network calls."""
+        (learning,) = median_seconds([trainer.learn], budget.rounds, clock(budget.threads))
     data, search = trainer.data, trainer.acting_search_config()
     policy = new_policy_state(trainer.export_networks(), data.market_spec, search)
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 1 + budget.decisions)
     stats = dict(zip(STATS, policy.planner.stats.tolist(), strict=True))
     calls: list[TimedCall] = [bind(plan, policy.planner), network_calls(policy.planner)]
     whole, networks = median_seconds(calls, budget.rounds, time.thread_time)
-    us = {"us_per_decision": whole * 1e6, "selection_us": (whole - networks) * 1e6}
-    tree_kb, rows = planner_tree_bytes(policy.planner) / 1024, stats["rows"] / stats["searches"]
-    return {"tree_kb": tree_kb, **us, "rows_per_decision": rows}
+    return {
+        "tree_kb": planner_tree_bytes(policy.planner) / 1024,
+        "us_per_decision": whole * 1e6,
+        "selection_us": (whole - networks) * 1e6,
+        "rows_per_decision": stats["rows"] / stats["searches"],
+        "ms_per_step": learning * 1e3 / trainer.config.train.updates_per_iteration,
+        "storage_mb": storage_mb(trainer),
+        "weights_sha256": digest,
+    }
 
 
 def planner_tree_bytes(planner: Planner) -> int:
@@ -194,9 +200,6 @@ def is_plateau(fraction: Sequence[float]) -> bool:
     return best >= LEARNT_FRACTION and max(fraction[-PLATEAU_EVALUATIONS:]) <= best + PLATEAU_RISE
 
 
-JOB_KINDS = {COST: measure_cost, LEARN: measure_learning}
-
-
 def run_job(job: Job, report_progress: ReportProgress) -> BenchRow:
     """The result of a job in a fresh process, with the peak memory of its training."""
-    return watch_process(JOB_KINDS[job.kind], job, report_progress)
+    return watch_process(measure_cost if job.kind == COST else measure_learning, job, report_progress)

@@ -18,18 +18,10 @@ from typing import Any, NamedTuple
 
 from host.atomic import atomic_write, check_writable
 from host.bench.curves import AXES, crossing, median, render_curves, summarize_curves, value_range
-from host.bench.enhancement_run import (
-    COST,
-    LEARN,
-    LEARNED_MARKETS,
-    LEARNT_FRACTION,
-    Job,
-    job_key,
-    program_version,
-    run_job,
-)
+from host.bench.enhancement_run import COST, LEARN, LEARNED_MARKETS, MEASURES, Job, job_key, program_version, run_job
 from host.bench.options import BenchError, BenchOptions, Budget
 from host.bench.process import SAMPLE_INTERVAL_S, BenchRow, ReportProgress
+from host.bench.readme import markdown_table
 from host.console import ProgressCallback, log, progress
 
 JobRunner = Callable[[Job, ReportProgress], BenchRow]
@@ -85,7 +77,7 @@ LATER = (
 ENHANCEMENTS = FIRST + LATER
 COST_KEYS = ("tree_kb", "us_per_decision", "selection_us", "rows_per_decision", "ms_per_step", "storage_mb")
 TRAINING_KEYS = ("rss_anon_mb", "rss_mb", "reuse_share", "ms_per_episode")
-END_KEYS = ("expected_fraction", "fraction_of_optimum", "q_slope", "q_correlation", "exposure", "chance_nll")
+END_KEYS = (*MEASURES, "fraction_of_optimum")
 TABLE_COLUMNS = {  # of the table for people
     "rss_anon_mb": "anon MB", "tree_kb": "tree kB", "us_per_decision": "us", "selection_us": "select us",
     "rows_per_decision": "rows", "reuse_share": "reuse", "ms_per_step": "ms/step", "ms_per_episode": "ms/episode",
@@ -157,7 +149,6 @@ def run_jobs(store: Store, options: BenchOptions, report: ProgressCallback, runn
     missing, stopped = store.missing(), threading.Event()
     limit_s = math.inf if options.limit_minutes is None else 60 * options.limit_minutes
     shares, end = dict.fromkeys(missing, 0.0), time.monotonic() + limit_s
-    running = dict[str, str]()
 
     def measure(key: str) -> None:
         def report_share(share: float) -> None:
@@ -165,18 +156,21 @@ def run_jobs(store: Store, options: BenchOptions, report: ProgressCallback, runn
             if stopped.is_set():
                 raise BenchError("stopped")
 
-        begin, job = time.monotonic(), store.jobs[key]
-        if begin < end and not stopped.is_set():
-            running[key] = f"{job.kind} {job.market} seed {job.seed} {' '.join(job.settings) or 'defaults'}"
-            store.write(key, runner(job, report_share), time.monotonic() - begin)
-            del running[key]
+        begin = time.monotonic()
+        try:
+            if begin < end and not stopped.is_set():
+                store.write(key, runner(store.jobs[key], report_share), time.monotonic() - begin)
+        except BaseException:
+            stopped.set()
+            raise
         shares[key] = 1.0
 
     with ThreadPoolExecutor(options.jobs) as pool:
         waiting: set[Future[None]] = {pool.submit(measure, key) for key in missing}
         try:
             while waiting:
-                report(sum(shares.values()) / len(shares), "; ".join(running.copy().values()))
+                running = [" ".join(store.jobs[key].settings) for key, share in shares.items() if 0 < share < 1]
+                report(sum(shares.values()) / len(shares), "; ".join(running))
                 done, waiting = wait(waiting, SAMPLE_INTERVAL_S, FIRST_COMPLETED)
                 for job in done:
                     job.result()
@@ -206,7 +200,7 @@ def summarize_market(rows: list[BenchRow]) -> BenchRow:
     if not rows:
         return {"seeds": 0}
     curves, summary = [row["curve"] for row in rows], dict[str, Any]()
-    figures = {f"{axis}_to_90": [crossing(curve, axis, LEARNT_FRACTION) for curve in curves] for axis in AXES}
+    figures = {f"{axis}_to_90": [crossing(curve, axis) for curve in curves] for axis in AXES}
     figures |= {name: [row["end"][name] for row in rows] for name in END_KEYS}
     for name, values in figures.items():
         summary |= {name: median(values), f"{name}_range": value_range(values)}
@@ -214,7 +208,7 @@ def summarize_market(rows: list[BenchRow]) -> BenchRow:
 
 
 def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> list[BenchRow]:
-    """The document of `bench enhancements`, also written to `options.out` with its table and pictures."""
+    """The document of `bench enhancements`, written to `options.out` too, with its table and its pictures."""
     rows = select(options.only)
     check_writable(options.out, folder=True)
     store = Store(options.out, all_jobs(rows, options.seeds, options.budget))
@@ -226,9 +220,11 @@ def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> li
     for e in rows:
         on, off = (summarize_side(side, options, results) for side in (e.on, e.off))
         document.append({"enhancement": e.name, "claim": e.claim, "seeds": options.seeds, "on": on, "off": off})
-    measured = [row for row in document if is_measured(row)]
-    pictures = {f"{axis}.svg": render_curves(measured, axis) for axis in AXES if measured}
-    for name, text in {"enhancements.json": json.dumps(document, indent=1), **pictures}.items():
+    texts, measured = {"enhancements.json": json.dumps(document, indent=1)}, [*filter(is_measured, document)]
+    if measured:
+        texts |= {f"{axis}.svg": render_curves(measured, axis) for axis in AXES}
+        texts["enhancements.md"] = markdown_table(enhancement_table(document))
+    for name, text in texts.items():
         with atomic_write(options.out / name) as file:
             file.write(text.encode())
     return document
@@ -251,7 +247,7 @@ def enhancement_table(document: list[BenchRow]) -> list[BenchRow | str]:
             learnt = {market: learnt_text(result, row["seeds"]) for market, result in side["markets"].items()}
             figures = {title: "" if side[key] is None else f"{side[key]:.4g}" for key, title in TABLE_COLUMNS.items()}
             table.append({"": name, **learnt, **figures})
-    missing = ", ".join(row["enhancement"] for row in document if not is_measured(row))
+    missing = "; ".join(row["enhancement"] for row in document if not is_measured(row))
     if not table:
         raise BenchError(f"nothing is measured yet of {missing}")
     return [*table, *([f"not measured yet: {missing}"] if missing else [])]
@@ -262,17 +258,12 @@ def learnt_text(result: BenchRow, seeds: int) -> str:
     if not result["seeds"]:
         return "not measured yet"
     low, high = result["expected_fraction_range"]
-    reached = [
-        f"{spread_text(result, f'{axis}_to_90')} {unit}" for axis, unit in (("episodes", "episodes"), ("seconds", "s"))
-    ]
+    reached = f"{spread_text(result, 'episodes_to_90')} episodes, {spread_text(result, 'seconds_to_90')} s"
     few = f" ({result['seeds']} of {seeds} seeds)" if result["seeds"] < seeds else ""
-    return f"{', '.join(reached)}; {result['expected_fraction']:.0%} [{low:.0%} to {high:.0%}]{few}"
+    return f"{reached}; {result['expected_fraction']:.0%} [{low:.0%} to {high:.0%}]{few}"
 
 
 def spread_text(result: BenchRow, name: str) -> str:
-    """Median [least-greatest]; where a seed did not get there, the range is open, and for a median `-`."""
-    middle, (low, high) = result[name], result[f"{name}_range"]
-    if low is None:
-        return "-"
-    numbers = [f"{value:.0f}" if value is not None else "" for value in (low, high)]
-    return f"{'-' if middle is None else f'{middle:.0f}'} [{'-'.join(numbers)}]"
+    """Median [least-greatest]; an end that not every seed has reached is left out, and without a median there is `-`."""
+    middle, low, high = ("" if v is None else f"{v:.0f}" for v in (result[name], *result[f"{name}_range"]))
+    return f"{middle or '-'} [{low}-{high}]" if low else "-"
