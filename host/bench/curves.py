@@ -31,7 +31,7 @@ def value_range(values: Sequence[float | None]) -> list[float | None]:
 
 
 def crossing(curve: dict[str, list[float]], axis: str) -> float | None:
-    """Where on `axis` the agent has learnt: two evaluations in a row reach LEARNT_FRACTION, of which this is the first."""
+    """Where on `axis` the agent has learnt: the first of two evaluations in a row that reach LEARNT_FRACTION."""
     fraction = curve["expected_fraction"]
     pairs = zip(curve[axis], fraction, fraction[1:], strict=False)
     return next((x for x, *two in pairs if min(two) >= LEARNT_FRACTION), None)

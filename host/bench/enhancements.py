@@ -110,45 +110,29 @@ def all_jobs(rows: list[Enhancement], seeds: int, budget: Budget) -> dict[str, J
     return jobs
 
 
-class Store:
-    """The results of jobs, a file each, in a folder."""
-
-    def __init__(self, folder: Path, jobs: dict[str, Job]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.jobs, self._files = jobs, {key: folder / f"{key}.json" for key in jobs}
-
-    def missing(self) -> list[str]:
-        """The keys of the jobs that are not measured, in their order."""
-        return [key for key, file in self._files.items() if not file.exists()]
-
-    def write(self, key: str, result: BenchRow, wall_s: float) -> None:
-        """Keep a result, with the job, the program and the wall time that made it."""
-        text = {**self.jobs[key]._asdict(), "program": program_version(), "wall_s": wall_s, "result": result}
-        with atomic_write(self._files[key]) as file:
-            file.write(json.dumps(text, allow_nan=False).encode())
-
-    def read(self) -> dict[str, BenchRow]:
-        """The files of the measured jobs, by key."""
-        files = {key: file for key, file in self._files.items() if file.exists()}
-        return {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items()}
-
-    def state(self, processes: int) -> str:
-        """How much is measured, and about how long the rest takes: a job as long as the measured ones of its kind."""
-        kept, missing = self.read().values(), self.missing()
-        times = {kind: [file["wall_s"] for file in kept if file["kind"] == kind] for kind in (COST, LEARN)}
-        seconds = sum(statistics.fmean(times[self.jobs[key].kind] or [math.nan]) for key in missing) / processes
-        left = f", the rest takes about {seconds / 60:.0f} minutes" if seconds > 0 else ""
-        return f"{len(kept)} of {len(self.jobs)} jobs are measured{left}"
+def read_files(jobs: dict[str, Job], out: Path) -> dict[str, BenchRow]:
+    """The files of the jobs that are measured, by key."""
+    files = {key: out / f"{key}.json" for key in jobs}
+    return {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items() if file.exists()}
 
 
-def run_jobs(store: Store, options: BenchOptions, report: ProgressCallback, runner: JobRunner) -> None:
-    """Measure what is missing, `options.jobs` at once; begin none after `options.limit_minutes`.
+def how_far(jobs: dict[str, Job], out: Path, processes: int) -> str:
+    """How many jobs are measured, and about how long the others take: as long as those of their kind."""
+    kept = read_files(jobs, out)
+    times = {kind: [file["wall_s"] for file in kept.values() if file["kind"] == kind] for kind in (COST, LEARN)}
+    left = [statistics.fmean(times[job.kind] or [math.nan]) for key, job in jobs.items() if key not in kept]
+    wait_text = f", the others take about {sum(left) / processes / 60:.0f} minutes" if sum(left) > 0 else ""
+    return f"{len(kept)} of {len(jobs)} jobs are measured{wait_text}"
 
-    A fault or a signal ends the jobs that run.
+
+def run_jobs(jobs: dict[str, Job], options: BenchOptions, report: ProgressCallback, runner: JobRunner) -> None:
+    """Measure what has no file, `options.jobs` at once, but begin none after `options.limit_minutes`.
+
+    A file has the job, its result, and the program and the wall time that made it.  A fault or a signal ends all jobs.
     """
-    missing, stopped = store.missing(), threading.Event()
     limit_s = math.inf if options.limit_minutes is None else 60 * options.limit_minutes
-    shares, end = dict.fromkeys(missing, 0.0), time.monotonic() + limit_s
+    kept, end, stopped = read_files(jobs, options.out), time.monotonic() + limit_s, threading.Event()
+    shares = dict.fromkeys((key for key in jobs if key not in kept), 0.0)
 
     def measure(key: str) -> None:
         def report_share(share: float) -> None:
@@ -157,19 +141,22 @@ def run_jobs(store: Store, options: BenchOptions, report: ProgressCallback, runn
                 raise BenchError("stopped")
 
         begin = time.monotonic()
-        try:
-            if begin < end and not stopped.is_set():
-                store.write(key, runner(store.jobs[key], report_share), time.monotonic() - begin)
-        except BaseException:
-            stopped.set()
-            raise
+        if begin < end and not stopped.is_set():
+            try:
+                result = {"program": program_version(), "result": runner(jobs[key], report_share)}
+            except BaseException:
+                stopped.set()
+                raise
+            with atomic_write(options.out / f"{key}.json") as file:
+                whole = {**jobs[key]._asdict(), "wall_s": time.monotonic() - begin, **result}
+                file.write(json.dumps(whole, allow_nan=False).encode())
         shares[key] = 1.0
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        waiting: set[Future[None]] = {pool.submit(measure, key) for key in missing}
+        waiting: set[Future[None]] = {pool.submit(measure, key) for key in shares}
         try:
             while waiting:
-                running = [" ".join(store.jobs[key].settings) for key, share in shares.items() if 0 < share < 1]
+                running = [" ".join(jobs[key].settings) for key, share in shares.items() if 0 < share < 1]
                 report(sum(shares.values()) / len(shares), "; ".join(running))
                 done, waiting = wait(waiting, SAMPLE_INTERVAL_S, FIRST_COMPLETED)
                 for job in done:
@@ -209,14 +196,15 @@ def summarize_market(rows: list[BenchRow]) -> BenchRow:
 
 def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> list[BenchRow]:
     """The document of `bench enhancements`, written to `options.out` too, with its table and its pictures."""
-    rows = select(options.only)
-    check_writable(options.out, folder=True)
-    store = Store(options.out, all_jobs(rows, options.seeds, options.budget))
-    log(f"{options.out}, program {program_version()}: {store.state(options.jobs)}")
+    rows, out, document = select(options.only), options.out, list[BenchRow]()
+    check_writable(out, folder=True)
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = all_jobs(rows, options.seeds, options.budget)
+    log(f"{out}, program {program_version()}: {how_far(jobs, out, options.jobs)}")
     with progress("bench enhancements") as report:
-        run_jobs(store, options, report, runner)
-    log(store.state(options.jobs))
-    results, document = {key: file["result"] for key, file in store.read().items()}, list[BenchRow]()
+        run_jobs(jobs, options, report, runner)
+    log(how_far(jobs, out, options.jobs))
+    results = {key: file["result"] for key, file in read_files(jobs, out).items()}
     for e in rows:
         on, off = (summarize_side(side, options, results) for side in (e.on, e.off))
         document.append({"enhancement": e.name, "claim": e.claim, "seeds": options.seeds, "on": on, "off": off})
@@ -225,7 +213,7 @@ def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> li
         texts |= {f"{axis}.svg": render_curves(measured, axis) for axis in AXES}
         texts["enhancements.md"] = markdown_table(enhancement_table(document))
     for name, text in texts.items():
-        with atomic_write(options.out / name) as file:
+        with atomic_write(out / name) as file:
             file.write(text.encode())
     return document
 
@@ -264,6 +252,6 @@ def learnt_text(result: BenchRow, seeds: int) -> str:
 
 
 def spread_text(result: BenchRow, name: str) -> str:
-    """Median [least-greatest]; an end that not every seed has reached is left out, and without a median there is `-`."""
+    """Median [least-greatest]; the greatest is left out where a seed did not get there, and the median is `-`."""
     middle, low, high = ("" if v is None else f"{v:.0f}" for v in (result[name], *result[f"{name}_range"]))
     return f"{middle or '-'} [{low}-{high}]" if low else "-"

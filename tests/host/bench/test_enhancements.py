@@ -29,10 +29,11 @@ from host.bench.enhancements import (
     ENHANCEMENTS,
     FIRST,
     Enhancement,
-    Store,
     all_jobs,
     bench_enhancements,
     enhancement_table,
+    how_far,
+    read_files,
     run_jobs,
     select,
 )
@@ -77,8 +78,8 @@ def pretend(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
 
 
 def test_the_document_has_its_keys_and_the_pictures_are_xml(tmp_path: Path) -> None:
-    size = BenchOptions(seeds=3, out=tmp_path, budget=Budget(), jobs=2)
-    document = bench_enhancements(size, pretend)
+    size = BenchOptions(seeds=3, out=tmp_path / "new", budget=Budget(), jobs=2)
+    tmp_path, document = size.out, bench_enhancements(size, pretend)
     assert json.loads((tmp_path / "enhancements.json").read_text()) == document
     assert [row["enhancement"] for row in document] == [e.name for e in ENHANCEMENTS]
     for row in document:
@@ -100,6 +101,9 @@ def test_the_document_has_its_keys_and_the_pictures_are_xml(tmp_path: Path) -> N
     print_bench("enhancements", document, out)
     assert len(out.getvalue().splitlines()) == 1 + 3 * len(document)
     assert "192 [192-] episodes, 10 [10-] s; 80% [80% to 80%]  - episodes, - s; 80%" in out.getvalue()
+    table = (tmp_path / "enhancements.md").read_text().splitlines()
+    assert len(table) == 2 + 3 * len(document)
+    assert table[3].startswith("| off | 192 [192-] episodes, 10 [10-] s; 80% [80% to 80%] | - episodes")
 
 
 def test_a_partial_table_says_what_it_lacks(tmp_path: Path) -> None:
@@ -251,8 +255,7 @@ def no_report(share: float, text: str) -> None:
 
 
 def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
-    jobs, size = all_jobs([ON_OFF], 2, Budget()), BenchOptions()
-    done = list[Job]()
+    jobs, size, done = all_jobs([ON_OFF], 2, Budget()), BenchOptions(out=tmp_path), list[Job]()
 
     def fails_at_the_sixth(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
         if len(done) == 5:
@@ -260,20 +263,27 @@ def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
         done.append(job)
         return pretend(job, report_progress)
 
-    store = Store(tmp_path, jobs)
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(store, size, no_report, fails_at_the_sixth)
+        run_jobs(jobs, size, no_report, fails_at_the_sixth)
     assert len(list(tmp_path.glob("*.json"))) == 5
-    assert store.state(1).startswith("5 of 14 jobs are measured, the rest takes about 0 minutes")
+    assert how_far(jobs, tmp_path, 1) == "5 of 14 jobs are measured, the others take about 0 minutes"
     again = list[Job]()
-    run_jobs(store, size, no_report, lambda job, report: again.append(job) or pretend(job, report))
+    run_jobs(jobs, size, no_report, lambda job, report: again.append(job) or pretend(job, report))
     assert done + again == list(jobs.values())
-    whole = Store(tmp_path / "other", jobs)
-    run_jobs(whole, replace(size, jobs=2), no_report, pretend)
-    results = [{key: file["result"] for key, file in one.read().items()} for one in (store, whole)]
-    assert results[0] == results[1]
-    assert {file["program"] for file in whole.read().values()} == {program_version()}
-    assert whole.state(1) == "14 of 14 jobs are measured"
+    (tmp_path / "other").mkdir()
+    run_jobs(jobs, replace(size, jobs=2, out=tmp_path / "other"), no_report, pretend)
+    files = [read_files(jobs, out) for out in (tmp_path, tmp_path / "other")]
+    assert [file["result"] for file in files[0].values()] == [file["result"] for file in files[1].values()]
+    assert {file["program"] for file in files[1].values()} == {program_version()}
+    assert how_far(jobs, tmp_path, 1) == "14 of 14 jobs are measured"
+
+
+def test_the_rest_takes_as_long_as_what_is_measured(tmp_path: Path) -> None:
+    jobs = all_jobs([ON_OFF], 1, Budget())
+    for key, job in [*jobs.items()][:2]:
+        file = {**job._asdict(), "wall_s": 240 if job.kind == run.LEARN else 60}
+        (tmp_path / f"{key}.json").write_text(json.dumps(file))
+    assert how_far(jobs, tmp_path, 2) == "2 of 8 jobs are measured, the others take about 10 minutes"  # (5 x 4 + 1) / 2
 
 
 def test_jobs_run_at_once_and_a_fault_ends_them_all(tmp_path: Path) -> None:
@@ -282,7 +292,7 @@ def test_jobs_run_at_once_and_a_fault_ends_them_all(tmp_path: Path) -> None:
 
     def meets_another(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
         both.wait()
-        if job.market == LEARNED_MARKETS[0] and job.kind == run.LEARN:
+        if job.kind == run.LEARN:
             raise ArithmeticError("a fault")
         try:
             while True:
@@ -291,8 +301,9 @@ def test_jobs_run_at_once_and_a_fault_ends_them_all(tmp_path: Path) -> None:
         finally:
             ended.append(job)
 
+    size = BenchOptions(jobs=2, out=tmp_path)
     with pytest.raises(ArithmeticError, match="a fault"):
-        run_jobs(Store(tmp_path, all_jobs([ON_OFF], 1, Budget())), BenchOptions(jobs=2), no_report, meets_another)
+        run_jobs(all_jobs([ON_OFF], 1, Budget()), size, no_report, meets_another)
     assert [job.kind for job in ended] == [run.COST]
     assert not list(tmp_path.glob("*.json"))
 
@@ -302,9 +313,9 @@ def test_no_job_begins_after_the_limit(tmp_path: Path) -> None:
         time.sleep(0.2)
         return pretend(job, report_progress)
 
-    store = Store(tmp_path, all_jobs([ON_OFF], 1, Budget()))
-    run_jobs(store, BenchOptions(limit_minutes=0.1 / 60), no_report, slow)
-    assert len(store.missing()) == len(store.jobs) - 1
+    size = BenchOptions(limit_minutes=0.1 / 60, out=tmp_path)
+    run_jobs(all_jobs([ON_OFF], 1, Budget()), size, no_report, slow)
+    assert len(list(tmp_path.glob("*.json"))) == 1
 
 
 def test_a_kill_loses_the_running_job_at_most(tmp_path: Path) -> None:
@@ -312,8 +323,8 @@ def test_a_kill_loses_the_running_job_at_most(tmp_path: Path) -> None:
         "import sys, time, pathlib\n"
         "from tests.host.bench.test_enhancements import *\n"
         "def slow(job, report_progress):\n    time.sleep(0.3)\n    return pretend(job, report_progress)\n"
-        "store = Store(pathlib.Path(sys.argv[1]), all_jobs([ON_OFF], 2, Budget()))\n"
-        "run_jobs(store, BenchOptions(), lambda *_: None, slow)"
+        "size = BenchOptions(out=pathlib.Path(sys.argv[1]))\n"
+        "run_jobs(all_jobs([ON_OFF], 2, Budget()), size, lambda *_: None, slow)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT) as child:
         deadline = time.monotonic() + 60
@@ -321,11 +332,11 @@ def test_a_kill_loses_the_running_job_at_most(tmp_path: Path) -> None:
             time.sleep(0.02)
         os.kill(child.pid, signal.SIGKILL)
     kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
-    store = Store(tmp_path, all_jobs([ON_OFF], 2, Budget()))
-    assert 2 <= len(kept) == len(store.jobs) - len(store.missing()) < len(store.jobs)
-    again = list[Job]()
-    run_jobs(store, BenchOptions(), no_report, lambda job, report: again.append(job) or pretend(job, report))
-    assert len(again) == len(store.jobs) - len(kept)
+    jobs, again = all_jobs([ON_OFF], 2, Budget()), list[Job]()
+    assert 2 <= len(kept) < len(jobs)
+    size = BenchOptions(out=tmp_path)
+    run_jobs(jobs, size, no_report, lambda job, report: again.append(job) or pretend(job, report))
+    assert len(again) == len(jobs) - len(kept)
     assert all(path.read_bytes() == text for path, text in kept.items())
 
 
