@@ -17,7 +17,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from host.artifact.manifest import save_model
-from host.bench.curves import LEARNT_FRACTION
 from host.bench.kernels import new_synthetic_trainer
 from host.bench.options import Budget
 from host.bench.process import ROOT, BenchRow, ReportProgress, TimedCall, clock, median_seconds, watch_process
@@ -35,6 +34,7 @@ from kernels.search.progressive_widening import sampled_tree_bytes
 
 LEARNED_MARKETS = ("planted", "planted-hard", "close")
 COST, LEARN = "cost", "learn"  # kinds of jobs
+LEARNT_FRACTION = 0.9  # of the optimum
 FULL_FRACTION = 0.97  # of the optimum: two evaluations in a row that reach it end a job
 PLATEAU_EVALUATIONS = 8  # of an agent that has learnt: so many without a rise end a job
 PLATEAU_RISE = 0.01  # of the optimum: a smaller rise is none

@@ -156,8 +156,8 @@ def run_jobs(jobs: dict[str, Job], options: BenchOptions, report: ProgressCallba
         waiting: set[Future[None]] = {pool.submit(measure, key) for key in shares}
         try:
             while waiting:
-                running = [" ".join(jobs[key].settings) for key, share in shares.items() if 0 < share < 1]
-                report(sum(shares.values()) / len(shares), "; ".join(running))
+                running = [f"{jobs[key].market} {jobs[key].seed}" for key, share in shares.items() if 0 < share < 1]
+                report(sum(shares.values()) / len(shares), ", ".join(running))
                 done, waiting = wait(waiting, SAMPLE_INTERVAL_S, FIRST_COMPLETED)
                 for job in done:
                     job.result()
