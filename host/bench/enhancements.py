@@ -145,6 +145,8 @@ def run_jobs(jobs: dict[str, Job], options: BenchOptions, report: ProgressCallba
             try:
                 result = {"program": program_version(), "result": runner(jobs[key], report_share)}
             except BaseException:
+                if stopped.is_set():
+                    return  # the fault of another job is raised
                 stopped.set()
                 raise
             with atomic_write(options.out / f"{key}.json") as file:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import multiprocessing
 import os
 import signal
 import statistics
@@ -38,7 +39,7 @@ from host.bench.enhancements import (
     select,
 )
 from host.bench.options import BenchError, BenchOptions, Budget
-from host.bench.process import ReportProgress
+from host.bench.process import ReportProgress, watch_process
 from host.config import ConfigError
 from tests.fixtures.paths import ROOT
 
@@ -306,6 +307,24 @@ def test_jobs_run_at_once_and_a_fault_ends_them_all(tmp_path: Path) -> None:
         run_jobs(all_jobs([ON_OFF], 1, Budget()), size, no_report, meets_another)
     assert [job.kind for job in ended] == [run.COST]
     assert not list(tmp_path.glob("*.json"))
+
+
+def sleep_long(seconds: float, report_progress: ReportProgress) -> dict[str, Any]:
+    time.sleep(seconds)
+    return {}
+
+
+def test_a_job_that_is_stopped_ends_its_process() -> None:
+    """At once, not at its next message."""
+
+    def stop(share: float) -> None:
+        raise BenchError("stopped")
+
+    with pytest.raises(BenchError, match="stopped"):
+        watch_process(sleep_long, 600.0, stop)
+    for process in multiprocessing.active_children():
+        process.join(30)
+    assert not multiprocessing.active_children()
 
 
 def test_no_job_begins_after_the_limit(tmp_path: Path) -> None:
