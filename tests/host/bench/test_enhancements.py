@@ -41,6 +41,9 @@ from host.bench.enhancements import (
 from host.bench.options import BenchError, BenchOptions, Budget
 from host.bench.process import ReportProgress, watch_process
 from host.config import ConfigError
+from host.evaluation.exam import EvaluationSet
+from host.evaluation.learning import measure_agent
+from host.training.trainer import Trainer
 from tests.fixtures.paths import ROOT
 
 TINY = Budget(
@@ -403,16 +406,39 @@ def test_jobs_measure_in_processes_of_their_own() -> None:
     assert costs["selection_us"] < costs["us_per_decision"]
     other = run.measure_cost(job._replace(settings=()), lambda share: None)
     assert other["weights_sha256"] == costs["weights_sha256"]  # in one cycle nothing is old
-    learnt = run.run_job(job._replace(kind=run.LEARN), shares.append)
-    assert set(learnt) == {*module.TRAINING_KEYS, "curve", "end"}
-    assert set(learnt["end"]) >= {*module.END_KEYS}
+    assert 40 < costs["rss_anon_mb"] < costs["rss_mb"] < 600
+    assert 0 in shares
+
+
+def test_a_curve_has_all_measures_and_no_time_but_that_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are loaded before, by a training that reanalyzes too; evaluations are long here."""
+    begun, reanalyzed = list[int](), list[int]()
+
+    class Watched(Trainer):
+        def run_iteration(self) -> dict[str, Any]:
+            row = super().run_iteration()
+            reanalyzed.append(row["reanalyzed"])
+            return row
+
+    def slowly(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, Any]:
+        begun.append(len(reanalyzed))
+        end = time.process_time() + 0.5
+        while time.process_time() < end:
+            pass
+        return measure_agent(evaluation, trainer)
+
+    monkeypatch.setattr(run, "Trainer", Watched)
+    monkeypatch.setattr(run, "measure_agent", slowly)
+    learnt = run.measure_learning(Job(run.LEARN, "planted", 0, (), TINY), lambda share: None)
+    assert begun == [run.WARM_UP_ITERATIONS] * 3
+    assert reanalyzed[-1] > 0
     assert learnt["curve"]["episodes"] == [4, 8]  # an evaluation every second iteration of two episodes
     assert set(learnt["curve"]) == {"episodes", "seconds", *run.MEASURES}
     first, last = learnt["curve"]["seconds"]
-    assert 0 < first < last < 3  # neither compiling nor evaluating
+    assert 0 < first < last < 0.5
     assert last / 8 == pytest.approx(learnt["ms_per_episode"] / 1e3)
-    assert 40 < learnt["rss_anon_mb"] < learnt["rss_mb"] < 600
-    assert 0 in shares
+    assert set(learnt["end"]) >= {*module.END_KEYS}
+    assert {*learnt, "rss_anon_mb", "rss_mb"} == {*module.TRAINING_KEYS, "curve", "end"}
 
 
 def test_a_process_that_fails_fails_the_bench() -> None:
