@@ -21,7 +21,7 @@ from host.evaluation.synthetic import Floats, SyntheticOptions
 from host.training.trainer import Trainer
 from kernels.learning.reanalyze import reanalyze_policies
 from kernels.ort import check_status
-from kernels.search.planner import STATS, Planner
+from kernels.search.planner import STATS
 from kernels.search.tree import VALUE_REUSES
 
 ALGORITHMS = ("gumbel", "puct", "market")
@@ -37,20 +37,15 @@ def train_agent(algorithm: str, options: BenchOptions) -> Trainer:
     return trainer
 
 
-def reanalyze_block(trainer: Trainer, networks: OnnxNetworks, n: int, reuse: str) -> tuple[Planner, float]:
-    """Search the first `num_envs` episodes again; (the planner with its statistics, CPU seconds)."""
-    slots, data = np.arange(trainer.config.train.num_envs), trainer.feature_store.market_data
+def reanalyze_block(trainer: Trainer, networks: OnnxNetworks, n: int, reuse: str) -> tuple[Floats, Floats, BenchRow]:
+    """Search the first `num_envs` episodes again: policies [B, L, A], root values [B, L], counts with CPU seconds."""
+    slots, data, replay = np.arange(trainer.config.train.num_envs), trainer.feature_store.market_data, trainer.replay
     search = trainer.search_config(n)._replace(value_reuse=VALUE_REUSES.index(reuse))
     planner = networks.planner(len(slots), search)
     begin = time.thread_time()
-    check_status(reanalyze_policies(trainer.replay, planner, slots, data, trainer.config.train.seed))
-    return planner, time.thread_time() - begin
-
-
-def stored_targets(trainer: Trainer) -> tuple[Floats, Floats]:
-    """Policies [B, L, A] and root values [B, L] of the first `num_envs` episodes."""
-    block = slice(trainer.config.train.num_envs)
-    return trainer.replay.policy[block].astype(float), trainer.replay.search_value[block].astype(float)
+    check_status(reanalyze_policies(replay, planner, slots, data, trainer.config.train.seed))
+    counts = dict(zip(STATS, planner.stats.tolist(), strict=True)) | {"seconds": time.thread_time() - begin}
+    return replay.policy[slots].astype(float), replay.search_value[slots].astype(float), counts
 
 
 def rezero_rows(algorithm: str, options: BenchOptions) -> list[BenchRow]:
@@ -61,23 +56,20 @@ def rezero_rows(algorithm: str, options: BenchOptions) -> list[BenchRow]:
     """
     trainer, rows = train_agent(algorithm, options), list[BenchRow]()
     networks = trainer.export_networks()
-    reanalyze_block(trainer, networks, REFERENCE_SIMULATIONS, "off")
-    reference_policy, reference_value = stored_targets(trainer)
+    reference_policy, reference_value, _ = reanalyze_block(trainer, networks, REFERENCE_SIMULATIONS, "off")
     for n, reuse in product(options.reanalyze_simulations, VALUE_REUSES):
         runs = [reanalyze_block(trainer, networks, n, reuse) for _ in range(options.rounds)]
-        stats = dict(zip(STATS, runs[0][0].stats.tolist(), strict=True))
-        policy, value = stored_targets(trainer)
+        policy, value, counts = runs[0]
         error = value - reference_value
         figures = {
-            "us_per_position": statistics.median(seconds for _, seconds in runs) * 1e6 / stats["searches"],
-            "rows_per_position": stats["rows"] / stats["searches"],
-            "reuse_share": stats["reused"] / stats["searches"],
+            "us_per_position": statistics.median(run[2]["seconds"] for run in runs) * 1e6 / counts["searches"],
+            "rows_per_position": counts["rows"] / counts["searches"],
+            "reuse_share": counts["reused"] / counts["searches"],
             "policy_distance": float(np.abs(policy - reference_policy).sum(axis=2).mean()) / 2,
             "value_bias": float(error.mean()),
             "value_rmse": float(np.sqrt(np.mean(error**2))),
         }
-        row = {"search": algorithm, "n": n, "reuse": reuse}
-        rows.append(row | {name: round(figure, 4) for name, figure in figures.items()})
+        rows.append({"search": algorithm, "n": n, "reuse": reuse, **{k: round(v, 4) for k, v in figures.items()}})
     return rows
 
 

@@ -324,7 +324,7 @@ def test_a_job_that_is_stopped_ends_its_process() -> None:
         raise BenchError("stopped")
 
     with pytest.raises(BenchError, match="stopped"):
-        watch_process(sleep_long, 600.0, stop)
+        watch_process(sleep_long, 60.0, stop)
     for process in multiprocessing.active_children():
         process.join(30)
     assert not multiprocessing.active_children()
