@@ -221,7 +221,7 @@ def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> li
 
 
 def is_measured(row: BenchRow) -> bool:
-    """Whether a seed of both sides has been measured on a market."""
+    """Whether both sides have been measured on a market, with a seed at least."""
     return any(all(row[side]["markets"][market]["seeds"] for side in ("on", "off")) for market in LEARNED_MARKETS)
 
 
@@ -238,9 +238,8 @@ def enhancement_table(document: list[BenchRow]) -> list[BenchRow | str]:
             figures = {title: "" if side[key] is None else f"{side[key]:.4g}" for key, title in TABLE_COLUMNS.items()}
             table.append({"": name, **learnt, **figures})
     missing = "; ".join(row["enhancement"] for row in document if not is_measured(row))
-    if not table:
-        raise BenchError(f"nothing is measured yet of {missing}")
-    return [*table, *([f"not measured yet: {missing}"] if missing else [])]
+    note = [f"not measured yet: {missing}"] if missing else []
+    return [*table, *note] if table else [{"": text} for text in note]
 
 
 def learnt_text(result: BenchRow, seeds: int) -> str:
