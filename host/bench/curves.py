@@ -12,7 +12,7 @@ from host.svg import svg_bar, svg_document, svg_text
 
 POINTS = 40  # of a curve of several seeds
 AXES = {"episodes": "episodes", "seconds": "s of CPU time"}  # what a curve is drawn over, and its unit
-LABEL_WIDTH, PANEL_WIDTH, PANEL_HEIGHT, GAP, TOP_MARGIN = 180, 260, 96, 28, 48  # pixels
+LABEL_WIDTH, PANEL_WIDTH, PANEL_HEIGHT, GAP, TOP_MARGIN = 220, 260, 96, 28, 48  # pixels
 COLOURS = {"off": "#8b949e", "on": "#2f81f7"}
 LEVELS = (0.0, 0.5, LEARNT_FRACTION, 1.0)  # of the optimum, that have a line
 LOWEST = -0.1  # of the optimum: what is less is drawn there
