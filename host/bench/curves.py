@@ -85,6 +85,6 @@ def panel(left: float, top: float, sides: dict[str, Any], longest: float, unit: 
             points = path(line["x"], line["median"])
             parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         else:
-            y = top + PANEL_HEIGHT / 2 + 12 * list(COLOURS).index(side)
+            y = top + PANEL_HEIGHT / 2 + 12 * (1 + list(COLOURS).index(side))
             parts.append(svg_text(left + 8, y, f"{side}: not measured yet", fill=colour))
     return parts
