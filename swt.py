@@ -276,12 +276,10 @@ def bench(
     ] = False,
     seeds: Annotated[int, typer.Option(help="Seeds of `enhancements`.", min=1)] = 5,
     only: Annotated[str | None, typer.Option(help="Measure this one of the `enhancements` only.")] = None,
-    minutes: Annotated[
-        float, typer.Option(min=0.001, help="Minutes of training for each job of `enhancements`.")
-    ] = 2.0,
-    out: Annotated[Path, typer.Option(help="Where `enhancements` keeps what it has measured.")] = Path(
-        "runs/enhancements"
-    ),
+    episodes: Annotated[int, typer.Option(min=64, help="Episodes of a job of `enhancements` at most.")] = 2400,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs of `enhancements` at once.")] = 1,
+    limit_minutes: Annotated[float | None, typer.Option(min=0, help="Begin no `enhancements` job later.")] = None,
+    out: Annotated[Path, typer.Option(help="Where `enhancements` keeps its results.")] = Path("runs/enhancements"),
     as_json: JsonOption = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table under its command.")] = False,
 ) -> None:
@@ -291,8 +289,9 @@ def bench(
     from host.bench.options import BenchOptions, Budget
     from host.console import shell_join
 
-    budget = Budget(minutes=minutes, threads=thread_count(threads))
-    size = BenchOptions(thread_count(threads), rounds, seeds=seeds, only=only, out=out, budget=budget)
+    budget = Budget(episodes=episodes, threads=thread_count(threads))
+    size = BenchOptions(budget.threads, rounds, budget=budget, out=out, seeds=seeds, only=only, jobs=jobs)
+    size = replace(size, limit_minutes=limit_minutes)
     if quick:
         size = replace(size, simulations=(16,), thread_counts=(1,))
     document = run(what, size)

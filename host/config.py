@@ -24,6 +24,7 @@ from kernels.search.tree import VALUE_REUSES
 
 ConfigT = TypeVar("ConfigT")
 MAX_STATE_WIDTH = 1 << 12  # S, the width of a node's state
+SHARED_TREE = "shared_tree"  # a value of search.value_reuse, beside those of the search itself
 HELP_COLUMN = 34  # where --help-config begins to say which values a setting may have
 
 
@@ -126,8 +127,11 @@ class SearchSettings:
         "widening: entries of any size.",
     ] = "market"
     value_reuse: Annotated[
-        str, VALUE_REUSES, "Values that reanalysis takes from the search of the next bar (ReZero); not in widening."
-    ] = "chance_child"
+        str,
+        (*VALUE_REUSES, SHARED_TREE),
+        "shared_tree: one market search of a bar serves all positions and episodes of an iteration (pnl; elsewhere as "
+        "off). chance_child, known_arm: a reanalysis takes the value of the next bar's search (ReZero; not in widening).",
+    ] = SHARED_TREE
     num_simulations: Annotated[Simulations, "Simulations of a decision when acting."] = 4
     max_considered_actions: Annotated[int, Range(1, 256), "Root actions that Gumbel search considers."] = 4
     num_sampled_sizes: Annotated[int, Range(1, 64), "Sizes of each side that a root of widening draws."] = 4

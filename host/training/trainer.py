@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from host.artifact.networks import OnnxNetworks, hypothesis_positions
-from host.config import Config
+from host.config import SHARED_TREE, Config
 from host.console import ProgressCallback
 from host.stop import raise_if_signalled
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
 from host.training.feature_store import FeatureStore
-from kernels.learning.bar_search import SearchedBars, new_searched_bars, search_bars, store_searches
+from kernels.learning.bar_search import SearchedBars, new_searched_bars, search_bars, store_searched_bars
 from kernels.learning.prioritized import bellman_errors, fill_cdf, sample_prioritized
 from kernels.learning.reanalyze import reanalyze_policies, reanalyze_values
 from kernels.learning.replay_buffer import (
@@ -75,12 +76,11 @@ class Trainer:
         self.network_shape = NetworkShape(
             shape.features, NUM_POSITION_FEATURES, shape.state, actions, shape.codes, window, context
         )
-        given = {name: getattr(t, f"{name}_weight", None) for name in LossWeights._fields}
-        if self.shares_searches:
-            given |= {"reward": 0.0, "afterstate_value": 0.0}
-        weights = LossWeights(**{name: weight for name, weight in given.items() if weight is not None})
+        self.shares_searches = shares_searches(config)
         rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_steps
-        self.learner = Learner(shape, t.batch_size, t.num_unroll_steps, *rates, threads, weights, candidates)
+        self.learner = Learner(
+            shape, t.batch_size, t.num_unroll_steps, *rates, threads, loss_weights(config), candidates
+        )
         # A moving average of the weights bootstraps, plays and is exported.
         self.target_params = self.learner.params.copy()
         self._target_views = as_views(self.target_params, shape)
@@ -98,8 +98,8 @@ class Trainer:
         )
         held = t.replay_capacity if t.per_alpha > 0 else 0
         self.bellman_error = np.zeros((held, config.market.episode_length))
-        age = t.off_policy_correction * t.lr_decay_steps / t.updates_per_iteration  # iterations
-        self.value_target = ValueTargetConfig(t.td_steps, config.search.discount, t.search_value_weight, age)
+        ages = t.search_value_weight, t.off_policy_correction
+        self.value_target = ValueTargetConfig(t.td_steps, config.search.discount, *ages)
         self.iteration, self.episodes, self.q_scale = 0, 0, 1.0
         self._pool = ThreadPoolExecutor(threads)
 
@@ -113,14 +113,15 @@ class Trainer:
         with threadpool_limits(1, "blas"):
             networks = OnnxNetworks(self.export_graphs(), self.network_shape)
             begin = time.perf_counter()
-            slots = self.start_episodes()
-            stale = self.stale_episodes()
-            searched = self.search_bars(networks, np.concatenate([slots, stale])) if self.shares_searches else None
-            self.collect(networks, slots, searched)
+            slots, stale = self.start_episodes(), self.stale_episodes()
+            searched, shared = None, Counter[str]()
+            if self.shares_searches:
+                searched, shared = self.search_bars(networks, np.concatenate([slots, stale]))
+            played = self.collect(networks, slots, searched)
             codes, ts = self.data.market_spec.codes, self.decision_bars(self.replay.start_bar[slots])
             code_metrics = diagnose(networks, codes, self.feature_store, self.data.bars, ts)
             collected = time.perf_counter()
-            counts = self.reanalyze(networks, stale, searched)
+            again = self.reanalyze(networks, stale, searched)
             reanalyzed = time.perf_counter()
             losses = self.learn()
             learned = time.perf_counter()
@@ -138,7 +139,10 @@ class Trainer:
             "collect_s": collected - begin,
             "reanalyze_s": reanalyzed - collected,
             "learn_s": learned - reanalyzed,
-            **counts,
+            "reanalyzed": len(stale) * self.config.market.episode_length,
+            "skipped": (self.num_stored_episodes - len(stale)) * self.config.market.episode_length,
+            "reused": again["reused"] + shared["reused"],
+            "search_rows": played["rows"] + again["rows"] + shared["rows"],
             **code_metrics,
             **losses,
         }
@@ -170,11 +174,6 @@ class Trainer:
             num_sampled_sizes=s.num_sampled_sizes,
         )
 
-    @property
-    def shares_searches(self) -> bool:
-        """Whether one search a bar serves every position: a market search whose positions are all their signed size."""
-        return self.config.search.algorithm == ALGORITHMS[MARKET] and self.data.market_spec.market.mae_penalty == 0
-
     def start_episodes(self) -> NDArray[np.int64]:
         """Draw the first bars of new episodes into the ring of the replay buffer; their slots."""
         t, L = self.config.train, self.config.market.episode_length
@@ -192,74 +191,42 @@ class Trainer:
     def stale_episodes(self) -> NDArray[np.int64]:
         """Slots of the episodes whose targets are not fresh."""
         t = self.config.train
-        age = self.iteration - self.replay.searched_iteration
-        is_stale = (age > t.reanalyze_interval) & (self.replay.start_bar != EMPTY)
-        return np.flatnonzero(is_stale) if t.reanalyze else np.zeros(0, np.int64)
+        is_stale = self.iteration - self.replay.searched_iteration > t.reanalyze_interval
+        return np.flatnonzero(is_stale & (self.replay.start_bar != EMPTY)) if t.reanalyze else np.zeros(0, np.int64)
 
-    def search_bars(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> SearchedBars:
-        """One search of every bar of the episodes `slots`, in pieces whose size no number of threads changes."""
-        ts = np.unique(self.replay.start_bar[slots][:, None] + np.arange(self.config.market.episode_length + 1))
-        row_of_bar = np.full(len(self.data.bars.time), -1, np.int32)
-        row_of_bar[ts] = np.arange(len(ts))
-        actions = self.network_shape.actions
-        searched = new_searched_bars(row_of_bar, len(ts), actions - 1, actions)
-        search = self.search_config(self.config.train.num_simulations)
+    def search_bars(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> tuple[SearchedBars, Counter[str]]:
+        """Search every bar of the episodes `slots` once, and count; no number of threads changes what a search sees."""
+        L, M, A = self.config.market.episode_length, self.replay.policy.shape[2], self.network_shape.actions
+        ts = np.unique(self.replay.start_bar[slots][:, None] + np.arange(L + 1))
+        searched = new_searched_bars(ts, len(self.data.bars.time), M, A)
 
-        def search_piece(piece: NDArray[np.int64]) -> int:
-            planner = networks.planner(min(SEARCH_BATCH, len(piece)), search)
-            position = np.zeros(NUM_POSITION_FIELDS, np.float32)
-            return search_bars(searched, planner, self.feature_store.market_data, piece, position)
+        def search_piece(planner: Planner, _: int, piece: NDArray[np.int64]) -> int:
+            return search_bars(searched, planner, self.feature_store.market_data, piece)
 
-        pieces = [ts[i : i + SEARCH_PIECE] for i in range(0, len(ts), SEARCH_PIECE)]
-        for status in self._pool.map(search_piece, pieces):
-            check_status(status)
-        raise_if_signalled()
-        return searched
+        pieces = [(i, ts[i : i + SEARCH_PIECE]) for i in range(0, len(ts), SEARCH_PIECE)]
+        counts = self._run_searches(search_piece, networks, pieces, SEARCH_BATCH)
+        counts["rows"] += (M - 1) * counts["searches"]  # of the root network, for the other positions
+        counts["reused"] = len(slots) * (L + 1) - len(ts)
+        return searched, Counter(counts)
 
-    def collect(self, networks: OnnxNetworks, slots: NDArray[np.int64], searched: SearchedBars | None) -> None:
-        """Play the episodes `slots`."""
+    def collect(
+        self, networks: OnnxNetworks, slots: NDArray[np.int64], searched: SearchedBars | None
+    ) -> dict[str, int]:
+        """Play the episodes `slots`; the counts of their searches, none where their bars are `searched` already."""
+        t, batches, counts = self.config.train, self._batches(slots), dict.fromkeys(STATS, 0)
         if searched is None:
-            self._for_each_batch(self._play_batch, networks, slots)
+            counts = self._run_searches(self._play_batch, networks, batches, t.num_envs)
         else:
-            size, market_data = self.config.train.num_envs, self.feature_store.market_data
-            search = self.search_config(self.config.train.num_simulations)
-            for i in range(0, len(slots), size):
-                batch = slots[i : i + size]
-                account, trade, num_random = (
-                    new_accounts(len(batch)),
-                    np.zeros(NUM_TRADE_FIELDS),
-                    self.config.train.random_episodes,
-                )
-                seed = self.config.train.seed + STREAM_NOISE
-                play_searched_bars(
-                    self.replay,
-                    account,
-                    trade,
-                    searched,
-                    search,
-                    batch,
-                    market_data,
-                    num_random,
-                    seed,
-                    self.episodes + i,
-                    np.zeros(self.network_shape.actions),
-                    np.zeros(self.network_shape.actions, np.float32),
-                )
-            store_searches(
-                self.replay,
-                slots,
-                searched,
-                self.data.market_spec.market,
-                search,
-                np.zeros(self.network_shape.actions),
-                np.zeros(self.network_shape.actions, np.float32),
-            )
-        self._backward_lambda(slots)
+            search, market_data = self.search_config(t.num_simulations), self.feature_store.market_data
+            for first, batch in batches:
+                account, trade, seed = new_accounts(len(batch)), np.zeros(NUM_TRADE_FIELDS), t.seed + STREAM_NOISE
+                play = self.replay, account, trade, searched, search, batch, market_data, t.random_episodes
+                play_searched_bars(*play, seed, self.episodes + first)
+            store_searched_bars(self.replay, slots, searched, market_data.market, search)
+        backward_lambda(self.replay, slots, self.config.search.discount, t.td_lambda)
         self.episodes += len(slots)
         self._update_q_scale(slots)
-
-    def _backward_lambda(self, slots):
-        backward_lambda(self.replay, slots, self.config.search.discount, self.config.train.td_lambda)
+        return counts
 
     def decision_bars(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         """The bars at whose closes the episodes from `starts` decide, each bar once."""
@@ -281,34 +248,21 @@ class Trainer:
     def reanalyze(
         self, networks: OnnxNetworks, stale: NDArray[np.int64], searched: SearchedBars | None
     ) -> dict[str, int]:
-        """Search again the episodes `stale`, and value every stored position; the counts."""
-        t = self.config.train
-        reuse = VALUE_REUSES.index(self.config.search.value_reuse)
-        counts = {"searches": 0, "reused": 0, "rows": 0}
+        """Give the episodes `stale` new targets, and stored positions new values where a target reads them; counts."""
+        t, counts = self.config.train, dict.fromkeys(STATS, 0)
         if searched is None:
-            counts = self._for_each_batch(self._reanalyze_batch, networks, stale, reuse)
+            mode = self.config.search.value_reuse
+            reuse = REUSE_OFF if mode == SHARED_TREE else VALUE_REUSES.index(mode)
+            counts = self._run_searches(self._reanalyze_batch, networks, self._batches(stale), t.num_envs, reuse)
         else:
-            store_searches(
-                self.replay,
-                stale,
-                searched,
-                self.data.market_spec.market,
-                self.search_config(t.num_simulations),
-                np.zeros(self.network_shape.actions),
-                np.zeros(self.network_shape.actions, np.float32),
-            )
-        self._backward_lambda(stale)
+            search = self.search_config(t.num_simulations)
+            store_searched_bars(self.replay, stale, searched, self.data.market_spec.market, search)
+        backward_lambda(self.replay, stale, self.config.search.discount, t.td_lambda)
         self.replay.searched_iteration[stale] = self.iteration
         if searched is None and (t.search_value_weight < 1 or t.per_alpha > 0):
             chunks = np.array_split(np.arange(self.num_stored_episodes), self._pool._max_workers)
             check_status(max(self._pool.map(lambda chunk: self._revalue_episodes(networks, chunk), chunks)))
-        L = self.config.market.episode_length
-        return {
-            "reanalyzed": counts["searches"],
-            "skipped": (self.num_stored_episodes - len(stale)) * L,
-            "reused": counts["reused"],
-            "reanalyze_rows": counts["rows"],
-        }
+        return counts
 
     def _reanalyze_batch(self, planner: Planner, _: int, slots: NDArray[np.int64]) -> int:
         seed = self.config.train.seed + STREAM_REANALYZE + self.iteration
@@ -389,18 +343,22 @@ class Trainer:
         self.assign_chance_codes()
         return OnnxNetworks(self.export_graphs(), self.network_shape)
 
-    def _for_each_batch(
+    def _batches(self, slots: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+        """The episodes `slots` in batches, each with the number of its first one."""
+        size = self.config.train.num_envs
+        return [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
+
+    def _run_searches(
         self,
         run_batch: Callable[[Planner, int, NDArray[np.int64]], int],
         networks: OnnxNetworks,
-        slots: NDArray[np.int64],
+        batches: list[tuple[int, NDArray[np.int64]]],
+        roots: int,
         reuse: int = REUSE_OFF,
     ) -> dict[str, int]:
-        """Call run_batch(planner, first, slots) for each batch of episodes, on all threads; the counts of STATS."""
-        size = self.config.train.num_envs
+        """Call run_batch(planner of at most `roots` roots, first, batch) for each batch; the counts of STATS."""
         search = self.search_config(self.config.train.num_simulations)._replace(value_reuse=reuse)
-        batches = [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
-        planners = [networks.planner(len(batch), search) for _, batch in batches]
+        planners = [networks.planner(min(len(batch), roots), search) for _, batch in batches]
         jobs = [self._pool.submit(run_batch, p, i, batch) for p, (i, batch) in zip(planners, batches, strict=True)]
         try:
             for job in jobs:
@@ -447,6 +405,22 @@ def new_shape(config: Config, features: int, actions: int) -> ModelShape:
         value_prefix_width=n.latent if config.train.value_prefix else 0,
         **blocks,
     )
+
+
+def shares_searches(config: Config) -> bool:
+    """Whether one search of a bar serves every position: see kernels.learning.bar_search."""
+    s = config.search
+    return s.algorithm == ALGORITHMS[MARKET] and s.value_reuse == SHARED_TREE and config.market.reward == "pnl"
+
+
+def loss_weights(config: Config) -> LossWeights:
+    """The weights of the losses; 0 of a head that the search does not read: it would cost time and shape the latent."""
+    given = {name: getattr(config.train, f"{name}_weight", None) for name in LossWeights._fields}
+    if config.search.algorithm == ALGORITHMS[MARKET]:
+        given |= {"reward": 0.0, "afterstate_value": 0.0}
+    elif config.market.reward == "pnl" and not config.train.value_prefix:
+        given |= {"reward": 0.0}
+    return LossWeights(**{name: weight for name, weight in given.items() if weight is not None})
 
 
 def run_first_iteration(

@@ -51,7 +51,7 @@ def reanalyze_policies(
         if status != 0:
             return status
         for b in range(slots.shape[0]):
-            store_search_statistics(replay, slots[b], k, planner, b)
+            store_search_statistics(replay, slots[b], k, planner, b, market_data)
     return 0
 
 

@@ -57,7 +57,8 @@ class ReplayBuffer(NamedTuple):
     policy: NDArray[np.float32]  # [R, L, M, A] improved policy of the last search
     value: NDArray[np.float32]  # [R, L + 1, M] by the target network, ranges
     search_value: NDArray[np.float32]  # [R, L, M] lambda-return of the last searches, ranges
-    expected_reward: NDArray[np.float32]  # [R, L, M] of the likeliest action, by the last search, ranges
+    # [R, L, M] expected reward: of the likeliest action, or, if M = 1, of the action that was taken; ranges
+    expected_reward: NDArray[np.float32]
     searched_iteration: NDArray[np.int32]  # [R] iteration of the last search, or EMPTY
     played_iteration: NDArray[np.int32]  # [R] iteration in which the episode was played, or EMPTY
     candidate_size: NDArray[np.float32]  # [R, L, J] signed sizes of the searched entries, or 0
@@ -184,19 +185,25 @@ def position_after(m: int, action: int, num_actions: int) -> int:
 
 @kernel
 def backward_lambda(replay: ReplayBuffer, slots: NDArray[np.int64], discount: float, td_lambda: float) -> None:
-    """Turn the search values of the episodes `slots` into lambda-returns, the last decision first.
+    """Turn the search values of the episodes `slots` into lambda-returns, the last decision first, in ranges.
 
-    G[k] = r[k] + gamma ((1 - lambda) v[k + 1] + lambda G[k + 1]), r the expected reward of the likeliest action.  The
-    expectation stands for the realised reward, so no noise of the market enters.
+    G[k] = r[k] + gamma ((1 - lambda) v[k + 1] + lambda G[k + 1]) along the bars that came, with the positions of the
+    likeliest actions (Sutton and Barto 2018, 12.2).  r is an expected reward, so the noise of the market does not enter.
+    v is the network's value of the bar that came.  The value of the search itself rests on imagined bars: where these
+    are worth `e` less than real ones, an agent that learns from it ends up e / (1 - gamma) too low.  The search's value
+    stays at the last decision, and where a decision explored and no other position was searched.
     """
     L, M, A = replay.reward.shape[1], replay.policy.shape[2], replay.policy.shape[3]
     for slot in slots:
-        for k in range(L - 1, -1, -1):
+        for k in range(L - 2, -1, -1):
+            if M == 1 and not is_greedy(replay, slot, k):
+                continue
             for m in range(M):
-                after = position_after(m, greedy_action(replay.policy[slot, k, m]), A)
+                after = 0
+                if M > 1:
+                    after = position_after(m, greedy_action(replay.policy[slot, k, m]), A)
                 value = np.float64(replay.value[slot, k + 1, after])
-                if k + 1 < L:
-                    value += td_lambda * (np.float64(replay.search_value[slot, k + 1, after]) - value)
+                value += td_lambda * (np.float64(replay.search_value[slot, k + 1, after]) - value)
                 replay.search_value[slot, k, m] = replay.expected_reward[slot, k, m] + discount * value
 
 
@@ -211,11 +218,11 @@ def effective_td_steps(replay: ReplayBuffer, slot: int, target_config: ValueTarg
 
 @kernel
 def value_target(replay: ReplayBuffer, slot: int, step: int, m: int, target_config: ValueTargetConfig) -> float:
-    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the value of the search; in ranges.
+    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the lambda-return of position m; in ranges.
 
     n is `effective_td_steps`, and less at the end of the episode and before an action that explored.  Otherwise an open
-    position would seem to spare the cost of exploring.  If decision `step` explored, the value of the search is the
-    target.
+    position would seem to spare the cost of exploring.  If decision `step` explored, or m is not the position that was
+    held, the lambda-return is the target.
     """
     last = min(step + effective_td_steps(replay, slot, target_config), replay.reward.shape[1])
     stop = step

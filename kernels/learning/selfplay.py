@@ -57,9 +57,9 @@ def play_episodes(
     B, L = slots.shape[0], replay.reward.shape[1]
     for k in range(L):
         for b in range(B):
-            position = replay.position[slots[b], k]
-            write_position(position, account[b], market_data.market)
-            set_market_root(planner, b, market_data, replay.start_bar[slots[b]] + k, position)
+            if k == 0:
+                write_position(replay.position[slots[b], 0], account[b], market_data.market)
+            set_market_root(planner, b, market_data, replay.start_bar[slots[b]] + k, replay.position[slots[b], k])
             draw_noise(planner, b, seed, first_episode + b, k)
         status = plan(planner)
         if status != 0:
@@ -73,9 +73,9 @@ def play_episodes(
                 random_size(planner.sampled_tree, b, action, seed, first_episode + b, k)
             target = selected_target(planner.sampled_tree, b, action, side, market_data.market)
             take_action(replay, account[b], trade, slot, k, action, target, market_data)
-            store_search_statistics(replay, slot, k, planner, b)
+            store_search_statistics(replay, slot, k, planner, b, market_data)
     for b in range(B):
-        finish_episode(replay, account[b], trade, slots[b], market_data)
+        close_out(account[b], trade, market_data.bars, replay.start_bar[slots[b]] + L, market_data.market)
     return 0
 
 
@@ -91,31 +91,25 @@ def play_searched_bars(
     random_episodes: int,
     seed: int,
     first_episode: int,
-    policy: NDArray[np.float64],
-    noise: NDArray[np.float32],
 ) -> None:
-    """Play the episodes of `play_episodes`, to the bit, by searches of their bars that were made before.
-
-    policy [A] and noise [A] are scratch.
-    """
-    L, A, market = replay.reward.shape[1], searched.q.shape[2], market_data.market
+    """Play the episodes of `play_episodes`, to the bit, by the searches of their bars, which were made before."""
+    L, M, A, market = replay.reward.shape[1], searched.q.shape[1], searched.q.shape[2], market_data.market
     for b in range(slots.shape[0]):
         slot = slots[b]
+        write_position(replay.position[slot, 0], account[b], market)
+        replay.held[slot, 0] = hypothesis_of_side(account[b, ACC_SIDE], M, market.sizes)
         for k in range(L):
-            write_position(replay.position[slot, k], account[b], market)
-            row, side = searched.row_of_bar[replay.start_bar[slot] + k], account[b, ACC_SIDE]
-            m = hypothesis_of_side(side, searched.q.shape[1], market.sizes)
+            row, m, side = searched.row_of_bar[replay.start_bar[slot] + k], replay.held[slot, k], account[b, ACC_SIDE]
             for a in range(A):
-                noise[a] = gumbel(seed, first_episode + b, k * A + a)
-            action, _ = decide_by_q(policy, searched.q[row, m], searched.logits[row, m], noise, side, config)
+                searched.noise[a] = gumbel(seed, first_episode + b, k * A + a)
+            q, logits = searched.q[row, m], searched.logits[row, m]
+            action, _ = decide_by_q(searched.policy, q, logits, searched.noise, side, config)
             if b < random_episodes:
                 action = random_action(side, market.reverse, A, seed, first_episode + b, k)
-            replay.held[slot, k] = m
-            take_action(
-                replay, account[b], trade, slot, k, action, action_target(side, action, market.sizes), market_data
-            )
-        replay.held[slot, L] = hypothesis_of_side(account[b, ACC_SIDE], searched.q.shape[1], market.sizes)
-        finish_episode(replay, account[b], trade, slot, market_data)
+            target = action_target(side, action, market.sizes)
+            take_action(replay, account[b], trade, slot, k, action, target, market_data)
+            replay.held[slot, k + 1] = hypothesis_of_side(account[b, ACC_SIDE], M, market.sizes)
+        close_out(account[b], trade, market_data.bars, replay.start_bar[slot] + L, market)
 
 
 @inlined
@@ -129,18 +123,9 @@ def take_action(
     target: float,
     market_data: MarketData,
 ) -> None:
-    """Trade to the signed size `target` by decision k of episode `slot`, and store action and reward."""
+    """Trade to the signed size `target` by decision k of episode `slot`; store action, reward and the next position."""
     replay.action[slot, k] = action
     replay.reward[slot, k] = step_to_target(
         account, trade, market_data.bars, replay.start_bar[slot] + k, target, market_data.market
     )
-
-
-@inlined
-def finish_episode(
-    replay: ReplayBuffer, account: NDArray[np.float64], trade: NDArray[np.float64], slot: int, market_data: MarketData
-) -> None:
-    """Store the last position of an episode, and close it out."""
-    L, market = replay.reward.shape[1], market_data.market
-    write_position(replay.position[slot, L], account, market)
-    close_out(account, trade, market_data.bars, replay.start_bar[slot] + L, market)
+    write_position(replay.position[slot, k + 1], account, market_data.market)
