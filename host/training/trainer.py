@@ -34,7 +34,7 @@ from kernels.learning.replay_buffer import (
 )
 from kernels.learning.selfplay import play_episodes, play_searched_bars
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
-from kernels.market.position import HOLD, NUM_POSITION_FEATURES, NUM_POSITION_FIELDS, action_names
+from kernels.market.position import HOLD, NUM_POSITION_FEATURES, action_names
 from kernels.ort import check_status
 from kernels.rng import randint
 from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
@@ -77,7 +77,8 @@ class Trainer:
             shape.features, NUM_POSITION_FEATURES, shape.state, actions, shape.codes, window, context
         )
         self.shares_searches = shares_searches(config)
-        rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_steps
+        decay_steps = t.lr_decay_passes * data.train_stop / (t.batch_size * (t.num_unroll_steps + 1))
+        rates = t.seed, t.learning_rate, t.weight_decay, decay_steps
         self.learner = Learner(
             shape, t.batch_size, t.num_unroll_steps, *rates, threads, loss_weights(config), candidates
         )

@@ -38,9 +38,15 @@ def new_searched_bars(ts: NDArray[np.int64], bars: int, hypotheses: int, actions
     row_of_bar = np.full(bars, -1, np.int32)
     row_of_bar[ts] = np.arange(len(ts))
     n, M, A = len(ts), hypotheses, actions
-    value, logits, q, next_value = ((n, M), np.float32), ((n, M, A), np.float32), ((n, M, A), float), ((n, M), float)
-    arrays = (np.zeros(*array) for array in (value, logits, q, next_value, (A, float), (A, np.float32)))
-    return SearchedBars(row_of_bar, *arrays)
+    return SearchedBars(
+        row_of_bar=row_of_bar,
+        value=np.zeros((n, M), np.float32),
+        logits=np.zeros((n, M, A), np.float32),
+        q=np.zeros((n, M, A)),
+        next_value=np.zeros((n, M)),
+        policy=np.zeros(A),
+        noise=np.zeros(A, np.float32),
+    )
 
 
 @kernel

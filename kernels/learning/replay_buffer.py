@@ -46,7 +46,7 @@ EMPTY = -1
 class ReplayBuffer(NamedTuple):
     """R episodes of L decisions; positions and values also of the state after the last decision.
 
-    A decision is searched for M positions: the one that is held, or every one that could be (kernels.learning.bar_search).
+    A decision is searched for M positions: the one held alone, or all that could be (kernels.learning.bar_search).
     """
 
     start_bar: NDArray[np.int64]  # [R] bar of the first decision, or EMPTY
@@ -188,9 +188,9 @@ def backward_lambda(replay: ReplayBuffer, slots: NDArray[np.int64], discount: fl
     """Turn the search values of the episodes `slots` into lambda-returns, the last decision first, in ranges.
 
     G[k] = r[k] + gamma ((1 - lambda) v[k + 1] + lambda G[k + 1]) along the bars that came, with the positions of the
-    likeliest actions (Sutton and Barto 2018, 12.2).  r is an expected reward, so the noise of the market does not enter.
-    v is the network's value of the bar that came.  The value of the search itself rests on imagined bars: where these
-    are worth `e` less than real ones, an agent that learns from it ends up e / (1 - gamma) too low.  The search's value
+    likeliest actions (Sutton and Barto 2018, 12.2).  r is an expected reward: the noise of the market does not enter.
+    v is the network's value of the bar that came.  The value of the search itself rests on imagined bars.  Where they
+    are worth e less than real ones, an agent that learns from it ends up e / (1 - gamma) too low.  The search's value
     stays at the last decision, and where a decision explored and no other position was searched.
     """
     L, M, A = replay.reward.shape[1], replay.policy.shape[2], replay.policy.shape[3]
@@ -218,7 +218,7 @@ def effective_td_steps(replay: ReplayBuffer, slot: int, target_config: ValueTarg
 
 @kernel
 def value_target(replay: ReplayBuffer, slot: int, step: int, m: int, target_config: ValueTargetConfig) -> float:
-    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the lambda-return of position m; in ranges.
+    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the lambda-return of position m, ranges.
 
     n is `effective_td_steps`, and less at the end of the episode and before an action that explored.  Otherwise an open
     position would seem to spare the cost of exploring.  If decision `step` explored, or m is not the position that was
@@ -249,7 +249,7 @@ def fill_decision(
     target_config: ValueTargetConfig,
     market: Market,
 ) -> None:
-    """Write decision `step` of episode `slot` with position m of its M into row (b, k): legality, targets and weight."""
+    """Write decision `step` of episode `slot`, with position m of its M, into row (b, k)."""
     position = replay.position[slot, step]
     if m != replay.held[slot, step]:
         position = batch.position_work
@@ -324,7 +324,7 @@ def fill_window(
             x[f] = features[row, f]
     for k in range(K + 1):
         if first + k < L:
-            m = np.int64(replay.held[slot, first + k])
+            m = int(replay.held[slot, first + k])
             if M > 1 and target_config.search_value_weight == 1:
                 m = randint(M, seed, step, (k + 2) * B + b)
             fill_decision(batch, b, k, replay, slot, first + k, m, target_config, market_data.market)

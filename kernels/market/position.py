@@ -113,7 +113,7 @@ def action_target(side: float, action: int, sizes: tuple[float, ...]) -> float:
 
 @inlined
 def hypothesis_of_side(side: float, hypotheses: int, sizes: tuple[float, ...]) -> int:
-    """The position hypothesis of signed size `side`: 0 flat, then the entry of each action, as a market search has them."""
+    """Which position of a market search has the signed size `side`: 0 is flat, m the entry of action m."""
     hypothesis = 0
     for m in range(1, hypotheses):
         if action_target(0.0, m, sizes) == side:
