@@ -242,18 +242,24 @@ def selftest(
     minutes: Annotated[float | None, typer.Option(min=0.001, help="Minutes of training for each market.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the market and of the training.")] = 0,
     threads: ThreadsOption = 0,
+    train_bars: Annotated[int | None, typer.Option(help="Training bars, instead of three quarters of all.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the equity beside the optimum's to this SVG.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for metrics.jsonl and curves.svg: what was learnt when.")
+    ] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train on SYNTHETIC markets whose best policy is known, and compare the agent with it."""
-    from host.commands.selftest import new_synthetic_options, print_selftest
+    from host.commands.selftest import new_synthetic_options, print_selftest, split_settings
     from host.commands.selftest import selftest as run
     from host.evaluation.exam import selftest_config
 
+    split_length, split = split_settings(train_bars)
+    length = split_length or length
     options = new_synthetic_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
-    config = selftest_config([*(settings or []), f"train.seed={seed}"])
-    document = run(market or [], options, config, minutes, thread_count(threads), picture)
+    config = selftest_config([*split, *(settings or []), f"train.seed={seed}"])
+    document = run(market or [], options, config, minutes, thread_count(threads), picture, out)
     print(json.dumps(document)) if as_json else print_selftest(document, sys.stdout)
     if not document["passed"]:
         raise typer.Exit(9)

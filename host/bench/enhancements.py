@@ -43,6 +43,7 @@ def search_of(algorithm: str, value_reuse: str) -> tuple[str, str]:
 
 GUMBEL_OFF, GUMBEL, GUMBEL_ARM = (search_of("gumbel", reuse) for reuse in ("off", "chance_child", "known_arm"))
 PUCT_OFF, PUCT, PUCT_ARM = (search_of("puct", reuse) for reuse in ("off", "chance_child", "known_arm"))
+MARKET_OFF = search_of("market", "off")
 NO_REANALYZE, NO_MIRROR = "train.reanalyze=false", "train.mirror_augmentation=false"
 NO_UNIZERO, TRANSFORMER = "train.unizero_weight=0", "network.dynamics=transformer"
 REZERO = "memory -20..-40 %, CPU -50..-70 %, storage +5..10 %, cache hits 60-80 %"
@@ -54,7 +55,8 @@ FIRST = (  # measured before any of LATER
     Enhancement("rezero as published, gumbel", REZERO, GUMBEL_ARM, GUMBEL_OFF),
     Enhancement("rezero, puct", f"{REZERO}; here unbiased", PUCT, PUCT_OFF),
     Enhancement("rezero as published, puct", REZERO, PUCT_ARM, PUCT_OFF),
-    Enhancement("rezero, market search", f"{REZERO}; here unbiased", off=search_of("market", "off")),
+    Enhancement("one tree a bar", f"{REZERO}; here exact", off=MARKET_OFF),
+    Enhancement("rezero, market search", f"{REZERO}; here unbiased", search_of("market", "chance_child"), MARKET_OFF),
     Enhancement("backward reanalyse", "memory +10..15 %, CPU -10..+5 %, storage +15..30 %", off=(NO_REANALYZE,)),
     Enhancement("mirrored windows", "none: ours", off=(NO_MIRROR,)),
 )
@@ -70,7 +72,7 @@ LATER = (
     Enhancement("consistency", "none", on=("train.consistency_weight=1.0",)),
     Enhancement("learned codes", "none", on=("train.chance_codes=learned",)),
     Enhancement("bellman priority", "none", on=("train.per_alpha=0.4",)),
-    Enhancement("age cut", "none", on=("train.off_policy_correction=0.3",)),
+    Enhancement("age cut", "none", on=("train.off_policy_correction=2",)),
     Enhancement("recommended", "memory -150..-550 MB, CPU -65..-85 %, CLOSE learnt in 5K instead of 13K episodes",
                 off=(*PUCT_OFF, NO_REANALYZE, NO_MIRROR, NO_UNIZERO)),
 )  # fmt: skip

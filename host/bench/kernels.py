@@ -11,6 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from host.artifact.networks import OnnxNetworks
 from host.artifact.onnx_check import layout_of
 from host.bench.options import BenchOptions
 from host.bench.process import NETWORK_SHAPES, ROOT, BenchRow, TimedCall, clock, fill_normal, median_seconds
@@ -24,6 +25,7 @@ from host.training.feature_store import FeatureStore
 from host.training.trainer import Trainer
 from kernels.market import features
 from kernels.market.bars import Bars
+from kernels.market.calendar import HOUR_NS
 from kernels.ort import BoundGraph, Session, evaluate
 from models.export import export
 from models.params import new_params
@@ -106,19 +108,39 @@ def new_synthetic_trainer(
     return Trainer(data, config, threads), market
 
 
-def bench_selfplay(options: BenchOptions) -> BenchRow:
-    """The document of `bench selfplay`: episodes of 360 decisions of 16 simulations, features included, on `noise`."""
+def bench_selfplay(options: BenchOptions) -> list[BenchRow]:
+    """The document of `bench selfplay`: episodes of 360 decisions, features included; a row a market and search."""
+    cases = product(("sample", "noise"), (4, 16))
+    return [selfplay_row(market, simulations, options) for market, simulations in cases]
+
+
+def selfplay_row(market: str, simulations: int, options: BenchOptions) -> BenchRow:
+    """How fast episodes on the bundled bars, or on a long synthetic market, are collected."""
     # a replay buffer of one iteration and no room for more: a collection computes most of the features that it reads
     num_envs = max(1, options.episodes // 2)
     episodes = 2 * num_envs
-    settings = {"num_envs": num_envs, "batches_per_iteration": 2, "replay_capacity": episodes, "num_simulations": 16}
+    settings = {"num_envs": num_envs, "batches_per_iteration": 2, "replay_capacity": episodes}
+    settings["num_simulations"] = simulations
     config = load_config(None, [f"train.{name}={value}" for name, value in settings.items()])
-    trainer, _ = new_synthetic_trainer("noise", SyntheticOptions(length=options.length), config, options.threads)
+    if market == "sample":
+        bars = read_sample_bars()
+        extra = np.empty((len(bars.time), 0), np.float32)
+        data = new_dataset(bars, extra, config, SYNTHETIC_INSTRUMENT, HOUR_NS, options.threads)
+        trainer = Trainer(data, config, options.threads)
+    else:
+        trainer, _ = new_synthetic_trainer(market, SyntheticOptions(length=options.length), config, options.threads)
     num_rows = episodes * (config.market.episode_length + 1)
     trainer.feature_store = FeatureStore(trainer.data, num_rows, options.threads, cache_mb=0)
     with threadpool_limits(1, "blas"):
-        collect = partial(trainer.collect, trainer.export_networks())
-        (seconds,) = median_seconds([collect], options.rounds, clock(options.threads))
+        networks = trainer.export_networks()
+        (seconds,) = median_seconds([lambda: play(trainer, networks)], options.rounds, clock(options.threads))
     decisions = episodes * config.market.episode_length
     rates = {"episodes_per_minute": round(episodes * 60 / seconds), "decisions_per_s": round(decisions / seconds)}
-    return {**rates, "threads": options.threads, "rss_mb": memory_mb("VmHWM")}
+    return {"market": market, "n": simulations, **rates, "threads": options.threads, "rss_mb": memory_mb("VmHWM")}
+
+
+def play(trainer: Trainer, networks: OnnxNetworks) -> None:
+    """Collect the episodes of one iteration."""
+    slots = trainer.start_episodes()
+    search = trainer.search_config(trainer.config.train.num_simulations)
+    trainer.collect(networks, slots, trainer.search_bars(networks, slots, search)[0])

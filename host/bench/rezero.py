@@ -7,6 +7,7 @@ that their policies and values are compared with.
 
 import statistics
 import time
+from collections import Counter
 from itertools import product
 
 import numpy as np
@@ -16,9 +17,10 @@ from host.artifact.networks import OnnxNetworks
 from host.bench.kernels import new_synthetic_trainer
 from host.bench.options import BenchOptions
 from host.bench.process import BenchRow
-from host.config import load_config
+from host.config import SHARED_TREE, load_config
 from host.evaluation.synthetic import Floats, SyntheticOptions
 from host.training.trainer import Trainer
+from kernels.learning.bar_search import store_searched_bars
 from kernels.learning.reanalyze import reanalyze_policies
 from kernels.ort import check_status
 from kernels.search.planner import STATS
@@ -38,14 +40,26 @@ def train_agent(algorithm: str, options: BenchOptions) -> Trainer:
 
 
 def reanalyze_block(trainer: Trainer, networks: OnnxNetworks, n: int, reuse: str) -> tuple[Floats, Floats, BenchRow]:
-    """Search the first `num_envs` episodes again: policies [B, L, A], root values [B, L], counts with CPU seconds."""
+    """Search the first `num_envs` episodes again: policies [B, L, A], root values [B, L], counts with CPU seconds.
+
+    Both are of the positions that were held.
+    """
     slots, data, replay = np.arange(trainer.config.train.num_envs), trainer.feature_store.market_data, trainer.replay
-    search = trainer.search_config(n)._replace(value_reuse=VALUE_REUSES.index(reuse))
-    planner = networks.planner(len(slots), search)
-    begin = time.thread_time()
-    check_status(reanalyze_policies(replay, planner, slots, data, trainer.config.train.seed))
-    counts = dict(zip(STATS, planner.stats.tolist(), strict=True)) | {"seconds": time.thread_time() - begin}
-    return replay.policy[slots].astype(float), replay.search_value[slots].astype(float), counts
+    decisions, search = len(slots) * replay.reward.shape[1], trainer.search_config(n)
+    begin = time.process_time()
+    if reuse == SHARED_TREE:
+        searched, counts = trainer.search_bars(networks, slots, search)
+        store_searched_bars(replay, slots, searched, data.market, search)
+        counts["searches"] = decisions
+        held = replay.held[slots, :-1, None].astype(int)
+    else:
+        planner = networks.planner(len(slots), search._replace(value_reuse=VALUE_REUSES.index(reuse)))
+        check_status(reanalyze_policies(replay, planner, slots, data, trainer.config.train.seed))
+        counts = Counter(dict(zip(STATS, planner.stats.tolist(), strict=True)))
+        held = np.zeros((len(slots), replay.reward.shape[1], 1), int)
+    policy = np.take_along_axis(replay.policy[slots], held[..., None], axis=2)[:, :, 0]
+    value = np.take_along_axis(replay.search_value[slots], held, axis=2)[:, :, 0]
+    return policy.astype(float), value.astype(float), {**counts, "seconds": time.process_time() - begin}
 
 
 def rezero_rows(algorithm: str, options: BenchOptions) -> list[BenchRow]:
@@ -57,7 +71,8 @@ def rezero_rows(algorithm: str, options: BenchOptions) -> list[BenchRow]:
     trainer, rows = train_agent(algorithm, options), list[BenchRow]()
     networks = trainer.export_networks()
     reference_policy, reference_value, _ = reanalyze_block(trainer, networks, REFERENCE_SIMULATIONS, "off")
-    for n, reuse in product(options.reanalyze_simulations, VALUE_REUSES):
+    reuses = (*VALUE_REUSES, SHARED_TREE) if algorithm == ALGORITHMS[-1] else VALUE_REUSES
+    for n, reuse in product(options.reanalyze_simulations, reuses):
         runs = [reanalyze_block(trainer, networks, n, reuse) for _ in range(options.rounds)]
         policy, value, counts = runs[0]
         error = value - reference_value

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from host.atomic import add_path_to_errors, atomic_write, check_writable
 from host.config import Config, check_minutes, invalid_reason
-from host.console import compiling, progress
+from host.console import ProgressCallback, compiling, progress
 from host.evaluation.exam import (
     DEFAULT_MARKETS,
     NUM_BARS,
+    NUM_TEST_BARS,
     OPTION_RANGES,
     TRAINING_MINUTES,
+    EvaluationSet,
     SelftestError,
     compare_with_optimum,
     equity_curves,
     prepare_evaluation,
     trade_unseen_bars,
 )
+from host.evaluation.learning import measure_agent
 from host.evaluation.synthetic import MARKETS, Floats, SyntheticOptions
 from host.svg import line_charts
 from host.training.trainer import Trainer, run_first_iteration, train_for
 
+NUM_EVALUATIONS = 20  # of a training whose learning is recorded
+CURVES = {  # of a market; each is drawn in percent
+    "profit, of the optimum": ("expected_fraction", "fraction_of_optimum"),
+    "Q(BUY) - Q(SELL) against the optimum": ("q_correlation", "q_slope"),
+}
+MEASURES = (
+    *("expected_fraction", "fraction_of_optimum", "q_slope", "q_correlation", "chance_nll"),
+    *("exposure", "closing_regret", "trades"),
+)
+
 
 def train_and_evaluate(
-    name: str, options: SyntheticOptions, config: Config, minutes: float, threads: int
+    name: str, options: SyntheticOptions, config: Config, minutes: float, threads: int, metrics: Path | None
 ) -> tuple[dict[str, Any], dict[str, Floats]]:
-    """Train on the first part of the market `name` and trade the rest; the document and the equity curves."""
+    """Train on the first part of the market `name` and trade the rest; the document and the equity curves.
+
+    With a file `metrics`, what the agent has learnt is appended to it NUM_EVALUATIONS times.
+    """
     begin, title = time.perf_counter(), f"synthetic market '{name}'"
     with compiling(f"{title}, getting ready") as report:
         report(0.0, "features and first iteration")
@@ -36,11 +55,54 @@ def train_and_evaluate(
         trainer = Trainer(data, config, threads)
         run_first_iteration(trainer, None, lambda row: None)
     with progress(title) as report:
-        train_for(trainer, minutes, None, lambda row: None, report)
+        if metrics is None:
+            train_for(trainer, minutes, None, lambda row: None, report)
+        else:
+            record_learning(evaluation, trainer, minutes, metrics, report)
     with progress(f"{title}, unseen bars") as report:
         result = trade_unseen_bars(evaluation, trainer, report)
     document = compare_with_optimum(evaluation, trainer, result)
     return {**document, "seconds": round(time.perf_counter() - begin, 1)}, equity_curves(evaluation, result)
+
+
+def record_learning(
+    evaluation: EvaluationSet, trainer: Trainer, minutes: float, path: Path, report: ProgressCallback
+) -> None:
+    """Train, and append a row of measures to the file `path` after each part; evaluating costs none of the minutes."""
+    cpu_s = seconds = 0.0
+    for part in range(NUM_EVALUATIONS):
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+
+        def report_part(fraction: float, text: str, part: int = part) -> None:
+            report((part + fraction) / NUM_EVALUATIONS, text)
+
+        train_for(trainer, minutes / NUM_EVALUATIONS, None, lambda row: None, report_part)
+        seconds, cpu_s = seconds + time.perf_counter() - begin, cpu_s + time.process_time() - begin_cpu
+        measures = measure_agent(evaluation, trainer)
+        row = {
+            "market": evaluation.market.name,
+            "seed": trainer.config.train.seed,
+            "iteration": trainer.iteration,
+            "episodes": trainer.episodes,
+            "updates": trainer.learner.step,
+            "cpu_s": round(cpu_s, 2),
+            "seconds": round(seconds, 2),
+            **{measure: measures[measure] for measure in MEASURES},
+        }
+        with add_path_to_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def draw_curves(rows: list[dict[str, Any]]) -> str:
+    """An SVG of the curves of the rows of `record_learning`, for each market."""
+    charts, seconds = dict[str, dict[str, Floats]](), max(row["cpu_s"] for row in rows)
+    for name in dict.fromkeys(row["market"] for row in rows):
+        for title, measures in CURVES.items():
+            table = {m: [row[m] for row in rows if row["market"] == name] for m in measures}
+            lines = {m: 100 * np.array(values, np.float64) for m, values in table.items() if None not in values}
+            if lines:
+                charts[f"synthetic market '{name}': {title}"] = lines
+    return line_charts(charts, "percent", f"{seconds:.0f} s of CPU time")
 
 
 def new_synthetic_options(**flags: Any) -> SyntheticOptions:
@@ -51,6 +113,17 @@ def new_synthetic_options(**flags: Any) -> SyntheticOptions:
         if fault:
             raise SelftestError(f"--{name.replace('_', '-')}: {value!r} is {fault}")
     return SyntheticOptions(**{"length": NUM_BARS, **options})
+
+
+def split_settings(train_bars: int | None) -> tuple[int | None, list[str]]:
+    """Length of a market with so many training bars, and the settings that split it there; (None, []) for None."""
+    if train_bars is None:
+        return None, []
+    fault = invalid_reason(OPTION_RANGES["length"], train_bars)
+    if fault:
+        raise SelftestError(f"--train-bars: {train_bars} is {fault}")
+    length = train_bars + NUM_TEST_BARS
+    return length, [f"train.train_fraction={train_bars / length!r}"]
 
 
 def print_selftest(document: dict[str, Any], out: IO[str]) -> None:
@@ -73,20 +146,33 @@ def selftest(
     minutes: float | None,
     threads: int,
     picture: Path | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
-    """The document of `selftest --json`; the equity of each market is drawn into the SVG file `picture`."""
+    """The document of `selftest --json`; the equity of each market is drawn into the SVG file `picture`.
+
+    The folder `out` gets `metrics.jsonl`, what the agents have learnt by when, and `curves.svg`, a picture of it.
+    """
     check_minutes(minutes)
     for name in names:
         if name not in MARKETS:
             raise SelftestError(f"no market {name!r}: there is {', '.join(MARKETS)}")
     if picture is not None:
         check_writable(picture)
+    metrics = None if out is None else out / "metrics.jsonl"
+    if metrics is not None:
+        check_writable(metrics.parent, folder=True)
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        metrics.write_bytes(b"")
     markets, charts = dict[str, dict[str, Any]](), dict[str, dict[str, Floats]]()
     for name in names or DEFAULT_MARKETS:
         market_minutes = minutes or TRAINING_MINUTES[name]
-        markets[name], curves = train_and_evaluate(name, options, config, market_minutes, threads)
+        markets[name], curves = train_and_evaluate(name, options, config, market_minutes, threads, metrics)
         charts[f"synthetic market '{name}'"] = curves
     if picture is not None:
         with add_path_to_errors(picture), atomic_write(picture) as file:
-            file.write(line_charts(charts, "pips").encode())
+            file.write(line_charts(charts, "pips", "{:,} unseen bars").encode())
+    if metrics is not None:
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        with atomic_write(metrics.with_name("curves.svg")) as file:
+            file.write(draw_curves(rows).encode())
     return {"passed": all(m["passed"] for m in markets.values()), "markets": markets}

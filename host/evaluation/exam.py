@@ -27,7 +27,8 @@ from kernels.market.position import action_kind
 
 NUM_BARS = 164_000  # the last quarter of them is the test
 DEFAULT_MARKETS = ("noise", "planted", "leak")  # the others are harder: a user names them
-TRAINING_MINUTES = {"noise": 1.0, "planted": 1.5, "leak": 1.0, "planted-hard": 2.5, "close": 1.0}
+NUM_TEST_BARS = 41_000  # of a market with another number of training bars
+TRAINING_MINUTES = {"noise": 0.5, "planted": 0.5, "leak": 0.5, "planted-hard": 1.0, "close": 0.5}
 MAX_EXPOSURE = 0.02  # of `noise`
 MIN_FRACTION = {"planted": 0.80, "leak": 0.95, "planted-hard": 0.80, "close": 0.80}  # fraction of the optimum
 MAX_FRACTION = 1.02  # a larger fraction is a fault of the measurement

@@ -117,7 +117,8 @@ class Trainer:
             slots, stale = self.start_episodes(), self.stale_episodes()
             searched, shared = None, Counter[str]()
             if self.shares_searches:
-                searched, shared = self.search_bars(networks, np.concatenate([slots, stale]))
+                search = self.search_config(self.config.train.num_simulations)
+                searched, shared = self.search_bars(networks, np.concatenate([slots, stale]), search)
             played = self.collect(networks, slots, searched)
             codes, ts = self.data.market_spec.codes, self.decision_bars(self.replay.start_bar[slots])
             code_metrics = diagnose(networks, codes, self.feature_store, self.data.bars, ts)
@@ -195,7 +196,9 @@ class Trainer:
         is_stale = self.iteration - self.replay.searched_iteration > t.reanalyze_interval
         return np.flatnonzero(is_stale & (self.replay.start_bar != EMPTY)) if t.reanalyze else np.zeros(0, np.int64)
 
-    def search_bars(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> tuple[SearchedBars, Counter[str]]:
+    def search_bars(
+        self, networks: OnnxNetworks, slots: NDArray[np.int64], search: SearchConfig
+    ) -> tuple[SearchedBars, Counter[str]]:
         """Search every bar of the episodes `slots` once, and count; no number of threads changes what a search sees."""
         L, M, A = self.config.market.episode_length, self.replay.policy.shape[2], self.network_shape.actions
         ts = np.unique(self.replay.start_bar[slots][:, None] + np.arange(L + 1))
@@ -205,7 +208,7 @@ class Trainer:
             return search_bars(searched, planner, self.feature_store.market_data, piece)
 
         pieces = [(i, ts[i : i + SEARCH_PIECE]) for i in range(0, len(ts), SEARCH_PIECE)]
-        counts = self._run_searches(search_piece, networks, pieces, SEARCH_BATCH)
+        counts = self._run_searches(search_piece, networks, pieces, SEARCH_BATCH, search)
         counts["rows"] += (M - 1) * counts["searches"]  # of the root network, for the other positions
         counts["reused"] = len(slots) * (L + 1) - len(ts)
         return searched, Counter(counts)
@@ -215,10 +218,10 @@ class Trainer:
     ) -> dict[str, int]:
         """Play the episodes `slots`; the counts of their searches, none where their bars are `searched` already."""
         t, batches, counts = self.config.train, self._batches(slots), dict.fromkeys(STATS, 0)
+        search, market_data = self.search_config(t.num_simulations), self.feature_store.market_data
         if searched is None:
-            counts = self._run_searches(self._play_batch, networks, batches, t.num_envs)
+            counts = self._run_searches(self._play_batch, networks, batches, t.num_envs, search)
         else:
-            search, market_data = self.search_config(t.num_simulations), self.feature_store.market_data
             for first, batch in batches:
                 account, trade, seed = new_accounts(len(batch)), np.zeros(NUM_TRADE_FIELDS), t.seed + STREAM_NOISE
                 play = self.replay, account, trade, searched, search, batch, market_data, t.random_episodes
@@ -251,12 +254,13 @@ class Trainer:
     ) -> dict[str, int]:
         """Give the episodes `stale` new targets, and stored positions new values where a target reads them; counts."""
         t, counts = self.config.train, dict.fromkeys(STATS, 0)
+        search = self.search_config(t.num_simulations)
         if searched is None:
             mode = self.config.search.value_reuse
             reuse = REUSE_OFF if mode == SHARED_TREE else VALUE_REUSES.index(mode)
-            counts = self._run_searches(self._reanalyze_batch, networks, self._batches(stale), t.num_envs, reuse)
+            search = search._replace(value_reuse=reuse)
+            counts = self._run_searches(self._reanalyze_batch, networks, self._batches(stale), t.num_envs, search)
         else:
-            search = self.search_config(t.num_simulations)
             store_searched_bars(self.replay, stale, searched, self.data.market_spec.market, search)
         backward_lambda(self.replay, stale, self.config.search.discount, t.td_lambda)
         self.replay.searched_iteration[stale] = self.iteration
@@ -355,10 +359,9 @@ class Trainer:
         networks: OnnxNetworks,
         batches: list[tuple[int, NDArray[np.int64]]],
         roots: int,
-        reuse: int = REUSE_OFF,
+        search: SearchConfig,
     ) -> dict[str, int]:
         """Call run_batch(planner of at most `roots` roots, first, batch) for each batch; the counts of STATS."""
-        search = self.search_config(self.config.train.num_simulations)._replace(value_reuse=reuse)
         planners = [networks.planner(min(len(batch), roots), search) for _, batch in batches]
         jobs = [self._pool.submit(run_batch, p, i, batch) for p, (i, batch) in zip(planners, batches, strict=True)]
         try:

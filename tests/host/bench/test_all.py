@@ -56,7 +56,7 @@ TINY = BenchOptions(
 KEYS = {
     "search": {"impl", "search", "net", "B", "n", "threads", "ms", "us_per_decision", "rows", "rss_mb"},
     "features": {"windows_per_s", "single_window_us", "kymatio_windows_per_s"},
-    "selfplay": {"episodes_per_minute", "decisions_per_s", "threads", "rss_mb"},
+    "selfplay": {"market", "n", "episodes_per_minute", "decisions_per_s", "threads", "rss_mb"},
     "learn": {
         "ms_per_step",
         "matmul_ms_per_step",
