@@ -96,9 +96,10 @@ def _expected_rewards(synthetic: SyntheticMarket, market: Market, move: Floats) 
 
 
 def _value_iteration(reward: Floats, chain: Floats, precision: float, discount: float = 1.0) -> tuple[float, Floats]:
-    """(gain, action values [3, A, G]); stops once the changes of the values are `precision` apart.
+    """(gain, action values [3, A, G]); stops once no value changes by more than `precision`.
 
-    Without a discount the values are relative to that of a flat position in state 0, and the gain is a bar's profit.
+    Without a discount the values are relative to that of a flat position in state 0, and the gain is a bar's profit:
+    then it stops once the changes are `precision` apart.
     """
     actions = range(len(ACTIONS))
     after = [[int(action_target(float(side), action, FULL_SIZE_ONLY)) + 1 for action in actions] for side in SIDES]
@@ -108,7 +109,7 @@ def _value_iteration(reward: Floats, chain: Floats, precision: float, discount: 
         q = reward + discount * next_value[after]
         best = q.max(axis=1)
         change = best - value
-        if np.ptp(change) < precision:
+        if (np.ptp(change) if discount == 1 else np.abs(change).max()) < precision:
             return float((change.max() + change.min()) / 2), q
         value = best - best[1, 0] if discount == 1 else best
     raise ArithmeticError("value iteration does not converge: the half-life is too long")
