@@ -264,7 +264,7 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="search, exogenous, widening, rezero, enhancements, features, selfplay, learn, act, memory, ort."
+            help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, memory, ort."
         ),
     ],
     threads: Annotated[
@@ -274,14 +274,16 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="`search` and `widening` with 16 simulations and one thread only.")
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Seeds of `enhancements`.", min=1)] = 5,
-    only: Annotated[str | None, typer.Option(help="Measure this one of the `enhancements` only.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of `enhancements` and `ppo`.", min=1)] = 5,
+    only: Annotated[
+        str | None, typer.Option(help="The one enhancement, or agent or market of `ppo`, to measure.")
+    ] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.001, help="Minutes of training for each job of `enhancements`.")
-    ] = 2.0,
-    out: Annotated[Path, typer.Option(help="Where `enhancements` keeps what it has measured.")] = Path(
-        "runs/enhancements"
-    ),
+        float | None, typer.Option(min=0.001, help="Minutes of training for a job: 2 of `enhancements`, 3 of `ppo`.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where `enhancements` and `ppo` keep what they measured; or runs/WHAT.")
+    ] = None,
     as_json: JsonOption = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table under its command.")] = False,
 ) -> None:
@@ -291,8 +293,9 @@ def bench(
     from host.bench.options import BenchOptions, Budget
     from host.console import shell_join
 
-    budget = Budget(minutes=minutes, threads=thread_count(threads))
-    size = BenchOptions(thread_count(threads), rounds, seeds=seeds, only=only, out=out, budget=budget)
+    budget = Budget(minutes=minutes or 2.0, threads=thread_count(threads))
+    size = BenchOptions(thread_count(threads), rounds, seeds=seeds, only=only, budget=budget)
+    size = replace(size, rival_minutes=minutes or 3.0, out=out or Path("runs", what))
     if quick:
         size = replace(size, simulations=(16,), thread_counts=(1,))
     document = run(what, size)

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS = ("#2f81f7", "#d9822b")  # of the lines of a chart, in turn
+COLOURS = ("#2f81f7", "#d9822b", "#3fa35b", "#a371f7")  # of the lines of a chart, in turn
 INK = "#7d8590"
 CHART_WIDTH, CHART_HEIGHT, MARGIN, LEFT, LABEL_HEIGHT = 720, 240, 34, 64, 12  # pixels
 MAX_POINTS = 480  # of a line
@@ -38,13 +38,14 @@ def svg_bar(x: float, y: float, width: float, height: float, fill: str) -> str:
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:g}" fill="{fill}"/>'
 
 
-def line_charts(charts: dict[str, dict[str, Floats]], unit: str) -> str:
-    """An SVG with a chart below the other: by title, the lines [T] by name, over bars, in `unit`."""
-    parts = [mark for i, (title, lines) in enumerate(charts.items()) for mark in _chart(i * CHART_HEIGHT, title, lines)]
+def line_charts(charts: dict[str, dict[str, Floats]], unit: str, axis: str = "{:,} unseen bars") -> str:
+    """An SVG with a chart below the other: by title, the lines [T] by name, in `unit`; `axis` says what T is."""
+    tops = [(i * CHART_HEIGHT, *chart) for i, chart in enumerate(charts.items())]
+    parts = [mark for top, title, lines in tops for mark in _chart(top, title, lines, axis)]
     return svg_document(CHART_WIDTH, CHART_HEIGHT * len(charts), [*parts, svg_text(8, 20, unit)])
 
 
-def _chart(top: float, title: str, lines: dict[str, Floats]) -> list[str]:
+def _chart(top: float, title: str, lines: dict[str, Floats], axis: str) -> list[str]:
     """The marks of one chart whose upper edge is at `top`."""
     low, high = (float(f([0.0, *(f(line) for line in lines.values())])) for f in (np.min, np.max))
     low, high = (low, high) if high > low else (low - 1.0, high + 1.0)
@@ -68,4 +69,4 @@ def _chart(top: float, title: str, lines: dict[str, Floats]) -> list[str]:
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         label = f"{name} {line[-1]:,.0f}"
         parts.append(svg_text(CHART_WIDTH - MARGIN - 150 * (len(lines) - 1 - i), top + 20, label, 12, colour, "end"))
-    return [*parts, svg_text(CHART_WIDTH - MARGIN, top + CHART_HEIGHT - 12, f"{num_bars:,} unseen bars", anchor="end")]
+    return [*parts, svg_text(CHART_WIDTH - MARGIN, top + CHART_HEIGHT - 12, axis.format(num_bars), anchor="end")]

@@ -32,6 +32,7 @@ SHELVES = {  # lines that each may have
     "live": 1_680,  # acting beside money
     "extensions": 1_640,
     "bench": 1_800,
+    "rivals": 600,  # agents of other libraries beside ours
 }
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
 ACTING = ("host.commands.act", "host.commands.backtest", "host.commands.doctor")  # a trading machine has no trainer
@@ -84,6 +85,7 @@ def shelf_of(path: Path) -> str:
         "kernels/live": "live",
     }
     shelf = shelves.get(path.parent.relative_to(ROOT).as_posix(), "core")
+    shelf = "rivals" if name.startswith("host/bench/ppo") else shelf
     return "extensions" if name.startswith(EXTENSIONS) else shelf
 
 

@@ -1,0 +1,184 @@
+"""PPO and DQN of Stable-Baselines3 on `ppo_env.Episodes`.  Imported only where they are installed."""
+
+from __future__ import annotations
+
+import copy
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.bench.ppo_env import Episodes, Observations, Policy
+from host.bench.ppo_meter import Meter, Task
+
+torch: Any = import_module("torch")
+spaces: Any = import_module("gymnasium.spaces")
+VecEnv: Any = import_module("stable_baselines3.common.vec_env").VecEnv
+Callback: Any = import_module("stable_baselines3.common.callbacks").BaseCallback
+Extractor: Any = import_module("stable_baselines3.common.torch_layers").BaseFeaturesExtractor
+
+MAX_STEPS = 10**12  # the clock ends a training
+
+
+class LockstepEnv(VecEnv):  # type: ignore[misc]
+    """`Episodes` as the vectorised environment of Stable-Baselines3."""
+
+    render_mode = None
+
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
+        low, high = np.array([0, -1], np.float32), np.array([2**24, 1], np.float32)
+        actions = episodes.decisions.legal.shape[1]
+        super().__init__(len(episodes.bar), spaces.Box(low, high), spaces.Discrete(actions))
+
+    def reset(self) -> Observations:
+        """Begin all episodes anew."""
+        return self.episodes.reset()
+
+    def step_async(self, actions: NDArray[np.int64]) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Observations, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
+        """One decision of every episode."""
+        observation, reward, is_cut, last = self.episodes.step(self._actions)
+        infos: list[dict[str, Any]] = [{} for _ in is_cut]
+        for row, end in zip(np.flatnonzero(is_cut), last, strict=True):
+            infos[row] = {"TimeLimit.truncated": True, "terminal_observation": end}
+        return observation, reward, is_cut, infos
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The attribute once for each episode."""
+        return [getattr(self, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Nothing can be set."""
+        raise AttributeError(attr_name)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """The rows of what the method returns."""
+        return list(getattr(self, method_name)(*args, **kwargs))
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """No episode has a wrapper."""
+        return [False] * self.num_envs
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """[B, A] what MaskablePPO may choose."""
+        return self.episodes.legal()
+
+
+class LookUp(Extractor):  # type: ignore[misc]
+    """What the networks see of an observation: the features of its bar, and its side as our networks see it."""
+
+    def __init__(self, observation_space: Any, features: NDArray[np.float32]) -> None:
+        super().__init__(observation_space, features.shape[1] + 2)
+        self.features = torch.from_numpy(features)  # no parameter and no buffer: copies of a policy share it
+
+    def forward(self, observations: Any) -> Any:
+        """[n, F + 2] of observations [n, 2]."""
+        side = observations[:, 1:]
+        return torch.cat([self.features[observations[:, 0].long()], side, side.abs()], dim=1)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class Rival(NamedTuple):
+    """An algorithm with the settings that were best for it."""
+
+    algorithm: str  # module and class
+    episodes: int  # in lockstep
+    settings: dict[str, Any]
+    width: int = 64  # of the two hidden layers
+    final_learning_rate: float = 1.0  # fraction of the first one
+    final_entropy: float = 1.0  # fraction of the first weight of the entropy
+    exploration_s: float = 0.0  # CPU seconds in which random actions become rare
+    final_exploration: float = 0.05  # share of random actions
+    validation_s: float = 0.0  # CPU seconds between two looks at the validation bars; 0: none
+
+
+PPO_SETTINGS = {
+    "n_steps": 256, "batch_size": 2048, "n_epochs": 5, "gamma": 0.985, "gae_lambda": 0.9, "learning_rate": 1e-3,
+    "ent_coef": 0.05,
+}  # fmt: skip
+DQN_SETTINGS = {
+    "buffer_size": 1_000_000, "learning_starts": 2_000, "batch_size": 512, "train_freq": 4, "gradient_steps": 1,
+    "gamma": 0.985, "learning_rate": 1e-3, "target_update_interval": 5_000,
+}  # fmt: skip
+RIVALS = {
+    "PPO": Rival("stable_baselines3.PPO", 32, PPO_SETTINGS),
+    "masked PPO": Rival("sb3_contrib.MaskablePPO", 32, PPO_SETTINGS),
+    "DQN": Rival("stable_baselines3.DQN", 16, DQN_SETTINGS, exploration_s=10.0, validation_s=3.0),
+}
+
+
+def train_rival(name: str, task: Task, meter: Meter) -> None:
+    """Train until the meter has its last mark."""
+    torch.set_num_threads(1)
+    warm_up = new_model(RIVALS[name], task, meter)
+    warm_up.learn(warm_up.n_steps * RIVALS[name].episodes if hasattr(warm_up, "n_epochs") else 3 * 2_000)
+    model = new_model(RIVALS[name], task, meter)
+    meter.start()
+    task.prepare()
+    model.learn(MAX_STEPS, Training(RIVALS[name], task, meter), log_interval=None)
+
+
+def new_model(rival: Rival, task: Task, meter: Meter) -> Any:
+    """A model that has learnt nothing yet; its learning rate falls with the share of the CPU time that is spent."""
+    module, name = rival.algorithm.rsplit(".", 1)
+    env = LockstepEnv(task.episodes(rival.episodes, rival.validation_s > 0))
+    network = {
+        "net_arch": [rival.width] * 2, "features_extractor_class": LookUp,
+        "features_extractor_kwargs": {"features": task.features},
+    }  # fmt: skip
+    settings, rate = dict(rival.settings), rival.settings["learning_rate"]
+    settings["learning_rate"] = lambda _: rate * (1 - (1 - rival.final_learning_rate) * meter.share())
+    return getattr(import_module(module), name)(
+        "MlpPolicy", env, **settings, policy_kwargs=network, device="cpu", seed=task.seed
+    )
+
+
+def as_policy(policy: Any, is_masked: bool) -> Policy:
+    """The deterministic decisions of a policy of Stable-Baselines3."""
+
+    def decide(observations: Observations, legal: NDArray[np.bool_]) -> NDArray[np.int64]:
+        masks = {"action_masks": legal} if is_masked else {}
+        actions: NDArray[np.int64] = policy.predict(observations, deterministic=True, **masks)[0]
+        return actions
+
+    return decide
+
+
+class Training(Callback):  # type: ignore[misc]
+    """Moves the schedules by the CPU time that is spent, keeps the policy that validates best, reads the meter."""
+
+    def __init__(self, rival: Rival, task: Task, meter: Meter) -> None:
+        super().__init__()
+        self.rival, self.task, self.meter = rival, task, meter
+        self.is_masked = "Maskable" in rival.algorithm
+        self.best_score, self.next_validation_s = -np.inf, 0.0
+        self.kept: Any = None
+
+    def _on_step(self) -> bool:
+        rival, model = self.rival, self.model
+        if "ent_coef" in rival.settings:
+            model.ent_coef = rival.settings["ent_coef"] * (1 - (1 - rival.final_entropy) * self.meter.share())
+        if rival.exploration_s:
+            share = min(self.meter.spent() / rival.exploration_s, 1.0)
+            model.exploration_schedule = lambda _: 1.0 + share * (rival.final_exploration - 1.0)
+        if rival.validation_s and self.meter.spent() >= self.next_validation_s:
+            self.validate()
+        policy = as_policy(self.kept or model.policy, self.is_masked)
+        return self.meter.read(policy, model.num_timesteps)
+
+    def validate(self) -> None:
+        """Keep the policy if it earns more on the validation bars than the one that is kept."""
+        self.next_validation_s = self.meter.spent() + self.rival.validation_s
+        score = self.task.validate(as_policy(self.model.policy, self.is_masked))
+        if score > self.best_score:
+            self.best_score, self.kept = score, copy.deepcopy(self.model.policy)
