@@ -49,7 +49,6 @@ MARKS_S = (15, 30, 60, 90, 120, 180)  # CPU seconds at which an agent is evaluat
 TABLE_MARKS_S = (15, 30, 60, 180)
 FIGURES = ("fraction_of_optimum", "expected_fraction", "exposure", "trades")
 
-
 # What can change the curve of a rival
 SOURCES = ("kernels/market/*.py", "host/evaluation/*.py", "host/training/dataset.py", "host/bench/ppo*.py")
 
@@ -164,25 +163,32 @@ def run_job(job: Job, report_progress: ReportProgress) -> BenchRow:
 
 
 def bench_ppo(options: BenchOptions, runner: Callable[[Job, ReportProgress], BenchRow] = run_job) -> list[BenchRow]:
-    """The document of `bench ppo`, also written to `options.out` with a table and a picture of it."""
+    """The document of `bench ppo`; after every job also in `options.out`, with a table and a picture of it."""
     jobs, document, out = selected_jobs(options), list[BenchRow](), options.out
     check_writable(out, folder=True)
     out.mkdir(parents=True, exist_ok=True)
     with progress("bench ppo") as report:
         for i, job in enumerate(jobs):
             text, file = f"{job.agent} {job.market} seed {job.seed}", out / f"{job_key(job)}.json"
-            if not file.exists():
+            is_new = not file.exists()
+            if is_new:
                 row = runner(job, lambda share, i=i, text=text: report((i + share) / len(jobs), text))  # type: ignore[misc]
                 write_text(file, json.dumps({**job._asdict(), **row}, allow_nan=False))
             row = json.loads(file.read_text("utf-8"))
             document.append({key: row[key] for key in ("agent", "market", "seed", "curve")})
+            if is_new or len(document) == len(jobs):
+                publish(document, out)
+    log(f"{out}: ppo.json, ppo.md, ppo.svg")
+    return document
+
+
+def publish(document: list[BenchRow], out: Path) -> None:
+    """Write a document, its table and its picture."""
     table = rival_table(document)
     lines = [[*table[0]], ["---"] * len(table[0]), *([*row.values()] for row in table)]
     write_text(out / "ppo.json", json.dumps(document, indent=1))
     write_text(out / "ppo.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
     write_text(out / "ppo.svg", curves(document))
-    log(f"{out}: ppo.json, ppo.md, ppo.svg")
-    return document
 
 
 def write_text(path: Path, text: str) -> None:
@@ -191,33 +197,32 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def group(document: list[BenchRow]) -> dict[tuple[str, str], dict[float, list[float]]]:
-    """By market and agent, and by mark: of every seed the percentage of the optimum, or of the bars with a position."""
+def percentages(document: list[BenchRow], figure: str) -> dict[tuple[str, str], dict[float, list[float]]]:
+    """By market and agent, and by mark: `figure` of every seed in percent; of `noise` the bars with a position."""
     groups = dict[tuple[str, str], dict[float, list[float]]]()
     for row in sorted(document, key=lambda row: [*TRADED_MARKETS].index(row["market"])):
         marks = groups.setdefault((row["market"], row["agent"]), {})
         for point in row["curve"]:
-            fraction = point["fraction_of_optimum"]
-            marks.setdefault(point["mark_s"], []).append(100 * (point["exposure"] if fraction is None else fraction))
+            value = point["exposure"] if point[figure] is None else point[figure]
+            marks.setdefault(point["mark_s"], []).append(100 * value)
     return groups
 
 
 def rival_table(document: list[BenchRow]) -> list[BenchRow]:
-    """A line for each market and agent: medians over the seeds, and ranges, at some marks."""
-    groups = group(document)
-    last = max(mark for marks in groups.values() for mark in marks)
-    shown = [mark for mark in TABLE_MARKS_S if mark < last] + [last]
+    """A line for each market and agent: medians over the seeds, and ranges, at some marks; the last one twice."""
+    realised, expected = (percentages(document, figure) for figure in FIGURES[:2])
+    last = max(mark for marks in realised.values() for mark in marks)
+    shown = [*(mark for mark in TABLE_MARKS_S if mark < last), last]
     return [
-        {"market": market, "agent": agent, "seeds": str(max(map(len, marks.values())))}
-        | {f"{mark:g} s": value_text(marks.get(mark, [])) for mark in shown}
-        for (market, agent), marks in groups.items()
+        {"market": market, "agent": agent, "seeds": str(len(marks[last]))}
+        | {f"{mark:g} s": spread_text(marks[mark]) for mark in shown}
+        | {f"expected, {last:g} s": spread_text(expected[market, agent][last])}
+        for (market, agent), marks in realised.items()
     ]
 
 
-def value_text(values: list[float]) -> str:
+def spread_text(values: list[float]) -> str:
     """Median and range in percent."""
-    if not values:
-        return ""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.0f} %" if len(values) == 1 else f"{middle:.0f} % [{low:.0f}-{high:.0f}]"
 
@@ -225,8 +230,8 @@ def value_text(values: list[float]) -> str:
 def curves(document: list[BenchRow]) -> str:
     """The medians over CPU seconds as an SVG, a chart for each market."""
     charts = dict[str, dict[str, Floats]]()
-    for (market, agent), marks in group(document).items():
-        at, values = [0.0, *sorted(marks)], [0.0, *(statistics.median(marks[mark]) for mark in sorted(marks))]
+    for (market, agent), marks in percentages(document, FIGURES[0]).items():
+        at, values = [0.0, *marks], [0.0, *map(statistics.median, marks.values())]
         charts.setdefault(market, {})[agent] = np.interp(np.arange(at[-1] + 1), at, values)
     unit = "% of the optimum on unseen bars; of noise: % of the bars with a position"
     return line_charts(charts, unit, "{:,} CPU seconds")

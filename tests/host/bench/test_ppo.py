@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from host.bench import ppo as module
-from host.bench.options import BenchError, BenchOptions, Budget
+from host.bench.options import BenchError, BenchOptions
 from host.bench.ppo import FIGURES, OURS, PACKAGES, TRADED_MARKETS, Job, bench_ppo, job_key, measure_job
 from host.bench.ppo_env import Episodes, backtest_policy, new_decisions
 from host.bench.ppo_meter import Meter, new_task
@@ -155,7 +155,12 @@ def pretend(job: Job, report_progress: Callable[[float], object]) -> dict[str, A
     report_progress(0.5)
     level = (0.9 if job.agent == OURS else 0.7) + 0.02 * job.seed
     fraction = None if job.market == "noise" else level
-    figures = {"fraction_of_optimum": fraction, "expected_fraction": fraction, "exposure": level, "trades": 3}
+    figures = {
+        "fraction_of_optimum": fraction,
+        "expected_fraction": fraction and fraction - 0.1,
+        "exposure": level,
+        "trades": 3,
+    }
     return {"curve": [{"mark_s": mark, "cpu_s": mark + 1.0, "steps": 9, **figures} for mark in (15, 30, 60.0)]}
 
 
@@ -178,16 +183,17 @@ def test_the_bench_goes_on_and_writes_its_table_and_picture(tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         bench_ppo(options, fails)
+    assert len(json.loads((tmp_path / "ppo.json").read_text())) == 5
     again = list[Job]()
     document = bench_ppo(options, lambda job, report: again.append(job) or pretend(job, report))
     assert [(job.seed, job.agent) for job in done + again] == [*itertools.product(range(3), (OURS, *PACKAGES))]
     assert json.loads((tmp_path / "ppo.json").read_text()) == document
     assert [row["seed"] for row in document] == [0] * 4 + [1] * 4 + [2] * 4
     head, _, ours, *_ = (tmp_path / "ppo.md").read_text().splitlines()
-    assert head == "| market | agent | seeds | 15 s | 30 s | 60 s |"
-    assert ours == "| noise | ours | 3 | 92 % [90-94] | 92 % [90-94] | 92 % [90-94] |"
+    assert head == "| market | agent | seeds | 15 s | 30 s | 60 s | expected, 60 s |"
+    assert ours == "| noise | ours | 3 |" + " 92 % [90-94] |" * 4
     assert len(bench_ppo(BenchOptions(seeds=1, out=tmp_path), pretend)) == 4 * len(TRADED_MARKETS)
-    assert "| planted | PPO | 1 | 70 % | 70 % | 70 % |" in (tmp_path / "ppo.md").read_text()
+    assert "| planted | PPO | 1 | 70 % | 70 % | 70 % | 60 % |" in (tmp_path / "ppo.md").read_text()
     lines = ElementTree.parse(tmp_path / "ppo.svg").findall("{http://www.w3.org/2000/svg}polyline")
     assert len(lines) == 4 * len(TRADED_MARKETS)
 
