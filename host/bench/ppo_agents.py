@@ -89,39 +89,40 @@ class LookUp(Extractor):  # type: ignore[misc]
 
 
 class Rival(NamedTuple):
-    """An algorithm with the settings that were best for it."""
+    """An algorithm with the settings that were best for it; what falls is halved after so many CPU seconds."""
 
     algorithm: str  # module and class
     episodes: int  # in lockstep
     settings: dict[str, Any]
     width: int = 64  # of the two hidden layers
-    final_learning_rate: float = 1.0  # fraction of the first one
-    final_entropy: float = 1.0  # fraction of the first weight of the entropy
+    learning_rate_s: float = np.inf
+    entropy_s: float = np.inf
     exploration_s: float = 0.0  # CPU seconds in which random actions become rare
     final_exploration: float = 0.05  # share of random actions
     validation_s: float = 0.0  # CPU seconds between two looks at the validation bars; 0: none
 
 
+GAMMA = 0.985
 PPO_SETTINGS = {
-    "n_steps": 256, "batch_size": 2048, "n_epochs": 5, "gamma": 0.985, "gae_lambda": 0.9, "learning_rate": 1e-3,
+    "n_steps": 256, "batch_size": 2048, "n_epochs": 5, "gamma": GAMMA, "gae_lambda": 0.9, "learning_rate": 1e-3,
     "ent_coef": 0.05,
 }  # fmt: skip
 DQN_SETTINGS = {
     "buffer_size": 1_000_000, "learning_starts": 2_000, "batch_size": 512, "train_freq": 4, "gradient_steps": 1,
-    "gamma": 0.985, "learning_rate": 1e-3, "target_update_interval": 5_000,
+    "gamma": GAMMA, "learning_rate": 1e-3, "target_update_interval": 5_000,
 }  # fmt: skip
 RIVALS = {
     "PPO": Rival("stable_baselines3.PPO", 32, PPO_SETTINGS),
     "masked PPO": Rival("sb3_contrib.MaskablePPO", 32, PPO_SETTINGS),
     "DQN": Rival("stable_baselines3.DQN", 16, DQN_SETTINGS, exploration_s=10.0, validation_s=3.0),
 }
+WARM_UP_STEPS = 4_000  # of a throw-away model: an update of DQN; PPO ends its first one
 
 
 def train_rival(name: str, task: Task, meter: Meter) -> None:
     """Train until the meter has its last mark."""
     torch.set_num_threads(1)
-    warm_up = new_model(RIVALS[name], task, meter)
-    warm_up.learn(warm_up.n_steps * RIVALS[name].episodes if hasattr(warm_up, "n_epochs") else 3 * 2_000)
+    new_model(RIVALS[name], task, meter).learn(WARM_UP_STEPS, log_interval=None)
     model = new_model(RIVALS[name], task, meter)
     meter.start()
     task.prepare()
@@ -129,29 +130,17 @@ def train_rival(name: str, task: Task, meter: Meter) -> None:
 
 
 def new_model(rival: Rival, task: Task, meter: Meter) -> Any:
-    """A model that has learnt nothing yet; its learning rate falls with the share of the CPU time that is spent."""
+    """A model that has learnt nothing yet."""
     module, name = rival.algorithm.rsplit(".", 1)
-    env = LockstepEnv(task.episodes(rival.episodes, rival.validation_s > 0))
     network = {
         "net_arch": [rival.width] * 2, "features_extractor_class": LookUp,
         "features_extractor_kwargs": {"features": task.features},
     }  # fmt: skip
-    settings, rate = dict(rival.settings), rival.settings["learning_rate"]
-    settings["learning_rate"] = lambda _: rate * (1 - (1 - rival.final_learning_rate) * meter.share())
-    return getattr(import_module(module), name)(
-        "MlpPolicy", env, **settings, policy_kwargs=network, device="cpu", seed=task.seed
-    )
-
-
-def as_policy(policy: Any, is_masked: bool) -> Policy:
-    """The deterministic decisions of a policy of Stable-Baselines3."""
-
-    def decide(observations: Observations, legal: NDArray[np.bool_]) -> NDArray[np.int64]:
-        masks = {"action_masks": legal} if is_masked else {}
-        actions: NDArray[np.int64] = policy.predict(observations, deterministic=True, **masks)[0]
-        return actions
-
-    return decide
+    rate = rival.settings["learning_rate"]
+    settings = {**rival.settings, "learning_rate": lambda _: rate / (1 + meter.spent() / rival.learning_rate_s)}
+    env = LockstepEnv(task.episodes(rival.episodes, rival.validation_s > 0))
+    algorithm = getattr(import_module(module), name)
+    return algorithm("MlpPolicy", env, **settings, policy_kwargs=network, device="cpu", seed=task.seed)
 
 
 class Training(Callback):  # type: ignore[misc]
@@ -160,25 +149,29 @@ class Training(Callback):  # type: ignore[misc]
     def __init__(self, rival: Rival, task: Task, meter: Meter) -> None:
         super().__init__()
         self.rival, self.task, self.meter = rival, task, meter
-        self.is_masked = "Maskable" in rival.algorithm
         self.best_score, self.next_validation_s = -np.inf, 0.0
         self.kept: Any = None
 
     def _on_step(self) -> bool:
-        rival, model = self.rival, self.model
+        rival, model, spent = self.rival, self.model, self.meter.spent()
         if "ent_coef" in rival.settings:
-            model.ent_coef = rival.settings["ent_coef"] * (1 - (1 - rival.final_entropy) * self.meter.share())
+            model.ent_coef = rival.settings["ent_coef"] / (1 + spent / rival.entropy_s)
         if rival.exploration_s:
-            share = min(self.meter.spent() / rival.exploration_s, 1.0)
+            share = min(spent / rival.exploration_s, 1.0)
             model.exploration_schedule = lambda _: 1.0 + share * (rival.final_exploration - 1.0)
-        if rival.validation_s and self.meter.spent() >= self.next_validation_s:
-            self.validate()
-        policy = as_policy(self.kept or model.policy, self.is_masked)
-        return self.meter.read(policy, model.num_timesteps)
+        if rival.validation_s and spent >= self.next_validation_s:
+            self.next_validation_s = spent + rival.validation_s
+            score = self.task.validate(self.as_policy(model.policy))
+            if score > self.best_score:
+                self.best_score, self.kept = score, copy.deepcopy(model.policy)
+        return self.meter.read(self.as_policy(self.kept or model.policy), model.num_timesteps)
 
-    def validate(self) -> None:
-        """Keep the policy if it earns more on the validation bars than the one that is kept."""
-        self.next_validation_s = self.meter.spent() + self.rival.validation_s
-        score = self.task.validate(as_policy(self.model.policy, self.is_masked))
-        if score > self.best_score:
-            self.best_score, self.kept = score, copy.deepcopy(self.model.policy)
+    def as_policy(self, policy: Any) -> Policy:
+        """The deterministic decisions of a policy of Stable-Baselines3."""
+
+        def decide(observations: Observations, legal: NDArray[np.bool_]) -> NDArray[np.int64]:
+            masks = {"action_masks": legal} if "Maskable" in self.rival.algorithm else {}
+            actions: NDArray[np.int64] = policy.predict(observations, deterministic=True, **masks)[0]
+            return actions
+
+        return decide

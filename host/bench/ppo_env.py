@@ -61,11 +61,6 @@ def new_decisions(bars: Bars, market: Market) -> Decisions:
     return Decisions(reward.astype(np.float32), np.where(legal, target, held).astype(np.int64), legal)
 
 
-def new_features(data: Dataset) -> NDArray[np.float32]:
-    """[T, F] zeros, for `write_features`."""
-    return np.zeros((len(data.bars.time), len(data.market_spec.normaliser.scale)), np.float32)
-
-
 def write_features(out: NDArray[np.float32], data: Dataset, first: int, stop: int) -> None:
     """Write into out [T, F] what our networks see at the bars [first, stop) that have enough history before them."""
     spec, ts = data.market_spec, np.arange(max(first, HISTORY - 1), stop)
@@ -129,26 +124,17 @@ def backtest_policy(
     policy: Policy, decisions: Decisions, bars: Bars, market: Market, first: int, stop: int
 ) -> Backtest:
     """Follow `policy` over the bars [first, stop); an illegal action holds."""
-    rows = [
-        policy(observations, decisions.legal[observations[:, 1].astype(np.int64) + 1])
-        for at in range(first, stop - 1, CHUNK_ROWS)
-        for observations in [every_observation(at, min(at + CHUNK_ROWS, stop - 1))]
-    ]
-    table = np.concatenate(rows).reshape(-1, len(SIDES)).astype(np.int64)
-    table = np.where(decisions.legal[np.arange(len(SIDES)), table], table, HOLD)
-    after = decisions.target[np.arange(len(SIDES)), table].tolist()
-    side, sides = 0, list[int]()
-    for row in after:
-        side = row[side + 1]
+    rows, ts = np.arange(len(SIDES)), np.arange(first, stop - 1)
+    asked = np.stack([np.repeat(ts, len(SIDES)), np.tile(SIDES, len(ts))], axis=1).astype(np.float32)
+    legal = np.tile(decisions.legal, (len(ts), 1))
+    chunks = [slice(i, i + CHUNK_ROWS) for i in range(0, len(asked), CHUNK_ROWS)]
+    actions = np.concatenate([policy(asked[chunk], legal[chunk]) for chunk in chunks]).reshape(-1, len(SIDES))
+    actions = np.where(decisions.legal[rows, actions], actions, HOLD).astype(np.int8)
+    side, sides = 0, [0]
+    for after in decisions.target[rows, actions].tolist():
+        side = after[side + 1]
         sides.append(side)
-    target = np.array(sides, np.int64)
-    action = table[np.arange(len(table)), np.concatenate([[0], target[:-1]]) + 1].astype(np.int8)
-    equity, trades = np.zeros(len(action)), np.zeros((len(action), NUM_TRADE_FIELDS))
-    count = run_actions(equity, trades, new_accounts(1)[0], bars, first, action, market)
-    return Backtest(float(equity[-1]) / PIP, target.astype(np.float64), count)
-
-
-def every_observation(first: int, stop: int) -> Observations:
-    """[3 n, 2] the bars [first, stop), each with all sides."""
-    bars = np.repeat(np.arange(first, stop), len(SIDES))
-    return np.stack([bars, np.tile(SIDES, stop - first)], axis=1).astype(np.float32)
+    taken = actions[ts - first, np.array(sides[:-1]) + 1]
+    equity, trades = np.zeros(len(ts)), np.zeros((len(ts), NUM_TRADE_FIELDS))
+    count = run_actions(equity, trades, new_accounts(1)[0], bars, first, taken, market)
+    return Backtest(float(equity[-1]) / PIP, np.array(sides[1:], np.float64), count)

@@ -16,7 +16,6 @@ from host.bench.ppo_env import (
     Policy,
     backtest_policy,
     new_decisions,
-    new_features,
     write_features,
 )
 from host.bench.process import BenchRow, ReportProgress
@@ -46,10 +45,6 @@ class Meter:
     def spent(self) -> float:
         """CPU seconds of the training so far; 0 before it starts."""
         return 0.0 if self._begin is None else self._now() - self._begin
-
-    def share(self) -> float:
-        """Share of the CPU time that is spent, at most 1."""
-        return min(self.spent() / self._marks_s[-1], 1.0)
 
     def read(self, agent: Any, steps: int) -> bool:
         """Evaluate the agent, after `steps` decisions of its training, if a mark is due; whether a mark is left."""
@@ -99,6 +94,8 @@ class Task(NamedTuple):
 
 def new_task(data: Dataset, length: int, seed: int) -> Task:
     """What a rival trains on, with the features of the unseen bars, which its clock does not count."""
-    task = Task(data, new_decisions(data.bars, data.market_spec.market), new_features(data), length, seed)
+    spec = data.market_spec
+    features = np.zeros((len(data.bars.time), len(spec.normaliser.scale)), np.float32)
+    task = Task(data, new_decisions(data.bars, spec.market), features, length, seed)
     write_features(task.features, data, data.test_first, len(data.bars.time))
     return task

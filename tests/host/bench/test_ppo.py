@@ -137,7 +137,7 @@ def test_evaluations_cost_no_time() -> None:
     shares = list[float]()
     now = ticking(5.0, 10.0, 6.0, 100.0, 4.0, 50.0, 7.0)
     meter = Meter((15.0, 30.0, 45.0), lambda agent: {"figure": agent}, shares.append, now)
-    assert meter.spent() == meter.share() == 0
+    assert meter.spent() == 0
     meter.start()
     assert meter.read("a", 1)
     assert meter.read("b", 2)
