@@ -89,14 +89,13 @@ class LookUp(Extractor):  # type: ignore[misc]
 
 
 class Rival(NamedTuple):
-    """An algorithm with the settings that were best for it; what falls is halved after so many CPU seconds."""
+    """An algorithm with the settings that were best for it."""
 
     algorithm: str  # module and class
     episodes: int  # in lockstep
     settings: dict[str, Any]
     width: int = 64  # of the two hidden layers
-    learning_rate_s: float = np.inf
-    entropy_s: float = np.inf
+    learning_rate_s: float = np.inf  # CPU seconds after which the learning rate is halved; 1 / time behind that
     exploration_s: float = 0.0  # CPU seconds in which random actions become rare
     final_exploration: float = 0.05  # share of random actions
     validation_s: float = 0.0  # CPU seconds between two looks at the validation bars; 0: none
@@ -154,8 +153,6 @@ class Training(Callback):  # type: ignore[misc]
 
     def _on_step(self) -> bool:
         rival, model, spent = self.rival, self.model, self.meter.spent()
-        if "ent_coef" in rival.settings:
-            model.ent_coef = rival.settings["ent_coef"] / (1 + spent / rival.entropy_s)
         if rival.exploration_s:
             share = min(spent / rival.exploration_s, 1.0)
             model.exploration_schedule = lambda _: 1.0 + share * (rival.final_exploration - 1.0)

@@ -123,13 +123,13 @@ class Backtest(NamedTuple):
 def backtest_policy(
     policy: Policy, decisions: Decisions, bars: Bars, market: Market, first: int, stop: int
 ) -> Backtest:
-    """Follow `policy` over the bars [first, stop); an illegal action holds."""
+    """Follow `policy` over the bars [first, stop); the ledger holds where an action is illegal."""
     rows, ts = np.arange(len(SIDES)), np.arange(first, stop - 1)
     asked = np.stack([np.repeat(ts, len(SIDES)), np.tile(SIDES, len(ts))], axis=1).astype(np.float32)
     legal = np.tile(decisions.legal, (len(ts), 1))
     chunks = [slice(i, i + CHUNK_ROWS) for i in range(0, len(asked), CHUNK_ROWS)]
-    actions = np.concatenate([policy(asked[chunk], legal[chunk]) for chunk in chunks]).reshape(-1, len(SIDES))
-    actions = np.where(decisions.legal[rows, actions], actions, HOLD).astype(np.int8)
+    answers = np.concatenate([policy(asked[chunk], legal[chunk]) for chunk in chunks])
+    actions = answers.reshape(-1, len(SIDES)).astype(np.int8)
     side, sides = 0, [0]
     for after in decisions.target[rows, actions].tolist():
         side = after[side + 1]
