@@ -32,7 +32,7 @@ SHELVES = {  # lines that each may have
     "live": 1_680,  # acting beside money
     "extensions": 1_640,
     "bench": 1_800,
-    "rivals": 600,  # agents of other libraries beside ours
+    "rivals": 660,  # agents of other libraries beside ours
 }
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
 ACTING = ("host.commands.act", "host.commands.backtest", "host.commands.doctor")  # a trading machine has no trainer

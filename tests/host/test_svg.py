@@ -35,7 +35,8 @@ def test_a_chart_has_its_lines_to_scale(bars: int) -> None:
 
 
 def test_a_picture_needs_nothing_else_and_no_background() -> None:
-    picture = line_charts({"x": {"agent": np.arange(9.0), "optimum": np.arange(9.0)}}, "pips")
-    assert all(colour in picture for colour in COLOURS)
+    picture = line_charts({"x": {name: np.arange(9.0) for name in COLOURS}}, "%", "{:,} seconds")
+    assert all(picture.count(f'stroke="{colour}"') == 1 for colour in COLOURS)
+    assert ">9 seconds<" in picture
     assert not re.search(r"href|url\(|<style|<script|white|black|#fff|#000", picture)
     assert ElementTree.fromstring(picture).find(f"{SVG}rect") is not None
