@@ -107,13 +107,13 @@ PPO_SETTINGS = {
     "ent_coef": 0.05,
 }  # fmt: skip
 DQN_SETTINGS = {
-    "buffer_size": 1_000_000, "learning_starts": 2_000, "batch_size": 512, "train_freq": 4, "gradient_steps": 1,
-    "gamma": GAMMA, "learning_rate": 1e-3, "target_update_interval": 5_000,
+    "buffer_size": 1_000_000, "learning_starts": 2_000, "batch_size": 512, "train_freq": 1, "gradient_steps": 1,
+    "gamma": GAMMA, "learning_rate": 1e-3, "target_update_interval": 2_500,
 }  # fmt: skip
 RIVALS = {
     "PPO": Rival("stable_baselines3.PPO", 32, PPO_SETTINGS),
     "masked PPO": Rival("sb3_contrib.MaskablePPO", 32, PPO_SETTINGS),
-    "DQN": Rival("stable_baselines3.DQN", 16, DQN_SETTINGS, exploration_s=10.0, validation_s=3.0),
+    "DQN": Rival("stable_baselines3.DQN", 64, DQN_SETTINGS, learning_rate_s=30.0, exploration_s=10.0, validation_s=3.0),
 }
 WARM_UP_STEPS = 4_000  # of a throw-away model: an update of DQN; PPO ends its first one
 
