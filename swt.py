@@ -275,15 +275,12 @@ def bench(
         bool, typer.Option("--quick", help="`search` and `widening` with 16 simulations and one thread only.")
     ] = False,
     seeds: Annotated[int, typer.Option(help="Seeds of `enhancements` and `ppo`.", min=1)] = 5,
-    only: Annotated[
-        str | None, typer.Option(help="The one enhancement, or agent or market of `ppo`, to measure.")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.001, help="Minutes of training for a job: 2 of `enhancements`, 3 of `ppo`.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where `enhancements` and `ppo` keep what they measured; or runs/WHAT.")
-    ] = None,
+    only: Annotated[str | None, typer.Option(help="One enhancement, or agent or market of `ppo`, alone.")] = None,
+    episodes: Annotated[int, typer.Option(min=64, help="Episodes of a job of `enhancements` at most.")] = 2400,
+    minutes: Annotated[float, typer.Option(min=0.001, help="CPU minutes of a job of `ppo`.")] = 3.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs of `enhancements` at once.")] = 1,
+    limit_minutes: Annotated[float | None, typer.Option(min=0, help="Begin no `enhancements` job later.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Results of `enhancements` and `ppo`; default runs/WHAT.")] = None,
     as_json: JsonOption = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table under its command.")] = False,
 ) -> None:
@@ -293,9 +290,9 @@ def bench(
     from host.bench.options import BenchOptions, Budget
     from host.console import shell_join
 
-    budget = Budget(minutes=minutes or 2.0, threads=thread_count(threads))
-    size = BenchOptions(thread_count(threads), rounds, seeds=seeds, only=only, budget=budget)
-    size = replace(size, rival_minutes=minutes or 3.0, out=out or Path("runs", what))
+    budget = Budget(episodes=episodes, threads=thread_count(threads))
+    size = BenchOptions(budget.threads, rounds, budget=budget, seeds=seeds, only=only, jobs=jobs)
+    size = replace(size, limit_minutes=limit_minutes, rival_minutes=minutes, out=out or Path("runs", what))
     if quick:
         size = replace(size, simulations=(16,), thread_counts=(1,))
     document = run(what, size)

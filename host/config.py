@@ -24,6 +24,7 @@ from kernels.search.tree import VALUE_REUSES
 
 ConfigT = TypeVar("ConfigT")
 MAX_STATE_WIDTH = 1 << 12  # S, the width of a node's state
+SHARED_TREE = "shared_tree"  # a value of search.value_reuse, beside those of the search itself
 HELP_COLUMN = 34  # where --help-config begins to say which values a setting may have
 
 
@@ -126,8 +127,11 @@ class SearchSettings:
         "widening: entries of any size.",
     ] = "market"
     value_reuse: Annotated[
-        str, VALUE_REUSES, "Values that a reanalysis takes from the search of the next bar (ReZero)."
-    ] = "chance_child"
+        str,
+        (*VALUE_REUSES, SHARED_TREE),
+        "shared_tree: one market search of a bar serves all positions and episodes of an iteration (pnl; elsewhere as "
+        "off). chance_child, known_arm: reanalysis takes the value of the next bar's search (ReZero; not in widening).",
+    ] = SHARED_TREE
     num_simulations: Annotated[Simulations, "Simulations of a decision when acting."] = 4
     max_considered_actions: Annotated[int, Range(1, 256), "Root actions that Gumbel search considers."] = 4
     num_sampled_sizes: Annotated[int, Range(1, 64), "Sizes of each side that a root of widening draws."] = 4
@@ -164,11 +168,13 @@ class TrainConfig:
         bool, "Mirror the prices of half of the windows: a market and its mirror image are one lesson."
     ] = True
     off_policy_correction: Annotated[
-        Fraction,
-        "Age, as a fraction of train.lr_decay_steps, that takes one step off the n-step return; 0: none does.",
+        Scale, "Iterations of age that take one step off the n-step return (EfficientZero); 0: none does."
     ] = 0.0
+    td_lambda: Annotated[
+        Fraction, "Lambda of the lambda-return, of expected rewards along the bars that came; 1: to the episode's end."
+    ] = 0.9
     search_value_weight: Annotated[
-        Fraction, "Weight of the search's value in the value target; the rest is the n-step return."
+        Fraction, "Weight of the lambda-return in the value target; the rest is the n-step return of realised rewards."
     ] = 1.0
     updates_per_iteration: Annotated[Count, "Updates of the weights in an iteration."] = 80
     consistency_weight: Annotated[LossWeight, "Weight of EfficientZero's self-supervised consistency loss; 0: off."] = (
@@ -189,18 +195,23 @@ class TrainConfig:
     ] = 0.0
     per_beta: Annotated[Exponent, "Prioritized replay: exponent of the importance weights."] = 1.0
     value_prefix: Annotated[
-        bool, "Learn sums of rewards with an LSTM (EfficientZero); not with search.algorithm=market."
+        bool, "Learn sums of rewards with an LSTM (EfficientZero), which Gumbel, PUCT and widening then read."
     ] = False
     unizero_weight: Annotated[
         LossWeight, "Weight of UniZero's joint training on the latents of observed bars; 0: off."
     ] = 0.25
-    learning_rate: Annotated[float, Range(1e-9, 1), "AdamW's learning rate at its peak."] = 1e-3
+    learning_rate: Annotated[float, Range(1e-9, 1), "AdamW's learning rate at its peak."] = 3e-3
     weight_decay: Annotated[
-        float, Range(0, 10), "AdamW's decay, times the learning rate; 2 and more blurs what is certain."
+        float,
+        Range(0, 10),
+        "AdamW's decay, times the learning rate; fourfold in the chance prior. 2 and more blurs what is certain.",
     ] = 0.3
-    lr_decay_steps: Annotated[
-        int, Range(1, 10**9), "Updates over which the learning rate warms up and falls to a tenth."
-    ] = 6000
+    lr_decay_passes: Annotated[
+        float,
+        Range(1e-3, 1e9),
+        "Passes over the training bars after which the learning rate is half its peak; it falls as 1 / (1 + passes / "
+        "this). Few bars are learnt in few updates.",
+    ] = 4.0
     target_ema: Annotated[
         float,
         Range(1e-6, 1),
@@ -244,7 +255,7 @@ class RiskConfig:
     model_age_days: Annotated[Limit, "Days since the last bar that the model was trained on: flat."] = 400.0
     feature_drift: Annotated[
         Limit,
-        "Root mean square of the normalised features, 1 in training; beyond it a position may only become smaller.",
+        "Root mean square of the standardised features, 1 in training; beyond it a position may only become smaller.",
     ] = 4.0
     weekend_flat_min: Annotated[Limit, "Minutes before the weekly close: flat over the weekend."] = 0.0
     clock_skew_s: Annotated[Limit, "Seconds that a bar may close after the clock's now; beyond them: flat."] = 5.0
@@ -268,7 +279,8 @@ RENAMED_KEYS = {
     "unroll=num_unroll_steps n_step=td_steps mirror=mirror_augmentation age_cut=off_policy_correction "
     "search_share=search_value_weight steps=updates_per_iteration consistency=consistency_weight codes=chance_codes "
     "commitment=commitment_weight usage=code_entropy_weight telling=code_move_weight priority=per_alpha "
-    "correction=per_beta joint=unizero_weight rate=learning_rate decay=weight_decay horizon=lr_decay_steps "
+    "correction=per_beta joint=unizero_weight rate=learning_rate decay=weight_decay horizon=lr_decay_passes "
+    "lr_decay_steps=lr_decay_passes "
     "target_rate=target_ema",
 }
 RENAMED_WORDS = {"amddp": "drawdown_penalised"}

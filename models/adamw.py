@@ -1,6 +1,5 @@
 """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), and the schedule of its learning rate."""
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from kernels.jit import kernel, reassociated
 
 BETA_1, BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 MAX_GRADIENT_NORM = 5.0
-WARMUP_FRACTION, MIN_LR_FRACTION = 0.01, 0.1  # of the decay steps, and of the peak rate
+WARMUP_STEPS = 20
 
 
 class AdamState(NamedTuple):
@@ -25,13 +24,9 @@ def new_adam_state(parameters: NDArray[Any]) -> AdamState:
     return AdamState(np.zeros_like(parameters), np.zeros_like(parameters))
 
 
-def learning_rate_at(step: int, peak_rate: float, decay_steps: int) -> float:
-    """Linear warm-up over 1 % of the decay steps, then a cosine down to 10 % of the peak rate, where it stays."""
-    warm = max(1.0, WARMUP_FRACTION * decay_steps)
-    if step < warm:
-        return peak_rate * (step + 1) / warm
-    progress = min(1.0, (step - warm) / max(1.0, decay_steps - warm))
-    return peak_rate * (MIN_LR_FRACTION + (1 - MIN_LR_FRACTION) * 0.5 * (1 + math.cos(math.pi * progress)))
+def learning_rate_at(step: int, peak_rate: float, decay_steps: float) -> float:
+    """Linear warm-up, times 1 / (1 + step / decay_steps): half the peak after `decay_steps`, and no end to plan."""
+    return peak_rate * min(1.0, (step + 1) / WARMUP_STEPS) / (1.0 + step / decay_steps)
 
 
 @reassociated

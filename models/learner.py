@@ -30,7 +30,7 @@ class Learner:
         seed: int,
         learning_rate: float,
         weight_decay: float,
-        lr_decay_steps: int,
+        lr_decay_steps: float,
         threads: int,
         weights: LossWeights = DEFAULT_LOSS_WEIGHTS,
         num_candidates: int = 0,

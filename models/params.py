@@ -20,6 +20,8 @@ __all__ = [
     "weight_decays",
 ]
 
+CHANCE_PRIOR = ("chance_hidden_w", "chance_logits_w")
+CHANCE_DECAY = 4.0  # a bar shows little of what moves the next one: the prior fits noise before all else
 SMALL_INIT = ("policy_w", "value_w", "chance_logits_w", "afterstate_value_w", "reward_w", "dynamics_out_w")
 
 
@@ -81,8 +83,9 @@ def new_params(shape: ModelShape, seed: int, dtype: Any = np.float32) -> Array:
 
 
 def weight_decays(shape: ModelShape, decay: float, dtype: Any = np.float32) -> Array:
-    """Weight decay [N] of each parameter: `decay` of weights, 0 of biases."""
+    """Weight decay [N]: `decay` of weights, CHANCE_DECAY times that in the chance prior, 0 of biases."""
     flat = np.zeros(num_params(shape), dtype)
     for name, view in vars(as_views(flat, shape)).items():
-        view[:] = decay if name.endswith("_w") else 0.0
+        factor = CHANCE_DECAY if name in CHANCE_PRIOR else 1.0
+        view[:] = decay * factor if name.endswith("_w") else 0.0
     return flat

@@ -15,6 +15,7 @@ from host.bench.learn import bench_learn
 from host.bench.options import BenchError, BenchOptions
 from host.bench.ppo import bench_ppo, rival_table
 from host.bench.process import BenchRow
+from host.bench.readme import markdown_table
 from host.bench.rezero import bench_rezero
 from host.bench.search import bench_search, search_table
 from host.bench.widening import bench_widening
@@ -52,9 +53,7 @@ def print_bench(what: str, document: Any, out: IO[str], command: str | None = No
         for line in lines:
             print(line if isinstance(line, str) else "  ".join(map(str.rjust, line.values(), widths)), file=out)
     else:
-        print(f"`{command}`\n\n| {' | '.join(titles)} |\n|{' --- |' * len(titles)}", file=out)
-        for line in lines:
-            print(f"| {line if isinstance(line, str) else ' | '.join(line.values())} |", file=out)
+        print(f"`{command}`\n\n{markdown_table(lines)}", end="", file=out)
 
 
 def flatten(rows: list[BenchRow]) -> list[Any]:

@@ -1,12 +1,15 @@
-"""The jobs of `bench enhancements`: what one configuration costs, and how soon it learns a known market.
+"""The jobs of `bench enhancements`: what one configuration costs, and its learning curve on a known market.
 
 Each runs in a process of its own, which its parent watches.  Figures of one thread are CPU time.
 """
 
+import ast
 import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,26 +19,37 @@ from threadpoolctl import threadpool_limits
 from host.artifact.manifest import save_model
 from host.bench.kernels import new_synthetic_trainer
 from host.bench.options import Budget
-from host.bench.process import BenchRow, ReportProgress, TimedCall, clock, median_seconds, watch_process
-from host.bench.search import bind, network_calls, new_random_planner
+from host.bench.process import ROOT, BenchRow, ReportProgress, TimedCall, clock, median_seconds, watch_process
+from host.bench.search import bind, network_calls
 from host.config import Config
 from host.evaluation.backtest import run_backtest
-from host.evaluation.exam import evaluate_agent, new_evaluation_set, selftest_config
+from host.evaluation.exam import new_evaluation_set, selftest_config
+from host.evaluation.learning import measure_agent
 from host.evaluation.synthetic import SyntheticMarket, SyntheticOptions
 from host.live.live_agent import new_policy_state
 from host.training.run_dir import MAX_CHECKPOINTS, open_run_dir
 from host.training.trainer import Trainer
-from kernels.jit import program_digest
 from kernels.search.planner import STATS, Planner, plan
 from kernels.search.progressive_widening import sampled_tree_bytes
 
 LEARNED_MARKETS = ("planted", "planted-hard", "close")
 COST, LEARN = "cost", "learn"  # kinds of jobs
-MIN_LEARNT_FRACTION = 0.9  # of the optimum
-MAX_CLOSING_REGRET = 0.1  # of closing, in `close`
-MIN_CLOSE_FRACTION = 0.5  # of the optimum of `close`: an agent that enters nothing has nothing to close
-HOST_FOLDER = Path(__file__).parents[1]
-ENHANCEMENTS_FILE = "enhancements.py"  # changes no figure
+LEARNT_FRACTION = 0.9  # of the optimum
+FULL_FRACTION = 0.97  # of the optimum: two evaluations in a row that reach it end a job
+PLATEAU_EVALUATIONS = 8  # of an agent that has learnt: so many without a rise end a job
+PLATEAU_RISE = 0.01  # of the optimum: a smaller rise is none
+MEASURES = ("expected_fraction", "q_slope", "q_correlation", "exposure", "chance_nll")  # of an evaluation
+# What can change a learning curve, with the settings; other files are commands, streams and what is live.
+LEARNING_SOURCES = (
+    *("kernels/**/*.py", "models/**/*.py", "host/training/*.py", "host/evaluation/*.py"),
+    *("host/artifact/networks.py", "host/bench/enhancement_run.py"),
+)
+# A training of three iterations that runs every kernel of a longer one
+WARM_UP_SETTINGS = (
+    *("train.num_envs=2", "train.random_episodes=1", "train.batches_per_iteration=1", "train.replay_capacity=6"),
+    *("train.updates_per_iteration=1", "train.reanalyze_interval=0"),
+)
+WARM_UP_ITERATIONS = 3
 
 
 class Job(NamedTuple):
@@ -48,24 +62,41 @@ class Job(NamedTuple):
     budget: Budget
 
 
+@cache
+def resolve(settings: tuple[str, ...]) -> Config:
+    """The configuration of `--set` settings; raises ConfigError on one that does not exist."""
+    return selftest_config([*settings])
+
+
 def job_config(job: Job) -> Config:
-    """The resolved configuration; raises ConfigError on a setting that does not exist."""
-    return selftest_config([*job.budget.settings, *job.settings, f"train.seed={job.seed}"])
+    """The resolved configuration of a job."""
+    return resolve((*job.budget.settings, *job.settings, f"train.seed={job.seed}"))
 
 
 def job_key(job: Job) -> str:
-    """Name of the job's file: equal for settings that resolve to the same configuration."""
-    key = [job.kind, job.market, job_config(job).as_dict(), job.budget, program_version()]
+    """Name of the job's file: equal for settings that resolve to the same configuration of the same program."""
+    config = resolve((*job.budget.settings, *job.settings)).as_dict()
+    key = [job.kind, job.market, job.seed, config, job.budget, program_version()]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
 
 
-def program_version() -> str:
-    """Hash of the text of the whole program but for the table of enhancements."""
-    texts = hashlib.sha256(program_digest().encode())
-    for path in sorted(HOST_FOLDER.rglob("*.py")):
-        if path.name != ENHANCEMENTS_FILE:
-            texts.update(path.relative_to(HOST_FOLDER).as_posix().encode() + path.read_bytes())
+@cache
+def program_version(root: Path = ROOT) -> str:
+    """Hash of the LEARNING_SOURCES in `root`; an edit of a comment or a docstring makes no other program."""
+    texts = hashlib.sha256()
+    for path in sorted({path for pattern in LEARNING_SOURCES for path in root.glob(pattern)}):
+        texts.update(path.relative_to(root).as_posix().encode() + without_comments(path.read_text("utf-8")).encode())
     return texts.hexdigest()[:16]
+
+
+def without_comments(text: str) -> str:
+    """The statements of a Python text without its comments and docstrings."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
+    return ast.dump(tree)
 
 
 def new_trainer(job: Job) -> tuple[Trainer, SyntheticMarket]:
@@ -75,39 +106,29 @@ def new_trainer(job: Job) -> tuple[Trainer, SyntheticMarket]:
 
 
 def measure_cost(job: Job, report_progress: ReportProgress) -> BenchRow:
-    """What a training of a few iterations costs, and a decision of its agent."""
+    """What a training of a few iterations costs, and a decision of its agent, with and without its network calls."""
     (trainer, _), budget = new_trainer(job), job.budget
     for iteration in range(budget.iterations):
         report_progress(iteration / budget.iterations)
         trainer.run_iteration()
     digest = hashlib.sha256(trainer.learner.params.tobytes()).hexdigest()
     with threadpool_limits(1, "blas"):
-        (seconds,) = median_seconds([trainer.learn], budget.rounds, clock(budget.threads))
-    ms_per_step = seconds * 1e3 / trainer.config.train.updates_per_iteration
-    sizes = {"parameters_mb": trainer.learner.params.nbytes / 2**20, "storage_mb": storage_mb(trainer)}
-    return {**decision_cost(trainer, budget), "ms_per_step": ms_per_step, **sizes, "weights_sha256": digest}
-
-
-def decision_cost(trainer: Trainer, budget: Budget) -> BenchRow:
-    """A search of one root and one of `num_envs` roots, with and without its network calls."""
-    t, data = trainer.config.train, trainer.data
-    networks = trainer.export_networks()
-    policy = new_policy_state(networks, data.market_spec, trainer.acting_search_config())
+        (learning,) = median_seconds([trainer.learn], budget.rounds, clock(budget.threads))
+    data, search = trainer.data, trainer.acting_search_config()
+    policy = new_policy_state(trainer.export_networks(), data.market_spec, search)
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 1 + budget.decisions)
-    block = new_random_planner(networks, t.num_envs, trainer.search_config(t.num_simulations), t.seed)
     stats = dict(zip(STATS, policy.planner.stats.tolist(), strict=True))
-    us = (*search_us(policy.planner, budget.rounds), *search_us(block, budget.rounds))
-    keys = "us_per_decision", "selection_us", "us_per_decision_block", "selection_us_block"
-    tree_kb, rows = planner_tree_bytes(policy.planner) / 1024, stats["rows"] / stats["searches"]
-    return {"tree_kb": tree_kb, **dict(zip(keys, us, strict=True)), "rows_per_decision": rows}
-
-
-def search_us(planner: Planner, rounds: int) -> tuple[float, float]:
-    """Microseconds of CPU time a root: the whole search, and the search less its network calls."""
-    calls: list[TimedCall] = [bind(plan, planner), network_calls(planner)]
-    whole, networks = median_seconds(calls, rounds, time.thread_time)
-    us = 1e6 / len(planner.action)
-    return whole * us, (whole - networks) * us
+    calls: list[TimedCall] = [bind(plan, policy.planner), network_calls(policy.planner)]
+    whole, networks = median_seconds(calls, budget.rounds, time.thread_time)
+    return {
+        "tree_kb": planner_tree_bytes(policy.planner) / 1024,
+        "us_per_decision": whole * 1e6,
+        "selection_us": (whole - networks) * 1e6,
+        "rows_per_decision": stats["rows"] / stats["searches"],
+        "ms_per_step": learning * 1e3 / trainer.config.train.updates_per_iteration,
+        "storage_mb": storage_mb(trainer),
+        "weights_sha256": digest,
+    }
 
 
 def planner_tree_bytes(planner: Planner) -> int:
@@ -132,44 +153,53 @@ def storage_mb(trainer: Trainer) -> float:
 
 
 def measure_learning(job: Job, report_progress: ReportProgress) -> BenchRow:
-    """Train until the market is learnt or the budget is used up; evaluations on unseen bars cost no time."""
+    """Train until a plateau or all episodes are played; the learning curve, whose evaluations cost no time."""
     (trainer, market), budget = new_trainer(job), job.budget
-    quick_eval = new_evaluation_set(market, trainer.data, budget.quick_eval_bars)
-    full_eval = new_evaluation_set(market, trainer.data)
+    warm_up(job, trainer)
+    some, all_bars = (new_evaluation_set(market, trainer.data, bars) for bars in (budget.eval_bars, None))
     now, spent, reanalyzed, reused = clock(budget.threads), 0.0, 0, 0
-    result: BenchRow | None = None  # on all unseen bars
-    while spent < 60 * budget.minutes and not (result and is_learnt(job.market, result)):
-        report_progress(spent / (60 * budget.minutes))
+    curve: dict[str, list[float]] = {name: [] for name in ("episodes", "seconds", *MEASURES)}
+    while trainer.episodes < budget.episodes and not is_plateau(curve["expected_fraction"]):
+        report_progress(trainer.episodes / budget.episodes)
         begin = now()
         row = trainer.run_iteration()
         spent += now() - begin
         reanalyzed, reused = reanalyzed + row["reanalyzed"], reused + row["reused"]
-        is_due = trainer.iteration % budget.eval_interval == 0
-        is_near = is_due and is_learnt(job.market, evaluate_agent(quick_eval, trainer))
-        result = evaluate_agent(full_eval, trainer) if is_near else None
+        if trainer.iteration % budget.eval_interval == 0:
+            point = {"episodes": trainer.episodes, "seconds": spent}
+            point |= measure_agent(some, trainer)
+            for name, values in curve.items():
+                values.append(point[name])
     report_progress(1.0)
-    result = result or evaluate_agent(full_eval, trainer)
-    reached = is_learnt(job.market, result)
+    end = measure_agent(all_bars, trainer)
     return {
-        "episodes_to_90": trainer.episodes if reached else None,
-        "seconds_to_90": spent if reached else None,
+        "curve": curve,
+        "end": {name: end[name] for name in (*MEASURES, "fraction_of_optimum", "closing_regret", "trades")},
         "ms_per_episode": spent * 1e3 / trainer.episodes,
         "reuse_share": reused / reanalyzed if reanalyzed else 0.0,
-        **{name: result[name] for name in ("fraction_of_optimum", "closing_regret", "episodes", "trades")},
     }
 
 
-def is_learnt(market: str, result: BenchRow) -> bool:
-    """Whether an evaluation reaches 90 % of the optimum or, of `close`, closes positions in time."""
-    fraction, regret = result["fraction_of_optimum"], result["closing_regret"]
-    if market == "close":
-        return regret is not None and regret < MAX_CLOSING_REGRET and fraction >= MIN_CLOSE_FRACTION
-    return bool(fraction >= MIN_LEARNT_FRACTION)
+def warm_up(job: Job, trainer: Trainer) -> None:
+    """Compile or load every kernel of a training on the data of `trainer`, which stays as it is."""
+    config = job_config(job._replace(settings=(*job.settings, *WARM_UP_SETTINGS)))
+    other = Trainer(trainer.data, config, job.budget.threads)
+    for _ in range(WARM_UP_ITERATIONS):
+        other.run_iteration()
 
 
-JOB_KINDS = {COST: measure_cost, LEARN: measure_learning}
+def is_plateau(fraction: Sequence[float]) -> bool:
+    """Whether more training would show little, by the fractions of the optimum of all evaluations so far.
+
+    Two in a row reach FULL_FRACTION; or LEARNT_FRACTION was reached, and none of the PLATEAU_EVALUATIONS that followed
+    exceeds the best before them by more than PLATEAU_RISE.
+    """
+    if len(fraction) > 1 and min(fraction[-2:]) >= FULL_FRACTION:
+        return True
+    best = max(fraction[:-PLATEAU_EVALUATIONS], default=0.0)
+    return best >= LEARNT_FRACTION and max(fraction[-PLATEAU_EVALUATIONS:]) <= best + PLATEAU_RISE
 
 
 def run_job(job: Job, report_progress: ReportProgress) -> BenchRow:
     """The result of a job in a fresh process, with the peak memory of its training."""
-    return watch_process(JOB_KINDS[job.kind], job, report_progress)
+    return watch_process(measure_cost if job.kind == COST else measure_learning, job, report_progress)

@@ -1,23 +1,27 @@
-"""`bench enhancements`: the cost of every enhancement on and off, and how soon the agent learns, beside the claims.
+"""`bench enhancements`: the cost of every enhancement on and off, and its learning curves, beside the claims.
 
-A new enhancement is a line of ENHANCEMENTS.  Jobs run in processes of their own (host/bench/enhancement_run.py).  The
-result of a job is kept in a file at once: an interrupted bench goes on, and variants that resolve to the same
-configuration are measured once.  All variants are measured with one seed before any is measured with the next.
+A new enhancement is a line of FIRST or LATER.  Jobs run in processes of their own (host/bench/enhancement_run.py).  The
+result of a job is kept in a file at once: the bench is measured in as many calls as it takes, and variants that resolve
+to the same configuration are measured once.  Every variant is measured with one seed before any is with the next.
 """
 
 import json
 import math
 import statistics
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from host.atomic import atomic_write, check_writable
-from host.bench.enhancement_run import COST, LEARN, LEARNED_MARKETS, Job, job_key, run_job
+from host.bench.curves import AXES, crossing, median, render_curves, summarize_curves, value_range
+from host.bench.enhancement_run import COST, LEARN, LEARNED_MARKETS, MEASURES, Job, job_key, program_version, run_job
 from host.bench.options import BenchError, BenchOptions, Budget
-from host.bench.picture import render_svg
-from host.bench.process import BenchRow, ReportProgress
+from host.bench.process import SAMPLE_INTERVAL_S, BenchRow, ReportProgress
+from host.bench.readme import markdown_table
 from host.console import ProgressCallback, log, progress
 
 JobRunner = Callable[[Job, ReportProgress], BenchRow]
@@ -30,53 +34,53 @@ class Enhancement(NamedTuple):
     claim: str  # of the document of resource estimates
     on: tuple[str, ...] = ()
     off: tuple[str, ...] = ()
-    reason: str = ""  # why the measurements recommend it; empty if they do not
 
 
-USE_GUMBEL, USE_PUCT = "search.algorithm=gumbel", "search.algorithm=puct"
-NO_REUSE, NO_REANALYZE = "search.value_reuse=off", "train.reanalyze=false"
-NO_MIRROR, NO_UNIZERO = "train.mirror_augmentation=false", "train.unizero_weight=0"
-FIVE_SIZES = "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]"
-ENHANCEMENTS = (
-    Enhancement("rezero", "memory -20..-40 %, CPU -50..-70 %, storage +5..10 %, cache hits 60-80 %",
-                on=(USE_GUMBEL,), off=(USE_GUMBEL, NO_REUSE)),
-    Enhancement("rezero, market search", "as above", off=(NO_REUSE,)),
-    Enhancement("backward reanalyse", "memory +10..15 %, CPU -10..+5 %, storage +15..30 %", off=(NO_REANALYZE,),
-                reason="`planted-hard` in 1280 episodes instead of 1664, by four seeds of five instead of three"),
-    Enhancement("gumbel", "memory -5..-10 %, CPU of selection -30..-40 %, storage +2..5 %",
-                on=(USE_GUMBEL,), off=(USE_PUCT,),
-                reason="`planted` in 576 episodes instead of 1024, `close` in 448, not 896, `planted-hard` at all"),
-    Enhancement("market search", "none: ours, against gumbel", off=(USE_GUMBEL,),
-                reason="as soon as gumbel or later, but a decision in 0.6 of its time and half the tree"),
+def search_of(algorithm: str, value_reuse: str) -> tuple[str, str]:
+    """The settings of a search and of what a reanalysis takes from the search of the next bar."""
+    return f"search.algorithm={algorithm}", f"search.value_reuse={value_reuse}"
+
+
+GUMBEL_OFF, GUMBEL, GUMBEL_ARM = (search_of("gumbel", reuse) for reuse in ("off", "chance_child", "known_arm"))
+PUCT_OFF, PUCT, PUCT_ARM = (search_of("puct", reuse) for reuse in ("off", "chance_child", "known_arm"))
+NO_REANALYZE, NO_MIRROR = "train.reanalyze=false", "train.mirror_augmentation=false"
+NO_UNIZERO, TRANSFORMER = "train.unizero_weight=0", "network.dynamics=transformer"
+REZERO = "memory -20..-40 %, CPU -50..-70 %, storage +5..10 %, cache hits 60-80 %"
+WIDENING = "memory +20..40 %, CPU +30..50 %, storage +5..10 %"
+FIRST = (  # measured before any of LATER
+    Enhancement("gumbel", "memory -5..-10 %, CPU of selection -30..-40 %, storage +2..5 %", GUMBEL, PUCT),
+    Enhancement("market search", "none: ours, against gumbel", off=GUMBEL),
+    Enhancement("rezero, gumbel", f"{REZERO}; here unbiased", GUMBEL, GUMBEL_OFF),
+    Enhancement("rezero as published, gumbel", REZERO, GUMBEL_ARM, GUMBEL_OFF),
+    Enhancement("rezero, puct", f"{REZERO}; here unbiased", PUCT, PUCT_OFF),
+    Enhancement("rezero as published, puct", REZERO, PUCT_ARM, PUCT_OFF),
+    Enhancement("rezero, market search", f"{REZERO}; here unbiased", off=search_of("market", "off")),
+    Enhancement("backward reanalyse", "memory +10..15 %, CPU -10..+5 %, storage +15..30 %", off=(NO_REANALYZE,)),
+    Enhancement("mirrored windows", "none: ours", off=(NO_MIRROR,)),
+)
+LATER = (
     Enhancement("unizero", "memory +15..25 %, CPU +10..20 %, storage +10..20 %, 30-50 % fewer samples",
-                off=(NO_UNIZERO,),
-                reason="no sooner, but further: `selftest` of two seeds 98, 92 % of `planted-hard`, 98, 87 without"),
+                off=(NO_UNIZERO,)),
     Enhancement("transformer", "memory +40..80 % (500-1200 MB), CPU +20..30 %, storage +15..25 %: defer",
-                on=("network.dynamics=transformer", NO_UNIZERO), off=(NO_UNIZERO,)),
-    Enhancement("transformer, unizero", "both of the above", on=("network.dynamics=transformer",), off=(NO_UNIZERO,)),
-    Enhancement("sizes", "memory +20..40 %, CPU +30..50 %, storage +5..10 % (of widening)", on=(FIVE_SIZES,)),
-    Enhancement("progressive widening", "memory +20..40 %, CPU +30..50 %, storage +5..10 %",
-                on=("search.algorithm=widening",), off=(USE_GUMBEL,)),
-    Enhancement("value prefix", "none", on=(USE_GUMBEL, "train.value_prefix=true"), off=(USE_GUMBEL,)),
+                on=(TRANSFORMER, NO_UNIZERO), off=(NO_UNIZERO,)),
+    Enhancement("transformer, unizero", "both of the above", on=(TRANSFORMER,), off=(NO_UNIZERO,)),
+    Enhancement("sizes", f"{WIDENING} (of widening)", on=("market.position_sizes=[0.2,0.4,0.6,0.8,1.0]",)),
+    Enhancement("progressive widening", WIDENING, on=("search.algorithm=widening",), off=GUMBEL_OFF),
+    Enhancement("value prefix", "none", on=(*GUMBEL, "train.value_prefix=true"), off=GUMBEL),
     Enhancement("consistency", "none", on=("train.consistency_weight=1.0",)),
     Enhancement("learned codes", "none", on=("train.chance_codes=learned",)),
     Enhancement("bellman priority", "none", on=("train.per_alpha=0.4",)),
     Enhancement("age cut", "none", on=("train.off_policy_correction=0.3",)),
-    Enhancement("mirrored windows", "none: ours", off=(NO_MIRROR,),
-                reason="`noise` (seed 1) is held 0.0 % of the bars after 2.5 minutes instead of 60 %"),
     Enhancement("recommended", "memory -150..-550 MB, CPU -65..-85 %, CLOSE learnt in 5K instead of 13K episodes",
-                off=(USE_PUCT, NO_REUSE, NO_REANALYZE, NO_MIRROR, NO_UNIZERO)),
+                off=(*PUCT_OFF, NO_REANALYZE, NO_MIRROR, NO_UNIZERO)),
 )  # fmt: skip
-COST_KEYS = (
-    *("tree_kb", "us_per_decision", "selection_us", "us_per_decision_block", "selection_us_block"),
-    *("rows_per_decision", "ms_per_step", "parameters_mb", "storage_mb"),
-)
+ENHANCEMENTS = FIRST + LATER
+COST_KEYS = ("tree_kb", "us_per_decision", "selection_us", "rows_per_decision", "ms_per_step", "storage_mb")
 TRAINING_KEYS = ("rss_anon_mb", "rss_mb", "reuse_share", "ms_per_episode")
-LEARNING_KEYS = ("episodes_to_90", "seconds_to_90", "fraction_of_optimum", "closing_regret")
+END_KEYS = (*MEASURES, "fraction_of_optimum")
 TABLE_COLUMNS = {  # of the table for people
-    "rss_anon_mb": "anon MB", "rss_mb": "RSS MB", "tree_kb": "tree kB", "us_per_decision": "us",
-    "selection_us": "select us", "us_per_decision_block": "us (block)", "rows_per_decision": "rows",
-    "reuse_share": "reuse", "ms_per_step": "ms/step", "ms_per_episode": "ms/episode", "parameters_mb": "param MB",
+    "rss_anon_mb": "anon MB", "tree_kb": "tree kB", "us_per_decision": "us", "selection_us": "select us",
+    "rows_per_decision": "rows", "reuse_share": "reuse", "ms_per_step": "ms/step", "ms_per_episode": "ms/episode",
     "storage_mb": "disk MB",
 }  # fmt: skip
 
@@ -97,107 +101,158 @@ def variant_jobs(settings: tuple[str, ...], seed: int, budget: Budget) -> list[J
 
 def all_jobs(rows: list[Enhancement], seeds: int, budget: Budget) -> dict[str, Job]:
     """Every job by its key, in the order of measuring; raises ConfigError for settings that do not exist."""
-    variants = dict.fromkeys(settings for e in rows for settings in (e.on, e.off))
     jobs = dict[str, Job]()
-    for seed, settings in product(range(seeds), variants):
-        for job in variant_jobs(settings, seed, budget):
-            jobs.setdefault(job_key(job), job)
+    for is_later in (False, True):
+        variants = dict.fromkeys(settings for e in rows if (e in LATER) == is_later for settings in (e.on, e.off))
+        for seed, settings in product(range(seeds), variants):
+            for job in variant_jobs(settings, seed, budget):
+                jobs.setdefault(job_key(job), job)
     return jobs
 
 
-def run_jobs(jobs: dict[str, Job], out: Path, report: ProgressCallback, runner: JobRunner) -> dict[str, BenchRow]:
-    """The result of every job by key, from its file in `out` or measured now."""
-    out.mkdir(parents=True, exist_ok=True)
+def read_files(jobs: dict[str, Job], out: Path) -> dict[str, BenchRow]:
+    """The files of the jobs that are measured, by key."""
     files = {key: out / f"{key}.json" for key in jobs}
-    missing = [key for key in jobs if not files[key].exists()]
-    if len(missing) < len(jobs):
-        log(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are in {out}")
-    for i, key in enumerate(missing):
-        job = jobs[key]
-        text = f"{job.kind} {job.market} seed {job.seed} {' '.join(job.settings) or 'defaults'}"
-        report(i / len(missing), text)
-        row = runner(job, lambda share, i=i, text=text: report((i + share) / len(missing), text))  # type: ignore[misc]
-        with atomic_write(files[key]) as file:
-            file.write(json.dumps({**job._asdict(), "result": row}, allow_nan=False).encode())
-    return {key: json.loads(file.read_text(encoding="utf-8"))["result"] for key, file in files.items()}
+    return {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items() if file.exists()}
 
 
-def median(values: list[float | None]) -> float | None:
-    """The median, where None is worse than any number."""
-    middle = statistics.median(math.inf if value is None else value for value in values)
-    return None if math.isinf(middle) else round(middle, 4)
+def how_far(jobs: dict[str, Job], out: Path, processes: int) -> str:
+    """How many jobs are measured, and about how long the others take: as long as those of their kind."""
+    kept = read_files(jobs, out)
+    times = {kind: [file["wall_s"] for file in kept.values() if file["kind"] == kind] for kind in (COST, LEARN)}
+    left = [statistics.fmean(times[job.kind] or [math.nan]) for key, job in jobs.items() if key not in kept]
+    wait_text = f", the others take about {sum(left) / processes / 60:.0f} minutes" if sum(left) > 0 else ""
+    return f"{len(kept)} of {len(jobs)} jobs are measured{wait_text}"
 
 
-def value_range(values: list[float | None]) -> list[float | None]:
-    """[least, greatest], where None is greater than any number."""
-    numbers = [round(value, 4) for value in values if value is not None]
-    return [min(numbers, default=None), None if None in values else max(numbers)]
+def run_jobs(jobs: dict[str, Job], options: BenchOptions, report: ProgressCallback, runner: JobRunner) -> None:
+    """Measure what has no file, `options.jobs` at once, but begin none after `options.limit_minutes`.
+
+    A file has the job, its result, and the program and the wall time that made it.  A fault or a signal ends all jobs.
+    """
+    limit_s = math.inf if options.limit_minutes is None else 60 * options.limit_minutes
+    kept, end, stopped = read_files(jobs, options.out), time.monotonic() + limit_s, threading.Event()
+    shares = dict.fromkeys((key for key in jobs if key not in kept), 0.0)
+
+    def measure(key: str) -> None:
+        def report_share(share: float) -> None:
+            shares[key] = share
+            if stopped.is_set():
+                raise BenchError("stopped")
+
+        begin = time.monotonic()
+        if begin < end and not stopped.is_set():
+            try:
+                result = {"program": program_version(), "result": runner(jobs[key], report_share)}
+            except BaseException:
+                if stopped.is_set():
+                    return  # the fault of another job is raised
+                stopped.set()
+                raise
+            with atomic_write(options.out / f"{key}.json") as file:
+                whole = {**jobs[key]._asdict(), "wall_s": time.monotonic() - begin, **result}
+                file.write(json.dumps(whole, allow_nan=False).encode())
+        shares[key] = 1.0
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting: set[Future[None]] = {pool.submit(measure, key) for key in shares}
+        try:
+            while waiting:
+                running = [f"{jobs[key].market} {jobs[key].seed}" for key, share in shares.items() if 0 < share < 1]
+                report(sum(shares.values()) / len(shares), ", ".join(running))
+                done, waiting = wait(waiting, SAMPLE_INTERVAL_S, FIRST_COMPLETED)
+                for job in done:
+                    job.result()
+        finally:
+            stopped.set()
 
 
-def summarize_side(settings: tuple[str, ...], seeds: int, budget: Budget, results: dict[str, BenchRow]) -> BenchRow:
-    """One side of a row: medians over the seeds; memory and learning at the top are those of the first market."""
-    rows = dict[tuple[str, str], list[BenchRow]]()
-    for seed in range(seeds):
-        for job in variant_jobs(settings, seed, budget):
-            rows.setdefault((job.kind, job.market), []).append(results[job_key(job)])
+def summarize_side(settings: tuple[str, ...], options: BenchOptions, results: dict[str, BenchRow]) -> BenchRow:
+    """One side of a row: medians over the seeds; the memory is that of the first market.  None is not measured."""
+    rows: dict[tuple[str, str], list[BenchRow]] = {(LEARN, market): [] for market in LEARNED_MARKETS}
+    rows[COST, LEARNED_MARKETS[0]] = []
+    for seed in range(options.seeds):
+        for job in variant_jobs(settings, seed, options.budget):
+            rows[job.kind, job.market] += [results[key] for key in [job_key(job)] if key in results]
     costs, trained = rows[COST, LEARNED_MARKETS[0]], rows[LEARN, LEARNED_MARKETS[0]]
-    markets = {market: summarize_market(rows[LEARN, market]) for market in LEARNED_MARKETS}
     return {
         "settings": list(settings),
-        "seeds": seeds,
         **{name: median([row[name] for row in trained]) for name in TRAINING_KEYS},
         **{name: median([row[name] for row in costs]) for name in COST_KEYS},
-        **{name: markets[LEARNED_MARKETS[0]][name] for name in LEARNING_KEYS[:2]},
-        "weights_sha256": costs[0]["weights_sha256"],
-        "markets": markets,
+        "weights_sha256": costs[0]["weights_sha256"] if costs else None,
+        "markets": {market: summarize_market(rows[LEARN, market]) for market in LEARNED_MARKETS},
     }
 
 
 def summarize_market(rows: list[BenchRow]) -> BenchRow:
-    """How soon a variant learns one market: medians and ranges over the seeds."""
-    medians = {name: median([row[name] for row in rows]) for name in LEARNING_KEYS}
-    ranges = {f"{name}_range": value_range([row[name] for row in rows]) for name in LEARNING_KEYS[:2]}
-    return {**medians, **ranges, "reached": sum(row[LEARNING_KEYS[0]] is not None for row in rows)}
+    """How soon a variant learns one market: medians and ranges over the seeds that are measured."""
+    if not rows:
+        return {"seeds": 0}
+    curves, summary = [row["curve"] for row in rows], dict[str, Any]()
+    figures = {f"{axis}_to_90": [crossing(curve, axis) for curve in curves] for axis in AXES}
+    figures |= {name: [row["end"][name] for row in rows] for name in END_KEYS}
+    for name, values in figures.items():
+        summary |= {name: median(values), f"{name}_range": value_range(values)}
+    return {"seeds": len(rows), **summary, **{axis: summarize_curves(curves, axis) for axis in AXES}}
 
 
 def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> list[BenchRow]:
-    """The document of `bench enhancements`, also written to `options.out` with a picture of it."""
-    rows, budget = select(options.only), options.budget
-    check_writable(options.out, folder=True)
+    """The document of `bench enhancements`, written to `options.out` too, with its table and its pictures."""
+    rows, out, document = select(options.only), options.out, list[BenchRow]()
+    check_writable(out, folder=True)
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = all_jobs(rows, options.seeds, options.budget)
+    log(f"{out}, program {program_version()}: {how_far(jobs, out, options.jobs)}")
     with progress("bench enhancements") as report:
-        results = run_jobs(all_jobs(rows, options.seeds, budget), options.out, report, runner)
-    document = list[BenchRow]()
+        run_jobs(jobs, options, report, runner)
+    log(how_far(jobs, out, options.jobs))
+    results = {key: file["result"] for key, file in read_files(jobs, out).items()}
     for e in rows:
-        on, off = (summarize_side(side, options.seeds, budget, results) for side in (e.on, e.off))
-        document.append(
-            {"enhancement": e.name, "claim": e.claim, "recommended": e.reason or None, "on": on, "off": off}
-        )
-    files = {"enhancements.json": json.dumps(document, indent=1), "enhancements.svg": render_svg(document)}
-    for name, text in files.items():
-        with atomic_write(options.out / name) as file:
+        on, off = (summarize_side(side, options, results) for side in (e.on, e.off))
+        document.append({"enhancement": e.name, "claim": e.claim, "seeds": options.seeds, "on": on, "off": off})
+    texts, measured = {"enhancements.json": json.dumps(document, indent=1)}, [*filter(is_measured, document)]
+    if measured:
+        texts |= {f"{axis}.svg": render_curves(measured, axis) for axis in AXES}
+        texts["enhancements.md"] = markdown_table(enhancement_table(document))
+    for name, text in texts.items():
+        with atomic_write(out / name) as file:
             file.write(text.encode())
-    log(f"{options.out}: {', '.join(files)}")
     return document
 
 
+def is_measured(row: BenchRow) -> bool:
+    """Whether both sides have been measured on a market, with a seed at least."""
+    return any(all(row[side]["markets"][market]["seeds"] for side in ("on", "off")) for market in LEARNED_MARKETS)
+
+
 def enhancement_table(document: list[BenchRow]) -> list[BenchRow | str]:
-    """For each enhancement a line of its claim, two rows of figures, off and on, and why it is recommended."""
+    """For each enhancement a line of its claim and two rows of figures, off and on; what is not measured says so."""
     table = list[BenchRow | str]()
     for row in document:
+        if not is_measured(row):
+            continue
         table.append(f"{row['enhancement']}; claimed: {row['claim']}")
         for name in ("off", "on"):
             side = row[name]
-            figures = {title: f"{side[key]:.4g}" for key, title in TABLE_COLUMNS.items()}
-            learnt = ", ".join(f"{market} {episodes_text(result)}" for market, result in side["markets"].items())
-            table.append({"": name, **figures, "episodes to 90 %": learnt})
-        if row["recommended"]:
-            table.append(f"recommended: {row['recommended']}")
-    return table
+            learnt = {market: learnt_text(result, row["seeds"]) for market, result in side["markets"].items()}
+            figures = {title: "" if side[key] is None else f"{side[key]:.4g}" for key, title in TABLE_COLUMNS.items()}
+            table.append({"": name, **learnt, **figures})
+    missing = "; ".join(row["enhancement"] for row in document if not is_measured(row))
+    note = [f"not measured yet: {missing}"] if missing else []
+    return [*table, *note] if table else [{"": text} for text in note]
 
 
-def episodes_text(result: BenchRow) -> str:
-    """Median and range of the episodes to 90 %, or the fraction of the optimum that was reached."""
-    low, high = ("-" if value is None else f"{value:.0f}" for value in result["episodes_to_90_range"])
-    if result["episodes_to_90"] is None:
-        return f"- ({low} to {high}; came to {result['fraction_of_optimum']:.0%})"
-    return f"{result['episodes_to_90']:.0f} ({low} to {high}; {result['seconds_to_90']:.0f} s)"
+def learnt_text(result: BenchRow, seeds: int) -> str:
+    """Medians and ranges of one market: episodes and CPU seconds to 90 % of the optimum; the fraction at the end."""
+    if not result["seeds"]:
+        return "not measured yet"
+    low, high = result["expected_fraction_range"]
+    reached = f"{spread_text(result, 'episodes_to_90')} episodes, {spread_text(result, 'seconds_to_90')} s"
+    few = f" ({result['seeds']} of {seeds} seeds)" if result["seeds"] < seeds else ""
+    return f"{reached}; {result['expected_fraction']:.0%} [{low:.0%} to {high:.0%}]{few}"
+
+
+def spread_text(result: BenchRow, name: str) -> str:
+    """Median [least-greatest]; the greatest is left out where a seed did not get there, and the median is `-`."""
+    middle, low, high = ("" if v is None else f"{v:.0f}" for v in (result[name], *result[f"{name}_range"]))
+    return f"{middle or '-'} [{low}-{high}]" if low else "-"

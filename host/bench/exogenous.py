@@ -27,8 +27,6 @@ D, C, A, M = 6, 3, 4, len(HYPOTHESIS_SIDES)  # the latent is the state, one-hot
 ACTION_TARGETS = (0, 1, -1, 0)  # side after a HOLD of a flat position, a BUY, a SELL and a CLOSE
 CODE_MOVES = np.array([-1.0, 0.0, 1.0])  # ranges, of each code
 FILL_COST, VALUE_NOISE, DISCOUNT = 0.2, 0.5, 0.95
-CHANGED_COLUMN = position.NUM_POSITION_FEATURES - 1  # of a position: by how much the last action changed its side
-FILL_COLUMN_WEIGHT = 1e-12  # penalty of the adverse excursion: changes no reward, but shows CHANGED_COLUMN to networks
 ROW_BUDGETS = (25, 50, 100, 200, 400)
 
 
@@ -74,12 +72,11 @@ def relu_unit_graph(inputs: int, units: list[tuple[dict[int, float], float, dict
 def chain_graphs(chain: Chain) -> dict[str, bytes]:
     """The networks of a chain, by name as in `kernels.search.mcts.Networks`.
 
-    A unit is 1 where its state, its code and its side are all present, else 0.  Afterstates have no value: a search at
-    full width does not read it.
+    A unit is 1 where its state, its code and its side are all present, else 0.  Afterstates have no value and decisions
+    no reward: a search at full width, of the profit, reads neither.
     """
     logit = np.log(chain.probability)
-    # column of the side after the action in the input of `dynamics`; the next position's stands P further on
-    P, side_column = position.NUM_POSITION_FEATURES, D + C
+    P = position.NUM_POSITION_FEATURES
     root, afterstate, dynamics, market = [], [], [], []
     for d in range(D):
         codes, here = dict(enumerate(logit[d])), {d: 1.0}
@@ -95,14 +92,9 @@ def chain_graphs(chain: Chain) -> dict[str, bytes]:
             market.append(({d: 1.0, D + c: 1.0}, -1.0, outputs))
             dynamics.append(({d: 1.0, D + c: 1.0}, -1.0, {following: 1.0}))
             for m, side in enumerate(HYPOTHESIS_SIDES):
-                weights, bias = side_unit(side_column + P, side)
+                weights, bias = side_unit(D + C + P, side)  # of the next position
                 effect = {D + 1 + A: chain.value[following, m]}
                 dynamics.append(({d: 1.0, D + c: 1.0, **weights}, bias - 2.0, effect))
-    for c in range(C):
-        for side in (1, -1):
-            dynamics.append(({D + c: 1.0, **side_unit(side_column, side)[0]}, -1.0, {D: side * CODE_MOVES[c]}))
-    for sign in (1.0, -1.0):
-        dynamics.append(({side_column + CHANGED_COLUMN: sign}, 0.0, {D: -FILL_COST}))
     return {
         "root": relu_unit_graph(D + P, root, D + A + 1 + C),
         "afterstate": relu_unit_graph(D + A + P, afterstate, D + C + 1),
@@ -119,15 +111,14 @@ def side_unit(column: int, side: int) -> tuple[dict[int, float], float]:
 def decide_everywhere(networks: OnnxNetworks, algorithm: int, rows: int) -> Planner:
     """A planner that has decided from every state and position with at most `rows` network rows."""
     simulations = (rows - 1) // (C if algorithm == MARKET else C + 1)
-    penalty = 0.0 if algorithm == MARKET else FILL_COLUMN_WEIGHT
-    config = new_search_config(simulations, A, DISCOUNT, mae_penalty=penalty, algorithm=algorithm)
+    config = new_search_config(simulations, A, DISCOUNT, algorithm=algorithm)
     planner = networks.planner(D * M, config)
     for b in range(D * M):
         d, m = divmod(b, M)
         x, row = planner.networks.root.x[b], np.zeros(position.NUM_POSITION_FIELDS, np.float32)
         row[position.SIDE] = row[position.PREVIOUS_SIDE] = HYPOTHESIS_SIDES[m]
         x[d] = 1.0
-        position.position_features(x[D:], row, algorithm == MARKET)
+        position.position_features(x[D:], row, True)
         planner.position[b] = row
         planner.costs.move[b] = CODE_MOVES
         planner.costs.action_target[b] = ACTION_TARGETS

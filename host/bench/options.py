@@ -19,11 +19,11 @@ class BenchError(ValueError):
 class Budget(NamedTuple):
     """How much `enhancements` spends on a job; the defaults are those of a published figure."""
 
-    minutes: float = 2.0  # of training
+    episodes: int = 2400  # of a training, unless it comes to a plateau
     threads: int = 1
     length: int = NUM_BARS  # bars of the market
-    eval_interval: int = 2  # iterations between two quick evaluations
-    quick_eval_bars: int = 4096  # unseen bars of a quick evaluation; an agent that passes it is evaluated on all
+    eval_interval: int = 2  # iterations between two points of a curve
+    eval_bars: int = 4096  # unseen bars of a point
     iterations: int = 4  # of the training whose weights are compared
     rounds: int = 5
     decisions: int = 256
@@ -46,7 +46,7 @@ class BenchOptions:
     chains: int = 100  # of `exogenous`
     windows: int = 2048  # of `features`
     length: int = 60_000  # bars of the markets of `selfplay` and `rezero`
-    reanalyze_simulations: tuple[int, ...] = (4, 8, 16)  # of `rezero`
+    reanalyze_simulations: tuple[int, ...] = (4, 16, 48)  # of `rezero`
     iterations: int = 8  # that the agent of `rezero` has learnt
     batch_size: int = 256  # of `learn`
     decisions: int = 10_000  # of `act`
@@ -57,5 +57,7 @@ class BenchOptions:
     rival_minutes: float = 3.0  # of CPU time of a job of `ppo`
     seeds: int = 5  # of `enhancements` and `ppo`
     only: str | None = None  # the one enhancement, or agent or market of `ppo`, to measure
+    jobs: int = 1  # of `enhancements` at once
+    limit_minutes: float | None = None  # after which `enhancements` begins no job
     out: Path = Path("runs/enhancements")
     budget: Budget = field(default_factory=Budget)

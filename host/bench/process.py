@@ -121,13 +121,17 @@ def watch_process(fn: Callable[[T, ReportProgress], BenchRow], job: T, report_pr
         while not isinstance(message, dict):
             if receiver.poll(SAMPLE_INTERVAL_S):
                 message = receiver.recv()
+            if not isinstance(message, dict):
+                report_progress(message or 0.0)
             if isinstance(message, float) and message < 1:
-                report_progress(message)
                 for name, field in (("rss_anon_mb", "RssAnon"), ("rss_mb", "VmRSS")):
                     peaks[name] = max(peaks[name], memory_mb(field, process.pid or 0))
     except EOFError:
         process.join()
         raise RuntimeError(f"{job}: its process ended with {process.exitcode}") from None
+    except BaseException:
+        process.kill()
+        raise
     process.join()
     return {**message, **peaks}
 

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from host.atomic import atomic_write
 from host.bench.process import ROOT
@@ -32,6 +33,13 @@ def rewrite(path: Path, words: list[str]) -> None:
         text = FIGURES.sub(replace, path.read_text(encoding="utf-8"))
         with atomic_write(path) as file:
             file.write(text.encode())
+
+
+def markdown_table(lines: list[Any]) -> str:
+    """Lines as a Markdown table; a line is (title -> cell), or a text that takes a whole line."""
+    titles = next([*line] for line in lines if isinstance(line, dict))
+    rows = [line if isinstance(line, str) else " | ".join(map(str, line.values())) for line in lines]
+    return "\n".join([f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}", *(f"| {row} |" for row in rows), ""])
 
 
 def capture(*command: str) -> str:

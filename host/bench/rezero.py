@@ -1,7 +1,7 @@
-"""`bench rezero`: cost and quality of reanalysing stored episodes with and without ReZero's value reuse.
+"""`bench rezero`: what reanalysing stored episodes costs and finds with and without ReZero's value reuse.
 
-An agent is trained for a few iterations on the synthetic market `planted`; then the episodes of one iteration's block
-are searched again, from the last decision to the first.  A search of many simulations without reuse gives the reference
+For each search an agent learns the synthetic market `planted` for a few iterations.  Then the episodes of one block are
+searched again, from the last decision to the first.  A search of many simulations without reuse gives the reference
 that their policies and values are compared with.
 """
 
@@ -17,63 +17,63 @@ from host.bench.kernels import new_synthetic_trainer
 from host.bench.options import BenchOptions
 from host.bench.process import BenchRow
 from host.config import load_config
-from host.evaluation.synthetic import SyntheticOptions
+from host.evaluation.synthetic import Floats, SyntheticOptions
 from host.training.trainer import Trainer
 from kernels.learning.reanalyze import reanalyze_policies
 from kernels.ort import check_status
-from kernels.search.config import ALGORITHMS, GUMBEL, MARKET
-from kernels.search.planner import STATS, Planner
-from kernels.search.tree import REUSE_CHANCE_CHILD, REUSE_OFF, VALUE_REUSES
+from kernels.search.planner import STATS
+from kernels.search.tree import VALUE_REUSES
 
-REFERENCE_SIMULATIONS = 64
+ALGORITHMS = ("gumbel", "puct", "market")
+REFERENCE_SIMULATIONS = 256
 
 
-def train_agent(options: BenchOptions) -> Trainer:
+def train_agent(algorithm: str, options: BenchOptions) -> Trainer:
     """A trainer after `options.iterations` iterations."""
-    market, config = SyntheticOptions(length=options.length), load_config(None, list(options.settings))
-    trainer, _ = new_synthetic_trainer("planted", market, config, options.threads)
+    market, settings = SyntheticOptions(length=options.length), [*options.settings, f"search.algorithm={algorithm}"]
+    trainer, _ = new_synthetic_trainer("planted", market, load_config(None, settings), options.threads)
     for _ in range(options.iterations):
         trainer.run_iteration()
     return trainer
 
 
-def reanalyze_block(
-    trainer: Trainer, networks: OnnxNetworks, algorithm: int, n: int, reuse: int
-) -> tuple[Planner, float]:
-    """Search the first `num_envs` episodes again; (the planner with its statistics, CPU seconds)."""
-    slots, data = np.arange(trainer.config.train.num_envs), trainer.feature_store.market_data
-    planner = networks.planner(len(slots), trainer.search_config(n)._replace(algorithm=algorithm, value_reuse=reuse))
+def reanalyze_block(trainer: Trainer, networks: OnnxNetworks, n: int, reuse: str) -> tuple[Floats, Floats, BenchRow]:
+    """Search the first `num_envs` episodes again: policies [B, L, A], root values [B, L], counts with CPU seconds."""
+    slots, data, replay = np.arange(trainer.config.train.num_envs), trainer.feature_store.market_data, trainer.replay
+    search = trainer.search_config(n)._replace(value_reuse=VALUE_REUSES.index(reuse))
+    planner = networks.planner(len(slots), search)
     begin = time.thread_time()
-    check_status(reanalyze_policies(trainer.replay, planner, slots, data, trainer.config.train.seed))
-    return planner, time.thread_time() - begin
+    check_status(reanalyze_policies(replay, planner, slots, data, trainer.config.train.seed))
+    counts = dict(zip(STATS, planner.stats.tolist(), strict=True)) | {"seconds": time.thread_time() - begin}
+    return replay.policy[slots].astype(float), replay.search_value[slots].astype(float), counts
 
 
-def reanalyze_row(
-    trainer: Trainer, networks: OnnxNetworks, algorithm: int, n: int, reuse: int, rounds: int
-) -> BenchRow:
-    """Cost and quality of one kind of reanalysis."""
-    block, replay = slice(trainer.config.train.num_envs), trainer.replay
-    reanalyze_block(trainer, networks, algorithm, REFERENCE_SIMULATIONS, REUSE_OFF)
-    reference, reference_value = replay.policy[block].astype(float), replay.search_value[block].astype(float)
-    seconds = []
-    for _ in range(rounds):
-        planner, spent = reanalyze_block(trainer, networks, algorithm, n, reuse)
-        seconds.append(spent)
-    policy = replay.policy[block].astype(float)
-    kl = reference * np.log(np.maximum(reference, 1e-12) / np.maximum(policy, 1e-12))
-    stats = dict(zip(STATS, planner.stats.tolist(), strict=True))
-    kind = {"search": ALGORITHMS[algorithm], "n": n, "reuse": VALUE_REUSES[reuse]}
-    us = round(statistics.median(seconds) * 1e6 / stats["searches"], 2)
-    rows, share = round(stats["rows"] / stats["searches"], 2), round(stats["reused"] / stats["searches"], 4)
-    rmse = np.sqrt(np.mean((replay.search_value[block] - reference_value) ** 2))
-    quality = {"policy_kl": round(float(kl.sum(axis=2).mean()), 5), "value_rmse": round(float(rmse), 5)}
-    return {**kind, "us_per_position": us, "rows_per_position": rows, "reuse_share": share, **quality}
+def rezero_rows(algorithm: str, options: BenchOptions) -> list[BenchRow]:
+    """Cost and quality of every kind of reanalysis of one search.
+
+    `policy_distance` is the mean total variation, `value_bias` the mean and `value_rmse` the root of the mean square of
+    the difference of root values, in mean bar ranges.
+    """
+    trainer, rows = train_agent(algorithm, options), list[BenchRow]()
+    networks = trainer.export_networks()
+    reference_policy, reference_value, _ = reanalyze_block(trainer, networks, REFERENCE_SIMULATIONS, "off")
+    for n, reuse in product(options.reanalyze_simulations, VALUE_REUSES):
+        runs = [reanalyze_block(trainer, networks, n, reuse) for _ in range(options.rounds)]
+        policy, value, counts = runs[0]
+        error = value - reference_value
+        figures = {
+            "us_per_position": statistics.median(run[2]["seconds"] for run in runs) * 1e6 / counts["searches"],
+            "rows_per_position": counts["rows"] / counts["searches"],
+            "reuse_share": counts["reused"] / counts["searches"],
+            "policy_distance": float(np.abs(policy - reference_policy).sum(axis=2).mean()) / 2,
+            "value_bias": float(error.mean()),
+            "value_rmse": float(np.sqrt(np.mean(error**2))),
+        }
+        rows.append({"search": algorithm, "n": n, "reuse": reuse, **{k: round(v, 4) for k, v in figures.items()}})
+    return rows
 
 
 def bench_rezero(options: BenchOptions) -> list[BenchRow]:
     """The document of `bench rezero`."""
     with threadpool_limits(1, "blas"):
-        trainer = train_agent(options)
-        networks = trainer.export_networks()
-        kinds = product((GUMBEL, MARKET), options.reanalyze_simulations, (REUSE_OFF, REUSE_CHANCE_CHILD))
-        return [reanalyze_row(trainer, networks, *kind, options.rounds) for kind in kinds]
+        return [row for algorithm in ALGORITHMS for row in rezero_rows(algorithm, options)]

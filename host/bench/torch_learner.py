@@ -20,7 +20,7 @@ class TorchLearner:
     """The networks, losses and optimiser of `models.learner.Learner`, with PyTorch's gradients."""
 
     def __init__(
-        self, shape: ModelShape, flat: Array, learning_rate: float, weight_decay: float, lr_decay_steps: int,
+        self, shape: ModelShape, flat: Array, learning_rate: float, weight_decay: float, lr_decay_steps: float,
         threads: int, compiled: bool,
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)

@@ -27,8 +27,9 @@ FLAT = 1  # row of a flat position among the sides of the optimum
 
 
 def measure_agent(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, Any]:
-    """The document of `compare_with_optimum`, and beside it `expected_fraction`, `q_slope`, `q_correlation`, `chance_nll`.
+    """The document of `compare_with_optimum`, and what the agent has learnt, measured without the market's noise.
 
+    `expected_fraction` is the expected profit as a fraction of the optimum's; `measure_roots` has the other measures.
     A measure is None where the market does not have it.
     """
     result = trade_unseen_bars(evaluation, trainer)

@@ -20,7 +20,7 @@ from host.data.parsing import format_utc
 from kernels.jit import specialize
 from kernels.live.policy_step import PolicyState, decide
 from kernels.market.bars import Bars, slice_bars
-from kernels.market.features import HISTORY, new_feature_work
+from kernels.market.features import HISTORY, feature_weights, new_feature_work
 from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, step_to_target
 from kernels.market.position import ACTIONS, NUM_POSITION_FIELDS, action_kind
 from kernels.ort import OrtError, check_status
@@ -100,6 +100,7 @@ class LiveAgent:
         self._ring = BarRing(keep=self.history)
         self._account = new_accounts(1)[0]
         self._last_trade = np.zeros(NUM_TRADE_FIELDS)
+        self._feature_weights = feature_weights(spec.features)
         self._extra = np.zeros((0, 0), np.float32)  # only a self-test has extra features
         bars = self._ring.bars
         self._decide = specialize(decide, self._policy, self._account, bars, self._extra, 0)
@@ -118,8 +119,8 @@ class LiveAgent:
 
     @property
     def feature_drift(self) -> float:
-        """Root mean square of the normalised features of the last decision; 1 in training, NaN if one is NaN."""
-        x = self._policy.context_features[-1]
+        """Root mean square of the features of the last decision, standardised; 1 in training, NaN if one is NaN."""
+        x = self._policy.context_features[-1] / self._feature_weights
         return math.sqrt(float(x @ x) / len(x))
 
     def on_bar(self, bar: Bar) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,28 +14,30 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from host.artifact.networks import OnnxNetworks, hypothesis_positions
-from host.config import Config
+from host.config import SHARED_TREE, Config
 from host.console import ProgressCallback
 from host.stop import raise_if_signalled
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
 from host.training.feature_store import FeatureStore
+from kernels.learning.bar_search import SearchedBars, new_searched_bars, search_bars, store_searched_bars
 from kernels.learning.prioritized import bellman_errors, fill_cdf, sample_prioritized
 from kernels.learning.reanalyze import reanalyze_policies, reanalyze_values
 from kernels.learning.replay_buffer import (
     EMPTY,
     ValueTargetConfig,
+    backward_lambda,
     mirror_half,
     new_batch,
     new_replay_buffer,
     sample_uniformly,
 )
-from kernels.learning.selfplay import play_episodes
+from kernels.learning.selfplay import play_episodes, play_searched_bars
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
 from kernels.market.position import HOLD, NUM_POSITION_FEATURES, action_names
 from kernels.ort import check_status
 from kernels.rng import randint
-from kernels.search.config import ALGORITHMS, WIDENING, SearchConfig, new_search_config
+from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
 from kernels.search.networks import NetworkShape
 from kernels.search.planner import STATS, Planner
 from kernels.search.progressive_widening import NUM_BETA_PARAMS, max_candidates
@@ -46,6 +49,7 @@ from models.params import ModelShape, as_views
 from models.registry import needs, serves_market_search
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
+SEARCH_BATCH, SEARCH_PIECE = 64, 1024  # bars that are searched together, and by one thread
 VALUE_BATCH = 64  # positions that the target network evaluates in one call
 Q_SCALE_EMA = 0.2  # step of the running scale of returns, an iteration
 MIN_Q_SCALE = 0.25  # mean bar ranges
@@ -72,15 +76,18 @@ class Trainer:
         self.network_shape = NetworkShape(
             shape.features, NUM_POSITION_FEATURES, shape.state, actions, shape.codes, window, context
         )
-        given = {name: getattr(t, f"{name}_weight", None) for name in LossWeights._fields}
-        weights = LossWeights(**{name: weight for name, weight in given.items() if weight is not None})
-        rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_steps
-        self.learner = Learner(shape, t.batch_size, t.num_unroll_steps, *rates, threads, weights, candidates)
+        self.shares_searches = shares_searches(config)
+        decay_steps = t.lr_decay_passes * data.train_stop / (t.batch_size * (t.num_unroll_steps + 1))
+        rates = t.seed, t.learning_rate, t.weight_decay, decay_steps
+        self.learner = Learner(
+            shape, t.batch_size, t.num_unroll_steps, *rates, threads, loss_weights(config), candidates
+        )
         # A moving average of the weights bootstraps, plays and is exported.
         self.target_params = self.learner.params.copy()
         self._target_views = as_views(self.target_params, shape)
+        positions = actions - 1 if self.shares_searches else 1
         self.replay = new_replay_buffer(
-            t.replay_capacity, config.market.episode_length, self.network_shape.actions, candidates
+            t.replay_capacity, config.market.episode_length, self.network_shape.actions, candidates, positions
         )
         rows = t.replay_capacity * (config.market.episode_length + context)
         self.feature_store = FeatureStore(data, rows, threads, bars_before=context - 1)
@@ -92,8 +99,8 @@ class Trainer:
         )
         held = t.replay_capacity if t.per_alpha > 0 else 0
         self.bellman_error = np.zeros((held, config.market.episode_length))
-        age = t.off_policy_correction * t.lr_decay_steps / t.updates_per_iteration  # iterations
-        self.value_target = ValueTargetConfig(t.td_steps, config.search.discount, t.search_value_weight, age)
+        ages = t.search_value_weight, t.off_policy_correction
+        self.value_target = ValueTargetConfig(t.td_steps, config.search.discount, *ages)
         self.iteration, self.episodes, self.q_scale = 0, 0, 1.0
         self._pool = ThreadPoolExecutor(threads)
 
@@ -107,11 +114,15 @@ class Trainer:
         with threadpool_limits(1, "blas"):
             networks = OnnxNetworks(self.export_graphs(), self.network_shape)
             begin = time.perf_counter()
-            slots = self.collect(networks)
+            slots, stale = self.start_episodes(), self.stale_episodes()
+            searched, shared = None, Counter[str]()
+            if self.shares_searches:
+                searched, shared = self.search_bars(networks, np.concatenate([slots, stale]))
+            played = self.collect(networks, slots, searched)
             codes, ts = self.data.market_spec.codes, self.decision_bars(self.replay.start_bar[slots])
             code_metrics = diagnose(networks, codes, self.feature_store, self.data.bars, ts)
             collected = time.perf_counter()
-            counts = self.reanalyze(networks)
+            again = self.reanalyze(networks, stale, searched)
             reanalyzed = time.perf_counter()
             losses = self.learn()
             learned = time.perf_counter()
@@ -129,7 +140,10 @@ class Trainer:
             "collect_s": collected - begin,
             "reanalyze_s": reanalyzed - collected,
             "learn_s": learned - reanalyzed,
-            **counts,
+            "reanalyzed": len(stale) * self.config.market.episode_length,
+            "skipped": (self.num_stored_episodes - len(stale)) * self.config.market.episode_length,
+            "reused": again["reused"] + shared["reused"],
+            "search_rows": played["rows"] + again["rows"] + shared["rows"],
             **code_metrics,
             **losses,
         }
@@ -156,12 +170,13 @@ class Trainer:
             q_scale=self.q_scale,
             reverse=self.config.market.reverse,
             mae_penalty=self.data.market_spec.market.mae_penalty,
+            exact_rewards=not self.config.train.value_prefix,
             algorithm=ALGORITHMS.index(s.algorithm),
             num_sampled_sizes=s.num_sampled_sizes,
         )
 
-    def collect(self, networks: OnnxNetworks) -> NDArray[np.int64]:
-        """Play new episodes into the ring of the replay buffer; their slots."""
+    def start_episodes(self) -> NDArray[np.int64]:
+        """Draw the first bars of new episodes into the ring of the replay buffer; their slots."""
         t, L = self.config.train, self.config.market.episode_length
         count = t.num_envs * t.batches_per_iteration
         slots = (self.episodes + np.arange(count)) % t.replay_capacity
@@ -172,10 +187,47 @@ class Trainer:
         self.feature_store.acquire(self.replay.start_bar[slots], L + 1)
         self.assign_chance_codes()
         self.replay.searched_iteration[slots] = self.replay.played_iteration[slots] = self.iteration
-        self._for_each_batch(self._play_batch, networks, slots)
-        self.episodes += count
-        self._update_q_scale(slots)
         return slots
+
+    def stale_episodes(self) -> NDArray[np.int64]:
+        """Slots of the episodes whose targets are not fresh."""
+        t = self.config.train
+        is_stale = self.iteration - self.replay.searched_iteration > t.reanalyze_interval
+        return np.flatnonzero(is_stale & (self.replay.start_bar != EMPTY)) if t.reanalyze else np.zeros(0, np.int64)
+
+    def search_bars(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> tuple[SearchedBars, Counter[str]]:
+        """Search every bar of the episodes `slots` once, and count; no number of threads changes what a search sees."""
+        L, M, A = self.config.market.episode_length, self.replay.policy.shape[2], self.network_shape.actions
+        ts = np.unique(self.replay.start_bar[slots][:, None] + np.arange(L + 1))
+        searched = new_searched_bars(ts, len(self.data.bars.time), M, A)
+
+        def search_piece(planner: Planner, _: int, piece: NDArray[np.int64]) -> int:
+            return search_bars(searched, planner, self.feature_store.market_data, piece)
+
+        pieces = [(i, ts[i : i + SEARCH_PIECE]) for i in range(0, len(ts), SEARCH_PIECE)]
+        counts = self._run_searches(search_piece, networks, pieces, SEARCH_BATCH)
+        counts["rows"] += (M - 1) * counts["searches"]  # of the root network, for the other positions
+        counts["reused"] = len(slots) * (L + 1) - len(ts)
+        return searched, Counter(counts)
+
+    def collect(
+        self, networks: OnnxNetworks, slots: NDArray[np.int64], searched: SearchedBars | None
+    ) -> dict[str, int]:
+        """Play the episodes `slots`; the counts of their searches, none where their bars are `searched` already."""
+        t, batches, counts = self.config.train, self._batches(slots), dict.fromkeys(STATS, 0)
+        if searched is None:
+            counts = self._run_searches(self._play_batch, networks, batches, t.num_envs)
+        else:
+            search, market_data = self.search_config(t.num_simulations), self.feature_store.market_data
+            for first, batch in batches:
+                account, trade, seed = new_accounts(len(batch)), np.zeros(NUM_TRADE_FIELDS), t.seed + STREAM_NOISE
+                play = self.replay, account, trade, searched, search, batch, market_data, t.random_episodes
+                play_searched_bars(*play, seed, self.episodes + first)
+            store_searched_bars(self.replay, slots, searched, market_data.market, search)
+        backward_lambda(self.replay, slots, self.config.search.discount, t.td_lambda)
+        self.episodes += len(slots)
+        self._update_q_scale(slots)
+        return counts
 
     def decision_bars(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         """The bars at whose closes the episodes from `starts` decide, each bar once."""
@@ -194,23 +246,24 @@ class Trainer:
         seed, episode = self.config.train.seed + STREAM_NOISE, self.episodes + first
         return play_episodes(self.replay, account, trade, planner, slots, market_data, num_random, seed, episode)
 
-    def reanalyze(self, networks: OnnxNetworks) -> dict[str, int]:
-        """Search again the episodes whose targets are not fresh, and value every stored position; the counts."""
-        t = self.config.train
-        age = self.iteration - self.replay.searched_iteration[: self.num_stored_episodes]
-        stale = np.flatnonzero(age > t.reanalyze_interval) if t.reanalyze else np.zeros(0, np.int64)
-        reuse = VALUE_REUSES.index(self.config.search.value_reuse)
-        counts = self._for_each_batch(self._reanalyze_batch, networks, stale, reuse)
+    def reanalyze(
+        self, networks: OnnxNetworks, stale: NDArray[np.int64], searched: SearchedBars | None
+    ) -> dict[str, int]:
+        """Give the episodes `stale` new targets, and stored positions new values where a target reads them; counts."""
+        t, counts = self.config.train, dict.fromkeys(STATS, 0)
+        if searched is None:
+            mode = self.config.search.value_reuse
+            reuse = REUSE_OFF if mode == SHARED_TREE else VALUE_REUSES.index(mode)
+            counts = self._run_searches(self._reanalyze_batch, networks, self._batches(stale), t.num_envs, reuse)
+        else:
+            search = self.search_config(t.num_simulations)
+            store_searched_bars(self.replay, stale, searched, self.data.market_spec.market, search)
+        backward_lambda(self.replay, stale, self.config.search.discount, t.td_lambda)
         self.replay.searched_iteration[stale] = self.iteration
-        chunks = np.array_split(np.arange(self.num_stored_episodes), self._pool._max_workers)
-        check_status(max(self._pool.map(lambda chunk: self._revalue_episodes(networks, chunk), chunks)))
-        L = self.config.market.episode_length
-        return {
-            "reanalyzed": counts["searches"],
-            "skipped": (self.num_stored_episodes - len(stale)) * L,
-            "reused": counts["reused"],
-            "reanalyze_rows": counts["rows"],
-        }
+        if searched is None and (t.search_value_weight < 1 or t.per_alpha > 0):
+            chunks = np.array_split(np.arange(self.num_stored_episodes), self._pool._max_workers)
+            check_status(max(self._pool.map(lambda chunk: self._revalue_episodes(networks, chunk), chunks)))
+        return counts
 
     def _reanalyze_batch(self, planner: Planner, _: int, slots: NDArray[np.int64]) -> int:
         seed = self.config.train.seed + STREAM_REANALYZE + self.iteration
@@ -291,18 +344,22 @@ class Trainer:
         self.assign_chance_codes()
         return OnnxNetworks(self.export_graphs(), self.network_shape)
 
-    def _for_each_batch(
+    def _batches(self, slots: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+        """The episodes `slots` in batches, each with the number of its first one."""
+        size = self.config.train.num_envs
+        return [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
+
+    def _run_searches(
         self,
         run_batch: Callable[[Planner, int, NDArray[np.int64]], int],
         networks: OnnxNetworks,
-        slots: NDArray[np.int64],
+        batches: list[tuple[int, NDArray[np.int64]]],
+        roots: int,
         reuse: int = REUSE_OFF,
     ) -> dict[str, int]:
-        """Call run_batch(planner, first, slots) for each batch of episodes, on all threads; the counts of STATS."""
-        size = self.config.train.num_envs
+        """Call run_batch(planner of at most `roots` roots, first, batch) for each batch; the counts of STATS."""
         search = self.search_config(self.config.train.num_simulations)._replace(value_reuse=reuse)
-        batches = [(i, slots[i : i + size]) for i in range(0, len(slots), size)]
-        planners = [networks.planner(len(batch), search) for _, batch in batches]
+        planners = [networks.planner(min(len(batch), roots), search) for _, batch in batches]
         jobs = [self._pool.submit(run_batch, p, i, batch) for p, (i, batch) in zip(planners, batches, strict=True)]
         try:
             for job in jobs:
@@ -349,6 +406,22 @@ def new_shape(config: Config, features: int, actions: int) -> ModelShape:
         value_prefix_width=n.latent if config.train.value_prefix else 0,
         **blocks,
     )
+
+
+def shares_searches(config: Config) -> bool:
+    """Whether one search of a bar serves every position: see kernels.learning.bar_search."""
+    s = config.search
+    return s.algorithm == ALGORITHMS[MARKET] and s.value_reuse == SHARED_TREE and config.market.reward == "pnl"
+
+
+def loss_weights(config: Config) -> LossWeights:
+    """The weights of the losses; 0 of a head that the search does not read: it would cost time and shape the latent."""
+    given = {name: getattr(config.train, f"{name}_weight", None) for name in LossWeights._fields}
+    if config.search.algorithm == ALGORITHMS[MARKET]:
+        given |= {"reward": 0.0, "afterstate_value": 0.0}
+    elif config.market.reward == "pnl" and not config.train.value_prefix:
+        given |= {"reward": 0.0}
+    return LossWeights(**{name: weight for name, weight in given.items() if weight is not None})
 
 
 def run_first_iteration(

@@ -20,8 +20,9 @@ def bellman_errors(error: NDArray[np.float64], replay: ReplayBuffer, target_conf
     """Write into error [n, L] the Bellman error of each decision of the first n episodes, in ranges."""
     for slot in range(error.shape[0]):
         for step in range(error.shape[1]):
-            target = value_target(replay, slot, step, target_config)
-            error[slot, step] = abs(np.float64(replay.value[slot, step]) - target)
+            held = replay.held[slot, step]
+            target = value_target(replay, slot, step, held, target_config)
+            error[slot, step] = abs(np.float64(replay.value[slot, step, held]) - target)
 
 
 @kernel
@@ -85,5 +86,5 @@ def sample_prioritized(
     for b in range(probability.shape[0]):
         i = sample_index(cdf, uniform(seed, step, b))
         probability[b] = cdf[i] - (cdf[i - 1] if i > 0 else 0.0)
-        fill_window(batch, b, replay, i // L, i % L, market_data, target_config)
+        fill_window(batch, b, replay, i // L, i % L, market_data, target_config, seed, step)
     apply_importance_weights(batch.weight, probability, beta)

@@ -51,7 +51,7 @@ def reanalyze_policies(
         if status != 0:
             return status
         for b in range(slots.shape[0]):
-            store_search_statistics(replay, slots[b], k, planner, b)
+            store_search_statistics(replay, slots[b], k, planner, b, market_data)
     return 0
 
 
@@ -78,6 +78,6 @@ def reanalyze_values(
         if status != 0:
             return status
         for row in range(rows):
-            replay.value[slot, first + row] = root.y[row, value_column]
+            replay.value[slot, first + row, 0] = root.y[row, value_column]
         first += rows
     return 0

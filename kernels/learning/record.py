@@ -34,12 +34,42 @@ def set_market_root(planner: Planner, b: int, market_data: MarketData, t: int, p
 
 
 @inlined
-def store_search_statistics(replay: ReplayBuffer, slot: int, k: int, planner: Planner, b: int) -> None:
-    """Store value and policy of the search of root b for decision k of episode `slot`."""
-    replay.search_value[slot, k] = planner.value[b]
+def store_search_statistics(
+    replay: ReplayBuffer, slot: int, k: int, planner: Planner, b: int, market_data: MarketData
+) -> None:
+    """Store what the search of root b found for decision k of episode `slot`, whose action has been taken."""
+    replay.search_value[slot, k, 0] = planner.value[b]
+    y, C = planner.networks.root.y[b], planner.costs.move.shape[1]
+    replay.value[slot, k, 0] = y[y.shape[0] - 1 - C]
+    replay.expected_reward[slot, k, 0] = replay.reward[slot, k]
+    if planner.config.mae_penalty == 0:
+        surprise = realised_move(market_data, replay.start_bar[slot] + k) - prior_move(planner, b)
+        replay.expected_reward[slot, k, 0] -= replay.position[slot, k + 1, SIDE] * surprise
     for a in range(planner.policy.shape[1]):
-        replay.policy[slot, k, a] = planner.policy[b, a]
+        replay.policy[slot, k, 0, a] = planner.policy[b, a]
     store_sampled_sizes(replay, slot, k, planner.sampled_tree, b)
+
+
+@inlined
+def realised_move(market_data: MarketData, t: int) -> float:
+    """Move from the close of bar t to the next, ranges."""
+    bars = market_data.bars
+    return float((bars.close[t + 1] - bars.close[t]) / market_data.market.range_px)
+
+
+@inlined
+def prior_move(planner: Planner, b: int) -> float:
+    """Expected move of the bar after root b by the network's chance prior, ranges."""
+    C, y = planner.costs.move.shape[1], planner.networks.root.y[b]
+    logits = y[y.shape[0] - C :]
+    highest, total, move = -np.inf, 0.0, 0.0
+    for c in range(C):
+        highest = max(highest, np.float64(logits[c]))
+    for c in range(C):
+        p = np.exp(np.float64(logits[c]) - highest)
+        total += p
+        move += p * np.float64(planner.costs.move[b, c])
+    return float(move / total)
 
 
 @inlined

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import kernel
+from kernels.jit import inlined, kernel
 from kernels.market.bars import Bars
 from kernels.market.chance import ChanceCodes, realised_code, standardised_move
 from kernels.market.ledger import Market, entry_cost
@@ -17,7 +17,9 @@ from kernels.market.position import (
     CLOSE,
     HOLD,
     NUM_POSITION_FIELDS,
+    PREVIOUS_SIDE,
     SIDE,
+    action_target,
     apply_fill,
     is_legal,
     mirror_position_features,
@@ -42,15 +44,21 @@ EMPTY = -1
 
 
 class ReplayBuffer(NamedTuple):
-    """R episodes of L decisions; positions and values also of the state after the last decision."""
+    """R episodes of L decisions; positions and values also of the state after the last decision.
+
+    A decision is searched for M positions: the one held alone, or all that could be (kernels.learning.bar_search).
+    """
 
     start_bar: NDArray[np.int64]  # [R] bar of the first decision, or EMPTY
     position: NDArray[np.float32]  # [R, L + 1, NUM_POSITION_FIELDS] before each decision
     action: NDArray[np.int8]  # [R, L]
     reward: NDArray[np.float32]  # [R, L] of the bar after each decision, ranges
-    policy: NDArray[np.float32]  # [R, L, A] improved policy of the last search
-    value: NDArray[np.float32]  # [R, L + 1] by the target network, ranges
-    search_value: NDArray[np.float32]  # [R, L] by the last search, ranges
+    held: NDArray[np.int8]  # [R, L + 1] which of the M positions was held
+    policy: NDArray[np.float32]  # [R, L, M, A] improved policy of the last search
+    value: NDArray[np.float32]  # [R, L + 1, M] by the target network, ranges
+    search_value: NDArray[np.float32]  # [R, L, M] lambda-return of the last searches, ranges
+    # [R, L, M] expected reward: of the likeliest action, or, if M = 1, of the action that was taken; ranges
+    expected_reward: NDArray[np.float32]
     searched_iteration: NDArray[np.int32]  # [R] iteration of the last search, or EMPTY
     played_iteration: NDArray[np.int32]  # [R] iteration in which the episode was played, or EMPTY
     candidate_size: NDArray[np.float32]  # [R, L, J] signed sizes of the searched entries, or 0
@@ -90,18 +98,20 @@ class ValueTargetConfig(NamedTuple):
 
 
 def new_replay_buffer(
-    num_episodes: int, episode_length: int, num_actions: int, num_candidates: int = 0
+    num_episodes: int, episode_length: int, num_actions: int, num_candidates: int = 0, num_positions: int = 1
 ) -> ReplayBuffer:
-    """An empty replay buffer; J = `num_candidates` is 0 but under progressive widening."""
-    R, L = num_episodes, episode_length
+    """An empty replay buffer of M = `num_positions`; J = `num_candidates` is 0 but under progressive widening."""
+    R, L, M = num_episodes, episode_length, num_positions
     return ReplayBuffer(
         start_bar=np.full(R, EMPTY, np.int64),
         position=np.zeros((R, L + 1, NUM_POSITION_FIELDS), np.float32),
         action=np.zeros((R, L), np.int8),
         reward=np.zeros((R, L), np.float32),
-        policy=np.zeros((R, L, num_actions), np.float32),
-        value=np.zeros((R, L + 1), np.float32),
-        search_value=np.zeros((R, L), np.float32),
+        held=np.zeros((R, L + 1), np.int8),
+        policy=np.zeros((R, L, M, num_actions), np.float32),
+        value=np.zeros((R, L + 1, M), np.float32),
+        search_value=np.zeros((R, L, M), np.float32),
+        expected_reward=np.zeros((R, L, M), np.float32),
         searched_iteration=np.full(R, EMPTY, np.int32),
         played_iteration=np.full(R, EMPTY, np.int32),
         candidate_size=np.zeros((R, L, num_candidates), np.float32),
@@ -141,13 +151,21 @@ def new_batch(
     )
 
 
+@inlined
+def greedy_action(policy: NDArray[np.float32]) -> int:
+    """The likeliest action of a policy [A]."""
+    best = 0
+    for a in range(policy.shape[0]):
+        if policy[a] > policy[best]:
+            best = a
+    return best
+
+
 @kernel
 def is_greedy(replay: ReplayBuffer, slot: int, step: int) -> bool:
     """Whether decision `step` took the likeliest action of its improved policy, and an entry its likeliest size."""
-    best, action = 0, replay.action[slot, step]
-    for a in range(replay.policy.shape[2]):
-        if replay.policy[slot, step, a] > replay.policy[slot, step, best]:
-            best = a
+    action = replay.action[slot, step]
+    best = greedy_action(replay.policy[slot, step, replay.held[slot, step]])
     J, likeliest = replay.candidate_size.shape[2], 0
     if best != action or J == 0 or action == HOLD or action == CLOSE:
         return bool(best == action)
@@ -155,6 +173,38 @@ def is_greedy(replay: ReplayBuffer, slot: int, step: int) -> bool:
         if replay.candidate_policy[slot, step, j] > replay.candidate_policy[slot, step, likeliest]:
             likeliest = j
     return bool(replay.candidate_size[slot, step, likeliest] == replay.position[slot, step + 1, SIDE])
+
+
+@inlined
+def position_after(m: int, action: int, num_actions: int) -> int:
+    """Which of M = A - 1 positions follows position m by `action`."""
+    if action == HOLD:
+        return m
+    return 0 if action == num_actions - 1 else action
+
+
+@kernel
+def backward_lambda(replay: ReplayBuffer, slots: NDArray[np.int64], discount: float, td_lambda: float) -> None:
+    """Turn the search values of the episodes `slots` into lambda-returns, the last decision first, in ranges.
+
+    G[k] = r[k] + gamma ((1 - lambda) v[k + 1] + lambda G[k + 1]) along the bars that came, with the positions of the
+    likeliest actions (Sutton and Barto 2018, 12.2).  r is an expected reward: the noise of the market does not enter.
+    v is the network's value of the bar that came.  The value of the search itself rests on imagined bars.  Where they
+    are worth e less than real ones, an agent that learns from it ends up e / (1 - gamma) too low.  The search's value
+    stays at the last decision, and where a decision explored and no other position was searched.
+    """
+    L, M, A = replay.reward.shape[1], replay.policy.shape[2], replay.policy.shape[3]
+    for slot in slots:
+        for k in range(L - 2, -1, -1):
+            if M == 1 and not is_greedy(replay, slot, k):
+                continue
+            for m in range(M):
+                after = 0
+                if M > 1:
+                    after = position_after(m, greedy_action(replay.policy[slot, k, m]), A)
+                value = np.float64(replay.value[slot, k + 1, after])
+                value += td_lambda * (np.float64(replay.search_value[slot, k + 1, after]) - value)
+                replay.search_value[slot, k, m] = replay.expected_reward[slot, k, m] + discount * value
 
 
 @kernel
@@ -167,21 +217,21 @@ def effective_td_steps(replay: ReplayBuffer, slot: int, target_config: ValueTarg
 
 
 @kernel
-def value_target(replay: ReplayBuffer, slot: int, step: int, target_config: ValueTargetConfig) -> float:
-    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the value of the search; in ranges.
+def value_target(replay: ReplayBuffer, slot: int, step: int, m: int, target_config: ValueTargetConfig) -> float:
+    """sum_{i<n} gamma^i reward[step + i] + gamma^n value[step + n], mixed with the lambda-return of position m, ranges.
 
     n is `effective_td_steps`, and less at the end of the episode and before an action that explored.  Otherwise an open
-    position would seem to spare the cost of exploring.  If decision `step` explored, the value of the search is the
-    target.
+    position would seem to spare the cost of exploring.  If decision `step` explored, or m is not the position that was
+    held, the lambda-return is the target.
     """
     last = min(step + effective_td_steps(replay, slot, target_config), replay.reward.shape[1])
     stop = step
     while stop < last and is_greedy(replay, slot, stop):
         stop += 1
-    search_value = np.float64(replay.search_value[slot, step])
-    if stop == step:
+    search_value = np.float64(replay.search_value[slot, step, m])
+    if stop == step or m != replay.held[slot, step]:
         return search_value
-    total = np.float64(replay.value[slot, stop])
+    total = np.float64(replay.value[slot, stop, replay.held[slot, stop]])
     for i in range(stop - 1, step - 1, -1):
         total = np.float64(replay.reward[slot, i]) + target_config.discount * total
     return total + target_config.search_value_weight * (search_value - total)
@@ -195,15 +245,21 @@ def fill_decision(
     replay: ReplayBuffer,
     slot: int,
     step: int,
+    m: int,
     target_config: ValueTargetConfig,
     market: Market,
 ) -> None:
-    """Write position, legality, targets and weight of decision `step` of episode `slot` into row (b, k)."""
-    position_features(batch.position[b, k], replay.position[slot, step], market.mae_penalty == 0)
-    batch.value[b, k] = value_target(replay, slot, step, target_config)
+    """Write decision `step` of episode `slot`, with position m of its M, into row (b, k)."""
+    position = replay.position[slot, step]
+    if m != replay.held[slot, step]:
+        position = batch.position_work
+        position[:] = 0.0
+        position[SIDE] = position[PREVIOUS_SIDE] = action_target(0.0, m, market.sizes)
+    position_features(batch.position[b, k], position, market.mae_penalty == 0)
+    batch.value[b, k] = value_target(replay, slot, step, m, target_config)
     for a in range(batch.legal.shape[2]):
-        batch.legal[b, k, a] = is_legal(replay.position[slot, step, SIDE], a, batch.legal.shape[2], market.reverse)
-        batch.policy[b, k, a] = replay.policy[slot, step, a]
+        batch.legal[b, k, a] = is_legal(position[SIDE], a, batch.legal.shape[2], market.reverse)
+        batch.policy[b, k, a] = replay.policy[slot, step, m, a]
     for j in range(batch.candidate_size.shape[2]):
         batch.candidate_size[b, k, j] = replay.candidate_size[slot, step, j]
         batch.candidate_policy[b, k, j] = replay.candidate_policy[slot, step, j]
@@ -250,8 +306,15 @@ def fill_window(
     first: int,
     market_data: MarketData,
     target_config: ValueTargetConfig,
+    seed: int,
+    step: int,
 ) -> None:
-    """Write decisions first .. first + K of episode `slot` into window b."""
+    """Write decisions first .. first + K of episode `slot` into window b.
+
+    Where every position was searched, each decision has one of them, drawn by (seed, step): moves and positions are
+    independent of each other, so all of them are lessons of the same bars.
+    """
+    B, M = batch.code.shape[0], replay.policy.shape[2]
     features, row_of_bar, bars = market_data.features, market_data.row_of_bar, market_data.bars
     K, L, F = batch.code.shape[1], replay.reward.shape[1], features.shape[1]
     for i in range(batch.features.shape[1] // F):
@@ -261,7 +324,10 @@ def fill_window(
             x[f] = features[row, f]
     for k in range(K + 1):
         if first + k < L:
-            fill_decision(batch, b, k, replay, slot, first + k, target_config, market_data.market)
+            m = int(replay.held[slot, first + k])
+            if M > 1 and target_config.search_value_weight == 1:
+                m = randint(M, seed, step, (k + 2) * B + b)
+            fill_decision(batch, b, k, replay, slot, first + k, m, target_config, market_data.market)
         else:
             pad_step(batch, b, k)
     for k in range(min(K, L - 1 - first)):
@@ -333,4 +399,4 @@ def sample_uniformly(
     L = replay.reward.shape[1]
     for b in range(batch.code.shape[0]):
         draw = randint(num_filled * L, seed, step, b)
-        fill_window(batch, b, replay, draw // L, draw % L, market_data, target_config)
+        fill_window(batch, b, replay, draw // L, draw % L, market_data, target_config, seed, step)

@@ -4,12 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import inlined, kernel
+from kernels.learning.bar_search import SearchedBars
 from kernels.learning.record import set_market_root, store_search_statistics
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer
 from kernels.market.ledger import ACC_SIDE, close_out, step_to_target, write_position
-from kernels.market.position import BUY, HOLD, is_legal
-from kernels.rng import randint, uniform
-from kernels.search.planner import Planner, draw_noise, plan, selected_target
+from kernels.market.position import BUY, HOLD, action_target, hypothesis_of_side, is_legal
+from kernels.rng import gumbel, randint, uniform
+from kernels.search.config import SearchConfig
+from kernels.search.planner import Planner, decide_by_q, draw_noise, plan, selected_target
 from kernels.search.progressive_widening import MIN_SIZE, SampledTree
 
 RANDOM_ACTION_BARS = 16  # bars between two random actions of a random episode, in the mean
@@ -53,12 +55,11 @@ def play_episodes(
     failed network call.
     """
     B, L = slots.shape[0], replay.reward.shape[1]
-    bars, market = market_data.bars, market_data.market
     for k in range(L):
         for b in range(B):
-            position = replay.position[slots[b], k]
-            write_position(position, account[b], market)
-            set_market_root(planner, b, market_data, replay.start_bar[slots[b]] + k, position)
+            if k == 0:
+                write_position(replay.position[slots[b], 0], account[b], market_data.market)
+            set_market_root(planner, b, market_data, replay.start_bar[slots[b]] + k, replay.position[slots[b], k])
             draw_noise(planner, b, seed, first_episode + b, k)
         status = plan(planner)
         if status != 0:
@@ -66,13 +67,65 @@ def play_episodes(
         for b in range(B):
             slot, side, action = slots[b], account[b, ACC_SIDE], int(planner.action[b])
             if b < random_episodes:
-                action = random_action(side, market.reverse, planner.policy.shape[1], seed, first_episode + b, k)
+                action = random_action(
+                    side, market_data.market.reverse, planner.policy.shape[1], seed, first_episode + b, k
+                )
                 random_size(planner.sampled_tree, b, action, seed, first_episode + b, k)
-            target = selected_target(planner.sampled_tree, b, action, side, market)
-            replay.action[slot, k] = action
-            replay.reward[slot, k] = step_to_target(account[b], trade, bars, replay.start_bar[slot] + k, target, market)
-            store_search_statistics(replay, slot, k, planner, b)
+            target = selected_target(planner.sampled_tree, b, action, side, market_data.market)
+            take_action(replay, account[b], trade, slot, k, action, target, market_data)
+            store_search_statistics(replay, slot, k, planner, b, market_data)
     for b in range(B):
-        write_position(replay.position[slots[b], L], account[b], market)
-        close_out(account[b], trade, bars, replay.start_bar[slots[b]] + L, market)
+        close_out(account[b], trade, market_data.bars, replay.start_bar[slots[b]] + L, market_data.market)
     return 0
+
+
+@kernel
+def play_searched_bars(
+    replay: ReplayBuffer,
+    account: NDArray[np.float64],
+    trade: NDArray[np.float64],
+    searched: SearchedBars,
+    config: SearchConfig,
+    slots: NDArray[np.int64],
+    market_data: MarketData,
+    random_episodes: int,
+    seed: int,
+    first_episode: int,
+) -> None:
+    """Play the episodes of `play_episodes`, to the bit, by the searches of their bars, which were made before."""
+    L, M, A, market = replay.reward.shape[1], searched.q.shape[1], searched.q.shape[2], market_data.market
+    for b in range(slots.shape[0]):
+        slot = slots[b]
+        write_position(replay.position[slot, 0], account[b], market)
+        replay.held[slot, 0] = hypothesis_of_side(account[b, ACC_SIDE], M, market.sizes)
+        for k in range(L):
+            row, m, side = searched.row_of_bar[replay.start_bar[slot] + k], replay.held[slot, k], account[b, ACC_SIDE]
+            for a in range(A):
+                searched.noise[a] = gumbel(seed, first_episode + b, k * A + a)
+            q, logits = searched.q[row, m], searched.logits[row, m]
+            action, _ = decide_by_q(searched.policy, q, logits, searched.noise, side, config)
+            if b < random_episodes:
+                action = random_action(side, market.reverse, A, seed, first_episode + b, k)
+            target = action_target(side, action, market.sizes)
+            take_action(replay, account[b], trade, slot, k, action, target, market_data)
+            replay.held[slot, k + 1] = hypothesis_of_side(account[b, ACC_SIDE], M, market.sizes)
+        close_out(account[b], trade, market_data.bars, replay.start_bar[slot] + L, market)
+
+
+@inlined
+def take_action(
+    replay: ReplayBuffer,
+    account: NDArray[np.float64],
+    trade: NDArray[np.float64],
+    slot: int,
+    k: int,
+    action: int,
+    target: float,
+    market_data: MarketData,
+) -> None:
+    """Trade to the signed size `target` by decision k of episode `slot`; store action, reward and the next position."""
+    replay.action[slot, k] = action
+    replay.reward[slot, k] = step_to_target(
+        account, trade, market_data.bars, replay.start_bar[slot] + k, target, market_data.market
+    )
+    write_position(replay.position[slot, k + 1], account, market_data.market)

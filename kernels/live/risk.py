@@ -42,7 +42,7 @@ class MarketSnapshot(NamedTuple):
     equity: float  # of the published targets, pips
     trade_profit: float  # of the trade that was closed in the last bar, pips; 0 if there is none
     spread: float  # at the last close, pips
-    feature_drift: float  # root mean square of the normalised features
+    feature_drift: float  # root mean square of the standardised features
     halt_requested: bool  # there is a HALT file
     position_fault: str  # why the bridge does not hold the published target; "" where it does
 

@@ -28,6 +28,9 @@ WINSOR_LIMIT = 6.0  # volatilities at which a return is clipped
 MIN_FAST_RATIO = 0.1  # of fast to slow volatility: a lull does not magnify the window
 MIN_VOLATILITY = 1e-8  # log return; far below a tenth of a pip
 MAX_FEATURE = 8.0  # normalised features
+# Standard deviation of a normalised feature without a direction; that of one with a direction is 1.  The expected move
+# is odd in the prices, so these 273 of 294 columns hold no part of it, and a network fits noise with them.
+UNDIRECTED_WEIGHT = 0.1
 GAP_NS = DAY_NS  # missing bars of at least this duration are a gap, even if they are few
 CHUNK_BARS = 256  # bars that a thread computes at a time
 
@@ -87,6 +90,11 @@ def feature_signs(spec: FeatureSpec, num_appended: int) -> NDArray[np.float32]:
     """[F] -1 for the columns that a mirrored price negates, and for those that a self-test appends; else 1."""
     own = [-1.0 if name.startswith("+-") else 1.0 for name in feature_names(spec)]
     return np.array(own + [-1.0] * num_appended, np.float32)
+
+
+def feature_weights(spec: FeatureSpec) -> NDArray[np.float64]:
+    """[F] standard deviation of each normalised feature in training."""
+    return np.array([1.0 if name.startswith("+-") else UNDIRECTED_WEIGHT for name in feature_names(spec)])
 
 
 def num_features(spec: FeatureSpec) -> int:
@@ -242,17 +250,17 @@ def compute_features(spec: FeatureSpec, bars: Bars, ts: NDArray[np.int64], threa
 
 
 def fit_normaliser(X: NDArray[np.float32], spec: FeatureSpec) -> Normaliser:
-    """Mean and standard deviation of raw features X [n, F].
+    """Mean and standard deviation of raw features X [n, F], the latter over the weight of the column.
 
     Signed columns are not shifted.  The columns that a self-test appends are neither shifted nor scaled.
     """
-    own = feature_names(spec)
+    own, weight = feature_names(spec), feature_weights(spec)
     shift, scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
     for f, name in enumerate(own):
         column = X[:, f].astype(np.float64)
         shift[f] = 0.0 if name.startswith("+-") else column.mean()
         deviation = math.sqrt(np.mean((column - shift[f]) ** 2))
-        scale[f] = deviation if deviation > 1e-6 * max(1.0, abs(shift[f])) else 1.0
+        scale[f] = (deviation if deviation > 1e-6 * max(1.0, abs(shift[f])) else 1.0) / weight[f]
     return Normaliser(shift.astype(np.float32), scale.astype(np.float32))
 
 

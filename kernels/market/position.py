@@ -112,6 +112,16 @@ def action_target(side: float, action: int, sizes: tuple[float, ...]) -> float:
 
 
 @inlined
+def hypothesis_of_side(side: float, hypotheses: int, sizes: tuple[float, ...]) -> int:
+    """Which position of a market search has the signed size `side`: 0 is flat, m the entry of action m."""
+    hypothesis = 0
+    for m in range(1, hypotheses):
+        if action_target(0.0, m, sizes) == side:
+            hypothesis = m
+    return hypothesis
+
+
+@inlined
 def apply_fill(out: NDArray[np.float32], position: NDArray[np.float32], target: float, entry_cost: float) -> None:
     """Write into out the afterstate: the position after a fill to `target` and before the next bar.
 

@@ -28,6 +28,7 @@ class SearchConfig(NamedTuple):
     expectation_backup: bool = True  # an afterstate is added with all its codes, and its value is their expectation
     reverse: bool = False  # one action may turn an open position into the opposite one
     mae_penalty: float = 0.0  # of the `amddp` reward; 0: the reward is `pnl`, which forgets the entry of a position
+    exact_rewards: bool = True  # a market's `pnl` is computed; else, and in a game, rewards are the network's
     value_reuse: int = REUSE_OFF  # REUSE_OFF, REUSE_CHANCE_CHILD or REUSE_KNOWN_ARM; WIDENING ignores it
     algorithm: int = GUMBEL  # GUMBEL, PUCT, MARKET or WIDENING
     dirichlet_fraction: float = 0.25  # weight of Dirichlet noise in the prior of the root, under PUCT

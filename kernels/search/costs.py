@@ -25,9 +25,7 @@ class ExogenousCosts(NamedTuple):
     entry_cost: NDArray[np.float32]  # [B] of a fill that opens a full position
     exit_cost: NDArray[np.float32]  # [B] of a fill that closes it, without the spread: the entry has paid it
     action_target: NDArray[np.float32]  # [B, A] signed size after each action but HOLD
-    financing: NDArray[
-        np.float32
-    ]  # [B, depth, 2] received over each bar ahead by a full LONG and a full SHORT position
+    financing: NDArray[np.float32]  # [B, depth, 2] received over a bar ahead by a full LONG and a full SHORT position
 
 
 def new_exogenous_costs(roots: int, actions: int, codes: int, depth: int) -> ExogenousCosts:
@@ -42,11 +40,11 @@ def new_exogenous_costs(roots: int, actions: int, codes: int, depth: int) -> Exo
 
 
 @inlined
-def position_financing(costs: ExogenousCosts, b: int, depth: int, side: float) -> float:
-    """Financing that a position of signed size `side` receives over the bar at `depth`; 0 beyond the last."""
-    if side == 0 or depth >= costs.financing.shape[1]:
-        return 0.0
-    return abs(side) * np.float64(costs.financing[b, depth, LONG if side > 0 else SHORT])
+def reward_without_move(costs: ExogenousCosts, b: int, depth: int, side: float, target: float) -> float:
+    """Reward of `pnl` of the bar at `depth` but for target * move: the fill from `side` to `target`, and financing."""
+    rate = np.float64(costs.financing[b, depth, LONG if target > 0 else SHORT])
+    fill = abs(side) * np.float64(costs.exit_cost[b]) + abs(target) * np.float64(costs.entry_cost[b])
+    return float(abs(target) * rate - (fill if target != side else 0.0))
 
 
 @kernel

@@ -21,7 +21,7 @@ from kernels.market.position import (
 )
 from kernels.ort import BoundGraph, evaluate, evaluate_prefilled, write_preactivation
 from kernels.search.config import SearchConfig
-from kernels.search.costs import ExogenousCosts
+from kernels.search.costs import ExogenousCosts, reward_without_move
 from kernels.search.networks import Networks
 from kernels.search.progressive_widening import SampledTree, apply_candidate, read_policy_head
 from kernels.search.tree import (
@@ -125,6 +125,9 @@ def add_afterstate(
         if tree.position.shape[2] > 0:
             target = tree.position[b, parent, SIDE] if edge == HOLD else costs.action_target[b, edge]
             apply_fill(tree.position[b, node], tree.position[b, parent], target, costs.entry_cost[b])
+    if tree.position.shape[2] > 0:
+        side, target = np.float64(tree.position[b, parent, SIDE]), np.float64(tree.position[b, node, SIDE])
+        tree.reward[b, node] = reward_without_move(costs, b, tree.leaf_bars[b], side, target)
     write_position(x, tree, config, column, b, node)
     return node
 
@@ -157,6 +160,7 @@ def add_decision(
         column = write_position(x, tree, config, column, b, parent)
         apply_move(tree.position[b, node], tree.position[b, parent], costs.move[b, edge])
         write_position(x, tree, config, column, b, node)
+        tree.reward[b, node] = tree.reward[b, parent] + tree.position[b, node, SIDE] * costs.move[b, edge]
     return node
 
 
@@ -218,11 +222,12 @@ def first_evaluated_afterstate(tree: Tree, b: int, node: int) -> int:
 def read_decision(
     tree: Tree, sampled: SampledTree | None, config: SearchConfig, y: NDArray[np.float32], b: int, node: int
 ) -> None:
-    """Read state, reward, policy and value of a decision node from its row y of `dynamics`."""
+    """Read state, policy, value and, where it is not exact, reward of a decision node from its row y of `dynamics`."""
     S, A = tree.state.shape[2], tree.noise.shape[1]
     for i in range(S):
         tree.state[b, node, i] = y[i]
-    tree.reward[b, node] = y[S]
+    if not (config.exact_rewards and config.stochastic and config.mae_penalty == 0 and tree.position.shape[2] > 0):
+        tree.reward[b, node] = y[S]
     if sampled is not None:
         read_policy_head(sampled, y[S + 1 :], b, node)
         return

@@ -28,7 +28,7 @@ from kernels.market.position import (
 )
 from kernels.ort import BoundGraph, evaluate
 from kernels.search.config import SearchConfig
-from kernels.search.costs import ExogenousCosts, position_financing
+from kernels.search.costs import ExogenousCosts, reward_without_move
 from kernels.search.tree import NONE, REUSE_CHANCE_CHILD, REUSE_KNOWN_ARM, ReusedValue, append_one_hot, softmax
 
 FLAT, ROOT_POSITION, FIRST_OPENED = range(3)  # hypotheses of `amddp`; from FIRST_OPENED on: entries inside the tree
@@ -53,9 +53,9 @@ class MarketTree(NamedTuple):
     position: NDArray[np.float32]  # [B, N, M, NUM_POSITION_FIELDS] of a hypothesis; [B, N, 0, ..] where memoryless
     root_position: NDArray[np.float32]  # [B, NUM_POSITION_FIELDS] position of the root
     side: NDArray[np.float32]  # [B, M]    signed size of each hypothesis
-    q: NDArray[np.float64]  # [B, A]    value of each root action, R
+    q: NDArray[np.float64]  # [B, M, A] value of each action of a hypothesis at the root, R; -inf where illegal
     queue: NDArray[np.int32]  # [B EXPANSION_BATCH, 2] search and node of the running expansions
-    next_value: NDArray[np.float64]  # [M]       scratch of a backup
+    next_value: NDArray[np.float64]  # [B, M]    expected discounted value of a hypothesis one bar after the root
     afterstate_position: NDArray[np.float32]  # [NUM_POSITION_FIELDS] scratch: position after an entry
 
 
@@ -89,9 +89,9 @@ def new_market_tree(
         position=np.zeros((B, N, 0 if memoryless else M, NUM_POSITION_FIELDS), np.float32),
         root_position=np.zeros((B, NUM_POSITION_FIELDS), np.float32),
         side=np.zeros((B, M), np.float32),
-        q=np.zeros((B, actions)),
+        q=np.full((B, M, actions), -np.inf),
         queue=np.zeros((B * EXPANSION_BATCH, 2), np.int32),
-        next_value=np.zeros(M),
+        next_value=np.zeros((B, M)),
         afterstate_position=np.zeros(NUM_POSITION_FIELDS, np.float32),
     )
 
@@ -112,7 +112,7 @@ def root_hypothesis(tree: MarketTree, costs: ExogenousCosts, b: int) -> int:
     side, hypothesis = tree.root_position[b, SIDE], FLAT
     if side != 0 and tree.position.shape[2] > 0:
         return ROOT_POSITION
-    for action in range(1, tree.q.shape[1] - 1):
+    for action in range(1, tree.q.shape[2] - 1):
         if costs.action_target[b, action] == side:
             hypothesis = action
     return hypothesis
@@ -129,7 +129,7 @@ def init_market_root(
     tree: MarketTree, costs: ExogenousCosts, b: int, state: NDArray[np.float32], logits: NDArray[np.float32]
 ) -> None:
     """Start tree b at a root with this state [S] and code logits [C]; the caller has set tree.root_position[b]."""
-    A, M, memoryless = tree.q.shape[1], tree.side.shape[1], tree.position.shape[2] == 0
+    A, M, memoryless = tree.q.shape[2], tree.side.shape[1], tree.position.shape[2] == 0
     tree.num_nodes[b], tree.num_expanded[b] = 1, 0
     tree.first_child[b, 0], tree.parent[b, 0] = NONE, NONE
     tree.depth[b, 0], tree.reach_probability[b, 0] = 0, 1.0
@@ -183,7 +183,7 @@ def enqueue_batch(tree: MarketTree, config: SearchConfig, max_depth: int) -> int
 @inlined
 def move_hypotheses(tree: MarketTree, costs: ExogenousCosts, b: int, node: int, child: int, code: int) -> None:
     """Positions of the hypotheses of `child`: those of `node` one bar later, then entries at `node`."""
-    A, depth = tree.q.shape[1], tree.depth[b, node]
+    A, depth = tree.q.shape[2], tree.depth[b, node]
     move = costs.move[b, code]
     old = FIRST_OPENED + depth * (A - 2)
     for m in range(old):
@@ -211,7 +211,7 @@ def add_children(
     x: NDArray[np.float32], tree: MarketTree, costs: ExogenousCosts, config: SearchConfig, b: int, node: int
 ) -> None:
     """Add the C children of a node and write their rows x of the network `market`, a row each."""
-    C, A = tree.prior.shape[2], tree.q.shape[1]
+    C, A = tree.prior.shape[2], tree.q.shape[2]
     states = x.shape[1] - C - tree.position.shape[2] * NUM_POSITION_FEATURES
     softmax(tree.prior[b, node])
     first, depth = tree.num_nodes[b], tree.depth[b, node] + 1
@@ -268,20 +268,20 @@ def expand_batch(tree: MarketTree, graph: BoundGraph, costs: ExogenousCosts, con
 
 @inlined
 def fill_next_value(tree: MarketTree, config: SearchConfig, b: int, node: int) -> None:
-    """tree.next_value [M] = expected discounted value of every hypothesis one bar after `node`, net of the penalty."""
-    C, A, M = tree.prior.shape[2], tree.q.shape[1], tree.value.shape[2]
+    """tree.next_value[b] = expected discounted value of every hypothesis one bar after `node`, net of the penalty."""
+    C, A, M = tree.prior.shape[2], tree.q.shape[2], tree.value.shape[2]
     memoryless = tree.position.shape[2] == 0
     first = tree.first_child[b, node]
     hypotheses = hypotheses_at_depth(tree.depth[b, node] + 1, A, M, memoryless)
     for m in range(hypotheses):
-        tree.next_value[m] = 0.0
+        tree.next_value[b, m] = 0.0
     for c in range(C):
         child, p = first + c, np.float64(tree.prior[b, node, c])
         for m in range(hypotheses):
             value = config.discount * np.float64(tree.value[b, child, m])
             if not memoryless:
                 value -= config.mae_penalty * np.float64(tree.position[b, child, m, ADVERSE_EXCURSION])
-            tree.next_value[m] += p * value
+            tree.next_value[b, m] += p * value
 
 
 @inlined
@@ -298,15 +298,11 @@ def action_value(
     tree: MarketTree, costs: ExogenousCosts, b: int, node: int, hypothesis: int, action: int, mean_move: float
 ) -> float:
     """Q of `action` with the position of `hypothesis` at `node`, whose `next_value` stands in the tree."""
-    A, memoryless = tree.q.shape[1], tree.position.shape[2] == 0
+    A, memoryless = tree.q.shape[2], tree.position.shape[2] == 0
     depth, side = tree.depth[b, node], np.float64(tree.side[b, hypothesis])
     target = side if action == HOLD else np.float64(costs.action_target[b, action])
-    value = tree.next_value[next_hypothesis(hypothesis, action, depth, A, memoryless)]
-    value += target * mean_move + position_financing(costs, b, depth, target)
-    if target != side:
-        value -= abs(side) * np.float64(costs.exit_cost[b])
-        value -= abs(target) * np.float64(costs.entry_cost[b])
-    return float(value)
+    value = tree.next_value[b, next_hypothesis(hypothesis, action, depth, A, memoryless)]
+    return float(value + target * mean_move + reward_without_move(costs, b, depth, side, target))
 
 
 @inlined
@@ -315,8 +311,8 @@ def best_value(
 ) -> float:
     """Value of the best legal action with the position of `hypothesis` at `node`."""
     best = -np.inf
-    for action in range(tree.q.shape[1]):
-        if is_legal(tree.side[b, hypothesis], action, tree.q.shape[1], config.reverse):
+    for action in range(tree.q.shape[2]):
+        if is_legal(tree.side[b, hypothesis], action, tree.q.shape[2], config.reverse):
             best = max(best, action_value(tree, costs, b, node, hypothesis, action, mean_move))
     return best
 
@@ -324,7 +320,7 @@ def best_value(
 @inlined
 def backward_market(tree: MarketTree, costs: ExogenousCosts, config: SearchConfig, reused: ReusedValue, b: int) -> None:
     """Back up the values of every hypothesis of every expanded node, children first, and Q of the root's actions."""
-    A, M, memoryless = tree.q.shape[1], tree.value.shape[2], tree.position.shape[2] == 0
+    A, M, memoryless = tree.q.shape[2], tree.value.shape[2], tree.position.shape[2] == 0
     root = root_hypothesis(tree, costs, b)
     reused_node, reused_hypothesis = NONE, NONE
     if reused.action[b] != NONE and config.value_reuse == REUSE_CHANCE_CHILD:
@@ -340,12 +336,13 @@ def backward_market(tree: MarketTree, costs: ExogenousCosts, config: SearchConfi
                 tree.value[b, node, m] = best_value(tree, costs, config, b, node, m, mean_move)
     fill_next_value(tree, config, b, 0)
     mean_move = expected_move(tree, costs, b, 0)
-    for action in range(A):
-        tree.q[b, action] = -np.inf
-        if is_legal(tree.root_position[b, SIDE], action, A, config.reverse):
-            tree.q[b, action] = action_value(tree, costs, b, 0, root, action, mean_move)
+    for m in range(hypotheses_at_depth(0, A, M, memoryless)):
+        for action in range(A):
+            tree.q[b, m, action] = -np.inf
+            if is_legal(tree.side[b, m], action, A, config.reverse):
+                tree.q[b, m, action] = action_value(tree, costs, b, 0, m, action, mean_move)
     if reused.action[b] != NONE and config.value_reuse == REUSE_KNOWN_ARM:
-        tree.q[b, reused.action[b]] = reused.reward[b] + config.discount * np.float64(reused.value[b])
+        tree.q[b, root, reused.action[b]] = reused.reward[b] + config.discount * np.float64(reused.value[b])
 
 
 @kernel

@@ -80,6 +80,7 @@ def step_down(tree: Tree, work: SearchWork, depth: int, count: int) -> int:
         child = tree.child[b, as_unsigned(tree.leaf[b]), as_unsigned(tree.leaf_edge[b])]
         tree.depth[b] = max(tree.depth[b], depth)
         if child == NONE:
+            tree.leaf_bars[b] = (depth - 1) // 2  # in a stochastic search, whose decisions are two edges apart
             for d in range(0, tree.state.shape[2], CACHE_LINE):
                 prefetch(tree.state[b, as_unsigned(tree.leaf[b])], d)
             continue

@@ -32,6 +32,7 @@ from kernels.search.market_search import (
     MarketTree,
     init_market_root,
     new_market_tree,
+    root_hypothesis,
     run_market_simulations,
 )
 from kernels.search.mcts import run_simulations
@@ -80,13 +81,11 @@ def new_planner(networks: Networks, config: SearchConfig, roots: int, shape: Net
     check_networks(networks, shape, config, roots)
     actions, codes, state = shape.actions, shape.codes, shape.state
     preactivation = networks.code_preactivation.shape[1]
-    tree, market_tree, sampled = None, None, None
+    tree, market_tree, sampled, depth = None, None, None, config.num_simulations
     noise = np.zeros((roots, actions), np.float32)
     if config.algorithm == MARKET:
-        memoryless = config.mae_penalty == 0
-        market_tree = new_market_tree(
-            roots, config.num_simulations, actions, codes, state, MAX_MARKET_DEPTH, memoryless
-        )
+        memoryless, depth = config.mae_penalty == 0, MAX_MARKET_DEPTH
+        market_tree = new_market_tree(roots, config.num_simulations, actions, codes, state, depth, memoryless)
     elif config.algorithm == WIDENING:
         sampled = new_sampled_tree(config, roots, codes, state, preactivation)
         noise = sampled.tree.noise
@@ -100,7 +99,7 @@ def new_planner(networks: Networks, config: SearchConfig, roots: int, shape: Net
         sampled_tree=sampled,
         work=new_search_work(roots, codes, config.num_simulations),
         networks=networks,
-        costs=new_exogenous_costs(roots, actions, codes, MAX_MARKET_DEPTH),
+        costs=new_exogenous_costs(roots, actions, codes, depth),
         config=config,
         reused_value=new_reused_value(roots),
         halving_table=halving_table(config.max_considered_actions, config.num_simulations),
@@ -260,23 +259,43 @@ def search_market(planner: Planner, market_tree: MarketTree) -> int:
 
 @inlined
 def read_market_root(planner: Planner, market_tree: MarketTree, b: int, logits: NDArray[np.float32]) -> None:
-    """policy = softmax(logits + (c_visit + n) c_scale Q / q_scale) of the legal actions; action = argmax with noise."""
-    A, config, policy = planner.policy.shape[1], planner.config, planner.policy[b]
+    """Read Q of the root's position, and decide by it."""
+    q, side = planner.q[b], market_tree.root_position[b, SIDE]
+    for a in range(q.shape[0]):
+        q[a] = market_tree.q[b, root_hypothesis(market_tree, planner.costs, b), a]
+    action, greedy = decide_by_q(planner.policy[b], q, logits, planner.noise[b], side, planner.config)
+    planner.action[b], planner.value[b] = action, q[greedy]
+    for a in range(q.shape[0]):
+        if q[a] == -np.inf:
+            q[a] = math.nan
+
+
+@inlined
+def decide_by_q(
+    policy: NDArray[np.float64],
+    q: NDArray[np.float64],
+    logits: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    side: float,
+    config: SearchConfig,
+) -> tuple[int, int]:
+    """Write policy [A] = softmax(logits + (c_visit + n) c_scale Q / q_scale) of the legal actions.
+
+    Returns the best action with noise, a sample of that policy, and the best one without.
+    """
+    A = policy.shape[0]
     unit = (config.c_visit + config.num_simulations) * config.c_scale / config.q_scale
     best, greedy, best_score, highest = 0, 0, -np.inf, -np.inf
     for a in range(A):
         policy[a] = MASKED_LOGIT
-        planner.q[b, a] = math.nan
-        if is_legal(market_tree.root_position[b, SIDE], a, A, config.reverse):
-            planner.q[b, a] = market_tree.q[b, a]
-            policy[a] = np.float64(logits[a]) + unit * market_tree.q[b, a]
+        if is_legal(side, a, A, config.reverse):
+            policy[a] = np.float64(logits[a]) + unit * q[a]
             if policy[a] > highest:
                 greedy, highest = a, policy[a]
-            if policy[a] + planner.noise[b, a] > best_score:
-                best, best_score = a, policy[a] + planner.noise[b, a]
+            if policy[a] + noise[a] > best_score:
+                best, best_score = a, policy[a] + noise[a]
     softmax(policy)
-    planner.action[b] = best
-    planner.value[b] = market_tree.q[b, greedy]
+    return best, greedy
 
 
 @inlined

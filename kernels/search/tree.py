@@ -41,7 +41,7 @@ class Tree(NamedTuple):
     visits: NDArray[np.int32]  # [B, N]    simulations that passed through or ended here
     raw_value: NDArray[np.float32]  # [B, N]    the network's value
     value: NDArray[np.float32]  # [B, N]    backed-up value
-    reward: NDArray[np.float32]  # [B, N]    reward of the edge that leads here
+    reward: NDArray[np.float32]  # [B, N]    of the bar that leads here; at a chance node, the part before its move
     state: NDArray[np.float32]  # [B, N, S] what the networks remember of a node
     preactivation_row: NDArray[np.int32]  # [B, N]    row of `dynamics_preactivation` of an afterstate, NONE elsewhere
     preactivation_rows: NDArray[np.int32]  # [B]       rows of `dynamics_preactivation` in use
@@ -50,6 +50,7 @@ class Tree(NamedTuple):
     position: NDArray[np.float32]  # [B, N, NUM_POSITION_FIELDS] exact position; [B, N, 0] of a game
     leaf: NDArray[np.int32]  # [B]       node that the running simulation expands, then the node that it added
     leaf_edge: NDArray[np.int32]  # [B]       edge that it expands, NONE where no network is called
+    leaf_bars: NDArray[np.int32]  # [B]       bars from the root to the node that it expands
     reused_node: NDArray[np.int32]  # [B]       node that has a `ReusedValue`, or NONE
     network_rows: NDArray[np.int32]  # [B]       network rows of the search, the root's included
     depth: NDArray[np.int32]  # [B]       edges on the longest path
@@ -116,6 +117,7 @@ def new_tree(
         position=np.zeros((B, N, position_fields), np.float32),
         leaf=np.zeros(B, np.int32),
         leaf_edge=np.zeros(B, np.int32),
+        leaf_bars=np.zeros(B, np.int32),
         reused_node=np.full(B, NONE, np.int32),
         network_rows=np.zeros(B, np.int32),
         depth=np.zeros(B, np.int32),

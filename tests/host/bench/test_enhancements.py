@@ -3,12 +3,15 @@
 import io
 import json
 import math
+import multiprocessing
 import os
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,95 +24,178 @@ from host.atomic import OutputPathError
 from host.bench import enhancement_run as run
 from host.bench import enhancements as module
 from host.bench.all import print_bench
-from host.bench.enhancement_run import (
-    LEARNED_MARKETS,
-    Job,
-    is_learnt,
-    job_config,
-    job_key,
-    program_version,
-)
+from host.bench.curves import AXES, crossing, median, render_curves, summarize_curves, value_range
+from host.bench.enhancement_run import LEARNED_MARKETS, Job, is_plateau, job_config, job_key, program_version
 from host.bench.enhancements import (
     ENHANCEMENTS,
+    FIRST,
     Enhancement,
     all_jobs,
     bench_enhancements,
-    median,
+    enhancement_table,
+    how_far,
+    read_files,
     run_jobs,
     select,
-    value_range,
 )
 from host.bench.options import BenchError, BenchOptions, Budget
-from host.bench.picture import PANELS, render_svg
-from host.bench.process import ReportProgress
+from host.bench.process import ReportProgress, watch_process
 from host.config import ConfigError
+from host.evaluation.exam import EvaluationSet
+from host.evaluation.learning import measure_agent
+from host.training.trainer import Trainer
 from tests.fixtures.paths import ROOT
 
-KEYS = {
-    *("rss_anon_mb", "rss_mb", "tree_kb", "us_per_decision", "selection_us", "rows_per_decision", "reuse_share"),
-    *("ms_per_step", "parameters_mb", "storage_mb", "episodes_to_90", "seconds_to_90", "seeds", "weights_sha256"),
-}
 TINY = Budget(
-    minutes=0.001,
+    episodes=8,
     length=2000,
-    eval_interval=1,
-    quick_eval_bars=32,
+    eval_interval=2,
+    eval_bars=32,
     iterations=1,
     rounds=1,
     decisions=4,
     settings=(
         *("market.episode_length=24", "network.latent=8", "network.hidden=8", "train.num_simulations=2"),
-        *(
-            "train.num_envs=2",
-            "train.batches_per_iteration=1",
-            "train.updates_per_iteration=2",
-            "train.batch_size=32",
-            "train.replay_capacity=8",
-        ),
-        "search.num_simulations=2",
+        *("train.num_envs=2", "train.batches_per_iteration=1", "train.updates_per_iteration=2"),
+        *("train.batch_size=32", "train.replay_capacity=8", "search.num_simulations=2"),
     ),
 )
-LEARNS_IN = {"planted": 320, "planted-hard": None, "close": 96}
+END = {"fraction_of_optimum": 0.7, "expected_fraction": 0.8, "q_slope": 0.5, "q_correlation": 0.9, "exposure": 0.3}
+ON_OFF = Enhancement("a", "", on=("search.algorithm=gumbel",), off=())
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def pretended_curve(level: float) -> dict[str, list[float]]:
+    """Four evaluations that rise to `level`; a CPU second is 20 episodes."""
+    episodes, fraction = [64.0, 128, 192, 256], [0.0, level / 2, level, level]
+    return {"episodes": episodes, "seconds": [e / 20 for e in episodes], "expected_fraction": fraction}
 
 
 def pretend(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
-    """A measurement that takes no time; odd seeds learn nothing."""
+    """A measurement that takes no time; `planted-hard` and odd seeds learn nothing."""
     report_progress(0.5)
     if job.kind == run.COST:
         return {**dict.fromkeys(module.COST_KEYS, 1.5 + job.seed), "weights_sha256": f"sha {job.seed}"}
-    episodes = None if job.seed % 2 else LEARNS_IN[job.market]
-    learnt = {"episodes_to_90": episodes, "seconds_to_90": episodes and episodes / 20}
-    return {**dict.fromkeys(module.TRAINING_KEYS, 100.0), **learnt, "fraction_of_optimum": 0.7, "closing_regret": None}
+    level = 0.1 if job.seed % 2 or job.market == "planted-hard" else 0.95
+    end = {**END, "chance_nll": 2.0, "closing_regret": None, "trades": 9}
+    return {**dict.fromkeys(module.TRAINING_KEYS, 100.0), "curve": pretended_curve(level), "end": end}
 
 
-def test_the_document_has_its_keys_and_the_picture_is_xml(tmp_path: Path) -> None:
-    size = BenchOptions(seeds=3, out=tmp_path, budget=TINY)
-    document = bench_enhancements(size, pretend)
+def test_the_document_has_its_keys_and_the_pictures_are_xml(tmp_path: Path) -> None:
+    size = BenchOptions(seeds=3, out=tmp_path / "new", budget=Budget(), jobs=2)
+    tmp_path, document = size.out, bench_enhancements(size, pretend)
     assert json.loads((tmp_path / "enhancements.json").read_text()) == document
     assert [row["enhancement"] for row in document] == [e.name for e in ENHANCEMENTS]
     for row in document:
-        assert {"enhancement", "claim", "recommended", "on", "off"} == set(row)
+        assert {"enhancement", "claim", "seeds", "on", "off"} == set(row)
         for side in (row["on"], row["off"]):
-            assert set(side) >= KEYS
-            assert (side["seeds"], side["episodes_to_90"], side["seconds_to_90"]) == (3, 320, 16)
-            assert set(side["markets"]) == set(LEARNED_MARKETS)
-            assert side["markets"]["planted"]["episodes_to_90_range"] == [320, None]
-            assert side["markets"]["planted-hard"]["episodes_to_90"] is None
+            assert set(side) == {"settings", *module.TRAINING_KEYS, *module.COST_KEYS, "weights_sha256", "markets"}
             assert (side["tree_kb"], side["weights_sha256"]) == (1.5, "sha 0")
-    image = ElementTree.parse(tmp_path / "enhancements.svg")
-    bars = image.findall("{http://www.w3.org/2000/svg}rect")
-    assert len(bars) == 2 * len(PANELS) * len(document)
-    assert all(0 <= float(bar.get("width", "-1")) <= 66 for bar in bars)
-    assert sum(text == "not reached" for text in image.getroot().itertext()) == 2 * len(document)
+            assert set(side["markets"]) == set(LEARNED_MARKETS)
+            planted = side["markets"]["planted"]
+            assert (planted["seeds"], planted["episodes_to_90"], planted["seconds_to_90"]) == (3, 192, 9.6)
+            assert planted["episodes_to_90_range"] == [192, None]
+            assert (planted["q_slope"], planted["fraction_of_optimum"]) == (0.5, 0.7)
+            assert side["markets"]["planted-hard"]["episodes_to_90"] is None
+    for axis in AXES:
+        image = ElementTree.parse(tmp_path / f"{axis}.svg")
+        assert len(image.findall(f"{SVG}polyline")) == 2 * len(LEARNED_MARKETS) * len(document)
+        assert len(image.findall(f"{SVG}polygon")) == 2 * len(LEARNED_MARKETS) * len(document)
     out = io.StringIO()
     print_bench("enhancements", document, out)
-    assert len(out.getvalue().splitlines()) >= 1 + 3 * len(document)
-    assert "planted 320 (320 to -; 16 s), planted-hard - (- to -; came to 70%)" in out.getvalue()
+    assert len(out.getvalue().splitlines()) == 1 + 3 * len(document)
+    assert "192 [192-] episodes, 10 [10-] s; 80% [80% to 80%]  - episodes, - s; 80%" in out.getvalue()
+    table = (tmp_path / "enhancements.md").read_text().splitlines()
+    assert len(table) == 2 + 3 * len(document)
+    assert table[3].startswith("| off | 192 [192-] episodes, 10 [10-] s; 80% [80% to 80%] | - episodes")
+
+
+def test_a_partial_table_says_what_it_lacks(tmp_path: Path) -> None:
+    """A number of seeds that is not whole, and rows without a measurement; nothing runs after the limit."""
+    measured = list[Job]()
+
+    def stop_at(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
+        measured.append(job)
+        if len(measured) == 11:
+            raise KeyboardInterrupt
+        return pretend(job, report_progress)
+
+    size = BenchOptions(seeds=5, out=tmp_path, budget=Budget())
+    with pytest.raises(KeyboardInterrupt):
+        bench_enhancements(size, stop_at)
+    nothing_runs = replace(size, limit_minutes=0)
+    document = bench_enhancements(nothing_runs, lambda job, report: pytest.fail("begun after the limit"))
+    table = enhancement_table(document)
+    assert table[0] == f"gumbel; claimed: {FIRST[0].claim}"
+    assert isinstance(table[1], dict)
+    assert "(1 of 5 seeds)" in table[1]["planted"]
+    assert table[-1] == f"not measured yet: {'; '.join(e.name for e in ENHANCEMENTS[2:])}"
+    market = table[5]
+    assert isinstance(market, dict)
+    assert [market[name] for name in LEARNED_MARKETS][1:] == ["not measured yet"] * 2
+    assert market["us"] == "1.5"
+    texts = "".join(ElementTree.parse(tmp_path / "seconds.svg").getroot().itertext())
+    assert texts.count("not measured yet") == 2
+    document = bench_enhancements(replace(nothing_runs, only="value prefix"), pretend)
+    assert enhancement_table(document) == [{"": "not measured yet: value prefix"}]
+    print_bench("enhancements", document, io.StringIO(), "python swt.py bench enhancements")
+
+
+def test_the_first_rows_are_measured_first_and_seed_by_seed() -> None:
+    jobs = list(all_jobs(list(ENHANCEMENTS), 2, Budget()).values())
+    first = {settings for e in FIRST for settings in (e.on, e.off)}
+    order = [(job.settings not in first, job.seed) for job in jobs]
+    assert order == sorted(order)
+    assert {later for later, _ in order} == {False, True}
+
+
+def curve_of(*fraction: float) -> dict[str, list[float]]:
+    return {"episodes": [64.0 * (i + 1) for i in range(len(fraction))], "expected_fraction": list(fraction)}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "episodes"),
+    [
+        ((0.1, 0.95, 0.95), 128),
+        ((0.91, 0.5, 0.9, 0.9), 192),  # what does not hold does not count
+        ((0.1, 0.2, 0.95), None),  # nobody knows whether it holds
+        ((0.1, 0.2), None),
+        ((), None),
+    ],
+)
+def test_a_level_is_reached_where_it_holds_twice(fraction: tuple[float, ...], episodes: float | None) -> None:
+    assert crossing(curve_of(*fraction), "episodes") == episodes
+
+
+@pytest.mark.parametrize(
+    ("fraction", "ends"),
+    [
+        ((), False),
+        ((0.97,), False),
+        ((0.9, 0.97), False),
+        ((0.97, 0.98), True),
+        ((0.5, *[0.6] * 20), False),  # flat, but it has not learnt
+        ((0.91, *[0.92] * 7), False),
+        ((0.91, *[0.919] * 8), True),
+        ((0.91, *[0.8] * 8), True),  # it falls
+        ((0.91, *[0.8] * 7, 0.93), False),  # it has risen again
+        ((0.89, *[0.899] * 8), False),
+    ],
+)
+def test_a_plateau_ends_a_job(fraction: tuple[float, ...], ends: bool) -> None:
+    assert is_plateau(fraction) is ends
+
+
+def test_a_seed_that_ended_goes_on_as_it_ended() -> None:
+    short, long = curve_of(0.0, 1.0), curve_of(0.0, 0.5, 0.5, 0.5)
+    line = summarize_curves([short, short, long], "episodes")
+    assert (line["x"][0], line["x"][-1]) == (64, 256)
+    assert (line["low"][-1], line["median"][-1], line["high"][-1]) == (0.5, 1.0, 1.0)
 
 
 def test_words_of_a_picture_are_escaped() -> None:
-    side = {**dict.fromkeys(PANELS, -1.0), "markets": {m: {"episodes_to_90": None} for m in LEARNED_MARKETS}}
-    ElementTree.fromstring(render_svg([{"enhancement": "a < b & c", "on": side, "off": side}]))
+    side = {"markets": {market: {"seeds": 0} for market in LEARNED_MARKETS}}
+    ElementTree.fromstring(render_curves([{"enhancement": "a < b & c", "on": side, "off": side}], "episodes"))
 
 
 def test_equal_variants_are_measured_once() -> None:
@@ -117,7 +203,7 @@ def test_equal_variants_are_measured_once() -> None:
         Enhancement("a", "", on=("train.reanalyze=true",), off=("train.reanalyze=false",)),
         Enhancement("b", "", on=("search.algorithm=gumbel",)),  # its other side is the first one's
     ]
-    jobs = all_jobs(rows, 2, TINY)
+    jobs = all_jobs(rows, 2, Budget())
     assert len(jobs) == 3 * (1 + 2 * len(LEARNED_MARKETS))  # costs once, not once a seed
     assert [job.seed for job in jobs.values()] == [0] * 12 + [1] * 9
     assert {job.settings for job in jobs.values()} == {rows[0].on, rows[0].off, rows[1].on}
@@ -130,7 +216,7 @@ def test_a_key_names_all_that_decides() -> None:
         job._replace(market="close"),
         job._replace(seed=1),
         job._replace(settings=("train.learning_rate=0.5",)),
-        job._replace(budget=TINY._replace(minutes=1.0)),
+        job._replace(budget=TINY._replace(episodes=16)),
         job._replace(budget=TINY._replace(threads=2)),
     ]
     assert len({job_key(one) for one in (job, *others)}) == 7
@@ -138,22 +224,43 @@ def test_a_key_names_all_that_decides() -> None:
     assert job_config(others[2]).train.seed == 1
 
 
-def test_another_program_measures_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = program_version()
-    for name in ("trainer.py", run.ENHANCEMENTS_FILE):
-        (tmp_path / name).write_text("")
-    monkeypatch.setattr(run, "HOST_FOLDER", tmp_path)
-    here = program_version()
-    assert here != before
-    (tmp_path / run.ENHANCEMENTS_FILE).write_text("a line more")
-    assert program_version() == here
-    (tmp_path / "trainer.py").write_text("a line more")
-    assert program_version() != here
+def test_another_program_measures_anew(tmp_path: Path) -> None:
+    """What can change a curve does; a command, what is live, a picture, a comment or a docstring does not."""
+    texts = {name: f'"""{name}"""\nx = 1\n' for name in ("other", "host/evaluation/exam.py", "models/extensions/x.py")}
+    changes = {
+        "host/training/trainer.py": ("x = 2", True),
+        "host/evaluation/exam.py": ("x = 2", True),
+        "host/artifact/networks.py": ("x = 2", True),
+        "host/bench/enhancement_run.py": ("x = 2", True),
+        "kernels/search/mcts.py": ("x = 2", True),
+        "models/extensions/x.py": ("x = 1.0", True),
+        "models/learner.py": ('"""Other words."""\nx = 1  # why\n', False),
+        "host/artifact/manifest.py": ("x = 2", False),
+        "host/bench/enhancements.py": ("x = 2", False),
+        "host/bench/README.md": ("x = 2", False),
+        "host/commands/act.py": ("x = 2", False),
+        "host/live/agent.py": ("x = 2", False),
+        "host/config.py": ("x = 2", False),
+    }
+    texts = dict.fromkeys(changes, '"""Words."""\n\n\nx = 1\n')
+    versions = dict[str, str]()
+    for case in ("", *changes):
+        for name, text in {**texts, **({case: changes[case][0]} if case else {})}.items():
+            path = tmp_path / (case.replace("/", " ") or "unchanged") / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        versions[case] = program_version(tmp_path / (case.replace("/", " ") or "unchanged"))
+    for case, (_, matters) in changes.items():
+        assert (versions[case] != versions[""]) is matters, case
+    assert program_version() not in versions.values()
+
+
+def no_report(share: float, text: str) -> None:
+    assert 0 <= share <= 1
 
 
 def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
-    jobs = all_jobs([Enhancement("a", "", on=("search.algorithm=gumbel",))], 2, TINY)
-    done = list[Job]()
+    jobs, size, done = all_jobs([ON_OFF], 2, Budget()), BenchOptions(out=tmp_path), list[Job]()
 
     def fails_at_the_sixth(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
         if len(done) == 5:
@@ -161,17 +268,77 @@ def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
         done.append(job)
         return pretend(job, report_progress)
 
-    def report(share: float, text: str) -> None:
-        assert 0 <= share <= 1
-
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, tmp_path, report, fails_at_the_sixth)
+        run_jobs(jobs, size, no_report, fails_at_the_sixth)
     assert len(list(tmp_path.glob("*.json"))) == 5
+    assert how_far(jobs, tmp_path, 1) == "5 of 14 jobs are measured, the others take about 0 minutes"
     again = list[Job]()
-    results = run_jobs(jobs, tmp_path, report, lambda job, report: again.append(job) or pretend(job, report))
+    run_jobs(jobs, size, no_report, lambda job, report: again.append(job) or pretend(job, report))
     assert done + again == list(jobs.values())
-    whole = run_jobs(jobs, tmp_path / "other", report, pretend)
-    assert results == whole
+    (tmp_path / "other").mkdir()
+    run_jobs(jobs, replace(size, jobs=2, out=tmp_path / "other"), no_report, pretend)
+    files = [read_files(jobs, out) for out in (tmp_path, tmp_path / "other")]
+    assert [file["result"] for file in files[0].values()] == [file["result"] for file in files[1].values()]
+    assert {file["program"] for file in files[1].values()} == {program_version()}
+    assert how_far(jobs, tmp_path, 1) == "14 of 14 jobs are measured"
+
+
+def test_the_rest_takes_as_long_as_what_is_measured(tmp_path: Path) -> None:
+    jobs = all_jobs([ON_OFF], 1, Budget())
+    for key, job in [*jobs.items()][:2]:
+        file = {**job._asdict(), "wall_s": 240 if job.kind == run.LEARN else 60}
+        (tmp_path / f"{key}.json").write_text(json.dumps(file))
+    assert how_far(jobs, tmp_path, 2) == "2 of 8 jobs are measured, the others take about 10 minutes"  # (5 x 4 + 1) / 2
+
+
+def test_jobs_run_at_once_and_a_fault_ends_them_all(tmp_path: Path) -> None:
+    """A fault of one job is raised, not the end of the others; no job is begun after it."""
+    both, ended = threading.Barrier(2, timeout=30), list[Job]()
+
+    def meets_another(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
+        both.wait()
+        if job.kind == run.LEARN:
+            raise ArithmeticError("a fault")
+        try:
+            while True:
+                time.sleep(0.001)
+                report_progress(0.5)
+        finally:
+            ended.append(job)
+
+    size = BenchOptions(jobs=2, out=tmp_path)
+    with pytest.raises(ArithmeticError, match="a fault"):
+        run_jobs(all_jobs([ON_OFF], 1, Budget()), size, no_report, meets_another)
+    assert [job.kind for job in ended] == [run.COST]
+    assert not list(tmp_path.glob("*.json"))
+
+
+def sleep_long(seconds: float, report_progress: ReportProgress) -> dict[str, Any]:
+    time.sleep(seconds)
+    return {}
+
+
+def test_a_job_that_is_stopped_ends_its_process() -> None:
+    """At once, not at its next message."""
+
+    def stop(share: float) -> None:
+        raise BenchError("stopped")
+
+    with pytest.raises(BenchError, match="stopped"):
+        watch_process(sleep_long, 60.0, stop)
+    for process in multiprocessing.active_children():
+        process.join(30)
+    assert not multiprocessing.active_children()
+
+
+def test_no_job_begins_after_the_limit(tmp_path: Path) -> None:
+    def slow(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
+        time.sleep(0.2)
+        return pretend(job, report_progress)
+
+    size = BenchOptions(limit_minutes=0.1 / 60, out=tmp_path)
+    run_jobs(all_jobs([ON_OFF], 1, Budget()), size, no_report, slow)
+    assert len(list(tmp_path.glob("*.json"))) == 1
 
 
 def test_a_kill_loses_the_running_job_at_most(tmp_path: Path) -> None:
@@ -179,7 +346,8 @@ def test_a_kill_loses_the_running_job_at_most(tmp_path: Path) -> None:
         "import sys, time, pathlib\n"
         "from tests.host.bench.test_enhancements import *\n"
         "def slow(job, report_progress):\n    time.sleep(0.3)\n    return pretend(job, report_progress)\n"
-        "run_jobs(all_jobs([Enhancement('a', '')], 9, TINY), pathlib.Path(sys.argv[1]), lambda *_: None, slow)"
+        "size = BenchOptions(out=pathlib.Path(sys.argv[1]))\n"
+        "run_jobs(all_jobs([ON_OFF], 2, Budget()), size, lambda *_: None, slow)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT) as child:
         deadline = time.monotonic() + 60
@@ -187,16 +355,11 @@ def test_a_kill_loses_the_running_job_at_most(tmp_path: Path) -> None:
             time.sleep(0.02)
         os.kill(child.pid, signal.SIGKILL)
     kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
-    assert 2 <= len(kept) < 9 * (1 + len(LEARNED_MARKETS))
-    jobs = all_jobs([Enhancement("a", "")], 9, TINY)
-    count = [0]
-
-    def counted(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
-        count[0] += 1
-        return pretend(job, report_progress)
-
-    run_jobs(jobs, tmp_path, lambda *_: None, counted)
-    assert count[0] == len(jobs) - len(kept)
+    jobs, again = all_jobs([ON_OFF], 2, Budget()), list[Job]()
+    assert 2 <= len(kept) < len(jobs)
+    size = BenchOptions(out=tmp_path)
+    run_jobs(jobs, size, no_report, lambda job, report: again.append(job) or pretend(job, report))
+    assert len(again) == len(jobs) - len(kept)
     assert all(path.read_bytes() == text for path, text in kept.items())
 
 
@@ -234,23 +397,6 @@ def test_null_is_worse_than_any_number(values: list[float | None]) -> None:
     assert (high is None) == (None in values)
 
 
-@pytest.mark.parametrize(
-    ("market", "fraction", "regret", "learnt"),
-    [
-        ("planted", 0.9, None, True),
-        ("planted-hard", 0.89, 0.0, False),
-        ("close", 0.6, 0.09, True),
-        ("close", 0.6, 0.11, False),
-        ("close", 0.1, 0.0, False),  # it hardly enters
-        ("close", 0.0, None, False),
-    ],
-)
-def test_learnt_is_the_optimum_or_closing_in_time(
-    market: str, fraction: float, regret: float | None, learnt: bool
-) -> None:
-    assert is_learnt(market, {"fraction_of_optimum": fraction, "closing_regret": regret}) is learnt
-
-
 def test_jobs_measure_in_processes_of_their_own() -> None:
     """The real thing on its smallest size; equal weights are visible."""
     job, shares = Job(run.COST, "planted", 0, ("train.off_policy_correction=0.5",), TINY), list[float]()
@@ -261,11 +407,39 @@ def test_jobs_measure_in_processes_of_their_own() -> None:
     assert costs["selection_us"] < costs["us_per_decision"]
     other = run.measure_cost(job._replace(settings=()), lambda share: None)
     assert other["weights_sha256"] == costs["weights_sha256"]  # in one cycle nothing is old
-    learnt = run.run_job(job._replace(kind=run.LEARN), shares.append)
-    assert set(learnt) >= {*module.TRAINING_KEYS, *module.LEARNING_KEYS}
-    assert 40 < learnt["rss_anon_mb"] < learnt["rss_mb"] < 600
-    assert learnt["ms_per_episode"] > 0
+    assert 40 < costs["rss_anon_mb"] < costs["rss_mb"] < 600
     assert 0 in shares
+
+
+def test_a_curve_has_all_measures_and_no_time_but_that_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are loaded before, by a training that reanalyzes too; evaluations are long here."""
+    begun, reanalyzed = list[int](), list[int]()
+
+    class Watched(Trainer):
+        def run_iteration(self) -> dict[str, Any]:
+            row = super().run_iteration()
+            reanalyzed.append(row["reanalyzed"])
+            return row
+
+    def slowly(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, Any]:
+        begun.append(len(reanalyzed))
+        end = time.process_time() + 0.5
+        while time.process_time() < end:
+            pass
+        return measure_agent(evaluation, trainer)
+
+    monkeypatch.setattr(run, "Trainer", Watched)
+    monkeypatch.setattr(run, "measure_agent", slowly)
+    learnt = run.measure_learning(Job(run.LEARN, "planted", 0, (), TINY), lambda share: None)
+    assert begun == [run.WARM_UP_ITERATIONS] * 3
+    assert reanalyzed[-1] > 0
+    assert learnt["curve"]["episodes"] == [4, 8]  # an evaluation every second iteration of two episodes
+    assert set(learnt["curve"]) == {"episodes", "seconds", *run.MEASURES}
+    first, last = learnt["curve"]["seconds"]
+    assert 0 < first < last < 0.5
+    assert last / 8 == pytest.approx(learnt["ms_per_episode"] / 1e3)
+    assert set(learnt["end"]) >= {*module.END_KEYS}
+    assert {*learnt, "rss_anon_mb", "rss_mb"} == {*module.TRAINING_KEYS, "curve", "end"}
 
 
 def test_a_process_that_fails_fails_the_bench() -> None:

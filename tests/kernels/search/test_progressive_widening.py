@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,8 @@ class Root:
     position: Any  # [RAW]
     move: Any  # [C]
     entry_cost: float
+    exit_cost: float
+    financing: Any  # [depth, 2]
 
 
 def random_root(seed: int, number: int) -> Root:
@@ -95,8 +97,8 @@ def random_root(seed: int, number: int) -> Root:
     position, side = np.zeros(NUM_POSITION_FIELDS, np.float32), number % 3 - 1
     if side:
         position[:] = [side * 0.4, 3 + number, 0.5, 0.2, 1.5, 2.0, side * 0.4, 0.1]
-    x, move = draw.normal(size=F), np.sort(draw.normal(size=C))
-    return Root(number, x.astype(np.float32), position, move.astype(np.float32), 0.3)
+    x, move, financing = draw.normal(size=F), np.sort(draw.normal(size=C)), draw.normal(0, 0.1, (64, 2))
+    return Root(number, x.astype(np.float32), position, move.astype(np.float32), 0.3, 0.1, financing)
 
 
 def config_of(seed: int, simulations: int = 40) -> SearchConfig:
@@ -115,7 +117,8 @@ def searched(config: SearchConfig, roots: list[Root], seed: int, sessions: Any =
         model.root.x[b, :F] = root.x
         position_features(model.root.x[b, F:], root.position, True)
         planner.position[b], planner.costs.move[b] = root.position, root.move
-        planner.costs.entry_cost[b] = root.entry_cost
+        planner.costs.entry_cost[b], planner.costs.exit_cost[b] = root.entry_cost, root.exit_cost
+        planner.costs.financing[b] = root.financing[: config.num_simulations]
         planner.noise[b] = [gumbel(seed, root.number, e) for e in range(planner.noise.shape[1])]
         set_rng_key(wide, b, seed, root.number, 9)
     check_status(plan(planner))
@@ -132,6 +135,7 @@ class Spot:
     reward: float
     head: Any
     raw: Any
+    depth: int = 0
     prior: dict[float, Any] = field(default_factory=dict)
     drawn: dict[float, int] = field(default_factory=dict)
     after: dict[float, "After"] = field(default_factory=dict)
@@ -295,6 +299,12 @@ class Naive:
                 total += float(p) * (float(spot.reward) + self.config.discount * float(spot.value))
             after.value = np.float32(total)
 
+    def reward(self, depth: int, side: float, size: float, code: int) -> float:
+        """The profit of a bar with `size`, and what it cost to come to it."""
+        fill = 0.0 if size == side else self.root.exit_cost * abs(side) + self.root.entry_cost * abs(size)
+        carry = abs(size) * float(self.root.financing[depth][0 if size > 0 else 1])
+        return size * float(self.root.move[code]) + carry - fill
+
     def expand(self, spot: Spot, size: float) -> After:
         position = np.zeros(NUM_POSITION_FIELDS, np.float32)
         apply_fill(position, spot.position, np.float32(size), np.float32(self.root.entry_cost))
@@ -313,8 +323,8 @@ class Naive:
                 [after.state, preactivation + self.model.code_preactivation[c], *told]
             )
             y = self.ask(self.model.dynamics)
-            number = after.number + 1 + c
-            after.next.append(Spot(number, y[:D], moved, y[D], y[D + 1 : D + 9], y[D + 9]))
+            number, reward = after.number + 1 + c, self.reward(spot.depth, spot.side, size, c)
+            after.next.append(Spot(number, y[:D], moved, reward, y[D + 1 : D + 9], y[D + 9], spot.depth + 1))
         self.used += 1 + C
         return after
 
@@ -461,7 +471,7 @@ def test_the_root_draws_from_the_policy() -> None:
         new_search_config(num_simulations=1, max_considered_actions=1, algorithm=WIDENING, num_sampled_sizes=3),
         random_root(5, 1),
     )
-    roots = [Root(number, root.x, root.position, root.move, 0.3) for number in range(1500)]
+    roots = [replace(root, number=number) for number in range(1500)]
     _, wide = searched(config, roots, 0)
     taken = wide.target.astype(float)
     head = wide.policy_head[0, 0].astype(float)
@@ -512,7 +522,7 @@ def parabola(best: float) -> Opened:
 @pytest.mark.parametrize("best", [0.6, -0.3, 0.0])
 def test_the_size_that_pays_most_wins(best: float) -> None:
     """All candidates considered, nothing beyond the next bar, Q far above the noise: the size nearest to the best."""
-    config = new_search_config(64, 17, discount=0.0, c_scale=1e4, algorithm=WIDENING, num_sampled_sizes=8)
+    config = new_search_config(64, 17, 0.0, c_scale=1e4, algorithm=WIDENING, num_sampled_sizes=8, exact_rewards=False)
     root = random_root(0, 1)
     root.entry_cost = 0.0
     planner, wide = searched(config, [root] * 8, 0, parabola(best))

@@ -167,6 +167,8 @@ def test_a_run_with_it_learns_and_repeats_itself(rule: str) -> None:
     assert (trainer.target_params == again.target_params).all()
     assert np.isfinite([value for value in row.values() if isinstance(value, float)]).all()
     assert trainer.export_networks().shape.state == 8 + 2 * 8 + 2
+    assert not trainer.acting_search_config().exact_rewards  # the search reads the prefix, and computes a plain reward
+    assert Trainer(dataset(tiny()), tiny(), 1).acting_search_config().exact_rewards
 
 
 def test_a_market_search_refuses_it() -> None:
