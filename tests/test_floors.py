@@ -33,6 +33,7 @@ SHELVES = {  # lines that each may have
     "extensions": 1_640,
     "bench": 1_301,
     "enhancements": 633,  # what every enhancement costs and teaches
+    "rivals": 660,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
@@ -86,7 +87,7 @@ def shelf_of(path: Path) -> str:
         "kernels/live": "live",
     }
     shelf = shelves.get(path.parent.relative_to(ROOT).as_posix(), "core")
-    named = {"extensions": EXTENSIONS, "enhancements": ENHANCEMENTS}
+    named = {"extensions": EXTENSIONS, "enhancements": ENHANCEMENTS, "rivals": ("host/bench/ppo",)}
     return next((own for own, names in named.items() if name.startswith(names)), shelf)
 
 
