@@ -193,9 +193,10 @@ def _head_losses(step: Pass, extensions: list[Extension]) -> dict[str, float]:
         ("chance_hidden", latent, chance),
         ("reward_hidden", work.reward_input, reward),
     ):
-        if term[-1] == 0:  # no search reads the head: its gradients stay 0
+        if term[-1] == 0:  # no search reads the head
             losses[term[0]] = 0.0
-            work.d_hidden[: len(x)] = 0
+            for gradient in (work.d_hidden[: len(x)], *_layer(step, hidden_layer)[2:], *_layer(step, term[1])[2:]):
+                gradient[:] = 0
             continue
         losses |= _head_loss(step, extensions, work.d_latent_part, x, hidden_layer, [_categorical(work, *term)])
         work.d_latent[decisions] += work.d_latent_part

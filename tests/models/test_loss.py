@@ -178,6 +178,22 @@ def test_weights_of_the_losses_scale_their_gradient() -> None:
         assert {name for name in heads if np.abs(getattr(change, name)).max() > 0} == {head}
 
 
+def test_a_head_that_is_not_learnt_has_gradients_of_0_and_changes_no_other() -> None:
+    """The gradient is linear in the weights, so two computations of all heads tell what it is at a weight of 0."""
+    batch, flat, heads = random_batch(8, SHAPE, K), lively(), ("reward", "afterstate_value")
+    whole = unroll.DEFAULT_LOSS_WEIGHTS
+    for skipped in (heads, heads[:1], heads[1:]):
+        losses, gradient, work = evaluate(flat, batch, weights=whole._replace(**dict.fromkeys(skipped, 0.0)))
+        half = whole._replace(**{name: getattr(whole, name) / 2 for name in skipped})
+        expected = 2 * evaluate(flat, batch, weights=half)[1] - evaluate(flat, batch)[1]
+        np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+        for name, d in vars(net.as_views(gradient, SHAPE)).items():
+            is_skipped = name.startswith(tuple(f"{head.removesuffix('_value')}_" for head in skipped))
+            assert (not d.any()) == (is_skipped or d.size == 0), name
+        assert [name for name, x in zip(unroll.LOSSES, losses, strict=True) if x == 0] == sorted(skipped)
+        assert "reward" not in skipped or not work.d_hidden[: len(work.reward_input)].any()  # of the learnt codes
+
+
 def test_a_batch_that_is_not_equal_chunks_is_refused() -> None:
     with pytest.raises(ValueError, match="33 windows"):
         Learner(SHAPE, 33, K, 0, 1e-2, 0.0, 10, 1)

@@ -72,8 +72,10 @@ def test_heads_start_near_zero_and_the_rest_at_unit_gain() -> None:
     assert {"policy_w", "value_w", "afterstate_value_w", "reward_w", "chance_logits_w"} <= net.small_init()
 
 
-def test_weights_decay_and_biases_do_not() -> None:
+def test_weights_decay_and_biases_do_not_and_those_of_the_chance_prior_decay_fourfold() -> None:
     for shape in (SHAPE, SHAPE._replace(projector_width=0, num_layers=2)):
         for name, view in vars(net.as_views(net.weight_decays(shape, 0.1), shape)).items():
             expected = np.float32(0.1 if name.endswith("_w") else 0.0)
+            if name in ("chance_hidden_w", "chance_logits_w"):
+                expected = np.float32(0.4)
             np.testing.assert_array_equal(view, expected, err_msg=name)

@@ -13,9 +13,19 @@ from host.training.trainer import STREAM_SAMPLES, Trainer, train_for
 from kernels.market.bars import Bars
 from kernels.market.features import HISTORY
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts, step, step_to_target, write_position
-from kernels.market.position import ACTIONS, BUY, NUM_POSITION_FIELDS, SELL, SIDE, action_kind_to, action_names
+from kernels.market.position import (
+    ACTIONS,
+    BUY,
+    NUM_POSITION_FIELDS,
+    SELL,
+    SIDE,
+    action_kind_to,
+    action_names,
+    position_features,
+)
 from kernels.rng import randint
 from tests.fixtures.graphs import Naive
+from tests.fixtures.replays import drawn_position
 from tests.fixtures.trainings import BARS, WORLD, T, dataset, model_bytes, same_state, tiny, trained
 from tests.oracles.naive import Broker
 
@@ -124,8 +134,8 @@ def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
             size, share = replay.candidate_size[slot, k], replay.candidate_policy[slot, k]
             signs = {0: (4, 4), 1: (0, 4), -1: (4, 0)} if reverse == "true" else {0: (4, 4), 1: (0, 0), -1: (0, 0)}
             assert ((size > 0).sum(), (size < 0).sum()) == signs[int(np.sign(side))]
-            assert share[size > 0].sum() == pytest.approx(replay.policy[slot, k, BUY], abs=1e-6)
-            assert share[size < 0].sum() == pytest.approx(replay.policy[slot, k, SELL], abs=1e-6)
+            assert share[size > 0].sum() == pytest.approx(replay.policy[slot, k, 0, BUY], abs=1e-6)
+            assert share[size < 0].sum() == pytest.approx(replay.policy[slot, k, 0, SELL], abs=1e-6)
             assert (share[size == 0] == 0).all()
             sizes |= {abs(target)} if action in (BUY, SELL) else set()
     assert len(sizes) > 5
@@ -149,7 +159,7 @@ def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
     for name, array in trainer.snapshot()[0].items():
         assert np.isfinite(array).all(), name
     replay = trainer.replay
-    np.testing.assert_allclose(replay.policy.sum(axis=2), 1, rtol=1e-5)
+    np.testing.assert_allclose(replay.policy.sum(axis=-1), 1, rtol=1e-5)
     assert (replay.start_bar >= HISTORY - 1).all()
     assert (replay.start_bar + 24 < trainer.data.train_stop).all()
     assert set(replay.searched_iteration.tolist()) <= set(range(1, 5))
@@ -157,11 +167,16 @@ def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
     assert trainer.episodes == 20
 
 
+@pytest.mark.parametrize("reuse", ["off", "shared_tree"])
 @pytest.mark.parametrize("settings", [[], WORLD], ids=["mlp", "transformer"])
-def test_stored_values_are_those_of_the_network_that_played(settings: list[str]) -> None:
-    """After an iteration every value of the replay is the target network's of the iteration's begin."""
-    from kernels.market.position import position_features
+def test_stored_values_are_those_of_the_network_that_played(settings: list[str], reuse: str) -> None:
+    """After an iteration the values of the replay are the target network's of the iteration's begin.
 
+    Those behind the last decision are stored where a target reads them: by a search of all bars, or with n-step returns.
+    """
+    settings = [*settings, f"search.value_reuse={reuse}", "train.reanalyze_interval=0"]
+    if reuse == "off":
+        settings.append("train.search_value_weight=0.5")
     trainer = Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
     trainer.run_iteration()
     root = Naive(trainer.export_graphs()["root"])
@@ -171,11 +186,13 @@ def test_stored_values_are_those_of_the_network_that_played(settings: list[str])
         rows = np.zeros((25, context * trainer.network_shape.features + 9), np.float32)
         bars = trainer.replay.start_bar[slot] + np.arange(25)[:, None] + np.arange(1 - context, 1)
         rows[:, :-9] = trainer.feature_store.X[trainer.feature_store.row_of_bar[bars]].reshape(25, -1)
-        for k in range(25):
-            position_features(rows[k, -9:], trainer.replay.position[slot, k], True)
-        y = root(rows)
-        value = y[:, trainer.network_shape.state + trainer.network_shape.actions]
-        np.testing.assert_allclose(trainer.replay.value[slot], value, rtol=1e-4, atol=1e-5)
+        for m in range(trainer.replay.value.shape[2]):
+            for k in range(25):
+                _, position = drawn_position(trainer.replay, slot, k, m if reuse == "shared_tree" else None)
+                position_features(rows[k, -9:], position, True)
+            y = root(rows)
+            value = y[:, trainer.network_shape.state + trainer.network_shape.actions]
+            np.testing.assert_allclose(trainer.replay.value[slot, :, m], value, rtol=1e-4, atol=1e-5)
 
 
 def test_codes_are_a_setting() -> None:
@@ -277,10 +294,7 @@ def test_consistency_and_the_age_cut_are_off_and_on_by_configuration() -> None:
     off, on = trained(1), trained(1, 1, "train.consistency_weight=1.0", "train.off_policy_correction=0.3")
     assert off.learner.shape.projector_width == 0
     assert on.learner.shape.projector_width == 2 * on.learner.shape.latent
-    assert (
-        on.value_target.off_policy_correction
-        == 0.3 * on.config.train.lr_decay_steps / on.config.train.updates_per_iteration
-    )
+    assert on.value_target.off_policy_correction == 0.3
     assert (on.replay.played_iteration[:4] == 0).all()
     losses = on.learn()
     assert -1 <= losses["consistency"] <= 1

@@ -43,13 +43,13 @@ def cdf_of(replay: ReplayBuffer, filled: int, alpha: float = 1.0) -> np.ndarray:
     return cdf
 
 
-@given(st.integers(0, 2**20), st.integers(1, R))
+@given(st.integers(0, 2**20), st.integers(1, R), st.sampled_from([1, 3]))
 @few
-def test_errors_are_between_the_value_and_its_target(seed: int, filled: int) -> None:
-    replay, error = random_replay(seed), np.zeros((filled, L))
+def test_errors_are_between_the_value_and_its_target(seed: int, filled: int, M: int) -> None:
+    replay, error = random_replay(seed, M), np.zeros((filled, L))
     bellman_errors(error, replay, TARGET_CONFIG)
     for slot, k in np.ndindex(filled, L):
-        expected = abs(float(replay.value[slot, k]) - naive_value(replay, slot, k, TARGET_CONFIG))
+        expected = abs(float(replay.value[slot, k, replay.held[slot, k]]) - naive_value(replay, slot, k, TARGET_CONFIG))
         assert error[slot, k] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -123,7 +123,9 @@ def test_errors_follow_their_decisions_round_the_ring_and_new_episodes_have_thei
     assert sorted(replay.played_iteration.tolist()) == sorted([*[1] * 4, *[2] * 4, *[3] * 4, *[4] * 4])
     cdf = trainer.priority_cdf(target_config)
     target = np.array([[naive_target(replay, s, k, target_config) for k in range(24)] for s in range(16)])
-    error = np.abs(replay.value[:, :24].astype(float) - target)
+    held = replay.held[:, :24, None].astype(int)
+    value = np.take_along_axis(replay.value[:, :24], held, axis=2)[..., 0]
+    error = np.abs(value.astype(float) - target)
     np.testing.assert_allclose(trainer.bellman_error, error, atol=1e-5)
     expected = naive_probabilities(error.ravel(), float(np.quantile(error, PRIORITY_CAP_QUANTILE)), 0.4)
     np.testing.assert_allclose(np.diff(cdf, prepend=0.0), expected, rtol=1e-3)
@@ -133,7 +135,7 @@ def test_errors_follow_their_decisions_round_the_ring_and_new_episodes_have_thei
 def naive_target(replay: ReplayBuffer, slot: int, k: int, target_config: ValueTargetConfig) -> float:
     """Of a share of the search's value of 1, the default."""
     assert target_config.search_value_weight == 1
-    return float(replay.search_value[slot, k])
+    return float(replay.search_value[slot, k, replay.held[slot, k]])
 
 
 def test_off_it_costs_and_changes_nothing() -> None:

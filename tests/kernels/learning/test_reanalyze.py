@@ -210,8 +210,8 @@ def test_reanalyse_goes_from_last_to_first_and_uses_the_value_just_found(algorit
                     field[0] = value_of
             check_status(plan(alone))
             value = np.float32(alone.value[0])
-            assert replay.search_value[slot, k] == value
-            np.testing.assert_array_equal(replay.policy[slot, k], alone.policy[0].astype(np.float32))
+            assert replay.search_value[slot, k, 0] == value
+            np.testing.assert_array_equal(replay.policy[slot, k, 0], alone.policy[0].astype(np.float32))
     assert not replay.policy[1].any()
     assert planner.stats[0] == 2 * L
     assert planner.stats[2] <= (0 if reuse == REUSE_OFF else 2 * (L - 1))
@@ -227,7 +227,7 @@ def test_reanalyse_skips_and_counts_what_is_fresh(fresh: int, monkeypatch: pytes
         return int(reanalyze_policies(replay, planner, slots, *others))
 
     monkeypatch.setattr(trainer, "reanalyze_policies", watched)
-    settings = (f"train.reanalyze_interval={fresh}", "search.algorithm=market")
+    settings = (f"train.reanalyze_interval={fresh}", "search.algorithm=market", "search.value_reuse=chance_child")
     run = trainer.Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
     searched = dict[int, int]()  # slot: iteration of its last search
     for iteration in range(6):

@@ -28,6 +28,7 @@ from tests.fixtures.replays import (
     T,
     check_window,
     draw_batch,
+    favourites,
     few,
     market_data_of,
     random_replay,
@@ -41,21 +42,41 @@ from tests.oracles.naive import wandering_bars
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([1.0, 0.9]),
     st.sampled_from([0.0, 4.0, 1.5]),
+    st.sampled_from([1, 3]),
 )
 @few
 def test_windows_are_what_a_naive_reading_of_the_episodes_gives(
-    seed: int, n: int, search_value_weight: float, discount: float, correction: float
+    seed: int, n: int, search_value_weight: float, discount: float, correction: float, M: int
 ) -> None:
-    replay, target_config = random_replay(seed), ValueTargetConfig(n, discount, search_value_weight, correction, 20)
+    replay, target_config = random_replay(seed, M), ValueTargetConfig(n, discount, search_value_weight, correction, 20)
     batch = draw_batch(replay, R, target_config, seed, 3)
     for b in range(len(batch.features)):
         slot, first = divmod(randint(R * L, seed, 3, b), L)
-        check_window(batch, b, replay, slot, first, target_config)
+        check_window(batch, b, replay, slot, first, target_config, (seed, 3))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_all_positions_of_a_searched_bar_are_drawn_evenly_unless_the_target_needs_the_one_held(weight: float) -> None:
+    """Chi-square of three positions at each of six decisions: 12 degrees of freedom, 99.9 % quantile 33."""
+    replay, K = random_replay(0, 3), 5
+    replay.start_bar[:] = 70 + 20 * np.arange(R)
+    replay.policy[:] = np.arange(3)[:, None]  # which of them it is
+    target_config, seen = ValueTargetConfig(2, 0.9, weight), np.zeros((K + 1, 3))
+    for step in range(4):
+        batch = draw_batch(replay, R, target_config, 1, step, B=512)
+        for b in range(512):
+            slot, first = divmod(randint(R * L, 1, step, b), L)
+            for k in range(min(K + 1, L - first)):
+                m = int(batch.policy[b, k, 0])
+                seen[k, m] += 1
+                assert weight == 1 or m == replay.held[slot, first + k]
+    share = seen.sum(axis=1, keepdims=True) / 3
+    assert weight < 1 or ((seen - share) ** 2 / share).sum() < 33
 
 
 def test_old_episodes_have_shorter_returns() -> None:
     replay = random_replay(0)
-    replay.action[:] = replay.policy.argmax(axis=2)
+    replay.action[:] = favourites(replay)
     replay.played_iteration[:] = 0
     for iteration, n in ((0, 5), (3, 5), (4, 4), (8, 3), (100, 1)):
         cut = draw_batch(replay, R, ValueTargetConfig(5, 0.9, 0.0, 4.0, iteration), 1, 1)
@@ -77,9 +98,10 @@ def test_a_batch_looks_ahead_only_where_it_is_asked_to() -> None:
             )
 
 
-def test_half_of_the_windows_are_those_of_the_mirrored_market() -> None:
+@pytest.mark.parametrize("M", [1, 3])
+def test_half_of_the_windows_are_those_of_the_mirrored_market(M: int) -> None:
     """Against a naive reading: what has a direction changes it, and nothing else changes."""
-    replay, target_config, seen = random_replay(7), ValueTargetConfig(5, 0.9, 0.5), [0, 0]
+    replay, target_config, seen = random_replay(7, M), ValueTargetConfig(5, 0.9, 0.5 if M == 1 else 1.0), [0, 0]
     plain, batch = (draw_batch(replay, R, target_config, 2, 5, ahead=True, mirror=mirror) for mirror in (False, True))
     swap = [ACTIONS.index(name) for name in ("HOLD", "SELL", "BUY", "CLOSE")]
     side = np.array([-1, 1, 1, 1, 1, 1, 1, 1, -1], np.float32)
@@ -123,7 +145,7 @@ def test_moves_are_in_the_batch_only_where_it_is_asked_for_them() -> None:
 
 def test_the_last_decision_of_a_episode_bootstraps_behind_it_and_never_from_the_next() -> None:
     replay = random_replay(0)
-    replay.action[0] = replay.policy[0].argmax(axis=1)
+    replay.action[0] = favourites(replay)[0]
     target_config = ValueTargetConfig(5, 0.5, 0.0)
     before = draw_batch(replay, 1, target_config, 9, 0)
     replay.reward[1:], replay.value[1:], replay.position[1:], replay.policy[1:] = 1e6, 1e6, 1e6, 1e6
@@ -132,7 +154,7 @@ def test_the_last_decision_of_a_episode_bootstraps_behind_it_and_never_from_the_
     last = [b for b in range(64) if randint(L, 9, 0, b) == L - 1]
     assert last
     for b in last:
-        expected = float(replay.reward[0, L - 1]) + 0.5 * float(replay.value[0, L])
+        expected = float(replay.reward[0, L - 1]) + 0.5 * float(replay.value[0, L, 0])
         assert after.value[b, 0] == pytest.approx(expected, rel=1e-5)
         assert after.weight[b].tolist() == [1, 0, 0, 0, 0, 0]
 
@@ -172,7 +194,7 @@ def test_entries_of_any_size_come_with_their_probabilities_and_explored_sizes_en
     size[..., :2] = draw.uniform(0.1, 1, (R, L, 2)) * [1, -1]
     candidate_policy = draw.dirichlet(np.ones(J), (R, L)).astype(np.float32)
     replay = plain._replace(candidate_size=size, candidate_policy=candidate_policy)
-    replay.action[:] = replay.policy.argmax(axis=2)
+    replay.action[:] = favourites(replay)
     likeliest = np.take_along_axis(size, candidate_policy.argmax(axis=2)[..., None], axis=2)[..., 0]
     replay.position[:, 1:, SIDE] = np.where(draw.random((R, L)) < 0.7, likeliest, 0.05)
     batch, target_config = (
@@ -192,9 +214,9 @@ def test_entries_of_any_size_come_with_their_probabilities_and_explored_sizes_en
         while stop < min(first + 5, L) and greedy[slot, stop]:
             stop += 1
         if stop == first:
-            expected = float(replay.search_value[slot, first])
+            expected = float(replay.search_value[slot, first, 0])
         else:
-            expected = 0.9 ** (stop - first) * float(replay.value[slot, stop])
+            expected = 0.9 ** (stop - first) * float(replay.value[slot, stop, 0])
             expected += sum(0.9**i * float(r) for i, r in enumerate(replay.reward[slot, first:stop]))
         assert batch.value[b, 0] == pytest.approx(expected, rel=1e-5, abs=1e-5)
 

@@ -12,6 +12,7 @@ from kernels.market.features import (
     HISTORY,
     MAX_FEATURE,
     MIN_FAST_RATIO,
+    UNDIRECTED_WEIGHT,
     WINDOW,
     FeatureSpec,
     bar_features,
@@ -19,6 +20,7 @@ from kernels.market.features import (
     feature_digest,
     feature_names,
     feature_signs,
+    feature_weights,
     fill_features,
     fit_normaliser,
     new_feature_spec,
@@ -276,9 +278,15 @@ def test_normaliser() -> None:
     assert n.shift.shape == n.scale.shape == (num_features(SPEC) + 1,)
     assert (n.shift[:-1][SIGNED] == 0).all()
     assert (n.scale > 0).all()
-    assert n.scale[column("spread")] == n.scale[-1] == 1
+    assert n.scale[column("spread")] == pytest.approx(1 / UNDIRECTED_WEIGHT)
+    assert n.scale[-1] == 1
     assert n.shift[-1] == 0
-    np.testing.assert_allclose(np.mean(((X - n.shift[:-1]) / n.scale[:-1])[:, 10:200] ** 2, axis=0), 1, rtol=1e-3)
+    weights = np.where(SIGNED, 1.0, UNDIRECTED_WEIGHT)
+    np.testing.assert_array_equal(feature_weights(SPEC), weights)
+    spread = np.mean(((X - n.shift[:-1]) / n.scale[:-1]) ** 2, axis=0)
+    varies = X.std(axis=0) > 1e-4
+    assert varies.sum() > 250
+    np.testing.assert_allclose(spread[varies], weights[varies] ** 2, rtol=1e-3)
     rows = np.array([3, 1], np.int32)
     expected = np.clip((wide.astype(np.float64) - n.shift) / n.scale, -MAX_FEATURE, MAX_FEATURE)
     raw = wide.copy()
