@@ -270,7 +270,7 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="search, exogenous, widening, rezero, enhancements, features, selfplay, learn, act, memory, ort."
+            help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, memory, ort."
         ),
     ],
     threads: Annotated[
@@ -280,12 +280,13 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="`search` and `widening` with 16 simulations and one thread only.")
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Seeds of `enhancements`.", min=1)] = 5,
-    only: Annotated[str | None, typer.Option(help="Measure this one of the `enhancements` only.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of `enhancements` and `ppo`.", min=1)] = 5,
+    only: Annotated[str | None, typer.Option(help="One enhancement, or agent or market of `ppo`, alone.")] = None,
     episodes: Annotated[int, typer.Option(min=64, help="Episodes of a job of `enhancements` at most.")] = 2400,
+    minutes: Annotated[float, typer.Option(min=0.001, help="CPU minutes of a job of `ppo`.")] = 3.0,
     jobs: Annotated[int, typer.Option(min=1, help="Jobs of `enhancements` at once.")] = 1,
     limit_minutes: Annotated[float | None, typer.Option(min=0, help="Begin no `enhancements` job later.")] = None,
-    out: Annotated[Path, typer.Option(help="Where `enhancements` keeps its results.")] = Path("runs/enhancements"),
+    out: Annotated[Path | None, typer.Option(help="Results of `enhancements` and `ppo`; default runs/WHAT.")] = None,
     as_json: JsonOption = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table under its command.")] = False,
 ) -> None:
@@ -296,8 +297,8 @@ def bench(
     from host.console import shell_join
 
     budget = Budget(episodes=episodes, threads=thread_count(threads))
-    size = BenchOptions(budget.threads, rounds, budget=budget, out=out, seeds=seeds, only=only, jobs=jobs)
-    size = replace(size, limit_minutes=limit_minutes)
+    size = BenchOptions(budget.threads, rounds, budget=budget, seeds=seeds, only=only, jobs=jobs)
+    size = replace(size, limit_minutes=limit_minutes, rival_minutes=minutes, out=out or Path("runs", what))
     if quick:
         size = replace(size, simulations=(16,), thread_counts=(1,))
     document = run(what, size)

@@ -172,7 +172,7 @@ class TrainConfig:
     ] = 0.0
     td_lambda: Annotated[
         Fraction, "Lambda of the lambda-return, of expected rewards along the bars that came; 1: to the episode's end."
-    ] = 0.9
+    ] = 0.8
     search_value_weight: Annotated[
         Fraction, "Weight of the lambda-return in the value target; the rest is the n-step return of realised rewards."
     ] = 1.0

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS = ("#2f81f7", "#d9822b")  # of the lines of a chart, in turn
+COLOURS = ("#2f81f7", "#d9822b", "#3fa35b", "#a371f7")  # of the lines of a chart, in turn
 INK = "#7d8590"
 CHART_WIDTH, CHART_HEIGHT, MARGIN, LEFT, LABEL_HEIGHT = 720, 240, 34, 64, 12  # pixels
 MAX_POINTS = 480  # of a line
@@ -38,11 +38,10 @@ def svg_bar(x: float, y: float, width: float, height: float, fill: str) -> str:
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:g}" fill="{fill}"/>'
 
 
-def line_charts(charts: dict[str, dict[str, Floats]], unit: str, axis: str) -> str:
-    """An SVG with a chart below the other: by title, lines [T] by name, in `unit`; `axis` names the T points."""
-    parts = list[str]()
-    for i, (title, lines) in enumerate(charts.items()):
-        parts += _chart(i * CHART_HEIGHT, title, lines, axis)
+def line_charts(charts: dict[str, dict[str, Floats]], unit: str, axis: str = "{:,} unseen bars") -> str:
+    """An SVG with a chart below the other: by title, the lines [T] by name, in `unit`; `axis` says what T is."""
+    tops = [(i * CHART_HEIGHT, *chart) for i, chart in enumerate(charts.items())]
+    parts = [mark for top, title, lines in tops for mark in _chart(top, title, lines, axis)]
     return svg_document(CHART_WIDTH, CHART_HEIGHT * len(charts), [*parts, svg_text(8, 20, unit)])
 
 

@@ -26,13 +26,15 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 11_700,
-    "evaluation": 1_050,  # known markets, and what an agent has learnt of them
+    "core": 10_350,
+    "learning": 2_050,  # self-play, one search a bar, targets, the iteration of training
+    "evaluation": 850,  # known markets, and what an agent has learnt of them
     "data": 3_300,  # how files of strangers are read
     "live": 1_680,  # acting beside money
     "extensions": 1_640,
-    "bench": 1_301,
-    "enhancements": 633,  # what every enhancement costs and teaches
+    "bench": 1_325,
+    "enhancements": 650,  # what every enhancement costs and teaches
+    "rivals": 660,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
@@ -83,10 +85,12 @@ def shelf_of(path: Path) -> str:
         "host/data": "data",
         "host/evaluation": "evaluation",
         "host/live": "live",
+        "host/training": "learning",
+        "kernels/learning": "learning",
         "kernels/live": "live",
     }
     shelf = shelves.get(path.parent.relative_to(ROOT).as_posix(), "core")
-    named = {"extensions": EXTENSIONS, "enhancements": ENHANCEMENTS}
+    named = {"extensions": EXTENSIONS, "enhancements": ENHANCEMENTS, "rivals": ("host/bench/ppo",)}
     return next((own for own, names in named.items() if name.startswith(names)), shelf)
 
 

@@ -54,8 +54,9 @@ class BenchOptions:
     minutes: float = 1.0  # of the training in `memory`
     idle_s: float = 10.0  # of `act`
     settings: tuple[str, ...] = ()  # of the trainings in `memory` and `rezero`
-    seeds: int = 5  # of `enhancements`
-    only: str | None = None  # the one enhancement to measure
+    rival_minutes: float = 3.0  # of CPU time of a job of `ppo`
+    seeds: int = 5  # of `enhancements` and `ppo`
+    only: str | None = None  # the one enhancement, or agent or market of `ppo`, to measure
     jobs: int = 1  # of `enhancements` at once
     limit_minutes: float | None = None  # after which `enhancements` begins no job
     out: Path = Path("runs/enhancements")

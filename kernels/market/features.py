@@ -30,7 +30,7 @@ MIN_VOLATILITY = 1e-8  # log return; far below a tenth of a pip
 MAX_FEATURE = 8.0  # normalised features
 # Standard deviation of a normalised feature without a direction; that of one with a direction is 1.  The expected move
 # is odd in the prices, so these 273 of 294 columns hold no part of it, and a network fits noise with them.
-UNDIRECTED_WEIGHT = 0.1
+UNDIRECTED_WEIGHT = 0.05
 GAP_NS = DAY_NS  # missing bars of at least this duration are a gap, even if they are few
 CHUNK_BARS = 256  # bars that a thread computes at a time
 

@@ -19,9 +19,7 @@ def points_of(picture: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("bars", [1, 2, 40_000])
 def test_a_chart_has_its_lines_to_scale(bars: int) -> None:
     rise = np.linspace(0, 300, bars)
-    picture = line_charts(
-        {"a < b & c": {"agent": rise / 2, "optimum": rise}, "flat": {"agent": rise * 0}}, "pips", "{:,} unseen bars"
-    )
+    picture = line_charts({"a < b & c": {"agent": rise / 2, "optimum": rise}, "flat": {"agent": rise * 0}}, "pips")
     optimum, agent, flat = points_of(picture)
     assert all(1 <= len(points) <= MAX_POINTS for points in (optimum, agent, flat))
     assert len(picture) < 40_000
@@ -37,7 +35,8 @@ def test_a_chart_has_its_lines_to_scale(bars: int) -> None:
 
 
 def test_a_picture_needs_nothing_else_and_no_background() -> None:
-    picture = line_charts({"x": {"agent": np.arange(9.0), "optimum": np.arange(9.0)}}, "pips", "{:,} unseen bars")
-    assert all(colour in picture for colour in COLOURS)
+    picture = line_charts({"x": {name: np.arange(9.0) for name in COLOURS}}, "%", "{:,} seconds")
+    assert all(picture.count(f'stroke="{colour}"') == 1 for colour in COLOURS)
+    assert ">9 seconds<" in picture
     assert not re.search(r"href|url\(|<style|<script|white|black|#fff|#000", picture)
     assert ElementTree.fromstring(picture).find(f"{SVG}rect") is not None

@@ -220,7 +220,7 @@ def test_a_key_names_all_that_decides() -> None:
         job._replace(budget=TINY._replace(threads=2)),
     ]
     assert len({job_key(one) for one in (job, *others)}) == 7
-    assert job_key(job._replace(settings=("train.learning_rate=0.001",))) == job_key(job)
+    assert job_key(job._replace(settings=("train.learning_rate=0.003",))) == job_key(job)
     assert job_config(others[2]).train.seed == 1
 
 

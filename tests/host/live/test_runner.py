@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import random
 import re
@@ -32,7 +33,7 @@ from host.data.formats import DataError, ReadOptions
 from host.live import runner as module
 from host.live.event_log import ReplayError
 from host.live.journal import Journal, JournalError, read_cache, read_journal, write_cache
-from host.live.live_agent import DecisionPrinter, format_decision
+from host.live.live_agent import DecisionPrinter, LiveAgent, format_decision
 from host.live.runner import HaltedError, LiveOptions, LiveRunner, StaleFeedError
 from host.live.target_file import PositionRow, format_position, parse_target
 from kernels.market.bars import SECOND_NS

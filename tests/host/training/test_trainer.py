@@ -172,7 +172,7 @@ def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
 def test_stored_values_are_those_of_the_network_that_played(settings: list[str], reuse: str) -> None:
     """After an iteration the values of the replay are the target network's of the iteration's begin.
 
-    Those behind the last decision are stored where a target reads them: by a search of all bars, or for n steps.
+    Those behind the last decision are there where a target reads them: by a search of all bars, or with n-step returns.
     """
     settings = [*settings, f"search.value_reuse={reuse}", "train.reanalyze_interval=0"]
     if reuse == "off":
