@@ -131,6 +131,14 @@ def test_a_limit_that_reduces_enters_nothing_and_keeps_what_there_is(
     assert {(row.target, row.reason) for row in rows} == {(0.0, f"reducing {reason}")}
 
 
+def test_features_like_those_of_the_training_do_not_drift(trained: Trained, bars: list[Bar]) -> None:
+    """Root mean square over 200 bars of the training part: 1, whatever weight the network gives to a feature."""
+    agent = LiveAgent(trained.loaded.networks, trained.loaded.market_spec, trained.loaded.search)
+    drift = np.array([agent.feature_drift for bar in bars if agent.on_bar(bar)])
+    assert len(drift) > 190
+    assert math.sqrt((drift**2).mean()) == pytest.approx(1.0, abs=0.25)
+
+
 def test_a_halt_file_stops_at_once_even_a_dry_run(acting: Any, bars: list[Bar]) -> None:
     for live in (True, False):
         run = acting(live=live)

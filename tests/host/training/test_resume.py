@@ -107,8 +107,8 @@ def test_another_reading_is_refused_by_the_name_of_its_flag(command: Swt, tmp_pa
     assert files(Path("r")) == before
     said = begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.learning_rate=0.05", "--seed", 0)
     assert said.code == 3
-    assert "train.learning_rate: the run has 0.001, asked for is 0.05" in said.err
-    assert begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.learning_rate=0.001").code == 0
+    assert "train.learning_rate: the run has 0.003, asked for is 0.05" in said.err
+    assert begin(command, "--spread", 1.5, "--resume", "--out", "r", "--set", "train.learning_rate=0.003").code == 0
 
 
 @pytest.mark.parametrize(
