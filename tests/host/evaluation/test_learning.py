@@ -127,8 +127,9 @@ def test_discounted_q_satisfies_the_bellman_equation(name: str) -> None:
 @pytest.mark.parametrize("algorithm", ["market", "widening"])
 def test_agents_of_every_search_are_measured(algorithm: str) -> None:
     """Simulations for all nine candidates of widening: with fewer no root has visited both sides."""
-    settings = f"search.algorithm={algorithm}", "search.max_considered_actions=9", "search.num_simulations=12"
-    config = selftest_config([*TINY, *settings, "train.updates_per_iteration=1"])
+    candidates = 9 if algorithm == "widening" else 4
+    settings = f"search.max_considered_actions={candidates}", "search.num_simulations=12"
+    config = selftest_config([*TINY, f"search.algorithm={algorithm}", *settings, "train.updates_per_iteration=1"])
     evaluation, data = prepare_evaluation("planted", SyntheticOptions(length=1500), config, 1)
     trainer = Trainer(data, config, 1)
     trainer.run_iteration()
