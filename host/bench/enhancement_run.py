@@ -85,7 +85,9 @@ def program_version(root: Path = ROOT) -> str:
     """Hash of the LEARNING_SOURCES in `root`; an edit of a comment or a docstring makes no other program."""
     texts = hashlib.sha256()
     for path in sorted({path for pattern in LEARNING_SOURCES for path in root.glob(pattern)}):
-        texts.update(path.relative_to(root).as_posix().encode() + without_comments(path.read_text("utf-8")).encode())
+        texts.update(
+            path.relative_to(root).as_posix().encode() + without_comments(path.read_text(encoding="utf-8")).encode()
+        )
     return texts.hexdigest()[:16]
 
 

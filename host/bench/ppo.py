@@ -91,7 +91,7 @@ def job_key(job: Job) -> str:
     """Name of the job's file: equal for equal jobs of an equal program."""
     package = PACKAGES.get(job.agent)
     program = version(package) if package else program_version()
-    texts = [path.read_text("utf-8") for pattern in SOURCES for path in sorted(ROOT.glob(pattern))]
+    texts = [path.read_text(encoding="utf-8") for pattern in SOURCES for path in sorted(ROOT.glob(pattern))]
     return hashlib.sha256(json.dumps([job, job_config(job).as_dict(), program, texts]).encode()).hexdigest()[:20]
 
 
@@ -174,7 +174,7 @@ def bench_ppo(options: BenchOptions, runner: Callable[[Job, ReportProgress], Ben
             if is_new:
                 row = runner(job, lambda share, i=i, text=text: report((i + share) / len(jobs), text))  # type: ignore[misc]
                 write_text(file, json.dumps({**job._asdict(), **row}, allow_nan=False))
-            row = json.loads(file.read_text("utf-8"))
+            row = json.loads(file.read_text(encoding="utf-8"))
             document.append({key: row[key] for key in ("agent", "market", "seed", "curve")})
             if is_new or len(document) == len(jobs):
                 publish(document, out)
