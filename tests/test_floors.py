@@ -33,7 +33,7 @@ SHELVES = {  # lines that each may have
     "live": 1_680,  # acting beside money
     "extensions": 1_640,
     "bench": 1_325,
-    "enhancements": 650,  # what every enhancement costs and teaches
+    "enhancements": 655,  # what every enhancement costs and teaches
     "rivals": 660,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
