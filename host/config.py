@@ -210,7 +210,7 @@ class TrainConfig:
         float,
         Range(1e-3, 1e9),
         "Passes over the training bars after which the learning rate is half its peak; it falls as 1 / (1 + passes / "
-        "this), so few bars are not learnt by heart. At least 30 updates.",
+        "this), so few bars are not learnt by heart.",
     ] = 4.0
     target_ema: Annotated[
         float,

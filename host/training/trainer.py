@@ -51,7 +51,6 @@ from models.registry import needs, serves_market_search
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
 SEARCH_BATCH, SEARCH_PIECE = 64, 1024  # bars that are searched together, and by one thread
 VALUE_BATCH = 64  # positions that the target network evaluates in one call
-MIN_LR_DECAY_STEPS = 30.0  # updates: with fewer, 5,000 bars are learnt in an hour
 Q_SCALE_EMA = 0.2  # step of the running scale of returns, an iteration
 MIN_Q_SCALE = 0.25  # mean bar ranges
 PRIORITY_CAP_QUANTILE = 0.95  # Bellman errors above this quantile have one priority
@@ -78,8 +77,7 @@ class Trainer:
             shape.features, NUM_POSITION_FEATURES, shape.state, actions, shape.codes, window, context
         )
         self.shares_searches = shares_searches(config)
-        rows = t.batch_size * (t.num_unroll_steps + 1)
-        decay_steps = max(t.lr_decay_passes * data.train_stop / rows, MIN_LR_DECAY_STEPS)
+        decay_steps = t.lr_decay_passes * data.train_stop / (t.batch_size * (t.num_unroll_steps + 1))
         rates = t.seed, t.learning_rate, t.weight_decay, decay_steps
         self.learner = Learner(
             shape, t.batch_size, t.num_unroll_steps, *rates, threads, loss_weights(config), candidates
