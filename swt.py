@@ -255,8 +255,7 @@ def selftest(
     from host.commands.selftest import selftest as run
     from host.evaluation.exam import selftest_config
 
-    split_length, split = split_settings(train_bars)
-    length = split_length or length
+    length, split = split_settings(train_bars, length)
     options = new_synthetic_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
     config = selftest_config([*split, *(settings or []), f"train.seed={seed}"])
     document = run(market or [], options, config, minutes, thread_count(threads), picture, out)

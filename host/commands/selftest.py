@@ -95,14 +95,15 @@ def record_learning(
 
 def draw_curves(rows: list[dict[str, Any]]) -> str:
     """An SVG of the curves of the rows of `record_learning`, for each market."""
-    charts, seconds = dict[str, dict[str, Floats]](), max(row["cpu_s"] for row in rows)
+    charts = dict[str, dict[str, Floats]]()
     for name in dict.fromkeys(row["market"] for row in rows):
+        own = [row for row in rows if row["market"] == name]
         for title, measures in CURVES.items():
-            table = {m: [row[m] for row in rows if row["market"] == name] for m in measures}
+            table = {m: [row[m] for row in own] for m in measures}
             lines = {m: 100 * np.array(values, np.float64) for m, values in table.items() if None not in values}
             if lines:
-                charts[f"synthetic market '{name}': {title}"] = lines
-    return line_charts(charts, "percent", f"{seconds:.0f} s of CPU time")
+                charts[f"'{name}', {own[-1]['cpu_s']:.0f} s of CPU: {title}"] = lines
+    return line_charts(charts, "percent", "{:,} evaluations, evenly spaced")
 
 
 def new_synthetic_options(**flags: Any) -> SyntheticOptions:
@@ -115,10 +116,12 @@ def new_synthetic_options(**flags: Any) -> SyntheticOptions:
     return SyntheticOptions(**{"length": NUM_BARS, **options})
 
 
-def split_settings(train_bars: int | None) -> tuple[int | None, list[str]]:
-    """Length of a market with so many training bars, and the settings that split it there; (None, []) for None."""
+def split_settings(train_bars: int | None, length: int | None) -> tuple[int | None, list[str]]:
+    """Length of a market with so many training bars, and the settings that split it there; (length, []) for None."""
     if train_bars is None:
-        return None, []
+        return length, []
+    if length is not None:
+        raise SelftestError(f"--length: --train-bars {train_bars} makes it {train_bars + NUM_TEST_BARS}: leave one out")
     fault = invalid_reason(OPTION_RANGES["length"], train_bars)
     if fault:
         raise SelftestError(f"--train-bars: {train_bars} is {fault}")

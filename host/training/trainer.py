@@ -99,8 +99,9 @@ class Trainer:
         )
         held = t.replay_capacity if t.per_alpha > 0 else 0
         self.bellman_error = np.zeros((held, config.market.episode_length))
-        ages = t.search_value_weight, t.off_policy_correction
-        self.value_target = ValueTargetConfig(t.td_steps, config.search.discount, *ages)
+        self.value_target = ValueTargetConfig(
+            t.td_steps, config.search.discount, t.search_value_weight, t.off_policy_correction
+        )
         self.iteration, self.episodes, self.q_scale = 0, 0, 1.0
         self._pool = ThreadPoolExecutor(threads)
 

@@ -200,7 +200,7 @@ SMALL = {
     "train.code_entropy_weight": st.sampled_from([0.0, 1000.0]),
     "train.learning_rate": st.sampled_from([1e-9, 0.1, 1.0]),
     "train.weight_decay": st.sampled_from([0.0, 10.0]),
-    "train.lr_decay_steps": st.sampled_from([1, 10**9]),
+    "train.lr_decay_passes": st.sampled_from([1e-3, 1e9]),
     "train.target_ema": st.sampled_from([1e-6, 1.0]),
     "train.seed": st.sampled_from([0, 2**32 - 1]),
     "train.train_fraction": st.sampled_from([0.5, 0.75]),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import swt
+from host.commands import selftest as selftest_command
 from host.evaluation import exam as selftest
 from host.evaluation.backtest import BacktestResult, new_decision_log
 from host.evaluation.exam import EvaluationSet, equity_curves, evaluate_agent, new_evaluation_set, selftest_config
@@ -114,3 +115,22 @@ def test_markets_that_there_are_not_are_one_line(
     said = capsys.readouterr()
     assert (stop.value.code, said.out) == (3 if says.startswith(("train", "--minutes")) else 2, "")
     assert says in said.err.splitlines()[-1]
+
+
+def test_training_bars_make_the_length_and_split_there() -> None:
+    length, settings = selftest_command.split_settings(5000, None)
+    assert length == 5000 + selftest.NUM_TEST_BARS
+    assert int(length * selftest_config(settings).train.train_fraction) == 5000
+    assert selftest_command.split_settings(None, 700) == (700, [])
+    for bars, other, told in ((5000, 900, "leave one out"), (5, None, "--train-bars")):
+        with pytest.raises(selftest.SelftestError, match=told):
+            selftest_command.split_settings(bars, other)
+
+
+def test_curves_name_each_market_with_its_own_seconds() -> None:
+    row = {"expected_fraction": 0.5, "fraction_of_optimum": 0.4, "q_slope": 0.9, "q_correlation": 0.8}
+    flat = dict.fromkeys(row)
+    rows = [{"market": "planted", "cpu_s": s, **row} for s in (3.0, 7.0)] + [{"market": "noise", "cpu_s": 9.0, **flat}]
+    texts = [text.text for text in ElementTree.fromstring(selftest_command.draw_curves(rows)).iter() if text.text]
+    assert "'planted', 7 s of CPU: profit, of the optimum" in texts
+    assert not [text for text in texts if "noise" in text]  # it has no optimum to be a fraction of
