@@ -9,9 +9,9 @@ from kernels.learning.record import set_market_root, store_search_statistics
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer
 from kernels.market.ledger import ACC_SIDE, close_out, step_to_target, write_position
 from kernels.market.position import BUY, HOLD, action_target, hypothesis_of_side, is_legal
-from kernels.rng import gumbel, randint, uniform
+from kernels.rng import randint, uniform
 from kernels.search.config import SearchConfig
-from kernels.search.planner import Planner, decide_by_q, draw_noise, plan, selected_target
+from kernels.search.planner import Planner, decide_by_q, draw_noise, fill_gumbel, plan, selected_target
 from kernels.search.progressive_widening import MIN_SIZE, SampledTree
 
 RANDOM_ACTION_BARS = 16  # bars between two random actions of a random episode, in the mean
@@ -100,8 +100,7 @@ def play_searched_bars(
         replay.held[slot, 0] = hypothesis_of_side(account[b, ACC_SIDE], M, market.sizes)
         for k in range(L):
             row, m, side = searched.row_of_bar[replay.start_bar[slot] + k], replay.held[slot, k], account[b, ACC_SIDE]
-            for a in range(A):
-                searched.noise[a] = gumbel(seed, first_episode + b, k * A + a)
+            fill_gumbel(searched.noise, seed, first_episode + b, k)
             q, logits = searched.q[row, m], searched.logits[row, m]
             action, _ = decide_by_q(searched.policy, q, logits, searched.noise, side, config)
             if b < random_episodes:

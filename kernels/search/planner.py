@@ -148,11 +148,18 @@ def draw_noise(planner: Planner, b: int, seed: int, stream: int, step: int) -> N
     """Draw the noise of root b, and the key of its sizes, by (seed, stream, step); without noise a search is greedy."""
     set_rng_key(planner.sampled_tree, b, seed, stream, step)
     A = planner.noise.shape[1]
+    if planner.config.algorithm != PUCT:
+        fill_gumbel(planner.noise[b], seed, stream, step)
+        return
     for a in range(A):
-        if planner.config.algorithm == PUCT:
-            planner.noise[b, a] = gamma(planner.config.dirichlet_alpha, seed, stream, step * A + a)
-        else:
-            planner.noise[b, a] = gumbel(seed, stream, step * A + a)
+        planner.noise[b, a] = gamma(planner.config.dirichlet_alpha, seed, stream, step * A + a)
+
+
+@inlined
+def fill_gumbel(noise: NDArray[np.float32], seed: int, stream: int, step: int) -> None:
+    """Write Gumbel draws, keyed by (seed, stream, step), into noise [A]."""
+    for a in range(noise.shape[0]):
+        noise[a] = gumbel(seed, stream, step * noise.shape[0] + a)
 
 
 @kernel
