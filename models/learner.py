@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
@@ -15,8 +14,10 @@ from kernels.learning.replay_buffer import Batch
 from models.adamw import MAX_GRADIENT_NORM, AdamState, adamw_update, learning_rate_at, new_adam_state, reduce_gradients
 from models.extension import DEFAULT_LOSS_WEIGHTS, LossWeights
 from models.loss import NUM_CHUNKS, Workspace, chunk_losses, new_workspace, reward_errors
-from models.params import ModelShape, Params, as_views, new_params, num_params, weight_decays
+from models.params import ModelShape, Params, as_views, new_params, num_params, param_slices, weight_decays
 from models.registry import active_extensions, needs
+
+HEAD_DECAY_STEPS = 600.0  # heads fit targets without noise: however few the bars, their rate falls no sooner
 
 
 class Learner:
@@ -41,7 +42,9 @@ class Learner:
         self.shape, self.step = shape, 0
         self.params = new_params(shape, seed)
         self.adam: AdamState = new_adam_state(self.params)
-        self._learning_rate, self._lr_decay_steps = learning_rate, lr_decay_steps
+        self._learning_rate = learning_rate
+        of_heads = max(lr_decay_steps, HEAD_DECAY_STEPS)
+        self._parts = [(part, of_heads if is_head else lr_decay_steps) for part, is_head in param_slices(shape)]
         self._weight_decay = weight_decays(shape, weight_decay)
         self._param_views = as_views(self.params, shape)
         self._gradient_parts = np.zeros((NUM_CHUNKS, num_params(shape)), np.float32)
@@ -68,12 +71,12 @@ class Learner:
             raise ValueError(f"a loss that looks ahead needs {', '.join(missing)}")
         chunks = list(self._map(lambda i: self._chunk_gradient(batch, target_params, i), range(NUM_CHUNKS)))
         losses = {name: sum(chunk[name] for chunk in chunks) for name in chunks[0]}
-        losses["gradient_norm"] = math.sqrt(sum(self._map(self._reduce_gradients, self._param_slices())))
+        losses["gradient_norm"] = math.sqrt(sum(self._map(self._reduce_gradients, self._parts)))
         bad = [name for name, x in losses.items() if not math.isfinite(x)]
         if bad:
             raise FloatingPointError(f"learning step {self.step}: not finite: {', '.join(bad)}")
         scale = min(1.0, MAX_GRADIENT_NORM / max(losses["gradient_norm"], 1e-12))
-        list(self._map(lambda part: self._update(part, scale), self._param_slices()))
+        list(self._map(lambda part: self._update(part, scale), self._parts))
         self.step += 1
         return losses
 
@@ -88,19 +91,15 @@ class Learner:
             self._workspaces.put(workspace)
         return {f"reward_error_{k}": error for k, error in enumerate(errors, 1)}
 
-    def _param_slices(self) -> list[slice]:
-        """The parameters in CHUNKS pieces, so that the optimiser runs on all threads as well."""
-        edges = [len(self.params) * i // NUM_CHUNKS for i in range(NUM_CHUNKS + 1)]
-        return [slice(first, stop) for first, stop in pairwise(edges)]
+    def _reduce_gradients(self, part: tuple[slice, float]) -> float:
+        return reduce_gradients(self._gradient_parts, part[0].start, part[0].stop)
 
-    def _reduce_gradients(self, part: slice) -> float:
-        return reduce_gradients(self._gradient_parts, part.start, part.stop)
-
-    def _update(self, part: slice, scale: float) -> None:
-        adam = AdamState(self.adam.mean[part], self.adam.square[part])
-        rate = learning_rate_at(self.step, self._learning_rate, self._lr_decay_steps)
+    def _update(self, part: tuple[slice, float], scale: float) -> None:
+        own, decay_steps = part
+        adam = AdamState(self.adam.mean[own], self.adam.square[own])
+        rate = learning_rate_at(self.step, self._learning_rate, decay_steps)
         adamw_update(
-            self.params[part], adam, self._gradient_parts[0, part], self._weight_decay[part], self.step, rate, scale
+            self.params[own], adam, self._gradient_parts[0, own], self._weight_decay[own], self.step, rate, scale
         )
 
     def _chunk_gradient(self, batch: Batch, target_params: Params | None, i: int) -> dict[str, float]:

@@ -1,27 +1,20 @@
 """Parameters as one flat vector [N], seen through named views; those of extensions follow those of the core."""
 
 import math
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from models import registry
-from models.registry import Params
-from models.shape import Array, ModelShape
-
-__all__ = [
-    "ModelShape",
-    "Params",
-    "as_views",
-    "new_params",
-    "num_params",
-    "param_shapes",
-    "small_init",
-    "weight_decays",
-]
+from models.registry import Params as Params
+from models.shape import Array
+from models.shape import ModelShape as ModelShape
 
 CHANCE_PRIOR = ("chance_hidden_w", "chance_logits_w")
 CHANCE_DECAY = 4.0  # a bar shows little of what moves the next one: the prior fits noise before all else
+# Layers whose targets, values and policies of searches, contain no noise of the market.
+HEADS = ("prediction_hidden", "policy", "value", "afterstate_hidden", "afterstate_value")
 SMALL_INIT = ("policy_w", "value_w", "chance_logits_w", "afterstate_value_w", "reward_w", "dynamics_out_w")
 
 
@@ -80,6 +73,16 @@ def new_params(shape: ModelShape, seed: int, dtype: Any = np.float32) -> Array:
             scale = math.sqrt(2.0 / max(view.shape[-2], 1)) * (0.01 if name in small else 1.0)
             view[:] = rng.standard_normal(view.shape) * scale
     return flat
+
+
+def param_slices(shape: ModelShape) -> list[tuple[slice, bool]]:
+    """The flat vector in slices, each with whether it holds parameters of HEADS."""
+    slices, first = list[tuple[slice, bool]](), 0
+    for is_head, group in groupby(param_shapes(shape).items(), lambda item: item[0][:-2] in HEADS):
+        stop = first + sum(math.prod(size) for _, size in group)
+        slices.append((slice(first, stop), is_head))
+        first = stop
+    return slices
 
 
 def weight_decays(shape: ModelShape, decay: float, dtype: Any = np.float32) -> Array:

@@ -83,8 +83,12 @@ class Job(NamedTuple):
 
 
 def job_config(job: Job) -> Config:
-    """The configuration of our agent; a rival takes the market and the length of its episodes from it."""
-    return selftest_config([*job.settings, *TRADED_MARKETS[job.market].settings, f"train.seed={job.seed}"])
+    """The configuration of our agent; a rival takes the market and the length of its episodes from it.
+
+    A rival has our validation part for training too, and sets bars aside as it needs them.
+    """
+    bars = () if job.agent == OURS else ("train.validation_fraction=0",)
+    return selftest_config([*job.settings, *TRADED_MARKETS[job.market].settings, *bars, f"train.seed={job.seed}"])
 
 
 def job_key(job: Job) -> str:

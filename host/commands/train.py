@@ -247,6 +247,7 @@ def log_split(data: Dataset) -> None:
     rejects = ", ".join(f"{count} {reason}" for reason, count in data.rejects.items() if count) or "none"
     log(
         f"training part: {data.train_stop} bars, {len(data.starts)} episode starts (rejected: {rejects}); "
+        f"validation part: {data.validation_stop - data.train_stop} bars; "
         f"test part: from bar {data.test_first}, {len(data.bars.time) - data.test_first} bars"
     )
 
@@ -307,8 +308,7 @@ def warm_up(trainer: Trainer) -> None:
 
 def evaluate_out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, Any], BacktestStats]:
     """The report on the test part, and the statistics from which the risk limits follow."""
-    data = trainer.data
-    first, stop = data.test_first, len(data.bars.time)
+    data, first, stop = trainer.data, trainer.data.test_first, len(trainer.data.bars.time)
     policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     with progress("out of sample") as report:
         result = run_backtest(policy, data.bars, data.extra_features, first, stop, report)

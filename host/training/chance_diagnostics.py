@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,10 +85,7 @@ def perplexity(code: NDArray[np.int64]) -> float:
 
 def calibration(logits: NDArray[np.float64], code: NDArray[np.int64]) -> dict[str, float]:
     """Mean negative log-likelihood of `code` [n] under `logits` [n, C]; expected calibration error of the likeliest."""
-    if not np.isfinite(logits).all():
-        raise FloatingPointError("the chance prior of a bar is not finite: is there a NaN in its features?")
-    log_p = logits - logits.max(axis=1, keepdims=True)
-    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    log_p = log_softmax(logits)
     likeliest, rows = log_p.argmax(axis=1), np.arange(len(code))
     confidence = np.exp(log_p[rows, likeliest])
     level = np.minimum((confidence * CONFIDENCE_LEVELS).astype(np.int64), CONFIDENCE_LEVELS - 1)
@@ -96,3 +94,11 @@ def calibration(logits: NDArray[np.float64], code: NDArray[np.int64]) -> dict[st
         "chance_nll": -float(log_p[rows, code].mean()),
         "chance_calibration_error": float(np.abs(excess).sum() / len(code)),
     }
+
+
+def log_softmax(logits: Any) -> Any:
+    """log p [n, C] of logits [n, C]; FloatingPointError where one is not finite."""
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the chance prior of a bar is not finite: is there a NaN in its features?")
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

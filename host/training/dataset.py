@@ -1,4 +1,4 @@
-"""`Dataset`: bars split into a training and a test part, and everything that is fitted to the training part."""
+"""`Dataset`: bars split into training, validation and test parts, and everything that is fitted to the first."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Dataset(NamedTuple):
     bars: Bars
     extra_features: NDArray[np.float32]  # [T, extra features] of a self-test; a mirrored price negates them
     train_stop: int  # bars [0, train_stop) are the training part
-    test_first: int  # bar of the first test decision, an embargo of an episode after train_stop
+    validation_stop: int  # bars [train_stop, validation_stop) are the validation part
+    test_first: int  # bar of the first test decision, an embargo of an episode after validation_stop
     market_spec: MarketSpec
     starts: NDArray[np.int64]  # bars on which an episode of training may start
     rejects: dict[str, int]  # number of other bars of the training part, by reason
@@ -59,14 +60,15 @@ def new_dataset(
             f"{len(bars.time)} bars give no training episode of {length} decisions ({reasons}); {split.shortage}"
         )
     spec = fit_market_spec(bars, extra, config, instrument, interval_ns, hours, stop, threads)
-    return Dataset(bars, extra, stop, split.test_first, spec, starts, rejects)
+    return Dataset(bars, extra, stop, split.validation_stop, split.test_first, spec, starts, rejects)
 
 
 class DataSplit(NamedTuple):
-    """Where the training part ends and the test part begins."""
+    """Where the training and validation parts end and the test part begins."""
 
     history_bars: int  # bars that a decision needs
     train_stop: int
+    validation_stop: int
     test_first: int
     hours: ClosedHours  # learnt from the training part
     shortage: str  # a way to get a training episode, where the bars give none; else empty
@@ -74,13 +76,15 @@ class DataSplit(NamedTuple):
 
 def split_bars(time: NDArray[np.int64], config: Config, instrument: Instrument, interval_ns: int) -> DataSplit:
     """The split of bars that close at `time` [T]."""
-    stop, length = int(len(time) * config.train.train_fraction), config.market.episode_length
+    t, length = config.train, config.market.episode_length
+    validation_stop = int(len(time) * t.train_fraction)
+    stop = validation_stop - int(validation_stop * t.validation_fraction)
     history = HISTORY + context_bars(config) - 1
-    hours, test_first = hours_of(time[:stop], instrument, interval_ns), max(stop + length, history)
+    hours, test_first = hours_of(time[:stop], instrument, interval_ns), max(validation_stop + length, history)
     longest, gapless = longest_episodes(time, stop, history, interval_ns, hours)
     enough = longest >= length and test_first + 1 < len(time)
     shortage = "" if enough else shortage_remedy(time, history, stop, longest, gapless, config)
-    return DataSplit(history, stop, test_first, hours, shortage)
+    return DataSplit(history, stop, validation_stop, test_first, hours, shortage)
 
 
 def shortage_remedy(
@@ -91,12 +95,13 @@ def shortage_remedy(
     An episode of `longest` decisions fits into the training part.  One of `gapless` decisions fits between two gaps,
     and more bars do not change that.
     """
-    T, fraction, length = len(time), config.train.train_fraction, config.market.episode_length
+    T, t, length = len(time), config.train, config.market.episode_length
+    fraction = t.train_fraction * (1 - t.validation_fraction)
     # bars of as many weeks as the hours are learnt from
     weeks = MIN_SEASON_WEEKS * WEEK_NS / max(int(np.ptp(time)) if T else 0, 1) * T
-    enough = math.ceil(max((history + length) / fraction, (length + 2) / (1 - fraction))) + 1
+    enough = math.ceil(max((history + length) / fraction, (length + 2) / (1 - t.train_fraction))) + 1
     enough = max(enough, math.ceil(weeks / fraction) + 1) if T >= enough else enough
-    fits = min(longest, T - train_stop - 2)
+    fits = min(longest, T - int(T * t.train_fraction) - 2)
     shorter = f"--set market.episode_length={fits}" if fits > config.train.td_steps else ""
     if gapless < length:
         cause = f"the longest stretch between two gaps has {gapless:.0f}, and more bars do not change that: "

@@ -17,6 +17,7 @@ from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.config import SHARED_TREE, Config
 from host.console import ProgressCallback
 from host.stop import raise_if_signalled
+from host.training.chance_calibration import ChanceCalibration, ValidationPart, scale_chance_prior
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
 from host.training.feature_store import FeatureStore
@@ -91,6 +92,8 @@ class Trainer:
         )
         rows = t.replay_capacity * (config.market.episode_length + context)
         self.feature_store = FeatureStore(data, rows, threads, bars_before=context - 1)
+        self._validation_part = ValidationPart(data, context, threads)
+        self.calibration: ChanceCalibration | None = None
         sizes = self.network_shape.features, NUM_POSITION_FEATURES, self.network_shape.actions
         needed = needs(self.learner.extensions)
         parts = {"with_next_features": "next_features" in needed, "with_moves": "move" in needed}
@@ -113,8 +116,8 @@ class Trainer:
     def run_iteration(self) -> dict[str, Any]:
         """Run the three phases once; the metrics of the iteration."""
         with threadpool_limits(1, "blas"):
-            networks = OnnxNetworks(self.export_graphs(), self.network_shape)
             begin = time.perf_counter()
+            networks = self.export_networks()
             slots, stale = self.start_episodes(), self.stale_episodes()
             searched, shared = None, Counter[str]()
             if self.shares_searches:
@@ -146,13 +149,16 @@ class Trainer:
             "skipped": (self.num_stored_episodes - len(stale)) * self.config.market.episode_length,
             "reused": again["reused"] + shared["reused"],
             "search_rows": played["rows"] + again["rows"] + shared["rows"],
+            **(self.calibration._asdict() if self.calibration else {}),
             **code_metrics,
             **losses,
         }
 
     def export_graphs(self) -> dict[str, bytes]:
         """The target networks as ONNX graphs by name."""
-        return export(self.target_params, self.learner.shape, *self.position_hypotheses())
+        flat, shape = self.target_params, self.learner.shape
+        flat = scale_chance_prior(flat, shape, self.calibration) if self.calibration else flat
+        return export(flat, shape, *self.position_hypotheses())
 
     def position_hypotheses(self) -> tuple[int, NDArray[np.float32] | None]:
         """What the network of the market search is exported for; S = 0 where there can be none."""
@@ -345,8 +351,10 @@ class Trainer:
         )
 
     def export_networks(self) -> OnnxNetworks:
-        """The target networks, ready to act; writes the mean moves of their codes into `data`."""
+        """The target networks, calibrated and ready to act; writes the mean moves of their codes into `data`."""
         self.assign_chance_codes()
+        root = {"root": export(self.target_params, self.learner.shape, 0)["root"]}
+        self.calibration = self._validation_part.calibrate(OnnxNetworks(root, self.network_shape))
         return OnnxNetworks(self.export_graphs(), self.network_shape)
 
     def _batches(self, slots: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:

@@ -79,3 +79,14 @@ def test_weights_decay_and_biases_do_not_and_those_of_the_chance_prior_decay_fou
             if name in ("chance_hidden_w", "chance_logits_w"):
                 expected = np.float32(0.4)
             np.testing.assert_array_equal(view, expected, err_msg=name)
+
+
+def test_param_slices_are_the_flat_vector_in_order_and_tell_the_heads_apart() -> None:
+    for shape in (SHAPE, SHAPE._replace(projector_width=0, num_layers=2)):
+        slices = net.param_slices(shape)
+        assert [0, *(part.stop for part, _ in slices)] == [*(part.start for part, _ in slices), net.num_params(shape)]
+        flat = np.zeros(net.num_params(shape))
+        for part, is_head in slices:
+            flat[part] = is_head
+        for name, view in vars(net.as_views(flat, shape)).items():
+            assert (view == (name[:-2] in net.HEADS)).all(), name

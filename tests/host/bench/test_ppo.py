@@ -111,7 +111,7 @@ def test_a_backtest_follows_the_policy_and_the_ledger(monkeypatch: pytest.Monkey
 
 
 def test_a_task_has_our_features_and_keeps_validation_apart() -> None:
-    data = new_data("leak")
+    data = new_data("leak", "train.validation_fraction=0")
     task = new_task(data, 24, seed=0)
     assert not task.features[: data.test_first].any()
     task.prepare()
@@ -288,3 +288,8 @@ def test_the_optimum_as_a_policy_has_all_of_it() -> None:
     figures = module.measure_rival(evaluation, task, policy)
     assert figures["fraction_of_optimum"] == pytest.approx(1)
     assert figures["expected_fraction"] == pytest.approx(1)
+
+
+def test_a_rival_may_train_on_our_validation_part_too() -> None:
+    for agent, fraction in ((OURS, 0.15), ("DQN", 0.0)):
+        assert module.job_config(Job(agent, "planted", 0, 1.0, 2000, ())).train.validation_fraction == fraction
