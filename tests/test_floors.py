@@ -20,15 +20,19 @@ FLOORS = (  # a folder imports lower folders only
     "host/artifact",
     "host/live host/training",
     "host/evaluation",
+    "host/analysis",
+    "host/walkforward",
     "host/commands",
     "host/bench",
     ".",
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_420,
+    "core": 10_310,
     "learning": 2_050,  # self-play, one search a bar, targets, the iteration of training
     "evaluation": 850,  # known markets, and what an agent has learnt of them
+    "analysis": 1_600,  # what a backtest is worth, and the report that shows it
+    "walkforward": 600,  # training anew for each fold, and the ledger of trials
     "data": 3_300,  # how files of strangers are read
     "live": 1_680,  # acting beside money
     "extensions": 1_640,
@@ -38,6 +42,8 @@ SHELVES = {  # lines that each may have
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
+RIVALS = ("host/bench/ppo",)
+ANALYSIS = ("kernels/market/statistics", "host/commands/report")
 ACTING = ("host.commands.act", "host.commands.backtest", "host.commands.doctor")  # a trading machine has no trainer
 TOP = {"swt.py", "kernels", "models", "host", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 
@@ -81,16 +87,23 @@ def folder_of(name: str) -> str:
 def shelf_of(path: Path) -> str:
     name = path.relative_to(ROOT).as_posix()
     shelves = {
+        "host/analysis": "analysis",
         "host/bench": "bench",
         "host/data": "data",
         "host/evaluation": "evaluation",
         "host/live": "live",
         "host/training": "learning",
+        "host/walkforward": "walkforward",
         "kernels/learning": "learning",
         "kernels/live": "live",
     }
     shelf = shelves.get(path.parent.relative_to(ROOT).as_posix(), "core")
-    named = {"extensions": EXTENSIONS, "enhancements": ENHANCEMENTS, "rivals": ("host/bench/ppo",)}
+    named = {
+        "extensions": EXTENSIONS,
+        "enhancements": ENHANCEMENTS,
+        "rivals": ("host/bench/ppo",),
+        "analysis": ANALYSIS,
+    }
     return next((own for own, names in named.items() if name.startswith(names)), shelf)
 
 

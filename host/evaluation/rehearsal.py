@@ -16,8 +16,7 @@ from host.live.risk_engine import HostInputs, RiskEngine
 from kernels.live.risk import HALTED, RiskLimits
 from kernels.market.bars import SECOND_NS, Bars, slice_bars
 from kernels.market.calendar import DAY_NS, HOUR_NS, closed_duration_ns
-from kernels.market.ledger import NUM_TRADE_FIELDS, PROFIT_PX, Market, new_accounts, run_actions
-from kernels.market.position import BUY, CLOSE, FULL_SIZE_ONLY, HOLD, SELL
+from kernels.market.ledger import NUM_TRADE_FIELDS, PROFIT_PX, Market, new_accounts, run_targets
 
 MAX_HALTS_SHOWN = 20
 
@@ -27,11 +26,8 @@ def backtest_record(
 ) -> tuple[BacktestStats, NDArray[np.float64]]:
     """Statistics and equity [n], in pips, of a position of 1 on the side of `target` [n], from bar `first` on."""
     n, side = len(target), np.sign(target)
-    before = np.append(0.0, side[:-1])
-    action = np.where(side == before, HOLD, np.where(side == 0, CLOSE, np.where(side > 0, BUY, SELL)))
     equity, trades = np.zeros(n), np.zeros((n + 1, NUM_TRADE_FIELDS))
-    account, full = new_accounts(1)[0], market._replace(sizes=FULL_SIZE_ONLY)
-    count = run_actions(equity, trades, account, bars, first, action.astype(np.int8), full)
+    count = run_targets(equity, trades, new_accounts(1)[0], bars, first, side, market)
     equity /= market.pip_px
     curve, day = np.append(0.0, equity), bars.time[first + 1 : first + n + 1] // DAY_NS
     began = curve[np.searchsorted(day, day)]  # equity at the start of the day of each bar

@@ -254,6 +254,28 @@ def run_actions(
 
 
 @kernel
+def run_targets(
+    equity: NDArray[np.float64],
+    trades: NDArray[np.float64],
+    account: NDArray[np.float64],
+    bars: Bars,
+    first: int,
+    target: NDArray[np.float64],
+    market: Market,
+) -> int:
+    """`run_actions` for signed sizes target [n] instead of actions; a target that the rules forbid holds."""
+    n, count = target.shape[0], 0
+    for i in range(n):
+        step_to_target(account, trades[count], bars, first + i, target[i], market)
+        if trades[count, EXIT_BAR] >= 0:
+            count += 1
+        equity[i] = account[ACC_EQUITY]
+    close_out(account, trades[count], bars, first + n, market)
+    equity[n - 1] = account[ACC_EQUITY]
+    return count + 1 if trades[count, EXIT_BAR] >= 0 else count
+
+
+@kernel
 def book_financing(account: NDArray[np.float64], start_ns: int, stop_ns: int, market: Market) -> None:
     """Book the financing of the nights in (start_ns, stop_ns] to the open position, if any."""
     side = account[ACC_SIDE]

@@ -77,6 +77,7 @@ class Played(NamedTuple):
     trades: NDArray[np.float64]
     positions: NDArray[np.float32]  # [n + 1, RAW] before each decision
     actions: list[int]
+    targets: list[float]
 
 
 def play(case: Case, actions: list[int] | None = None) -> Played:
@@ -84,7 +85,7 @@ def play(case: Case, actions: list[int] | None = None) -> Played:
     draw = np.random.default_rng(case.seed)
     n = len(case.bars.time) - 1
     account, trade = new_accounts(1)[0], np.zeros(mk.NUM_TRADE_FIELDS)
-    rewards, equity, trades, done = np.zeros(n + 1), np.zeros(n + 1), [], []
+    rewards, equity, trades, done, sides = np.zeros(n + 1), np.zeros(n + 1), [], [], list[float]()
     positions = np.zeros((n + 1, NUM_POSITION_FIELDS), np.float32)
     for t in range(n):
         mk.write_position(positions[t], account, case.market)
@@ -93,6 +94,7 @@ def play(case: Case, actions: list[int] | None = None) -> Played:
         done.append(int(draw.choice(legal)) if actions is None else actions[t])
         rewards[t] = mk.step(account, trade, case.bars, t, done[t], case.market)
         equity[t] = account[mk.ACC_EQUITY]
+        sides.append(float(account[mk.ACC_SIDE]))
         if trade[mk.EXIT_BAR] >= 0:
             trades.append(trade.copy())
     mk.write_position(positions[n], account, case.market)
@@ -100,7 +102,7 @@ def play(case: Case, actions: list[int] | None = None) -> Played:
     equity[n] = account[mk.ACC_EQUITY]
     if trade[mk.EXIT_BAR] >= 0:
         trades.append(trade.copy())
-    return Played(rewards, equity, np.array(trades).reshape(-1, mk.NUM_TRADE_FIELDS), positions, done)
+    return Played(rewards, equity, np.array(trades).reshape(-1, mk.NUM_TRADE_FIELDS), positions, done, sides)
 
 
 def compare(case: Case) -> None:
@@ -353,6 +355,9 @@ def test_run_actions_is_the_ledger(case: Case) -> None:
     )
     np.testing.assert_array_equal(trades[:count], played.trades)
     np.testing.assert_array_equal(equity, [*played.equity[:-2], played.equity[-1]])
+    sizes, again = np.array(played.targets), np.zeros(N - 1)
+    assert mk.run_targets(again, trades, mk.new_accounts(1)[0], case.bars, 0, sizes, case.market) == count
+    np.testing.assert_array_equal(again, equity)
     A = len(action_names(case.market.sizes))
     anything = np.random.default_rng(case.seed).integers(0, A, N - 1).astype(np.int8)
     count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], case.bars, 0, anything, case.market)
