@@ -216,7 +216,7 @@ class TrainConfig:
         float,
         Range(1e-3, 1e9),
         "Passes over the training bars after which the learning rate is half its peak; it falls as 1 / (1 + passes / "
-        "this), so few bars are not learnt by heart. That of values and policies falls in 600 updates or more.",
+        "this), so few bars are not learnt by heart. That of values and policies falls in 270 updates or more.",
     ] = 4.0
     target_ema: Annotated[
         float,
