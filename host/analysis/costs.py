@@ -29,7 +29,7 @@ def costs_taken(record: TradingRecord) -> dict[str, float]:
         "spread": float(size @ fill_spreads(record).sum(axis=1)) / 2,
         "slippage": 2 * market.slippage_px * float(size.sum()),
         "commission": 2 * market.commission_px * float(size.sum()),
-        "swap": -float(trades[:, FINANCING_PX].sum()),
+        "swap": 0.0 - float(trades[:, FINANCING_PX].sum()),
     }
     net, taken = net_pips(record), {name: px / market.pip_px for name, px in taken_px.items()}
     return {"gross": net + sum(taken.values()), **taken, "net": net}

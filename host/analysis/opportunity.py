@@ -24,7 +24,7 @@ from kernels.ort import check_status
 MAX_BARS = 4_096  # evenly spaced over the stretch
 RELIABILITY_BINS = 10
 NEAR = 0.5, 1.0  # fractions of the cost of a round trip that an edge reaches
-OFTEN = 0.01  # fraction of the bars: a spread at which it would enter at so many
+OFTEN = 0.01  # of the bars
 
 
 def opportunity(
@@ -66,9 +66,9 @@ def ask_flat(
 def expected_edges(q: Floats, bars: Bars, ts: NDArray[np.int64], market: Market) -> dict[str, Any]:
     """The edge of an entry of the largest size before its costs, beside the cost of a round trip.
 
-    Q(entry) - Q(HOLD) is what an entry gains after its costs, and the agent enters where that is above 0.  "near" are
-    the fractions of the bars whose edge reaches NEAR of the cost.  The spreads at which it would enter leave Q(HOLD)
-    and the other costs as they are.
+    Q(entry) - Q(HOLD) is what an entry gains after its costs; above 0 the search is for it.  "near" are
+    the fractions of the bars whose edge reaches NEAR of the cost.  The spreads at which it would enter, at its best
+    bar and at OFTEN of the bars, leave Q(HOLD) and the other costs as they are; below 0: at no spread.
     """
     kinds, size = [action_kind(a, q.shape[1]) for a in range(q.shape[1])], max(market.sizes)
     buy, sell = (max(a for a, kind in enumerate(kinds) if kind == side) for side in (BUY, SELL))
@@ -108,7 +108,8 @@ def chance_calibration(logits: Floats, codes: ChanceCodes, bars: Bars, ts: NDArr
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     predicted = np.exp(log_p) @ half_step(codes.centres)
     rose = half_step(bars.close[ts + 1] - bars.close[ts])
-    row = np.minimum((predicted * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
+    # a half is a half, whatever its last bit says
+    row = np.minimum((predicted * RELIABILITY_BINS + 1e-9).astype(np.int64), RELIABILITY_BINS - 1)
     count = np.bincount(row, minlength=RELIABILITY_BINS)
     mean = [np.bincount(row, x, RELIABILITY_BINS) / np.maximum(count, 1) for x in (predicted, rose)]
     return {
