@@ -151,7 +151,7 @@ def backtest(
     help_config: HelpConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Trade a file of bars with a model, and report net pips beside four baselines."""
+    """Trade a file of bars with a model, and report net pips beside seven baselines."""
     from host.commands.backtest import backtest_csv
     from host.config import LiveConfig, apply_overrides
 

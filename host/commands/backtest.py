@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from host.analysis.baselines import baseline_pips
+from host.analysis.record import record_of
 from host.artifact.manifest import reading_options
 from host.atomic import add_path_to_errors, check_not_input, check_writable
 from host.commands.data_check import print_source, source_document
@@ -72,7 +74,8 @@ def backtest_csv(
     extra = np.zeros((len(bars.time), 0), np.float32)
     with progress("backtest") as report:
         result = run_backtest(policy, bars, extra, first, len(bars.time), report)
-    document = backtest_report(result, bars, first, loaded.market_spec, seed=0)
+    baselines = baseline_pips(record_of(result, bars, first, loaded.market_spec.market), seed=0)
+    document = backtest_report(result, loaded.market_spec, baselines)
     if risk is not None:
         limits = resolve_limits(risk, loaded)
         for line in describe_limits(limits, loaded):

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from host.analysis.baselines import baseline_pips
+from host.analysis.record import record_of
 from host.artifact.manifest import LoadedModel, load_model, save_model
 from host.artifact.networks import BacktestStats
 from host.atomic import WriteError, add_path_to_errors, check_writable, locked
@@ -312,7 +314,9 @@ def evaluate_out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, 
     policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     with progress("out of sample") as report:
         result = run_backtest(policy, data.bars, data.extra_features, first, stop, report)
-    document = backtest_report(result, data.bars, first, data.market_spec, config.train.seed)
+    spec = data.market_spec
+    baselines = baseline_pips(record_of(result, data.bars, first, spec.market), config.train.seed)
+    document = backtest_report(result, spec, baselines)
     return document, backtest_record(result.log.target, data.bars, first, data.market_spec.market)[0]
 
 

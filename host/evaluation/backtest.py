@@ -13,7 +13,7 @@ from host.console import ProgressCallback, no_progress
 from kernels.live.policy_step import PolicyState, TradingLog, simulate_trading
 from kernels.market.bars import Bars
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
-from kernels.market.statistics import baselines, compute_statistics
+from kernels.market.statistics import compute_statistics
 from kernels.ort import check_status
 
 DECISIONS_PER_REPORT = 1024
@@ -61,14 +61,12 @@ def run_backtest(
     return BacktestResult(log, log.trades[:trades], time.perf_counter() - begin)
 
 
-def backtest_report(result: BacktestResult, bars: Bars, first: int, spec: MarketSpec, seed: int) -> dict[str, Any]:
-    """The document of `backtest --json`; `seed` draws the random baseline."""
-    market, n = spec.market, len(result.log.action)
-    stretch = first, first + n + 1
-    figures = compute_statistics(result.log.equity, result.trades, market.pip_px)
+def backtest_report(result: BacktestResult, spec: MarketSpec, baselines: dict[str, float]) -> dict[str, Any]:
+    """The document of `backtest --json`; `baselines` are net pips."""
+    n = len(result.log.action)
     return {
-        **figures,
-        "baselines": baselines(bars, *stretch, market, result.trades, seed),
+        **compute_statistics(result.log.equity, result.trades, spec.market.pip_px),
+        "baselines": baselines,
         "bars": n,
         "decisions_per_s": round(n / max(result.seconds, 1e-9)),
     }
