@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from host.analysis.report import ReportContext, print_summary, report_backtest, write_report
 from host.artifact.manifest import LoadedModel, load_model, save_model
 from host.artifact.networks import BacktestStats
 from host.atomic import WriteError, add_path_to_errors, check_writable, locked
-from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
+from host.commands.backtest import SAMPLE_CSV, describe_source, log_source, sample_reading
 from host.config import Config, check_minutes, flatten, load_config
 from host.console import ProgressCallback, compiling, log, program_command, progress
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
 from host.data.parsing import format_utc
-from host.evaluation.backtest import backtest_report, print_report, run_backtest
+from host.evaluation.backtest import BacktestResult, run_backtest
 from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
 from host.training.dataset import Dataset, new_dataset
@@ -46,6 +47,7 @@ from host.training.run_dir import (
 )
 from host.training.trainer import Trainer, run_first_iteration, train_for
 from kernels.jit import program_digest
+from kernels.live.policy_step import PolicyState
 from kernels.market.bars import SECOND_NS
 from kernels.market.features import feature_digest
 
@@ -115,10 +117,16 @@ def train_csv(
             warm_up(trainer)
         with progress("training") as report:
             train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, report)
-        document, record = evaluate_out_of_sample(trainer, spec.config)
-        loaded = export_model(run, trainer, source, record)
-    print_report(document, sys.stderr)
-    model = run.path / "model.swt"
+        policy, result = trade_unseen_bars(trainer)
+        stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
+        loaded, model = export_model(run, trainer, source, stats), run.path / "model.swt"
+        context = ReportContext(
+            describe_source(source, model, loaded.sha256), spec.config.train.seed, metrics=run.read_metrics()
+        )
+        direction_z = trainer.calibration.direction_z if trainer.calibration else None
+        document, record = report_backtest(result, policy, data.bars, data.test_first, context, direction_z)
+        write_report(run.path, document, [record])
+    print_summary(document, sys.stderr)
     print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
 
@@ -306,14 +314,14 @@ def warm_up(trainer: Trainer) -> None:
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 2)
 
 
-def evaluate_out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, Any], BacktestStats]:
-    """The report on the test part, and the statistics from which the risk limits follow."""
-    data, first, stop = trainer.data, trainer.data.test_first, len(trainer.data.bars.time)
+def trade_unseen_bars(trainer: Trainer) -> tuple[PolicyState, BacktestResult]:
+    """The trained agent, and its decisions on the test part."""
+    data = trainer.data
     policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     with progress("out of sample") as report:
-        result = run_backtest(policy, data.bars, data.extra_features, first, stop, report)
-    document = backtest_report(result, data.bars, first, data.market_spec, config.train.seed)
-    return document, backtest_record(result.log.target, data.bars, first, data.market_spec.market)[0]
+        return policy, run_backtest(
+            policy, data.bars, data.extra_features, data.test_first, len(data.bars.time), report
+        )
 
 
 def flag_name(name: str) -> str:

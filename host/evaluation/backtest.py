@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.artifact.networks import MarketSpec
 from host.console import ProgressCallback, no_progress
 from kernels.live.policy_step import PolicyState, TradingLog, simulate_trading
 from kernels.market.bars import Bars
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
-from kernels.market.statistics import baselines, compute_statistics
 from kernels.ort import check_status
 
 DECISIONS_PER_REPORT = 1024
@@ -59,32 +57,3 @@ def run_backtest(
         check_status(status)
     report(1.0, f"{n} decisions")
     return BacktestResult(log, log.trades[:trades], time.perf_counter() - begin)
-
-
-def backtest_report(result: BacktestResult, bars: Bars, first: int, spec: MarketSpec, seed: int) -> dict[str, Any]:
-    """The document of `backtest --json`; `seed` draws the random baseline."""
-    market, n = spec.market, len(result.log.action)
-    stretch = first, first + n + 1
-    figures = compute_statistics(result.log.equity, result.trades, market.pip_px)
-    return {
-        **figures,
-        "baselines": baselines(bars, *stretch, market, result.trades, seed),
-        "bars": n,
-        "decisions_per_s": round(n / max(result.seconds, 1e-9)),
-    }
-
-
-def print_report(document: dict[str, Any], out: IO[str]) -> None:
-    """Print a table of net pips, the agent beside its baselines."""
-    rows = {"agent": document["net_pips"], **document["baselines"]}
-    widest = max(abs(v) for v in rows.values()) or 1.0
-    print(f"{'':>10} {'net pips':>10}", file=out)
-    for name, pips in rows.items():
-        bar = ("-" if pips < 0 else "+") * round(30 * abs(pips) / widest)
-        print(f"{name:>10} {pips:>10.1f} {bar}", file=out)
-    exposure, drawdown = document["exposure"], document["max_drawdown_pips"]
-    print(
-        f"{document['trades']} trades in {document['bars']} bars, in the market {exposure:.1%} of the time, "
-        f"largest drawdown {drawdown:.1f} pips",
-        file=out,
-    )
