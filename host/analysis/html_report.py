@@ -146,7 +146,7 @@ def header(document: dict[str, Any]) -> str:
     return (
         f"<header><h1>{escape(str(source.get('title', '')))}</h1>"
         f'<p class="sub">{span["first"][:10]} to {span["last"][:10]} · {span["bars"]:,} bars, {span["days"]:,} days, '
-        f'unseen in training, after all costs</p><p class="note">{escape(facts)}</p></header>'
+        f'after all costs</p><p class="note">{escape(facts)}</p></header>'
         f'<section class="card verdict" style="--tone:{tone}"><b>{escape(verdict["verdict"].capitalize())}</b>'
         f'<ul>{reasons}</ul></section><div class="tiles">{"".join(tiles)}</div>'
     )

@@ -36,12 +36,20 @@ def record_of(result: BacktestResult, bars: Bars, first: int, market: Market) ->
 def trade_targets(bars: Bars, target: Floats, market: Market) -> TradingRecord:
     """The record of the signed sizes `target` [n] on bars [n + 1], at the costs of `market`.
 
-    A target that the rules forbid, such as another size on the same side, holds instead.
+    A target that the rules forbid, such as another size on the same side, holds instead.  Raises ValueError for fewer
+    than two bars.
     """
     n = len(target)
+    if n < 1:
+        raise ValueError("no decision: it takes two bars")
     equity, trades = np.zeros(n), np.zeros((n + 1, NUM_TRADE_FIELDS))
     count = run_targets(equity, trades, new_accounts(1)[0], bars, 0, target, market)
     return TradingRecord(bars, target, equity, trades[:count].copy(), market)
+
+
+def net_pips(record: TradingRecord) -> float:
+    """Profit after all costs."""
+    return float(record.equity[-1]) / record.market.pip_px
 
 
 def daily_returns(record: TradingRecord) -> tuple[NDArray[np.int64], Floats]:

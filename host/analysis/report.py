@@ -56,6 +56,7 @@ class ReportContext(NamedTuple):
     trials: int = 1  # agents of which this one is the best
     trial_sharpe_variance: float | None = None  # of their daily Sharpe ratios
     overfitting: float | None = None  # `backtest_overfitting` of their returns
+    caveat: str | None = None  # why the verdict may not hold
     opportunity: dict[str, Any] | None = None
     metrics: Sequence[dict[str, Any]] = ()  # a row an iteration of training
 
@@ -94,7 +95,7 @@ def build_report(records: Sequence[TradingRecord], context: ReportContext) -> di
             "bars": len(joined.target),
             "days": len(day),
         },
-        "verdict": verdict._asdict(),
+        "verdict": {"verdict": verdict.verdict, "reasons": [*verdict.reasons, *filter(None, [context.caveat])]},
         "statistics": summarise(joined),
         "intervals": intervals(joined, context.seed),
         "significance": {

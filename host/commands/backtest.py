@@ -30,6 +30,7 @@ from host.live.market_check import check_feed_name, check_scale, check_symbol
 from kernels.market.bars import Bars
 
 INTERVALS = (("D", 86_400), ("H", 3_600), ("M", 60))  # seconds
+SEEN_BARS = "The agent was trained on bars of this time: unless these are its test part, a profit proves nothing."
 SAMPLE_CSV = Path(__file__).parents[1] / "data" / "sample.csv"
 
 
@@ -77,7 +78,8 @@ def backtest_csv(
     extra = np.zeros((len(bars.time), 0), np.float32)
     with progress("backtest") as report:
         result = run_backtest(policy, bars, extra, first, len(bars.time), report)
-    context = ReportContext(describe_source(source, model, loaded.sha256))
+    caveat = SEEN_BARS if bars.time[first] <= loaded.trained_ns else None
+    context = ReportContext(describe_source(source, model, loaded.sha256), caveat=caveat)
     document, record = report_backtest(result, policy, bars, first, context, None)
     if risk is not None:
         limits = resolve_limits(risk, loaded)

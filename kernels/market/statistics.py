@@ -1,6 +1,6 @@
-"""The statistics of a report, and the baselines: profits of policies without knowledge on the same bars.
+"""The statistics of a report, and random arrangements of its trades.
 
-Equity and trades come from the ledger (`run_actions`, or the log of an agent), never from prices.
+Equity and trades come from the ledger (`run_targets`, or the log of an agent), never from prices.
 """
 
 from typing import Any
@@ -9,13 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import kernel
-from kernels.market.bars import Bars
-from kernels.market.ledger import BARS_HELD, NUM_TRADE_FIELDS, PROFIT_PX, TRADE_SIDE, Market, new_accounts, run_actions
+from kernels.market.ledger import BARS_HELD, PROFIT_PX
 from kernels.market.position import BUY, HOLD
 from kernels.rng import randint, uniform
-
-NUM_SCHEDULES = 64  # of the random baseline
-SCHEDULE_STREAM = 1 << 20  # schedule i has stream SCHEDULE_STREAM + i; trainers have lower ones
 
 
 def compute_statistics(equity_px: NDArray[np.float64], trades: NDArray[np.float64], pip_px: float) -> dict[str, Any]:
@@ -45,40 +41,8 @@ def _ratio(a: float, b: float) -> float | None:
     return float(a / b) if b > 0 else None
 
 
-def baselines(
-    bars: Bars, first: int, stop: int, market: Market, turnover: NDArray[np.float64], seed: int
-) -> dict[str, float]:
-    """Net pips on bars [first, stop) of four policies: "flat", "long", "short" and "random".
-
-    "long" and "short" hold one position of the largest size.  "random" is the mean of NUM_SCHEDULES schedules, each a
-    random arrangement of the trades `turnover` [m, NUM_TRADE_FIELDS]: their sizes and lengths in random order, at
-    random times and on random sides.  Raises ValueError for fewer than two bars.
-    """
-    actions = np.full(stop - 1 - first, HOLD, np.int8)
-    if len(actions) < 1:
-        raise ValueError(f"no decision in bars [{first}, {stop}): it takes two bars")
-    equity, trades, pips = np.zeros(len(actions)), np.zeros((len(actions), NUM_TRADE_FIELDS)), {}
-    sizes = np.trim_zeros(np.array(market.sizes))
-    k = len(sizes)
-
-    def net_pips() -> float:
-        run_actions(equity, trades, new_accounts(1)[0], bars, first, actions, market)
-        return float(equity[-1]) / market.pip_px
-
-    for name, action in (("flat", HOLD), ("long", k), ("short", 2 * k)):
-        actions[0] = action
-        pips[name] = net_pips()
-    held = turnover[:, BARS_HELD].astype(np.int64)
-    size = np.searchsorted(sizes, np.abs(turnover[:, TRADE_SIDE]))
-    total = 0.0
-    for schedule in range(NUM_SCHEDULES if len(held) else 0):
-        draw_schedule(actions, held, size, k, market.reverse, seed, SCHEDULE_STREAM + schedule)
-        total += net_pips()
-    return {**pips, "random": total / NUM_SCHEDULES}
-
-
 def draw_schedule(
-    actions: NDArray[np.int8],
+    actions: NDArray[np.int32],
     held: NDArray[np.int64],
     size: NDArray[np.int64],
     k: int,
@@ -100,7 +64,7 @@ def draw_schedule(
 
 @kernel
 def place_trades(
-    actions: NDArray[np.int8],
+    actions: NDArray[np.int32],
     held: NDArray[np.int64],
     size: NDArray[np.int64],
     k: int,
