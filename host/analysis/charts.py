@@ -179,7 +179,7 @@ def bars(names: Sequence[str], values: Sequence[float], unit: str, colours: Sequ
     room = 0.34 * ((high - low) or 1.0)
     plot.x_range = Range1d(low - (room if low < 0 else 0.0), high + room)
     texts = [brief(pips) for pips in value.tolist()]
-    data = {"name": list(names), "value": value, "colour": list(colours), "text": texts}
+    data: dict[str, Any] = {"name": list(names), "value": value, "colour": list(colours), "text": texts}
     source = ColumnDataSource(data)
     plot.hbar("name", right="value", height=0.62, source=source, color="colour", alpha=0.85)
     for sign, align in ((1, "left"), (-1, "right")):

@@ -181,7 +181,7 @@ def sections(
     names |= {name: row["net_pips"] for name, row in document["baselines"].items()}
     yield (
         "Beside policies without knowledge",
-        "The same bars and costs; random: as many trades, at random times.",
+        "Same bars and costs. random: as many trades at random times; policy head: the agent without its search.",
         [charts.bars(list(names), list(names.values()), "net pips")],
     )
     taken = document["costs"]["taken"]

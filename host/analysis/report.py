@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -58,6 +59,7 @@ class ReportContext(NamedTuple):
     overfitting: float | None = None  # `backtest_overfitting` of their returns
     caveat: str | None = None  # why the verdict may not hold
     opportunity: dict[str, Any] | None = None
+    rivals: Mapping[str, Sequence[TradingRecord]] = MappingProxyType({})  # other agents on the same stretches
     metrics: Sequence[dict[str, Any]] = ()  # a row an iteration of training
 
 
@@ -79,49 +81,47 @@ def report_backtest(
 
 def build_report(records: Sequence[TradingRecord], context: ReportContext) -> dict[str, Any]:
     """The document of `records`, the stretches of one test in order; several stretches are folds."""
-    joined = join_records(records)
+    joined, seed = join_records(records), context.seed
+    first, last = span(joined)
     day, returns = daily_returns(joined)
-    verdict = judge(
-        returns, context.trials, context.trial_sharpe_variance, context.overfitting, days_per_year(day), context.seed
-    )
-    alike = [baseline_records(record, context.seed) for record in records]
-    rows = [cost_sensitivity(record, context.seed) for record in records]
+    luck = max(context.trial_sharpe_variance or 0.0, 1.0 / max(len(day) - 1, 1))  # as `judge` takes it
+    verdict = judge(returns, context.trials, luck, context.overfitting, days_per_year(day), seed)
+    baselines = [baseline_records(record, seed) for record in records]
+    rivals = {**{name: [found[name] for found in baselines] for name in baselines[0]}, **context.rivals}
+    rows = zip(*(cost_sensitivity(record, seed) for record in records), strict=True)
     return {
         "schema": SCHEMA,
         "source": context.source,
-        "span": {
-            "first": format_time(int(joined.bars.time[0])),
-            "last": format_time(int(joined.bars.time[-1])),
-            "bars": len(joined.target),
-            "days": len(day),
-        },
+        "span": {"first": first, "last": last, "bars": len(joined.target), "days": len(day)},
         "verdict": {"verdict": verdict.verdict, "reasons": [*verdict.reasons, *filter(None, [context.caveat])]},
         "statistics": summarise(joined),
-        "intervals": intervals(joined, context.seed),
+        "intervals": intervals(joined, seed),
         "significance": {
             "trials": context.trials,
-            "deflated_sharpe": deflated_sharpe(returns, context.trials, context.trial_sharpe_variance or 0.0),
+            "deflated_sharpe": deflated_sharpe(returns, context.trials, luck),
             "min_track_record_days": min_track_record(returns),
             "backtest_overfitting": context.overfitting,
         },
-        "baselines": {
-            name: figures(join_records([fold[name] for fold in alike])) for name in (alike[0] if alike else ())
-        },
+        "baselines": {name: figures(join_records(found)) for name, found in rivals.items()},
         "costs": {
             "taken": costs_taken(joined),
             "break_even_spread_pips": break_even_spread(joined),
             "sensitivity": [
-                {"name": same[0]["name"], "net_pips": sum(row["net_pips"] for row in same)}
-                for same in zip(*rows, strict=True)
+                {"name": row[0]["name"], "net_pips": sum(part["net_pips"] for part in row)} for row in rows
             ],
         },
         "opportunity": context.opportunity,
         "actions": action_shares(joined.target),
         "months": months(joined),
         "hours": hours(joined).tolist(),
-        "folds": [fold(record, context.seed) for record in records] if len(records) > 1 else [],
+        "folds": [fold(record, seed) for record in records] if len(records) > 1 else [],
         "learning": learning_curves(context.metrics),
     }
+
+
+def span(record: TradingRecord) -> tuple[str, str]:
+    """The first and the last close."""
+    return format_time(int(record.bars.time[0])), format_time(int(record.bars.time[-1]))
 
 
 def join_records(records: Sequence[TradingRecord]) -> TradingRecord:
@@ -170,7 +170,7 @@ def figures(record: TradingRecord) -> dict[str, Any]:
 
 def fold(record: TradingRecord, seed: int) -> dict[str, Any]:
     """`figures` of a fold, its span and the interval of its net pips."""
-    first, last = (format_time(int(record.bars.time[i])) for i in (0, -1))
+    first, last = span(record)
     interval = intervals(record, seed).get("Net Profit [pips]")
     return {"first": first, "last": last, **figures(record), "interval": interval}
 
@@ -193,8 +193,8 @@ def months(record: TradingRecord) -> list[dict[str, Any]]:
 def hours(record: TradingRecord) -> Floats:
     """[24, 7] net pips by hour (UTC) and weekday, from Monday; a bar counts where it ends."""
     time, pips = bar_pips(record)
-    cell = time // HOUR_NS % 24 * 7 + (time // DAY_NS + 3) % 7
-    table: Floats = np.bincount(cell, pips, minlength=24 * 7).reshape(24, 7)
+    table = np.zeros((24, 7))
+    np.add.at(table, (time // HOUR_NS % 24, (time // DAY_NS + 3) % 7), pips)
     return table
 
 
@@ -249,7 +249,7 @@ def write_html(folder: Path) -> None:
     try:
         from host.analysis.html_report import render_html
     except ModuleNotFoundError as error:
-        if error.name != "bokeh":
+        if not str(error.name).startswith("bokeh"):
             raise
         again = program_command("report", folder)
         raise ReportError(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from host import VERSION
+from host.analysis.baselines import policy_without_search
 from host.analysis.report import ANALYSIS_FILES, ReportContext, print_summary, report_backtest, write_report
 from host.artifact.manifest import reading_options
 from host.atomic import add_path_to_errors, check_not_input, check_writable
@@ -79,7 +80,9 @@ def backtest_csv(
     with progress("backtest") as report:
         result = run_backtest(policy, bars, extra, first, len(bars.time), report)
     caveat = SEEN_BARS if bars.time[first] <= loaded.trained_ns else None
-    context = ReportContext(describe_source(source, model, loaded.sha256), caveat=caveat)
+    stretch = loaded.networks, loaded.market_spec, loaded.search, bars, extra, first, len(bars.time)
+    rivals = {"policy head": [policy_without_search(*stretch)]}
+    context = ReportContext(describe_source(source, model, loaded.sha256), caveat=caveat, rivals=rivals)
     document, record = report_backtest(result, policy, bars, first, context, None)
     if risk is not None:
         limits = resolve_limits(risk, loaded)

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from host.analysis.baselines import agent_record, policy_without_search
+from host.analysis.record import TradingRecord
 from host.analysis.report import ReportContext, print_summary, report_backtest, write_report
 from host.artifact.manifest import LoadedModel, load_model, save_model
-from host.artifact.networks import BacktestStats
+from host.artifact.networks import BacktestStats, OnnxNetworks
 from host.atomic import WriteError, add_path_to_errors, check_writable, locked
 from host.commands.backtest import SAMPLE_CSV, describe_source, log_source, sample_reading
 from host.config import Config, check_minutes, flatten, load_config
@@ -107,6 +109,7 @@ def train_csv(
         with compiling("getting ready") as report:
             data, source = prepare_data(spec, out if resume else None, threads, report)
             trainer, origin = Trainer(data, spec.config, threads), training_origin(spec, data, source)
+            untrained = trainer.export_networks()
             if resume and out:
                 check_origin(out, origin)
             run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
@@ -121,7 +124,10 @@ def train_csv(
         stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
         loaded, model = export_model(run, trainer, source, stats), run.path / "model.swt"
         context = ReportContext(
-            describe_source(source, model, loaded.sha256), spec.config.train.seed, metrics=run.read_metrics()
+            describe_source(source, model, loaded.sha256),
+            spec.config.train.seed,
+            rivals=rival_records(trainer, untrained),
+            metrics=run.read_metrics(),
         )
         direction_z = trainer.calibration.direction_z if trainer.calibration else None
         document, record = report_backtest(result, policy, data.bars, data.test_first, context, direction_z)
@@ -322,6 +328,16 @@ def trade_unseen_bars(trainer: Trainer) -> tuple[PolicyState, BacktestResult]:
         return policy, run_backtest(
             policy, data.bars, data.extra_features, data.test_first, len(data.bars.time), report
         )
+
+
+def rival_records(trainer: Trainer, untrained: OnnxNetworks) -> dict[str, list[TradingRecord]]:
+    """The policy head without search, and search with untrained networks, on the test part."""
+    data, search = trainer.data, trainer.acting_search_config()
+    stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
+    return {
+        "policy head": [policy_without_search(trainer.export_networks(), data.market_spec, search, *stretch)],
+        "untrained": [agent_record(untrained, data.market_spec, search, *stretch)],
+    }
 
 
 def flag_name(name: str) -> str:
