@@ -25,8 +25,10 @@ from host.analysis.statistics import sharpe
 
 EDGE, NO_EDGE, TOO_LITTLE = "edge", "no edge", "too little data"
 CONFIDENCE = 0.95
+INTERVAL_LEVEL = 0.98  # with 0.95, returns with memory or rare large losses pass for an edge in 5 % of the cases
 MIN_DAYS = 30  # with a profit or a loss: with fewer, the formulas, which are for many days, err to the good
 WORTHWHILE_SHARPE = 1.0  # of a year: where less than this is all that the data allow, there is no edge
+PLAUSIBLE_SHARPE = 3.0  # of a year: where luck gives more than this, the data could show no edge
 NORMAL = NormalDist()
 PATHS_AT_ONCE = 100  # bounds the memory
 BASIS_POINT = 1e-4
@@ -181,10 +183,11 @@ def judge(
 ) -> Verdict:
     """Whether returns [d], those of the best of `trials` trials, show an edge.
 
-    An edge: the deflated Sharpe ratio is CONFIDENCE or more, and the bootstrap interval of the mean is above 0.  The
-    variance of the trials' Sharpe ratios is that of luck at least, so that trials that resemble each other count in
-    full.  No edge: a loss; less than luck gives the best of the trials; `backtest_overfitting` above a half; or so
-    little, for certain, that it is not WORTHWHILE_SHARPE a year.  Else there is too little data.
+    An edge: the deflated Sharpe ratio is CONFIDENCE or more, and the INTERVAL_LEVEL interval of the mean is above 0.
+    The variance of the trials' Sharpe ratios is that of luck at least, so that trials that resemble each other count in
+    full.  No edge: a loss; less than luck gives the best of the trials, and luck less than PLAUSIBLE_SHARPE;
+    `backtest_overfitting` above a half; or so little, for certain, that it is not WORTHWHILE_SHARPE.  Else there is too
+    little data.  `trial_sharpe_variance` and `overfitting` may be unknown; `seed` draws the paths.
     """
     days, active, ratio = len(returns), int(np.count_nonzero(returns)), sharpe(returns)
     if days >= MIN_DAYS and not active:
@@ -197,7 +200,7 @@ def judge(
     reasons = [f"Sharpe ratio {ratio * year:.2f} a year, net, over {days} days, {active} with a profit or a loss."]
     if trials > 1:
         reasons.append(f"It is the best of {trials} trials: luck alone gives the best of them {luck * year:.2f}.")
-    against = list(_against(ratio, luck, overfitting))
+    against = list(_against(ratio, luck, luck * year < PLAUSIBLE_SHARPE, overfitting))
     if against:
         return Verdict(NO_EDGE, reasons + against)
     doubts = list(_doubts(returns, luck, seed, reasons))
@@ -208,11 +211,11 @@ def judge(
     return Verdict(TOO_LITTLE, reasons + doubts) if doubts else Verdict(EDGE, reasons)
 
 
-def _against(ratio: float, luck: float, overfitting: float | None) -> Iterator[str]:
-    """Reasons why there is no edge."""
+def _against(ratio: float, luck: float, beatable: bool, overfitting: float | None) -> Iterator[str]:
+    """Reasons why there is no edge; `beatable`: an edge that exists would be above luck."""
     if ratio <= 0:
         yield "It loses after costs."
-    elif ratio <= luck:
+    elif ratio <= luck and beatable:
         yield "Luck explains the profit."
     if overfitting is not None and overfitting > 0.5:
         yield f"What is best in one half of the days is below the median in the other: {overfitting:.0%} of the cases."
@@ -220,14 +223,15 @@ def _against(ratio: float, luck: float, overfitting: float | None) -> Iterator[s
 
 def _doubts(returns: Floats, luck: float, seed: int, reasons: list[str]) -> Iterator[str]:
     """Reasons why an edge is not certain; appends to `reasons` what speaks for one."""
-    chance, days = probabilistic_sharpe(returns, luck) or 0.0, min_track_record(returns, luck) or math.inf
+    chance, days = probabilistic_sharpe(returns, luck) or 0.0, min_track_record(returns, luck)
     likely = f"It is better than luck with a probability of {'over 99.9%' if chance > 0.999 else f'{chance:.1%}'}"
     if chance < CONFIDENCE:
-        yield f"{likely}; for {CONFIDENCE:.0%} it takes about {days:,.0f} days like these."
+        needed = f"about {days:,.0f}" if days else "many more"
+        yield f"{likely}; for {CONFIDENCE:.0%} it takes {needed} days like these."
         return
     reasons.append(f"{likely}; {days:,.0f} days are enough for {CONFIDENCE:.0%}.")
-    low, high = (bound / BASIS_POINT for bound in bootstrap_intervals(returns, seed)["mean"])
-    interval = f"The mean day is between {low:.2f} and {high:.2f} basis points (95 %, stationary bootstrap)"
+    low, high = (bound / BASIS_POINT for bound in bootstrap_intervals(returns, seed, level=INTERVAL_LEVEL)["mean"])
+    interval = f"The mean day is between {low:.2f} and {high:.2f} basis points ({INTERVAL_LEVEL:.0%}, bootstrap)"
     if low <= 0:
         yield f"{interval}: it may be a loss."
     else:

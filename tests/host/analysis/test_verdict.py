@@ -1,5 +1,6 @@
 """`judge` finds the edge that a market was made with, and none in noise, however many trials are made."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from host.analysis.statistics import days_per_year
 from host.evaluation.optimum import optimal_actions, solve_optimal_policy
 from host.evaluation.synthetic import INTERVAL_NS, PIP, SyntheticOptions, make_market
 from kernels.market.ledger import Market, new_market
-from kernels.market.position import CLOSE, HOLD, action_target
+from kernels.market.position import ACTIONS, HOLD, action_target
 
 Draw = Callable[[np.random.Generator, int, int], Floats]
 RUNS, MAX_TRIALS = 200, 50
@@ -84,29 +85,28 @@ def test_trials_that_resemble_each_other_count_in_full() -> None:
 
 
 def test_an_edge_is_found_once_there_is_enough_data() -> None:
-    rng, year = np.random.default_rng(0), []
-    for days in (40, 250, 2500):
-        runs = [judge(0.001 * (normal(rng, days, 1)[:, 0] + 2.5 / np.sqrt(252)), 10).verdict for _ in range(20)]
-        year.append(runs.count(EDGE))
-        assert days > 40 or runs.count(TOO_LITTLE) >= 5
-    assert year[0] <= 2 < year[2]
-    assert year[2] == 20
+    rng, found = np.random.default_rng(0), {}
+    for days in (40, 250, 1500):
+        edges = (0.001 * (normal(rng, days, 1)[:, 0] + 2.5 / math.sqrt(252)) for _ in range(20))
+        found[days] = Counter(judge(returns, 10).verdict for returns in edges)
+    assert found[40][EDGE] == 0
+    assert found[40][TOO_LITTLE] >= 12  # the others lose, by chance
+    assert 0 < found[250][EDGE] < 20
+    assert found[1500][EDGE] == 20
 
 
-def planted_targets(length: int) -> tuple[Floats, Floats]:
+def planted_returns() -> tuple[Floats, Floats]:
     """Daily returns [d] of the best policy of the planted market, and of its opposite."""
-    synthetic = make_market("planted", SyntheticOptions(length=length))
+    synthetic = make_market("planted", SyntheticOptions(length=LENGTH))
     actions = optimal_actions(synthetic, solve_optimal_policy(synthetic, MARKET, 101))[:-1]
     decided = np.maximum.accumulate(np.where(actions == HOLD, 0, np.arange(len(actions))))
-    target = np.array([0.0, 1.0, -1.0, 0.0])[actions[decided]]
-    assert CLOSE == 3
-    assert [action_target(0.0, action, MARKET.sizes) for action in (1, 2)] == [1, -1]
-    records = [trade_targets(synthetic.bars, sign * target, MARKET) for sign in (1.0, -1.0)]
-    return daily_returns(records[0])[1], daily_returns(records[1])[1]
+    target = np.array([action_target(0.0, action, MARKET.sizes) for action in range(len(ACTIONS))])[actions[decided]]
+    best, opposite = (trade_targets(synthetic.bars, sign * target, MARKET) for sign in (1.0, -1.0))
+    return daily_returns(best)[1], daily_returns(opposite)[1]
 
 
 def test_the_best_policy_of_the_planted_market_has_an_edge() -> None:
-    best, opposite = planted_targets(LENGTH)
+    best, opposite = planted_returns()
     verdict = judge(best, MAX_TRIALS, days_per_year=365.25)
     assert verdict.verdict == EDGE, verdict
     assert len(verdict.reasons) == 4
@@ -116,23 +116,21 @@ def test_the_best_policy_of_the_planted_market_has_an_edge() -> None:
 
 def test_random_policies_on_noise_have_no_edge_even_without_costs() -> None:
     """Twenty runs of ten trials on the ledger, each of a turnover of its own."""
-    for cost, runs in ((0.0, 20), (None, 2)):
-        synthetic = make_market("noise", SyntheticOptions(length=LENGTH, cost=cost))
-        rng, found = np.random.default_rng(7), Counter[str]()
-        for _ in range(runs):
-            returns = []
-            for _ in range(10):
-                lengths = rng.geometric(10 ** -rng.uniform(1, 3), 2000)
-                target = np.resize(
-                    np.repeat(rng.integers(0, 2, 2000) * rng.choice([-1.0, 1.0], 2000), lengths), LENGTH - 1
-                )
-                record = trade_targets(synthetic.bars, target, MARKET._replace(reverse=True))
-                day, earned = daily_returns(record)
-                returns.append(earned)
-            assert days_per_year(day) == 365.25
-            found[judge_best(np.array(returns).T).verdict] += 1
-        assert found[EDGE] < 0.05 * max(runs, 20), found
-        assert cost == 0.0 or found[NO_EDGE] == runs, found
+    bars = make_market("noise", SyntheticOptions(length=LENGTH, cost=0.0)).bars
+    rng, found, market = np.random.default_rng(7), Counter[str](), MARKET._replace(reverse=True)
+    for _ in range(20):
+        trials = []
+        for turnover in 10 ** -rng.uniform(1, 3, 10):
+            pieces = rng.integers(-1, 2, 2000).astype(float), rng.geometric(turnover, 2000)
+            target = np.resize(np.repeat(*pieces), LENGTH - 1)
+            day, returns = daily_returns(trade_targets(bars, target, market))
+            trials.append(returns)
+        assert days_per_year(day) == 365.25
+        found[judge_best(np.array(trials).T).verdict] += 1
+    assert found[EDGE] == 0, found
+    paying = judge(daily_returns(trade_targets(bars, target, market._replace(commission_px=PIP)))[1])
+    assert paying.verdict == NO_EDGE
+    assert "It loses after costs." in paying.reasons
 
 
 def alternating(up: float, down: float, days: int) -> Floats:
@@ -152,6 +150,7 @@ def alternating(up: float, down: float, days: int) -> Floats:
         (alternating(0.02, -0.01, 300), {"overfitting": 0.6}, NO_EDGE, "60% of the cases"),
         (alternating(0.011, -0.01, 300), {}, TOO_LITTLE, "for 95% it takes about 1,19"),
         (alternating(0.0101, -0.01, 9000), {}, NO_EDGE, "Even at the upper end it has a Sharpe ratio of 0.35 a year"),
+        (alternating(0.011, -0.01, 60), {"trials": 40}, TOO_LITTLE, "it takes many more days"),
         (np.resize(np.repeat([0.02, -0.01], 40), 240), {}, TOO_LITTLE, "it may be a loss"),
         (alternating(0.02, -0.01, 300), {"trials": 40}, EDGE, "Sharpe ratio 5.28 a year, net, over 300 days, 300 with"),
         (alternating(0.02, -0.01, 300), {"trials": 40}, EDGE, "better than luck with a probability of over 99.9%;"),
