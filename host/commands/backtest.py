@@ -22,10 +22,10 @@ from host.console import log, progress
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
 from host.data.parsing import EPOCH_UTC, MICROSECOND
-from host.evaluation.backtest import BacktestResult, backtest_report, print_report, run_backtest
+from host.evaluation.backtest import BacktestResult, backtest_report, new_backtest_policy, print_report, run_backtest
 from host.evaluation.rehearsal import print_risk_report, run_risk_engine
 from host.live.limits import describe_limits, resolve_limits
-from host.live.live_agent import DECISION_COLUMNS, format_decision, load_live_model, new_policy_state
+from host.live.live_agent import DECISION_COLUMNS, format_decision, load_live_model
 from host.live.market_check import check_feed_name, check_scale, check_symbol
 from kernels.market.bars import Bars
 
@@ -70,7 +70,7 @@ def backtest_csv(
         check_symbol(loaded, source.instrument.symbol, path)
         check_scale(loaded, bars.close, bars.high - bars.low, path)
     first = first_decision_bar(bars, start, source, loaded.networks.history)
-    policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
+    policy = new_backtest_policy(loaded.networks, loaded.market_spec, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
     with progress("backtest") as report:
         result = run_backtest(policy, bars, extra, first, len(bars.time), report)

@@ -29,9 +29,8 @@ from host.console import ProgressCallback, compiling, log, program_command, prog
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
 from host.data.parsing import format_utc
-from host.evaluation.backtest import backtest_report, print_report, run_backtest
+from host.evaluation.backtest import backtest_report, new_backtest_policy, print_report, run_backtest
 from host.evaluation.rehearsal import backtest_record
-from host.live.live_agent import new_policy_state
 from host.training.dataset import Dataset, new_dataset
 from host.training.run_dir import (
     RUN_NUMBER,
@@ -304,14 +303,14 @@ def export_model(run: RunDir, trainer: Trainer, source: Source, record: Backtest
 def warm_up(trainer: Trainer) -> None:
     """Compile the kernels of acting: make one decision as the trained agent does."""
     data = trainer.data
-    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 2)
 
 
 def evaluate_out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, Any], BacktestStats]:
     """The report on the test part, and the statistics from which the risk limits follow."""
     data, first, stop = trainer.data, trainer.data.test_first, len(trainer.data.bars.time)
-    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     with progress("out of sample") as report:
         result = run_backtest(policy, data.bars, data.extra_features, first, stop, report)
     spec = data.market_spec
