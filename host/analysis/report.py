@@ -71,7 +71,10 @@ def report_backtest(
     context: ReportContext,
     direction_z: float | None,
 ) -> tuple[dict[str, Any], TradingRecord]:
-    """The document of a backtest of `policy` that began at bar `first`, with its speed; and its record."""
+    """The document of a backtest that began at bar `first`, with its speed; and its record.
+
+    `policy` is the agent as `act` has it, to ask what it sees; `direction_z` is that of `opportunity`.
+    """
     record, n = record_of(result, bars, first, policy.market), len(result.log.action)
     seen = opportunity(policy, bars, np.zeros((len(bars.time), 0), np.float32), first, first + n + 1, direction_z)
     speed = {"bars": n, "decisions_per_s": round(n / max(result.seconds, 1e-9))}

@@ -23,7 +23,7 @@ from host.console import log, progress
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
 from host.data.parsing import EPOCH_UTC, MICROSECOND
-from host.evaluation.backtest import BacktestResult, run_backtest
+from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import print_risk_report, run_risk_engine
 from host.live.limits import describe_limits, resolve_limits
 from host.live.live_agent import DECISION_COLUMNS, format_decision, load_live_model, new_policy_state
@@ -75,7 +75,7 @@ def backtest_csv(
         check_symbol(loaded, source.instrument.symbol, path)
         check_scale(loaded, bars.close, bars.high - bars.low, path)
     first = first_decision_bar(bars, start, source, loaded.networks.history)
-    policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
+    policy = new_backtest_policy(loaded.networks, loaded.market_spec, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
     with progress("backtest") as report:
         result = run_backtest(policy, bars, extra, first, len(bars.time), report)
@@ -83,7 +83,8 @@ def backtest_csv(
     stretch = loaded.networks, loaded.market_spec, loaded.search, bars, extra, first, len(bars.time)
     rivals = {"policy head": [policy_without_search(*stretch)]}
     context = ReportContext(describe_source(source, model, loaded.sha256), caveat=caveat, rivals=rivals)
-    document, record = report_backtest(result, policy, bars, first, context, None)
+    asked = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
+    document, record = report_backtest(result, asked, bars, first, context, None)
     if risk is not None:
         limits = resolve_limits(risk, loaded)
         for line in describe_limits(limits, loaded):

@@ -30,7 +30,7 @@ from host.console import ProgressCallback, compiling, log, program_command, prog
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
 from host.data.parsing import format_utc
-from host.evaluation.backtest import BacktestResult, run_backtest
+from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
 from host.training.dataset import Dataset, new_dataset
@@ -49,7 +49,6 @@ from host.training.run_dir import (
 )
 from host.training.trainer import Trainer, run_first_iteration, train_for
 from kernels.jit import program_digest
-from kernels.live.policy_step import PolicyState
 from kernels.market.bars import SECOND_NS
 from kernels.market.features import feature_digest
 
@@ -120,7 +119,7 @@ def train_csv(
             warm_up(trainer)
         with progress("training") as report:
             train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, report)
-        policy, result = trade_unseen_bars(trainer)
+        result = trade_unseen_bars(trainer)
         stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
         loaded, model = export_model(run, trainer, source, stats), run.path / "model.swt"
         context = ReportContext(
@@ -130,6 +129,7 @@ def train_csv(
             metrics=run.read_metrics(),
         )
         direction_z = trainer.calibration.direction_z if trainer.calibration else None
+        policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
         document, record = report_backtest(result, policy, data.bars, data.test_first, context, direction_z)
         write_report(run.path, document, [record])
     print_summary(document, sys.stderr)
@@ -316,18 +316,17 @@ def export_model(run: RunDir, trainer: Trainer, source: Source, record: Backtest
 def warm_up(trainer: Trainer) -> None:
     """Compile the kernels of acting: make one decision as the trained agent does."""
     data = trainer.data
-    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 2)
 
 
-def trade_unseen_bars(trainer: Trainer) -> tuple[PolicyState, BacktestResult]:
-    """The trained agent, and its decisions on the test part."""
+def trade_unseen_bars(trainer: Trainer) -> BacktestResult:
+    """The decisions of the trained agent on the test part."""
     data = trainer.data
-    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
     with progress("out of sample") as report:
-        return policy, run_backtest(
-            policy, data.bars, data.extra_features, data.test_first, len(data.bars.time), report
-        )
+        return run_backtest(policy, *stretch, report)
 
 
 def rival_records(trainer: Trainer, untrained: OnnxNetworks) -> dict[str, list[TradingRecord]]:
