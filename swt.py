@@ -144,6 +144,7 @@ def backtest(
         str | None, typer.Option("--from", help="Close of the first bar to decide at; UTC without a zone.")
     ] = None,
     decisions: Annotated[Path | None, typer.Option(help="Write every decision to this CSV file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report, its tables and report.html here.")] = None,
     guards: Annotated[bool, typer.Option("--guards", help="Apply the risk limits of `act` too.")] = False,
     insist: InsistOption = False,
     config: ConfigOption = None,
@@ -151,12 +152,24 @@ def backtest(
     help_config: HelpConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Trade a file of bars with a model, and report net pips beside seven baselines."""
+    """Trade a file of bars with a model, and report net pips, how sure they are, and what policies without one earn."""
     from host.commands.backtest import backtest_csv
     from host.config import LiveConfig, apply_overrides
 
     risk = apply_overrides(LiveConfig(), config, settings).risk if guards or config or settings else None
-    backtest_csv(csv, model, reading, start, decisions, as_json=as_json, risk=risk, insist=insist)
+    backtest_csv(csv, model, reading, start, decisions, as_json=as_json, risk=risk, insist=insist, report_folder=report)
+
+
+@app.command("report", hidden=PACKED)
+def make_report(
+    run: Annotated[Path, typer.Argument(help="A folder of `train`, or of `backtest --report`.")],
+    png: Annotated[Path | None, typer.Option(help="Write a picture of the page too; it takes a browser.")] = None,
+    width: Annotated[int, typer.Option(min=320, help="Of the picture, pixels.")] = 1400,
+) -> None:
+    """Make report.html again from the files beside it."""
+    from host.commands.report import remake_report
+
+    remake_report(run, png, width)
 
 
 @app.command()

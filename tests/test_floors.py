@@ -34,7 +34,7 @@ SHELVES = {  # lines that each may have
     "analysis": 1_600,  # what a backtest is worth, and the report that shows it
     "walkforward": 600,  # training anew for each fold, and the ledger of trials
     "data": 3_300,  # how files of strangers are read
-    "live": 1_680,  # acting beside money
+    "live": 1_730,  # acting beside money, and many decisions at once
     "extensions": 1_640,
     "bench": 1_325,
     "enhancements": 655,  # what every enhancement costs and teaches

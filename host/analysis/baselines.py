@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from host.analysis.record import Floats, TradingRecord, net_pips, record_of, trade_targets
 from host.artifact.networks import MarketSpec, OnnxNetworks
-from host.evaluation.backtest import run_backtest
-from host.live.live_agent import new_policy_state
+from host.evaluation.backtest import new_backtest_policy, run_backtest
 from kernels.market.bars import Bars
 from kernels.market.ledger import BARS_HELD, TRADE_SIDE
 from kernels.market.position import HOLD
@@ -45,11 +44,6 @@ def baseline_records(record: TradingRecord, seed: int) -> dict[str, TradingRecor
         for name, side in sides.items()
     }
     return {**records, "random": random_record(record, seed)}
-
-
-def baseline_pips(record: TradingRecord, seed: int) -> dict[str, float]:
-    """Net pips of `baseline_records`."""
-    return {name: net_pips(found) for name, found in baseline_records(record, seed).items()}
 
 
 def move_sign(close: Floats, length: int) -> Floats:
@@ -105,7 +99,7 @@ def agent_record(
     stop: int,
 ) -> TradingRecord:
     """What these networks do under `search` on bars [first, stop).  Untrained ones show search without learning."""
-    result = run_backtest(new_policy_state(networks, spec, search), bars, extra, first, stop)
+    result = run_backtest(new_backtest_policy(networks, spec, search), bars, extra, first, stop)
     return record_of(result, bars, first, spec.market)
 
 

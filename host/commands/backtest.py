@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from host.analysis.baselines import baseline_pips
-from host.analysis.record import record_of
+from host import VERSION
+from host.analysis.baselines import policy_without_search
+from host.analysis.report import ANALYSIS_FILES, ReportContext, print_summary, report_backtest, write_report
 from host.artifact.manifest import reading_options
 from host.atomic import add_path_to_errors, check_not_input, check_writable
 from host.commands.data_check import print_source, source_document
@@ -22,13 +23,15 @@ from host.console import log, progress
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
 from host.data.parsing import EPOCH_UTC, MICROSECOND
-from host.evaluation.backtest import BacktestResult, backtest_report, print_report, run_backtest
+from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import print_risk_report, run_risk_engine
 from host.live.limits import describe_limits, resolve_limits
 from host.live.live_agent import DECISION_COLUMNS, format_decision, load_live_model, new_policy_state
 from host.live.market_check import check_feed_name, check_scale, check_symbol
 from kernels.market.bars import Bars
 
+INTERVALS = (("D", 86_400), ("H", 3_600), ("M", 60))  # seconds
+SEEN_BARS = "The agent was trained on bars of this time: unless these are its test part, a profit proves nothing."
 SAMPLE_CSV = Path(__file__).parents[1] / "data" / "sample.csv"
 
 
@@ -54,11 +57,13 @@ def backtest_csv(
     as_json: bool = False,
     risk: RiskConfig | None = None,
     insist: bool = False,
+    report_folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Trade a CSV from the first bar that closes at or after `start`; the report, with the effect of `risk`."""
-    if decisions is not None:
-        check_writable(decisions)
-        check_not_input(decisions, model, csv or SAMPLE_CSV)
+    """Trade a CSV from the first bar that closes at or after `start`; the report, with the effect of `risk`.
+
+    With `report_folder` the files of the report are written into it.
+    """
+    check_outputs(decisions, report_folder, model, csv or SAMPLE_CSV)
     loaded = load_live_model(model)
     path = str(csv or SAMPLE_CSV)
     reading = sample_reading(reading) if csv is None else reading
@@ -70,12 +75,16 @@ def backtest_csv(
         check_symbol(loaded, source.instrument.symbol, path)
         check_scale(loaded, bars.close, bars.high - bars.low, path)
     first = first_decision_bar(bars, start, source, loaded.networks.history)
-    policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
+    policy = new_backtest_policy(loaded.networks, loaded.market_spec, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
     with progress("backtest") as report:
         result = run_backtest(policy, bars, extra, first, len(bars.time), report)
-    baselines = baseline_pips(record_of(result, bars, first, loaded.market_spec.market), seed=0)
-    document = backtest_report(result, loaded.market_spec, baselines)
+    caveat = SEEN_BARS if bars.time[first] <= loaded.trained_ns else None
+    stretch = loaded.networks, loaded.market_spec, loaded.search, bars, extra, first, len(bars.time)
+    rivals = {"policy head": [policy_without_search(*stretch)]}
+    context = ReportContext(describe_source(source, model, loaded.sha256), caveat=caveat, rivals=rivals)
+    asked = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
+    document, record = report_backtest(result, asked, bars, first, context, None)
     if risk is not None:
         limits = resolve_limits(risk, loaded)
         for line in describe_limits(limits, loaded):
@@ -84,13 +93,44 @@ def backtest_csv(
     if as_json:
         print(json.dumps(document))
     elif not quiet:
-        print_report(document, sys.stdout)
+        print_summary(document, sys.stdout)
         if risk is not None:
             print_risk_report(document["guards"], sys.stdout)
     if decisions is not None:
         with add_path_to_errors(decisions):
             write_decisions(decisions, result, bars, first)
+    if report_folder is not None:
+        write_report(report_folder, document, [record])
     return document
+
+
+def check_outputs(decisions: Path | None, report_folder: Path | None, *inputs: Path) -> None:
+    """Raise OutputPathError unless both can be written, without loss of an input."""
+    if decisions is not None:
+        check_writable(decisions)
+        check_not_input(decisions, *inputs)
+    if report_folder is not None:
+        check_writable(report_folder, folder=True)
+        for name in ANALYSIS_FILES:
+            check_not_input(report_folder / name, *inputs)
+
+
+def describe_source(source: Source, model: Path, sha256: str) -> dict[str, Any]:
+    """What a report says of the bars and of the model that traded them."""
+    symbol = "" if source.instrument.symbol == "-" else source.instrument.symbol
+    return {
+        "title": f"{symbol or Path(source.path).stem}, {format_interval(source.interval_s)}",
+        "file": Path(source.path).name,
+        "model": model.as_posix(),
+        "sha256": sha256[:16],
+        "version": VERSION,
+    }
+
+
+def format_interval(seconds: int) -> str:
+    """The length of a bar as traders write it: M5, H1, D1."""
+    letter, unit = next(((name, size) for name, size in INTERVALS if seconds % size == 0), ("S", 1))
+    return f"{letter}{seconds // unit}"
 
 
 def sample_reading(reading: ReadOptions) -> ReadOptions:

@@ -18,18 +18,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from host.analysis.baselines import baseline_pips
-from host.analysis.record import record_of
+from host.analysis.baselines import agent_record, policy_without_search
+from host.analysis.record import TradingRecord
+from host.analysis.report import ReportContext, print_summary, report_backtest, write_report
 from host.artifact.manifest import LoadedModel, load_model, save_model
-from host.artifact.networks import BacktestStats
+from host.artifact.networks import BacktestStats, OnnxNetworks
 from host.atomic import WriteError, add_path_to_errors, check_writable, locked
-from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
+from host.commands.backtest import SAMPLE_CSV, describe_source, log_source, sample_reading
 from host.config import Config, check_minutes, flatten, load_config
 from host.console import ProgressCallback, compiling, log, program_command, progress
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
 from host.data.parsing import format_utc
-from host.evaluation.backtest import backtest_report, print_report, run_backtest
+from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
 from host.training.dataset import Dataset, new_dataset
@@ -107,6 +108,7 @@ def train_csv(
         with compiling("getting ready") as report:
             data, source = prepare_data(spec, out if resume else None, threads, report)
             trainer, origin = Trainer(data, spec.config, threads), training_origin(spec, data, source)
+            untrained = trainer.export_networks()
             if resume and out:
                 check_origin(out, origin)
             run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
@@ -117,10 +119,20 @@ def train_csv(
             warm_up(trainer)
         with progress("training") as report:
             train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, report)
-        document, record = evaluate_out_of_sample(trainer, spec.config)
-        loaded = export_model(run, trainer, source, record)
-    print_report(document, sys.stderr)
-    model = run.path / "model.swt"
+        result = trade_unseen_bars(trainer)
+        stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
+        loaded, model = export_model(run, trainer, source, stats), run.path / "model.swt"
+        context = ReportContext(
+            describe_source(source, model, loaded.sha256),
+            spec.config.train.seed,
+            rivals=rival_records(trainer, untrained),
+            metrics=run.read_metrics(),
+        )
+        direction_z = trainer.calibration.direction_z if trainer.calibration else None
+        policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
+        document, record = report_backtest(result, policy, data.bars, data.test_first, context, direction_z)
+        write_report(run.path, document, [record])
+    print_summary(document, sys.stderr)
     print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
 
@@ -304,20 +316,27 @@ def export_model(run: RunDir, trainer: Trainer, source: Source, record: Backtest
 def warm_up(trainer: Trainer) -> None:
     """Compile the kernels of acting: make one decision as the trained agent does."""
     data = trainer.data
-    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 2)
 
 
-def evaluate_out_of_sample(trainer: Trainer, config: Config) -> tuple[dict[str, Any], BacktestStats]:
-    """The report on the test part, and the statistics from which the risk limits follow."""
-    data, first, stop = trainer.data, trainer.data.test_first, len(trainer.data.bars.time)
-    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+def trade_unseen_bars(trainer: Trainer) -> BacktestResult:
+    """The decisions of the trained agent on the test part."""
+    data = trainer.data
+    policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
     with progress("out of sample") as report:
-        result = run_backtest(policy, data.bars, data.extra_features, first, stop, report)
-    spec = data.market_spec
-    baselines = baseline_pips(record_of(result, data.bars, first, spec.market), config.train.seed)
-    document = backtest_report(result, spec, baselines)
-    return document, backtest_record(result.log.target, data.bars, first, data.market_spec.market)[0]
+        return run_backtest(policy, *stretch, report)
+
+
+def rival_records(trainer: Trainer, untrained: OnnxNetworks) -> dict[str, list[TradingRecord]]:
+    """The policy head without search, and search with untrained networks, on the test part."""
+    data, search = trainer.data, trainer.acting_search_config()
+    stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
+    return {
+        "policy head": [policy_without_search(trainer.export_networks(), data.market_spec, search, *stretch)],
+        "untrained": [agent_record(untrained, data.market_spec, search, *stretch)],
+    }
 
 
 def flag_name(name: str) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.artifact.networks import MarketSpec
+from host.artifact.networks import MarketSpec, OnnxNetworks
 from host.console import ProgressCallback, no_progress
+from host.live.live_agent import new_policy_state
 from kernels.live.policy_step import PolicyState, TradingLog, simulate_trading
 from kernels.market.bars import Bars
+from kernels.market.features import compute_features, normalise_rows
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
-from kernels.market.statistics import compute_statistics
 from kernels.ort import check_status
+from kernels.search.config import MARKET, SearchConfig
 
 DECISIONS_PER_REPORT = 1024
+SEARCHES_AHEAD = 16
 
 
 class BacktestResult(NamedTuple):
@@ -40,6 +43,12 @@ def new_decision_log(decisions: int, actions: int) -> TradingLog:
     )
 
 
+def new_backtest_policy(networks: OnnxNetworks, spec: MarketSpec, search: SearchConfig) -> PolicyState:
+    """The policy that decides over many bars as that of `act` does, faster where a search serves every position."""
+    serves_all = search.algorithm == MARKET and search.mae_penalty == 0
+    return new_policy_state(networks, spec, search, SEARCHES_AHEAD if serves_all else 1)
+
+
 def run_backtest(
     policy: PolicyState,
     bars: Bars,
@@ -54,35 +63,19 @@ def run_backtest(
     begin = time.perf_counter()
     for i in range(0, n, DECISIONS_PER_REPORT):
         report(i / n, f"{i} of {n} decisions")
-        stretch = first, i, min(i + DECISIONS_PER_REPORT, n)
-        trades, status = simulate_trading(log, policy, account, bars, extra, *stretch, trades)
+        stop_at = min(i + DECISIONS_PER_REPORT, n)
+        features = decision_features(policy, bars, extra, first + i, first + stop_at)
+        trades, status = simulate_trading(log, policy, account, bars, features, first, i, stop_at, trades)
         check_status(status)
     report(1.0, f"{n} decisions")
     return BacktestResult(log, log.trades[:trades], time.perf_counter() - begin)
 
 
-def backtest_report(result: BacktestResult, spec: MarketSpec, baselines: dict[str, float]) -> dict[str, Any]:
-    """The document of `backtest --json`; `baselines` are net pips."""
-    n = len(result.log.action)
-    return {
-        **compute_statistics(result.log.equity, result.trades, spec.market.pip_px),
-        "baselines": baselines,
-        "bars": n,
-        "decisions_per_s": round(n / max(result.seconds, 1e-9)),
-    }
-
-
-def print_report(document: dict[str, Any], out: IO[str]) -> None:
-    """Print a table of net pips, the agent beside its baselines."""
-    rows = {"agent": document["net_pips"], **document["baselines"]}
-    widest = max(abs(v) for v in rows.values()) or 1.0
-    print(f"{'':>10} {'net pips':>10}", file=out)
-    for name, pips in rows.items():
-        bar = ("-" if pips < 0 else "+") * round(30 * abs(pips) / widest)
-        print(f"{name:>10} {pips:>10.1f} {bar}", file=out)
-    exposure, drawdown = document["exposure"], document["max_drawdown_pips"]
-    print(
-        f"{document['trades']} trades in {document['bars']} bars, in the market {exposure:.1%} of the time, "
-        f"largest drawdown {drawdown:.1f} pips",
-        file=out,
-    )
+def decision_features(
+    policy: PolicyState, bars: Bars, extra: NDArray[np.float32], first: int, stop: int
+) -> NDArray[np.float32]:
+    """[context - 1 + stop - first, F] normalised features that the decisions at bars [first, stop) read."""
+    ts = np.arange(first + 1 - len(policy.context_features), stop)
+    X = np.hstack([compute_features(policy.feature_spec, bars, ts, 1), extra[ts]])
+    normalise_rows(X, np.arange(len(ts), dtype=np.int32), policy.normaliser)
+    return X

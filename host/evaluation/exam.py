@@ -8,7 +8,7 @@ import numpy as np
 
 from host.config import Config, ConfigError, Range, load_config
 from host.console import ProgressCallback, no_progress
-from host.evaluation.backtest import BacktestResult, run_backtest
+from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.optimum import OptimalPolicy, closing_regret, run_optimal_policy, solve_optimal_policy
 from host.evaluation.synthetic import (
     INTERVAL_NS,
@@ -19,7 +19,6 @@ from host.evaluation.synthetic import (
     SyntheticOptions,
     make_market,
 )
-from host.live.live_agent import new_policy_state
 from host.training.dataset import Dataset, DatasetError, new_dataset
 from host.training.trainer import Trainer
 from kernels.market.bars import slice_bars
@@ -102,7 +101,7 @@ def trade_unseen_bars(
 ) -> BacktestResult:
     """The agent's decisions over the unseen bars, from flat, booked by the ledger that books the optimum's."""
     synthetic, stop = evaluation.market, evaluation.first + len(evaluation.test_market.bars.time)
-    policy = new_policy_state(trainer.export_networks(), trainer.data.market_spec, trainer.acting_search_config())
+    policy = new_backtest_policy(trainer.export_networks(), trainer.data.market_spec, trainer.acting_search_config())
     return run_backtest(policy, synthetic.bars, synthetic.extra, evaluation.first, stop, report)
 
 

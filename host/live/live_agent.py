@@ -30,10 +30,10 @@ RANGES_PER_PRICE = 1000.0  # of the random walk: its first price in mean bar ran
 DECISION_COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_sell", "p_close", "latency_us")
 
 
-def new_policy_state(networks: OnnxNetworks, spec: MarketSpec, search: SearchConfig) -> PolicyState:
-    """The arrays of a policy that searches one root without exploration noise."""
+def new_policy_state(networks: OnnxNetworks, spec: MarketSpec, search: SearchConfig, roots: int = 1) -> PolicyState:
+    """The arrays of a policy that searches without exploration noise."""
     return PolicyState(
-        planner=networks.planner(1, search),
+        planner=networks.planner(roots, search),
         feature_spec=spec.features,
         normaliser=spec.normaliser,
         codes=spec.codes,

@@ -91,6 +91,11 @@ class RunDir:
                     self._metrics.truncate(end)
                 raise
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, of each iteration the last."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return list({row["iteration"]: row for row in map(json.loads, lines)}.values())
+
     def save_checkpoint(self, step: int, arrays: Arrays, state: dict[str, Any]) -> None:
         """Write a checkpoint numbered `step` >= 0, durable on return; JSON must give `state` back unchanged."""
         path = self._checkpoints / f"step-{step:09d}.ckpt"

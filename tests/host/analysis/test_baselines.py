@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from host.analysis import baselines
-from host.analysis.baselines import baseline_pips, baseline_records, policy_without_search, random_record
+from host.analysis.baselines import baseline_records, policy_without_search, random_record
 from host.analysis.record import TradingRecord, net_pips, trade_targets
 from host.live.live_agent import new_policy_state
 from kernels.live.policy_step import decide
@@ -37,6 +37,10 @@ def flat(bars: Bars, rules: Market) -> TradingRecord:
     return trade_targets(bars, np.zeros(len(bars.time) - 1), rules)
 
 
+def baseline_pips(record: TradingRecord) -> dict[str, float]:
+    return {name: net_pips(found) for name, found in baseline_records(record, 0).items()}
+
+
 def holding(bars: Bars, rules: Market, lengths: list[int], sizes: list[float] | None = None) -> TradingRecord:
     """Trades of these lengths with a bar between them."""
     target, i = np.zeros(len(bars.time) - 1), 0
@@ -49,7 +53,7 @@ def holding(bars: Bars, rules: Market, lengths: list[int], sizes: list[float] | 
 def test_holding_is_the_brokers() -> None:
     bars = slice_bars(wandering_bars(9, 120, 60), 20, 100)
     rules = market(swap_long_px=-1e-5, commission_px=1e-5)
-    found = baseline_pips(flat(bars, rules), 0)
+    found = baseline_pips(flat(bars, rules))
     assert found["flat"] == found["random"] == 0
     for name, order in (("long", "BUY"), ("short", "SELL")):
         broker = Broker(bars, rules)
@@ -61,11 +65,11 @@ def test_holding_is_the_brokers() -> None:
 
 def test_long_and_short_are_mirror_images_up_to_costs() -> None:
     bars = slice_bars(wandering_bars(2, 120, 60), 20, 100)
-    found = baseline_pips(flat(bars, market(commission_px=3e-5)), 0)
+    found = baseline_pips(flat(bars, market(commission_px=3e-5)))
     spreads = (bars.ask_open - bars.open)[1] + (bars.ask_close - bars.close)[79]
     assert -(found["long"] + found["short"]) == pytest.approx((spreads + 4 * 1e-5 + 4 * 3e-5) / PIP)
     free = bars._replace(ask_open=bars.open, ask_close=bars.close)
-    found = baseline_pips(flat(free, market(slippage_px=0.0)), 0)
+    found = baseline_pips(flat(free, market(slippage_px=0.0)))
     assert found["long"] == pytest.approx(-found["short"], rel=1e-9)
     assert found["long"] == pytest.approx((bars.close[79] - bars.open[1]) / PIP)
 
