@@ -13,14 +13,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.analysis.record import TradingRecord, daily_returns
 from host.analysis.significance import bootstrap_intervals, judge
-from host.analysis.statistics import sharpe, summarise
+from host.analysis.statistics import days_per_year, sharpe, summarise
 from host.atomic import add_path_to_errors, atomic_write, check_writable, locked
 from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
 from host.commands.train import model_origin
@@ -32,9 +32,10 @@ from host.data.parsing import format_utc
 from host.processes import ReportProgress, Row, run_at_once
 from host.training.run_dir import RunError
 from host.walkforward.folds import HOLDOUT, Fold, check_folds, new_folds
-from host.walkforward.trials import BEGIN, END, Span, Trials, append_trial, open_holdout, trials_of
+from host.walkforward.trials import BEGIN, END, Span, Trials, append_trial, is_open, open_holdout, trials_of
 from host.walkforward.walkforward import (
     BOOKED,
+    DailyReturns,
     FoldJob,
     Series,
     fold_records,
@@ -74,7 +75,6 @@ class Walk(NamedTuple):
 
     series: Series
     folds: list[Fold]  # the last is the holdout
-    sha256: str
 
     def tests(self, holdout: bool) -> list[Fold]:
         """The folds, or the holdout."""
@@ -85,7 +85,7 @@ class Walk(NamedTuple):
         tests = self.tests(holdout)
         time, symbol = self.series.bars.time, self.series.instrument.symbol
         ends = (format_utc(time[i]) for i in (tests[0].test_first, tests[-1].test_stop))
-        return Span(self.sha256 if symbol == "-" else symbol, *ends)
+        return Span(self.series.origin["sha256"] if symbol == "-" else symbol, *ends)
 
 
 def walkforward_csv(
@@ -100,10 +100,9 @@ def walkforward_csv(
         stack.enter_context(locked(options.out / "lock"))
         settings = begin_or_go_on(walks, reading, config, options)
         jobs = run_jobs(walks, settings, config, options, False, runner)
-        if options.open_holdout:
+        if options.open_holdout or is_open(ledger(options), settings["trial"]):
             for walk in walks:
-                span, run = walk.span(True), str(options.out.resolve())
-                open_holdout(ledger(options), settings["trial"], span, run=run)
+                open_holdout(ledger(options), settings["trial"], walk.span(True), run=str(options.out.resolve()))
             jobs |= run_jobs(walks, settings, config, options, True, runner)
         document = new_document(walks, [*jobs.values()], settings, options)
         with atomic_write(options.out / "walkforward.json") as file:
@@ -122,13 +121,15 @@ def read_walks(files: list[Path], reading: ReadOptions, config: Config, options:
     for path in files or [SAMPLE_CSV]:
         bars, source = read_bars(path, reading if files else sample_reading(reading))
         log_source(source)
-        name = next(n for n in (path.stem, *(f"{path.stem}-{i}" for i in range(2, len(files) + 1))) if n not in names)
+        name = path.stem
+        while name in names:
+            name = f"{name}-{len(names) + 1}"
         names.add(name)
         interval_ns, embargo = source.interval_s * SECOND_NS, config.market.episode_length
         folds = new_folds(len(bars.time), options.folds, embargo, options.rolling)
         check_folds(folds, bars.time, config, source.instrument, interval_ns)
         series = Series(name, bars, source.instrument, interval_ns, model_origin(source))
-        walks.append(Walk(series, folds, source.sha256))
+        walks.append(Walk(series, folds))
         held = folds[-1]
         log(
             f"{name}: {options.folds} tests from {format_utc(bars.time[folds[0].test_first])}; holdout: the last "
@@ -144,7 +145,7 @@ def begin_or_go_on(walks: list[Walk], reading: ReadOptions, config: Config, opti
     minutes = options.minutes or (None if options.episodes else DEFAULT_MINUTES)
     origin: Row = {
         **{name: asked[name] for name in ("folds", "seeds", "minutes", "episodes", "rolling")},
-        "files": {walk.series.name: walk.sha256 for walk in walks},
+        "files": {walk.series.name: walk.series.origin["sha256"] for walk in walks},
         "reading": reading.explicit(),
         "config": config.as_dict(),
         "program": program_digest(),
@@ -208,7 +209,7 @@ def walk_jobs(walk: Walk, settings: Row, config: Config, options: WalkOptions, h
 
 def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options: WalkOptions) -> Row:
     """What walkforward.json holds: every training, and by market what the tests of the median seed say together."""
-    markets, pooled, counts = list[Row](), list[tuple[Any, Any]](), list[Trials]()
+    markets, pooled, counts = list[Row](), list[DailyReturns](), list[Trials]()
     for walk in walks:
         own = [job for job in jobs if job.series.name == walk.series.name]
         tests, held = ([job for job in own if (job.fold.name == HOLDOUT) == is_held] for is_held in (False, True))
@@ -223,18 +224,16 @@ def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options:
             {
                 "name": walk.series.name,
                 "symbol": walk.series.instrument.symbol,
-                "sha256": walk.sha256,
+                "sha256": walk.series.origin["sha256"],
                 "runs": [{**read_result(job), "folder": job.folder.relative_to(options.out).as_posix()} for job in own],
-                "seeds": {seed: booked(record) for seed, record in records.items()},
+                "seeds": [{"seed": seed, **booked(record)} for seed, record in records.items()],
                 "median_seed": chosen,
                 "joined": summary(records[chosen], counts[-1]),
                 "holdout": summary(holdout[chosen], trials_of(file, walk.span(True))) if holdout else None,
             }
         )
-    pool = None
-    if len(walks) > 1:
-        returns, most = pool_returns(pooled), max(counts, key=lambda trials: trials.number)
-        pool = {"days": len(returns), **significance(returns, most)}
+    most = max(counts, key=lambda trials: trials.number)
+    pool = significance(*pool_returns(pooled), most) if len(walks) > 1 else None
     origin = settings["origin"]
     about = {name: origin[name] for name in ("folds", "seeds", "rolling", "minutes", "episodes")}
     return {"schema": SCHEMA, "trial": settings["trial"], **about, "markets": markets, "pool": pool}
@@ -254,33 +253,33 @@ def booked(record: TradingRecord) -> Row:
 
 def summary(record: TradingRecord, trials: Trials) -> Row:
     """Figures, statistics, intervals and verdict of a record."""
-    day, returns = daily_returns(record)
-    return {**booked(record), "days": len(day), "statistics": summarise(record), **significance(returns, trials)}
+    return {**booked(record), "statistics": summarise(record), **significance(*daily_returns(record), trials)}
 
 
-def significance(returns: NDArray[np.float64], trials: Trials) -> Row:
-    """What daily returns prove, after so many trials."""
+def significance(day: NDArray[np.int64], returns: NDArray[np.float64], trials: Trials) -> Row:
+    """What daily returns [d] prove, after so many trials."""
     variance = float(np.var(trials.sharpe, ddof=1)) if len(trials.sharpe) > 1 else None
     return {
+        "days": len(day),
         "trials": trials.number,
         "intervals": bootstrap_intervals(returns, seed=0) if len(returns) > 1 else {},
-        "verdict": judge(returns, trials.number, variance)._asdict(),
+        "verdict": judge(returns, trials.number, variance, days_per_year=days_per_year(day))._asdict(),
     }
 
 
 def print_walkforward(document: Row, out: IO[str]) -> None:
     """Print for each market the net pips of every fold and seed, and the verdict."""
     for market in document["markets"]:
-        seeds = [*market["seeds"]]
+        joined = {row["seed"]: row["net_pips"] for row in market["seeds"]}
         print(f"{market['name']}, net pips after costs", file=out)
-        print(f"{'fold':>8}  {'test':22}" + "".join(f"{f'seed {seed}':>10}" for seed in seeds), file=out)
+        print(f"{'fold':>8}  {'test':22}" + "".join(f"{f'seed {seed}':>10}" for seed in joined), file=out)
         rows = dict[tuple[str, str], Row]()
         for run in market["runs"]:
             test = " .. ".join(stamp[:10] for stamp in run["test"])
             rows.setdefault((run["fold"], test), {})[run["seed"]] = run["net_pips"]
-        rows["joined", ""] = {seed: figures["net_pips"] for seed, figures in market["seeds"].items()}
+        rows["joined", ""] = joined
         for (fold, test), pips in rows.items():
-            print(f"{fold:>8}  {test:22}" + "".join(f"{pips[seed]:>10.1f}" for seed in seeds), file=out)
+            print(f"{fold:>8}  {test:22}" + "".join(f"{pips[seed]:>10.1f}" for seed in joined), file=out)
         for name in ("joined", "holdout"):
             found = market[name]
             if found:

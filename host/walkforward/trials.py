@@ -78,6 +78,11 @@ def trials_of(path: Path, span: Span) -> Trials:
     return Trials(len({row["trial"] for row in rows}), [*sharpe.values()])
 
 
+def is_open(path: Path, trial: str) -> bool:
+    """Whether `trial` has opened its holdout."""
+    return any((row["event"], row["trial"]) == (OPEN, trial) for row in read_ledger(path))
+
+
 def open_holdout(path: Path, trial: str, span: Span, **more: Any) -> None:
     """Note that `trial` opens the holdout `span`; TrialsError where another one did."""
     for row in read_ledger(path):

@@ -28,6 +28,7 @@ from kernels.market.ledger import new_market
 from kernels.market.statistics import compute_statistics
 
 READY = 0.02  # share of a job that getting ready takes, and its test
+DailyReturns = tuple[NDArray[np.int64], NDArray[np.float64]]  # days [d] and their returns [d]
 BOOKED = ("net_pips", "trades", "exposure", "max_drawdown_pips")
 
 
@@ -168,10 +169,10 @@ def median_seed(net_pips: dict[int, float]) -> int:
     return sorted(net_pips, key=lambda seed: (net_pips[seed], seed))[(len(net_pips) - 1) // 2]
 
 
-def pool_returns(series: list[tuple[NDArray[np.int64], NDArray[np.float64]]]) -> NDArray[np.float64]:
-    """Daily returns of equal shares in the markets of `series`, (day [d], return [d]) each, over the days of all."""
+def pool_returns(series: list[DailyReturns]) -> DailyReturns:
+    """Daily returns of equal shares in markets, over the days of all of them."""
     days = np.unique(np.concatenate([day for day, _ in series]))
     pooled = np.zeros(len(days))
     for day, returns in series:
         pooled[np.searchsorted(days, day)] += returns / len(series)
-    return pooled
+    return days, pooled

@@ -101,7 +101,7 @@ def test_the_median_seed_counts_and_the_best_never() -> None:
     assert median_seed({3: 5.0, 4: 9.0}) == 3
     document = walk()
     (market,) = document["markets"]
-    pips = {seed: figures["net_pips"] for seed, figures in market["seeds"].items()}
+    pips = {row["seed"]: row["net_pips"] for row in market["seeds"]}
     assert sorted(pips.values())[1] == pips[market["median_seed"]] == market["joined"]["net_pips"]
     assert json.loads(Path("out/walkforward.json").read_text(encoding="utf-8"))["markets"][0]["name"] == "bars"
     said = io.StringIO()
@@ -115,7 +115,8 @@ def test_markets_are_pooled_in_equal_shares() -> None:
     document = walk(OPTIONS._replace(seeds=1), files=("bars.csv", "more.csv"))
     assert [market["name"] for market in document["markets"]] == ["bars", "more"]
     assert document["pool"]["verdict"]["verdict"] in ("edge", "no edge", "too little data")
-    pooled = pool_returns([(np.array([1, 2]), np.array([0.2, 0.4])), (np.array([2, 5]), np.array([-0.2, 0.6]))])
+    day, pooled = pool_returns([(np.array([1, 2]), np.array([0.2, 0.4])), (np.array([2, 5]), np.array([-0.2, 0.6]))])
+    assert day.tolist() == [1, 2, 5]
     np.testing.assert_allclose(pooled, [0.1, 0.1, 0.3])
 
 
@@ -191,7 +192,7 @@ def test_the_holdout_is_sealed_and_opened_once() -> None:
     assert market["median_seed"] == closed["markets"][0]["median_seed"]
     assert market["joined"] == closed["markets"][0]["joined"]
     seen.clear()
-    assert walk(OPTIONS._replace(open_holdout=True), watch) == opened
+    assert walk(OPTIONS._replace(open_holdout=True), watch) == walk(runner=watch) == opened
     assert not seen
     with pytest.raises(TrialsError, match=r"the holdout .* was opened by .*out, so it is none any more"):
         walk(OPTIONS._replace(out=Path("other"), open_holdout=True))
