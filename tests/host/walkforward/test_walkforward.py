@@ -22,6 +22,7 @@ from host.commands.walkforward import WalkOptions, print_walkforward, read_walks
 from host.config import load_config
 from host.data.csv_reader import read_bars
 from host.data.formats import ReadOptions
+from host.evaluation.backtest import BacktestResult, run_backtest
 from host.processes import ReportProgress
 from host.training.run_dir import RunError
 from host.walkforward.folds import HOLDOUT
@@ -199,8 +200,15 @@ def test_the_holdout_is_sealed_and_opened_once() -> None:
     assert not list(Path().glob("*/*/bars.npy"))
 
 
-def test_a_training_of_a_fold_writes_all_that_a_report_needs() -> None:
-    """And knows no bar behind its test: other bars there, the same bytes."""
+def test_a_training_of_a_fold_writes_all_that_a_report_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And knows no bar behind its test: more bars there, the same bytes.  Its agent stays in the market to the end."""
+
+    def held(*given: Any) -> BacktestResult:
+        result = run_backtest(*given)
+        result.log.target[:] = 1.0
+        return result
+
+    monkeypatch.setattr("host.walkforward.walkforward.run_backtest", held)
     jobs = list[FoldJob]()
     walk(OPTIONS._replace(seeds=1), lambda job, report: jobs.append(job) or pretend(job, report))
     bars, shares, texts = read_bars(Path("bars.csv"), READING)[0], list[float](), list[dict[str, bytes]]()
@@ -213,7 +221,8 @@ def test_a_training_of_a_fold_writes_all_that_a_report_needs() -> None:
     assert shares == sorted(shares[: len(shares) // 2]) * 2
     (record,) = fold_records([job], bars)  # at the costs of the result that was pretended
     assert len(record.target) == row["test_bars"] == job.fold.test_stop - job.fold.test_first
-    assert record.target[-1] == 0
+    assert record.target.tolist() == [1.0] * (row["test_bars"] - 1) + [0.0]
+    assert row["trades"] == 1
     assert row["episodes"] == 4
     assert row["trained_bars"] + row["validated_bars"] == job.fold.validation_stop
     assert row["train"][1] < row["test"][0] < row["test"][1]
