@@ -172,6 +172,37 @@ def make_report(
     remake_report(run, png, width)
 
 
+@app.command(hidden=PACKED)
+@with_reading_flags
+def walkforward(
+    reading: Any,
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.")],
+    csv: Annotated[list[Path] | None, typer.Argument(help="Files of bars, each a market.")] = None,
+    folds: Annotated[int, typer.Option(min=1, help="Trainings one after the other, each tested on what follows.")] = 6,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each fold; the median one counts.")] = 3,
+    minutes: Annotated[float | None, typer.Option(min=0.001, help="Minutes of training in all (default 20).")] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Episodes of each training, instead: the same bytes each time.")
+    ] = None,
+    rolling: Annotated[bool, typer.Option("--rolling", help="Train on the latest bars only, not on all.")] = False,
+    open_holdout: Annotated[
+        bool, typer.Option("--open-holdout", help="Test on the last bars too, which is done once.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=0, help="Trainings at once; 0 = all cores.")] = 0,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    help_config: HelpConfigOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train anew on every fold of files of bars, trade what follows, and judge whether it earns anything."""
+    from host.commands.walkforward import WalkOptions, print_walkforward, walkforward_csv
+    from host.config import load_config
+
+    options = WalkOptions(out, folds, seeds, minutes, episodes, rolling, open_holdout, thread_count(threads))
+    document = walkforward_csv(csv or [], reading, load_config(config, settings), options)
+    print(json.dumps(document)) if as_json else print_walkforward(document, sys.stdout)
+
+
 @app.command()
 @with_reading_flags
 def act(

@@ -18,6 +18,7 @@ LOG_INTERVAL_S = 15.0
 COMPILED_FRACTION = 0.6  # of the loaded kernels; a training compiles about as many
 PROGRAM = Path(__file__).parents[1] / "swt.py"
 ProgressCallback = Callable[[float, str], None]  # fraction done in [0, 1], what is being done
+PanelCallback = Callable[[dict[str, float]], None]  # fraction done of each job by name
 
 
 class StandardStream(io.RawIOBase):
@@ -131,18 +132,61 @@ def compiling(title: str) -> Iterator[ProgressCallback]:
 
 @contextmanager
 def _progress_bar(title: str) -> Iterator[ProgressCallback]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with _rich_progress() as bars:
         task = bars.add_task(title, total=None)  # without a total the bar moves to and fro
 
         def report(fraction: float, text: str) -> None:
             state = {"total": 1.0, "completed": fraction} if fraction > 0 else {}
-            bars.update(task, description=f"{title}: {text}", **state)  # type: ignore[arg-type]
+            bars.update(task, description=f"{title}: {text}", **state)
 
         yield report
+
+
+@contextmanager
+def progress_panel(title: str) -> Iterator[PanelCallback]:
+    """Yield a `PanelCallback` for many jobs: a panel of one bar for all and one for each that runs, or plain lines."""
+    if not sys.stderr.isatty():
+        report = _progress_lines(title)
+
+        def show_line(shares: dict[str, float]) -> None:
+            report(sum(shares.values()) / len(shares), _panel_text(shares, ", ".join(_running(shares))))
+
+        yield show_line
+        return
+    with _rich_progress() as bars:
+        whole, tasks = bars.add_task(title, total=None), dict[str, Any]()
+
+        def show(shares: dict[str, float]) -> None:
+            text = f"{title}: {_panel_text(shares)}"
+            bars.update(whole, description=text, total=len(shares), completed=sum(shares.values()))
+            running = _running(shares)
+            for name in tasks.keys() - set(running):
+                bars.remove_task(tasks.pop(name))
+            for name in running:
+                tasks[name] = tasks.get(name) or bars.add_task(f"  {name}", total=1.0)
+                bars.update(tasks[name], completed=shares[name])
+
+        yield show
+
+
+def _running(shares: dict[str, float]) -> list[str]:
+    """The jobs that have begun and not ended."""
+    return [name for name, share in shares.items() if 0 < share < 1]
+
+
+def _panel_text(shares: dict[str, float], running: str = "") -> str:
+    """How many jobs have ended, and which run."""
+    ended = sum(share >= 1 for share in shares.values())
+    return f"{ended} of {len(shares)} done{f', now {running}' if running else ''}"
+
+
+def _rich_progress() -> Any:
+    """Bars of tasks on stderr, each with its description, percentage and time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def _progress_lines(title: str) -> ProgressCallback:

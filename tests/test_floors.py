@@ -28,21 +28,22 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_310,
+    "core": 10_490,
     "learning": 2_050,  # self-play, one search a bar, targets, the iteration of training
     "evaluation": 850,  # known markets, and what an agent has learnt of them
     "analysis": 1_600,  # what a backtest is worth, and the report that shows it
-    "walkforward": 600,  # training anew for each fold, and the ledger of trials
+    "walkforward": 650,  # training anew for each fold, and the ledger of trials
     "data": 3_300,  # how files of strangers are read
     "live": 1_730,  # acting beside money, and many decisions at once
     "extensions": 1_640,
-    "bench": 1_325,
-    "enhancements": 655,  # what every enhancement costs and teaches
+    "bench": 1_280,
+    "enhancements": 630,  # what every enhancement costs and teaches
     "rivals": 660,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
 RIVALS = ("host/bench/ppo",)
+WALKFORWARD = ("host/commands/walkforward",)
 ANALYSIS = ("kernels/market/statistics", "host/commands/report")
 ACTING = ("host.commands.act", "host.commands.backtest", "host.commands.doctor")  # a trading machine has no trainer
 TOP = {"swt.py", "kernels", "models", "host", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
@@ -103,6 +104,7 @@ def shelf_of(path: Path) -> str:
         "enhancements": ENHANCEMENTS,
         "rivals": ("host/bench/ppo",),
         "analysis": ANALYSIS,
+        "walkforward": WALKFORWARD,
     }
     return next((own for own, names in named.items() if name.startswith(names)), shelf)
 

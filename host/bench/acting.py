@@ -17,11 +17,12 @@ import pandas as pd
 from host.artifact.manifest import load_model
 from host.bench.kernels import read_sample_bars
 from host.bench.options import BenchOptions
-from host.bench.process import ROOT, SAMPLE_INTERVAL_S, BenchRow
+from host.bench.process import ROOT, BenchRow
 from host.console import log
 from host.data.parsing import format_utc
 from host.live.live_agent import random_walk
 from host.machine import cpu_s, memory_mb
+from host.processes import SAMPLE_INTERVAL_S
 from kernels.market.bars import Bars
 from kernels.market.features import HISTORY
 

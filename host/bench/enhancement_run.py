@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from host.artifact.manifest import save_model
 from host.bench.kernels import new_synthetic_trainer
 from host.bench.options import Budget
-from host.bench.process import ROOT, BenchRow, ReportProgress, TimedCall, clock, median_seconds, watch_process
+from host.bench.process import ROOT, BenchRow, TimedCall, clock, median_seconds
 from host.bench.search import bind, network_calls
 from host.config import Config
 from host.evaluation.backtest import run_backtest
@@ -27,6 +27,7 @@ from host.evaluation.exam import new_evaluation_set, selftest_config
 from host.evaluation.learning import measure_agent
 from host.evaluation.synthetic import SyntheticMarket, SyntheticOptions
 from host.live.live_agent import new_policy_state
+from host.processes import ReportProgress, watch_process
 from host.training.run_dir import MAX_CHECKPOINTS, open_run_dir
 from host.training.trainer import Trainer
 from kernels.search.planner import STATS, Planner, plan

@@ -8,10 +8,7 @@ to the same configuration are measured once.  Every variant is measured with one
 import json
 import math
 import statistics
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +17,10 @@ from host.atomic import atomic_write, check_writable
 from host.bench.curves import AXES, crossing, median, render_curves, summarize_curves, value_range
 from host.bench.enhancement_run import COST, LEARN, LEARNED_MARKETS, MEASURES, Job, job_key, program_version, run_job
 from host.bench.options import BenchError, BenchOptions, Budget
-from host.bench.process import SAMPLE_INTERVAL_S, BenchRow, ReportProgress
+from host.bench.process import BenchRow
 from host.bench.readme import markdown_table
 from host.console import ProgressCallback, log, progress
+from host.processes import ReportProgress, run_at_once
 
 JobRunner = Callable[[Job, ReportProgress], BenchRow]
 
@@ -132,41 +130,20 @@ def run_jobs(jobs: dict[str, Job], options: BenchOptions, report: ProgressCallba
 
     A file has the job, its result, and the program and the wall time that made it.  A fault or a signal ends all jobs.
     """
+    kept = read_files(jobs, options.out)
+    left = {key: job for key, job in jobs.items() if key not in kept}
+
+    def keep(key: str, row: BenchRow, seconds: float) -> None:
+        with atomic_write(options.out / f"{key}.json") as file:
+            whole = {**jobs[key]._asdict(), "wall_s": seconds, "program": program_version(), "result": row}
+            file.write(json.dumps(whole, allow_nan=False).encode())
+
+    def show(shares: dict[str, float]) -> None:
+        running = [f"{jobs[key].market} {jobs[key].seed}" for key, share in shares.items() if 0 < share < 1]
+        report(sum(shares.values()) / len(shares), ", ".join(running))
+
     limit_s = math.inf if options.limit_minutes is None else 60 * options.limit_minutes
-    kept, end, stopped = read_files(jobs, options.out), time.monotonic() + limit_s, threading.Event()
-    shares = dict.fromkeys((key for key in jobs if key not in kept), 0.0)
-
-    def measure(key: str) -> None:
-        def report_share(share: float) -> None:
-            shares[key] = share
-            if stopped.is_set():
-                raise BenchError("stopped")
-
-        begin = time.monotonic()
-        if begin < end and not stopped.is_set():
-            try:
-                result = {"program": program_version(), "result": runner(jobs[key], report_share)}
-            except BaseException:
-                if stopped.is_set():
-                    return  # the fault of another job is raised
-                stopped.set()
-                raise
-            with atomic_write(options.out / f"{key}.json") as file:
-                whole = {**jobs[key]._asdict(), "wall_s": time.monotonic() - begin, **result}
-                file.write(json.dumps(whole, allow_nan=False).encode())
-        shares[key] = 1.0
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        waiting: set[Future[None]] = {pool.submit(measure, key) for key in shares}
-        try:
-            while waiting:
-                running = [f"{jobs[key].market} {jobs[key].seed}" for key, share in shares.items() if 0 < share < 1]
-                report(sum(shares.values()) / len(shares), ", ".join(running))
-                done, waiting = wait(waiting, SAMPLE_INTERVAL_S, FIRST_COMPLETED)
-                for job in done:
-                    job.result()
-        finally:
-            stopped.set()
+    run_at_once(left, options.jobs, runner, keep, show, limit_s)
 
 
 def summarize_side(settings: tuple[str, ...], options: BenchOptions, results: dict[str, BenchRow]) -> BenchRow:

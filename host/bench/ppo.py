@@ -26,7 +26,7 @@ from host.bench.enhancement_run import program_version
 from host.bench.options import BenchError, BenchOptions
 from host.bench.ppo_env import Policy
 from host.bench.ppo_meter import Meter, Task, new_task
-from host.bench.process import ROOT, BenchRow, ReportProgress, watch_process
+from host.bench.process import ROOT, BenchRow
 from host.config import Config
 from host.console import log, progress
 from host.evaluation.exam import EvaluationSet, new_evaluation_set, selftest_config
@@ -39,6 +39,7 @@ from host.evaluation.synthetic import (
     SyntheticOptions,
     make_market,
 )
+from host.processes import ReportProgress, watch_process
 from host.svg import line_charts
 from host.training.dataset import new_dataset
 from host.training.trainer import Trainer

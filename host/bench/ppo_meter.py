@@ -18,7 +18,8 @@ from host.bench.ppo_env import (
     new_decisions,
     write_features,
 )
-from host.bench.process import BenchRow, ReportProgress
+from host.bench.process import BenchRow
+from host.processes import ReportProgress
 from host.training.dataset import Dataset
 
 VALIDATION_SHARE = 0.15  # of the training bars, the last of them, for an agent that keeps what validates best

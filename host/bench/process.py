@@ -1,6 +1,5 @@
 """The harness of every bench: calls in rounds that take turns, medians, and processes of their own."""
 
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -8,27 +7,24 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from timeit import Timer
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.machine import memory_mb
+from host.processes import Row
 from models.params import ModelShape
 
 ROOT = Path(__file__).parents[2]
 NETWORK_SHAPES = {"64/256": ModelShape(features=300, latent=64, hidden=256), "default": ModelShape(features=300)}
 MIN_BLOCK_S = 0.03  # least length of a timed block
 PROCESS_WARM_UPS = 5  # calls in a process before its blocks are timed
-SAMPLE_INTERVAL_S = 0.1  # of the memory of a watched process
-BenchRow = dict[str, Any]
+BenchRow = Row
 TimedCall = Callable[[], object]
 Clock = Callable[[], float]
-ReportProgress = Callable[[float], object]  # called with the share of a job that is done
-T = TypeVar("T")
 
 
 def clock(threads: int) -> Clock:
@@ -103,43 +99,6 @@ def _run_work(count: int) -> float:
 
 def _end_of_work() -> tuple[float, BenchRow]:
     return memory_mb("VmHWM"), _work[0].figures
-
-
-def watch_process(fn: Callable[[T, ReportProgress], BenchRow], job: T, report_progress: ReportProgress) -> BenchRow:
-    """The result of `fn(job, report)` in a fresh process, and the process's peak memory until it reports the share 1.
-
-    Raises RuntimeError if the process ends without a result.
-    """
-    context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(sender, fn, job), daemon=True)
-    process.start()
-    sender.close()
-    message: Any = None
-    peaks = {"rss_anon_mb": 0.0, "rss_mb": 0.0}
-    try:
-        while not isinstance(message, dict):
-            if receiver.poll(SAMPLE_INTERVAL_S):
-                message = receiver.recv()
-            if not isinstance(message, dict):
-                report_progress(message or 0.0)
-            if isinstance(message, float) and message < 1:
-                for name, field in (("rss_anon_mb", "RssAnon"), ("rss_mb", "VmRSS")):
-                    peaks[name] = max(peaks[name], memory_mb(field, process.pid or 0))
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"{job}: its process ended with {process.exitcode}") from None
-    except BaseException:
-        process.kill()
-        raise
-    process.join()
-    return {**message, **peaks}
-
-
-def _send_result(sender: Connection, fn: Callable[[T, ReportProgress], BenchRow], job: T) -> None:
-    """Send shares of progress, then the result; a broken pipe ends this process, an interrupt is left to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sender.send(fn(job, sender.send))
 
 
 def fill_normal(arrays: Iterable[NDArray[np.float32]], seed: int) -> None:

@@ -292,18 +292,22 @@ def restore_checkpoint(trainer: Trainer, run: RunDir) -> None:
         log(f"resuming after iteration {trainer.iteration}, {trainer.episodes} episodes: {run.path}")
 
 
-def export_model(run: RunDir, trainer: Trainer, source: Source, record: BacktestStats) -> LoadedModel:
-    """Write model.swt: the target networks and everything that reading and acting need; the model, read back."""
-    data = {
+def model_origin(source: Source) -> dict[str, Any]:
+    """What a model says of the bars that it was trained on, and how such bars are read."""
+    return {
         "span": [source.first, source.last],
         "sha256": source.sha256,
         "reading": {**{name: getattr(source, name) for name in READING_FIELDS}, "pip": source.instrument.pip},
         "spread_pips": source.spread_pips,
     }
-    path, configuration = run.path / "model.swt", trainer.config.as_dict()
+
+
+def export_model(run: RunDir, trainer: Trainer, source: Source, record: BacktestStats) -> LoadedModel:
+    """Write model.swt: the target networks and everything that reading and acting need; the model, read back."""
+    path, about = run.path / "model.swt", (trainer.config.as_dict(), model_origin(source), record)
     with add_path_to_errors(path):
         networks, market_spec = trainer.export_networks(), trainer.data.market_spec
-        save_model(path, networks, market_spec, trainer.acting_search_config(), configuration, data, record)
+        save_model(path, networks, market_spec, trainer.acting_search_config(), *about)
     loaded = load_model(path)
     if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:

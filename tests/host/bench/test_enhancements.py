@@ -39,10 +39,10 @@ from host.bench.enhancements import (
     select,
 )
 from host.bench.options import BenchError, BenchOptions, Budget
-from host.bench.process import ReportProgress, watch_process
 from host.config import ConfigError
 from host.evaluation.exam import EvaluationSet
 from host.evaluation.learning import measure_agent
+from host.processes import ReportProgress, watch_process
 from host.training.trainer import Trainer
 from tests.fixtures.paths import ROOT
 

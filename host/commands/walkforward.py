@@ -1,0 +1,298 @@
+"""`walkforward`: train anew for every fold and seed, trade what follows, and judge all of it together.
+
+The same command goes on with a folder: a job whose result is whole is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.analysis.record import TradingRecord, daily_returns
+from host.analysis.significance import bootstrap_intervals, judge
+from host.analysis.statistics import days_per_year, sharpe, summarise
+from host.atomic import add_path_to_errors, atomic_write, check_writable, locked
+from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
+from host.commands.train import model_origin
+from host.config import Config, check_minutes, flatten
+from host.console import log, progress_panel
+from host.data.csv_reader import read_bars
+from host.data.formats import ReadOptions
+from host.data.parsing import format_utc
+from host.processes import ReportProgress, Row, run_at_once
+from host.training.run_dir import RunError
+from host.walkforward.folds import HOLDOUT, Fold, check_folds, new_folds
+from host.walkforward.trials import BEGIN, END, Span, Trials, append_trial, is_open, open_holdout, trials_of
+from host.walkforward.walkforward import (
+    BOOKED,
+    DailyReturns,
+    FoldJob,
+    Series,
+    fold_records,
+    join_folds,
+    median_seed,
+    pool_returns,
+    read_result,
+    run_fold,
+    save_bars,
+)
+from kernels.jit import program_digest
+from kernels.market.bars import SECOND_NS, Bars, slice_bars
+from kernels.market.statistics import compute_statistics
+
+SCHEMA = 1  # of walkforward.json
+DEFAULT_MINUTES = 20.0  # of all trainings together
+BARS = "bars.npy"  # of a market, while its jobs run
+LEDGER = "trials.jsonl"  # beside the folder of the run: what runs have in common
+JobRunner = Callable[[FoldJob, ReportProgress], Row]
+
+
+class WalkOptions(NamedTuple):
+    """What `walkforward` is asked for, beside files and settings."""
+
+    out: Path
+    folds: int = 6
+    seeds: int = 3
+    minutes: float | None = None  # of all trainings together
+    episodes: int | None = None  # of each training
+    rolling: bool = False
+    open_holdout: bool = False
+    processes: int = 1
+
+
+class Walk(NamedTuple):
+    """A market of a walk-forward."""
+
+    series: Series
+    folds: list[Fold]  # the last is the holdout
+
+    def tests(self, holdout: bool) -> list[Fold]:
+        """The folds, or the holdout."""
+        return self.folds[-1:] if holdout else self.folds[:-1]
+
+    def span(self, holdout: bool) -> Span:
+        """The time that the tests take, of the folds or of the holdout."""
+        tests = self.tests(holdout)
+        time, symbol = self.series.bars.time, self.series.instrument.symbol
+        ends = (format_utc(time[i]) for i in (tests[0].test_first, tests[-1].test_stop))
+        return Span(self.series.origin["sha256"] if symbol == "-" else symbol, *ends)
+
+
+def walkforward_csv(
+    files: list[Path], reading: ReadOptions, config: Config, options: WalkOptions, runner: JobRunner = run_fold
+) -> Row:
+    """The document of `walkforward --json`, written to walkforward.json in `options.out` too."""
+    check_minutes(options.minutes)
+    check_writable(options.out, folder=True)
+    walks = read_walks(files, reading, config, options)
+    with ExitStack() as stack, add_path_to_errors(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(options.out / "lock"))
+        settings = begin_or_go_on(walks, reading, config, options)
+        jobs = run_jobs(walks, settings, config, options, False, runner)
+        if options.open_holdout or is_open(ledger(options), settings["trial"]):
+            for walk in walks:
+                open_holdout(ledger(options), settings["trial"], walk.span(True), run=str(options.out.resolve()))
+            jobs |= run_jobs(walks, settings, config, options, True, runner)
+        document = new_document(walks, [*jobs.values()], settings, options)
+        with atomic_write(options.out / "walkforward.json") as file:
+            file.write(json.dumps(document, indent=1, allow_nan=False).encode())
+    return document
+
+
+def ledger(options: WalkOptions) -> Path:
+    """The ledger of trials, which the runs of a folder share."""
+    return options.out.absolute().parent / LEDGER
+
+
+def read_walks(files: list[Path], reading: ReadOptions, config: Config, options: WalkOptions) -> list[Walk]:
+    """Read every file, none for the bundled bars, and split it; DatasetError where a fold has too few bars."""
+    walks, names = list[Walk](), set[str]()
+    for path in files or [SAMPLE_CSV]:
+        bars, source = read_bars(path, reading if files else sample_reading(reading))
+        log_source(source)
+        name = path.stem
+        while name in names:
+            name = f"{name}-{len(names) + 1}"
+        names.add(name)
+        interval_ns, embargo = source.interval_s * SECOND_NS, config.market.episode_length
+        folds = new_folds(len(bars.time), options.folds, embargo, options.rolling)
+        check_folds(folds, bars.time, config, source.instrument, interval_ns)
+        series = Series(name, bars, source.instrument, interval_ns, model_origin(source))
+        walks.append(Walk(series, folds))
+        held = folds[-1]
+        log(
+            f"{name}: {options.folds} tests from {format_utc(bars.time[folds[0].test_first])}; holdout: the last "
+            f"{held.test_stop - held.test_first} bars, from {format_utc(bars.time[held.test_first])}"
+        )
+    return walks
+
+
+def begin_or_go_on(walks: list[Walk], reading: ReadOptions, config: Config, options: WalkOptions) -> Row:
+    """The settings of the run in `options.out`, which begins if there is none; RunError where it has others."""
+    path, asked = options.out / "settings.json", options._asdict()
+    jobs = len(walks) * options.folds * options.seeds
+    minutes = options.minutes or (None if options.episodes else DEFAULT_MINUTES)
+    origin: Row = {
+        **{name: asked[name] for name in ("folds", "seeds", "minutes", "episodes", "rolling")},
+        "files": {walk.series.name: walk.series.origin["sha256"] for walk in walks},
+        "reading": reading.explicit(),
+        "config": config.as_dict(),
+        "program": program_digest(),
+    }
+    origin = json.loads(json.dumps(origin))
+    if path.exists():
+        settings: Row = json.loads(path.read_text(encoding="utf-8"))
+        then, now = (dict(flatten(table)) for table in (settings["origin"], origin))
+        for name in {**then, **now}:
+            if then.get(name) != now.get(name):
+                raise RunError(
+                    f"{options.out}: {name}: the run has {then.get(name)}, asked for is {now.get(name)}; it goes on as "
+                    "it began: give the same command, or another --out"
+                )
+    else:
+        rounds = math.ceil(jobs / options.processes)
+        settings = {"trial": uuid.uuid4().hex, "training_minutes": minutes and minutes / rounds, "origin": origin}
+        with atomic_write(path) as file:
+            file.write(json.dumps(settings, indent=1).encode())
+    for walk in walks:
+        append_trial(ledger(options), BEGIN, settings["trial"], walk.span(False), run=str(options.out.resolve()))
+    return settings
+
+
+def run_jobs(
+    walks: list[Walk], settings: Row, config: Config, options: WalkOptions, holdout: bool, runner: JobRunner
+) -> dict[str, FoldJob]:
+    """Run the jobs of the folds, or of the holdout, that have no result; all of them by name."""
+    jobs = {name: job for walk in walks for name, job in walk_jobs(walk, settings, config, options, holdout).items()}
+    left = {name: job for name, job in jobs.items() if not job.result.exists()}
+    if not left:
+        return jobs
+    log(f"{len(left)} trainings, {options.processes} at once" + (f", of {len(jobs)}" if len(left) < len(jobs) else ""))
+
+    def keep(name: str, row: Row, seconds: float) -> None:
+        with atomic_write(jobs[name].result) as file:
+            file.write(json.dumps({**row, "wall_s": round(seconds, 1)}, indent=1, allow_nan=False).encode())
+
+    with ExitStack() as stack:
+        for walk in walks:  # the bars of the holdout are not in the file before it is opened
+            path, stop = options.out / walk.series.name / BARS, walk.tests(holdout)[-1].test_stop + 1
+            path.parent.mkdir(exist_ok=True)
+            stack.callback(path.unlink, missing_ok=True)
+            save_bars(path, slice_bars(walk.series.bars, 0, stop))
+        show = stack.enter_context(progress_panel("walkforward"))
+        run_at_once(left, options.processes, runner, keep, show)
+    return jobs
+
+
+def walk_jobs(walk: Walk, settings: Row, config: Config, options: WalkOptions, holdout: bool) -> dict[str, FoldJob]:
+    """The jobs of a market by name, a fold after the other."""
+    series, folder, jobs = walk.series, options.out / walk.series.name, dict[str, FoldJob]()
+    no_bars = series._replace(bars=slice_bars(series.bars, 0, 0))
+    for fold, number in product(walk.tests(holdout), range(options.seeds)):
+        seed = config.train.seed + number
+        own, name = replace(config, train=replace(config.train, seed=seed)), f"{fold.name}-{seed}"
+        budget = settings["training_minutes"], options.episodes
+        jobs[f"{series.name} {name}"] = FoldJob(folder / name, folder / BARS, no_bars, fold, own, *budget)
+    return jobs
+
+
+def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options: WalkOptions) -> Row:
+    """What walkforward.json holds: every training, and by market what the tests of the median seed say together."""
+    markets, pooled, counts = list[Row](), list[DailyReturns](), list[Trials]()
+    for walk in walks:
+        own = [job for job in jobs if job.series.name == walk.series.name]
+        tests, held = ([job for job in own if (job.fold.name == HOLDOUT) == is_held] for is_held in (False, True))
+        records = joined_records(tests, walk.series.bars)
+        chosen = median_seed({seed: float(record.equity[-1]) for seed, record in records.items()})
+        ratio, span, file = sharpe(daily_returns(records[chosen])[1]), walk.span(False), ledger(options)
+        append_trial(file, END, settings["trial"], span, sharpe=ratio)
+        counts.append(trials_of(file, span))
+        pooled.append(daily_returns(records[chosen]))
+        holdout = joined_records(held, walk.series.bars)
+        markets.append(
+            {
+                "name": walk.series.name,
+                "symbol": walk.series.instrument.symbol,
+                "sha256": walk.series.origin["sha256"],
+                "runs": [{**read_result(job), "folder": job.folder.relative_to(options.out).as_posix()} for job in own],
+                "seeds": [{"seed": seed, **booked(record)} for seed, record in records.items()],
+                "median_seed": chosen,
+                "joined": summary(records[chosen], counts[-1]),
+                "holdout": summary(holdout[chosen], trials_of(file, walk.span(True))) if holdout else None,
+            }
+        )
+    most = max(counts, key=lambda trials: trials.number)
+    pool = significance(*pool_returns(pooled), most) if len(walks) > 1 else None
+    origin = settings["origin"]
+    about = {name: origin[name] for name in ("folds", "seeds", "rolling", "minutes", "episodes")}
+    return {"schema": SCHEMA, "trial": settings["trial"], **about, "markets": markets, "pool": pool}
+
+
+def joined_records(jobs: list[FoldJob], bars: Bars) -> dict[int, TradingRecord]:
+    """For each seed the tests of its jobs as one record."""
+    seeds = dict.fromkeys(job.config.train.seed for job in jobs)
+    return {s: join_folds(fold_records([j for j in jobs if j.config.train.seed == s], bars)) for s in seeds}
+
+
+def booked(record: TradingRecord) -> Row:
+    """The figures of a record that a table of seeds has."""
+    figures = compute_statistics(record.equity, record.trades, record.market.pip_px)
+    return {**{name: figures[name] for name in BOOKED}, "sharpe": sharpe(daily_returns(record)[1])}
+
+
+def summary(record: TradingRecord, trials: Trials) -> Row:
+    """Figures, statistics, intervals and verdict of a record."""
+    return {**booked(record), "statistics": summarise(record), **significance(*daily_returns(record), trials)}
+
+
+def significance(day: NDArray[np.int64], returns: NDArray[np.float64], trials: Trials) -> Row:
+    """What daily returns [d] prove, after so many trials."""
+    variance = float(np.var(trials.sharpe, ddof=1)) if len(trials.sharpe) > 1 else None
+    return {
+        "days": len(day),
+        "trials": trials.number,
+        "intervals": bootstrap_intervals(returns, seed=0) if len(returns) > 1 else {},
+        "verdict": judge(returns, trials.number, variance, days_per_year=days_per_year(day))._asdict(),
+    }
+
+
+def print_walkforward(document: Row, out: IO[str]) -> None:
+    """Print for each market the net pips of every fold and seed, and the verdict."""
+    for market in document["markets"]:
+        joined = {row["seed"]: row["net_pips"] for row in market["seeds"]}
+        print(f"{market['name']}, net pips after costs", file=out)
+        print(f"{'fold':>8}  {'test':22}" + "".join(f"{f'seed {seed}':>10}" for seed in joined), file=out)
+        rows = dict[tuple[str, str], Row]()
+        for run in market["runs"]:
+            test = " .. ".join(stamp[:10] for stamp in run["test"])
+            rows.setdefault((run["fold"], test), {})[run["seed"]] = run["net_pips"]
+        rows["joined", ""] = joined
+        for (fold, test), pips in rows.items():
+            print(f"{fold:>8}  {test:22}" + "".join(f"{pips[seed]:>10.1f}" for seed in joined), file=out)
+        for name in ("joined", "holdout"):
+            found = market[name]
+            if found:
+                text = f"{name}, seed {market['median_seed']} (the median): {found['net_pips']:.1f} pips"
+                print(f"{text}, {found['trades']} trades, in the market {found['exposure']:.1%} of the time", file=out)
+                print_verdict(found, out)
+    if document["pool"]:
+        print(f"all {len(document['markets'])} markets in equal shares, {document['pool']['days']} days", file=out)
+        print_verdict(document["pool"], out)
+
+
+def print_verdict(found: Row, out: IO[str]) -> None:
+    """Print a verdict and its reasons."""
+    print(f"verdict: {found['verdict']['verdict']}", file=out)
+    for reason in found["verdict"]["reasons"]:
+        print(f"  {reason}", file=out)

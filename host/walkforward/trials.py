@@ -1,0 +1,94 @@
+"""The ledger of trials, `trials.jsonl`: an append-only file of every run that looked at the test of a market.
+
+A line is written before the run begins, so that one that was stopped counts too.  The more trials a span has seen, the
+better the best of them looks by luck alone (Bailey & Lopez de Prado 2014): the statistics ask for their number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from host.atomic import add_path_to_errors, write_all
+
+BEGIN, END, OPEN = "begin", "end", "open holdout"  # events
+
+
+class TrialsError(ValueError):
+    """A ledger that cannot be read, or a holdout that is none any more."""
+
+    exit_code = 3
+
+
+class Span(NamedTuple):
+    """A market and the time that a test took of it."""
+
+    market: str  # symbol, or the sha256 of the file where it has none
+    first: str  # ISO 8601, UTC
+    last: str
+
+    def overlaps(self, row: dict[str, Any]) -> bool:
+        """Whether the trial of `row` touched a part of this span."""
+        return bool(row["market"] == self.market and row["first"] < self.last and self.first < row["last"])
+
+
+class Trials(NamedTuple):
+    """What the ledger knows of a span."""
+
+    number: int  # of runs that touched it
+    sharpe: list[float]  # of the daily returns of those that ended
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """The lines of the ledger, none where there is no file; what a power cut tore of the last line is left out."""
+    if not path.exists():
+        return []
+    with add_path_to_errors(path):
+        text = path.read_bytes()
+    rows = list[dict[str, Any]]()
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+            Span(*(str(rows[-1][key]) for key in Span._fields)), rows[-1]["event"], rows[-1]["trial"]
+        except (ValueError, TypeError, LookupError):
+            fault = "is no trial: put the file back as it was; without it no statistic knows how much was tried"
+            raise TrialsError(f"{path}: line {number} {fault}") from None
+    return rows
+
+
+def append_trial(path: Path, event: str, trial: str, span: Span, **more: Any) -> None:
+    """Append a line, durable on return, unless the ledger has that event of the trial on that span."""
+    known = {"event": event, "trial": trial, **span._asdict()}
+    if any(known.items() <= row.items() for row in read_ledger(path)):
+        return
+    with add_path_to_errors(path), path.open("a+b", 0) as file:
+        file.seek(0)
+        text = file.read()
+        file.truncate(text.rfind(b"\n") + 1)
+        write_all(file, json.dumps({**known, **more}, allow_nan=False).encode() + b"\n")
+        os.fsync(file.fileno())
+
+
+def trials_of(path: Path, span: Span) -> Trials:
+    """The runs that touched a part of `span`, and the Sharpe ratios of those that ended."""
+    rows = [row for row in read_ledger(path) if span.overlaps(row)]
+    sharpe = {row["trial"]: row["sharpe"] for row in rows if row["event"] == END and row.get("sharpe") is not None}
+    return Trials(len({row["trial"] for row in rows}), [*sharpe.values()])
+
+
+def is_open(path: Path, trial: str) -> bool:
+    """Whether `trial` has opened its holdout."""
+    return any((row["event"], row["trial"]) == (OPEN, trial) for row in read_ledger(path))
+
+
+def open_holdout(path: Path, trial: str, span: Span, **more: Any) -> None:
+    """Note that `trial` opens the holdout `span`; TrialsError where another one did."""
+    for row in read_ledger(path):
+        if row["event"] == OPEN and row["trial"] != trial and span.overlaps(row):
+            raise TrialsError(
+                f"{path}: the holdout {span.first} .. {span.last} was opened by {row.get('run', row['trial'])}, so it "
+                "is none any more: bring bars that are newer than both"
+            )
+    append_trial(path, OPEN, trial, span, **more)

@@ -1,0 +1,178 @@
+"""A training for every fold and seed, each in a process of its own, and what those of a market give together."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.analysis.record import TradingRecord, daily_returns, trade_targets
+from host.artifact.manifest import save_model
+from host.atomic import add_path_to_errors, atomic_write
+from host.config import Config
+from host.data.instruments import Instrument
+from host.data.parsing import format_utc
+from host.evaluation.backtest import run_backtest
+from host.evaluation.rehearsal import backtest_record
+from host.live.live_agent import new_policy_state
+from host.processes import ReportProgress, Row, watch_process
+from host.training.dataset import new_dataset
+from host.training.trainer import Trainer, run_first_iteration, train_for
+from host.walkforward.folds import Fold, fold_config
+from kernels.market.bars import Bars, slice_bars
+from kernels.market.ledger import new_market
+from kernels.market.statistics import compute_statistics
+
+READY = 0.02  # share of a job that getting ready takes, and its test
+DailyReturns = tuple[NDArray[np.int64], NDArray[np.float64]]  # days [d] and their returns [d]
+BOOKED = ("net_pips", "trades", "exposure", "max_drawdown_pips")
+
+
+class Series(NamedTuple):
+    """The bars of one file, and what is known of them."""
+
+    name: str  # of its folder
+    bars: Bars
+    instrument: Instrument
+    interval_ns: int
+    origin: dict[str, Any]  # what a model says of the bars it was trained on
+
+
+class FoldJob(NamedTuple):
+    """A training and its test."""
+
+    folder: Path  # its files: FoldJob.result has no part of the test before it is whole
+    bars: Path  # of `save_bars`
+    series: Series  # without bars: the process maps them from the file
+    fold: Fold
+    config: Config
+    minutes: float | None
+    episodes: int | None
+
+    @property
+    def result(self) -> Path:
+        """The file that says that the job has ended; a job without it is begun again."""
+        return self.folder / "result.json"
+
+
+def save_bars(path: Path, bars: Bars) -> None:
+    """Write bars [T] to a file that processes map instead of reading."""
+    with add_path_to_errors(path), atomic_write(path) as file:
+        np.save(file, np.stack([column.view(np.int64) for column in bars]))
+
+
+def load_bars(path: Path) -> Bars:
+    """The bars of `save_bars`; their memory is the file's, and changes stay in this process."""
+    time_ns, *columns = np.asarray(np.load(path, mmap_mode="c"))
+    return Bars(time_ns, *(column.view(np.float64) for column in columns))
+
+
+def run_fold(job: FoldJob, report: ReportProgress) -> Row:
+    """`train_fold` in a fresh process, with the peak of its memory."""
+    return watch_process(train_fold, job, report)
+
+
+def train_fold(job: FoldJob, report: ReportProgress) -> Row:
+    """Train on the training part of a fold and trade its test; every file but the result is written.
+
+    Bars behind the test are not even looked at.  The last decision is flat, so that tests in a row are one record.
+    """
+    begin, rows = time.perf_counter(), list[Row]()
+    report(READY / 2)
+    bars = slice_bars(load_bars(job.bars), job.fold.first, job.fold.test_stop + 1)
+    extra, config = np.zeros((len(bars.time), 0), np.float32), fold_config(job.fold, job.config)
+    data = new_dataset(bars, extra, config, job.series.instrument, job.series.interval_ns, threads=1)
+    trainer = Trainer(data, config, threads=1)
+    run_first_iteration(trainer, job.episodes, rows.append)
+
+    def report_training(share: float, _: str) -> None:
+        report(READY + (1 - 2 * READY) * share)
+
+    train_for(trainer, job.minutes, job.episodes, rows.append, report_training)
+    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    target = run_backtest(policy, bars, extra, data.test_first, len(bars.time)).log.target
+    target[-1] = 0.0
+    record = trade_targets(slice_bars(bars, data.test_first, len(bars.time)), target, data.market_spec.market)
+    write_files(job, trainer, record, rows)
+    figures, stamp = compute_statistics(record.equity, record.trades, record.market.pip_px), bars.time
+    return {
+        "fold": job.fold.name,
+        "seed": config.train.seed,
+        "train": [format_utc(stamp[0]), format_utc(stamp[data.validation_stop - 1])],
+        "test": [format_utc(stamp[data.test_first]), format_utc(stamp[-1])],
+        "trained_bars": data.train_stop,
+        "validated_bars": data.validation_stop - data.train_stop,
+        "test_bars": len(target),
+        "iterations": trainer.iteration,
+        "episodes": trainer.episodes,
+        **{name: figures[name] for name in BOOKED},
+        "direction_z": trainer.calibration.direction_z if trainer.calibration else None,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "costs": record.market._asdict(),
+    }
+
+
+def write_files(job: FoldJob, trainer: Trainer, record: TradingRecord, rows: list[Row]) -> None:
+    """Write model.swt, target.npy, daily.csv and metrics.jsonl into the folder of a job."""
+    day, returns = daily_returns(record)
+    days = day.astype("datetime64[D]").astype(str)
+    texts = {
+        "daily.csv": "day,return\n" + "".join(f"{d},{r!r}\n" for d, r in zip(days, returns.tolist(), strict=True)),
+        "metrics.jsonl": "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows),
+    }
+    with add_path_to_errors(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            with atomic_write(job.folder / name) as file:
+                file.write(text.encode())
+        with atomic_write(job.folder / "target.npy") as file:
+            np.save(file, record.target)
+        data, spec = trainer.data, trainer.data.market_spec
+        span = [format_utc(data.bars.time[i]) for i in (0, data.validation_stop - 1)]
+        stats = backtest_record(record.target, record.bars, 0, record.market)[0]
+        parts = trainer.export_networks(), spec, trainer.acting_search_config(), trainer.config.as_dict()
+        save_model(job.folder / "model.swt", *parts, {**job.series.origin, "span": span}, stats)
+
+
+def read_result(job: FoldJob) -> Row:
+    """The result of a job that has ended."""
+    with add_path_to_errors(job.result):
+        row: Row = json.loads(job.result.read_text(encoding="utf-8"))
+    return row
+
+
+def fold_records(jobs: list[FoldJob], bars: Bars) -> list[TradingRecord]:
+    """The records of jobs that have ended, each at the costs of its own fold."""
+    records = []
+    for job in jobs:
+        costs, target = read_result(job)["costs"], np.load(job.folder / "target.npy")
+        stretch = slice_bars(bars, job.fold.test_first, job.fold.test_stop + 1)
+        records.append(trade_targets(stretch, target, new_market(**{**costs, "sizes": tuple(costs["sizes"])})))
+    return records
+
+
+def join_folds(records: list[TradingRecord]) -> TradingRecord:
+    """One record of tests that follow each other, at the costs of the last: an agent that is trained anew at each."""
+    bars = Bars._make(
+        np.concatenate([*(record.bars[i][:-1] for record in records), records[-1].bars[i][-1:]])
+        for i in range(len(Bars._fields))
+    )
+    return trade_targets(bars, np.concatenate([record.target for record in records]), records[-1].market)
+
+
+def median_seed(net_pips: dict[int, float]) -> int:
+    """The seed whose profit is the median, of two in the middle the lower: nobody picks the best."""
+    return sorted(net_pips, key=lambda seed: (net_pips[seed], seed))[(len(net_pips) - 1) // 2]
+
+
+def pool_returns(series: list[DailyReturns]) -> DailyReturns:
+    """Daily returns of equal shares in markets, over the days of all of them."""
+    days = np.unique(np.concatenate([day for day, _ in series]))
+    pooled = np.zeros(len(days))
+    for day, returns in series:
+        pooled[np.searchsorted(days, day)] += returns / len(series)
+    return days, pooled
