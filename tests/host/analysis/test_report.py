@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -63,7 +64,7 @@ def traded(bars: Bars, seed: int = 0, length: int = 15) -> TradingRecord:
 def folds(n: int, count: int) -> list[TradingRecord]:
     bars = hourly_bars(n + 1)
     cuts = np.linspace(0, n, count + 1).astype(int).tolist()
-    return [traded(slice_bars(bars, a, b + 1), a) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [traded(slice_bars(bars, a, b + 1), a) for a, b in itertools.pairwise(cuts)]
 
 
 def hourly_bars(n: int) -> Bars:
