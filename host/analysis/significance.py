@@ -72,12 +72,12 @@ def _path_statistics(path: Floats) -> Floats:
 
 
 def stationary_indices(d: int, block: float, paths: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """[paths, d] days of the stationary bootstrap: the day after the one before, or with probability 1 / block any."""
+    """[paths, d] days of the stationary bootstrap: the one after the last, or with probability 1 / block any day."""
     t = np.arange(d)
     begins = rng.random((paths, d)) < 1.0 / block
     begin = np.maximum.accumulate(np.where(begins, t, 0), axis=1)  # of the block of each day
     start = rng.integers(d, size=(paths, d))
-    return (np.take_along_axis(start, begin, axis=1) + t - begin) % d
+    return (np.take_along_axis(start, begin, axis=1) + t) % d
 
 
 def optimal_block_length(returns: Floats) -> float:

@@ -141,6 +141,7 @@ def test_intervals_are_those_of_arch() -> None:
 
 def test_what_has_no_finite_interval_is_left_out() -> None:
     assert bootstrap_intervals(np.zeros(50), 0) == {"mean": (0, 0), "max_drawdown": (0, 0)}
+    assert bootstrap_intervals(-np.ones(50), 0) == {"mean": (-1, -1), "max_drawdown": (50, 50), "profit_factor": (0, 0)}
     assert set(bootstrap_intervals(np.arange(1.0, 51.0), 0)) == {"mean", "sharpe", "max_drawdown"}
 
 
@@ -189,10 +190,11 @@ def test_a_track_record_is_long_enough_where_the_probability_says_so() -> None:
         assert chance is not None
         z = NORMAL.inv_cdf(chance) * math.sqrt((d - 1) / (int(d / 100 + 1) * 100 - 1))
         assert (NORMAL.cdf(z) > 0.9) is certain
-    normal = NORMAL.inv_cdf(0.95) ** 2 * 252  # of a Sharpe ratio of 1 a year: 2.7 years
-    year = series(100_000, 0.0)
-    year = (year - year.mean()) / year.std() + 1 / math.sqrt(252)
-    assert min_track_record(year) == pytest.approx(normal, rel=0.01)
+    normal, z_sq = series(100_000, 0.0), NORMAL.inv_cdf(0.95) ** 2
+    normal = (normal - normal.mean()) / normal.std()
+    year = min_track_record(normal + 1 / math.sqrt(252))
+    assert year == pytest.approx(1 + z_sq * 252 * (1 + 0.5 / 252), rel=0.01)  # 2.7 years for 1 a year
+    assert min_track_record(normal + 2, 1.0) == pytest.approx(1 + z_sq * (1 + 0.5 * 2**2), rel=0.03)  # Lo (2002)
 
 
 def test_ratios_that_are_undefined() -> None:
