@@ -156,8 +156,8 @@ def intervals(record: TradingRecord, seed: int) -> dict[str, tuple[float, float]
         "max_drawdown": ("Max. Drawdown [pips]", pips),
         "profit_factor": ("Profit Factor (Days)", 1.0),
     }
-    found = bootstrap_intervals(returns, seed)
-    return {scale[key][0]: (low * scale[key][1], high * scale[key][1]) for key, (low, high) in found.items()}
+    found = bootstrap_intervals(returns, seed).items()
+    return {scale[key][0]: (low * scale[key][1], high * scale[key][1]) for key, (low, high) in found if low < high}
 
 
 def figures(record: TradingRecord) -> dict[str, Any]:

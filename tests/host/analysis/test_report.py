@@ -2,12 +2,12 @@
 
 import csv
 import io
-import itertools
 import json
 import re
 import shutil
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def traded(bars: Bars, seed: int = 0, length: int = 15) -> TradingRecord:
 def folds(n: int, count: int) -> list[TradingRecord]:
     bars = hourly_bars(n + 1)
     cuts = np.linspace(0, n, count + 1).astype(int).tolist()
-    return [traded(slice_bars(bars, a, b + 1), a) for a, b in itertools.pairwise(cuts)]
+    return [traded(slice_bars(bars, a, b + 1), a) for a, b in pairwise(cuts)]
 
 
 def hourly_bars(n: int) -> Bars:
@@ -264,7 +264,7 @@ def test_a_browser_draws_every_chart(folder: Path, tmp_path: Path, width: int) -
     ground = pixels[-1, -1]
     assert (pixels[:, -4:] == ground).all(), "wider than the screen"
     edges = [80, width // 2, width - 80] if width > 880 else [12, width - 12]
-    for left, right, text in zip(edges[:-1], edges[1:], (100, 190), strict=False):  # text stands on the left
+    for (left, right), text in zip(pairwise(edges), (100, 190), strict=False):  # text stands on the left
         strip = pixels[320:, left + 24 : right - 24]
         is_blank = (strip == 255).all(axis=(1, 2)) | (strip == ground).all(axis=(1, 2))
         assert longest_run(is_blank) < text, "a chart is empty"

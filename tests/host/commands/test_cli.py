@@ -69,18 +69,24 @@ def refused(code: int, *args: Any) -> str:
 def test_train_says_what_it_earned_and_where_the_model_is(setup: Setup) -> None:
     assert setup.document.keys() >= BACKTEST_KEYS | {"model", "model_sha256"}
     assert Path(setup.document["model"]) == setup.model
-    assert setup.document["baselines"]
+    assert setup.document["baselines"].keys() >= {"flat", "random", "policy head", "untrained"}
+    report = json.loads((setup.model.parent / "report.json").read_text(encoding="utf-8"))
+    assert report.items() <= setup.document.items()
+    assert report["learning"]["episodes"][-1] == int(EPISODES)
+    assert {path.name for path in setup.model.parent.iterdir()} >= {"trades.csv", "equity.csv", "daily.csv"}
     rows = [json.loads(line) for line in (setup.model.parent / "metrics.jsonl").read_text().splitlines()]
     assert [row["episodes"] for row in rows] == list(range(4, int(EPISODES) + 1, 4))
 
 
 def test_backtest_document(setup: Setup) -> None:
-    out = setup.folder / "decisions.csv"
-    done = swt("backtest", setup.bars, "--model", setup.model, "--decisions", out, "--json")
+    out, folder = setup.folder / "decisions.csv", setup.folder / "report"
+    done = swt("backtest", setup.bars, "--model", setup.model, "--decisions", out, "--report", folder, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document.keys() >= BACKTEST_KEYS
-    assert all(isinstance(pips, float) for pips in document["baselines"].values())
+    assert all(isinstance(row["net_pips"], float) for row in document["baselines"].values())
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == document
+    assert any("trained on" in reason for reason in document["verdict"]["reasons"])
     assert document["bars"] == len(out.read_text().splitlines()) - 1 == 1499 - 256 - 1
 
 
