@@ -1,4 +1,4 @@
-"""`run_backtest`: an agent over a stretch of bars, decision by decision, with the step that `act` takes."""
+"""`run_backtest`: an agent over a stretch of bars; its decisions are those of `act`, though it searches bars ahead."""
 
 from __future__ import annotations
 
