@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from host.artifact.manifest import reading_options
+from host.artifact.manifest import LoadedModel, reading_options
 from host.atomic import add_path_to_errors, check_not_input, check_writable
 from host.commands.data_check import print_source, source_document
 from host.config import RiskConfig
@@ -57,16 +57,7 @@ def backtest_csv(
     if decisions is not None:
         check_writable(decisions)
         check_not_input(decisions, model, csv or SAMPLE_CSV)
-    loaded = load_live_model(model)
-    path = str(csv or SAMPLE_CSV)
-    reading = sample_reading(reading) if csv is None else reading
-    if not insist:
-        check_feed_name(loaded, reading, path)
-    bars, source = read_bars(path, reading_options(loaded, reading, Path(path).name))
-    log_source(source)
-    if not insist:
-        check_symbol(loaded, source.instrument.symbol, path)
-        check_scale(loaded, bars.close, bars.high - bars.low, path)
+    loaded, bars, source = load_model_and_bars(csv, model, reading, insist)
     first = first_decision_bar(bars, start, source, loaded.networks.history)
     policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
@@ -88,6 +79,23 @@ def backtest_csv(
         with add_path_to_errors(decisions):
             write_decisions(decisions, result, bars, first)
     return document
+
+
+def load_model_and_bars(
+    csv: Path | None, model: Path, reading: ReadOptions, insist: bool
+) -> tuple[LoadedModel, Bars, Source]:
+    """A model and the bars of a CSV, by default the bundled ones; ModelError for another market, unless `insist`."""
+    loaded = load_live_model(model)
+    path = str(csv or SAMPLE_CSV)
+    reading = sample_reading(reading) if csv is None else reading
+    if not insist:
+        check_feed_name(loaded, reading, path)
+    bars, source = read_bars(path, reading_options(loaded, reading, Path(path).name))
+    log_source(source)
+    if not insist:
+        check_symbol(loaded, source.instrument.symbol, path)
+        check_scale(loaded, bars.close, bars.high - bars.low, path)
+    return loaded, bars, source
 
 
 def sample_reading(reading: ReadOptions) -> ReadOptions:
