@@ -88,20 +88,20 @@ def draw_bars(num_bars: int, history: int, checks: int, seed: int) -> list[int]:
 def change_future(bars: Bars, t: int) -> Bars:
     """A copy of `bars` with another future after bar t: a week later, each move inverted and twice as large.
 
-    No sign and no size of a later move, gap, spread or volume stays the same.
+    No later move keeps its sign or its size; spreads and volumes are twice as large too.
     """
     changed = Bars._make(column.copy() for column in bars)
     level, later = bars.close[t], slice(t + 1, None)
 
-    def invert(price: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(level * (level / price[later]) ** 2)
-
     changed.time[later] += WEEK_NS
     changed.volume[later] = 2.0 * bars.volume[later] + 1.0
-    for name, source in (("open", "ask_open"), ("ask_open", "open"), ("close", "ask_close"), ("ask_close", "close")):
-        getattr(changed, name)[later] = invert(getattr(bars, source))  # an inverted ask lies below an inverted bid
-    changed.high[later] = invert(bars.low)
-    changed.low[later] = np.minimum(invert(bars.high), np.minimum(changed.open[later], changed.close[later]))
+    for name, source in (("open", "open"), ("high", "low"), ("low", "high"), ("close", "close")):
+        getattr(changed, name)[later] = level * (level / getattr(bars, source)[later]) ** 2
+    for bid, ask, before, ask_before in (
+        (changed.open, changed.ask_open, bars.open, bars.ask_open),
+        (changed.close, changed.ask_close, bars.close, bars.ask_close),
+    ):
+        ask[later] = bid[later] * (ask_before[later] / before[later]) ** 2
     return changed
 
 

@@ -16,7 +16,7 @@ from host.analysis.lookahead import (
     observe_features,
 )
 from host.commands.backtest import load_model_and_bars
-from host.config import Config, merge
+from host.config import Config, flatten, merge
 from host.console import progress
 from host.data.formats import DataError, ReadOptions
 from host.data.parsing import format_utc
@@ -49,7 +49,8 @@ def check_model(
                 found += find(observed, bars, t)
         add(name, f"{len(ts)} bars drawn, up to {SPAN} at a time", found)
     if not warmup:
-        config = merge(Config(), loaded.manifest["configuration"], str(model))
+        settings = {name: value for name, value in flatten(loaded.manifest["configuration"]) if value is not None}
+        config = merge(Config(), settings, str(model))
         try:
             fit = find_fit_lookahead(bars, config, source.instrument, source.interval_s * SECOND_NS)
             add("fit", "normaliser, chance codes, costs and hours of the training part", fit)
