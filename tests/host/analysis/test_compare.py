@@ -12,7 +12,6 @@ from host.analysis.compare import (
     REVISED,
     SPREAD,
     SURPLUS,
-    TARGET,
     UNEXPLAINED,
     AgentDecision,
     compare_run,
@@ -22,9 +21,9 @@ from host.analysis.compare import (
 from host.commands.compare import compare_journal, print_comparison
 from host.data.feed import Bar
 from host.data.formats import DataError, ReadOptions
-from host.data.parsing import format_utc
 from host.live.event_log import ReplayError
 from host.live.journal import JournalError, read_journal
+from host.live.live_agent import LiveAgent
 from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import HOUR_NS
 from kernels.market.features import HISTORY
@@ -40,7 +39,8 @@ AT = HISTORY + 20  # a bar that is changed
 
 @pytest.fixture
 def feed(bars: list[Bar]) -> list[Bar]:
-    return bars[: HISTORY - 1 + DECISIONS]
+    """The bars in which the agent trades most."""
+    return bars[140 : 140 + HISTORY - 1 + DECISIONS]
 
 
 def compared(trained: Trained, live: Acting, file: list[Bar], journal: str = "journal.jsonl") -> dict[str, Any]:
@@ -53,7 +53,8 @@ def compared(trained: Trained, live: Acting, file: list[Bar], journal: str = "jo
 
 def wanted(trained: Trained, bars: list[Bar]) -> list[float]:
     """The targets of the agent."""
-    return [float(trained.decisions[format_utc(bar.time)][TARGET]) for bar in bars[HISTORY - 1 :]]
+    agent = LiveAgent(trained.loaded.networks, trained.loaded.market_spec, trained.loaded.search)
+    return [agent.target for bar in bars if agent.on_bar(bar)]
 
 
 def revised(bars: list[Bar], **change: float) -> list[Bar]:
@@ -73,7 +74,7 @@ def test_the_same_bars_give_the_same_decisions(acting: Any, trained: Trained, fe
 
 
 FILES: list[tuple[str, Callable[[list[Bar]], list[Bar]]]] = [
-    (REVISED, lambda bars: revised(bars, close=0.03, ask_close=0.03)),
+    (REVISED, lambda bars: revised(bars, close=0.01, ask_close=0.01)),
     (SPREAD, lambda bars: revised(bars, ask_close=0.002)),
     (SURPLUS, lambda bars: [*bars[:AT], *bars[AT + 1 :]]),
 ]
@@ -192,7 +193,7 @@ def test_a_difference_without_a_cause_is_called_so() -> None:
 def test_the_command_reads_the_file_and_prints_the_causes(
     acting: Any, trained: Trained, feed: list[Bar], tmp_path: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    live, file = acting(max_spread=0.1), feed_of(ROWS[: HISTORY + 100], tmp_path / "EURUSD_H1.csv")
+    live, file = acting(max_spread=0.1), feed_of(ROWS[: HISTORY + 250], tmp_path / "EURUSD_H1.csv")
     live.feed(feed)
     document = compare_journal(live.folder / "journal.jsonl", file, trained.path, ReadOptions(), False)
     assert not document["passed"]
