@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -48,6 +48,8 @@ InsistOption = Annotated[
     bool, typer.Option("--insist", help="Trade a feed of another instrument or price scale than the model's.")
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="A setting: section.key=value; repeatable.")]
+ChecksOption = Annotated[int, typer.Option(min=1, help="Bars drawn.")]
+ChecksSeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the bars drawn.")]
 HelpConfigOption = Annotated[
     bool, typer.Option("--help-config", is_eager=True, callback=print_settings, help="List the settings, and end.")
 ]
@@ -239,6 +241,56 @@ def replay(
 
 
 @app.command(hidden=PACKED)
+@with_reading_flags
+def compare(
+    reading: Any,
+    journal: Annotated[Path, typer.Argument(help="The journal.jsonl of `act --out`.")],
+    csv: Annotated[Path, typer.Argument(help="A file of the same bars.")],
+    model: ModelOption = DEFAULT_MODEL,
+    insist: InsistOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain where live decisions differ from the backtest of a file; exit 9 where one does."""
+    from host.commands.compare import compare_journal, print_comparison
+
+    end_with(compare_journal(journal, csv, model, reading, insist), print_comparison, as_json)
+
+
+@app.command("check-lookahead", hidden=PACKED)
+@with_reading_flags
+def check_lookahead(
+    reading: Any,
+    csv: CsvArgument = None,
+    model: ModelOption = DEFAULT_MODEL,
+    checks: ChecksOption = 100,
+    seed: ChecksSeedOption = 0,
+    insist: InsistOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that no feature, decision or fit depends on a later bar; exit 9 where one does."""
+    from host.commands.check_lookahead import check_model, print_check
+
+    end_with(check_model(csv, model, reading, checks, seed, insist, warmup=False), print_check, as_json)
+
+
+@app.command("check-warmup", hidden=PACKED)
+@with_reading_flags
+def check_warmup(
+    reading: Any,
+    csv: CsvArgument = None,
+    model: ModelOption = DEFAULT_MODEL,
+    checks: ChecksOption = 100,
+    seed: ChecksSeedOption = 0,
+    insist: InsistOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that no feature or decision depends on a bar before the warm-up; exit 9 where one does."""
+    from host.commands.check_lookahead import check_model, print_check
+
+    end_with(check_model(csv, model, reading, checks, seed, insist, warmup=True), print_check, as_json)
+
+
+@app.command(hidden=PACKED)
 def pack(
     model: ModelOption = DEFAULT_MODEL, out: Annotated[Path, typer.Option(help="The file to write.")] = Path("swt.pyz")
 ) -> None:
@@ -254,10 +306,7 @@ def doctor(model: ModelOption = DEFAULT_MODEL, as_json: JsonOption = False) -> N
     from host.commands.doctor import doctor as run
     from host.commands.doctor import print_doctor
 
-    document = run(model)
-    print(json.dumps(document)) if as_json else print_doctor(document, sys.stdout)
-    if not document["passed"]:
-        raise typer.Exit(9)
+    end_with(run(model), print_doctor, as_json)
 
 
 @app.command("data-check", hidden=PACKED)
@@ -302,10 +351,7 @@ def selftest(
     length, split = split_settings(train_bars, length)
     options = new_synthetic_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
     config = selftest_config([*split, *(settings or []), f"train.seed={seed}"])
-    document = run(market or [], options, config, minutes, thread_count(threads), picture, out)
-    print(json.dumps(document)) if as_json else print_selftest(document, sys.stdout)
-    if not document["passed"]:
-        raise typer.Exit(9)
+    end_with(run(market or [], options, config, minutes, thread_count(threads), picture, out), print_selftest, as_json)
 
 
 @app.command(hidden=PACKED)
@@ -347,6 +393,13 @@ def bench(
     document = run(what, size)
     command = shell_join("python", "swt.py", *(word for word in sys.argv[1:] if word != "--markdown"))
     print(json.dumps(document)) if as_json else print_bench(what, document, sys.stdout, command if markdown else None)
+
+
+def end_with(document: dict[str, Any], show: Callable[[dict[str, Any], TextIO], None], as_json: bool) -> None:
+    """Print a document, and end with 9 unless it has passed."""
+    print(json.dumps(document)) if as_json else show(document, sys.stdout)
+    if not document["passed"]:
+        raise typer.Exit(9)
 
 
 def thread_count(threads: int) -> int:

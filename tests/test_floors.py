@@ -44,7 +44,7 @@ ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezer
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
 RIVALS = ("host/bench/ppo",)
 WALKFORWARD = ("host/commands/walkforward",)
-ANALYSIS = ("kernels/market/statistics", "host/commands/report")
+ANALYSIS = ("kernels/market/statistics", "host/commands/report", "host/commands/check", "host/commands/compare")
 ACTING = ("host.commands.act", "host.commands.backtest", "host.commands.doctor")  # a trading machine has no trainer
 TOP = {"swt.py", "kernels", "models", "host", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 

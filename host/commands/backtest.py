@@ -15,7 +15,7 @@ import numpy as np
 from host import VERSION
 from host.analysis.baselines import policy_without_search
 from host.analysis.report import ANALYSIS_FILES, ReportContext, print_summary, report_backtest, write_report
-from host.artifact.manifest import reading_options
+from host.artifact.manifest import LoadedModel, reading_options
 from host.atomic import add_path_to_errors, check_not_input, check_writable
 from host.commands.data_check import print_source, source_document
 from host.config import RiskConfig
@@ -64,16 +64,7 @@ def backtest_csv(
     With `report_folder` the files of the report are written into it.
     """
     check_outputs(decisions, report_folder, model, csv or SAMPLE_CSV)
-    loaded = load_live_model(model)
-    path = str(csv or SAMPLE_CSV)
-    reading = sample_reading(reading) if csv is None else reading
-    if not insist:
-        check_feed_name(loaded, reading, path)
-    bars, source = read_bars(path, reading_options(loaded, reading, Path(path).name))
-    log_source(source)
-    if not insist:
-        check_symbol(loaded, source.instrument.symbol, path)
-        check_scale(loaded, bars.close, bars.high - bars.low, path)
+    loaded, bars, source = load_model_and_bars(csv, model, reading, insist)
     first = first_decision_bar(bars, start, source, loaded.networks.history)
     policy = new_backtest_policy(loaded.networks, loaded.market_spec, loaded.search)
     extra = np.zeros((len(bars.time), 0), np.float32)
@@ -131,6 +122,23 @@ def format_interval(seconds: int) -> str:
     """The length of a bar as traders write it: M5, H1, D1."""
     letter, unit = next(((name, size) for name, size in INTERVALS if seconds % size == 0), ("S", 1))
     return f"{letter}{seconds // unit}"
+
+
+def load_model_and_bars(
+    csv: Path | None, model: Path, reading: ReadOptions, insist: bool
+) -> tuple[LoadedModel, Bars, Source]:
+    """A model and the bars of a CSV, by default the bundled ones; ModelError for another market, unless `insist`."""
+    loaded = load_live_model(model)
+    path = str(csv or SAMPLE_CSV)
+    reading = sample_reading(reading) if csv is None else reading
+    if not insist:
+        check_feed_name(loaded, reading, path)
+    bars, source = read_bars(path, reading_options(loaded, reading, Path(path).name))
+    log_source(source)
+    if not insist:
+        check_symbol(loaded, source.instrument.symbol, path)
+        check_scale(loaded, bars.close, bars.high - bars.low, path)
+    return loaded, bars, source
 
 
 def sample_reading(reading: ReadOptions) -> ReadOptions:
