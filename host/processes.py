@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -58,7 +59,8 @@ def watch_process(fn: Callable[[T, ReportProgress], Row], job: T, report_progres
 def _send_result(sender: Connection, fn: Callable[[T, ReportProgress], Row], job: T) -> None:
     """Send shares of progress, then the result; a broken pipe ends this process, an interrupt is left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sender.send(fn(job, sender.send))
+    with suppress(BrokenPipeError):  # the parent was killed: nobody waits for a traceback
+        sender.send(fn(job, sender.send))
 
 
 def run_at_once(

@@ -48,6 +48,7 @@ from host.training.run_dir import (
     peek_state,
 )
 from host.training.trainer import Trainer, run_first_iteration, train_for
+from host.walkforward.trials import BEGIN, append_trial, ledger_of, span_of, trial_id
 from kernels.jit import program_digest
 from kernels.market.bars import SECOND_NS
 from kernels.market.features import feature_digest
@@ -112,6 +113,8 @@ def train_csv(
             if resume and out:
                 check_origin(out, origin)
             run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
+            span = span_of(source.instrument.symbol, source.sha256, data.bars.time, data.test_first, -1)
+            append_trial(ledger_of(run.path), BEGIN, trial_id(origin), span, run=str(run.path.resolve()))
             restore_checkpoint(trainer, run) if resume else write_run_settings(run, spec, source)
             report(0.0, "first iteration")
             on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)

@@ -32,7 +32,18 @@ from host.data.parsing import format_utc
 from host.processes import ReportProgress, Row, run_at_once
 from host.training.run_dir import RunError
 from host.walkforward.folds import HOLDOUT, Fold, check_folds, new_folds
-from host.walkforward.trials import BEGIN, END, Span, Trials, append_trial, is_open, open_holdout, trials_of
+from host.walkforward.trials import (
+    BEGIN,
+    END,
+    Span,
+    Trials,
+    append_trial,
+    is_open,
+    ledger_of,
+    open_holdout,
+    span_of,
+    trials_of,
+)
 from host.walkforward.walkforward import (
     BOOKED,
     DailyReturns,
@@ -53,7 +64,6 @@ from kernels.market.statistics import compute_statistics
 SCHEMA = 1  # of walkforward.json
 DEFAULT_MINUTES = 20.0  # of all trainings together
 BARS = "bars.npy"  # of a market, while its jobs run
-LEDGER = "trials.jsonl"  # beside the folder of the run: what runs have in common
 JobRunner = Callable[[FoldJob, ReportProgress], Row]
 
 
@@ -83,9 +93,8 @@ class Walk(NamedTuple):
     def span(self, holdout: bool) -> Span:
         """The time that the tests take, of the folds or of the holdout."""
         tests = self.tests(holdout)
-        time, symbol = self.series.bars.time, self.series.instrument.symbol
-        ends = (format_utc(time[i]) for i in (tests[0].test_first, tests[-1].test_stop))
-        return Span(self.series.origin["sha256"] if symbol == "-" else symbol, *ends)
+        symbol, sha256 = self.series.instrument.symbol, self.series.origin["sha256"]
+        return span_of(symbol, sha256, self.series.bars.time, tests[0].test_first, tests[-1].test_stop)
 
 
 def walkforward_csv(
@@ -100,19 +109,14 @@ def walkforward_csv(
         stack.enter_context(locked(options.out / "lock"))
         settings = begin_or_go_on(walks, reading, config, options)
         jobs = run_jobs(walks, settings, config, options, False, runner)
-        if options.open_holdout or is_open(ledger(options), settings["trial"]):
+        if options.open_holdout or is_open(ledger_of(options.out), settings["trial"]):
             for walk in walks:
-                open_holdout(ledger(options), settings["trial"], walk.span(True), run=str(options.out.resolve()))
+                open_holdout(ledger_of(options.out), settings["trial"], walk.span(True), run=str(options.out.resolve()))
             jobs |= run_jobs(walks, settings, config, options, True, runner)
         document = new_document(walks, [*jobs.values()], settings, options)
         with atomic_write(options.out / "walkforward.json") as file:
             file.write(json.dumps(document, indent=1, allow_nan=False).encode())
     return document
-
-
-def ledger(options: WalkOptions) -> Path:
-    """The ledger of trials, which the runs of a folder share."""
-    return options.out.absolute().parent / LEDGER
 
 
 def read_walks(files: list[Path], reading: ReadOptions, config: Config, options: WalkOptions) -> list[Walk]:
@@ -166,7 +170,7 @@ def begin_or_go_on(walks: list[Walk], reading: ReadOptions, config: Config, opti
         with atomic_write(path) as file:
             file.write(json.dumps(settings, indent=1).encode())
     for walk in walks:
-        append_trial(ledger(options), BEGIN, settings["trial"], walk.span(False), run=str(options.out.resolve()))
+        append_trial(ledger_of(options.out), BEGIN, settings["trial"], walk.span(False), run=str(options.out.resolve()))
     return settings
 
 
@@ -215,7 +219,7 @@ def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options:
         tests, held = ([job for job in own if (job.fold.name == HOLDOUT) == is_held] for is_held in (False, True))
         records = joined_records(tests, walk.series.bars)
         chosen = median_seed({seed: float(record.equity[-1]) for seed, record in records.items()})
-        ratio, span, file = sharpe(daily_returns(records[chosen])[1]), walk.span(False), ledger(options)
+        ratio, span, file = sharpe(daily_returns(records[chosen])[1]), walk.span(False), ledger_of(options.out)
         append_trial(file, END, settings["trial"], span, sharpe=ratio)
         counts.append(trials_of(file, span))
         pooled.append(daily_returns(records[chosen]))

@@ -6,13 +6,19 @@ better the best of them looks by luck alone (Bailey & Lopez de Prado 2014): the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from host.atomic import add_path_to_errors, write_all
+import numpy as np
+from numpy.typing import NDArray
 
+from host.atomic import add_path_to_errors, write_all
+from host.data.parsing import format_utc
+
+LEDGER = "trials.jsonl"  # beside the folders of the runs that share it
 BEGIN, END, OPEN = "begin", "end", "open holdout"  # events
 
 
@@ -32,6 +38,21 @@ class Span(NamedTuple):
     def overlaps(self, row: dict[str, Any]) -> bool:
         """Whether the trial of `row` touched a part of this span."""
         return bool(row["market"] == self.market and row["first"] < self.last and self.first < row["last"])
+
+
+def span_of(symbol: str, sha256: str, time: NDArray[np.int64], first: int, last: int) -> Span:
+    """The span of a test from bar `first` to bar `last` of bars that close at `time` [T]."""
+    return Span(sha256 if symbol == "-" else symbol, format_utc(time[first]), format_utc(time[last]))
+
+
+def trial_id(origin: dict[str, Any]) -> str:
+    """The name of a training by all that determines its weights: the same once more is no other trial."""
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def ledger_of(run: Path) -> Path:
+    """The ledger in which a run notes its trials."""
+    return run.absolute().parent / LEDGER
 
 
 class Trials(NamedTuple):

@@ -200,7 +200,14 @@ def test_plain_runs_are_numbered_and_latest_is_the_last_that_finished(
     done = command("train", "--resume", "--episodes", 4)
     assert done.code == 0, done.err
     assert Path("runs/latest/model.swt").read_bytes() == Path("runs/0004/model.swt").read_bytes()
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["0001", "0002", "0003", "0004", "latest"]
+    assert sorted(path.name for path in Path("runs").iterdir()) == [
+        "0001",
+        "0002",
+        "0003",
+        "0004",
+        "latest",
+        "trials.jsonl",
+    ]
 
 
 class Windows:

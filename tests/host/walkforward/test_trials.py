@@ -2,13 +2,18 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from host.commands.train import train_csv
+from host.config import load_config
+from host.data.formats import ReadOptions
 from host.walkforward.trials import BEGIN, END, Span, TrialsError, append_trial, open_holdout, trials_of
+from tests.fixtures.runs import LINES, TINY
 
 MAY = Span("EURUSD", "2017-05-01T00:00:00Z", "2017-06-01T00:00:00Z")
 JUNE = Span("EURUSD", "2017-06-01T00:00:00Z", "2017-07-01T00:00:00Z")
@@ -75,3 +80,22 @@ def test_a_line_is_on_the_disk_before_the_run_goes_on(tmp_path: Path, monkeypatc
     append_trial(path, BEGIN, "a", MAY)
     assert synced == [path.read_bytes()]
     assert synced[0].endswith(b"\n")
+
+
+def test_a_training_is_a_trial_of_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it begins; the same once more is none, other settings are one, wherever they are trained."""
+
+    def stop(*_: object) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr("host.commands.train.run_first_iteration", stop)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "bars.csv").write_text("".join(LINES))
+    reading, counts = ReadOptions(side="ask", symbol="EURUSD"), list[int]()
+    for name, seed in (("1", 0), ("2", 0), ("1", 1)):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        config = load_config(tmp_path / "tiny.toml", [f"train.seed={seed}"])
+        with pytest.raises(ArithmeticError):
+            train_csv(tmp_path / "bars.csv", reading, config, tmp_path / name, None, 2, False, 1)
+        counts.append(trials_of(tmp_path / "trials.jsonl", Span("EURUSD", "2017-01-01", "2017-12-31")).number)
+    assert counts == [1, 1, 2]
