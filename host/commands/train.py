@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from host.analysis.baselines import agent_record, policy_without_search
-from host.analysis.record import TradingRecord
+from host.analysis.record import TradingRecord, daily_returns
 from host.analysis.report import ReportContext, print_summary, report_backtest, write_report
+from host.analysis.statistics import sharpe
 from host.artifact.manifest import LoadedModel, load_model, save_model
 from host.artifact.networks import BacktestStats, OnnxNetworks
 from host.atomic import WriteError, add_path_to_errors, check_writable, locked
@@ -48,7 +49,7 @@ from host.training.run_dir import (
     peek_state,
 )
 from host.training.trainer import Trainer, run_first_iteration, train_for
-from host.walkforward.trials import BEGIN, append_trial, ledger_of, span_of, trial_id
+from host.walkforward.trials import BEGIN, END, append_trial, ledger_of, span_of, trial_id, trials_of
 from kernels.jit import program_digest
 from kernels.market.bars import SECOND_NS
 from kernels.market.features import feature_digest
@@ -125,9 +126,12 @@ def train_csv(
         result = trade_unseen_bars(trainer)
         stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
         loaded, model = export_model(run, trainer, source, stats), run.path / "model.swt"
+        trials = trials_of(ledger_of(run.path), span)
         context = ReportContext(
             describe_source(source, model, loaded.sha256),
             spec.config.train.seed,
+            trials.number,
+            trials.sharpe_variance(),
             rivals=rival_records(trainer, untrained),
             metrics=run.read_metrics(),
         )
@@ -135,6 +139,8 @@ def train_csv(
         policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
         document, record = report_backtest(result, policy, data.bars, data.test_first, context, direction_z)
         write_report(run.path, document, [record])
+        ratio = sharpe(daily_returns(record)[1])
+        append_trial(ledger_of(run.path), END, trial_id(origin), span, sharpe=ratio)
     print_summary(document, sys.stderr)
     print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}

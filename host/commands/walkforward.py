@@ -18,9 +18,11 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from host import VERSION
 from host.analysis.record import TradingRecord, daily_returns
+from host.analysis.report import ReportContext, build_report, join_records, write_report
 from host.analysis.significance import bootstrap_intervals, judge
-from host.analysis.statistics import days_per_year, sharpe, summarise
+from host.analysis.statistics import days_per_year, sharpe
 from host.atomic import add_path_to_errors, atomic_write, check_writable, locked
 from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
 from host.commands.train import model_origin
@@ -50,7 +52,6 @@ from host.walkforward.walkforward import (
     FoldJob,
     Series,
     fold_records,
-    join_folds,
     median_seed,
     pool_returns,
     read_result,
@@ -217,23 +218,25 @@ def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options:
     for walk in walks:
         own = [job for job in jobs if job.series.name == walk.series.name]
         tests, held = ([job for job in own if (job.fold.name == HOLDOUT) == is_held] for is_held in (False, True))
-        records = joined_records(tests, walk.series.bars)
-        chosen = median_seed({seed: float(record.equity[-1]) for seed, record in records.items()})
-        ratio, span, file = sharpe(daily_returns(records[chosen])[1]), walk.span(False), ledger_of(options.out)
+        records, folder = seed_records(tests, walk.series.bars), options.out / walk.series.name
+        joined = {seed: join_records(parts) for seed, parts in records.items()}
+        chosen = median_seed({seed: float(record.equity[-1]) for seed, record in joined.items()})
+        ratio, span, file = sharpe(daily_returns(joined[chosen])[1]), walk.span(False), ledger_of(options.out)
         append_trial(file, END, settings["trial"], span, sharpe=ratio)
         counts.append(trials_of(file, span))
-        pooled.append(daily_returns(records[chosen]))
-        holdout = joined_records(held, walk.series.bars)
+        pooled.append(daily_returns(joined[chosen]))
+        holdout, held_trials = seed_records(held, walk.series.bars), trials_of(file, walk.span(True))
+        source = {"title": f"{walk.series.name}, walk-forward, seed {chosen}", "version": VERSION}
         markets.append(
             {
                 "name": walk.series.name,
                 "symbol": walk.series.instrument.symbol,
                 "sha256": walk.series.origin["sha256"],
                 "runs": [{**read_result(job), "folder": job.folder.relative_to(options.out).as_posix()} for job in own],
-                "seeds": [{"seed": seed, **booked(record)} for seed, record in records.items()],
+                "seeds": [{"seed": seed, **booked(record)} for seed, record in joined.items()],
                 "median_seed": chosen,
-                "joined": summary(records[chosen], counts[-1]),
-                "holdout": summary(holdout[chosen], trials_of(file, walk.span(True))) if holdout else None,
+                "joined": report_test(folder, records[chosen], counts[-1], source),
+                "holdout": report_test(folder / HOLDOUT, holdout[chosen], held_trials, source) if holdout else None,
             }
         )
     most = max(counts, key=lambda trials: trials.number)
@@ -243,10 +246,10 @@ def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options:
     return {"schema": SCHEMA, "trial": settings["trial"], **about, "markets": markets, "pool": pool}
 
 
-def joined_records(jobs: list[FoldJob], bars: Bars) -> dict[int, TradingRecord]:
-    """For each seed the tests of its jobs as one record."""
+def seed_records(jobs: list[FoldJob], bars: Bars) -> dict[int, list[TradingRecord]]:
+    """For each seed the tests of its jobs."""
     seeds = dict.fromkeys(job.config.train.seed for job in jobs)
-    return {s: join_folds(fold_records([j for j in jobs if j.config.train.seed == s], bars)) for s in seeds}
+    return {s: fold_records([j for j in jobs if j.config.train.seed == s], bars) for s in seeds}
 
 
 def booked(record: TradingRecord) -> Row:
@@ -255,14 +258,18 @@ def booked(record: TradingRecord) -> Row:
     return {**{name: figures[name] for name in BOOKED}, "sharpe": sharpe(daily_returns(record)[1])}
 
 
-def summary(record: TradingRecord, trials: Trials) -> Row:
-    """Figures, statistics, intervals and verdict of a record."""
-    return {**booked(record), "statistics": summarise(record), **significance(*daily_returns(record), trials)}
+def report_test(folder: Path, records: list[TradingRecord], trials: Trials, source: dict[str, str]) -> Row:
+    """Write the report of tests in a row into `folder`; what walkforward.json says of them."""
+    context = ReportContext(source, trials=trials.number, trial_sharpe_variance=trials.sharpe_variance())
+    document = build_report(records, context)
+    write_report(folder, document, records)
+    found = {name: document[name] for name in ("statistics", "intervals", "verdict")}
+    return {**booked(join_records(records)), "days": document["span"]["days"], "trials": trials.number, **found}
 
 
 def significance(day: NDArray[np.int64], returns: NDArray[np.float64], trials: Trials) -> Row:
     """What daily returns [d] prove, after so many trials."""
-    variance = float(np.var(trials.sharpe, ddof=1)) if len(trials.sharpe) > 1 else None
+    variance = trials.sharpe_variance()
     return {
         "days": len(day),
         "trials": trials.number,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,10 @@ class Trials(NamedTuple):
 
     number: int  # of runs that touched it
     sharpe: list[float]  # of the daily returns of those that ended
+
+    def sharpe_variance(self) -> float | None:
+        """The variance of the Sharpe ratios; None where there are not two."""
+        return statistics.variance(self.sharpe) if len(self.sharpe) > 1 else None
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:

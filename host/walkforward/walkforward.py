@@ -155,15 +155,6 @@ def fold_records(jobs: list[FoldJob], bars: Bars) -> list[TradingRecord]:
     return records
 
 
-def join_folds(records: list[TradingRecord]) -> TradingRecord:
-    """One record of tests that follow each other, at the costs of the last: an agent that is trained anew at each."""
-    bars = Bars._make(
-        np.concatenate([*(record.bars[i][:-1] for record in records), records[-1].bars[i][-1:]])
-        for i in range(len(Bars._fields))
-    )
-    return trade_targets(bars, np.concatenate([record.target for record in records]), records[-1].market)
-
-
 def median_seed(net_pips: dict[int, float]) -> int:
     """The seed whose profit is the median, of two in the middle the lower: nobody picks the best."""
     return sorted(net_pips, key=lambda seed: (net_pips[seed], seed))[(len(net_pips) - 1) // 2]

@@ -16,6 +16,7 @@ import pytest
 import swt
 from host import console
 from host.analysis.record import daily_returns
+from host.analysis.report import join_records
 from host.artifact.manifest import load_model
 from host.atomic import LockedError, locked
 from host.commands.walkforward import WalkOptions, print_walkforward, read_walks, walkforward_csv
@@ -30,7 +31,6 @@ from host.walkforward.trials import TrialsError
 from host.walkforward.walkforward import (
     FoldJob,
     fold_records,
-    join_folds,
     load_bars,
     median_seed,
     pool_returns,
@@ -85,7 +85,7 @@ def test_the_joined_record_is_the_sum_of_its_folds() -> None:
     bars = read_bars(Path("bars.csv"), READING)[0]
     jobs.sort(key=lambda job: job.fold.test_first)
     records = fold_records(jobs, bars)
-    joined = join_folds(records)
+    joined = join_records(records)
     assert joined.equity[-1] == pytest.approx(sum(record.equity[-1] for record in records), abs=1e-12)
     assert len(joined.trades) == sum(len(record.trades) for record in records) > 9
     first, stop = jobs[0].fold.test_first, jobs[-1].fold.test_stop
