@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from host import VERSION
 from host.analysis.record import TradingRecord, daily_returns
-from host.analysis.report import ReportContext, build_report, join_records, write_report
+from host.analysis.report import EVIDENCE_Z, ReportContext, build_report, join_records, write_report
 from host.analysis.significance import bootstrap_intervals, judge
 from host.analysis.statistics import days_per_year, sharpe
 from host.atomic import add_path_to_errors, atomic_write, check_writable, locked
@@ -297,9 +297,19 @@ def print_walkforward(document: Row, out: IO[str]) -> None:
                 text = f"{name}, seed {market['median_seed']} (the median): {found['net_pips']:.1f} pips"
                 print(f"{text}, {found['trades']} trades, in the market {found['exposure']:.1%} of the time", file=out)
                 print_verdict(found, out)
+        print(evidence_text(market["runs"]), file=out)
     if document["pool"]:
         print(f"all {len(document['markets'])} markets in equal shares, {document['pool']['days']} days", file=out)
         print_verdict(document["pool"], out)
+
+
+def evidence_text(runs: list[Row]) -> str:
+    """How well the agents told rises from falls on their validation parts."""
+    z = [run["direction_z"] for run in runs if run["direction_z"] is not None]
+    if not z:
+        return "no validation part said whether it tells rises from falls"
+    enough = sum(value >= EVIDENCE_Z for value in z)
+    return f"rises were told from falls in {enough} of {len(z)} validation parts: {max(z):.1f} standard errors at best"
 
 
 def print_verdict(found: Row, out: IO[str]) -> None:
