@@ -338,7 +338,7 @@ def selftest(
     train_bars: Annotated[int | None, typer.Option(help="Training bars, instead of three quarters of all.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the equity beside the optimum's to this SVG.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for metrics.jsonl and curves.svg: what was learnt when.")
+        Path | None, typer.Option(help="Folder for metrics.jsonl, curves.svg and MARKET/report.html.")
     ] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,

@@ -9,9 +9,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from host import VERSION
+from host.analysis.opportunity import opportunity
+from host.analysis.record import record_of
+from host.analysis.report import ReportContext, build_report, write_report
 from host.atomic import add_path_to_errors, atomic_write, check_writable
 from host.config import Config, check_minutes, invalid_reason
 from host.console import ProgressCallback, compiling, progress
+from host.evaluation.backtest import BacktestResult
 from host.evaluation.exam import (
     DEFAULT_MARKETS,
     NUM_BARS,
@@ -27,6 +32,7 @@ from host.evaluation.exam import (
 )
 from host.evaluation.learning import measure_agent
 from host.evaluation.synthetic import MARKETS, Floats, SyntheticOptions
+from host.live.live_agent import new_policy_state
 from host.svg import line_charts
 from host.training.trainer import Trainer, run_first_iteration, train_for
 
@@ -46,7 +52,8 @@ def train_and_evaluate(
 ) -> tuple[dict[str, Any], dict[str, Floats]]:
     """Train on the first part of the market `name` and trade the rest; the document and the equity curves.
 
-    With a file `metrics`, what the agent has learnt is appended to it NUM_EVALUATIONS times.
+    With a file `metrics`, what the agent has learnt is appended to it NUM_EVALUATIONS times, and the report is written
+    into a folder of the market's name beside it.
     """
     begin, title = time.perf_counter(), f"synthetic market '{name}'"
     with compiling(f"{title}, getting ready") as report:
@@ -62,7 +69,22 @@ def train_and_evaluate(
     with progress(f"{title}, unseen bars") as report:
         result = trade_unseen_bars(evaluation, trainer, report)
     document = compare_with_optimum(evaluation, trainer, result)
+    if metrics is not None:
+        write_market_report(metrics.with_name(name), evaluation, trainer, result)
     return {**document, "seconds": round(time.perf_counter() - begin, 1)}, equity_curves(evaluation, result)
+
+
+def write_market_report(folder: Path, evaluation: EvaluationSet, trainer: Trainer, result: BacktestResult) -> None:
+    """Write the report of a backtest on the unseen bars of a synthetic market, which its title says."""
+    synthetic, first, n = evaluation.market, evaluation.first, len(result.log.action)
+    spec, found = trainer.data.market_spec, trainer.calibration
+    policy = new_policy_state(trainer.export_networks(), spec, trainer.acting_search_config())
+    stretch = synthetic.bars, synthetic.extra, first, first + n + 1
+    seen = opportunity(policy, *stretch, found.direction_z if found else None)
+    source = {"title": f"SYNTHETIC market '{synthetic.name}', unseen bars", "version": VERSION}
+    records = [record_of(result, synthetic.bars, first, spec.market)]
+    context = ReportContext(source, trainer.config.train.seed, opportunity=seen)
+    write_report(folder, build_report(records, context), records)
 
 
 def record_learning(
