@@ -26,7 +26,7 @@ from host.analysis.statistics import sharpe
 EDGE, NO_EDGE, TOO_LITTLE = "edge", "no edge", "too little data"
 CONFIDENCE = 0.95
 INTERVAL_LEVEL = 0.98  # with 0.95, returns with memory or rare large losses pass for an edge in 5 % of the cases
-MIN_DAYS = 30  # with a profit or a loss: with fewer, the formulas, which are for many days, err to the good
+MIN_DAYS = 28  # with a profit or a loss: with fewer, the formulas, which are for many days, err to the good
 WORTHWHILE_SHARPE = 1.0  # of a year: where less than this is all that the data allow, there is no edge
 PLAUSIBLE_SHARPE = 3.0  # of a year: where luck gives more than this, the data could show no edge
 NORMAL = NormalDist()
