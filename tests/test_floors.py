@@ -28,11 +28,11 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_490,
+    "core": 10_495,
     "learning": 2_050,  # self-play, one search a bar, targets, the iteration of training
     "evaluation": 850,  # known markets, and what an agent has learnt of them
     "analysis": 1_600,  # what a backtest is worth, and the report that shows it
-    "walkforward": 650,  # training anew for each fold, and the ledger of trials
+    "walkforward": 670,  # training anew for each fold, and the ledger of trials
     "data": 3_300,  # how files of strangers are read
     "live": 1_680,  # acting beside money
     "extensions": 1_640,
