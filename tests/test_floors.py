@@ -28,11 +28,11 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_640,
+    "core": 10_660,
     "learning": 2_060,  # self-play, one search a bar, targets, the iteration of training
     "evaluation": 850,  # known markets, and what an agent has learnt of them
-    "analysis": 2_300,  # what a backtest is worth, and the report that shows it
-    "walkforward": 650,  # training anew for each fold, and the ledger of trials
+    "analysis": 2_310,  # what a backtest is worth, and the report that shows it
+    "walkforward": 685,  # training anew for each fold, and the ledger of trials
     "data": 3_300,  # how files of strangers are read
     "live": 1_730,  # acting beside money, and many decisions at once
     "extensions": 1_640,

@@ -16,7 +16,7 @@ from bokeh.embed import components
 from bokeh.resources import Resources
 
 from host.analysis import charts
-from host.analysis.report import SCHEMA, ReportError, explain_opportunity, show
+from host.analysis.summary import SCHEMA, ReportError, explain_opportunity, show
 
 TILES = (
     *("Net Profit [pips]", "Sharpe Ratio", "Max. Drawdown [pips]", "# Trades"),

@@ -14,7 +14,8 @@ import numpy as np
 
 from host import VERSION
 from host.analysis.baselines import policy_without_search
-from host.analysis.report import ANALYSIS_FILES, ReportContext, print_summary, report_backtest, write_report
+from host.analysis.report import ANALYSIS_FILES, ReportContext, report_backtest, write_report
+from host.analysis.summary import print_summary
 from host.artifact.manifest import LoadedModel, reading_options
 from host.atomic import add_path_to_errors, check_not_input, check_writable
 from host.commands.data_check import print_source, source_document

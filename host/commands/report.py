@@ -7,7 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from host.analysis.report import ReportError, write_html
+from host.analysis.report import write_html
+from host.analysis.summary import ReportError
 from host.atomic import check_writable
 from host.console import log
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from host.analysis.baselines import agent_record, policy_without_search
 from host.analysis.record import TradingRecord, daily_returns
-from host.analysis.report import ReportContext, print_summary, report_backtest, write_report
+from host.analysis.report import ReportContext, report_backtest, write_report
 from host.analysis.statistics import sharpe
+from host.analysis.summary import print_summary
 from host.artifact.manifest import LoadedModel, load_model, save_model
 from host.artifact.networks import BacktestStats, OnnxNetworks
 from host.atomic import WriteError, add_path_to_errors, check_writable, locked

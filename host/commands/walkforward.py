@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from host import VERSION
 from host.analysis.record import TradingRecord, daily_returns
-from host.analysis.report import EVIDENCE_Z, ReportContext, build_report, join_records, write_report
+from host.analysis.report import ReportContext, build_report, join_records, write_report
 from host.analysis.significance import bootstrap_intervals, judge
 from host.analysis.statistics import days_per_year, sharpe
+from host.analysis.summary import EVIDENCE_Z
 from host.atomic import add_path_to_errors, atomic_write, check_writable, locked
 from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
 from host.commands.train import model_origin

@@ -18,18 +18,16 @@ from host.analysis.record import TradingRecord, trade_targets
 from host.analysis.report import (
     ANALYSIS_FILES,
     ReportContext,
-    ReportError,
     action_shares,
     build_report,
-    explain_opportunity,
     hours,
     join_records,
     learning_curves,
     months,
-    print_summary,
     write_html,
     write_report,
 )
+from host.analysis.summary import ReportError, explain_opportunity, print_summary
 from host.commands.report import BROWSERS, draw_page, remake_report
 from kernels.market.bars import SECOND_NS, Bars, slice_bars
 from kernels.market.ledger import ENTRY_BAR, ENTRY_PX, PROFIT_PX, new_market
