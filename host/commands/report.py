@@ -15,7 +15,7 @@ from host.console import log
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "chrome", "msedge"
 PAGE_MS, TIMEOUT_S = 10_000, 120  # what a page may take, by its own clock and by ours
 MAX_HEIGHT, MARGIN = 12_000, 32  # pixels of a page, and of its ground below the last card
-COLOURS = 64  # of a picture: a quarter of the bytes
+COLOURS = 256  # of a picture: a third of the bytes
 
 
 def remake_report(folder: Path, png: Path | None, width: int) -> None:

@@ -140,9 +140,9 @@ def alternating(up: float, down: float, days: int) -> Floats:
 @pytest.mark.parametrize(
     ("returns", "options", "verdict", "reason"),
     [
-        (np.zeros(29), {}, TOO_LITTLE, "0 of 29 days had a profit or a loss; it takes 30"),
+        (np.zeros(27), {}, TOO_LITTLE, "0 of 27 days had a profit or a loss; it takes 28"),
         (np.zeros(30), {}, NO_EDGE, "in 30 days: it did not trade"),
-        (np.concatenate([np.zeros(400), alternating(0.02, -0.01, 29)]), {}, TOO_LITTLE, "29 of 429 days"),
+        (np.concatenate([np.zeros(400), alternating(0.02, -0.01, 27)]), {}, TOO_LITTLE, "27 of 427 days"),
         (np.full(100, 0.01), {}, TOO_LITTLE, "not all alike"),
         (alternating(0.01, -0.02, 100), {}, NO_EDGE, "It loses after costs."),
         (alternating(0.011, -0.01, 300), {"trials": 40}, NO_EDGE, "Luck explains the profit."),
