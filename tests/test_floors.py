@@ -28,7 +28,7 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_660,
+    "core": 10_670,
     "learning": 2_060,  # self-play, one search a bar, targets, the iteration of training
     "evaluation": 850,  # known markets, and what an agent has learnt of them
     "analysis": 2_310,  # what a backtest is worth, and the report that shows it

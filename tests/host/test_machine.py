@@ -72,7 +72,7 @@ def encoding_faults(node: ast.AST) -> list[str]:
         case ast.Call(func=ast.Attribute(attr="read_text" | "write_text" as name)):
             missing = not any(word.arg == "encoding" for word in node.keywords)
             return [f"{name} without encoding"] if missing else []
-        case ast.Call(func=ast.Attribute(attr="open", value=ast.Name(id="os" | "archive"))):
+        case ast.Call(func=ast.Attribute(attr="open", value=ast.Name(id="os" | "archive" | "Image"))):
             return []
         case ast.Call(func=ast.Attribute(attr="open") | ast.Name(id="open")):
             modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]

@@ -119,11 +119,13 @@ def test_help_of_the_pack_lists_what_it_holds(packed: Path) -> None:
     done = run(Path(sys.executable), packed, "--help")
     assert done.returncode == 0
     assert "Usage: swt.pyz" in done.stdout
-    every = [command.callback.__name__.replace("_", "-") for command in swt.app.registered_commands if command.callback]
+    commands = [command for command in swt.app.registered_commands if command.callback]
+    every = [command.name or str(command.callback.__name__) for command in commands]
     listed = [name for name in every if re.search(rf"^\W+{name}\s", done.stdout, re.MULTILINE)]
     assert sorted(listed) == ["act", "doctor", "replay"]
     for name in sorted({*every} - {*listed}):
         needs = {"data-check": ["x"], "bench": ["ort"], "pack": ["--model", packed / "model.swt"]}
+        needs |= {"compare": ["x", "y"], "report": ["x"], "walkforward": ["--out", "x"]}
         assert "a command of the checkout" in run(Path(sys.executable), packed, name, *needs.get(name, [])).stderr
 
 

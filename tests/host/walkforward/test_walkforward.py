@@ -64,7 +64,8 @@ def pretend(job: FoldJob, report: ReportProgress) -> dict[str, Any]:
     job.folder.mkdir(parents=True, exist_ok=True)
     np.save(job.folder / "target.npy", target)
     costs = {"seed": job.config.train.seed, "fold": job.fold.name, "test": ["2017-01-01", "2017-02-01"]}
-    return {**costs, "net_pips": float(target.sum()), "trades": 1, "costs": COSTS._asdict()}
+    z = {"direction_z": 2.5 if job.fold.name == "2" else -0.5}
+    return {**costs, **z, "net_pips": float(target.sum()), "trades": 1, "costs": COSTS._asdict()}
 
 
 def walk(
@@ -109,6 +110,7 @@ def test_the_median_seed_counts_and_the_best_never() -> None:
     print_walkforward(document, said)
     assert f"joined, seed {market['median_seed']} (the median)" in said.getvalue()
     assert f"verdict: {market['joined']['verdict']['verdict']}" in said.getvalue()
+    assert "in 3 of 9 validation parts: 2.5 standard errors at best" in said.getvalue()
 
 
 def test_markets_are_pooled_in_equal_shares() -> None:
