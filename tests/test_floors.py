@@ -28,10 +28,10 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_670,
-    "learning": 2_060,  # self-play, one search a bar, targets, the iteration of training
+    "core": 10_650,
+    "learning": 2_050,  # self-play, one search a bar, targets, the iteration of training
     "evaluation": 850,  # known markets, and what an agent has learnt of them
-    "analysis": 2_310,  # what a backtest is worth, and the report that shows it
+    "analysis": 2_280,  # what a backtest is worth, and the report that shows it
     "walkforward": 685,  # training anew for each fold, and the ledger of trials
     "data": 3_300,  # how files of strangers are read
     "live": 1_730,  # acting beside money, and many decisions at once

@@ -103,14 +103,6 @@ def agent_record(
     return record_of(result, bars, first, spec.market)
 
 
-def policy_without_search(
-    networks: OnnxNetworks,
-    spec: MarketSpec,
-    search: SearchConfig,
-    bars: Bars,
-    extra: NDArray[np.float32],
-    first: int,
-    stop: int,
-) -> TradingRecord:
-    """`agent_record` of the policy head: a search without weight decides for its most probable action."""
-    return agent_record(networks, spec, search._replace(c_scale=0.0, num_simulations=1), bars, extra, first, stop)
+def without_search(search: SearchConfig) -> SearchConfig:
+    """`search` without weight: it decides for the most probable action of the policy head."""
+    return search._replace(c_scale=0.0, num_simulations=1)

@@ -16,7 +16,7 @@ from host.data.parsing import format_utc
 from kernels.jit import specialize
 from kernels.live.policy_step import PolicyState, decide
 from kernels.market.bars import Bars
-from kernels.market.chance import ChanceCodes, fill_realised_codes
+from kernels.market.chance import ChanceCodes, fill_realised_codes, log_softmax
 from kernels.market.ledger import Market, new_accounts
 from kernels.market.position import BUY, HOLD, SELL, action_kind
 from kernels.ort import check_status
@@ -104,8 +104,7 @@ def chance_calibration(logits: Floats, codes: ChanceCodes, bars: Bars, ts: NDArr
     frequency of rises, in the mean.  A code without a direction and a close that stands still count as half a rise.
     Learned codes of unseen bars are unknown: "nll" is None.
     """
-    log_p = logits - logits.max(axis=1, keepdims=True)
-    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    log_p = log_softmax(logits)
     predicted = np.exp(log_p) @ half_step(codes.centres)
     rose = half_step(bars.close[ts + 1] - bars.close[ts])
     # a half is a half, whatever its last bit says

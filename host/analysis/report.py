@@ -235,6 +235,7 @@ def write_report(folder: Path, document: dict[str, Any], records: Sequence[Tradi
     write_csv(folder / "daily.csv", DAILY_COLUMNS, day.astype("datetime64[D]").astype(str), returns, net)
     try:
         write_html(folder)
+        log(f"report: {folder / 'report.html'}")
     except ReportError as error:
         log(str(error))
 

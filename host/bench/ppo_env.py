@@ -17,7 +17,7 @@ from host.evaluation.synthetic import PIP, Floats
 from host.training.dataset import Dataset
 from kernels.market.bars import Bars
 from kernels.market.features import HISTORY, compute_features, normalise_rows
-from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, run_actions, step, step_to_target
+from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, run_targets, step, step_to_target
 from kernels.market.position import ACTIONS, HOLD, action_target, is_legal
 
 SIDES = (-1, 0, 1)
@@ -130,11 +130,10 @@ def backtest_policy(
     chunks = [slice(i, i + CHUNK_ROWS) for i in range(0, len(asked), CHUNK_ROWS)]
     answers = np.concatenate([policy(asked[chunk], legal[chunk]) for chunk in chunks])
     actions = answers.reshape(-1, len(SIDES)).astype(np.int8)
-    side, sides = 0, [0]
+    side, sides = 0, list[int]()
     for after in decisions.target[rows, actions].tolist():
         side = after[side + 1]
         sides.append(side)
-    taken = actions[ts - first, np.array(sides[:-1]) + 1]
-    equity, trades = np.zeros(len(ts)), np.zeros((len(ts), NUM_TRADE_FIELDS))
-    count = run_actions(equity, trades, new_accounts(1)[0], bars, first, taken, market)
-    return Backtest(float(equity[-1]) / PIP, np.array(sides[1:], np.float64), count)
+    target, equity, trades = np.array(sides, np.float64), np.zeros(len(ts)), np.zeros((len(ts), NUM_TRADE_FIELDS))
+    count = run_targets(equity, trades, new_accounts(1)[0], bars, first, target, market)
+    return Backtest(float(equity[-1]) / PIP, target, count)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from host import VERSION
-from host.analysis.baselines import policy_without_search
+from host.analysis.baselines import agent_record, without_search
 from host.analysis.report import ANALYSIS_FILES, ReportContext, report_backtest, write_report
 from host.analysis.summary import print_summary
 from host.artifact.manifest import LoadedModel, reading_options
@@ -72,8 +72,8 @@ def backtest_csv(
     with progress("backtest") as report:
         result = run_backtest(policy, bars, extra, first, len(bars.time), report)
     caveat = SEEN_BARS if bars.time[first] <= loaded.trained_ns else None
-    stretch = loaded.networks, loaded.market_spec, loaded.search, bars, extra, first, len(bars.time)
-    rivals = {"policy head": [policy_without_search(*stretch)]}
+    agent = loaded.networks, loaded.market_spec, without_search(loaded.search)
+    rivals = {"policy head": [agent_record(*agent, bars, extra, first, len(bars.time))]}
     context = ReportContext(describe_source(source, model, loaded.sha256), caveat=caveat, rivals=rivals)
     asked = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
     document, record = report_backtest(result, asked, bars, first, context, None)

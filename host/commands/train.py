@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from host.analysis.baselines import agent_record, policy_without_search
+from host.analysis.baselines import agent_record, without_search
 from host.analysis.record import TradingRecord, daily_returns
 from host.analysis.report import ReportContext, report_backtest, write_report
 from host.analysis.statistics import sharpe
@@ -124,16 +124,17 @@ def train_csv(
             warm_up(trainer)
         with progress("training") as report:
             train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, report)
-        result = trade_unseen_bars(trainer)
+        networks = trainer.export_networks()
+        result = trade_unseen_bars(trainer, networks)
         stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
-        loaded, model = export_model(run, trainer, source, stats), run.path / "model.swt"
+        loaded, model = export_model(run, trainer, networks, source, stats), run.path / "model.swt"
         trials = trials_of(ledger_of(run.path), span)
         context = ReportContext(
             describe_source(source, model, loaded.sha256),
             spec.config.train.seed,
             trials.number,
             trials.sharpe_variance(),
-            rivals=rival_records(trainer, untrained),
+            rivals=rival_records(data, loaded, untrained),
             metrics=run.read_metrics(),
         )
         direction_z = trainer.calibration.direction_z if trainer.calibration else None
@@ -312,12 +313,13 @@ def model_origin(source: Source) -> dict[str, Any]:
     }
 
 
-def export_model(run: RunDir, trainer: Trainer, source: Source, record: BacktestStats) -> LoadedModel:
-    """Write model.swt: the target networks and everything that reading and acting need; the model, read back."""
+def export_model(
+    run: RunDir, trainer: Trainer, networks: OnnxNetworks, source: Source, record: BacktestStats
+) -> LoadedModel:
+    """Write model.swt: the networks and everything that reading and acting need; the model, read back."""
     path, about = run.path / "model.swt", (trainer.config.as_dict(), model_origin(source), record)
     with add_path_to_errors(path):
-        networks, market_spec = trainer.export_networks(), trainer.data.market_spec
-        save_model(path, networks, market_spec, trainer.acting_search_config(), *about)
+        save_model(path, networks, trainer.data.market_spec, trainer.acting_search_config(), *about)
     loaded = load_model(path)
     if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:
@@ -334,22 +336,21 @@ def warm_up(trainer: Trainer) -> None:
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 2)
 
 
-def trade_unseen_bars(trainer: Trainer) -> BacktestResult:
+def trade_unseen_bars(trainer: Trainer, networks: OnnxNetworks) -> BacktestResult:
     """The decisions of the trained agent on the test part."""
     data = trainer.data
-    policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
+    policy = new_backtest_policy(networks, data.market_spec, trainer.acting_search_config())
     stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
     with progress("out of sample") as report:
         return run_backtest(policy, *stretch, report)
 
 
-def rival_records(trainer: Trainer, untrained: OnnxNetworks) -> dict[str, list[TradingRecord]]:
+def rival_records(data: Dataset, model: LoadedModel, untrained: OnnxNetworks) -> dict[str, list[TradingRecord]]:
     """The policy head without search, and search with untrained networks, on the test part."""
-    data, search = trainer.data, trainer.acting_search_config()
-    stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
+    spec, stretch = model.market_spec, (data.bars, data.extra_features, data.test_first, len(data.bars.time))
     return {
-        "policy head": [policy_without_search(trainer.export_networks(), data.market_spec, search, *stretch)],
-        "untrained": [agent_record(untrained, data.market_spec, search, *stretch)],
+        "policy head": [agent_record(model.networks, spec, without_search(model.search), *stretch)],
+        "untrained": [agent_record(untrained, spec, model.search, *stretch)],
     }
 
 

@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.artifact.networks import OnnxNetworks
-from host.training.chance_diagnostics import chance_logits, log_softmax
+from host.training.chance_diagnostics import chance_logits
 from host.training.dataset import Dataset
 from host.training.feature_store import FeatureStore
-from kernels.market.chance import fill_realised_codes
+from kernels.market.chance import fill_realised_codes, log_softmax
 from models.params import as_views
 from models.shape import Array, ModelShape
 
 MAX_VALIDATION_BARS = 16_384  # evenly spaced over the validation part
-SHRINKAGE = 3.0  # a scale that is this root of standard errors above 0, or fewer, is taken for 0
+SHRINKAGE = 3.0  # a scale of z standard errors counts as 0 unless z squared is larger
 MAX_SCALE, NEWTON_STEPS = 2.0, 8
-SEARCHED = -3.0, 6.0  # range of the scales between two Newton steps
+SCALE_RANGE = -3.0, 6.0  # a Newton step stays within it
 
 
 class ChanceCalibration(NamedTuple):
@@ -101,5 +101,5 @@ def _most_likely_scale(
         mean = np.einsum("nc,nck->nk", p, parts)
         information = np.einsum("nc,nck,ncl->kl", p, parts, parts) - mean.T @ mean
         gradient = mean.sum(axis=0) - realised
-        scale = np.clip(scale - np.linalg.solve(information + 1e-9 * np.eye(2), gradient), *SEARCHED)
+        scale = np.clip(scale - np.linalg.solve(information + 1e-9 * np.eye(2), gradient), *SCALE_RANGE)
     return scale, np.maximum(np.diag(information), 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from host.artifact.networks import OnnxNetworks
 from host.training.feature_store import FeatureStore
 from kernels.market.bars import Bars
-from kernels.market.chance import ChanceCodes, fill_realised_codes, standardise_moves
+from kernels.market.chance import ChanceCodes, fill_realised_codes, log_softmax, standardise_moves
 from kernels.ort import check_status, evaluate
 from models.extensions.chance_encoder import encode_bars
 from models.params import Params
@@ -94,11 +93,3 @@ def calibration(logits: NDArray[np.float64], code: NDArray[np.int64]) -> dict[st
         "chance_nll": -float(log_p[rows, code].mean()),
         "chance_calibration_error": float(np.abs(excess).sum() / len(code)),
     }
-
-
-def log_softmax(logits: Any) -> Any:
-    """log p [n, C] of logits [n, C]; FloatingPointError where one is not finite."""
-    if not np.isfinite(logits).all():
-        raise FloatingPointError("the chance prior of a bar is not finite: is there a NaN in its features?")
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -110,3 +110,11 @@ def fit_chance_codes(bars: Bars, ts: NDArray[np.int64], C: int = 8) -> ChanceCod
     accumulate_bins(total, count, codes, moves)
     np.divide(total, count, out=codes.centres, where=count > 0)
     return codes
+
+
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log p [n, C] of logits [n, C]; FloatingPointError where one is not finite."""
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the chance prior of a bar is not finite: is there a NaN in its features?")
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -228,32 +228,6 @@ def entry_cost(bars: Bars, t: int, market: Market) -> float:
 
 
 @kernel
-def run_actions(
-    equity: NDArray[np.float64],
-    trades: NDArray[np.float64],
-    account: NDArray[np.float64],
-    bars: Bars,
-    first: int,
-    actions: NDArray[np.int8],
-    market: Market,
-) -> int:
-    """Take actions [n], n > 0, at the closes of bars first .. first + n - 1 and close out; the number of trades.
-
-    Writes equity [n], px: the equity one bar after each decision, the last one closed out.  Writes one row of trades
-    [n, NUM_TRADE_FIELDS] for each trade.  `account` [NUM_ACCOUNT_FIELDS] is a new one.  Illegal actions hold.
-    """
-    n, count = actions.shape[0], 0
-    for i in range(n):
-        step(account, trades[count], bars, first + i, actions[i], market)
-        if trades[count, EXIT_BAR] >= 0:
-            count += 1
-        equity[i] = account[ACC_EQUITY]
-    close_out(account, trades[count], bars, first + n, market)
-    equity[n - 1] = account[ACC_EQUITY]
-    return count + 1 if trades[count, EXIT_BAR] >= 0 else count
-
-
-@kernel
 def run_targets(
     equity: NDArray[np.float64],
     trades: NDArray[np.float64],
@@ -263,7 +237,12 @@ def run_targets(
     target: NDArray[np.float64],
     market: Market,
 ) -> int:
-    """`run_actions` for signed sizes target [n] instead of actions; a target that the rules forbid holds."""
+    """Trade to target [n], n > 0, at the closes of bars first .. first + n - 1 and close out; the number of trades.
+
+    Writes equity [n], px: the equity one bar after each decision, the last one closed out.  Writes one row of trades
+    [n, NUM_TRADE_FIELDS] for each trade.  `account` [NUM_ACCOUNT_FIELDS] is a new one.  A target that the rules forbid
+    holds.
+    """
     n, count = target.shape[0], 0
     for i in range(n):
         step_to_target(account, trades[count], bars, first + i, target[i], market)

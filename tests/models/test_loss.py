@@ -141,6 +141,26 @@ def test_threads_change_no_byte() -> None:
     assert found[0] == found[1]
 
 
+def test_few_bars_slow_the_model_of_the_market_and_not_the_heads() -> None:
+    """A rate that has fallen to a thousandth moves the heads as it would on many bars."""
+    batch, moved = random_batch(32, SHAPE, K), []
+    for decay_steps in (0.05, 10_000.0):
+        learner = Learner(
+            SHAPE, 32, K, seed=5, learning_rate=1e-2, weight_decay=0.0, lr_decay_steps=decay_steps, threads=1
+        )
+        for _ in range(50):
+            learner.learn(batch)
+        before = learner.params.copy()
+        learner.learn(batch)
+        moved.append(net.as_views(np.abs(learner.params - before), SHAPE))
+    few, many = moved
+    for name, view in vars(few).items():
+        if name.endswith("_w") and view.size and name.removesuffix("_w") in net.HEADS:
+            assert view.max() > 0.2 * getattr(many, name).max(), name
+    for name in ("representation_hidden_w", "chance_logits_w", "dynamics_out_w"):
+        assert getattr(few, name).max() < 0.01 * getattr(many, name).max(), name
+
+
 def test_learning_lowers_every_loss_and_nan_is_refused() -> None:
     batch = random_batch(32, SHAPE, K)
     learner = Learner(SHAPE, 32, K, seed=5, learning_rate=1e-2, weight_decay=0.0, lr_decay_steps=10_000, threads=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from host.analysis import baselines
-from host.analysis.baselines import baseline_records, policy_without_search, random_record
+from host.analysis.baselines import agent_record, baseline_records, random_record, without_search
 from host.analysis.record import TradingRecord, net_pips, trade_targets
 from host.live.live_agent import new_policy_state
 from kernels.live.policy_step import decide
@@ -157,9 +157,8 @@ def test_the_policy_head_decides_alone() -> None:
     trainer = trained()
     data, networks, search = trainer.data, trainer.export_networks(), trainer.acting_search_config()
     first, n = data.test_first, 40
-    record = policy_without_search(
-        networks, data.market_spec, search, data.bars, data.extra_features, first, first + n + 1
-    )
+    stretch = data.bars, data.extra_features, first, first + n + 1
+    record = agent_record(networks, data.market_spec, without_search(search), *stretch)
     policy, account, trade = new_policy_state(networks, data.market_spec, search), new_accounts(1)[0], np.zeros(9)
     assert len(trade) == NUM_TRADE_FIELDS
     differs = False

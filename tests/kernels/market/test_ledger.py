@@ -347,20 +347,14 @@ def test_impossible_markets_are_refused(wrong: dict[str, Any]) -> None:
 
 @few
 @given(cases())
-def test_run_actions_is_the_ledger(case: Case) -> None:
+def test_run_targets_is_the_ledger(case: Case) -> None:
     played = play(case)
     equity, trades = np.zeros(N - 1), np.zeros((N - 1, mk.NUM_TRADE_FIELDS))
-    count = mk.run_actions(
-        equity, trades, mk.new_accounts(1)[0], case.bars, 0, np.array(played.actions, np.int8), case.market
-    )
+    count = mk.run_targets(equity, trades, mk.new_accounts(1)[0], case.bars, 0, np.array(played.targets), case.market)
     np.testing.assert_array_equal(trades[:count], played.trades)
     np.testing.assert_array_equal(equity, [*played.equity[:-2], played.equity[-1]])
-    sizes, again = np.array(played.targets), np.zeros(N - 1)
-    assert mk.run_targets(again, trades, mk.new_accounts(1)[0], case.bars, 0, sizes, case.market) == count
-    np.testing.assert_array_equal(again, equity)
-    A = len(action_names(case.market.sizes))
-    anything = np.random.default_rng(case.seed).integers(0, A, N - 1).astype(np.int8)
-    count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], case.bars, 0, anything, case.market)
+    anything = np.random.default_rng(case.seed).choice([-2.0, -1.0, -0.3, 0.0, 0.3, 1.0], N - 1)  # some are forbidden
+    count = mk.run_targets(equity, trades, mk.new_accounts(1)[0], case.bars, 0, anything, case.market)
     assert np.isfinite(equity).all()
     assert equity[-1] == pytest.approx(trades[:count, mk.PROFIT_PX].sum(), rel=1e-9, abs=1e-13)
 
@@ -383,11 +377,11 @@ def test_a_view_of_the_bars_plays_as_the_bars_do() -> None:
     """Indices are those of the arrays given."""
     bars = wandering_bars(5, N, 60)
     market = new_market(range_px=5e-4, pip_px=1e-4, interval_ns=HOUR, **COSTS)
-    actions = np.array([BUY, HOLD, CLOSE, SELL, HOLD, HOLD], np.int8)
+    targets = np.array([1.0, 1.0, 0.0, -1.0, -1.0, -1.0])
     results = []
     for part, first in ((bars, 20), (slice_bars(bars, 10, N), 10)):
         equity, trades = np.zeros(6), np.zeros((6, mk.NUM_TRADE_FIELDS))
-        mk.run_actions(equity, trades, mk.new_accounts(1)[0], part, first, actions, market)
+        mk.run_targets(equity, trades, mk.new_accounts(1)[0], part, first, targets, market)
         results.append(equity)
     np.testing.assert_array_equal(results[0], results[1])
 

@@ -80,8 +80,8 @@ def test_schedules_trade_as_told(seed: int, reverse: bool, n: int) -> None:
     """The turnover of whatever can be traded can be dealt again, and every dealt action is legal."""
     bars, rules = wandering_bars(seed, n + 1, 60), market(reverse=reverse)
     equity, trades = np.zeros(n), np.zeros((n, mk.NUM_TRADE_FIELDS))
-    agent = np.random.default_rng(seed).integers(0, 4, n).astype(np.int8)
-    count = mk.run_actions(equity, trades, mk.new_accounts(1)[0], bars, 0, agent, rules)
+    agent = np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], n)
+    count = mk.run_targets(equity, trades, mk.new_accounts(1)[0], bars, 0, agent, rules)
     held = trades[:count, mk.BARS_HELD].astype(np.int64)
     actions, given_held = np.full(n, 77, np.int32), held.copy()
     schedule(actions, held, reverse, seed, 5)
