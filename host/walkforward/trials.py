@@ -1,4 +1,4 @@
-"""The ledger of trials, `trials.jsonl`: an append-only file of every run that looked at the test of a market.
+"""The ledger of trials, `trials.jsonl`: an append-only file of every training and walk-forward that saw a test.
 
 A line is written before the run begins, so that one that was stopped counts too.  The more trials a span has seen, the
 better the best of them looks by luck alone (Bailey & Lopez de Prado 2014): the statistics ask for their number.

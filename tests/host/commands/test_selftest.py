@@ -1,5 +1,6 @@
 """The self-test's measurement: the optimum's decisions have all of it, whatever the sizes and the stretch."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def test_the_picture_has_a_chart_for_each_market_and_is_checked_first(
     small = ["--length", "1500", "--minutes", "0.001", "--threads", "1", *(w for s in TINY for w in ("--set", s))]
     small += ["--set", "train.updates_per_iteration=1"]
     for picture, code in ((tmp_path / "none" / "x.svg", 2), (path, 9)):
-        monkeypatch.setattr(sys, "argv", ["swt.py", "selftest", "leak", "planted", *small, "--picture", str(picture)])
+        outputs = "--picture", str(picture), "--out", str(tmp_path / "out")
+        monkeypatch.setattr(sys, "argv", ["swt.py", "selftest", "leak", "planted", *small, *outputs])
         with pytest.raises(SystemExit) as stop:
             swt.main()
         assert stop.value.code == code, capsys.readouterr().err
@@ -89,6 +91,11 @@ def test_the_picture_has_a_chart_for_each_market_and_is_checked_first(
         assert f"synthetic market '{name}'" in texts
         profit, optimum = row.split("; ")[2].split(" pips")[0].split(" of ")
         assert {f"agent {int(profit):,}", f"optimum {int(optimum):,}"} <= {text.replace("-0", "0") for text in texts}
+        document = json.loads((tmp_path / "out" / name / "report.json").read_text(encoding="utf-8"))
+        assert document["source"]["title"] == f"SYNTHETIC market '{name}', unseen bars"
+        assert round(document["statistics"]["Net Profit [pips]"]) == int(profit)
+    learnt = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(learnt) == 2 * selftest_command.NUM_EVALUATIONS
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,9 @@ def test_the_median_seed_counts_and_the_best_never() -> None:
     pips = {row["seed"]: row["net_pips"] for row in market["seeds"]}
     assert sorted(pips.values())[1] == pips[market["median_seed"]] == market["joined"]["net_pips"]
     assert json.loads(Path("out/walkforward.json").read_text(encoding="utf-8"))["markets"][0]["name"] == "bars"
+    report = json.loads(Path("out/bars/report.json").read_text(encoding="utf-8"))
+    assert report["verdict"] == market["joined"]["verdict"]
+    assert (len(report["folds"]), report["significance"]["trials"]) == (3, 1)
     said = io.StringIO()
     print_walkforward(document, said)
     assert f"joined, seed {market['median_seed']} (the median)" in said.getvalue()
