@@ -59,7 +59,7 @@ def train_and_evaluate(
     with compiling(f"{title}, getting ready") as report:
         report(0.0, "features and first iteration")
         evaluation, data = prepare_evaluation(name, options, config, threads)
-        trainer = Trainer(data, config, threads)
+        trainer = Trainer([data], config, threads)
         run_first_iteration(trainer, None, lambda row: None)
     with progress(title) as report:
         if metrics is None:
@@ -77,7 +77,7 @@ def train_and_evaluate(
 def write_market_report(folder: Path, evaluation: EvaluationSet, trainer: Trainer, result: BacktestResult) -> None:
     """Write the report of a backtest on the unseen bars of a synthetic market, which its title says."""
     synthetic, first, n = evaluation.market, evaluation.first, len(result.log.action)
-    spec, found = trainer.data.market_spec, trainer.calibration
+    spec, found = trainer.markets[0].data.market_spec, trainer.calibration
     policy = new_policy_state(trainer.export_networks(), spec, trainer.acting_search_config())
     stretch = synthetic.bars, synthetic.extra, first, first + n + 1
     seen = opportunity(policy, *stretch, found.direction_z if found else None)

@@ -110,7 +110,7 @@ def train_csv(
     with ExitStack() as stack, resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes)):
         with compiling("getting ready") as report:
             data, source = prepare_data(spec, out if resume else None, threads, report)
-            trainer, origin = Trainer(data, spec.config, threads), training_origin(spec, data, source)
+            trainer, origin = Trainer([data], spec.config, threads), training_origin(spec, data, source)
             untrained = trainer.export_networks()
             if resume and out:
                 check_origin(out, origin)
@@ -319,7 +319,7 @@ def export_model(
     """Write model.swt: the networks and everything that reading and acting need; the model, read back."""
     path, about = run.path / "model.swt", (trainer.config.as_dict(), model_origin(source), record)
     with add_path_to_errors(path):
-        save_model(path, networks, trainer.data.market_spec, trainer.acting_search_config(), *about)
+        save_model(path, networks, trainer.markets[0].data.market_spec, trainer.acting_search_config(), *about)
     loaded = load_model(path)
     if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:
@@ -331,14 +331,14 @@ def export_model(
 
 def warm_up(trainer: Trainer) -> None:
     """Compile the kernels of acting: make one decision as the trained agent does."""
-    data = trainer.data
+    data = trainer.markets[0].data
     policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 2)
 
 
 def trade_unseen_bars(trainer: Trainer, networks: OnnxNetworks) -> BacktestResult:
     """The decisions of the trained agent on the test part."""
-    data = trainer.data
+    data = trainer.markets[0].data
     policy = new_backtest_policy(networks, data.market_spec, trainer.acting_search_config())
     stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
     with progress("out of sample") as report:

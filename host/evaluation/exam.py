@@ -101,7 +101,9 @@ def trade_unseen_bars(
 ) -> BacktestResult:
     """The agent's decisions over the unseen bars, from flat, booked by the ledger that books the optimum's."""
     synthetic, stop = evaluation.market, evaluation.first + len(evaluation.test_market.bars.time)
-    policy = new_backtest_policy(trainer.export_networks(), trainer.data.market_spec, trainer.acting_search_config())
+    policy = new_backtest_policy(
+        trainer.export_networks(), trainer.markets[0].data.market_spec, trainer.acting_search_config()
+    )
     return run_backtest(policy, synthetic.bars, synthetic.extra, evaluation.first, stop, report)
 
 

@@ -86,7 +86,7 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
     bars = slice_bars(load_bars(job.bars), job.fold.first, job.fold.test_stop + 1)
     extra, config = np.zeros((len(bars.time), 0), np.float32), fold_config(job.fold, job.config)
     data = new_dataset(bars, extra, config, job.series.instrument, job.series.interval_ns, threads=1)
-    trainer = Trainer(data, config, threads=1)
+    trainer = Trainer([data], config, threads=1)
     run_first_iteration(trainer, job.episodes, rows.append)
 
     def report_training(share: float, _: str) -> None:
@@ -131,7 +131,8 @@ def write_files(job: FoldJob, trainer: Trainer, record: TradingRecord, rows: lis
                 file.write(text.encode())
         with atomic_write(job.folder / "target.npy") as file:
             np.save(file, record.target)
-        data, spec = trainer.data, trainer.data.market_spec
+        data = trainer.markets[0].data
+        spec = data.market_spec
         span = [format_utc(data.bars.time[i]) for i in (0, data.validation_stop - 1)]
         stats = backtest_record(record.target, record.bars, 0, record.market)[0]
         parts = trainer.export_networks(), spec, trainer.acting_search_config(), trainer.config.as_dict()
