@@ -336,6 +336,9 @@ def selftest(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the market and of the training.")] = 0,
     threads: ThreadsOption = 0,
     train_bars: Annotated[int | None, typer.Option(help="Training bars, instead of three quarters of all.")] = None,
+    instruments: Annotated[
+        int, typer.Option(min=1, max=100, help="Markets of each kind, of other paths and sizes, that one agent learns.")
+    ] = 1,
     picture: Annotated[Path | None, typer.Option(help="Write the equity beside the optimum's to this SVG.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics.jsonl, curves.svg and MARKET/report.html.")
@@ -351,7 +354,9 @@ def selftest(
     length, split = split_settings(train_bars, length)
     options = new_synthetic_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
     config = selftest_config([*split, *(settings or []), f"train.seed={seed}"])
-    end_with(run(market or [], options, config, minutes, thread_count(threads), picture, out), print_selftest, as_json)
+    files = picture, out
+    document = run(market or [], options, config, minutes, thread_count(threads), *files, instruments)
+    end_with(document, print_selftest, as_json)
 
 
 @app.command(hidden=PACKED)
