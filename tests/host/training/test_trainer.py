@@ -298,7 +298,7 @@ def test_consistency_and_the_age_cut_are_off_and_on_by_configuration() -> None:
     assert off.learner.shape.projector_width == 0
     assert on.learner.shape.projector_width == 2 * on.learner.shape.latent
     assert on.value_target.off_policy_correction == 0.3
-    assert (on.replay.played_iteration[:4] == 0).all()
+    assert (on.markets[0].replay.played_iteration[:4] == 0).all()
     losses = on.learn()
     assert -1 <= losses["consistency"] <= 1
     assert "consistency" not in off.learn()

@@ -70,7 +70,9 @@ def test_play_and_targets_are_those_of_a_search_of_each_decision(rule: str) -> N
 
 
 def test_a_reward_that_is_more_than_a_sum_of_moves_stays_the_realised_one() -> None:
-    replay = first_iteration("one size", "market.reward=drawdown_penalised", "market.mae_penalty=0.05")[0].replay
+    replay = (
+        first_iteration("one size", "market.reward=drawdown_penalised", "market.mae_penalty=0.05")[0].markets[0].replay
+    )
     assert replay.policy.shape[2] == 1  # no tree is shared
     assert replay.reward.any()
     np.testing.assert_array_equal(replay.expected_reward[..., 0], replay.reward)
