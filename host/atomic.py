@@ -229,9 +229,9 @@ def check_lock_held(held: int, name: Path, lock: Path, owner: bytes) -> None:
         is_held = False
     if not is_held:
         raise LockedError(f"{name} was moved or deleted while this process had it: it writes no more there")
-    with suppress(FileNotFoundError), add_path_to_errors(lock), lock.open("rb", 0) as file:
+    with add_path_to_errors(lock), suppress(FileNotFoundError), lock.open("rb", 0) as file:
         now = _read_owner(file)
-        if now != owner:
+        if now not in (owner, b""):  # empty: made anew by a process that was refused
             raise LockedError(f"{lock.parent} was taken over by {_text(now)}: this process writes no more there")
 
 

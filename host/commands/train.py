@@ -109,8 +109,7 @@ def train_csv(
         resume = False
     spec = stored_training_spec(spec, out) if resume and out else new_training_spec(spec, out)
     run: RunDir | None = None
-    flags = {"--minutes": minutes, "--episodes": episodes, "--steps": updates}
-    with resume_hint_on_stop(lambda: resume_hint(run, flags)), ExitStack() as stack:
+    with resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes, updates)), ExitStack() as stack:
         with compiling("getting ready") as report:
             data, source = prepare_data(spec, out if resume else None, threads, report)
             trainer, origin = Trainer([data], spec.config, threads), training_origin(spec, data, source)
@@ -121,14 +120,14 @@ def train_csv(
             span = span_of(source.instrument.symbol, source.sha256, data.bars.time, data.test_first, -1)
             append_trial(ledger_of(run.path), BEGIN, trial_id(origin), span, run=str(run.path.resolve()))
             restore_checkpoint(trainer, run) if resume else write_run_settings(run, spec, source)
-            stack.enter_context(model_so_far_on_stop(run, trainer, source))
             report(0.0, "first iteration")
             on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)
+            stack.enter_context(model_so_far_on_stop(run, trainer, source))
             run_first_iteration(trainer, episodes, on_iteration, updates)
             warm_up(trainer)
         with progress("training") as report:
-            minutes = minutes or (None if episodes or updates else DEFAULT_MINUTES)
-            train_for(trainer, minutes, episodes, on_iteration, report, updates)
+            most = minutes or (None if episodes or updates else DEFAULT_MINUTES)
+            train_for(trainer, most, episodes, on_iteration, report, updates)
         networks = trainer.export_networks()
         result = trade_unseen_bars(trainer, networks)
         stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
@@ -146,8 +145,7 @@ def train_csv(
         policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
         document, record = report_backtest(result, policy, data.bars, data.test_first, context, direction_z)
         write_report(run.path, document, [record])
-        ratio = sharpe(daily_returns(record)[1])
-        append_trial(ledger_of(run.path), END, trial_id(origin), span, sharpe=ratio)
+        append_trial(ledger_of(run.path), END, trial_id(origin), span, sharpe=sharpe(daily_returns(record)[1]))
     print_summary(document, sys.stderr)
     print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
@@ -197,10 +195,11 @@ def model_so_far_on_stop(run: RunDir, trainer: Trainer, source: Source) -> Itera
         raise
 
 
-def resume_hint(run: RunDir | None, budget: dict[str, float | None]) -> str:
+def resume_hint(run: RunDir | None, minutes: float | None, episodes: int | None, updates: int | None) -> str:
     """What is kept of a run, and the command that resumes it."""
     if run is None or not has_run(run.path):
         return "no run was begun: give the same command again"
+    budget = {"--minutes": minutes, "--episodes": episodes, "--steps": updates}
     flags = [word for name, value in budget.items() if value is not None for word in (name, value)]
     again = program_command("train", "--resume", "--out", run.path, *flags)
     if run.saved_step is None:

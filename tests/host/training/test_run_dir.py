@@ -9,6 +9,7 @@ import time
 import tomllib
 import tracemalloc
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_a_state_that_json_would_change_is_refused(tmp_path: Path) -> None:
 
 def test_the_last_three_are_kept_by_number_and_other_names_for_ever(tmp_path: Path) -> None:
     with saved(tmp_path, 1) as opened:
-        for name in ("best", "best.ckpt", "step-1.ckpt.copy"):
+        for name in ("best", "best.ckpt.copy", "step-1.ckpt.copy"):
             (tmp_path / "checkpoints" / name).write_text("mine")
         for step in (9, 10, 999_999_999, 1_000_000_000):
             opened.save_checkpoint(step, {}, {})
@@ -104,7 +105,7 @@ def test_the_last_three_are_kept_by_number_and_other_names_for_ever(tmp_path: Pa
     assert loaded is not None
     assert loaded.step == 1_000_000_000
     kept = ["step-000000010.ckpt", "step-1000000000.ckpt", "step-999999999.ckpt"]
-    assert checkpoints(tmp_path) == sorted([*kept, "best", "best.ckpt", "step-1.ckpt.copy"])
+    assert checkpoints(tmp_path) == sorted([*kept, "best", "best.ckpt.copy", "step-1.ckpt.copy"])
     assert (tmp_path / "checkpoints" / "best").read_text() == "mine"
 
 
@@ -141,7 +142,7 @@ def test_a_damaged_checkpoint_is_named_and_never_outlasts_a_new_one(
 
 def test_what_reads_back_differently_never_gets_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with saved(tmp_path, 1) as opened:
-        monkeypatch.setattr(run, "_is_intact", lambda file: False)
+        monkeypatch.setattr(run, "is_intact", lambda file: False)
         with pytest.raises(OSError, match="read back"):
             opened.save_checkpoint(2, {}, {})
     assert checkpoints(tmp_path) == ["step-000000001.ckpt"]
@@ -190,7 +191,8 @@ def test_the_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
-        with pytest.raises(LockedError, match=f"process {holder.pid}$") as refusal:
+        says = rf"process {holder.pid} on {gethostname()} since 20\S+Z: -c {tmp_path}$"
+        with pytest.raises(LockedError, match=says) as refusal:
             open_run_dir(tmp_path, resume=True)
         assert refusal.value.exit_code == 8
     finally:
@@ -202,7 +204,7 @@ def test_the_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path
 def test_the_lock_holds_within_a_process_and_is_released_on_refusal(tmp_path: Path) -> None:
     with open_run_dir(tmp_path, resume=False) as opened:
         opened.write_toml("config", {"seed": 1})
-        with pytest.raises(LockedError, match=f"process {os.getpid()}$"):
+        with pytest.raises(LockedError, match=f"in use by process {os.getpid()} on "):
             open_run_dir(tmp_path, resume=True)
     with pytest.raises(RunError, match="--resume"):
         open_run_dir(tmp_path, resume=False)
