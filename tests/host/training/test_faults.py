@@ -1,4 +1,4 @@
-"""Disks that fail while training, and kills: one line, a documented exit code, and a run that goes on to the same bytes.
+"""Disks that fail while training, and kills: one line, a documented exit code, and a run that ends in the same bytes.
 
 SWT_TRIES=1000 makes every call of a short run and of its resumption fail, in each way; the default is a part of them.
 SWT_KILLS=200 kills so often.
