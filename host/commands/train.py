@@ -226,7 +226,7 @@ def stored_training_spec(asked: TrainingSpec, run: Path) -> TrainingSpec:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         reading, csv = ReadOptions(**table["reading"]), table["csv"]
     except (OSError, ValueError, TypeError, LookupError) as error:
-        raise RunError(f"{path}: {error}: start a new run without --resume") from None
+        raise RunError(f"{path}: {error}; {RESTORE_HINT}") from None
     stored = TrainingSpec(asked.csv or (Path(csv) if csv else None), reading, config)
     settings = dict(flatten(asked.config.as_dict()))
     for name, value in flatten(config.as_dict()):
