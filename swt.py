@@ -116,6 +116,9 @@ def train(
             "--episodes", "--sessions", min=1, help="Stop after this many episodes: the same bytes each time."
         ),
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many updates of the weights: the same bytes each time.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")] = False,
     threads: ThreadsOption = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
@@ -131,7 +134,7 @@ def train(
     overrides = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     out, stored = run_to_resume(out) if resume else (out, None)
     chosen = load_config(config, overrides, stored)
-    document = train_csv(csv, reading, chosen, out, minutes, episodes, resume, thread_count(threads))
+    document = train_csv(csv, reading, chosen, out, minutes, episodes, resume, thread_count(threads), steps)
     if as_json:
         print(json.dumps(document))
 

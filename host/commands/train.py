@@ -56,6 +56,7 @@ from kernels.market.bars import SECOND_NS
 from kernels.market.features import feature_digest
 
 DEFAULT_MINUTES = 2.5
+MODEL_SO_FAR = "model-so-far.swt"  # of a run that was stopped: its last whole iteration, without a backtest
 READING_FIELDS = ("side", "timezone", "label")  # of ReadOptions: a model stores them for its feed
 FLAG_NAMES = {"spread_pips": "--spread"}  # of ReadOptions; the other flags have the names of their fields
 SAME_SETTINGS_HINT = "a run resumes as it began: leave that out, or start a new run without --resume"
@@ -98,6 +99,7 @@ def train_csv(
     episodes: int | None,
     resume: bool,
     threads: int,
+    updates: int | None = None,
 ) -> dict[str, Any]:
     """Train into the run directory `out`, by default a new one; the out-of-sample report with the model's path."""
     check_minutes(minutes)
@@ -107,7 +109,7 @@ def train_csv(
         resume = False
     spec = stored_training_spec(spec, out) if resume and out else new_training_spec(spec, out)
     run: RunDir | None = None
-    with ExitStack() as stack, resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes)):
+    with resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes, updates)), ExitStack() as stack:
         with compiling("getting ready") as report:
             data, source = prepare_data(spec, out if resume else None, threads, report)
             trainer, origin = Trainer([data], spec.config, threads), training_origin(spec, data, source)
@@ -120,10 +122,12 @@ def train_csv(
             restore_checkpoint(trainer, run) if resume else write_run_settings(run, spec, source)
             report(0.0, "first iteration")
             on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)
-            run_first_iteration(trainer, episodes, on_iteration)
+            stack.enter_context(model_so_far_on_stop(run, trainer, source))
+            run_first_iteration(trainer, episodes, on_iteration, updates)
             warm_up(trainer)
         with progress("training") as report:
-            train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, report)
+            most = minutes or (None if episodes or updates else DEFAULT_MINUTES)
+            train_for(trainer, most, episodes, on_iteration, report, updates)
         networks = trainer.export_networks()
         result = trade_unseen_bars(trainer, networks)
         stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
@@ -141,8 +145,7 @@ def train_csv(
         policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
         document, record = report_backtest(result, policy, data.bars, data.test_first, context, direction_z)
         write_report(run.path, document, [record])
-        ratio = sharpe(daily_returns(record)[1])
-        append_trial(ledger_of(run.path), END, trial_id(origin), span, sharpe=ratio)
+        append_trial(ledger_of(run.path), END, trial_id(origin), span, sharpe=sharpe(daily_returns(record)[1]))
     print_summary(document, sys.stderr)
     print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
@@ -177,16 +180,33 @@ def resume_hint_on_stop(hint: Callable[[], str]) -> Iterator[None]:
         raise TrainingError(f"{error}; {hint()}") from error
 
 
-def resume_hint(run: RunDir | None, minutes: float | None, episodes: int | None) -> str:
+@contextmanager
+def model_so_far_on_stop(run: RunDir, trainer: Trainer, source: Source) -> Iterator[None]:
+    """Where training is stopped, write the model of the last whole iteration; a second signal ends that at once."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        try:
+            if (checkpoint := run.load_checkpoint()) is not None:
+                trainer.restore(checkpoint.arrays, checkpoint.state)
+                write_model(run.path / MODEL_SO_FAR, trainer, trainer.export_networks(), source, BacktestStats())
+        except Exception as error:  # whatever it is, the run was stopped, and its checkpoint is whole
+            log(f"no model so far: {error}")
+        raise
+
+
+def resume_hint(run: RunDir | None, minutes: float | None, episodes: int | None, updates: int | None) -> str:
     """What is kept of a run, and the command that resumes it."""
     if run is None or not has_run(run.path):
         return "no run was begun: give the same command again"
-    budget = {"--minutes": minutes, "--episodes": episodes}
+    budget = {"--minutes": minutes, "--episodes": episodes, "--steps": updates}
     flags = [word for name, value in budget.items() if value is not None for word in (name, value)]
     again = program_command("train", "--resume", "--out", run.path, *flags)
     if run.saved_step is None:
         return f"no iteration was finished, {run.path} keeps the settings; begin again: {again}"
-    return f"{run.path} keeps all up to iteration {run.saved_step}; go on: {again}"
+    model = run.path / MODEL_SO_FAR
+    so_far = f", {model} is the model so far" if model.exists() else ""
+    return f"{run.path} keeps all up to iteration {run.saved_step}{so_far}; go on: {again}"
 
 
 def new_training_spec(spec: TrainingSpec, out: Path | None) -> TrainingSpec:
@@ -206,7 +226,7 @@ def stored_training_spec(asked: TrainingSpec, run: Path) -> TrainingSpec:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         reading, csv = ReadOptions(**table["reading"]), table["csv"]
     except (OSError, ValueError, TypeError, LookupError) as error:
-        raise RunError(f"{path}: {error}: start a new run without --resume") from None
+        raise RunError(f"{path}: {error}; {RESTORE_HINT}") from None
     stored = TrainingSpec(asked.csv or (Path(csv) if csv else None), reading, config)
     settings = dict(flatten(asked.config.as_dict()))
     for name, value in flatten(config.as_dict()):
@@ -316,17 +336,25 @@ def model_origin(source: Source) -> dict[str, Any]:
 def export_model(
     run: RunDir, trainer: Trainer, networks: OnnxNetworks, source: Source, record: BacktestStats
 ) -> LoadedModel:
-    """Write model.swt: the networks and everything that reading and acting need; the model, read back."""
-    path, about = run.path / "model.swt", (trainer.config.as_dict(), model_origin(source), record)
-    with add_path_to_errors(path):
-        save_model(path, networks, trainer.markets[0].data.market_spec, trainer.acting_search_config(), *about)
+    """Write model.swt, which ends the training; the model, read back."""
+    path = run.path / "model.swt"
+    write_model(path, trainer, networks, source, record)
     loaded = load_model(path)
+    with add_path_to_errors(run.path / MODEL_SO_FAR):
+        (run.path / MODEL_SO_FAR).unlink(missing_ok=True)
     if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:
             link_latest(run.path)
         except OSError as error:
             log(f"{RUNS_FOLDER / 'latest'} does not lead to {run.path}: {error}")
     return loaded
+
+
+def write_model(path: Path, trainer: Trainer, networks: OnnxNetworks, source: Source, record: BacktestStats) -> None:
+    """Write the networks and everything that reading and acting need."""
+    about = trainer.config.as_dict(), model_origin(source), record
+    with add_path_to_errors(path):
+        save_model(path, networks, trainer.markets[0].data.market_spec, trainer.acting_search_config(), *about)
 
 
 def warm_up(trainer: Trainer) -> None:

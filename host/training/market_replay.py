@@ -249,5 +249,6 @@ class MarketReplay:
 
     def restore_features(self) -> None:
         """Compute the features of the stored episodes anew, after their first bars were restored."""
+        self.feature_store.clear()
         starts = self.replay.start_bar[: self.num_stored_episodes]
         self.feature_store.acquire(starts, self.config.market.episode_length + 1)

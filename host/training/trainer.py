@@ -223,7 +223,7 @@ class Trainer:
         return arrays, state
 
     def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
-        """Continue from a snapshot; the features of its episodes are computed again."""
+        """Continue from a snapshot, whatever this trainer did before; the features are computed again."""
         for name, array in self.snapshot()[0].items():
             array[...] = arrays[name]
         self.iteration, self.learner.step, self.q_scale = state["iteration"], state["step"], state["q_scale"]
@@ -300,11 +300,20 @@ def loss_weights(config: Config) -> LossWeights:
 
 
 def run_first_iteration(
-    trainer: Trainer, max_episodes: int | None, on_iteration: Callable[[dict[str, Any]], None]
+    trainer: Trainer,
+    max_episodes: int | None,
+    on_iteration: Callable[[dict[str, Any]], None],
+    max_updates: int | None = None,
 ) -> None:
     """Run the first iteration of this process outside of any time budget, because it may compile kernels."""
-    if max_episodes is None or trainer.episodes < max_episodes:
+    if spent_fraction(trainer, max_episodes, max_updates) < 1.0:
         on_iteration(trainer.run_iteration())
+
+
+def spent_fraction(trainer: Trainer, max_episodes: int | None, max_updates: int | None) -> float:
+    """How much of the budgets of episodes and of updates is used up; 1: one of them is."""
+    budgets = (trainer.episodes, max_episodes), (trainer.learner.step, max_updates)
+    return max((done / most for done, most in budgets if most is not None), default=0.0)
 
 
 def train_for(
@@ -313,18 +322,17 @@ def train_for(
     max_episodes: int | None,
     on_iteration: Callable[[dict[str, Any]], None],
     report: ProgressCallback,
+    max_updates: int | None = None,
 ) -> None:
-    """Run whole iterations until either budget is used up; the clock decides only when to stop."""
+    """Run whole iterations until a budget is used up; the clock decides only when to stop."""
     begin, last = time.perf_counter(), 0.0  # seconds of the last iteration
     while True:
-        fractions = [0.0]
+        fraction = spent_fraction(trainer, max_episodes, max_updates)
         if minutes is not None:
-            fractions.append((time.perf_counter() - begin + last) / (60 * minutes))
-        if max_episodes is not None:
-            fractions.append(trainer.episodes / max_episodes)
+            fraction = max(fraction, (time.perf_counter() - begin + last) / (60 * minutes))
         progress = f"iteration {trainer.iteration}, {trainer.episodes} episodes, {trainer.learner.step} updates"
-        report(min(max(fractions), 1.0), progress)
-        if max(fractions) >= 1.0:
+        report(min(fraction, 1.0), progress)
+        if fraction >= 1.0:
             return
         started = time.perf_counter()
         on_iteration(trainer.run_iteration())

@@ -478,7 +478,7 @@ def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> No
     options = new_live_options(str(feed), tmp_path, True, None, False, None, ["risk.max_target=0.5"])
     assert options
     assert (options.symbol, options.risk.max_target) == ("EURUSD", 0.5)
-    with locked(tmp_path / "lock"), pytest.raises(LockedError, match=f"in use by process {os.getpid()}$") as busy:
+    with locked(tmp_path / "lock"), pytest.raises(LockedError, match=f"in use by process {os.getpid()} on ") as busy:
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, options)
     assert busy.value.exit_code == 8
 
