@@ -35,7 +35,9 @@ from host.data.parsing import format_utc
 from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
+from host.panel import training_panel
 from host.training.dataset import Dataset, new_dataset
+from host.training.metrics import Row, check_tensorboard, tensorboard
 from host.training.run_dir import (
     RUN_NUMBER,
     RUNS_FOLDER,
@@ -98,9 +100,11 @@ def train_csv(
     episodes: int | None,
     resume: bool,
     threads: int,
+    wants_tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Train into the run directory `out`, by default a new one; the out-of-sample report with the model's path."""
     check_minutes(minutes)
+    check_tensorboard(wants_tensorboard)
     spec = TrainingSpec(csv, reading, config)
     if resume and not (out and has_run(out)):
         log(f"no run at {out or RUNS_FOLDER} to resume: starting from the beginning")
@@ -119,11 +123,11 @@ def train_csv(
             append_trial(ledger_of(run.path), BEGIN, trial_id(origin), span, run=str(run.path.resolve()))
             restore_checkpoint(trainer, run) if resume else write_run_settings(run, spec, source)
             report(0.0, "first iteration")
-            on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)
+            board = stack.enter_context(tensorboard(run.path / "tensorboard", trainer.episodes, wants_tensorboard))
+            on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin, board=board)
             run_first_iteration(trainer, episodes, on_iteration)
             warm_up(trainer)
-        with progress("training") as report:
-            train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, report)
+        train_in_panel(trainer, run, minutes, episodes, on_iteration)
         networks = trainer.export_networks()
         result = trade_unseen_bars(trainer, networks)
         stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
@@ -146,6 +150,15 @@ def train_csv(
     print_summary(document, sys.stderr)
     print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
+
+
+def train_in_panel(
+    trainer: Trainer, run: RunDir, minutes: float | None, episodes: int | None, on_iteration: Callable[[Row], None]
+) -> None:
+    """Train until a budget is used up, by default DEFAULT_MINUTES, and show it."""
+    budget = minutes or (None if episodes else DEFAULT_MINUTES)
+    with training_panel("training", trainer.config, budget) as show:
+        train_for(trainer, budget, episodes, on_iteration, lambda share, _: show(share, run.newest_row))
 
 
 def log_market(data: Dataset) -> None:
@@ -286,9 +299,12 @@ def write_run_settings(run: RunDir, spec: TrainingSpec, source: Source) -> None:
     log(f"run: {run.path}")
 
 
-def write_checkpoint(row: dict[str, Any], trainer: Trainer, run: RunDir, origin: dict[str, Any]) -> None:
-    """Append the metrics `row` of an iteration, and save a checkpoint."""
+def write_checkpoint(
+    row: Row, trainer: Trainer, run: RunDir, origin: dict[str, Any], board: Callable[[Row], None]
+) -> None:
+    """Append the metrics `row` of an iteration, write it to TensorBoard's `board`, and save a checkpoint."""
     run.append_metrics(row)
+    board(row)
     arrays, state = trainer.snapshot()
     run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin})
 

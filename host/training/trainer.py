@@ -317,9 +317,9 @@ def train_for(
     """Run whole iterations until either budget is used up; the clock decides only when to stop."""
     begin, last = time.perf_counter(), 0.0  # seconds of the last iteration
     while True:
-        fractions = [0.0]
-        if minutes is not None:
-            fractions.append((time.perf_counter() - begin + last) / (60 * minutes))
+        elapsed, fractions = time.perf_counter() - begin, [0.0]
+        if minutes is not None:  # no iteration begins that would end behind the last minute
+            fractions.append(1.0 if elapsed + last >= 60 * minutes else elapsed / (60 * minutes))
         if max_episodes is not None:
             fractions.append(trainer.episodes / max_episodes)
         progress = f"iteration {trainer.iteration}, {trainer.episodes} episodes, {trainer.learner.step} updates"
