@@ -54,9 +54,9 @@ class TrainingClock:
         self._marks.append(mark)
         if len(self._marks) > MAX_MARKS:
             del self._marks[1:-1:2]
-        if len(self._marks) > 1:
-            end_s = mark.time_s + self._left()
-            self._end_s = end_s if self._deadline_s is None else min(end_s, self._deadline_s)
+        if len(self._marks) > 2:  # the first piece may have compiled
+            end_s, last_s = mark.time_s + self._left(), mark.time_s - self._marks[-2].time_s
+            self._end_s = end_s if self._deadline_s is None else min(end_s, self._deadline_s - last_s / 2)
 
     def left_s(self) -> float | None:
         """Seconds until the end, or None while nothing is known."""
@@ -156,13 +156,14 @@ class TrainingPanel:
         share = ProgressBar(total=1.0, completed=self._fraction)
         bar.add_row(self._title, share, f"{self._fraction:.0%}", self.time_left())
         yield bar
-        columns = max(options.max_width // PAIR_WIDTH, 1)
-        table, cells = Table.grid(padding=(0, 1)), [*self.figures().items()]
+        columns, cells = max(options.max_width // PAIR_WIDTH, 1), [*self.figures().items()]
+        rows = -(-len(cells) // columns)
+        table = Table.grid(padding=(0, 2, 0, 0))
         for _ in range(columns):
             table.add_column(no_wrap=True, style="dim")
             table.add_column(no_wrap=True, justify="right", min_width=VALUE_WIDTH)
-        for i in range(0, len(cells), columns):
-            table.add_row(*(text for cell in cells[i : i + columns] for text in cell))
+        for i in range(rows):
+            table.add_row(*(text for cell in cells[i::rows] for text in cell))
         yield table
 
 
