@@ -295,4 +295,5 @@ def learning(sources: Sequence[Any], name: str, colours: Sequence[str] = (BLUE,)
     plot.add_tools(HoverTool(renderers=lines, mode="mouse" if len(lines) > 1 else "vline", tooltips=tips))
     plot.xaxis.axis_label, plot.xaxis.formatter = "episodes", NumeralTickFormatter(format="0,0.[00]")
     plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 4
+    plot.yaxis.formatter.power_limit_high = 7
     return plot

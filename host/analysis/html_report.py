@@ -50,7 +50,7 @@ STYLE = """
 body{margin:0;background:#f3f5f8;color:#1c232d;font:15px/1.5 FONT;-webkit-text-size-adjust:100%}
 main{max-width:1240px;margin:0 auto;padding:20px 16px 48px}
 h1{font-size:26px;line-height:1.2;margin:0 0 4px;letter-spacing:-.01em}
-h2{font-size:16px;margin:0}
+h2{font-size:16px;margin:0}h2.group{font-size:19px;margin-top:28px}
 p{margin:4px 0}
 .sub,.note{color:#5b6573}.note{font-size:13px}
 .card,.tile{background:#fff;border:1px solid #e1e6ed;border-radius:12px;min-width:0}

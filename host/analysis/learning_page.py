@@ -27,22 +27,23 @@ PHASES = ("collect_s", "reanalyze_s", "learn_s")
 GROUPS = {  # by a pattern of the names that it holds; what fits none stands under Other
     "Result": r"reward_per_bar|exposure|entries|trades|.*net_pips.*|best_.*",
     "Losses": r"policy|value|afterstate_value|chance|reward|latent|consistency|commitment|code_(entropy|move)|.*loss.*",
+    "Search": r"q_scale|search_rows|reanalyzed|skipped|reused|searches",
     "Forecast of the next bar": r".*(nll|_z|_scale|calibration|perplexity|code_r2).*",
     "Health": r"gradient.*|.*(norm|entropy|drift|explained|reward_error|learning_rate).*",
-    "Search": r"q_scale|search_rows|reanalyzed|skipped|reused|searches",
     "Speed and memory": r".*(_s|_mb|_per_s|seconds)",
     "Other": r".*",
 }
 SWITCH = """
 <div class="legend">Over {choices}</div>
 <script>
+const SOURCES = {sources}, AXES = {axes};
 function over(name, label) {{
   for (const doc of Bokeh.documents) {{
-    for (const id of {sources}) {{
+    for (const id of SOURCES) {{
       const source = doc.get_model_by_id(id);
       if (source) source.data = {{...source.data, x: source.data[name]}};
     }}
-    for (const id of {axes}) {{ const axis = doc.get_model_by_id(id); if (axis) axis.axis_label = label; }}
+    for (const id of AXES) {{ const axis = doc.get_model_by_id(id); if (axis) axis.axis_label = label; }}
   }}
 }}
 </script>"""
@@ -57,14 +58,20 @@ def render_learning(runs: Mapping[str, Sequence[Row]]) -> str:
     colours = [*islice(cycle(COLOURS), len(sources))]
     plots, body = dict[str, Any](), ""
     for title, members in groups([name for name in names if name not in (*AXES, "iteration", *always_0)]):
-        body += f'<h2 style="margin-top:28px">{title}</h2><div class="pair">'
+        body += f'<h2 class="group">{title}</h2><div class="pair">'
         for name in members:
-            heading, _, unit = LEARNING_TITLES.get(name, name.replace("_", " ").capitalize()).partition(", ")
+            heading, _, unit = LEARNING_TITLES.get(name, title_of(name)).partition(", ")
             body += card(heading, unit or name, [charts.learning(sources, name, colours)], plots)
         body += "</div>"
     note = f'<p class="note">Always 0: {escape(", ".join(always_0))}.</p>' if always_0 else ""
     head = f"<header><h1>Learning curves</h1>{legend(runs, colours)}{switch(sources, plots)}{note}</header>"
     return whole_page(f"Learning curves of {', '.join(runs)}", head + body, plots)
+
+
+def title_of(name: str) -> str:
+    """A name of a row of metrics as a title."""
+    words = re.sub(r"_s$", "_in_seconds", name).replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def table(rows: Sequence[Row]) -> dict[str, Any]:
