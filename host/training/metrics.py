@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def read_metrics(path: Path) -> list[Row]:
 def scalars(row: Row) -> dict[str, float]:
     """The numbers of a row by their names; those of a table within it as table/name."""
     pairs = ((name.replace(".", "/"), value) for name, value in flatten(row))
-    return {name: float(value) for name, value in pairs if isinstance(value, int | float) and value is not True}
+    return {name: float(value) for name, value in pairs if type(value) in (int, float)}
 
 
 def check_tensorboard(is_asked: bool) -> None:
@@ -75,35 +75,37 @@ class TensorBoard:
 
     def __init__(self, folder: Path, episodes: int) -> None:
         """Begin a session after `episodes`: TensorBoard drops later steps of a run that is resumed before them."""
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         self._folder = folder
         self._writer: Any = None
         with self._until_a_fault():
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        self._write(episodes + 1, session_log=SessionLog(status=SessionLog.START))
+            self._writer = RecordWriter(str(folder / f"events.out.tfevents.{int(time.time())}.{os.getpid()}"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=episodes + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, row: Row) -> None:
         """Write the numbers of a row at the step of its episodes."""
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars(row).items()]
-        self._write(row["episodes"], summary=Summary(value=values))
+        self._write(step=row["episodes"], summary=Summary(value=values))
 
     def close(self) -> None:
         """Close the file."""
-        if self._writer is not None:
-            with self._until_a_fault():
-                self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()
 
-    def _write(self, step: int, **content: Any) -> None:
+    def _write(self, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
         if self._writer is not None:
             with self._until_a_fault():
-                self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+                self._writer.write(Event(wall_time=time.time(), **content).SerializeToString())
                 self._writer.flush()
 
     @contextmanager
@@ -111,5 +113,5 @@ class TensorBoard:
         try:
             yield
         except OSError as error:
-            self._writer = None
+            self.close()
             log(f"warning: {self._folder}: {error.strerror or error}: no more scalars; metrics.jsonl has all of them")

@@ -106,7 +106,7 @@ def test_a_browser_draws_every_curve_over_either_axis(tmp_path: Path, runs: list
     )
     page.write_text(page.read_text(encoding="utf-8").replace("</body>", ask), encoding="utf-8")
     said = draw_page(page, png, 1000)
-    assert "LAST 105" in said
+    assert "LAST 1.75" in said, "60 iterations of 1.75 s"
     assert not [
         line for line in said.splitlines() if "CONSOLE" in line and "rror" in line and "ResizeObserver" not in line
     ]
