@@ -181,12 +181,15 @@ def _panel_text(shares: dict[str, float], running: str = "") -> str:
 
 
 def _rich_progress() -> Any:
-    """Bars of tasks on stderr, each with its description, percentage and time left."""
+    """Bars of tasks on stderr, each with its description, percentage and time left; a sign that turns moves always."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    text = TextColumn("{task.description}", table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis"))
+    bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
+    columns = (SpinnerColumn("line"), text, bar, TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), expand=True)
 
 
 def _progress_lines(title: str) -> ProgressCallback:
