@@ -108,11 +108,15 @@ class TrainingPanel:
     def __init__(self, title: str, config: Config, minutes: float | None) -> None:
         self._title, self._episode_length = title, config.market.episode_length
         self._clock = TrainingClock(config.train.replay_capacity, minutes)
-        self._fraction, self._row = 0.0, Row()
+        self._fraction, self._row, self._kernel = 0.0, Row(), ""
+
+    def note_kernel(self, number: int, new: int, name: str) -> None:
+        """Show until the next update that a kernel is compiled: an algorithm may meet one after the first iteration."""
+        self._kernel = name
 
     def update(self, fraction: float, row: Row | None) -> None:
         """Show this from now on."""
-        self._fraction, self._row = fraction, row or self._row
+        self._fraction, self._row, self._kernel = fraction, row or self._row, ""
         if row is not None:
             self._clock.add(Mark(time.monotonic(), fraction, row["episodes"], row["updates"]))
 
@@ -129,6 +133,7 @@ class TrainingPanel:
             **{f"{name} loss": show(row.get(name)) for name in LOSSES},
             "validation, net pips": show(row.get("validation_net_pips")),
             "memory, MB": show(memory),
+            **({"compiling": self._kernel} if self._kernel else {}),
         }
 
     def time_left(self) -> str:
@@ -177,7 +182,10 @@ def training_panel(title: str, config: Config, minutes: float | None) -> Iterato
     from rich.console import Console
     from rich.live import Live
 
-    with Live(panel, console=Console(stderr=True, highlight=False), refresh_per_second=REFRESH_HZ):
+    from kernels.jit import watch_compiler
+
+    live = Live(panel, console=Console(stderr=True, highlight=False), refresh_per_second=REFRESH_HZ)
+    with live, watch_compiler(panel.note_kernel):
         yield panel.update
 
 

@@ -4,6 +4,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from host import panel
 from host.config import load_config
 from host.panel import Mark, TrainingClock, TrainingPanel, training_panel
+from kernels import jit
 
 # Seconds of iterations of a training of the bundled bars on two shared cores; the first one compiles.
 RECORDED = """
@@ -115,9 +117,12 @@ def test_figures_are_rates_of_the_newest_marks(clock: Clock) -> None:
     assert (figures["validation, net pips"], figures["memory, MB"]) == ("-", "123")
     assert shown.line().startswith("training:  50% iteration 3; episodes 256; ")
     assert shown.line().endswith("; about 16 s left")
+    shown.note_kernel(1, 0, "gumbel.plan")
+    assert shown.figures()["compiling"] == "gumbel.plan"
     shown.update(1.0, {**FIGURES, "validation_net_pips": -12.5})
     assert shown.figures()["validation, net pips"] == "-12.5"
     assert "left" not in shown.line()
+    assert "compiling" not in shown.line()
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
@@ -158,7 +163,8 @@ def test_piped_it_is_a_plain_line_every_30_seconds(
 def test_a_terminal_gets_a_live_panel_unless_it_is_dumb(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, term: str, is_live: bool
 ) -> None:
-    stream = Terminal()
+    stream, listeners = Terminal(), list[Callable[..., None]]()
+    monkeypatch.setattr(jit, "watch_compiler", lambda report: nullcontext(listeners.append(report)))
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(panel, "REFRESH_HZ", 40.0)
     for name, value in {"TERM": term, "COLUMNS": "80", "NO_COLOR": "1"}.items():
@@ -171,4 +177,5 @@ def test_a_terminal_gets_a_live_panel_unless_it_is_dumb(
     assert ("\x1b[1A" in text) == is_live, "the cursor goes up to draw again"
     assert "\x1b[3" not in text, "a colour"
     assert "said between" in text
+    assert len(listeners) == is_live
     assert "100%" in "".join(text.splitlines()[-7:])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import swt
 from host.atomic import OutputPathError
 from host.commands.init import WIDTH, config_toml, init_config
 from host.config import Config, LiveConfig, apply_overrides, list_settings, load_config, merge
@@ -13,7 +14,7 @@ from host.config import Config, LiveConfig, apply_overrides, list_settings, load
 
 def test_the_untouched_file_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "swt.toml"
-    init_config(path, live=False)
+    swt.init(path, live=False)
     assert load_config(path) == load_config()
     assert f"train --config {path}" in capsys.readouterr().err
     init_config(tmp_path / "live.toml", live=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import swt
 from host.analysis.summary import ReportError
 from host.commands.plot import plot_runs, read_curves
 from host.commands.report import BROWSERS, draw_page
@@ -40,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_a_run_has_its_page_and_a_walk_forward_one_of_all(tmp_path: Path, runs: list[Path]) -> None:
     pytest.importorskip("bokeh", reason="without Bokeh there is no page")
-    plot_runs(runs[:1], None, None)
+    swt.plot(runs[:1], None, None)
     text = (runs[0] / "curves.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=\"?(https?:)?//", text)
     titles = re.findall(r"<h2>(.*?)</h2>", text)
