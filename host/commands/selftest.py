@@ -34,7 +34,7 @@ from host.evaluation.learning import measure_agent
 from host.evaluation.synthetic import MARKETS, Floats, SyntheticOptions
 from host.live.live_agent import new_policy_state
 from host.svg import line_charts
-from host.training.trainer import Trainer, run_first_iteration, train_for
+from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
 
 SEED_STEP, NOISE_FACTORS = 1000, (1.0, 0.5, 2.0)  # between the instruments of one agent
 NUM_EVALUATIONS = 20  # of a training whose learning is recorded
@@ -70,10 +70,10 @@ def train_and_evaluate(name: str, exam: Exam, minutes: float) -> dict[str, tuple
         labels = [name] if len(made) == 1 else [f"{name}-{number}" for number in range(1, len(made) + 1)]
         evaluations = dict(zip(labels, (evaluation for evaluation, _ in made), strict=True))
         trainer = Trainer([data for _, data in made], exam.config, exam.threads)
-        run_first_iteration(trainer, None, lambda row: None)
+        run_first_iteration(trainer, Budget(), lambda row: None)
     with progress(title) as report:
         if metrics is None:
-            train_for(trainer, minutes, None, lambda row: None, report)
+            train_for(trainer, Budget(minutes), lambda row: None, report)
         else:
             record_learning(evaluations, trainer, minutes, metrics, report)
     found = dict[str, tuple[dict[str, Any], dict[str, Floats]]]()
@@ -112,7 +112,7 @@ def record_learning(
         def report_part(fraction: float, text: str, part: int = part) -> None:
             report((part + fraction) / NUM_EVALUATIONS, text)
 
-        train_for(trainer, minutes / NUM_EVALUATIONS, None, lambda row: None, report_part)
+        train_for(trainer, Budget(minutes / NUM_EVALUATIONS), lambda row: None, report_part)
         seconds, cpu_s = seconds + time.perf_counter() - begin, cpu_s + time.process_time() - begin_cpu
         for label, evaluation in evaluations.items():
             measures = measure_agent(evaluation, trainer)

@@ -35,7 +35,9 @@ from host.data.parsing import format_utc
 from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
+from host.panel import training_panel
 from host.training.dataset import Dataset, new_dataset
+from host.training.metrics import Row, check_tensorboard, tensorboard
 from host.training.run_dir import (
     RUN_NUMBER,
     RUNS_FOLDER,
@@ -49,7 +51,7 @@ from host.training.run_dir import (
     open_run_dir,
     peek_state,
 )
-from host.training.trainer import Trainer, run_first_iteration, train_for
+from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
 from host.walkforward.trials import BEGIN, END, append_trial, ledger_of, span_of, trial_id, trials_of
 from kernels.jit import program_digest
 from kernels.market.bars import SECOND_NS
@@ -90,26 +92,28 @@ def run_to_resume(out: Path | None) -> tuple[Path | None, Config | None]:
     return path, load_config(path / "config.toml") if path is not None and has_run(path) else None
 
 
-def train_csv(
-    csv: Path | None,
-    reading: ReadOptions,
-    config: Config,
-    out: Path | None,
-    minutes: float | None,
-    episodes: int | None,
-    resume: bool,
-    threads: int,
-    updates: int | None = None,
-) -> dict[str, Any]:
-    """Train into the run directory `out`, by default a new one; the out-of-sample report with the model's path."""
-    check_minutes(minutes)
+class TrainOptions(NamedTuple):
+    """What `train` is asked for, beside files and settings."""
+
+    out: Path | None = None  # by default a new run
+    budget: Budget = Budget()  # by default DEFAULT_MINUTES
+    resume: bool = False
+    threads: int = 1
+    tensorboard: bool = False
+
+
+def train_csv(csv: Path | None, reading: ReadOptions, config: Config, options: TrainOptions) -> dict[str, Any]:
+    """Train into a run directory; the out-of-sample report with the model's path."""
+    out, budget, resume, threads, wants_tensorboard = options
+    check_minutes(budget.minutes)
+    check_tensorboard(wants_tensorboard)
     spec = TrainingSpec(csv, reading, config)
     if resume and not (out and has_run(out)):
         log(f"no run at {out or RUNS_FOLDER} to resume: starting from the beginning")
         resume = False
     spec = stored_training_spec(spec, out) if resume and out else new_training_spec(spec, out)
     run: RunDir | None = None
-    with resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes, updates)), ExitStack() as stack:
+    with resume_hint_on_stop(lambda: resume_hint(run, budget)), ExitStack() as stack:
         with compiling("getting ready") as report:
             data, source = prepare_data(spec, out if resume else None, threads, report)
             trainer, origin = Trainer([data], spec.config, threads), training_origin(spec, data, source)
@@ -121,13 +125,12 @@ def train_csv(
             append_trial(ledger_of(run.path), BEGIN, trial_id(origin), span, run=str(run.path.resolve()))
             restore_checkpoint(trainer, run) if resume else write_run_settings(run, spec, source)
             report(0.0, "first iteration")
-            on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)
+            board = stack.enter_context(tensorboard(run.path / "tensorboard", trainer.episodes, wants_tensorboard))
+            on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin, board=board)
             stack.enter_context(model_so_far_on_stop(run, trainer, source))
-            run_first_iteration(trainer, episodes, on_iteration, updates)
+            run_first_iteration(trainer, budget, on_iteration)
             warm_up(trainer)
-        with progress("training") as report:
-            most = minutes or (None if episodes or updates else DEFAULT_MINUTES)
-            train_for(trainer, most, episodes, on_iteration, report, updates)
+        train_in_panel(trainer, run, budget, on_iteration)
         networks = trainer.export_networks()
         result = trade_unseen_bars(trainer, networks)
         stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
@@ -149,6 +152,13 @@ def train_csv(
     print_summary(document, sys.stderr)
     print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
+
+
+def train_in_panel(trainer: Trainer, run: RunDir, budget: Budget, on_iteration: Callable[[Row], None]) -> None:
+    """Train until the budget is used up, by default DEFAULT_MINUTES, and show it."""
+    budget = Budget(DEFAULT_MINUTES) if budget == Budget() else budget
+    with training_panel("training", trainer.config, budget.minutes) as show:
+        train_for(trainer, budget, on_iteration, lambda share, _: show(share, run.newest_row))
 
 
 def log_market(data: Dataset) -> None:
@@ -195,12 +205,12 @@ def model_so_far_on_stop(run: RunDir, trainer: Trainer, source: Source) -> Itera
         raise
 
 
-def resume_hint(run: RunDir | None, minutes: float | None, episodes: int | None, updates: int | None) -> str:
+def resume_hint(run: RunDir | None, budget: Budget) -> str:
     """What is kept of a run, and the command that resumes it."""
     if run is None or not has_run(run.path):
         return "no run was begun: give the same command again"
-    budget = {"--minutes": minutes, "--episodes": episodes, "--steps": updates}
-    flags = [word for name, value in budget.items() if value is not None for word in (name, value)]
+    limits = budget._asdict().items()
+    flags = [word for name, value in limits if value is not None for word in (f"--{name}", value)]
     again = program_command("train", "--resume", "--out", run.path, *flags)
     if run.saved_step is None:
         return f"no iteration was finished, {run.path} keeps the settings; begin again: {again}"
@@ -306,9 +316,12 @@ def write_run_settings(run: RunDir, spec: TrainingSpec, source: Source) -> None:
     log(f"run: {run.path}")
 
 
-def write_checkpoint(row: dict[str, Any], trainer: Trainer, run: RunDir, origin: dict[str, Any]) -> None:
-    """Append the metrics `row` of an iteration, and save a checkpoint."""
+def write_checkpoint(
+    row: Row, trainer: Trainer, run: RunDir, origin: dict[str, Any], board: Callable[[Row], None]
+) -> None:
+    """Append the metrics `row` of an iteration, write it to TensorBoard's `board`, and save a checkpoint."""
     run.append_metrics(row)
+    board(row)
     arrays, state = trainer.snapshot()
     run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin})
 

@@ -23,6 +23,7 @@ from host.training.checkpoint import (
     read_header,
     write_checkpoint,
 )
+from host.training.metrics import read_metrics
 
 RUNS_FOLDER = Path("runs")  # runs without --out: 0001, 0002, ... and `latest`
 RUN_NUMBER = re.compile(r"(\d{4,})")
@@ -44,6 +45,7 @@ class RunDir:
     def __init__(self, path: Path, lock: ExitStack, check_held: Callable[[], None]) -> None:
         self.path = path
         self.saved_step: int | None = None  # of the last checkpoint written or read
+        self.newest_row: dict[str, Any] | None = None  # of metrics, that this process appended
         self._checkpoints = path / "checkpoints"
         self._checkpoints.mkdir(exist_ok=True)
         for leftover in (*path.glob(".*.tmp"), *self._checkpoints.glob(".*.tmp")):
@@ -83,11 +85,11 @@ class RunDir:
                 with suppress(OSError):  # if truncating fails too, the next start does it
                     self._metrics.truncate(end)
                 raise
+        self.newest_row = row
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, of each iteration the last."""
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return list({row["iteration"]: row for row in map(json.loads, lines)}.values())
+        return read_metrics(self.path / "metrics.jsonl")
 
     def save_checkpoint(self, step: int, arrays: Arrays, state: dict[str, Any], is_best: bool = False) -> None:
         """Write a checkpoint numbered `step` >= 0, durable on return; JSON must give `state` back unchanged.
@@ -230,21 +232,22 @@ def _truncate_torn_line(path: Path) -> None:
 def to_toml(config: dict[str, Any]) -> str:
     """TOML of scalars and lists, then one table for each value that is a dict of them; None is left out."""
     tables = {key: value for key, value in config.items() if isinstance(value, dict)}
-    lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in config.items() if k not in tables and v is not None]
+    lines = [f"{_toml_key(k)} = {toml_value(v)}" for k, v in config.items() if k not in tables and v is not None]
     for name, table in tables.items():
         lines += [
             "",
             f"[{_toml_key(name)}]",
-            *(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in table.items() if v is not None),
+            *(f"{_toml_key(k)} = {toml_value(v)}" for k, v in table.items() if v is not None),
         ]
     return "\n".join(lines) + "\n"
 
 
 def _toml_key(key: str) -> str:
-    return key if BARE_KEY.fullmatch(key) else _toml_value(key)
+    return key if BARE_KEY.fullmatch(key) else toml_value(key)
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """TOML of a scalar, or of a list of them."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):  # JSON escapes as TOML does, except DEL, which TOML wants escaped
@@ -254,5 +257,5 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, int):
         return int.__repr__(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml_value, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     raise TypeError(f"no TOML for {value!r}")

@@ -299,37 +299,35 @@ def loss_weights(config: Config) -> LossWeights:
     return LossWeights(**{name: weight for name, weight in given.items() if weight is not None})
 
 
-def run_first_iteration(
-    trainer: Trainer,
-    max_episodes: int | None,
-    on_iteration: Callable[[dict[str, Any]], None],
-    max_updates: int | None = None,
-) -> None:
+class Budget(NamedTuple):
+    """What ends a training: whichever of these is used up first."""
+
+    minutes: float | None = None
+    episodes: int | None = None
+    steps: int | None = None  # updates of the weights
+
+    def spent(self, trainer: Trainer) -> float:
+        """How much of the episodes and of the updates is used up; 1: one of them is."""
+        counts = (trainer.episodes, self.episodes), (trainer.learner.step, self.steps)
+        return max((done / most for done, most in counts if most is not None), default=0.0)
+
+
+def run_first_iteration(trainer: Trainer, budget: Budget, on_iteration: Callable[[dict[str, Any]], None]) -> None:
     """Run the first iteration of this process outside of any time budget, because it may compile kernels."""
-    if spent_fraction(trainer, max_episodes, max_updates) < 1.0:
+    if budget.spent(trainer) < 1.0:
         on_iteration(trainer.run_iteration())
 
 
-def spent_fraction(trainer: Trainer, max_episodes: int | None, max_updates: int | None) -> float:
-    """How much of the budgets of episodes and of updates is used up; 1: one of them is."""
-    budgets = (trainer.episodes, max_episodes), (trainer.learner.step, max_updates)
-    return max((done / most for done, most in budgets if most is not None), default=0.0)
-
-
 def train_for(
-    trainer: Trainer,
-    minutes: float | None,
-    max_episodes: int | None,
-    on_iteration: Callable[[dict[str, Any]], None],
-    report: ProgressCallback,
-    max_updates: int | None = None,
+    trainer: Trainer, budget: Budget, on_iteration: Callable[[dict[str, Any]], None], report: ProgressCallback
 ) -> None:
-    """Run whole iterations until a budget is used up; the clock decides only when to stop."""
+    """Run whole iterations until the budget is used up; the clock decides only when to stop."""
     begin, last = time.perf_counter(), 0.0  # seconds of the last iteration
     while True:
-        fraction = spent_fraction(trainer, max_episodes, max_updates)
-        if minutes is not None:
-            fraction = max(fraction, (time.perf_counter() - begin + last) / (60 * minutes))
+        elapsed, fraction = time.perf_counter() - begin, budget.spent(trainer)
+        if budget.minutes is not None:  # no iteration begins that would end behind the last minute
+            end = 60 * budget.minutes
+            fraction = max(fraction, 1.0 if elapsed + last >= end else elapsed / end)
         progress = f"iteration {trainer.iteration}, {trainer.episodes} episodes, {trainer.learner.step} updates"
         report(min(fraction, 1.0), progress)
         if fraction >= 1.0:

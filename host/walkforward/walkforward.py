@@ -21,7 +21,7 @@ from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
 from host.processes import ReportProgress, Row, watch_process
 from host.training.dataset import new_dataset
-from host.training.trainer import Trainer, run_first_iteration, train_for
+from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
 from host.walkforward.folds import Fold, fold_config
 from kernels.market.bars import Bars, slice_bars
 from kernels.market.ledger import new_market
@@ -87,12 +87,13 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
     extra, config = np.zeros((len(bars.time), 0), np.float32), fold_config(job.fold, job.config)
     data = new_dataset(bars, extra, config, job.series.instrument, job.series.interval_ns, threads=1)
     trainer = Trainer([data], config, threads=1)
-    run_first_iteration(trainer, job.episodes, rows.append)
+    budget = Budget(job.minutes, job.episodes)
+    run_first_iteration(trainer, budget, rows.append)
 
     def report_training(share: float, _: str) -> None:
         report(READY + (1 - 2 * READY) * share)
 
-    train_for(trainer, job.minutes, job.episodes, rows.append, report_training)
+    train_for(trainer, budget, rows.append, report_training)
     policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     target = run_backtest(policy, bars, extra, data.test_first, len(bars.time)).log.target
     target[-1] = 0.0

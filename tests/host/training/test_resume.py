@@ -15,12 +15,12 @@ from host import console as progress
 from host.artifact.manifest import load_model
 from host.artifact.networks import BacktestStats
 from host.commands import train
-from host.commands.train import FLAG_NAMES, flag_name, run_to_resume, train_csv
+from host.commands.train import FLAG_NAMES, TrainOptions, flag_name, run_to_resume, train_csv
 from host.config import Config, load_config
 from host.data.formats import ReadOptions
 from host.training import run_dir as run
 from host.training.run_dir import latest_run, open_run_dir
-from host.training.trainer import Trainer
+from host.training.trainer import Budget, Trainer
 from host.walkforward.trials import read_ledger
 from models.learner import Learner
 from tests.fixtures.paths import ROOT
@@ -106,7 +106,7 @@ def test_another_reading_is_refused_by_the_name_of_its_flag(command: Swt, tmp_pa
     for name in ReadOptions().explicit():
         given = ReadOptions(**{name: OTHER[name]})
         with pytest.raises(run.RunError) as refusal:
-            train_csv(None, given, load_config(Path("tiny.toml")), Path("r"), None, 8, True, 1)
+            train_csv(None, given, load_config(Path("tiny.toml")), TrainOptions(Path("r"), Budget(episodes=8), True, 1))
         value = getattr(stored, name)
         assert refusal.value.exit_code == 3
         assert f"{flag_name(name)}: the run has {'nothing' if value is None else value}" in str(refusal.value)

@@ -10,7 +10,7 @@ from host.artifact.networks import history_bars
 from host.training.dataset import DatasetError
 from host.training.feature_store import FeatureStore
 from host.training.market_replay import STREAM_SAMPLES
-from host.training.trainer import Trainer, train_for
+from host.training.trainer import Budget, Trainer, train_for
 from kernels.market.bars import Bars
 from kernels.market.features import HISTORY
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts, step, step_to_target, write_position
@@ -250,9 +250,9 @@ def test_bars_after_the_training_part_change_no_weight() -> None:
 def test_a_budget_of_episodes_is_met_by_whole_iterations_and_once_met_trains_no_more() -> None:
     trainer = Trainer([dataset(tiny())], tiny(), 1)
     rows = list[dict[str, Any]]()
-    train_for(trainer, None, 9, rows.append, lambda share, text: None)
+    train_for(trainer, Budget(episodes=9), rows.append, lambda share, text: None)
     assert [row["episodes"] for row in rows] == [4, 8, 12]
-    train_for(trainer, None, 9, rows.append, lambda share, text: None)
+    train_for(trainer, Budget(episodes=9), rows.append, lambda share, text: None)
     assert trainer.episodes == 12
 
 
