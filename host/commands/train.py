@@ -23,7 +23,7 @@ from host.analysis.record import TradingRecord, daily_returns
 from host.analysis.report import ReportContext, report_backtest, write_report
 from host.analysis.statistics import sharpe
 from host.analysis.summary import print_summary
-from host.artifact.manifest import LoadedModel, load_model, save_model
+from host.artifact.manifest import LoadedModel, ModelMarket, load_model, save_model
 from host.artifact.networks import BacktestStats, OnnxNetworks
 from host.atomic import WriteError, add_path_to_errors, check_writable, locked
 from host.commands.backtest import SAMPLE_CSV, describe_source, log_source, sample_reading
@@ -317,9 +317,11 @@ def export_model(
     run: RunDir, trainer: Trainer, networks: OnnxNetworks, source: Source, record: BacktestStats
 ) -> LoadedModel:
     """Write model.swt: the networks and everything that reading and acting need; the model, read back."""
-    path, about = run.path / "model.swt", (trainer.config.as_dict(), model_origin(source), record)
+    path, data = run.path / "model.swt", trainer.markets[0].data
+    about = {**model_origin(source), "test_first": format_utc(data.bars.time[data.test_first])}
+    markets = [ModelMarket(data.market_spec, about, record)]
     with add_path_to_errors(path):
-        save_model(path, networks, trainer.markets[0].data.market_spec, trainer.acting_search_config(), *about)
+        save_model(path, networks, markets, trainer.acting_search_config(), trainer.config.as_dict())
     loaded = load_model(path)
     if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:
