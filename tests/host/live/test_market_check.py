@@ -218,7 +218,7 @@ def test_a_feed_that_names_none_or_another_of_several_instruments_is_refused(sev
         act_on_feed("-", several, ReadOptions(), False, io.StringIO(), False)
     with pytest.raises(ModelError, match=r"is EURUSD, the model was trained on GBPUSD: .* --symbol GBPUSD if it is"):
         acted(several, with_column("EURUSD", tmp_path / "GBPUSD.csv"))
-    with pytest.raises(OSError, match="absent"):
+    with pytest.raises(DataError, match="absent"):
         acted(several, tmp_path / "absent EURUSD.csv")
 
 
