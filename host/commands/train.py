@@ -23,7 +23,7 @@ from host.analysis.record import TradingRecord, daily_returns
 from host.analysis.report import ReportContext, report_backtest, write_report
 from host.analysis.statistics import sharpe
 from host.analysis.summary import print_summary
-from host.artifact.manifest import LoadedModel, load_model, save_model
+from host.artifact.manifest import LoadedModel, ModelMarket, load_model, save_model
 from host.artifact.networks import BacktestStats, OnnxNetworks
 from host.atomic import WriteError, add_path_to_errors, check_writable, locked
 from host.commands.backtest import SAMPLE_CSV, describe_source, log_source, sample_reading
@@ -365,9 +365,11 @@ def export_model(
 
 def write_model(path: Path, trainer: Trainer, networks: OnnxNetworks, source: Source, record: BacktestStats) -> None:
     """Write the networks and everything that reading and acting need."""
-    about = trainer.config.as_dict(), model_origin(source), record
+    data = trainer.markets[0].data
+    about = {**model_origin(source), "test_first": format_utc(data.bars.time[data.test_first])}
+    markets = [ModelMarket(data.market_spec, about, record)]
     with add_path_to_errors(path):
-        save_model(path, networks, trainer.markets[0].data.market_spec, trainer.acting_search_config(), *about)
+        save_model(path, networks, markets, trainer.acting_search_config(), trainer.config.as_dict())
 
 
 def warm_up(trainer: Trainer) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.analysis.record import TradingRecord, daily_returns, trade_targets
-from host.artifact.manifest import save_model
+from host.artifact.manifest import ModelMarket, save_model
 from host.atomic import add_path_to_errors, atomic_write
 from host.config import Config
 from host.data.instruments import Instrument
@@ -134,10 +134,11 @@ def write_files(job: FoldJob, trainer: Trainer, record: TradingRecord, rows: lis
             np.save(file, record.target)
         data = trainer.markets[0].data
         spec = data.market_spec
-        span = [format_utc(data.bars.time[i]) for i in (0, data.validation_stop - 1)]
+        *span, test_first = (format_utc(data.bars.time[i]) for i in (0, data.validation_stop - 1, data.test_first))
+        about = {**job.series.origin, "span": span, "test_first": test_first}
         stats = backtest_record(record.target, record.bars, 0, record.market)[0]
-        parts = trainer.export_networks(), spec, trainer.acting_search_config(), trainer.config.as_dict()
-        save_model(job.folder / "model.swt", *parts, {**job.series.origin, "span": span}, stats)
+        settings = trainer.acting_search_config(), trainer.config.as_dict()
+        save_model(job.folder / "model.swt", trainer.export_networks(), [ModelMarket(spec, about, stats)], *settings)
 
 
 def read_result(job: FoldJob) -> Row:
