@@ -349,9 +349,10 @@ def stamp_to_utc(stamp_ns: int, is_utc: bool, clock: str) -> int:
 
 def to_utc(stamp_ns: IntArray, is_utc: BoolArray, clock: str) -> IntArray:
     """Stamps [T] by `clock`, unless they are UTC already, in UTC."""
-    quarter, quarter_index = np.unique(stamp_ns // (QUARTER_S * SECOND_NS), return_inverse=True)
-    offsets = np.array([wall_offset_ns(clock, int(q)) for q in quarter], np.int64)
-    return np.where(is_utc, stamp_ns, stamp_ns - offsets[quarter_index])
+    quarter = stamp_ns // (QUARTER_S * SECOND_NS)
+    begin = np.flatnonzero(np.diff(quarter, prepend=-1))  # of each run of stamps in one quarter
+    offsets = np.array([wall_offset_ns(clock, q) for q in quarter[begin].tolist()], np.int64)
+    return np.where(is_utc, stamp_ns, stamp_ns - np.repeat(offsets, np.diff(begin, append=len(quarter))))
 
 
 def parse_line(text: str, layout: FileLayout) -> tuple[int, bool, dict[str, float]] | None:
