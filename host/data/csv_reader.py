@@ -83,7 +83,7 @@ class RowFindings(NamedTuple):
     changes: list[Problem]  # lasting changes, which no dropped row would mend
     bad_cells: dict[int, str]  # the bad numbers by line, for the first few bad lines
     keep_reason: str | None  # why the bad rows may not be dropped; None if they may
-    good_rows: IntArray  # indices
+    good_rows: IntArray | slice  # indices; all in one slice if no row is bad, which copies nothing
 
 
 class IndexedLines(NamedTuple):
@@ -264,7 +264,8 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
         rules, rule_notes = resolve_rules(layout, options, float(np.median(rows.columns["open"])), step_ns)
         quote = to_quotes(rows.columns, rules)
-    opening = rows.utc - (step_ns if rules.label == "close" else 0)
+    rows = rows._replace(columns={})  # not needed beside the quotes
+    opening = rows.utc - step_ns if rules.label == "close" else rows.utc
     findings = check_rows(rows, unparsable, quote, opening, rules, layout.format.volume_required)
     for n in unparsable[:MAX_SHOWN_ROWS].tolist():
         findings.bad_cells[n] = f": {explain_line(lines.text(n), layout)}"
@@ -306,7 +307,7 @@ def check_rows(
             for row in sorted(faults)[:MAX_SHOWN_ROWS]
         },
         keep_reason=why_not_dropped(kinds, rows.line, rows.utc, rules.interval_ns),
-        good_rows=np.delete(np.arange(len(opening)), list(faults)),
+        good_rows=np.delete(np.arange(len(opening)), list(faults)) if faults else slice(None),
     )
 
 
