@@ -11,6 +11,7 @@ import importlib.util
 import io
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.data.containers import FileText, read_text
+from host.data.bar_cache import MIN_FILE_BYTES, entry_path, load_or_make
+from host.data.containers import FileText, file_sha256, member_sha256, read_text
 from host.data.file_checks import (
     MAX_LISTED,
     bad_cells_text,
@@ -248,9 +250,22 @@ def problem_counts_text(kinds: dict[int, str]) -> str:
     return f"{len(values)} bad row{'s' * (len(values) > 1)} ({counts})"
 
 
-def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bars, Source]:
-    """The closed bars of a file and the record of how it was read; DataError for a bad row without --drop-bad."""
-    options, file = options or ReadOptions(), read_text(Path(path))
+def read_bars(path: Path | str, options: ReadOptions | None = None, member: str = "") -> tuple[Bars, Source]:
+    """The closed bars of a file and the record of how it was read; DataError for a bad row without --drop-bad.
+
+    `member` is of `list_members`.  What was read once comes from the cache, mapped into memory.
+    """
+    path, options, key, sha256 = Path(path), options or ReadOptions(), None, ""
+    with suppress(OSError, ValueError):  # reading it says what is wrong
+        if path.stat().st_size >= MIN_FILE_BYTES and path.is_file():
+            sha256 = member_sha256(file_sha256(path), member)
+            key = entry_path(sha256, str(path), member, options)
+    return load_or_make(key, lambda: parse_bars(path, options, member)[:2], lambda source: source.sha256 == sha256)
+
+
+def parse_bars(path: Path, options: ReadOptions, member: str = "") -> tuple[Bars, Source, IntArray]:
+    """What `read_bars` reads, and the line [T] of each bar, of the first one where several are put together."""
+    file = read_text(path, member)
     name, lines = file.name, split_lines(file.data, file.name)
     layout = find_layout(lines, options, name)
     clock_notes = []
@@ -284,8 +299,9 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     source.gaps.extend(holes)
     check_spread(*(mean_spread_and_range(bars) if len(bars.time) else mean_spread_and_range(quote)), rules, name)
     raise_on_findings(source, findings, options.drop_bad)
-    source.notes.extend([f"dropped {problem_counts_text(findings.kinds)}"] * bool(findings.kinds) + gaps)
-    return bars, source
+    source.notes.extend([f"dropped {problem_counts_text(findings.kinds)}"] * bool(findings.kinds))
+    source.gap_notes.extend(gaps)
+    return bars, source, line
 
 
 def check_rows(
@@ -437,7 +453,8 @@ def describe_source(
         timezone=rules.timezone,
         label=rules.label,
         side=rules.side,
-        spread=spread_text(spread_px, range_px, rules, origin),
+        spread=spread_text(spread_px, range_px, rules.instrument.pip, origin),
+        spread_origin=origin,
         spread_pips=None if in_file else usual,
         spread_px=spread_px,
         range_px=range_px,

@@ -239,10 +239,10 @@ def format_decimal(value: float) -> str:
     return np.format_float_positional(value, precision=5, fractional=False, trim="-")
 
 
-def spread_text(spread_px: float, range_px: float, rules: ParseRules, origin: str) -> str:
+def spread_text(spread_px: float, range_px: float, pip: float, origin: str) -> str:
     """A mean spread as an amount, in pips, and as a share of the mean bar range."""
     share = f", {spread_px / range_px:.0%} of the mean bar range".replace("%", " %") if range_px > 0 else ""
-    return f"{format_decimal(spread_px)} = {spread_px / rules.instrument.pip:.3g} pips{share} ({origin})"
+    return f"{format_decimal(spread_px)} = {spread_px / pip:.3g} pips{share} ({origin})"
 
 
 @lru_cache
