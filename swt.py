@@ -344,14 +344,20 @@ def doctor(model: ModelOption = DEFAULT_MODEL, as_json: JsonOption = False) -> N
 @app.command("data-check", hidden=PACKED)
 @with_reading_flags
 def data_check(
-    reading: Any, csv: Annotated[str, typer.Argument(help="A file of bars.")], as_json: JsonOption = False
+    reading: Any,
+    files: Annotated[list[Path], typer.Argument(help="Files of bars, folders and patterns.")],
+    as_json: JsonOption = False,
 ) -> None:
-    """Show how a file of bars is read, its faults, and the flags for what it leaves open."""
-    from host.commands.data_check import check_data, print_check
+    """Show how files of bars are read, their faults, and the flags for what they leave open."""
+    from host.commands.data_check import check_histories, print_check
 
-    document = check_data(csv, reading)
-    print(json.dumps(document)) if as_json else print_check(document, sys.stdout)
-    if document["refused"]:
+    documents = check_histories(files, reading)
+    if as_json:
+        print(json.dumps(documents[0] if len(documents) == 1 else documents))
+    else:
+        for document in documents:
+            print_check(document, sys.stdout)
+    if any(document["refused"] for document in documents):
         raise typer.Exit(4)
 
 
