@@ -24,7 +24,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 def print_settings(context: typer.Context, is_asked: bool) -> None:
     """Print the settings that `--set` takes here, and end."""
     if is_asked:
-        from host.config import Config, LiveConfig, settings_text
+        from host.config import Config, LiveConfig
+        from host.settings import settings_text
 
         sys.stdout.write(settings_text(LiveConfig() if context.info_name in ("act", "backtest") else Config()))
         raise typer.Exit
@@ -103,7 +104,12 @@ def swt(
 @with_reading_flags
 def train(
     reading: Any,
-    csv: CsvArgument = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="CSV...", help="Files of bars, folders and patterns; by default the bundled EURUSD H1 of 2017."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/0001 and so on, and runs/latest.")
     ] = None,
@@ -119,6 +125,9 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many updates of the weights: the same bytes each time.")
     ] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many validations in a row without a better one; keep that.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard too.")] = False,
     threads: ThreadsOption = 0,
@@ -128,8 +137,9 @@ def train(
     help_config: HelpConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train an agent on a file of bars, and test it on later bars of the file."""
-    from host.commands.train import TrainOptions, run_to_resume, train_csv
+    """Train an agent on files of bars, of one instrument or of several, and test it on their later bars."""
+    from host.commands.train import TrainOptions, train_files
+    from host.commands.training_spec import run_to_resume
     from host.config import load_config
     from host.training.trainer import Budget
 
@@ -137,8 +147,8 @@ def train(
     out, stored = run_to_resume(out) if resume else (out, None)
     chosen = load_config(config, overrides, stored)
     budget = Budget(minutes, episodes, steps)
-    options = TrainOptions(out, budget, resume, thread_count(threads), tensorboard)
-    document = train_csv(csv, reading, chosen, options)
+    options = TrainOptions(out, budget, resume, thread_count(threads), tensorboard, early_stopping)
+    document = train_files(files or [], reading, chosen, options)
     if as_json:
         print(json.dumps(document))
 

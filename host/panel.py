@@ -116,7 +116,7 @@ class TrainingPanel:
 
     def update(self, fraction: float, row: Row | None) -> None:
         """Show this from now on."""
-        self._fraction, self._row, self._kernel = fraction, row or self._row, ""
+        self._fraction, self._row, self._kernel = fraction, self._row | (row or {}), ""
         if row is not None:
             self._clock.add(Mark(time.monotonic(), fraction, row["episodes"], row["updates"]))
 

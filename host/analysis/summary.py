@@ -60,11 +60,16 @@ def print_summary(document: dict[str, Any], out: IO[str]) -> None:
     metrics.add_row("Break-even spread [pips]", show(document["costs"]["break_even_spread_pips"]), "")
     console.print(policies)
     console.print(metrics)
+    print_verdict(document, out)
+    for line in explain_opportunity(document):
+        print(line, file=out)
+
+
+def print_verdict(document: dict[str, Any], out: IO[str]) -> None:
+    """Print the verdict of a document, and its reasons."""
     print(f"Verdict: {document['verdict']['verdict']}", file=out)
     for reason in document["verdict"]["reasons"]:
         print(f"  {reason}", file=out)
-    for line in explain_opportunity(document):
-        print(line, file=out)
 
 
 def explain_opportunity(document: dict[str, Any]) -> list[str]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
-from typing import Any
 
 from host.atomic import OutputPathError, add_path_to_errors, atomic_write, check_writable
-from host.config import Config, LiveConfig, describe_values, list_settings
+from host.config import Config, LiveConfig
 from host.console import log, program_command
-from host.training.run_dir import toml_value
-
-WIDTH = 100  # columns of a comment
+from host.settings import config_toml
 
 
 def init_config(path: Path, live: bool) -> None:
@@ -23,22 +19,3 @@ def init_config(path: Path, live: bool) -> None:
         file.write(config_toml(LiveConfig() if live else Config()).encode())
     words = ("act", "FEED", "--config", path) if live else ("train", "--config", path)
     log(f"{path}: all settings at their defaults; change what you like, then {program_command(*words)}")
-
-
-def config_toml(config: Any) -> str:
-    """TOML of every setting of `config` below its comment; one that is unset stands in a comment."""
-    lines, last = list[str](), ""
-    for name, setting in list_settings(config).items():
-        section, key = name.split(".")
-        if section != last:
-            lines += ["", *comment(type(getattr(config, section)).__doc__ or ""), f"[{section}]"]
-            last = section
-        value = f"# {key} = 0.0  # unset" if setting.value is None else f"{key} = {toml_value(setting.value)}"
-        lines += ["", *comment(setting.help), *comment(describe_values(setting)), value]
-    return "\n".join(lines[1:]) + "\n"
-
-
-def comment(text: str) -> list[str]:
-    """The paragraphs of `text` as comments."""
-    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
-    return [f"# {line}" for part in paragraphs for line in textwrap.wrap(part, WIDTH)]

@@ -5,7 +5,8 @@ The best of many such results flatters, so a test part that was never looked at 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,3 +49,41 @@ def trade_validation_part(trainer: Trainer) -> ValidationResult | None:
         pips += profit_px / spec.market.pip_px
         trades, held, bars = trades + len(result.trades), held + int(np.count_nonzero(result.log.target)), bars + n
     return ValidationResult(sum(rewards) / len(rewards), pips, trades, held / bars) if bars else None
+
+
+class BestAgent:
+    """The best agent of a training so far, by its trading of the validation part after every few iterations."""
+
+    def __init__(self, trainer: Trainer, patience: int | None) -> None:
+        self._trainer, self.patience = trainer, patience
+        self.iteration, self._reward, self._misses = 0, -math.inf, 0
+
+    @property
+    def is_final(self) -> bool:
+        """Whether so many validations in a row were no better that the training ends."""
+        return self.patience is not None and self._misses >= self.patience
+
+    def validate(self) -> tuple[bool, dict[str, float]]:
+        """Validate if it is time: whether the agent is the best so far, and its result for the metrics."""
+        interval = self._trainer.config.train.validation_interval
+        if interval == 0 or self._trainer.iteration % interval:
+            return False, {}
+        found = trade_validation_part(self._trainer)
+        if found is None:
+            return False, {}
+        is_best = found.reward_per_bar >= self._reward  # of equal ones the later: it has learnt more
+        self._misses = 0 if found.reward_per_bar > self._reward else self._misses + 1
+        if is_best:
+            self.iteration, self._reward = self._trainer.iteration, found.reward_per_bar
+        return is_best, {f"validation_{name}": value for name, value in found._asdict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        reward = self._reward if math.isfinite(self._reward) else None
+        return {"iteration": self.iteration, "reward_per_bar": reward, "misses": self._misses}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state in a checkpoint."""
+        reward = state["reward_per_bar"]
+        self.iteration, self._misses = state["iteration"], state["misses"]
+        self._reward = -math.inf if reward is None else reward

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from host.atomic import add_path_to_errors, atomic_write, locked, numbered_files, write_all
+from host.settings import to_toml
 from host.training.checkpoint import (
     Arrays,
     Checkpoint,
@@ -30,7 +31,6 @@ RUN_NUMBER = re.compile(r"(\d{4,})")
 MAX_CHECKPOINTS = 3  # a run keeps the newest
 CHECKPOINT_NAME = re.compile(r"step-(\d+)\.ckpt")
 BEST_CHECKPOINT = "best.ckpt"  # beside them: the whole checkpoint that a validation score chose
-BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class RunError(RuntimeError):
@@ -227,35 +227,3 @@ def _truncate_torn_line(path: Path) -> None:
     with path.open("r+b") as file:
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
-
-
-def to_toml(config: dict[str, Any]) -> str:
-    """TOML of scalars and lists, then one table for each value that is a dict of them; None is left out."""
-    tables = {key: value for key, value in config.items() if isinstance(value, dict)}
-    lines = [f"{_toml_key(k)} = {toml_value(v)}" for k, v in config.items() if k not in tables and v is not None]
-    for name, table in tables.items():
-        lines += [
-            "",
-            f"[{_toml_key(name)}]",
-            *(f"{_toml_key(k)} = {toml_value(v)}" for k, v in table.items() if v is not None),
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_key(key: str) -> str:
-    return key if BARE_KEY.fullmatch(key) else toml_value(key)
-
-
-def toml_value(value: Any) -> str:
-    """TOML of a scalar, or of a list of them."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):  # JSON escapes as TOML does, except DEL, which TOML wants escaped
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, float):
-        return float.__repr__(value)
-    if isinstance(value, int):
-        return int.__repr__(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml_value, value))}]"
-    raise TypeError(f"no TOML for {value!r}")

@@ -319,9 +319,13 @@ def run_first_iteration(trainer: Trainer, budget: Budget, on_iteration: Callable
 
 
 def train_for(
-    trainer: Trainer, budget: Budget, on_iteration: Callable[[dict[str, Any]], None], report: ProgressCallback
+    trainer: Trainer,
+    budget: Budget,
+    on_iteration: Callable[[dict[str, Any]], None],
+    report: ProgressCallback,
+    is_done: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run whole iterations until the budget is used up; the clock decides only when to stop."""
+    """Run whole iterations until the budget is used up or `is_done`; the clock decides only when to stop."""
     begin, last = time.perf_counter(), 0.0  # seconds of the last iteration
     while True:
         elapsed, fraction = time.perf_counter() - begin, budget.spent(trainer)
@@ -330,7 +334,7 @@ def train_for(
             fraction = max(fraction, 1.0 if elapsed + last >= end else elapsed / end)
         progress = f"iteration {trainer.iteration}, {trainer.episodes} episodes, {trainer.learner.step} updates"
         report(min(fraction, 1.0), progress)
-        if fraction >= 1.0:
+        if fraction >= 1.0 or is_done():
             return
         started = time.perf_counter()
         on_iteration(trainer.run_iteration())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from host.analysis.record import TradingRecord, daily_returns, trade_targets
 from host.artifact.manifest import ModelMarket, save_model
@@ -28,7 +27,6 @@ from kernels.market.ledger import new_market
 from kernels.market.statistics import compute_statistics
 
 READY = 0.02  # share of a job that getting ready takes, and its test
-DailyReturns = tuple[NDArray[np.int64], NDArray[np.float64]]  # days [d] and their returns [d]
 BOOKED = ("net_pips", "trades", "exposure", "max_drawdown_pips")
 
 
@@ -161,12 +159,3 @@ def fold_records(jobs: list[FoldJob], bars: Bars) -> list[TradingRecord]:
 def median_seed(net_pips: dict[int, float]) -> int:
     """The seed whose profit is the median, of two in the middle the lower: nobody picks the best."""
     return sorted(net_pips, key=lambda seed: (net_pips[seed], seed))[(len(net_pips) - 1) // 2]
-
-
-def pool_returns(series: list[DailyReturns]) -> DailyReturns:
-    """Daily returns of equal shares in markets, over the days of all of them."""
-    days = np.unique(np.concatenate([day for day, _ in series]))
-    pooled = np.zeros(len(days))
-    for day, returns in series:
-        pooled[np.searchsorted(days, day)] += returns / len(series)
-    return days, pooled

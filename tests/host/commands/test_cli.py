@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from host.config import Config, LiveConfig, settings_text
+from host.config import Config, LiveConfig
 from host.console import program_command
 from host.evaluation.synthetic import MARKETS
+from host.settings import settings_text
 from host.training.run_dir import open_run_dir
 from kernels.jit import module_digest
 from tests.fixtures.paths import ROOT, SAMPLE

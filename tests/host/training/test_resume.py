@@ -15,7 +15,8 @@ from host import console as progress
 from host.artifact.manifest import load_model
 from host.artifact.networks import BacktestStats
 from host.commands import train
-from host.commands.train import FLAG_NAMES, TrainOptions, flag_name, run_to_resume, train_csv
+from host.commands.train import TrainOptions, train_files
+from host.commands.training_spec import FLAG_NAMES, flag_name, run_to_resume
 from host.config import Config, load_config
 from host.data.formats import ReadOptions
 from host.training import run_dir as run
@@ -106,7 +107,7 @@ def test_another_reading_is_refused_by_the_name_of_its_flag(command: Swt, tmp_pa
     for name in ReadOptions().explicit():
         given = ReadOptions(**{name: OTHER[name]})
         with pytest.raises(run.RunError) as refusal:
-            train_csv(None, given, load_config(Path("tiny.toml")), TrainOptions(Path("r"), Budget(episodes=8), True, 1))
+            train_files([], given, load_config(Path("tiny.toml")), TrainOptions(Path("r"), Budget(episodes=8), True, 1))
         value = getattr(stored, name)
         assert refusal.value.exit_code == 3
         assert f"{flag_name(name)}: the run has {'nothing' if value is None else value}" in str(refusal.value)

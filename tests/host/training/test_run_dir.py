@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 
 from host import atomic
 from host.atomic import LockedError, WriteError, atomic_write
+from host.settings import to_toml
 from host.training import run_dir as run
-from host.training.run_dir import RunDir, RunError, has_run, open_run_dir, peek_state, to_toml
+from host.training.run_dir import RunDir, RunError, has_run, open_run_dir, peek_state
 from tests.fixtures.paths import ROOT
 
 ARRAYS: dict[str, Any] = {

@@ -98,7 +98,7 @@ def test_too_few_bars_are_refused_with_a_way_out(bars: int, folds: int, way_out:
 
 def test_an_episode_too_long_for_a_fold_is_refused_with_a_length_that_works() -> None:
     market = SYNTHETIC_INSTRUMENT, INTERVAL_NS
-    with pytest.raises(DatasetError, match="bring more bars or --set market.episode_length=") as refused:
+    with pytest.raises(DatasetError, match=r"bring more bars or --set market\.episode_length=") as refused:
         check_folds(new_folds(T, 2, 450, False), BARS.time, tiny("market.episode_length=450"), *market)
     setting = str(refused.value).partition("--set ")[2]
     length = int(setting.partition("=")[2])
