@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
@@ -24,8 +24,9 @@ from host.training.run_dir import latest_run, open_run_dir
 from host.training.trainer import Budget, Trainer
 from host.walkforward.trials import read_ledger
 from models.learner import Learner
+from tests.fixtures.command import Ended, Swt, new_command
 from tests.fixtures.paths import ROOT
-from tests.fixtures.runs import LINES, TINY, printed
+from tests.fixtures.runs import LINES, printed
 
 OTHER = {  # another value of each reading option
     "symbol": "GBPUSD",
@@ -38,36 +39,9 @@ OTHER = {  # another value of each reading option
 SO_FAR = ", runs/0001/model-so-far.swt is the model so far"
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Swt = Callable[..., Ended]
-
-
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Swt:
-    """The command line within this process, in a folder of its own with bars and a tiny configuration."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(swt, "install_signal_handlers", lambda: None)
-    Path("bars.csv").write_text("".join(LINES))
-    Path("tiny.toml").write_text(TINY)
-
-    def run_command(*words: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["swt.py", *map(str, words)])
-        capsys.readouterr()
-        try:
-            swt.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Ended(code, said.out, said.err)
-
-    return run_command
+    return new_command(tmp_path, monkeypatch, capsys)
 
 
 def begin(command: Swt, *more: object, episodes: int = 4) -> Ended:
