@@ -139,7 +139,7 @@ def test_kills_at_any_moment_end_in_the_same_bytes(folder: Path) -> None:
     while counts["kills"] < KILLS:
         home = folder / f"{counts['runs']}"
         home.mkdir()
-        while not killed(home / "run", draw.random() * took, 1 + counts["kills"] % 2):
+        while not killed(home / "run", draw.random() ** 2 * took, 1 + counts["kills"] % 2):
             counts["kills"] += 1
             moved = folder / f"{counts['runs']} moved {counts['kills']}"
             home = home.rename(moved)
