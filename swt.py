@@ -116,7 +116,11 @@ def train(
             "--episodes", "--sessions", min=1, help="Stop after this many episodes: the same bytes each time."
         ),
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many updates of the weights: the same bytes each time.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard too.")] = False,
     threads: ThreadsOption = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
@@ -125,13 +129,16 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train an agent on a file of bars, and test it on later bars of the file."""
-    from host.commands.train import run_to_resume, train_csv
+    from host.commands.train import TrainOptions, run_to_resume, train_csv
     from host.config import load_config
+    from host.training.trainer import Budget
 
     overrides = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     out, stored = run_to_resume(out) if resume else (out, None)
     chosen = load_config(config, overrides, stored)
-    document = train_csv(csv, reading, chosen, out, minutes, episodes, resume, thread_count(threads))
+    budget = Budget(minutes, episodes, steps)
+    options = TrainOptions(out, budget, resume, thread_count(threads), tensorboard)
+    document = train_csv(csv, reading, chosen, options)
     if as_json:
         print(json.dumps(document))
 
@@ -172,6 +179,31 @@ def make_report(
     from host.commands.report import remake_report
 
     remake_report(run, png, width)
+
+
+@app.command(hidden=PACKED)
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of `train` or `walkforward`.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default curves.html in the run, of several in this folder.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a picture of the page too; it takes a browser.")] = None,
+) -> None:
+    """Draw the learning curves of runs beside each other on a page."""
+    from host.commands.plot import plot_runs
+
+    plot_runs(runs, out, png)
+
+
+@app.command(hidden=PACKED)
+def init(
+    file: Annotated[Path | None, typer.Argument(help="The file; by default swt.toml, with --live live.toml.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="The settings of `act` and `backtest --guards`.")] = False,
+) -> None:
+    """Write a file of all settings at their defaults, with what each does, for --config."""
+    from host.commands.init import init_config
+
+    init_config(file or Path("live.toml" if live else "swt.toml"), live)
 
 
 @app.command(hidden=PACKED)
@@ -342,6 +374,9 @@ def selftest(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the market and of the training.")] = 0,
     threads: ThreadsOption = 0,
     train_bars: Annotated[int | None, typer.Option(help="Training bars, instead of three quarters of all.")] = None,
+    instruments: Annotated[
+        int, typer.Option(min=1, max=100, help="Markets of each kind, of other paths and sizes, that one agent learns.")
+    ] = 1,
     picture: Annotated[Path | None, typer.Option(help="Write the equity beside the optimum's to this SVG.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics.jsonl, curves.svg and MARKET/report.html.")
@@ -357,7 +392,9 @@ def selftest(
     length, split = split_settings(train_bars, length)
     options = new_synthetic_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
     config = selftest_config([*split, *(settings or []), f"train.seed={seed}"])
-    end_with(run(market or [], options, config, minutes, thread_count(threads), picture, out), print_selftest, as_json)
+    files = picture, out
+    document = run(market or [], options, config, minutes, thread_count(threads), *files, instruments)
+    end_with(document, print_selftest, as_json)
 
 
 @app.command(hidden=PACKED)

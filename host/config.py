@@ -168,6 +168,11 @@ class TrainConfig:
     reanalyze_interval: Annotated[int, Range(0, 1_000_000), "Iterations for which targets count as fresh."] = 1
     replay_capacity: Annotated[Count, "Episodes in the replay buffer; more keep old policy targets longer."] = 96
     batch_size: Annotated[int, Range(4, 65_536, step=4), "Windows of an update."] = 256
+    instrument_shares: Annotated[
+        list[float],
+        Range(1e-3, 1e6),
+        "Shares of episodes and windows by instrument, in the order of their symbols; []: as its training bars.",
+    ] = field(default_factory=list)
     num_unroll_steps: Annotated[int, Range(1, 64), "Steps that a window is unrolled: K."] = 5
     td_steps: Annotated[Count, "Steps of the n-step return; fewer than market.episode_length."] = 5
     mirror_augmentation: Annotated[
@@ -430,7 +435,7 @@ def describe_values(setting: Setting) -> str:
     allowed = setting.allowed
     if not isinstance(allowed, Range):
         return " | ".join(allowed or ("true", "false"))
-    sample = setting.value[0] if isinstance(setting.value, list) else setting.value
+    sample = (setting.value or [0.0])[0] if isinstance(setting.value, list) else setting.value
     kind = "whole number" if isinstance(sample, int) else "number"
     text = f"{kind} from {allowed.low:,.12g} to {allowed.high:,.12g}"
     text += f", a multiple of {allowed.step}" if allowed.step > 1 else ""

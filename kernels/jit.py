@@ -216,7 +216,9 @@ class _CompileListener(event.Listener):
         self._report = report
         modules = [module for name, module in [*sys.modules.items()] if name in _sources()]
         kernels = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
-        self._num_loaded, self._reported = len(kernels), set[str]()
+        homes = [kernel.py_func.__module__ for kernel in kernels]
+        empty = {home for home in homes if not any(cache_dir(home).glob("*.nbi"))}
+        self._num_new, self._reported = sum(home in empty for home in homes), set[str]()
 
     def on_start(self, event: Any) -> None:
         """Report the function that is compiled, for itself or for a caller."""
@@ -224,7 +226,7 @@ class _CompileListener(event.Listener):
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         if function.__module__ in _sources() and name not in self._reported:
             self._reported.add(name)
-            self._report(len(self._reported), self._num_loaded, name)
+            self._report(len(self._reported), self._num_new, name)
 
     def on_end(self, event: Any) -> None:
         """Nothing to report."""
@@ -232,6 +234,9 @@ class _CompileListener(event.Listener):
 
 @contextmanager
 def watch_compiler(report: Callable[[int, int, str], None]) -> Iterator[None]:
-    """Within the context, call report(number, loaded, name) for each kernel of the `loaded` ones that is compiled."""
+    """Within the context, call report(number, new, name) for each kernel that is compiled.
+
+    `new` counts the loaded kernels of modules without machine code in the cache; a training needs most of them.
+    """
     with event.install_listener("numba:compile", _CompileListener(report)):
         yield

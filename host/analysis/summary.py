@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 SCHEMA = 1  # of report.json
@@ -13,6 +16,17 @@ class ReportError(RuntimeError):
     """A folder without a report that this program can read."""
 
     exit_code = 3
+
+
+@contextmanager
+def bokeh_needed(page: Path, again: str) -> Iterator[None]:
+    """Turn a missing Bokeh into a ReportError that says what `page` takes, and the command to give again."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("bokeh"):
+            raise
+        raise ReportError(f"no {page}: it takes Bokeh; pip install '.[report]', then {again}") from None
 
 
 def print_summary(document: dict[str, Any], out: IO[str]) -> None:

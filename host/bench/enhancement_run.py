@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from host.artifact.manifest import save_model
+from host.artifact.manifest import ModelMarket, save_model
 from host.bench.kernels import new_synthetic_trainer
 from host.bench.options import Budget
 from host.bench.process import ROOT, BenchRow, TimedCall, clock, median_seconds
@@ -117,7 +117,7 @@ def measure_cost(job: Job, report_progress: ReportProgress) -> BenchRow:
     digest = hashlib.sha256(trainer.learner.params.tobytes()).hexdigest()
     with threadpool_limits(1, "blas"):
         (learning,) = median_seconds([trainer.learn], budget.rounds, clock(budget.threads))
-    data, search = trainer.data, trainer.acting_search_config()
+    data, search = trainer.markets[0].data, trainer.acting_search_config()
     policy = new_policy_state(trainer.export_networks(), data.market_spec, search)
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 1 + budget.decisions)
     stats = dict(zip(STATS, policy.planner.stats.tolist(), strict=True))
@@ -149,9 +149,9 @@ def storage_mb(trainer: Trainer) -> float:
         with open_run_dir(Path(folder), resume=False) as run:
             for step in range(MAX_CHECKPOINTS):
                 run.save_checkpoint(step, *trainer.snapshot())
-        spec, search = trainer.data.market_spec, trainer.acting_search_config()
-        about = {"span": ["", ""], "sha256": ""}
-        save_model(run.path / "model.swt", trainer.export_networks(), spec, search, trainer.config.as_dict(), about)
+        spec, search = trainer.markets[0].data.market_spec, trainer.acting_search_config()
+        markets = [ModelMarket(spec, {"span": ["", ""], "sha256": ""})]
+        save_model(run.path / "model.swt", trainer.export_networks(), markets, search, trainer.config.as_dict())
         return sum(path.stat().st_size for path in Path(folder).rglob("*")) / 2**20
 
 
@@ -159,7 +159,7 @@ def measure_learning(job: Job, report_progress: ReportProgress) -> BenchRow:
     """Train until a plateau or all episodes are played; the learning curve, whose evaluations cost no time."""
     (trainer, market), budget = new_trainer(job), job.budget
     warm_up(job, trainer)
-    some, all_bars = (new_evaluation_set(market, trainer.data, bars) for bars in (budget.eval_bars, None))
+    some, all_bars = (new_evaluation_set(market, trainer.markets[0].data, bars) for bars in (budget.eval_bars, None))
     now, spent, reanalyzed, reused = clock(budget.threads), 0.0, 0, 0
     curve: dict[str, list[float]] = {name: [] for name in ("episodes", "seconds", *MEASURES)}
     while trainer.episodes < budget.episodes and not is_plateau(curve["expected_fraction"]):
@@ -186,7 +186,7 @@ def measure_learning(job: Job, report_progress: ReportProgress) -> BenchRow:
 def warm_up(job: Job, trainer: Trainer) -> None:
     """Compile or load every kernel of a training on the data of `trainer`, which stays as it is."""
     config = job_config(job._replace(settings=(*job.settings, *WARM_UP_SETTINGS)))
-    other = Trainer(trainer.data, config, job.budget.threads)
+    other = Trainer([trainer.markets[0].data], config, job.budget.threads)
     for _ in range(WARM_UP_ITERATIONS):
         other.run_iteration()
 

@@ -105,7 +105,7 @@ def new_synthetic_trainer(
     """A trainer at its beginning on a synthetic market, and the market."""
     market = make_market(name, options)
     data = new_dataset(market.bars, market.extra, config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, threads)
-    return Trainer(data, config, threads), market
+    return Trainer([data], config, threads), market
 
 
 def bench_selfplay(options: BenchOptions) -> list[BenchRow]:
@@ -126,11 +126,12 @@ def selfplay_row(market: str, simulations: int, options: BenchOptions) -> BenchR
         bars = read_sample_bars()
         extra = np.empty((len(bars.time), 0), np.float32)
         data = new_dataset(bars, extra, config, SYNTHETIC_INSTRUMENT, HOUR_NS, options.threads)
-        trainer = Trainer(data, config, options.threads)
+        trainer = Trainer([data], config, options.threads)
     else:
         trainer, _ = new_synthetic_trainer(market, SyntheticOptions(length=options.length), config, options.threads)
     num_rows = episodes * (config.market.episode_length + 1)
-    trainer.feature_store = FeatureStore(trainer.data, num_rows, options.threads, cache_mb=0)
+    replay = trainer.markets[0]
+    replay.feature_store = FeatureStore(replay.data, num_rows, options.threads, cache_mb=0)
     with threadpool_limits(1, "blas"):
         networks = trainer.export_networks()
         (seconds,) = median_seconds([lambda: play(trainer, networks)], options.rounds, clock(options.threads))
@@ -141,6 +142,7 @@ def selfplay_row(market: str, simulations: int, options: BenchOptions) -> BenchR
 
 def play(trainer: Trainer, networks: OnnxNetworks) -> None:
     """Collect the episodes of one iteration."""
-    slots = trainer.start_episodes()
+    market, pool = trainer.markets[0], trainer.pool
+    slots = market.start_episodes(trainer.iteration)
     search = trainer.search_config(trainer.config.train.num_simulations)
-    trainer.collect(networks, slots, trainer.search_bars(networks, slots, search)[0])
+    market.collect(pool, networks, slots, market.search_bars(pool, networks, slots, search)[0], search)

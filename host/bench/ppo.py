@@ -112,7 +112,7 @@ def measure_job(job: Job, report_progress: ReportProgress) -> BenchRow:
     with threadpool_limits(1):
         if job.agent == OURS:
             meter = Meter(marks_s, partial(measure_agent, evaluation), report_progress)
-            train_ours(partial(Trainer, data, config, 1), meter, length)
+            train_ours(partial(Trainer, [data], config, 1), meter, length)
         else:
             from host.bench.ppo_agents import train_rival
 

@@ -44,11 +44,12 @@ def reanalyze_block(trainer: Trainer, networks: OnnxNetworks, n: int, reuse: str
 
     Both are of the positions that were held.
     """
-    slots, data, replay = np.arange(trainer.config.train.num_envs), trainer.feature_store.market_data, trainer.replay
+    market, slots = trainer.markets[0], np.arange(trainer.config.train.num_envs)
+    data, replay = market.feature_store.market_data, market.replay
     decisions, search = len(slots) * replay.reward.shape[1], trainer.search_config(n)
     begin = time.process_time()
     if reuse == SHARED_TREE:
-        searched, counts = trainer.search_bars(networks, slots, search)
+        searched, counts = market.search_bars(trainer.pool, networks, slots, search)
         store_searched_bars(replay, slots, searched, data.market, search)
         counts["searches"] = decisions
         held = replay.held[slots, :-1, None].astype(int)

@@ -23,7 +23,7 @@ from host.analysis.record import TradingRecord, daily_returns
 from host.analysis.report import ReportContext, report_backtest, write_report
 from host.analysis.statistics import sharpe
 from host.analysis.summary import print_summary
-from host.artifact.manifest import LoadedModel, load_model, save_model
+from host.artifact.manifest import LoadedModel, ModelMarket, load_model, save_model
 from host.artifact.networks import BacktestStats, OnnxNetworks
 from host.atomic import WriteError, add_path_to_errors, check_writable, locked
 from host.commands.backtest import SAMPLE_CSV, describe_source, log_source, sample_reading
@@ -35,7 +35,9 @@ from host.data.parsing import format_utc
 from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
+from host.panel import training_panel
 from host.training.dataset import Dataset, new_dataset
+from host.training.metrics import Row, check_tensorboard, tensorboard
 from host.training.run_dir import (
     RUN_NUMBER,
     RUNS_FOLDER,
@@ -49,13 +51,14 @@ from host.training.run_dir import (
     open_run_dir,
     peek_state,
 )
-from host.training.trainer import Trainer, run_first_iteration, train_for
+from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
 from host.walkforward.trials import BEGIN, END, append_trial, ledger_of, span_of, trial_id, trials_of
 from kernels.jit import program_digest
 from kernels.market.bars import SECOND_NS
 from kernels.market.features import feature_digest
 
 DEFAULT_MINUTES = 2.5
+MODEL_SO_FAR = "model-so-far.swt"  # of a run that was stopped: its last whole iteration, without a backtest
 READING_FIELDS = ("side", "timezone", "label")  # of ReadOptions: a model stores them for its feed
 FLAG_NAMES = {"spread_pips": "--spread"}  # of ReadOptions; the other flags have the names of their fields
 SAME_SETTINGS_HINT = "a run resumes as it began: leave that out, or start a new run without --resume"
@@ -89,28 +92,31 @@ def run_to_resume(out: Path | None) -> tuple[Path | None, Config | None]:
     return path, load_config(path / "config.toml") if path is not None and has_run(path) else None
 
 
-def train_csv(
-    csv: Path | None,
-    reading: ReadOptions,
-    config: Config,
-    out: Path | None,
-    minutes: float | None,
-    episodes: int | None,
-    resume: bool,
-    threads: int,
-) -> dict[str, Any]:
-    """Train into the run directory `out`, by default a new one; the out-of-sample report with the model's path."""
-    check_minutes(minutes)
+class TrainOptions(NamedTuple):
+    """What `train` is asked for, beside files and settings."""
+
+    out: Path | None = None  # by default a new run
+    budget: Budget = Budget()  # by default DEFAULT_MINUTES
+    resume: bool = False
+    threads: int = 1
+    tensorboard: bool = False
+
+
+def train_csv(csv: Path | None, reading: ReadOptions, config: Config, options: TrainOptions) -> dict[str, Any]:
+    """Train into a run directory; the out-of-sample report with the model's path."""
+    out, budget, resume, threads, wants_tensorboard = options
+    check_minutes(budget.minutes)
+    check_tensorboard(wants_tensorboard)
     spec = TrainingSpec(csv, reading, config)
     if resume and not (out and has_run(out)):
         log(f"no run at {out or RUNS_FOLDER} to resume: starting from the beginning")
         resume = False
     spec = stored_training_spec(spec, out) if resume and out else new_training_spec(spec, out)
     run: RunDir | None = None
-    with ExitStack() as stack, resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes)):
+    with resume_hint_on_stop(lambda: resume_hint(run, budget)), ExitStack() as stack:
         with compiling("getting ready") as report:
             data, source = prepare_data(spec, out if resume else None, threads, report)
-            trainer, origin = Trainer(data, spec.config, threads), training_origin(spec, data, source)
+            trainer, origin = Trainer([data], spec.config, threads), training_origin(spec, data, source)
             untrained = trainer.export_networks()
             if resume and out:
                 check_origin(out, origin)
@@ -119,11 +125,12 @@ def train_csv(
             append_trial(ledger_of(run.path), BEGIN, trial_id(origin), span, run=str(run.path.resolve()))
             restore_checkpoint(trainer, run) if resume else write_run_settings(run, spec, source)
             report(0.0, "first iteration")
-            on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)
-            run_first_iteration(trainer, episodes, on_iteration)
+            board = stack.enter_context(tensorboard(run.path / "tensorboard", trainer.episodes, wants_tensorboard))
+            on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin, board=board)
+            stack.enter_context(model_so_far_on_stop(run, trainer, source))
+            run_first_iteration(trainer, budget, on_iteration)
             warm_up(trainer)
-        with progress("training") as report:
-            train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, report)
+        train_in_panel(trainer, run, budget, on_iteration)
         networks = trainer.export_networks()
         result = trade_unseen_bars(trainer, networks)
         stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
@@ -141,11 +148,17 @@ def train_csv(
         policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
         document, record = report_backtest(result, policy, data.bars, data.test_first, context, direction_z)
         write_report(run.path, document, [record])
-        ratio = sharpe(daily_returns(record)[1])
-        append_trial(ledger_of(run.path), END, trial_id(origin), span, sharpe=ratio)
+        append_trial(ledger_of(run.path), END, trial_id(origin), span, sharpe=sharpe(daily_returns(record)[1]))
     print_summary(document, sys.stderr)
     print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
+
+
+def train_in_panel(trainer: Trainer, run: RunDir, budget: Budget, on_iteration: Callable[[Row], None]) -> None:
+    """Train until the budget is used up, by default DEFAULT_MINUTES, and show it."""
+    budget = Budget(DEFAULT_MINUTES) if budget == Budget() else budget
+    with training_panel("training", trainer.config, budget.minutes) as show:
+        train_for(trainer, budget, on_iteration, lambda share, _: show(share, run.newest_row))
 
 
 def log_market(data: Dataset) -> None:
@@ -177,16 +190,33 @@ def resume_hint_on_stop(hint: Callable[[], str]) -> Iterator[None]:
         raise TrainingError(f"{error}; {hint()}") from error
 
 
-def resume_hint(run: RunDir | None, minutes: float | None, episodes: int | None) -> str:
+@contextmanager
+def model_so_far_on_stop(run: RunDir, trainer: Trainer, source: Source) -> Iterator[None]:
+    """Where training is stopped, write the model of the last whole iteration; a second signal ends that at once."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        try:
+            if (checkpoint := run.load_checkpoint()) is not None:
+                trainer.restore(checkpoint.arrays, checkpoint.state)
+                write_model(run.path / MODEL_SO_FAR, trainer, trainer.export_networks(), source, BacktestStats())
+        except Exception as error:  # whatever it is, the run was stopped, and its checkpoint is whole
+            log(f"no model so far: {error}")
+        raise
+
+
+def resume_hint(run: RunDir | None, budget: Budget) -> str:
     """What is kept of a run, and the command that resumes it."""
     if run is None or not has_run(run.path):
         return "no run was begun: give the same command again"
-    budget = {"--minutes": minutes, "--episodes": episodes}
-    flags = [word for name, value in budget.items() if value is not None for word in (name, value)]
+    limits = budget._asdict().items()
+    flags = [word for name, value in limits if value is not None for word in (f"--{name}", value)]
     again = program_command("train", "--resume", "--out", run.path, *flags)
     if run.saved_step is None:
         return f"no iteration was finished, {run.path} keeps the settings; begin again: {again}"
-    return f"{run.path} keeps all up to iteration {run.saved_step}; go on: {again}"
+    model = run.path / MODEL_SO_FAR
+    so_far = f", {model} is the model so far" if model.exists() else ""
+    return f"{run.path} keeps all up to iteration {run.saved_step}{so_far}; go on: {again}"
 
 
 def new_training_spec(spec: TrainingSpec, out: Path | None) -> TrainingSpec:
@@ -206,7 +236,7 @@ def stored_training_spec(asked: TrainingSpec, run: Path) -> TrainingSpec:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         reading, csv = ReadOptions(**table["reading"]), table["csv"]
     except (OSError, ValueError, TypeError, LookupError) as error:
-        raise RunError(f"{path}: {error}: start a new run without --resume") from None
+        raise RunError(f"{path}: {error}; {RESTORE_HINT}") from None
     stored = TrainingSpec(asked.csv or (Path(csv) if csv else None), reading, config)
     settings = dict(flatten(asked.config.as_dict()))
     for name, value in flatten(config.as_dict()):
@@ -286,9 +316,12 @@ def write_run_settings(run: RunDir, spec: TrainingSpec, source: Source) -> None:
     log(f"run: {run.path}")
 
 
-def write_checkpoint(row: dict[str, Any], trainer: Trainer, run: RunDir, origin: dict[str, Any]) -> None:
-    """Append the metrics `row` of an iteration, and save a checkpoint."""
+def write_checkpoint(
+    row: Row, trainer: Trainer, run: RunDir, origin: dict[str, Any], board: Callable[[Row], None]
+) -> None:
+    """Append the metrics `row` of an iteration, write it to TensorBoard's `board`, and save a checkpoint."""
     run.append_metrics(row)
+    board(row)
     arrays, state = trainer.snapshot()
     run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin})
 
@@ -316,11 +349,12 @@ def model_origin(source: Source) -> dict[str, Any]:
 def export_model(
     run: RunDir, trainer: Trainer, networks: OnnxNetworks, source: Source, record: BacktestStats
 ) -> LoadedModel:
-    """Write model.swt: the networks and everything that reading and acting need; the model, read back."""
-    path, about = run.path / "model.swt", (trainer.config.as_dict(), model_origin(source), record)
-    with add_path_to_errors(path):
-        save_model(path, networks, trainer.data.market_spec, trainer.acting_search_config(), *about)
+    """Write model.swt, which ends the training; the model, read back."""
+    path = run.path / "model.swt"
+    write_model(path, trainer, networks, source, record)
     loaded = load_model(path)
+    with add_path_to_errors(run.path / MODEL_SO_FAR):
+        (run.path / MODEL_SO_FAR).unlink(missing_ok=True)
     if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:
             link_latest(run.path)
@@ -329,16 +363,25 @@ def export_model(
     return loaded
 
 
+def write_model(path: Path, trainer: Trainer, networks: OnnxNetworks, source: Source, record: BacktestStats) -> None:
+    """Write the networks and everything that reading and acting need."""
+    data = trainer.markets[0].data
+    about = {**model_origin(source), "test_first": format_utc(data.bars.time[data.test_first])}
+    markets = [ModelMarket(data.market_spec, about, record)]
+    with add_path_to_errors(path):
+        save_model(path, networks, markets, trainer.acting_search_config(), trainer.config.as_dict())
+
+
 def warm_up(trainer: Trainer) -> None:
     """Compile the kernels of acting: make one decision as the trained agent does."""
-    data = trainer.data
+    data = trainer.markets[0].data
     policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 2)
 
 
 def trade_unseen_bars(trainer: Trainer, networks: OnnxNetworks) -> BacktestResult:
     """The decisions of the trained agent on the test part."""
-    data = trainer.data
+    data = trainer.markets[0].data
     policy = new_backtest_policy(networks, data.market_spec, trainer.acting_search_config())
     stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
     with progress("out of sample") as report:

@@ -457,3 +457,8 @@ def to_quotes(columns: Any, rules: ParseRules) -> dict[str, Any]:
 def format_utc(time_ns: int) -> str:
     """A time in ISO 8601, UTC, whole seconds."""
     return f"{datetime.fromtimestamp(int(time_ns) // SECOND_NS, UTC).isoformat()[:19]}Z"
+
+
+def parse_utc(text: str) -> int:
+    """Epoch nanoseconds of a stamp in the format of `format_utc`.  Raises ValueError."""
+    return round(datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) * SECOND_NS

@@ -57,9 +57,11 @@ class ValidationPart:
         self.store.acquire(self.ts, 1)
         fill_realised_codes(self.code, data.market_spec.codes, data.bars, self.ts)
 
-    def calibrate(self, networks: OnnxNetworks) -> ChanceCalibration | None:
-        """How far these bars bear out the chance prior of the root network; None without bars."""
-        return calibrate_chance(chance_logits(networks, self.store, self.ts), self.code) if len(self.ts) else None
+
+def calibrate_parts(parts: list[ValidationPart], networks: OnnxNetworks) -> ChanceCalibration | None:
+    """How far the bars of all `parts` bear out the chance prior of the root network; None without bars."""
+    logits = np.concatenate([chance_logits(networks, part.store, part.ts) for part in parts])
+    return calibrate_chance(logits, np.concatenate([part.code for part in parts])) if len(logits) else None
 
 
 def calibrate_chance(logits: NDArray[np.float64], code: NDArray[np.int64]) -> ChanceCalibration:

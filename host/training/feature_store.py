@@ -53,6 +53,11 @@ class FeatureStore:
         self.X[rows] = np.concatenate([features, self._data.extra_features[missing]], axis=1)
         normalise_rows(self.X, rows.astype(np.int32), spec.normaliser)
 
+    def clear(self) -> None:
+        """Forget all rows, and who uses them."""
+        self.row_of_bar[:], self._bar_of_row[:], self._ref_count[:] = -1, -1, 0
+        self._release_time[:] = self._num_releases = 0
+
     def release(self, start: int, bars: int) -> None:
         """Release the rows of an episode that no other episode uses."""
         ts = np.arange(start - self._bars_before, start + bars)

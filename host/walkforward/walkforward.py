@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.analysis.record import TradingRecord, daily_returns, trade_targets
-from host.artifact.manifest import save_model
+from host.artifact.manifest import ModelMarket, save_model
 from host.atomic import add_path_to_errors, atomic_write
 from host.config import Config
 from host.data.instruments import Instrument
@@ -21,7 +21,7 @@ from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
 from host.processes import ReportProgress, Row, watch_process
 from host.training.dataset import new_dataset
-from host.training.trainer import Trainer, run_first_iteration, train_for
+from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
 from host.walkforward.folds import Fold, fold_config
 from kernels.market.bars import Bars, slice_bars
 from kernels.market.ledger import new_market
@@ -86,13 +86,14 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
     bars = slice_bars(load_bars(job.bars), job.fold.first, job.fold.test_stop + 1)
     extra, config = np.zeros((len(bars.time), 0), np.float32), fold_config(job.fold, job.config)
     data = new_dataset(bars, extra, config, job.series.instrument, job.series.interval_ns, threads=1)
-    trainer = Trainer(data, config, threads=1)
-    run_first_iteration(trainer, job.episodes, rows.append)
+    trainer = Trainer([data], config, threads=1)
+    budget = Budget(job.minutes, job.episodes)
+    run_first_iteration(trainer, budget, rows.append)
 
     def report_training(share: float, _: str) -> None:
         report(READY + (1 - 2 * READY) * share)
 
-    train_for(trainer, job.minutes, job.episodes, rows.append, report_training)
+    train_for(trainer, budget, rows.append, report_training)
     policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     target = run_backtest(policy, bars, extra, data.test_first, len(bars.time)).log.target
     target[-1] = 0.0
@@ -131,11 +132,13 @@ def write_files(job: FoldJob, trainer: Trainer, record: TradingRecord, rows: lis
                 file.write(text.encode())
         with atomic_write(job.folder / "target.npy") as file:
             np.save(file, record.target)
-        data, spec = trainer.data, trainer.data.market_spec
-        span = [format_utc(data.bars.time[i]) for i in (0, data.validation_stop - 1)]
+        data = trainer.markets[0].data
+        spec = data.market_spec
+        *span, test_first = (format_utc(data.bars.time[i]) for i in (0, data.validation_stop - 1, data.test_first))
+        about = {**job.series.origin, "span": span, "test_first": test_first}
         stats = backtest_record(record.target, record.bars, 0, record.market)[0]
-        parts = trainer.export_networks(), spec, trainer.acting_search_config(), trainer.config.as_dict()
-        save_model(job.folder / "model.swt", *parts, {**job.series.origin, "span": span}, stats)
+        settings = trainer.acting_search_config(), trainer.config.as_dict()
+        save_model(job.folder / "model.swt", trainer.export_networks(), [ModelMarket(spec, about, stats)], *settings)
 
 
 def read_result(job: FoldJob) -> Row:

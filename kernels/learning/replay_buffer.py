@@ -151,6 +151,12 @@ def new_batch(
     )
 
 
+def slice_batch(batch: Batch, first: int, stop: int) -> Batch:
+    """Views of the windows [first, stop) of a batch."""
+    rows = {name: array[first:stop] for name, array in batch._asdict().items() if name != "position_work"}
+    return batch._replace(**rows)
+
+
 @inlined
 def greedy_action(policy: NDArray[np.float32]) -> int:
     """The likeliest action of a policy [A]."""

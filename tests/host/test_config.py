@@ -230,7 +230,7 @@ def test_what_is_not_refused_trains(chosen: dict[str, Any]) -> None:
     except ConfigError:
         return
     trainer = Trainer(
-        new_dataset(BARS, np.zeros((900, 0), np.float32), config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, 1), config, 1
+        [new_dataset(BARS, np.zeros((900, 0), np.float32), config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, 1)], config, 1
     )
     assert all(np.isfinite(value) for value in trainer.run_iteration().values())
     assert np.isfinite(trainer.target_params).all()

@@ -155,7 +155,7 @@ def test_an_empty_stretch_is_refused() -> None:
 def test_the_policy_head_decides_alone() -> None:
     """Its action is the likeliest legal one by the root network, whose row the agent's own search leaves behind."""
     trainer = trained()
-    data, networks, search = trainer.data, trainer.export_networks(), trainer.acting_search_config()
+    data, networks, search = trainer.markets[0].data, trainer.export_networks(), trainer.acting_search_config()
     first, n = data.test_first, 40
     stretch = data.bars, data.extra_features, first, first + n + 1
     record = agent_record(networks, data.market_spec, without_search(search), *stretch)

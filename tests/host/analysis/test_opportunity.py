@@ -77,7 +77,7 @@ def test_reliability_by_hand() -> None:
 
 def test_the_agent_is_asked_what_the_backtest_asks() -> None:
     trainer = trained()
-    data, networks = trainer.data, trainer.export_networks()
+    data, networks = trainer.markets[0].data, trainer.export_networks()
     policy = new_policy_state(networks, data.market_spec, trainer.acting_search_config())
     first, stop = data.test_first, data.test_first + 60
     ts = np.arange(first, stop - 1)

@@ -12,7 +12,7 @@ from tests.fixtures.trainings import BARS, dataset, tiny, trained
 
 def test_the_record_of_a_backtest_is_the_agents_own_log() -> None:
     trainer = trained()
-    data = trainer.data
+    data = trainer.markets[0].data
     policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     result = run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 150)
     record = record_of(result, data.bars, data.test_first, data.market_spec.market)

@@ -27,7 +27,7 @@ TINY = ["market.episode_length=24", "network.latent=8", "network.hidden=8", "tra
 
 def optimum_in_sizes(exam: EvaluationSet, trainer: Trainer) -> BacktestResult:
     """The best policy's decisions as a trader books them, in the actions of the trainer, at the largest size."""
-    market, k = trainer.data.market_spec.market, trainer.network_shape.actions // 2 - 1
+    market, k = trainer.markets[0].data.market_spec.market, trainer.network_shape.actions // 2 - 1
     actions = np.array([HOLD, k, 2 * k, 2 * k + 1])[optimal_actions(exam.test_market, exam.optimal_policy)][:-1]
     log = new_decision_log(len(actions), trainer.network_shape.actions)
     account, trade, side, equity = new_accounts(1)[0], np.zeros(NUM_TRADE_FIELDS), 0.0, 0.0
@@ -44,7 +44,7 @@ def test_the_optimum_has_all_of_it(monkeypatch: pytest.MonkeyPatch, sizes: str, 
     config = selftest_config([*TINY, f"market.position_sizes={sizes}"])
     market = make_market("close", SyntheticOptions(length=3000))
     data = new_dataset(market.bars, market.extra, config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, 1)
-    trainer, exam = Trainer(data, config, 1), new_evaluation_set(market, data, bars)
+    trainer, exam = Trainer([data], config, 1), new_evaluation_set(market, data, bars)
     asked = list[Any]()
 
     def trade_bars(trader: Any, bars: Any, extra: Any, first: int, stop: int, report: Any) -> BacktestResult:

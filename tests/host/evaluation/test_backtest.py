@@ -24,7 +24,7 @@ from tests.fixtures.trainings import WORLD, trained
 )
 def test_every_decision_is_that_of_its_bar_alone(settings: tuple[str, ...], c_scale: float, roots: int) -> None:
     trainer = trained(3, 1, *settings)
-    data, networks = trainer.data, trainer.export_networks()
+    data, networks = trainer.markets[0].data, trainer.export_networks()
     search = trainer.acting_search_config()._replace(c_scale=c_scale)
     first, n = data.test_first, 120
     policy = new_backtest_policy(networks, data.market_spec, search)

@@ -131,7 +131,7 @@ def test_agents_of_every_search_are_measured(algorithm: str) -> None:
     settings = f"search.max_considered_actions={candidates}", "search.num_simulations=12"
     config = selftest_config([*TINY, f"search.algorithm={algorithm}", *settings, "train.updates_per_iteration=1"])
     evaluation, data = prepare_evaluation("planted", SyntheticOptions(length=1500), config, 1)
-    trainer = Trainer(data, config, 1)
+    trainer = Trainer([data], config, 1)
     trainer.run_iteration()
     document = measure_agent(evaluation, trainer)
     assert 1 < document["chance_nll"] < 3

@@ -99,8 +99,8 @@ def test_the_bar_after_each_validation_bar_is_a_validation_bar(train_stop: int, 
 
 
 def test_no_episode_touches_the_validation_part_and_its_graphs_carry_the_scale() -> None:
-    trainer = Trainer(dataset(tiny()), tiny(), 1)
-    data, length = trainer.data, trainer.config.market.episode_length
+    trainer = Trainer([dataset(tiny())], tiny(), 1)
+    data, length = trainer.markets[0].data, trainer.config.market.episode_length
     assert data.train_stop < data.validation_stop < data.test_first
     assert data.starts.max() + length < data.train_stop
     metrics = trainer.run_iteration()
@@ -114,7 +114,7 @@ def test_no_episode_touches_the_validation_part_and_its_graphs_carry_the_scale()
 
 def test_nothing_is_calibrated_without_validation_bars_or_with_learned_codes() -> None:
     for setting in ("train.validation_fraction=0", "train.chance_codes=learned"):
-        trainer = Trainer(dataset(tiny(setting)), tiny(setting), 1)
+        trainer = Trainer([dataset(tiny(setting))], tiny(setting), 1)
         assert "direction_scale" not in trainer.run_iteration()
         assert trainer.calibration is None
 
@@ -125,7 +125,7 @@ def test_few_bars_of_noise_are_not_believed_and_few_of_a_signal_are() -> None:
     seen = {}
     for name in ("noise", "planted"):
         _, data = prepare_evaluation(name, SyntheticOptions(length=5_000, seed=0), config, 1)
-        trainer = Trainer(data, config, 1)
+        trainer = Trainer([data], config, 1)
         for _ in range(3):
             trainer.run_iteration()
         trainer.export_networks()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.artifact.manifest import load_model, save_model
+from host.artifact.manifest import ModelMarket, load_model, save_model
 from host.artifact.networks import OnnxNetworks
 from host.evaluation.backtest import run_backtest
 from host.live.live_agent import new_policy_state
@@ -29,7 +29,7 @@ LEARNED = "train.chance_codes=learned"
 
 def lively(setting: str = LEARNED) -> Trainer:
     """A trainer whose networks have an opinion of every bar, and whose encoder, if any, never uses three codes."""
-    trainer = Trainer(dataset(tiny(setting)), tiny(setting), 1)
+    trainer = Trainer([dataset(tiny(setting))], tiny(setting), 1)
     for _ in range(2):
         trainer.run_iteration()
     draw = np.random.default_rng(0)
@@ -40,11 +40,16 @@ def lively(setting: str = LEARNED) -> Trainer:
 
 def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None:
     trainer = lively()
-    trainer.assign_chance_codes()
-    codes, starts = trainer.data.market_spec.codes, trainer.replay.start_bar[: trainer.num_stored_episodes]
+    trainer.markets[0].assign_chance_codes(trainer._target_views)
+    codes, starts = (
+        trainer.markets[0].data.market_spec.codes,
+        trainer.markets[0].replay.start_bar[: trainer.markets[0].num_stored_episodes],
+    )
     bars = {int(t) for start in starts for t in range(start, start + 24)}
     move = {t: standardised_move(BARS, t) for t in bars}
-    x = np.stack([trainer.feature_store.X[trainer.feature_store.row_of_bar[t + 1]] for t in sorted(bars)])
+    x = np.stack(
+        [trainer.markets[0].feature_store.X[trainer.markets[0].feature_store.row_of_bar[t + 1]] for t in sorted(bars)]
+    )
     p = as_views(trainer.target_params, trainer.learner.shape)
     z = (
         np.maximum(x @ p.chance_encoder_hidden_w + p.chance_encoder_hidden_b, 0) @ p.chance_encoder_out_w
@@ -62,21 +67,23 @@ def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None
 
 
 def test_an_iteration_names_every_bar_it_holds_with_the_networks_that_play_it() -> None:
-    trainer = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
+    trainer = Trainer([dataset(tiny(LEARNED))], tiny(LEARNED), 1)
     trainer.run_iteration()
     for _ in range(4):  # the ring goes round
         draw = np.random.default_rng(trainer.iteration).normal(0, 0.3, trainer.target_params.shape)
         trainer.target_params += draw.astype(np.float32)
         playing = as_views(trainer.target_params.copy(), trainer.learner.shape)
         trainer.run_iteration()
-        ts = trainer.decision_bars(trainer.replay.start_bar[: trainer.num_stored_episodes])
-        code = encode_bars(playing, trainer.feature_store.X, trainer.feature_store.row_of_bar[ts + 1])
-        np.testing.assert_array_equal(trainer.data.market_spec.codes.learned_code[ts + 1], code)
+        ts = trainer.markets[0].decision_bars(np.arange(trainer.markets[0].num_stored_episodes))
+        code = encode_bars(
+            playing, trainer.markets[0].feature_store.X, trainer.markets[0].feature_store.row_of_bar[ts + 1]
+        )
+        np.testing.assert_array_equal(trainer.markets[0].data.market_spec.codes.learned_code[ts + 1], code)
         assert len(set(code.tolist())) > 1
 
 
 def test_codes_of_quantiles_are_still_the_bins_of_their_moves() -> None:
-    codes, ts, found = trained().data.market_spec.codes, np.arange(300, 400), np.zeros(100, np.int64)
+    codes, ts, found = trained().markets[0].data.market_spec.codes, np.arange(300, 400), np.zeros(100, np.int64)
     fill_realised_codes(found, codes, BARS, ts)
     assert codes.learned_code.size == 0
     assert found.tolist() == [code_of_move(codes, standardised_move(BARS, t)) for t in ts]
@@ -105,7 +112,7 @@ def test_perplexity_and_calibration_are_their_definitions() -> None:
 @pytest.mark.parametrize("kind", ["quantile", "learned", "transformer"])
 def test_what_is_logged_of_the_codes(kind: str) -> None:
     config = tiny(*WORLD) if kind == "transformer" else tiny(f"train.chance_codes={kind}")
-    trainer = Trainer(dataset(config), config, 1)
+    trainer = Trainer([dataset(config)], config, 1)
     trainer.run_iteration()
     row = trainer.run_iteration()
     names = ("code_perplexity", "code_r2", "chance_nll", "chance_calibration_error")
@@ -114,15 +121,17 @@ def test_what_is_logged_of_the_codes(kind: str) -> None:
     assert ("commitment" in row) == ("code_entropy" in row) == ("code_move" in row) == (kind == "learned")
     if kind != "learned":
         assert row["code_r2"] > 0.8
-    agent, ts = trainer.export_networks(), trainer.decision_bars(trainer.replay.start_bar[:2])
-    logits = chance_logits(agent, trainer.feature_store, ts)
-    logged = diagnose(agent, trainer.data.market_spec.codes, trainer.feature_store, BARS, ts)
-    code = np.array([realised_code(trainer.data.market_spec.codes, BARS, t) for t in ts])
+    agent, ts = trainer.export_networks(), trainer.markets[0].decision_bars(np.arange(2))
+    logits = chance_logits(agent, trainer.markets[0].feature_store, ts)
+    logged = diagnose(agent, trainer.markets[0].data.market_spec.codes, trainer.markets[0].feature_store, BARS, ts)
+    code = np.array([realised_code(trainer.markets[0].data.market_spec.codes, BARS, t) for t in ts])
     assert logged["chance_nll"] == calibration(logits, code)["chance_nll"]
     net, sizes = agent.root(1), agent.shape
     assert sizes.context == (3 if kind == "transformer" else 1)
     seen = ts[5] - np.arange(sizes.context)[::-1]
-    net.x[0, : sizes.context * sizes.features] = trainer.feature_store.X[trainer.feature_store.row_of_bar[seen]].ravel()
+    net.x[0, : sizes.context * sizes.features] = (
+        trainer.markets[0].feature_store.X[trainer.markets[0].feature_store.row_of_bar[seen]].ravel()
+    )
     check_status(evaluate(net, 1))
     expected = net.y[0, sizes.state + sizes.actions + 1 :]
     np.testing.assert_allclose(logits[5], expected, rtol=1e-5, atol=1e-6)
@@ -130,9 +139,9 @@ def test_what_is_logged_of_the_codes(kind: str) -> None:
 
 def decision(trainer: Trainer, agent: OnnxNetworks, codes: ChanceCodes, t: int) -> Planner:
     """A search from flat at the close of bar t."""
-    planner, market = agent.planner(1, trainer.acting_search_config()), trainer.data.market_spec.market
-    x = trainer.feature_store.X[trainer.feature_store.row_of_bar[t]]
-    set_root(planner, 0, x, np.zeros(NUM_POSITION_FIELDS, np.float32), trainer.data.bars, t, codes, market)
+    planner, market = agent.planner(1, trainer.acting_search_config()), trainer.markets[0].data.market_spec.market
+    x = trainer.markets[0].feature_store.X[trainer.markets[0].feature_store.row_of_bar[t]]
+    set_root(planner, 0, x, np.zeros(NUM_POSITION_FIELDS, np.float32), trainer.markets[0].data.bars, t, codes, market)
     check_status(plan(planner))
     return planner
 
@@ -141,21 +150,25 @@ def decision(trainer: Trainer, agent: OnnxNetworks, codes: ChanceCodes, t: int) 
 def test_the_code_of_the_next_move_reaches_neither_policy_nor_value(kind: str) -> None:
     """Release gate: whatever bar comes and whatever it is called, the decision before it was the same."""
     trainer = lively(f"train.chance_codes={kind}")
-    agent, codes, store = trainer.export_networks(), trainer.data.market_spec.codes, trainer.feature_store
+    agent, codes, store = (
+        trainer.export_networks(),
+        trainer.markets[0].data.market_spec.codes,
+        trainer.markets[0].feature_store,
+    )
     found = set[bytes]()
-    for t in (trainer.replay.start_bar[:4] + 5).tolist():
+    for t in (trainer.markets[0].replay.start_bar[:4] + 5).tolist():
         plain = decision(trainer, agent, codes, t)
-        kept, bars = store.X.copy(), trainer.data.bars
+        kept, bars = store.X.copy(), trainer.markets[0].data.bars
         rows = store.row_of_bar[t + 1 :]
         store.X[rows[rows >= 0]] += 5
         changed = Bars(*(np.concatenate([column[: t + 1], column[t + 1 :] * 1.01]) for column in bars))
-        trainer.data = trainer.data._replace(bars=changed._replace(time=bars.time))
+        trainer.markets[0].data = trainer.markets[0].data._replace(bars=changed._replace(time=bars.time))
         of_bar = codes.learned_code.copy()
         of_bar[t + 1 :] = 7 - of_bar[t + 1 :]
         other = decision(trainer, agent, codes._replace(learned_code=of_bar), t)
         for name in ("policy", "value", "q", "action"):
             assert getattr(other, name).tobytes() == getattr(plain, name).tobytes()
-        store.X[:], trainer.data = kept, trainer.data._replace(bars=bars)
+        store.X[:], trainer.markets[0].data = kept, trainer.markets[0].data._replace(bars=bars)
         found.add(plain.q.tobytes())
         store.X[store.row_of_bar[t]] += 5  # what does count
         assert decision(trainer, agent, codes, t).q.tobytes() not in found
@@ -165,14 +178,14 @@ def test_the_code_of_the_next_move_reaches_neither_policy_nor_value(kind: str) -
 
 def test_a_sweep_takes_over_the_value_behind_the_learned_code() -> None:
     trainer = lively()
-    trainer.assign_chance_codes()
-    codes = trainer.data.market_spec.codes
+    trainer.markets[0].assign_chance_codes(trainer._target_views)
+    codes = trainer.markets[0].data.market_spec.codes
     search = trainer.search_config(4)._replace(value_reuse=REUSE_CHANCE_CHILD)
     planner, found = trainer.export_networks().planner(1, search), []
     for k in range(23):
-        set_reused_value(planner, 0, trainer.replay, 2, k, trainer.feature_store.market_data)
+        set_reused_value(planner, 0, trainer.markets[0].replay, 2, k, trainer.markets[0].feature_store.market_data)
         found.append(int(planner.reused_value.code[0]))
-    start = int(trainer.replay.start_bar[2])
+    start = int(trainer.markets[0].replay.start_bar[2])
     assert found == codes.learned_code[start + 1 : start + 24].tolist()
     assert len(set(found)) > 1
 
@@ -183,10 +196,12 @@ def test_learned_codes_change_with_neither_threads_nor_room_and_go_on_to_the_bit
     assert model_bytes(straight, tmp_path) == model_bytes(trained(6, 2, LEARNED), tmp_path)
     half = trained(5, 1, LEARNED)
     arrays, state = half.snapshot()
-    resumed = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
+    resumed = Trainer([dataset(tiny(LEARNED))], tiny(LEARNED), 1)
     resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
-    resumed.feature_store = FeatureStore(resumed.data, 16 * 25, 1, cache_mb=0)
-    resumed.feature_store.acquire(resumed.replay.start_bar[: resumed.num_stored_episodes], 25)
+    resumed.markets[0].feature_store = FeatureStore(resumed.markets[0].data, 16 * 25, 1, cache_mb=0)
+    resumed.markets[0].feature_store.acquire(
+        resumed.markets[0].replay.start_bar[: resumed.markets[0].num_stored_episodes], 25
+    )
     resumed.run_iteration()
     assert same_state(resumed, straight)
     assert model_bytes(resumed, tmp_path) == model_bytes(straight, tmp_path)
@@ -194,10 +209,11 @@ def test_learned_codes_change_with_neither_threads_nor_room_and_go_on_to_the_bit
 
 def test_a_model_of_learned_codes_trades_without_its_encoder(tmp_path: Path) -> None:
     trainer = lively()
-    agent, setting, path = trainer.export_networks(), trainer.data.market_spec, tmp_path / "model.swt"
+    agent, setting, path = trainer.export_networks(), trainer.markets[0].data.market_spec, tmp_path / "model.swt"
     assert np.count_nonzero(setting.codes.centres) > 2
-    data = {"span": ["2017-01-01T00:00:00Z"] * 2, "sha256": "0" * 64, "reading": {}, "spread_pips": None}
-    save_model(path, agent, setting, trainer.acting_search_config(), trainer.config.as_dict(), data)
+    stamp = "2017-01-01T00:00:00Z"
+    data = {"span": [stamp] * 2, "test_first": stamp, "sha256": "0" * 64, "reading": {}, "spread_pips": None}
+    save_model(path, agent, [ModelMarket(setting, data)], trainer.acting_search_config(), trainer.config.as_dict())
     loaded, extra = load_model(path), np.zeros((T, 0), np.float32)
     assert not [name for name, graph in loaded.networks.graphs.items() if b"encod" in graph]
     np.testing.assert_array_equal(loaded.market_spec.codes.centres, setting.codes.centres)
@@ -210,11 +226,11 @@ def test_a_model_of_learned_codes_trades_without_its_encoder(tmp_path: Path) -> 
 
 
 def test_before_any_episode_nothing_is_named() -> None:
-    trainer = Trainer(dataset(tiny(LEARNED)), tiny(LEARNED), 1)
+    trainer = Trainer([dataset(tiny(LEARNED))], tiny(LEARNED), 1)
     trainer.export_networks()
-    codes = trainer.data.market_spec.codes
+    codes = trainer.markets[0].data.market_spec.codes
     assert not codes.centres.any()
     assert codes.learned_code.shape == (T,)
     assert trainer.learner.shape.chance_encoder_width == 8
     assert trained(1).learner.shape.chance_encoder_width == 0
-    assert trained(1).data.market_spec.codes.centres.any()  # the quantiles' stay as they were
+    assert trained(1).markets[0].data.market_spec.codes.centres.any()  # the quantiles' stay as they were

@@ -9,7 +9,8 @@ import pytest
 from host.artifact.networks import history_bars
 from host.training.dataset import DatasetError
 from host.training.feature_store import FeatureStore
-from host.training.trainer import STREAM_SAMPLES, Trainer, train_for
+from host.training.market_replay import STREAM_SAMPLES
+from host.training.trainer import Budget, Trainer, train_for
 from kernels.market.bars import Bars
 from kernels.market.features import HISTORY
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts, step, step_to_target, write_position
@@ -38,8 +39,8 @@ def test_threads_do_not_change_the_model(settings: list[str], tmp_path: Path) ->
 
 
 def test_the_room_of_the_feature_store_does_not_change_the_model(tmp_path: Path) -> None:
-    trainer = Trainer(dataset(tiny()), tiny(), 1)
-    trainer.feature_store = FeatureStore(trainer.data, 16 * 25, 1, cache_mb=0)
+    trainer = Trainer([dataset(tiny())], tiny(), 1)
+    trainer.markets[0].feature_store = FeatureStore(trainer.markets[0].data, 16 * 25, 1, cache_mb=0)
     for _ in range(7):  # the replay holds four iterations
         trainer.run_iteration()
     assert model_bytes(trainer, tmp_path) == model_bytes(trained(7), tmp_path)
@@ -48,14 +49,14 @@ def test_the_room_of_the_feature_store_does_not_change_the_model(tmp_path: Path)
 def test_another_seed_gives_another_model(tmp_path: Path) -> None:
     zero, one = trained(), trained(3, 1, "train.seed=1")
     assert model_bytes(zero, tmp_path) != model_bytes(one, tmp_path)
-    assert (zero.replay.start_bar[:12] != one.replay.start_bar[:12]).any()
+    assert (zero.markets[0].replay.start_bar[:12] != one.markets[0].replay.start_bar[:12]).any()
 
 
 @pytest.mark.parametrize("iterations", [1, 5])  # 5 > 16 / 4: the ring has gone round
 def test_a_restored_run_goes_on_to_the_bit(iterations: int, tmp_path: Path) -> None:
     straight = trained(iterations)
     arrays, state = straight.snapshot()
-    resumed = Trainer(dataset(tiny()), tiny(), 2)
+    resumed = Trainer([dataset(tiny())], tiny(), 2)
     resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
     assert same_state(resumed, straight)
     for _ in range(2):
@@ -66,7 +67,7 @@ def test_a_restored_run_goes_on_to_the_bit(iterations: int, tmp_path: Path) -> N
 
 def test_a_restored_transformer_goes_on_to_the_bit() -> None:
     arrays, state = trained(1, 1, *WORLD).snapshot()
-    resumed = Trainer(dataset(tiny(*WORLD)), tiny(*WORLD), 2)
+    resumed = Trainer([dataset(tiny(*WORLD))], tiny(*WORLD), 2)
     resumed.restore({name: array.copy() for name, array in arrays.items()}, dict(state))
     for _ in range(2):
         resumed.run_iteration()
@@ -86,12 +87,12 @@ def test_a_restored_transformer_goes_on_to_the_bit() -> None:
 def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
     settings = [rule, "market.mae_penalty=0.05", "market.commission=0.2", "market.slippage=0.3"]
     trainer = trained(2, 1, *settings)
-    replay, market = trainer.replay, trainer.data.market_spec.market
+    replay, market = trainer.markets[0].replay, trainer.markets[0].data.market_spec.market
     assert market.mae_penalty == (0.05 if "drawdown_penalised" in rule else 0.0)
     trade, position = np.zeros(NUM_TRADE_FIELDS), np.zeros(NUM_POSITION_FIELDS, np.float32)
     names, orders = action_names(market.sizes), set[str]()
-    assert trainer.num_stored_episodes == 8
-    for slot in range(trainer.num_stored_episodes):
+    assert trainer.markets[0].num_stored_episodes == 8
+    for slot in range(trainer.markets[0].num_stored_episodes):
         account, broker, start = new_accounts(1)[0], Broker(BARS, market), int(replay.start_bar[slot])
         for k, action in enumerate(replay.action[slot]):
             write_position(position, account, market)
@@ -105,7 +106,7 @@ def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
         write_position(position, account, market)
         assert (replay.position[slot, -1] == position).all()
     assert {order.split()[0] for order in orders} >= {"HOLD", "BUY", "SELL"}
-    held = replay.position[: trainer.num_stored_episodes, :, SIDE]
+    held = replay.position[: trainer.markets[0].num_stored_episodes, :, SIDE]
     turned = (held[:, 1:] * held[:, :-1] < 0).any()
     assert turned == ("reverse=true" in rule)
 
@@ -121,9 +122,9 @@ def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
         "search.max_considered_actions=9",
         "train.random_episodes=2",
     )
-    replay, market, sizes = trainer.replay, trainer.data.market_spec.market, set[float]()
+    replay, market, sizes = trainer.markets[0].replay, trainer.markets[0].data.market_spec.market, set[float]()
     trade, position = np.zeros(NUM_TRADE_FIELDS), np.zeros(NUM_POSITION_FIELDS, np.float32)
-    for slot in range(trainer.num_stored_episodes):
+    for slot in range(trainer.markets[0].num_stored_episodes):
         account, start = new_accounts(1)[0], int(replay.start_bar[slot])
         for k, action in enumerate(replay.action[slot]):
             write_position(position, account, market)
@@ -145,12 +146,12 @@ def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
 def test_rewards_of_an_episode_sum_to_its_profit() -> None:
     """`pnl`: the sum of rewards is the change of marked equity, in R."""
     trainer = trained(2)
-    market = trainer.data.market_spec.market
-    for slot in range(trainer.num_stored_episodes):
-        broker, start = Broker(BARS, market), int(trainer.replay.start_bar[slot])
-        for k, action in enumerate(trainer.replay.action[slot]):
+    market = trainer.markets[0].data.market_spec.market
+    for slot in range(trainer.markets[0].num_stored_episodes):
+        broker, start = Broker(BARS, market), int(trainer.markets[0].replay.start_bar[slot])
+        for k, action in enumerate(trainer.markets[0].replay.action[slot]):
             broker.trade(ACTIONS[action], start + k)
-        total = float(trainer.replay.reward[slot].sum(dtype=np.float64))
+        total = float(trainer.markets[0].replay.reward[slot].sum(dtype=np.float64))
         assert total == pytest.approx(broker.equity() / market.range_px, rel=1e-5, abs=1e-5)
 
 
@@ -158,10 +159,10 @@ def test_what_a_run_stores_is_finite_and_within_the_training_part() -> None:
     trainer = trained(5)
     for name, array in trainer.snapshot()[0].items():
         assert np.isfinite(array).all(), name
-    replay = trainer.replay
+    replay = trainer.markets[0].replay
     np.testing.assert_allclose(replay.policy.sum(axis=-1), 1, rtol=1e-5)
     assert (replay.start_bar >= HISTORY - 1).all()
-    assert (replay.start_bar + 24 < trainer.data.train_stop).all()
+    assert (replay.start_bar + 24 < trainer.markets[0].data.train_stop).all()
     assert set(replay.searched_iteration.tolist()) <= set(range(1, 5))
     assert trainer.learner.step == 15
     assert trainer.episodes == 20
@@ -177,22 +178,24 @@ def test_stored_values_are_those_of_the_network_that_played(settings: list[str],
     settings = [*settings, f"search.value_reuse={reuse}", "train.reanalyze_interval=0"]
     if reuse == "off":
         settings.append("train.search_value_weight=0.5")
-    trainer = Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
+    trainer = Trainer([dataset(tiny(*settings))], tiny(*settings), 1)
     trainer.run_iteration()
     root = Naive(trainer.export_graphs()["root"])
     trainer.run_iteration()
-    for slot in range(trainer.num_stored_episodes):
+    for slot in range(trainer.markets[0].num_stored_episodes):
         context = trainer.network_shape.context
         rows = np.zeros((25, context * trainer.network_shape.features + 9), np.float32)
-        bars = trainer.replay.start_bar[slot] + np.arange(25)[:, None] + np.arange(1 - context, 1)
-        rows[:, :-9] = trainer.feature_store.X[trainer.feature_store.row_of_bar[bars]].reshape(25, -1)
-        for m in range(trainer.replay.value.shape[2]):
+        bars = trainer.markets[0].replay.start_bar[slot] + np.arange(25)[:, None] + np.arange(1 - context, 1)
+        rows[:, :-9] = (
+            trainer.markets[0].feature_store.X[trainer.markets[0].feature_store.row_of_bar[bars]].reshape(25, -1)
+        )
+        for m in range(trainer.markets[0].replay.value.shape[2]):
             for k in range(25):
-                _, position = drawn_position(trainer.replay, slot, k, m if reuse == "shared_tree" else None)
+                _, position = drawn_position(trainer.markets[0].replay, slot, k, m if reuse == "shared_tree" else None)
                 position_features(rows[k, -9:], position, True)
             y = root(rows)
             value = y[:, trainer.network_shape.state + trainer.network_shape.actions]
-            np.testing.assert_allclose(trainer.replay.value[slot, :, m], value, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(trainer.markets[0].replay.value[slot, :, m], value, rtol=1e-4, atol=1e-5)
 
 
 def test_codes_are_a_setting() -> None:
@@ -204,14 +207,14 @@ def test_codes_are_a_setting() -> None:
 def test_a_nan_in_a_feature_stops_training() -> None:
     extra = np.zeros((T, 1), np.float32)
     extra[HISTORY + 100 :: 40] = np.nan
-    trainer = Trainer(dataset(tiny(), extra=extra), tiny(), 1)
+    trainer = Trainer([dataset(tiny(), extra=extra)], tiny(), 1)
     with pytest.raises(FloatingPointError):
         trainer.run_iteration()
     assert np.isfinite(trainer.learner.params).all()
 
 
 def test_a_nan_among_the_weights_stops_training_and_changes_nothing() -> None:
-    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    trainer = Trainer([dataset(tiny())], tiny(), 1)
     trainer.run_iteration()
     trainer.learner.params[5] = np.nan
     before = trainer.target_params.copy()
@@ -225,31 +228,31 @@ def test_a_nan_in_the_bars_is_refused(column: str) -> None:
     bars = Bars(*(c.copy() for c in BARS))
     getattr(bars, column)[HISTORY + 50 :: 5] = np.nan
     with pytest.raises((ValueError, FloatingPointError)):
-        Trainer(dataset(tiny(), bars), tiny(), 1).run_iteration()
+        Trainer([dataset(tiny(), bars)], tiny(), 1).run_iteration()
 
 
 def test_bars_after_the_training_part_change_no_weight() -> None:
     changed = Bars(*(c.copy() for c in BARS))
-    stop = trained().data.train_stop
+    stop = trained().markets[0].data.train_stop
     for column in changed[1:]:
         column[stop:] *= 1.05
-    trainer = Trainer(dataset(tiny(), changed), tiny(), 1)
+    trainer = Trainer([dataset(tiny(), changed)], tiny(), 1)
     for _ in range(3):
         trainer.run_iteration()
     assert same_state(trainer, trained())
     for column in changed[1:]:
         column[stop - 300 :] *= 1.05
-    other = Trainer(dataset(tiny(), changed), tiny(), 1)
+    other = Trainer([dataset(tiny(), changed)], tiny(), 1)
     other.run_iteration()
     assert not same_state(other, trained(1))
 
 
 def test_a_budget_of_episodes_is_met_by_whole_iterations_and_once_met_trains_no_more() -> None:
-    trainer = Trainer(dataset(tiny()), tiny(), 1)
+    trainer = Trainer([dataset(tiny())], tiny(), 1)
     rows = list[dict[str, Any]]()
-    train_for(trainer, None, 9, rows.append, lambda share, text: None)
+    train_for(trainer, Budget(episodes=9), rows.append, lambda share, text: None)
     assert [row["episodes"] for row in rows] == [4, 8, 12]
-    train_for(trainer, None, 9, rows.append, lambda share, text: None)
+    train_for(trainer, Budget(episodes=9), rows.append, lambda share, text: None)
     assert trainer.episodes == 12
 
 
@@ -262,11 +265,11 @@ def test_too_few_bars_are_refused_with_the_reason() -> None:
 def test_a_transformer_learns_from_bars_before_the_first_of_a_window(mirror: bool) -> None:
     """And nothing but its own layers: a root of three bars, episodes that have them, and errors by depth logged."""
     config = tiny(*WORLD, f"train.mirror_augmentation={str(mirror).lower()}")
-    trainer = Trainer(dataset(config), config, 1)
+    trainer = Trainer([dataset(config)], config, 1)
     row = trainer.run_iteration()
     assert [name for name in row if name.startswith("reward_error")] == [f"reward_error_{k}" for k in range(1, 6)]
     assert row["latent"] > 0
-    assert trainer.data.starts.min() == HISTORY + 1
+    assert trainer.markets[0].data.starts.min() == HISTORY + 1
     assert (
         trainer.network_shape.attention_window,
         trainer.network_shape.context,
@@ -278,16 +281,16 @@ def test_a_transformer_learns_from_bars_before_the_first_of_a_window(mirror: boo
     )
     step, F = trainer.learner.step - 1, trainer.network_shape.features
     for b in range(32):
-        draw = randint(trainer.num_stored_episodes * 24, trainer.config.train.seed + STREAM_SAMPLES, step, b)
-        bars = int(trainer.replay.start_bar[draw // 24]) + draw % 24 - np.arange(3)[::-1]
+        draw = randint(trainer.markets[0].num_stored_episodes * 24, trainer.config.train.seed + STREAM_SAMPLES, step, b)
+        bars = int(trainer.markets[0].replay.start_bar[draw // 24]) + draw % 24 - np.arange(3)[::-1]
         turned = mirror and randint(2, trainer.config.train.seed + STREAM_SAMPLES, step, 32 + b) == 1
-        expected = trainer.feature_store.X[trainer.feature_store.row_of_bar[bars]] * (
-            trainer.feature_store.market_data.mirror_sign if turned else 1
+        expected = trainer.markets[0].feature_store.X[trainer.markets[0].feature_store.row_of_bar[bars]] * (
+            trainer.markets[0].feature_store.market_data.mirror_sign if turned else 1
         )
         np.testing.assert_array_equal(trainer.batch.features[b].reshape(3, F), expected)
-    for start in trainer.replay.start_bar[:4]:
-        trainer.feature_store.release(int(start), 25)
-    assert (trainer.feature_store._ref_count == 0).all()
+    for start in trainer.markets[0].replay.start_bar[:4]:
+        trainer.markets[0].feature_store.release(int(start), 25)
+    assert (trainer.markets[0].feature_store._ref_count == 0).all()
 
 
 def test_consistency_and_the_age_cut_are_off_and_on_by_configuration() -> None:
@@ -295,7 +298,7 @@ def test_consistency_and_the_age_cut_are_off_and_on_by_configuration() -> None:
     assert off.learner.shape.projector_width == 0
     assert on.learner.shape.projector_width == 2 * on.learner.shape.latent
     assert on.value_target.off_policy_correction == 0.3
-    assert (on.replay.played_iteration[:4] == 0).all()
+    assert (on.markets[0].replay.played_iteration[:4] == 0).all()
     losses = on.learn()
     assert -1 <= losses["consistency"] <= 1
     assert "consistency" not in off.learn()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from host.artifact.networks import OnnxNetworks
-from host.training import trainer as trainer_module
-from host.training.trainer import SEARCH_BATCH, Trainer
+from host.training import market_replay
+from host.training.market_replay import SEARCH_BATCH
+from host.training.trainer import Trainer
 from kernels.learning.bar_search import SearchedBars, store_searched_bars
 from kernels.learning.replay_buffer import position_after
 from kernels.market.position import NUM_POSITION_FIELDS, PREVIOUS_SIDE, SIDE, action_target
@@ -30,7 +31,7 @@ COSTS = ("market.commission=0.2", "market.slippage=0.3", "train.random_episodes=
 def first_iteration(rule: str, *settings: str) -> tuple[Trainer, dict[str, Any]]:
     """A trainer after its first iteration, whose networks had an opinion from the start, and its metrics."""
     config = tiny("search.algorithm=market", *COSTS, *RULES[rule], *settings)
-    trainer = Trainer(dataset(config), config, 1)
+    trainer = Trainer([dataset(config)], config, 1)
     trainer.target_params += np.random.default_rng(7).normal(0, 0.3, trainer.target_params.shape).astype(np.float32)
     return trainer, trainer.run_iteration()
 
@@ -49,8 +50,8 @@ def test_play_and_targets_are_those_of_a_search_of_each_decision(rule: str) -> N
     taken is Q less the expected value behind it, so that the noise of the market is in neither.
     """
     alone, shared = (first_iteration(rule, f"search.value_reuse={form}")[0] for form in ("off", "shared_tree"))
-    a, s, used = alone.replay, shared.replay, slice(0, EPISODES)
-    M, sizes, held = s.policy.shape[2], shared.data.market_spec.market.sizes, s.held[used]
+    a, s, used = alone.markets[0].replay, shared.markets[0].replay, slice(0, EPISODES)
+    M, sizes, held = s.policy.shape[2], shared.markets[0].data.market_spec.market.sizes, s.held[used]
     assert (M, a.policy.shape[2]) == (len(s.policy[0, 0, 0]) - 1, 1)
     for name in ("start_bar", "action", "reward", "position"):
         assert getattr(a, name).tobytes() == getattr(s, name).tobytes(), name
@@ -69,7 +70,9 @@ def test_play_and_targets_are_those_of_a_search_of_each_decision(rule: str) -> N
 
 
 def test_a_reward_that_is_more_than_a_sum_of_moves_stays_the_realised_one() -> None:
-    replay = first_iteration("one size", "market.reward=drawdown_penalised", "market.mae_penalty=0.05")[0].replay
+    replay = (
+        first_iteration("one size", "market.reward=drawdown_penalised", "market.mae_penalty=0.05")[0].markets[0].replay
+    )
     assert replay.policy.shape[2] == 1  # no tree is shared
     assert replay.reward.any()
     np.testing.assert_array_equal(replay.expected_reward[..., 0], replay.reward)
@@ -82,9 +85,9 @@ def test_a_bar_is_searched_once_whatever_passes_it(span: int) -> None:
     for form in ("off", "shared_tree"):
         config = tiny("search.algorithm=market", f"search.value_reuse={form}", "train.updates_per_iteration=1")
         data = dataset(config)
-        trainer = Trainer(data._replace(starts=data.starts[:span:4]), config, 1)
+        trainer = Trainer([data._replace(starts=data.starts[:span:4])], config, 1)
         rows[form] = trainer.run_iteration()
-    bars = len(np.unique(trainer.replay.start_bar[:EPISODES, None] + np.arange(L + 1)))
+    bars = len(np.unique(trainer.markets[0].replay.start_bar[:EPISODES, None] + np.arange(L + 1)))
     searches = min(bars, SEARCH_BATCH) * -(-bars // SEARCH_BATCH)  # the last batch is filled up
     of_one = rows["off"]["search_rows"] // (EPISODES * L)
     assert rows["shared_tree"]["search_rows"] == searches * (of_one + 2)  # two more positions at the root
@@ -100,8 +103,8 @@ def test_q_of_every_position_is_that_of_a_search_that_begins_with_it(rule: str) 
     networks = OnnxNetworks(trainer.export_graphs(), trainer.network_shape)
     slots = np.arange(EPISODES)
     search = trainer.search_config(trainer.config.train.num_simulations)
-    searched, counts = trainer.search_bars(networks, slots, search)
-    spec, M, n = trainer.data.market_spec, searched.q.shape[1], len(searched.q)
+    searched, counts = trainer.markets[0].search_bars(trainer.pool, networks, slots, search)
+    spec, M, n = trainer.markets[0].data.market_spec, searched.q.shape[1], len(searched.q)
     ts = np.flatnonzero(searched.row_of_bar >= 0)
     assert (n, counts["searches"] >= n) == (len(ts), True)
     planner = networks.planner(1, search)
@@ -109,8 +112,8 @@ def test_q_of_every_position_is_that_of_a_search_that_begins_with_it(rule: str) 
         for m in range(M):
             position = np.zeros(NUM_POSITION_FIELDS, np.float32)
             position[SIDE] = position[PREVIOUS_SIDE] = action_target(0.0, m, spec.market.sizes)
-            features = trainer.feature_store.X[trainer.feature_store.row_of_bar[t]]
-            set_root(planner, 0, features, position, trainer.data.bars, t, spec.codes, spec.market)
+            features = trainer.markets[0].feature_store.X[trainer.markets[0].feature_store.row_of_bar[t]]
+            set_root(planner, 0, features, position, trainer.markets[0].data.bars, t, spec.codes, spec.market)
             check_status(plan(planner))
             row = searched.row_of_bar[t]
             np.testing.assert_array_equal(np.nan_to_num(planner.q[0], nan=-np.inf), searched.q[row, m])
@@ -119,7 +122,7 @@ def test_q_of_every_position_is_that_of_a_search_that_begins_with_it(rule: str) 
 
 def check_stored(trainer: Trainer, searched: SearchedBars, t: int, m: int, policy: Any, value: float) -> None:
     """An episode that begins at bar t stores this policy [A] and value of position m."""
-    replay, market = trainer.replay, trainer.data.market_spec.market
+    replay, market = trainer.markets[0].replay, trainer.markets[0].data.market_spec.market
     starts = replay.start_bar.copy()
     replay.start_bar[0] = t
     if (searched.row_of_bar[t : t + L + 1] < 0).any():
@@ -142,9 +145,9 @@ def test_what_is_fresh_is_not_stored_again(fresh: int, monkeypatch: pytest.Monke
         stored.append(slots.tolist())
         store_searched_bars(replay, slots, *others)
 
-    monkeypatch.setattr(trainer_module, "store_searched_bars", watched)
+    monkeypatch.setattr(market_replay, "store_searched_bars", watched)
     settings = (f"train.reanalyze_interval={fresh}", "search.algorithm=market", "search.value_reuse=shared_tree")
-    run = Trainer(dataset(tiny(*settings)), tiny(*settings), 1)
+    run = Trainer([dataset(tiny(*settings))], tiny(*settings), 1)
     searched = dict[int, int]()  # slot: iteration of its last search
     for iteration in range(6):
         stored.clear()
@@ -154,7 +157,9 @@ def test_what_is_fresh_is_not_stored_again(fresh: int, monkeypatch: pytest.Monke
         stale = sorted(slot for slot, last in searched.items() if iteration - last > fresh)
         assert stored == [new, stale]
         assert (row["reanalyzed"], row["skipped"]) == (L * len(stale), L * (len(searched) - len(stale)))
-        bars = run.replay.start_bar[[*new, *stale]][:, None] + np.arange(L + 1)
+        bars = run.markets[0].replay.start_bar[[*new, *stale]][:, None] + np.arange(L + 1)
         assert row["reused"] == bars.size - len(np.unique(bars))
         searched |= dict.fromkeys(stale, iteration)
-        assert run.replay.searched_iteration[: len(searched)].tolist() == [searched[s] for s in sorted(searched)]
+        assert run.markets[0].replay.searched_iteration[: len(searched)].tolist() == [
+            searched[s] for s in sorted(searched)
+        ]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.training.trainer import PRIORITY_CAP_QUANTILE
+from host.training.market_replay import PRIORITY_CAP_QUANTILE
 from kernels.learning.prioritized import UNIFORM_FRACTION, bellman_errors, fill_cdf, sample_index, sample_prioritized
 from kernels.learning.replay_buffer import Batch, ReplayBuffer, ValueTargetConfig, new_batch
 from kernels.market.position import NUM_POSITION_FEATURES
@@ -118,15 +118,15 @@ def test_without_errors_the_draws_are_the_uniform_ones() -> None:
 def test_errors_follow_their_decisions_round_the_ring_and_new_episodes_have_their_own() -> None:
     """Five iterations of four episodes in a ring of sixteen: the last four took the place of the first."""
     trainer = trained(5, 1, "train.per_alpha=0.4", "train.reanalyze_interval=0")
-    replay, target_config = trainer.replay, trainer.value_target._replace(iteration=trainer.iteration)
+    replay, target_config = trainer.markets[0].replay, trainer.value_target._replace(iteration=trainer.iteration)
     assert trainer.episodes == 20
     assert sorted(replay.played_iteration.tolist()) == sorted([*[1] * 4, *[2] * 4, *[3] * 4, *[4] * 4])
-    cdf = trainer.priority_cdf(target_config)
+    cdf = trainer.markets[0].priority_cdf(target_config)
     target = np.array([[naive_target(replay, s, k, target_config) for k in range(24)] for s in range(16)])
     held = replay.held[:, :24, None].astype(int)
     value = np.take_along_axis(replay.value[:, :24], held, axis=2)[..., 0]
     error = np.abs(value.astype(float) - target)
-    np.testing.assert_allclose(trainer.bellman_error, error, atol=1e-5)
+    np.testing.assert_allclose(trainer.markets[0].bellman_error, error, atol=1e-5)
     expected = naive_probabilities(error.ravel(), float(np.quantile(error, PRIORITY_CAP_QUANTILE)), 0.4)
     np.testing.assert_allclose(np.diff(cdf, prepend=0.0), expected, rtol=1e-3)
     assert len(np.unique(error[replay.played_iteration == 4].round(4))) > 20  # not one and the same
@@ -140,7 +140,7 @@ def naive_target(replay: ReplayBuffer, slot: int, k: int, target_config: ValueTa
 
 def test_off_it_costs_and_changes_nothing() -> None:
     off, on = trained(3, 1, "train.per_beta=0.3"), trained(3, 1, "train.per_alpha=0.4")
-    assert off.bellman_error.size == off.priority_cdf(off.value_target).size == 0
+    assert off.markets[0].bellman_error.size == off.markets[0].priority_cdf(off.value_target).size == 0
     assert same_state(off, trained(3))
     assert not same_state(on, trained(3))
     assert same_state(on, trained(3, 2, "train.per_alpha=0.4"))
@@ -148,8 +148,8 @@ def test_off_it_costs_and_changes_nothing() -> None:
 
 def test_an_error_that_is_not_finite_is_refused() -> None:
     trainer = trained(2, 1, "train.per_alpha=0.5")
-    kept = trainer.replay.search_value[3, 7]
-    trainer.replay.search_value[3, 7] = np.nan
+    kept = trainer.markets[0].replay.search_value[3, 7]
+    trainer.markets[0].replay.search_value[3, 7] = np.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        trainer.priority_cdf(trainer.value_target)
-    trainer.replay.search_value[3, 7] = kept
+        trainer.markets[0].priority_cdf(trainer.value_target)
+    trainer.markets[0].replay.search_value[3, 7] = kept

@@ -161,16 +161,16 @@ def test_the_other_heads_do_not_see_what_the_lstm_remembers() -> None:
 @pytest.mark.parametrize("rule", ["gumbel", "widening"])
 def test_a_run_with_it_learns_and_repeats_itself(rule: str) -> None:
     settings = f"search.algorithm={rule}", "train.value_prefix=true"
-    trainer, again = trained(2, 1, *settings), Trainer(dataset(tiny(*settings)), tiny(*settings), 2)
+    trainer, again = trained(2, 1, *settings), Trainer([dataset(tiny(*settings))], tiny(*settings), 2)
     for _ in range(2):
         row = again.run_iteration()
     assert (trainer.target_params == again.target_params).all()
     assert np.isfinite([value for value in row.values() if isinstance(value, float)]).all()
     assert trainer.export_networks().shape.state == 8 + 2 * 8 + 2
     assert not trainer.acting_search_config().exact_rewards  # the search reads the prefix, and computes a plain reward
-    assert Trainer(dataset(tiny()), tiny(), 1).acting_search_config().exact_rewards
+    assert Trainer([dataset(tiny())], tiny(), 1).acting_search_config().exact_rewards
 
 
 def test_a_market_search_refuses_it() -> None:
     with pytest.raises(ConfigError, match="computes its rewards exactly"):
-        Trainer(dataset(tiny()), tiny("train.value_prefix=true"), 1)
+        Trainer([dataset(tiny())], tiny("train.value_prefix=true"), 1)

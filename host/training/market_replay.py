@@ -1,0 +1,254 @@
+"""`MarketReplay`: the bars of one instrument in a training, with their features and the replay buffer of its episodes.
+
+Prices, costs, normaliser and chance codes are the instrument's own; features, rewards and positions have no unit, so
+one agent learns from many instruments.  A session lies within one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.artifact.networks import OnnxNetworks
+from host.config import SHARED_TREE, Config, ConfigError, TrainConfig
+from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
+from host.training.dataset import Dataset
+from host.training.feature_store import FeatureStore
+from host.training.search_pool import SearchPool, batches_of
+from kernels.learning.bar_search import SearchedBars, new_searched_bars, search_bars, store_searched_bars
+from kernels.learning.prioritized import bellman_errors, fill_cdf, sample_prioritized
+from kernels.learning.reanalyze import reanalyze_policies, reanalyze_values
+from kernels.learning.replay_buffer import (
+    EMPTY,
+    Batch,
+    ReplayBuffer,
+    ValueTargetConfig,
+    backward_lambda,
+    mirror_half,
+    sample_uniformly,
+)
+from kernels.learning.selfplay import play_episodes, play_searched_bars
+from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
+from kernels.rng import randint
+from kernels.search.config import SearchConfig
+from kernels.search.planner import STATS, Planner
+from kernels.search.tree import REUSE_OFF, VALUE_REUSES
+from models.params import Params
+
+STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
+SEED_STRIDE = 2**33  # between the seeds of two instruments: beyond every seed that a person gives
+SEARCH_BATCH, SEARCH_PIECE = 64, 1024  # bars that are searched together, and by one thread
+VALUE_BATCH = 64  # positions that the target network evaluates in one call
+PRIORITY_CAP_QUANTILE = 0.95  # Bellman errors above this quantile have one priority
+
+
+class ReplaySizes(NamedTuple):
+    """What one instrument gets of the sizes of a training."""
+
+    capacity: int  # episodes in its replay buffer
+    episodes: int  # that an iteration plays
+    batch_size: int  # windows in a batch of the learner
+
+
+def share_sizes(config: TrainConfig, bars: list[int]) -> list[ReplaySizes]:
+    """The sizes of instruments with so many training bars; each has its share, by default that of the bars."""
+    shares = config.instrument_shares or [float(n) for n in bars]
+    if len(shares) != len(bars):
+        raise ConfigError(f"train.instrument_shares: {len(shares)} numbers, but the files have {len(bars)} instruments")
+    total = config.num_envs * config.batches_per_iteration
+    sizes = [split_by_shares(n, shares) for n in (config.replay_capacity, total, config.batch_size)]
+    for i, (capacity, episodes, _) in enumerate(zip(*sizes, strict=True)):
+        sizes[0][i] = max(capacity, episodes)
+    return [ReplaySizes(*size) for size in zip(*sizes, strict=True)]
+
+
+def split_by_shares(total: int, shares: list[float]) -> list[int]:
+    """`total` in whole parts of at least 1, as near to `shares` as can be (largest remainders)."""
+    if total < len(shares):
+        raise ConfigError(f"{total} cannot be shared by {len(shares)} instruments: fewer files, or larger sizes")
+    exact = np.asarray(shares) / np.sum(shares) * (total - len(shares))
+    parts = np.floor(exact).astype(np.int64)
+    parts[np.argsort(parts - exact, kind="stable")[: total - len(shares) - int(parts.sum())]] += 1
+    return [int(n) + 1 for n in parts]
+
+
+class MarketReplay:
+    """One instrument in a training; `index` is its number, and keys its random draws."""
+
+    def __init__(
+        self,
+        index: int,
+        data: Dataset,
+        config: Config,
+        sizes: ReplaySizes,
+        replay: ReplayBuffer,
+        batch: Batch,
+        context: int,
+        threads: int,
+    ) -> None:
+        if config.train.chance_codes == "learned":
+            codes = new_learned_codes(data.market_spec.codes, len(data.bars.time))
+            data = data._replace(market_spec=data.market_spec._replace(codes=codes))
+        self.data, self.config, self.sizes, self.replay, self.batch = data, config, sizes, replay, batch
+        self.seed = config.train.seed + SEED_STRIDE * index
+        length = config.market.episode_length
+        self.feature_store = FeatureStore(data, sizes.capacity * (length + context), threads, bars_before=context - 1)
+        held = sizes.capacity if config.train.per_alpha > 0 else 0
+        self.bellman_error = np.zeros((held, length))
+        self.episodes = 0  # played so far
+
+    @property
+    def num_stored_episodes(self) -> int:
+        """Episodes in the replay buffer."""
+        return min(self.episodes, self.sizes.capacity)
+
+    def start_episodes(self, iteration: int) -> NDArray[np.int64]:
+        """Draw the first bars of new episodes into the ring of the replay buffer; their slots."""
+        L, replay, count = self.config.market.episode_length, self.replay, self.sizes.episodes
+        slots = (self.episodes + np.arange(count)) % self.sizes.capacity
+        for slot in slots[replay.start_bar[slots] >= 0]:
+            self.feature_store.release(int(replay.start_bar[slot]), L + 1)
+        draws = [randint(len(self.data.starts), self.seed, STREAM_STARTS, self.episodes + i) for i in range(count)]
+        replay.start_bar[slots] = self.data.starts[draws]
+        self.feature_store.acquire(replay.start_bar[slots], L + 1)
+        replay.searched_iteration[slots] = replay.played_iteration[slots] = iteration
+        return slots
+
+    def stale_episodes(self, iteration: int) -> NDArray[np.int64]:
+        """Slots of the episodes whose targets are not fresh."""
+        t = self.config.train
+        is_stale = iteration - self.replay.searched_iteration > t.reanalyze_interval
+        return np.flatnonzero(is_stale & (self.replay.start_bar != EMPTY)) if t.reanalyze else np.zeros(0, np.int64)
+
+    def search_bars(
+        self, pool: SearchPool, networks: OnnxNetworks, slots: NDArray[np.int64], search: SearchConfig
+    ) -> tuple[SearchedBars, Counter[str]]:
+        """Search every bar of the episodes `slots` once, and count; no number of threads changes what a search sees."""
+        L, M, A = self.config.market.episode_length, *self.replay.policy.shape[2:]
+        ts = np.unique(self.replay.start_bar[slots][:, None] + np.arange(L + 1))
+        searched = new_searched_bars(ts, len(self.data.bars.time), M, A)
+
+        def search_piece(planner: Planner, _: int, piece: NDArray[np.int64]) -> int:
+            return search_bars(searched, planner, self.feature_store.market_data, piece)
+
+        counts = pool.search(search_piece, networks, batches_of(ts, SEARCH_PIECE), SEARCH_BATCH, search)
+        counts["rows"] += (M - 1) * counts["searches"]  # of the root network, for the other positions
+        counts["reused"] = len(slots) * (L + 1) - len(ts)
+        return searched, Counter(counts)
+
+    def collect(
+        self,
+        pool: SearchPool,
+        networks: OnnxNetworks,
+        slots: NDArray[np.int64],
+        searched: SearchedBars | None,
+        search: SearchConfig,
+    ) -> dict[str, int]:
+        """Play the episodes `slots`; the counts of their searches, none where their bars are `searched` already."""
+        t, batches, counts = self.config.train, batches_of(slots, self.config.train.num_envs), dict.fromkeys(STATS, 0)
+        if searched is None:
+            counts = pool.search(self._play_batch, networks, batches, t.num_envs, search)
+        else:
+            for first, batch in batches:
+                account, trade = new_accounts(len(batch)), np.zeros(NUM_TRADE_FIELDS)
+                play = self.replay, account, trade, searched, search, batch, self.feature_store.market_data
+                play_searched_bars(*play, self._num_random(batch), self.seed + STREAM_NOISE, self.episodes + first)
+            store_searched_bars(self.replay, slots, searched, self.data.market_spec.market, search)
+        backward_lambda(self.replay, slots, search.discount, t.td_lambda)
+        self.episodes += len(slots)
+        return counts
+
+    def _play_batch(self, planner: Planner, first: int, slots: NDArray[np.int64]) -> int:
+        account, trade = new_accounts(len(slots)), np.zeros(NUM_TRADE_FIELDS)
+        play = self.replay, account, trade, planner, slots, self.feature_store.market_data
+        return play_episodes(*play, self._num_random(slots), self.seed + STREAM_NOISE, self.episodes + first)
+
+    def _num_random(self, slots: NDArray[np.int64]) -> int:
+        """Episodes of a batch that act at random: as large a part of a smaller batch."""
+        return math.ceil(self.config.train.random_episodes * len(slots) / self.config.train.num_envs)
+
+    def reanalyze(
+        self,
+        pool: SearchPool,
+        networks: OnnxNetworks,
+        stale: NDArray[np.int64],
+        searched: SearchedBars | None,
+        search: SearchConfig,
+        iteration: int,
+    ) -> dict[str, int]:
+        """Give the episodes `stale` new targets, and stored positions new values where a target reads them; counts."""
+        t, counts = self.config.train, dict.fromkeys(STATS, 0)
+        if searched is None:
+            mode = self.config.search.value_reuse
+            search = search._replace(value_reuse=REUSE_OFF if mode == SHARED_TREE else VALUE_REUSES.index(mode))
+
+            def reanalyze_batch(planner: Planner, _: int, slots: NDArray[np.int64]) -> int:
+                seed = self.seed + STREAM_REANALYZE + iteration
+                return reanalyze_policies(self.replay, planner, slots, self.feature_store.market_data, seed)
+
+            counts = pool.search(reanalyze_batch, networks, batches_of(stale, t.num_envs), t.num_envs, search)
+        else:
+            store_searched_bars(self.replay, stale, searched, self.data.market_spec.market, search)
+        backward_lambda(self.replay, stale, search.discount, t.td_lambda)
+        self.replay.searched_iteration[stale] = iteration
+        if searched is None and (t.search_value_weight < 1 or t.per_alpha > 0):
+            pool.run(lambda slots: self._revalue_episodes(networks, slots), np.arange(self.num_stored_episodes))
+        return counts
+
+    def _revalue_episodes(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> int:
+        root = networks.root(VALUE_BATCH)
+        column = root.y.shape[1] - 1 - networks.shape.codes
+        for slot in slots:
+            status = reanalyze_values(self.replay, root, slot, self.feature_store.market_data, column)
+            if status != 0:
+                return status
+        return 0
+
+    def priority_cdf(self, target: ValueTargetConfig) -> NDArray[np.float64]:
+        """[windows] cumulative probabilities by the Bellman errors of the stored values; [0] for uniform draws."""
+        error = self.bellman_error[: self.num_stored_episodes]
+        cdf = np.zeros(error.size)
+        if error.size > 0:
+            bellman_errors(error, self.replay, target)
+            cap = float(np.quantile(error, PRIORITY_CAP_QUANTILE))
+            if not math.isfinite(cap):
+                raise FloatingPointError(f"iteration {target.iteration}: a value is not finite")
+            fill_cdf(cdf, error.ravel(), cap, self.config.train.per_alpha)
+        return cdf
+
+    def fill_batch(self, cdf: NDArray[np.float64], target: ValueTargetConfig, step: int) -> None:
+        """Draw the windows of this instrument in the batch of update `step`."""
+        t, seed, market_data = self.config.train, self.seed + STREAM_SAMPLES, self.feature_store.market_data
+        if t.per_alpha > 0:
+            probability = np.zeros(self.sizes.batch_size)
+            sample_prioritized(self.batch, probability, cdf, self.replay, market_data, target, t.per_beta, seed, step)
+        else:
+            sample_uniformly(self.batch, self.replay, self.num_stored_episodes, market_data, target, seed, step)
+        if t.mirror_augmentation:
+            mirror_half(self.batch, market_data, seed, step)
+
+    def decision_bars(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The bars at whose closes the episodes `slots` decide, each bar once."""
+        return np.unique(self.replay.start_bar[slots][:, None] + np.arange(self.config.market.episode_length))
+
+    def assign_chance_codes(self, p: Params) -> None:
+        """Encode the bars of all stored episodes by a chance encoder, if codes are learned."""
+        slots = np.flatnonzero(self.replay.start_bar != EMPTY)
+        if self.config.train.chance_codes == "learned" and len(slots) > 0:
+            codes = self.data.market_spec.codes
+            assign_codes(codes, p, self.feature_store, self.data.bars, self.decision_bars(slots))
+
+    def diagnose_codes(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> dict[str, float]:
+        """Metrics of the chance codes on the bars of the episodes `slots`, and of the chance prior of `networks`."""
+        codes, ts = self.data.market_spec.codes, self.decision_bars(slots)
+        return diagnose(networks, codes, self.feature_store, self.data.bars, ts)
+
+    def restore_features(self) -> None:
+        """Compute the features of the stored episodes anew, after their first bars were restored."""
+        self.feature_store.clear()
+        starts = self.replay.start_bar[: self.num_stored_episodes]
+        self.feature_store.acquire(starts, self.config.market.episode_length + 1)
