@@ -15,6 +15,7 @@ from host.bench.learn import bench_learn
 from host.bench.options import BenchError, BenchOptions
 from host.bench.ppo import bench_ppo, rival_table
 from host.bench.process import BenchRow
+from host.bench.reading import bench_read
 from host.bench.readme import markdown_table
 from host.bench.rezero import bench_rezero
 from host.bench.search import bench_search, search_table
@@ -25,7 +26,7 @@ from host.machine import load_average, usable_cores
 BENCHES = {
     bench.__name__.removeprefix("bench_"): bench
     for bench in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort,
-                  bench_widening, bench_rezero, bench_exogenous, bench_enhancements, bench_ppo)
+                  bench_widening, bench_rezero, bench_exogenous, bench_enhancements, bench_ppo, bench_read)
 }  # fmt: skip
 Table = Callable[[list[BenchRow]], list[Any]]  # rows of a document to lines of a table, (title -> cell) or a heading
 TABLES: dict[str, Table] = {"search": search_table, "enhancements": enhancement_table, "ppo": rival_table}

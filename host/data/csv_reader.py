@@ -11,7 +11,6 @@ import importlib.util
 import io
 import re
 import warnings
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,12 +254,20 @@ def read_bars(path: Path | str, options: ReadOptions | None = None, member: str 
 
     `member` is of `list_members`.  What was read once comes from the cache, mapped into memory.
     """
-    path, options, key, sha256 = Path(path), options or ReadOptions(), None, ""
-    with suppress(OSError, ValueError):  # reading it says what is wrong
+    path, options = Path(path), options or ReadOptions()
+    entry, sha256 = cache_entry(path, options, member)
+    return load_or_make(entry, lambda: parse_bars(path, options, member)[:2], lambda source: source.sha256 == sha256)
+
+
+def cache_entry(path: Path, options: ReadOptions, member: str) -> tuple[Path | None, str]:
+    """The entry of a file in the cache, None for a short file, and the hash of the file."""
+    try:
         if path.stat().st_size >= MIN_FILE_BYTES and path.is_file():
             sha256 = member_sha256(file_sha256(path), member)
-            key = entry_path(sha256, str(path), member, options)
-    return load_or_make(key, lambda: parse_bars(path, options, member)[:2], lambda source: source.sha256 == sha256)
+            return entry_path(sha256, str(path), member, options), sha256
+    except (OSError, ValueError):  # reading it says what is wrong
+        pass
+    return None, ""
 
 
 def parse_bars(path: Path, options: ReadOptions, member: str = "") -> tuple[Bars, Source, IntArray]:

@@ -49,6 +49,7 @@ TINY = BenchOptions(
     batch_size=8,
     decisions=3,
     bars=700,
+    read_bars=700,
     minutes=0.001,
     idle_s=0.1,
     settings=(*SMALL_TRAINING, *TINY_TRAINING),
@@ -76,6 +77,7 @@ KEYS = {
         *("reuse_share", "policy_distance", "value_bias", "value_rmse"),
     },
     "exogenous": {"search", "allowed", "rows", "regret", "optimal"},
+    "read": {"from", "file_mb", "bars", "cpu_s", "rss_anon_mb", "rss_mb"},
     "ort": {"threads", "arena", "session", "rows", "us_per_call"},
 }
 
