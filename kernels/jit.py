@@ -157,16 +157,26 @@ config.CACHE_LOCATOR_CLASSES = (  # type: ignore[attr-defined]
 
 
 class ProgramCache(FunctionCache):
-    """Loads machine code without the declarations that only the compiler reads.
+    """Loads machine code without the declarations that only the compiler reads; finds its files on first use.
 
-    Numba imports all of them before it loads one kernel: 0.2 s and 45 MB of a start from a warm cache, SciPy included
-    where it is installed.  The compiler asks for them itself.
+    Numba imports all declarations before it loads one kernel: 0.2 s and 45 MB of a start from a warm cache, SciPy
+    included where it is installed.  The compiler asks for them itself.  A start calls few of its kernels.
     """
+
+    def __init__(self, py_func: Any) -> None:
+        self._py_func = py_func
+
+    def __getattr__(self, name: str) -> Any:
+        """An attribute that is missing because no file has been looked for yet."""
+        if "_cache_file" in vars(self):
+            raise AttributeError(name)
+        super().__init__(self._py_func)  # type: ignore[no-untyped-call]
+        return getattr(self, name)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The cached machine code for a signature, or None."""
         with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)
+            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
 
 
 # Kernels write into arrays that their callers own.  Without numba's runtime they cannot allocate, and none of the
@@ -177,7 +187,7 @@ NJIT_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": F
 def _cached(fn: F, **options: Any) -> F:
     dispatcher = njit(**NJIT_OPTIONS, **options)(fn)
     if isinstance(dispatcher, Dispatcher):  # not so where NUMBA_DISABLE_JIT leaves the function as it is
-        dispatcher._cache = ProgramCache(dispatcher.py_func)
+        vars(dispatcher)["_cache"] = ProgramCache(dispatcher.py_func)
     return cast(F, dispatcher)
 
 
