@@ -377,7 +377,8 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, memory, ort."
+            help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, start, "
+            "phases, memory, ort."
         ),
     ],
     threads: Annotated[
