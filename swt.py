@@ -377,8 +377,8 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, memory, ort, "
-            "read."
+            help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, start, "
+            "phases, read, memory, ort."
         ),
     ],
     threads: Annotated[

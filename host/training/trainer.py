@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from host.training.dataset import Dataset
 from host.training.market_replay import MarketReplay, share_sizes
 from host.training.search_pool import SearchPool
 from kernels.learning.bar_search import SearchedBars
-from kernels.learning.replay_buffer import ValueTargetConfig, new_batch, new_replay_buffer, slice_batch
+from kernels.learning.replay_buffer import Batch, ValueTargetConfig, new_batch, new_replay_buffer, slice_batch
 from kernels.market.position import HOLD, NUM_POSITION_FEATURES, action_names
 from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
 from kernels.search.networks import NetworkShape
@@ -77,15 +78,16 @@ class Trainer:
         needed = needs(self.learner.extensions)
         parts = {"with_next_features": "next_features" in needed, "with_moves": "move" in needed}
         widths = shape.features, NUM_POSITION_FEATURES, actions
-        self.batch = new_batch(
-            t.batch_size, t.num_unroll_steps, *widths, context=context, num_candidates=candidates, **parts
-        )
+        self.batches = [  # one to learn from, and one to draw the next windows into
+            new_batch(t.batch_size, t.num_unroll_steps, *widths, context=context, num_candidates=candidates, **parts)
+            for _ in range(2)
+        ]
         self.shares_searches = shares_searches(config)
         positions = actions - 1 if self.shares_searches else 1
         self.markets, row = list[MarketReplay](), 0
         for data, sizes in zip(datasets, share_sizes(t, bars), strict=True):
             replay = new_replay_buffer(sizes.capacity, config.market.episode_length, actions, candidates, positions)
-            rows = slice_batch(self.batch, row, row + sizes.batch_size)
+            rows = [slice_batch(batch, row, row + sizes.batch_size) for batch in self.batches]
             self.markets.append(MarketReplay(len(self.markets), data, config, sizes, replay, rows, context, threads))
             row += sizes.batch_size
         self._validation_parts = [ValidationPart(market.data, context, threads) for market in self.markets]
@@ -187,18 +189,39 @@ class Trainer:
             num_sampled_sizes=s.num_sampled_sizes,
         )
 
+    @property
+    def batch(self) -> Batch:
+        """The windows of the last update."""
+        return self.batches[(self.learner.step - 1) % len(self.batches)]
+
     def learn(self) -> dict[str, float]:
-        """Make the updates of one iteration; the mean of each loss by name."""
+        """Make the updates of one iteration; the mean of each loss by name.
+
+        On several threads the windows of the next update are drawn meanwhile.
+        """
         t, totals = self.config.train, dict[str, float]()
         target = self.value_target._replace(iteration=self.iteration)
         cdfs = [market.priority_cdf(target) for market in self.markets]
-        for _ in range(t.updates_per_iteration):
-            raise_if_signalled()
+
+        def draw(step: int) -> None:
             for market, cdf in zip(self.markets, cdfs, strict=True):
-                market.fill_batch(cdf, target, self.learner.step)
-            for name, loss in self.learner.learn(self.batch, self._target_views).items():
-                totals[name] = totals.get(name, 0.0) + loss / t.updates_per_iteration
-            self.target_params += np.float32(t.target_ema) * (self.learner.params - self.target_params)
+                market.fill_batch(cdf, target, step)
+
+        first, stop = self.learner.step, self.learner.step + t.updates_per_iteration
+        draw(first)
+        with ThreadPoolExecutor(1) as beside:  # to leave it waits for a draw that has begun
+            for step in range(first, stop):
+                raise_if_signalled()
+                more = step + 1 < stop
+                ahead = beside.submit(draw, step + 1) if more and self.pool.threads > 1 else None
+                losses = self.learner.learn(self.batches[step % len(self.batches)], self._target_views)
+                for name, loss in losses.items():
+                    totals[name] = totals.get(name, 0.0) + loss / t.updates_per_iteration
+                self.target_params += np.float32(t.target_ema) * (self.learner.params - self.target_params)
+                if ahead:
+                    ahead.result()
+                elif more:
+                    draw(step + 1)
         return totals | self.learner.reward_errors(self.batch)
 
     def acting_search_config(self) -> SearchConfig:

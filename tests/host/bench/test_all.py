@@ -67,6 +67,8 @@ KEYS = {
         "rss_mb",
     },
     "act": {"p50_us", "p99_us", "max_us", "loaded", "first_decision_s", "rss_mb", "cpu_percent_idle"},
+    "start": {"stage", "cpu_ms", "until_ms", "rss_mb"},
+    "phases": {"phase", "threads", "one_thread_ms", "ms", "efficiency", "gain_at_8"},
     "memory": {"rss_anon_mb", "rss_mb", "bars"},
     "widening": {
         *("net", "B", "n", "threads", "trees", "ms", "us_per_decision"),

@@ -1,5 +1,6 @@
 """One agent learns several instruments: each has its own bars, costs and share, and no draw of one moves another's."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,26 @@ def test_two_instruments_are_the_same_on_any_number_of_threads_and_after_a_resta
     assert same_state(run(resumed, 2), straight)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_several_threads_draw_the_next_windows_while_a_step_runs(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, drawn, ahead = pair(threads, "train.updates_per_iteration=3"), set[int](), list[bool]()
+    learn, fill = trainer.learner.learn, trainer.markets[0].fill_batch
+
+    def slow_learn(*arguments: Any) -> dict[str, float]:
+        step = trainer.learner.step
+        deadline = time.monotonic() + 30.0
+        while threads > 1 and step < 2 and step + 1 not in drawn and time.monotonic() < deadline:
+            time.sleep(0.001)
+        ahead.append(step + 1 in drawn)
+        return learn(*arguments)
+
+    monkeypatch.setattr(trainer.markets[0], "fill_batch", lambda *a: (drawn.add(a[-1]), fill(*a)))
+    monkeypatch.setattr(trainer.learner, "learn", slow_learn)
+    trainer.run_iteration()
+    assert ahead[:2] == [threads > 1] * 2
+    assert sorted(drawn) == [0, 1, 2]
+
+
 def test_each_instrument_has_its_share_of_episodes_and_windows() -> None:
     trainer = run(pair(1, "train.instrument_shares=[1, 3]"), 2)
     assert [market.sizes for market in trainer.markets] == [ReplaySizes(5, 2, 9), ReplaySizes(11, 2, 23)]
@@ -60,12 +81,12 @@ def test_each_instrument_has_its_share_of_episodes_and_windows() -> None:
     rows = 0
     for market in trainer.markets:
         own = market.sizes.batch_size
-        assert market.batch.features.base is trainer.batch.features
-        np.testing.assert_array_equal(market.batch.features, trainer.batch.features[rows : rows + own])
+        (batch,) = (b for b in market.batches if b.features.base is trainer.batch.features)
+        np.testing.assert_array_equal(batch.features, trainer.batch.features[rows : rows + own])
         rows += own
         F, stored = market.feature_store.X.shape[1], market.feature_store.X
         signs = market.feature_store.market_data.mirror_sign
-        for x in market.batch.features.reshape(-1, F):  # every window shows a bar of its instrument, or its mirror
+        for x in batch.features.reshape(-1, F):  # every window shows a bar of its instrument, or its mirror
             assert any((stored == y).all(axis=1).any() for y in (x, x * signs))
     assert rows == trainer.config.train.batch_size
 
