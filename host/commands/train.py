@@ -118,6 +118,7 @@ def train_csv(
             span = span_of(source.instrument.symbol, source.sha256, data.bars.time, data.test_first, -1)
             append_trial(ledger_of(run.path), BEGIN, trial_id(origin), span, run=str(run.path.resolve()))
             restore_checkpoint(trainer, run) if resume else write_run_settings(run, spec, source)
+            trainer.load_checkpoint = run.load_checkpoint
             report(0.0, "first iteration")
             on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)
             run_first_iteration(trainer, episodes, on_iteration)

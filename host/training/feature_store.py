@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from host.data.parsing import format_utc
 from host.training.dataset import Dataset
 from kernels.learning.replay_buffer import MarketData
-from kernels.market.features import compute_features, feature_signs, normalise_rows
+from kernels.market.features import compute_features, feature_names, feature_signs, normalise_rows
 
 CACHE_MB = 64  # 57,000 bars with the default settings; more where the replay buffer needs more
 RELEASE_IN_USE = np.iinfo(np.int64).max
@@ -35,7 +36,7 @@ class FeatureStore:
     def acquire(self, starts: NDArray[np.int64], bars: int) -> None:
         """Keep the features of `bars` bars from each start, and of `bars_before` bars before it, until `release`.
 
-        IndexError where the rows do not suffice.
+        IndexError where the rows do not suffice, FloatingPointError where a feature is not finite.
         """
         ts, users = np.unique(starts[:, None] + np.arange(-self._bars_before, bars), return_counts=True)
         self._ref_count[ts] += users.astype(np.int16)
@@ -52,6 +53,11 @@ class FeatureStore:
         features = compute_features(spec.features, self._data.bars, missing, self._threads)
         self.X[rows] = np.concatenate([features, self._data.extra_features[missing]], axis=1)
         normalise_rows(self.X, rows.astype(np.int32), spec.normaliser)
+        if not (is_finite := np.isfinite(self.X[rows])).all():
+            row, column = np.argwhere(~is_finite)[0]
+            names, close = feature_names(spec.features), format_utc(self._data.bars.time[missing[row]])
+            name = names[column] if column < len(names) else f"extra {column - len(names)}"
+            raise FloatingPointError(f"feature {name} of the bar that closed at {close} is not finite")
 
     def release(self, start: int, bars: int) -> None:
         """Release the rows of an episode that no other episode uses."""

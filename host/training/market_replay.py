@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from host.artifact.networks import OnnxNetworks
 from host.config import SHARED_TREE, Config, ConfigError, TrainConfig
+from host.data.parsing import format_utc
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
 from host.training.feature_store import FeatureStore
@@ -110,8 +111,7 @@ class MarketReplay:
         """Draw the first bars of new episodes into the ring of the replay buffer; their slots."""
         L, replay, count = self.config.market.episode_length, self.replay, self.sizes.episodes
         slots = (self.episodes + np.arange(count)) % self.sizes.capacity
-        for slot in slots[replay.start_bar[slots] >= 0]:
-            self.feature_store.release(int(replay.start_bar[slot]), L + 1)
+        self.release_features(slots)
         draws = [randint(len(self.data.starts), self.seed, STREAM_STARTS, self.episodes + i) for i in range(count)]
         replay.start_bar[slots] = self.data.starts[draws]
         self.feature_store.acquire(replay.start_bar[slots], L + 1)
@@ -246,6 +246,19 @@ class MarketReplay:
         """Metrics of the chance codes on the bars of the episodes `slots`, and of the chance prior of `networks`."""
         codes, ts = self.data.market_spec.codes, self.decision_bars(slots)
         return diagnose(networks, codes, self.feature_store, self.data.bars, ts)
+
+    def check_rewards(self, slots: NDArray[np.int64]) -> None:
+        """Raise FloatingPointError with the bar of the first reward of the episodes `slots` that is not finite."""
+        if not (is_finite := np.isfinite(self.replay.reward[slots])).all():
+            i, k = np.argwhere(~is_finite)[0]
+            close = format_utc(self.data.bars.time[self.replay.start_bar[slots[i]] + k + 1])
+            raise FloatingPointError(f"the reward of the bar that closed at {close} is not finite")
+
+    def release_features(self, slots: NDArray[np.int64]) -> None:
+        """Release the features of those of the episodes `slots` that are stored."""
+        for start in self.replay.start_bar[slots]:
+            if start != EMPTY:
+                self.feature_store.release(int(start), self.config.market.episode_length + 1)
 
     def restore_features(self) -> None:
         """Compute the features of the stored episodes anew, after their first bars were restored."""

@@ -13,11 +13,21 @@ from threadpoolctl import threadpool_limits
 
 from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.config import SHARED_TREE, Config
-from host.console import ProgressCallback
+from host.console import ProgressCallback, log
 from host.stop import raise_if_signalled
 from host.training.chance_calibration import ChanceCalibration, ValidationPart, calibrate_parts, scale_chance_prior
 from host.training.dataset import Dataset
+from host.training.health import (
+    DRIFT_EPISODES,
+    FAULT_REGION,
+    RATE_FACTOR,
+    check_finite,
+    decision_metrics,
+    policy_drift,
+    speed_metrics,
+)
 from host.training.market_replay import MarketReplay, share_sizes
+from host.training.run_dir import Checkpoint
 from host.training.search_pool import SearchPool
 from kernels.learning.bar_search import SearchedBars
 from kernels.learning.replay_buffer import ValueTargetConfig, new_batch, new_replay_buffer, slice_batch
@@ -45,7 +55,7 @@ class Round(NamedTuple):
     stale: NDArray[np.int64]  # episodes that get new targets
     searched: SearchedBars | None  # the searches of their bars; None where each decision has its own
     counts: Counter[str]  # rows of networks, and of bars the reused
-    code_metrics: dict[str, float]
+    metrics: dict[str, float]  # of its codes and decisions
 
 
 class Trainer:
@@ -94,6 +104,8 @@ class Trainer:
             t.td_steps, config.search.discount, t.search_value_weight, t.off_policy_correction
         )
         self.iteration, self.q_scale = 0, 1.0
+        self.rolled_back: int | None = None  # iteration of the last rollback
+        self.load_checkpoint: Callable[[], Checkpoint | None] | None = None  # of a run; without, a fault is not mended
 
     @property
     def episodes(self) -> int:
@@ -101,7 +113,41 @@ class Trainer:
         return sum(market.episodes for market in self.markets)
 
     def run_iteration(self) -> dict[str, Any]:
-        """Run the three phases once; the metrics of the iteration."""
+        """Run an iteration; its metrics.  What is not finite is undone once, at half the learning rate."""
+        event = dict[str, str]()
+        while True:
+            try:
+                return self._run_phases() | event
+            except FloatingPointError as fault:
+                event = {"event": self._roll_back(fault)}
+
+    def _roll_back(self, fault: FloatingPointError) -> str:
+        """Go back to the last checkpoint, or to the beginning, and halve the learning rate; what happened.
+
+        Raises FloatingPointError without a run, and within FAULT_REGION iterations after the last rollback.
+        """
+        if self.load_checkpoint is None:
+            raise fault
+        if self.rolled_back is not None and self.iteration - self.rolled_back < FAULT_REGION:
+            rate = RATE_FACTOR * self.learner.rate_factor * self.config.train.learning_rate
+            again = f"again after iteration {self.rolled_back} was repeated with a smaller step"
+            raise FloatingPointError(f"{fault}, {again}: begin a new run with --set train.learning_rate={rate:g}")
+        checkpoint = self.load_checkpoint()
+        if checkpoint is None:
+            fresh = Trainer([market.data for market in self.markets], self.config, self.pool.threads)
+            self.restore(*fresh.snapshot())
+        else:
+            self.restore(checkpoint.arrays, checkpoint.state)
+        self.learner.rate_factor *= RATE_FACTOR
+        self.rolled_back = self.iteration
+        event = f"{fault}; back to iteration {self.iteration}, learning rate times {self.learner.rate_factor:g}"
+        log(event)
+        return event
+
+    def _run_phases(self) -> dict[str, Any]:
+        """Collect, reanalyze and learn; the metrics.  FloatingPointError where a number is not finite."""
+        shape = self.learner.shape
+        check_finite(self.iteration, self._weights(), shape)
         with threadpool_limits(1, "blas"):
             begin = time.perf_counter()
             networks = self.export_networks()
@@ -110,12 +156,18 @@ class Trainer:
             collected = time.perf_counter()
             search = self.search_config(self.config.train.num_simulations)
             for market, r in zip(self.markets, rounds, strict=True):
+                compared = r.stale[:DRIFT_EPISODES]
+                before = market.replay.policy[compared]
                 r.counts.update(market.reanalyze(self.pool, networks, r.stale, r.searched, search, self.iteration))
+                r.metrics["policy_target_drift"] = policy_drift(before, market.replay.policy[compared])
+            check_finite(self.iteration, self.snapshot()[0], shape)
             reanalyzed = time.perf_counter()
             losses = self.learn()
+            check_finite(self.iteration, self._weights(), shape)
             learned = time.perf_counter()
         self.iteration += 1
         counts, length = sum((r.counts for r in rounds), Counter[str]()), self.config.market.episode_length
+        played, updates = sum(len(r.slots) for r in rounds), self.config.train.updates_per_iteration
         stored, num_stale = sum(m.num_stored_episodes for m in self.markets), sum(len(r.stale) for r in rounds)
         return {
             "iteration": self.iteration,
@@ -123,15 +175,13 @@ class Trainer:
             "updates": self.learner.step,
             **self._trading_metrics(rounds),
             "q_scale": self.q_scale,
-            "collect_s": collected - begin,
-            "reanalyze_s": reanalyzed - collected,
-            "learn_s": learned - reanalyzed,
+            **speed_metrics(played, length, updates, (begin, collected, reanalyzed, learned)),
             "reanalyzed": num_stale * length,
             "skipped": (stored - num_stale) * length,
             "reused": counts["reused"],
             "search_rows": counts["rows"],
             **(self.calibration._asdict() if self.calibration else {}),
-            **mean_metrics([r.code_metrics for r in rounds]),
+            **mean_metrics([r.metrics for r in rounds]),
             **losses,
         }
 
@@ -143,7 +193,8 @@ class Trainer:
         if self.shares_searches:
             searched, counts = market.search_bars(self.pool, networks, np.concatenate([slots, stale]), search)
         counts["rows"] += market.collect(self.pool, networks, slots, searched, search)["rows"]
-        return Round(slots, stale, searched, counts, market.diagnose_codes(networks, slots))
+        metrics = market.diagnose_codes(networks, slots) | decision_metrics(market.replay, slots)
+        return Round(slots, stale, searched, counts, metrics)
 
     def _trading_metrics(self, rounds: list[Round]) -> dict[str, float]:
         """Reward, exposure and entries of the episodes of this iteration."""
@@ -207,11 +258,7 @@ class Trainer:
 
     def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and plain values from which `restore` continues the run to the bit."""
-        arrays = {
-            "params": self.learner.params,
-            "target": self.target_params,
-            **{f"adam_{name}": array for name, array in self.learner.adam._asdict().items()},
-        }
+        arrays = self._weights()
         for i, market in enumerate(self.markets):
             arrays |= {f"replay{i}_{name}": array for name, array in market.replay._asdict().items()}
         state = {
@@ -219,14 +266,24 @@ class Trainer:
             "episodes": [market.episodes for market in self.markets],
             "step": self.learner.step,
             "q_scale": self.q_scale,
+            "rate_factor": self.learner.rate_factor,
+            "rolled_back": self.rolled_back,
         }
         return arrays, state
 
+    def _weights(self) -> dict[str, NDArray[Any]]:
+        """The flat vectors of parameters, and the moments of their gradients."""
+        moments = {f"adam_{name}": array for name, array in self.learner.adam._asdict().items()}
+        return {"params": self.learner.params, "target": self.target_params, **moments}
+
     def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
         """Continue from a snapshot; the features of its episodes are computed again."""
+        for market in self.markets:
+            market.release_features(np.arange(market.sizes.capacity))
         for name, array in self.snapshot()[0].items():
             array[...] = arrays[name]
         self.iteration, self.learner.step, self.q_scale = state["iteration"], state["step"], state["q_scale"]
+        self.learner.rate_factor, self.rolled_back = state["rate_factor"], state["rolled_back"]
         for market, episodes in zip(self.markets, state["episodes"], strict=True):
             market.episodes = episodes
             market.restore_features()
@@ -242,10 +299,10 @@ class Trainer:
 
     def _update_q_scale(self, rounds: list[Round]) -> None:
         """Move the scale of Q towards the 5 to 95 % range of the n-step rewards of this iteration."""
+        for market, r in zip(self.markets, rounds, strict=True):
+            market.check_rewards(r.slots)
         rewards = [market.replay.reward[r.slots] for market, r in zip(self.markets, rounds, strict=True)]
         sums = np.cumsum(np.concatenate(rewards), axis=1, dtype=np.float64)
-        if not np.isfinite(sums).all():
-            raise FloatingPointError(f"iteration {self.iteration}: a reward is not finite: is there a NaN in the bars?")
         n = self.config.train.td_steps
         low, high = np.quantile(sums[:, n:] - sums[:, :-n], (0.05, 0.95))
         new_scale = max(float(high - low), MIN_Q_SCALE)
