@@ -21,12 +21,14 @@ class FeatureStore:
     released first goes first.  A row depends on its bar alone: `cache_mb` changes only what is computed twice.
     """
 
-    def __init__(self, data: Dataset, rows: int, threads: int, cache_mb: int = CACHE_MB, bars_before: int = 0) -> None:
+    def __init__(
+        self, data: Dataset, rows: int, threads: int, cache_mb: float = CACHE_MB, bars_before: int = 0
+    ) -> None:
         width, T = len(data.market_spec.normaliser.scale), len(data.bars.time)
-        self.X = np.zeros((min(max(rows, cache_mb * 2**20 // (4 * width)), T), width), np.float32)
+        rows = min(max(rows, int(cache_mb * 2**20 / (4 * width))), T)
+        # _release_time: number of the release; 0: never used, RELEASE_IN_USE
+        self.X, self._bar_of_row, self._release_time = new_row_arrays(rows, width)
         self.row_of_bar = np.full(T, -1, np.int32)
-        self._bar_of_row = np.full(len(self.X), -1)
-        self._release_time = np.zeros(len(self.X), np.int64)  # number of the release; 0: never used, RELEASE_IN_USE
         self._num_releases = 0
         self._ref_count = np.zeros(T, np.int16)
         self._data, self._threads, self._bars_before = data, threads, bars_before
@@ -65,3 +67,8 @@ class FeatureStore:
         self._ref_count[ts] -= 1
         self._num_releases += 1
         self._release_time[self.row_of_bar[ts[self._ref_count[ts] == 0]]] = self._num_releases
+
+
+def new_row_arrays(rows: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """X [rows, F], and of each row its bar and the time of its release."""
+    return np.zeros((rows, width), np.float32), np.full(rows, -1), np.zeros(rows, np.int64)

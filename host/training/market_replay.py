@@ -18,8 +18,8 @@ from host.config import SHARED_TREE, Config, ConfigError, TrainConfig
 from host.data.parsing import format_utc
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
-from host.training.feature_store import FeatureStore
-from host.training.search_pool import SearchPool, batches_of
+from host.training.feature_store import CACHE_MB, FeatureStore
+from host.training.search_pool import MAX_SEARCHES, SearchPool, batches_of
 from kernels.learning.bar_search import SearchedBars, new_searched_bars, search_bars, store_searched_bars
 from kernels.learning.prioritized import bellman_errors, fill_cdf, sample_prioritized
 from kernels.learning.reanalyze import reanalyze_policies, reanalyze_values
@@ -77,6 +77,13 @@ def split_by_shares(total: int, shares: list[float]) -> list[int]:
     return [int(n) + 1 for n in parts]
 
 
+class MemoryRoom(NamedTuple):
+    """What may be smaller where memory is short; no weight depends on it."""
+
+    cache_mb: float = CACHE_MB  # of the features of an instrument's bars
+    max_searches: int = MAX_SEARCHES  # batches of searches at once
+
+
 class MarketReplay:
     """One instrument in a training; `index` is its number, and keys its random draws."""
 
@@ -90,6 +97,7 @@ class MarketReplay:
         batch: Batch,
         context: int,
         threads: int,
+        cache_mb: float,
     ) -> None:
         if config.train.chance_codes == "learned":
             codes = new_learned_codes(data.market_spec.codes, len(data.bars.time))
@@ -97,7 +105,7 @@ class MarketReplay:
         self.data, self.config, self.sizes, self.replay, self.batch = data, config, sizes, replay, batch
         self.seed = config.train.seed + SEED_STRIDE * index
         length = config.market.episode_length
-        self.feature_store = FeatureStore(data, sizes.capacity * (length + context), threads, bars_before=context - 1)
+        self.feature_store = FeatureStore(data, sizes.capacity * (length + context), threads, cache_mb, context - 1)
         held = sizes.capacity if config.train.per_alpha > 0 else 0
         self.bellman_error = np.zeros((held, length))
         self.episodes = 0  # played so far

@@ -26,7 +26,7 @@ from host.training.health import (
     policy_drift,
     speed_metrics,
 )
-from host.training.market_replay import MarketReplay, share_sizes
+from host.training.market_replay import MarketReplay, MemoryRoom, share_sizes
 from host.training.run_dir import Checkpoint
 from host.training.search_pool import SearchPool
 from kernels.learning.bar_search import SearchedBars
@@ -46,6 +46,7 @@ MIN_Q_SCALE = 0.25  # mean bar ranges
 MAX_VALUE_PER_BAR = 0.2  # mean bar ranges: no market pays more for long; a value is a discounted sum of bars
 MAX_DISCOUNT = 0.999  # a larger discount would need bins without end
 PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
+DEFAULT_ROOM = MemoryRoom()
 
 
 class Round(NamedTuple):
@@ -64,17 +65,15 @@ class Trainer:
     It learns from the bars of one instrument, or of several.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], config: Config, threads: int) -> None:
+    def __init__(
+        self, datasets: Sequence[Dataset], config: Config, threads: int, room: MemoryRoom = DEFAULT_ROOM
+    ) -> None:
         t, first = config.train, datasets[0]
-        self.config, self.pool = config, SearchPool(threads)
+        self.config, self.pool = config, SearchPool(threads, room.max_searches)
         actions = len(action_names(first.market_spec.market.sizes))
         shape = new_shape(config, len(first.market_spec.normaliser.scale), actions)
         candidates = max_candidates(config.search.num_sampled_sizes) if shape.num_beta_params else 0
-        window = shape.attention_window if shape.num_layers else 1
-        context = shape.context
-        self.network_shape = NetworkShape(
-            shape.features, NUM_POSITION_FEATURES, shape.state, actions, shape.codes, window, context
-        )
+        self.network_shape, context = new_network_shape(shape), shape.context
         bars = [data.train_stop for data in datasets]
         decay_steps = t.lr_decay_passes * sum(bars) / (t.batch_size * (t.num_unroll_steps + 1))
         rates = t.seed, t.learning_rate, t.weight_decay, decay_steps
@@ -96,7 +95,8 @@ class Trainer:
         for data, sizes in zip(datasets, share_sizes(t, bars), strict=True):
             replay = new_replay_buffer(sizes.capacity, config.market.episode_length, actions, candidates, positions)
             rows = slice_batch(self.batch, row, row + sizes.batch_size)
-            self.markets.append(MarketReplay(len(self.markets), data, config, sizes, replay, rows, context, threads))
+            parts_of_market = data, config, sizes, replay, rows, context, threads, room.cache_mb
+            self.markets.append(MarketReplay(len(self.markets), *parts_of_market))
             row += sizes.batch_size
         self._validation_parts = [ValidationPart(market.data, context, threads) for market in self.markets]
         self.calibration: ChanceCalibration | None = None
@@ -338,6 +338,13 @@ def new_shape(config: Config, features: int, actions: int) -> ModelShape:
         value_prefix_width=n.latent if config.train.value_prefix else 0,
         **blocks,
     )
+
+
+def new_network_shape(shape: ModelShape) -> NetworkShape:
+    """What a search sees of networks with these sizes."""
+    window = shape.attention_window if shape.num_layers else 1
+    widths = shape.features, NUM_POSITION_FEATURES, shape.state, shape.actions, shape.codes
+    return NetworkShape(*widths, window, shape.context)
 
 
 def shares_searches(config: Config) -> bool:

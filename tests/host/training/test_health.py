@@ -144,7 +144,7 @@ def test_a_feature_that_is_not_finite_is_named_by_its_bar(monkeypatch: pytest.Mo
     data = dataset(tiny())
     data.market_spec.normaliser.scale[1] = np.nan
     store = FeatureStore(data, 40, 1, 0)
-    with pytest.raises(FloatingPointError, match=r"^feature \S+ of the bar that closed at 2020-01-01T05:01:00Z is not"):
+    with pytest.raises(FloatingPointError, match=r"^feature \S+ of the bar that closed at 2020-01-01T05:00:00Z is not"):
         store.acquire(np.array([300]), 4)
 
 
