@@ -118,6 +118,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")] = False,
     threads: ThreadsOption = 0,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory to keep within, as 4GB: prints the plan.  The result is the same.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -131,7 +134,7 @@ def train(
     overrides = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     out, stored = run_to_resume(out) if resume else (out, None)
     chosen = load_config(config, overrides, stored)
-    document = train_csv(csv, reading, chosen, out, minutes, episodes, resume, thread_count(threads))
+    document = train_csv(csv, reading, chosen, out, minutes, episodes, resume, thread_count(threads), memory)
     if as_json:
         print(json.dumps(document))
 

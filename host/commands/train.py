@@ -36,6 +36,8 @@ from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_ba
 from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
 from host.training.dataset import Dataset, new_dataset
+from host.training.market_replay import MemoryRoom
+from host.training.memory_plan import parse_memory, plan_memory
 from host.training.run_dir import (
     RUN_NUMBER,
     RUNS_FOLDER,
@@ -98,6 +100,7 @@ def train_csv(
     episodes: int | None,
     resume: bool,
     threads: int,
+    memory: str | None = None,
 ) -> dict[str, Any]:
     """Train into the run directory `out`, by default a new one; the out-of-sample report with the model's path."""
     check_minutes(minutes)
@@ -110,7 +113,10 @@ def train_csv(
     with ExitStack() as stack, resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes)):
         with compiling("getting ready") as report:
             data, source = prepare_data(spec, out if resume else None, threads, report)
-            trainer, origin = Trainer([data], spec.config, threads), training_origin(spec, data, source)
+            trainer, origin = (
+                Trainer([data], spec.config, threads, plan_room(memory, spec.config, [data], threads)),
+                training_origin(spec, data, source),
+            )
             untrained = trainer.export_networks()
             if resume and out:
                 check_origin(out, origin)
@@ -147,6 +153,15 @@ def train_csv(
     print_summary(document, sys.stderr)
     print_next_steps(spec, model, data)
     return {**document, "model": str(model), "model_sha256": loaded.sha256}
+
+
+def plan_room(memory: str | None, config: Config, datasets: list[Dataset], threads: int) -> MemoryRoom:
+    """The room of a training within so much memory, whose plan is logged; the default one without a limit."""
+    if memory is None:
+        return MemoryRoom()
+    plan = plan_memory(config, [len(data.bars.time) for data in datasets], threads, parse_memory(memory))
+    log("\n".join([f"memory within {memory}:", *plan.lines()]))
+    return plan.room
 
 
 def log_market(data: Dataset) -> None:

@@ -63,11 +63,9 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * (1024 if match[2] in "gG" else 1)
 
 
-def plan_memory(config: Config, bars: list[int], threads: int, limit_mb: float | None = None) -> MemoryPlan:
-    """What a training on instruments with so many bars takes: at most `limit_mb`, or ConfigError with the least."""
-    sizes = _Sizes(config, bars, threads)
-    if limit_mb is None:
-        return sizes.plan(MemoryRoom())
+def plan_memory(config: Config, bars: list[int], threads: int, limit_mb: float) -> MemoryPlan:
+    """A training on instruments with so many bars in at most `limit_mb`; ConfigError with the least that would do."""
+    sizes = PartSizes(config, bars, threads)
     least = sizes.plan(MemoryRoom(0.0, threads))
     spare = limit_mb - least.total_mb
     if spare < 0:
@@ -76,10 +74,10 @@ def plan_memory(config: Config, bars: list[int], threads: int, limit_mb: float |
     at_once = min(sizes.num_searches, threads + int(spare / 2 / sizes.search_mb))
     spare -= max(0, at_once - threads) * sizes.search_mb
     cache_mb = min(sizes.feature_mb(0.0)) + spare / len(bars)  # no instrument gets more than its least and a share
-    return sizes.plan(MemoryRoom(cache_mb, max(at_once, threads)))
+    return sizes.plan(MemoryRoom(cache_mb * sizes.features_of_row, max(at_once, threads)))
 
 
-class _Sizes:
+class PartSizes:
     """The sizes from which a plan is made."""
 
     def __init__(self, config: Config, bars: list[int], threads: int) -> None:
@@ -92,6 +90,8 @@ class _Sizes:
         self.replays = share_sizes(t, train_bars)
         self.actions = len(action_names(tuple(config.market.position_sizes)))
         self.features = num_features(new_feature_spec(config.features.J, config.features.Q))
+        self.row_bytes = nbytes(new_row_arrays(1, self.features))
+        self.features_of_row = 4 * self.features / self.row_bytes  # the part of a row that a cache counts
         self.shape = new_shape(config, self.features, self.actions)
         self.candidates = max_candidates(config.search.num_sampled_sizes) if self.shape.num_beta_params else 0
         self.shared = shares_searches(config)
@@ -104,9 +104,8 @@ class _Sizes:
     def feature_mb(self, cache_mb: float) -> list[float]:
         """Of the feature store of each instrument, with a cache of so many MB."""
         rows = [r.capacity * (self.config.market.episode_length + self.shape.context) for r in self.replays]
-        row_mb = nbytes(new_row_arrays(1, self.features)) / MB
         cached = int(cache_mb * MB / (4 * self.features))
-        return [row_mb * min(max(n, cached), total) for n, total in zip(rows, self.bars, strict=True)]
+        return [self.row_bytes * min(max(n, cached), total) / MB for n, total in zip(rows, self.bars, strict=True)]
 
     def plan(self, room: MemoryRoom) -> MemoryPlan:
         """The plan with this room."""
@@ -119,7 +118,7 @@ class _Sizes:
             scaled(lambda n: new_searched_bars(np.arange(n), n, positions, self.actions), n) for n in self.searched_bars
         )
         planners = min(self.num_searches, room.max_searches) * self.search_mb
-        validation = sum(self.validation_bars) * nbytes(new_row_arrays(1, self.features)) * shape.context
+        validation = sum(self.validation_bars) * self.row_bytes * shape.context
         parts = {
             "bars": sum(self.bars) * BAR_BYTES / MB,
             "features": sum(self.feature_mb(room.cache_mb)) + validation / MB,
