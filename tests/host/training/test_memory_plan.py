@@ -92,7 +92,7 @@ def test_a_plan_keeps_within_its_limit_and_uses_what_there_is(settings: list[str
     with pytest.raises(ConfigError):
         plan_memory(config, bars, 2, least - 2)
     assert rooms == sorted(rooms)
-    assert rooms[0].max_searches == 2
+    assert 2 <= rooms[0].max_searches <= 4  # a megabyte may be left
     sizes = PartSizes(config, bars, 2)
     assert rooms[-1].max_searches == sizes.num_searches > 2
     all_features = sizes.plan(MemoryRoom(1e6)).parts["features"]
