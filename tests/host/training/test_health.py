@@ -1,5 +1,6 @@
 """A number that is not finite is named, undone once with a smaller step, and ends the training if it comes again."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from host.commands.train import TrainingError, train_csv
+from host.config import load_config
+from host.data.formats import ReadOptions
 from host.training.feature_store import FeatureStore
 from host.training.health import FAULT_REGION, decision_metrics, policy_drift
 from host.training.market_replay import MarketReplay
@@ -15,6 +19,7 @@ from host.training.trainer import Trainer
 from kernels.learning.replay_buffer import new_replay_buffer
 from models.learner import Learner
 from models.params import as_views
+from tests.fixtures.runs import LINES, TINY
 from tests.fixtures.trainings import dataset, model_bytes, same_state, tiny, trained
 
 Plant = Callable[[Trainer], None]
@@ -185,3 +190,29 @@ def test_a_row_of_metrics_has_memory_speeds_and_health() -> None:
     # with an interval of 1 the third iteration is the first that gives targets anew
     assert [row["policy_target_drift"] > 0 for row in rows] == [row["reanalyzed"] > 0 for row in rows]
     assert rows[-1]["policy_target_drift"] > 0
+
+
+def test_a_run_goes_back_to_its_checkpoint_or_ends_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bars.csv").write_text("".join(LINES))
+    Path("tiny.toml").write_text(TINY)
+    request = Path("bars.csv"), ReadOptions(), load_config(Path("tiny.toml"))
+
+    def at_step_2(learner: Learner, batch: Any, target: Any) -> None:
+        batch.value[5, 2] = np.nan if learner.step == 2 else batch.value[5, 2]
+
+    with monkeypatch.context() as patch:
+        once(patch, Learner, "learn", at_step_2, times=3)  # of the first iteration two, of the second the first
+        train_csv(*request, Path("mended"), None, 6, False, 1)
+    rows = [json.loads(line) for line in Path("mended/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert ["event" in row for row in rows] == [False, True, False]
+    assert "; back to iteration 1, learning rate times 0.5" in rows[1]["event"]
+    once(monkeypatch, Learner, "learn", at_step_2, times=99)
+    ways_out = r"not finite: value, .* --set train.learning_rate=0.00075; \S+ keeps all up to iteration 1; go on: "
+    with pytest.raises(TrainingError, match=ways_out) as stop:
+        train_csv(*request, Path("stopped"), None, 6, False, 1)
+    assert stop.value.exit_code == 1
+    assert "\n" not in str(stop.value)

@@ -29,7 +29,7 @@ from tests.fixtures.paths import ROOT
 from tests.fixtures.runs import LINES, TINY
 from tests.fixtures.trainings import dataset, model_bytes, tiny, trained
 
-ITERATIONS = max(240, int(os.environ.get("SWT_TRIES", "0")))
+ITERATIONS = max(160, int(os.environ.get("SWT_TRIES", "0")))
 MAX_LEAK_MB = 0.02  # an iteration
 MAX_SLOWDOWN = 0.5  # over all iterations, as a fraction
 CHILD = """
@@ -92,7 +92,7 @@ def test_a_plan_keeps_within_its_limit_and_uses_what_there_is(settings: list[str
     with pytest.raises(ConfigError):
         plan_memory(config, bars, 2, least - 2)
     assert rooms == sorted(rooms)
-    assert 2 <= rooms[0].max_searches <= 4  # a megabyte may be left
+    assert 2 <= rooms[0].max_searches < rooms[2].max_searches
     sizes = PartSizes(config, bars, 2)
     assert rooms[-1].max_searches == sizes.num_searches > 2
     all_features = sizes.plan(MemoryRoom(1e6)).parts["features"]
@@ -200,18 +200,20 @@ def soak(trainer: Trainer, iterations: int, between: Callable[[], object] = lamb
 
 
 def test_a_long_training_neither_grows_nor_slows_down() -> None:
-    trainer = Trainer([dataset(tiny())], tiny(), 1)
-    for _ in range(20):
+    config = tiny("train.validation_fraction=0.0", "train.updates_per_iteration=1")
+    trainer = Trainer([dataset(config)], config, 1)
+    for _ in range(10):
         trainer.run_iteration()
     leak, slowdown = soak(trainer, ITERATIONS)
+    print(f"\n{ITERATIONS} iterations: {1024 * leak:.1f} kB each, the last one {slowdown:.0%} slower than the first")
     assert leak < MAX_LEAK_MB
     assert slowdown < MAX_SLOWDOWN
     kept, passes = list[bytes](), list[int]()
     if memory_mb("RssAnon") > 0:
-        assert soak(trainer, 60, lambda: kept.append(b"x" * 50_000 + bytes([len(kept)])))[0] > MAX_LEAK_MB
+        assert soak(trainer, 40, lambda: kept.append(b"x" * 50_000 + bytes([len(kept)])))[0] > MAX_LEAK_MB
 
     def count_all() -> None:
-        passes.extend(range(6_000))
+        passes.extend(range(20_000))
         sum(passes)
 
-    assert soak(trainer, 60, count_all)[1] > MAX_SLOWDOWN
+    assert soak(trainer, 40, count_all)[1] > MAX_SLOWDOWN
