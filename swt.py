@@ -96,6 +96,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard too.")] = False,
     threads: ThreadsOption = 0,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory to keep within, as 4GB: prints the plan.  The result is the same.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -112,7 +115,7 @@ def train(
     out, stored = run_to_resume(out) if resume else (out, None)
     chosen = load_config(config, overrides, stored)
     budget = Budget(minutes, episodes, steps)
-    options = TrainOptions(out, budget, resume, thread_count(threads), tensorboard, early_stopping)
+    options = TrainOptions(out, budget, resume, thread_count(threads), tensorboard, early_stopping, memory)
     document = train_files(files or [], reading, chosen, options)
     if as_json:
         print(json.dumps(document))

@@ -25,7 +25,7 @@ def load_average() -> float:
 
 
 def memory_mb(field: str, pid: int | str = "self") -> float:
-    """RssAnon (anonymous memory now) or VmHWM (peak resident memory) of a process, MB; 0 where /proc lacks it."""
+    """RssAnon or VmRSS (anonymous or all memory now) or VmHWM (peak) of a process, MB; 0 where /proc lacks it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     except OSError:

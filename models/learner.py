@@ -14,10 +14,11 @@ from kernels.learning.replay_buffer import Batch
 from models.adamw import MAX_GRADIENT_NORM, AdamState, adamw_update, learning_rate_at, new_adam_state, reduce_gradients
 from models.extension import DEFAULT_LOSS_WEIGHTS, LossWeights
 from models.loss import NUM_CHUNKS, Workspace, chunk_losses, new_workspace, reward_errors
-from models.params import ModelShape, Params, as_views, new_params, num_params, param_slices, weight_decays
+from models.params import ModelShape, Params, as_views, new_params, not_finite, num_params, param_slices, weight_decays
 from models.registry import active_extensions, needs
 
 HEAD_DECAY_STEPS = 270.0  # heads fit targets without noise: however few the bars, their rate falls no sooner
+MAX_NAMES = 4  # in a message
 
 
 class Learner:
@@ -42,7 +43,7 @@ class Learner:
         self.shape, self.step = shape, 0
         self.params = new_params(shape, seed)
         self.adam: AdamState = new_adam_state(self.params)
-        self._learning_rate = learning_rate
+        self._learning_rate, self.rate_factor = learning_rate, 1.0  # the factor falls where training diverged
         of_heads = max(lr_decay_steps, HEAD_DECAY_STEPS)
         self._parts = [(part, of_heads if is_head else lr_decay_steps) for part, is_head in param_slices(shape)]
         self._weight_decay = weight_decays(shape, weight_decay)
@@ -74,7 +75,9 @@ class Learner:
         losses["gradient_norm"] = math.sqrt(sum(self._map(self._reduce_gradients, self._parts)))
         bad = [name for name, x in losses.items() if not math.isfinite(x)]
         if bad:
-            raise FloatingPointError(f"learning step {self.step}: not finite: {', '.join(bad)}")
+            bad += [f"gradient of {name}" for name in not_finite(self._gradient_parts[0], self.shape)]
+            bad = [f"weight {name}" for name in not_finite(self.params, self.shape)] + bad
+            raise FloatingPointError(f"learning step {self.step}: not finite: {name_few(bad)}")
         scale = min(1.0, MAX_GRADIENT_NORM / max(losses["gradient_norm"], 1e-12))
         list(self._map(lambda part: self._update(part, scale), self._parts))
         self.step += 1
@@ -97,7 +100,7 @@ class Learner:
     def _update(self, part: tuple[slice, float], scale: float) -> None:
         own, decay_steps = part
         adam = AdamState(self.adam.mean[own], self.adam.square[own])
-        rate = learning_rate_at(self.step, self._learning_rate, decay_steps)
+        rate = self.rate_factor * learning_rate_at(self.step, self._learning_rate, decay_steps)
         adamw_update(
             self.params[own], adam, self._gradient_parts[0, own], self._weight_decay[own], self.step, rate, scale
         )
@@ -109,3 +112,8 @@ class Learner:
             return chunk_losses(workspace, self._gradients[i], self._param_views, batch, first, target_params)
         finally:
             self._workspaces.put(workspace)
+
+
+def name_few(names: list[str]) -> str:
+    """The first names of a list, and how many there are more."""
+    return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")

@@ -75,6 +75,13 @@ def new_params(shape: ModelShape, seed: int, dtype: Any = np.float32) -> Array:
     return flat
 
 
+def not_finite(flat: Array, shape: ModelShape) -> list[str]:
+    """The parameters whose part of the flat vector [N] has a number that is not finite."""
+    if np.isfinite(flat).all():
+        return []
+    return [name for name, view in vars(as_views(flat, shape)).items() if not np.isfinite(view).all()]
+
+
 def param_slices(shape: ModelShape) -> list[tuple[slice, bool]]:
     """The flat vector in slices, each with whether it holds parameters of HEADS."""
     slices, first = list[tuple[slice, bool]](), 0

@@ -32,6 +32,8 @@ from host.evaluation.backtest import new_backtest_policy, run_backtest
 from host.evaluation.validation import BestAgent
 from host.panel import training_panel
 from host.training.dataset import Dataset, DatasetError, new_dataset
+from host.training.market_replay import MemoryRoom
+from host.training.memory_plan import parse_memory, plan_memory
 from host.training.metrics import Row, check_tensorboard, tensorboard
 from host.training.run_dir import RUNS_FOLDER, RunDir, create_next_run, has_run, open_run_dir
 from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
@@ -55,6 +57,7 @@ class TrainOptions(NamedTuple):
     threads: int = 1
     tensorboard: bool = False
     patience: int | None = None  # validations without a better one that end the training
+    memory: str | None = None  # to keep within, as 4GB
 
 
 def train_files(files: list[Path], reading: ReadOptions, config: Config, options: TrainOptions) -> dict[str, Any]:
@@ -71,12 +74,14 @@ def train_files(files: list[Path], reading: ReadOptions, config: Config, options
     with resume_hint_on_stop(lambda: resume_hint(run, options)), ExitStack() as stack:
         with compiling("getting ready") as report:
             instruments = prepare_data(spec, out if resume else None, options.threads, report)
-            sources = [source for _, source in instruments]
-            trainer = Trainer([data for data, _ in instruments], spec.config, options.threads)
+            sources, datasets = [source for _, source in instruments], [data for data, _ in instruments]
+            room = plan_room(options.memory, spec.config, datasets, options.threads)
+            trainer = Trainer(datasets, spec.config, options.threads, room)
             origin, untrained = training_origin(spec, instruments), trainer.export_networks()
             if resume and out:
                 check_origin(out, origin)
             run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
+            trainer.load_checkpoint = run.load_checkpoint
             trials = begin_trials(run, origin, instruments)
             best = BestAgent(trainer, options.patience)
             restore_checkpoint(trainer, best, run) if resume else write_run_settings(run, spec, instruments)
@@ -132,6 +137,15 @@ def restore_checkpoint(trainer: Trainer, best: BestAgent, run: RunDir) -> None:
         trainer.restore(checkpoint.arrays, checkpoint.state)
         best.restore(checkpoint.state["best"])
         log(f"resuming after iteration {trainer.iteration}, {trainer.episodes} episodes: {run.path}")
+
+
+def plan_room(memory: str | None, config: Config, datasets: list[Dataset], threads: int) -> MemoryRoom:
+    """The room of a training within so much memory, whose plan is logged; the default one without a limit."""
+    if memory is None:
+        return MemoryRoom()
+    plan = plan_memory(config, [len(data.bars.time) for data in datasets], threads, parse_memory(memory))
+    log("\n".join([f"memory within {memory}:", *plan.lines()]))
+    return plan.room
 
 
 def log_market(data: Dataset) -> None:

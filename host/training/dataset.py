@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from host.artifact.networks import InstrumentProfile, MarketSpec
 from host.config import Config, ConfigError, MarketConfig
 from host.data.instruments import FX, Instrument, find_instrument, hours_of
+from host.data.parsing import format_utc
 from kernels.market.bars import Bars, slice_bars
 from kernels.market.calendar import DAY_NS, MIN_SEASON_WEEKS, SATURDAY_NOON, WEEK_NS, ClosedHours
 from kernels.market.chance import fit_chance_codes
@@ -49,8 +50,7 @@ def new_dataset(
     bars: Bars, extra: NDArray[np.float32], config: Config, instrument: Instrument, interval_ns: int, threads: int
 ) -> Dataset:
     """Split the bars and fit features, codes and costs to the training part; DatasetError where they do not suffice."""
-    if not all(np.isfinite(column).all() for column in bars):
-        raise DatasetError("a price, volume or time of the bars is not a finite number")
+    check_bars(bars)
     split, length = split_bars(bars.time, config, instrument, interval_ns), config.market.episode_length
     history, stop, hours = split.history_bars, split.train_stop, split.hours
     starts, rejects = episode_starts(bars, 0, stop, length, history, interval_ns, hours)
@@ -61,6 +61,14 @@ def new_dataset(
         )
     spec = fit_market_spec(bars, extra, config, instrument, interval_ns, hours, stop, threads)
     return Dataset(bars, extra, stop, split.validation_stop, split.test_first, spec, starts, rejects)
+
+
+def check_bars(bars: Bars) -> None:
+    """Raise DatasetError with the name and the time of the first number that is not finite."""
+    for name, column in bars._asdict().items():
+        if not np.isfinite(column).all():
+            close = format_utc(bars.time[np.argmin(np.isfinite(column))])
+            raise DatasetError(f"{name} of the bar that closed at {close} is not a finite number: mend or delete it")
 
 
 class DataSplit(NamedTuple):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from host.data.parsing import format_utc
 from host.training.dataset import Dataset
 from kernels.learning.replay_buffer import MarketData
-from kernels.market.features import compute_features, feature_signs, normalise_rows
+from kernels.market.features import compute_features, feature_names, feature_signs, normalise_rows
 
 CACHE_MB = 64  # 57,000 bars with the default settings; more where the replay buffer needs more
 FILL_PIECE = 4096  # bars whose features are computed at once, twice 5 MB beside the store
@@ -21,12 +22,14 @@ class FeatureStore:
     released first goes first.  A row depends on its bar alone: `cache_mb` changes only what is computed twice.
     """
 
-    def __init__(self, data: Dataset, rows: int, threads: int, cache_mb: int = CACHE_MB, bars_before: int = 0) -> None:
+    def __init__(
+        self, data: Dataset, rows: int, threads: int, cache_mb: float = CACHE_MB, bars_before: int = 0
+    ) -> None:
         width, T = len(data.market_spec.normaliser.scale), len(data.bars.time)
-        self.X = np.zeros((min(max(rows, cache_mb * 2**20 // (4 * width)), T), width), np.float32)
+        rows = min(max(rows, int(cache_mb * 2**20 / (4 * width))), T)
+        # _release_time: number of the release; 0: never used, RELEASE_IN_USE
+        self.X, self._bar_of_row, self._release_time = new_row_arrays(rows, width)
         self.row_of_bar = np.full(T, -1, np.int32)
-        self._bar_of_row = np.full(len(self.X), -1)
-        self._release_time = np.zeros(len(self.X), np.int64)  # number of the release; 0: never used, RELEASE_IN_USE
         self._num_releases = 0
         self._ref_count = np.zeros(T, np.int16)
         self._data, self._threads, self._bars_before = data, threads, bars_before
@@ -36,7 +39,7 @@ class FeatureStore:
     def acquire(self, starts: NDArray[np.int64], bars: int) -> None:
         """Keep the features of `bars` bars from each start, and of `bars_before` bars before it, until `release`.
 
-        IndexError where the rows do not suffice.
+        IndexError where the rows do not suffice, FloatingPointError where a feature is not finite.
         """
         ts, users = np.unique(starts[:, None] + np.arange(-self._bars_before, bars), return_counts=True)
         self._ref_count[ts] += users.astype(np.int16)
@@ -58,6 +61,11 @@ class FeatureStore:
         features = compute_features(spec.features, self._data.bars, ts, self._threads)
         self.X[rows] = np.concatenate([features, self._data.extra_features[ts]], axis=1)
         normalise_rows(self.X, rows.astype(np.int32), spec.normaliser)
+        if not (is_finite := np.isfinite(self.X[rows])).all():
+            row, column = np.argwhere(~is_finite)[0]
+            names, close = feature_names(spec.features), format_utc(self._data.bars.time[ts[row]])
+            name = names[column] if column < len(names) else f"extra {column - len(names)}"
+            raise FloatingPointError(f"feature {name} of the bar that closed at {close} is not finite")
 
     def clear(self) -> None:
         """Forget all rows, and who uses them."""
@@ -70,3 +78,8 @@ class FeatureStore:
         self._ref_count[ts] -= 1
         self._num_releases += 1
         self._release_time[self.row_of_bar[ts[self._ref_count[ts] == 0]]] = self._num_releases
+
+
+def new_row_arrays(rows: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """X [rows, F], and of each row its bar and the time of its release."""
+    return np.zeros((rows, width), np.float32), np.full(rows, -1), np.zeros(rows, np.int64)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from host.artifact.networks import OnnxNetworks
 from host.config import SHARED_TREE, Config, ConfigError, TrainConfig
+from host.data.parsing import format_utc
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
-from host.training.feature_store import FeatureStore
-from host.training.search_pool import SearchPool, batches_of
+from host.training.feature_store import CACHE_MB, FeatureStore
+from host.training.search_pool import MAX_SEARCHES, SearchPool, batches_of
 from kernels.learning.bar_search import SearchedBars, new_searched_bars, search_bars, store_searched_bars
 from kernels.learning.prioritized import bellman_errors, fill_cdf, sample_prioritized
 from kernels.learning.reanalyze import reanalyze_policies, reanalyze_values
@@ -76,6 +77,13 @@ def split_by_shares(total: int, shares: list[float]) -> list[int]:
     return [int(n) + 1 for n in parts]
 
 
+class MemoryRoom(NamedTuple):
+    """What may be smaller where memory is short; no weight depends on it."""
+
+    cache_mb: float = CACHE_MB  # of the features of an instrument's bars
+    max_searches: int = MAX_SEARCHES  # batches of searches at once
+
+
 class MarketReplay:
     """One instrument in a training; `index` is its number, and keys its random draws."""
 
@@ -89,6 +97,7 @@ class MarketReplay:
         batches: list[Batch],
         context: int,
         threads: int,
+        cache_mb: float,
     ) -> None:
         if config.train.chance_codes == "learned":
             codes = new_learned_codes(data.market_spec.codes, len(data.bars.time))
@@ -96,7 +105,7 @@ class MarketReplay:
         self.data, self.config, self.sizes, self.replay, self.batches = data, config, sizes, replay, batches
         self.seed = config.train.seed + SEED_STRIDE * index
         length = config.market.episode_length
-        self.feature_store = FeatureStore(data, sizes.capacity * (length + context), threads, bars_before=context - 1)
+        self.feature_store = FeatureStore(data, sizes.capacity * (length + context), threads, cache_mb, context - 1)
         held = sizes.capacity if config.train.per_alpha > 0 else 0
         self.bellman_error = np.zeros((held, length))
         self.episodes = 0  # played so far
@@ -110,8 +119,7 @@ class MarketReplay:
         """Draw the first bars of new episodes into the ring of the replay buffer; their slots."""
         L, replay, count = self.config.market.episode_length, self.replay, self.sizes.episodes
         slots = (self.episodes + np.arange(count)) % self.sizes.capacity
-        for slot in slots[replay.start_bar[slots] >= 0]:
-            self.feature_store.release(int(replay.start_bar[slot]), L + 1)
+        self.release_features(slots)
         draws = [randint(len(self.data.starts), self.seed, STREAM_STARTS, self.episodes + i) for i in range(count)]
         replay.start_bar[slots] = self.data.starts[draws]
         self.feature_store.acquire(replay.start_bar[slots], L + 1)
@@ -247,6 +255,19 @@ class MarketReplay:
         """Metrics of the chance codes on the bars of the episodes `slots`, and of the chance prior of `networks`."""
         codes, ts = self.data.market_spec.codes, self.decision_bars(slots)
         return diagnose(networks, codes, self.feature_store, self.data.bars, ts)
+
+    def check_rewards(self, slots: NDArray[np.int64]) -> None:
+        """Raise FloatingPointError with the bar of the first reward of the episodes `slots` that is not finite."""
+        if not (is_finite := np.isfinite(self.replay.reward[slots])).all():
+            i, k = np.argwhere(~is_finite)[0]
+            close = format_utc(self.data.bars.time[self.replay.start_bar[slots[i]] + k + 1])
+            raise FloatingPointError(f"the reward of the bar that closed at {close} is not finite")
+
+    def release_features(self, slots: NDArray[np.int64]) -> None:
+        """Release the features of those of the episodes `slots` that are stored."""
+        for start in self.replay.start_bar[slots]:
+            if start != EMPTY:
+                self.feature_store.release(int(start), self.config.market.episode_length + 1)
 
     def restore_features(self) -> None:
         """Compute the features of the stored episodes anew, after their first bars were restored."""

@@ -14,14 +14,15 @@ from kernels.ort import check_status
 from kernels.search.config import SearchConfig
 from kernels.search.planner import STATS, Planner
 
+MAX_SEARCHES = 2**20  # batches at once
 Batch = tuple[int, NDArray[np.int64]]  # number of its first element, and what one call of a search takes
 
 
 class SearchPool:
     """Threads that search batches; what a batch sees does not depend on their number."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, max_searches: int = MAX_SEARCHES) -> None:
+        self.threads, self.max_searches = threads, max_searches
         self._executor = ThreadPoolExecutor(threads)
 
     def search(
@@ -32,7 +33,25 @@ class SearchPool:
         roots: int,
         config: SearchConfig,
     ) -> dict[str, int]:
-        """Call run_batch(planner of at most `roots` roots, first, batch) for each batch; the counts of STATS."""
+        """Call run_batch(planner of at most `roots` roots, first, batch) for each batch; the counts of STATS.
+
+        Never more than `max_searches` batches have their memory at once.
+        """
+        totals = np.zeros(len(STATS), np.int64)
+        for first in range(0, len(batches), self.max_searches):
+            totals += self._search_at_once(
+                run_batch, networks, batches[first : first + self.max_searches], roots, config
+            )
+        return dict(zip(STATS, totals.tolist(), strict=True))
+
+    def _search_at_once(
+        self,
+        run_batch: Callable[[Planner, int, NDArray[np.int64]], int],
+        networks: OnnxNetworks,
+        batches: list[Batch],
+        roots: int,
+        config: SearchConfig,
+    ) -> NDArray[np.int64]:
         planners = [networks.planner(min(len(batch), roots), config) for _, batch in batches]
         jobs = [self._executor.submit(run_batch, p, i, batch) for p, (i, batch) in zip(planners, batches, strict=True)]
         try:
@@ -42,8 +61,7 @@ class SearchPool:
             for job in jobs:
                 job.cancel()  # after a fault or a signal only the jobs that have begun are waited for
         raise_if_signalled()
-        totals = sum((p.stats for p in planners), np.zeros(len(STATS), np.int64))
-        return dict(zip(STATS, totals.tolist(), strict=True))
+        return sum((p.stats for p in planners), np.zeros(len(STATS), np.int64))
 
     def run(self, run_part: Callable[[NDArray[np.int64]], int], indices: NDArray[np.int64]) -> None:
         """Call run_part(part) for a part of `indices` on each thread, and check its status."""

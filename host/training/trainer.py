@@ -14,11 +14,21 @@ from threadpoolctl import threadpool_limits
 
 from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.config import SHARED_TREE, Config
-from host.console import ProgressCallback
+from host.console import ProgressCallback, log
 from host.stop import raise_if_signalled
 from host.training.chance_calibration import ChanceCalibration, ValidationPart, calibrate_parts, scale_chance_prior
+from host.training.checkpoint import Checkpoint
 from host.training.dataset import Dataset
-from host.training.market_replay import MarketReplay, share_sizes
+from host.training.health import (
+    DRIFT_EPISODES,
+    FAULT_REGION,
+    RATE_FACTOR,
+    check_finite,
+    decision_metrics,
+    policy_drift,
+    speed_metrics,
+)
+from host.training.market_replay import MarketReplay, MemoryRoom, share_sizes
 from host.training.search_pool import SearchPool
 from kernels.learning.bar_search import SearchedBars
 from kernels.learning.replay_buffer import Batch, ValueTargetConfig, new_batch, new_replay_buffer, slice_batch
@@ -37,6 +47,7 @@ MIN_Q_SCALE = 0.25  # mean bar ranges
 MAX_VALUE_PER_BAR = 0.2  # mean bar ranges: no market pays more for long; a value is a discounted sum of bars
 MAX_DISCOUNT = 0.999  # a larger discount would need bins without end
 PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
+DEFAULT_ROOM = MemoryRoom()
 
 
 class Round(NamedTuple):
@@ -46,7 +57,7 @@ class Round(NamedTuple):
     stale: NDArray[np.int64]  # episodes that get new targets
     searched: SearchedBars | None  # the searches of their bars; None where each decision has its own
     counts: Counter[str]  # rows of networks, and of bars the reused
-    code_metrics: dict[str, float]
+    metrics: dict[str, float]  # of its codes and decisions
 
 
 class Trainer:
@@ -55,17 +66,15 @@ class Trainer:
     It learns from the bars of one instrument, or of several.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], config: Config, threads: int) -> None:
+    def __init__(
+        self, datasets: Sequence[Dataset], config: Config, threads: int, room: MemoryRoom = DEFAULT_ROOM
+    ) -> None:
         t, first = config.train, datasets[0]
-        self.config, self.pool = config, SearchPool(threads)
+        self.config, self.pool = config, SearchPool(threads, room.max_searches)
         actions = len(action_names(first.market_spec.market.sizes))
         shape = new_shape(config, len(first.market_spec.normaliser.scale), actions)
         candidates = max_candidates(config.search.num_sampled_sizes) if shape.num_beta_params else 0
-        window = shape.attention_window if shape.num_layers else 1
-        context = shape.context
-        self.network_shape = NetworkShape(
-            shape.features, NUM_POSITION_FEATURES, shape.state, actions, shape.codes, window, context
-        )
+        self.network_shape, context = new_network_shape(shape), shape.context
         bars = [data.train_stop for data in datasets]
         decay_steps = t.lr_decay_passes * sum(bars) / (t.batch_size * (t.num_unroll_steps + 1))
         rates = t.seed, t.learning_rate, t.weight_decay, decay_steps
@@ -88,7 +97,8 @@ class Trainer:
         for data, sizes in zip(datasets, share_sizes(t, bars), strict=True):
             replay = new_replay_buffer(sizes.capacity, config.market.episode_length, actions, candidates, positions)
             rows = [slice_batch(batch, row, row + sizes.batch_size) for batch in self.batches]
-            self.markets.append(MarketReplay(len(self.markets), data, config, sizes, replay, rows, context, threads))
+            parts_of_market = data, config, sizes, replay, rows, context, threads, room.cache_mb
+            self.markets.append(MarketReplay(len(self.markets), *parts_of_market))
             row += sizes.batch_size
         self._validation_parts = [ValidationPart(market.data, context, threads) for market in self.markets]
         self.calibration: ChanceCalibration | None = None
@@ -96,6 +106,8 @@ class Trainer:
             t.td_steps, config.search.discount, t.search_value_weight, t.off_policy_correction
         )
         self.iteration, self.q_scale = 0, 1.0
+        self.rolled_back: int | None = None  # iteration of the last rollback
+        self.load_checkpoint: Callable[[], Checkpoint | None] | None = None  # of a run; without, a fault is not mended
 
     @property
     def episodes(self) -> int:
@@ -103,7 +115,41 @@ class Trainer:
         return sum(market.episodes for market in self.markets)
 
     def run_iteration(self) -> dict[str, Any]:
-        """Run the three phases once; the metrics of the iteration."""
+        """Run an iteration; its metrics.  What is not finite is undone once, at half the learning rate."""
+        event = dict[str, str]()
+        while True:
+            try:
+                return self._run_phases() | event
+            except FloatingPointError as fault:
+                event = {"event": self._roll_back(fault)}
+
+    def _roll_back(self, fault: FloatingPointError) -> str:
+        """Go back to the last checkpoint, or to the beginning, and halve the learning rate; what happened.
+
+        Raises FloatingPointError without a run, and within FAULT_REGION iterations after the last rollback.
+        """
+        if self.load_checkpoint is None:
+            raise fault
+        if self.rolled_back is not None and self.iteration - self.rolled_back < FAULT_REGION:
+            rate = RATE_FACTOR * self.learner.rate_factor * self.config.train.learning_rate
+            again = f"again after iteration {self.rolled_back} was repeated with a smaller step"
+            raise FloatingPointError(f"{fault}, {again}: begin a new run with --set train.learning_rate={rate:g}")
+        checkpoint = self.load_checkpoint()
+        if checkpoint is None:
+            fresh = Trainer([market.data for market in self.markets], self.config, self.pool.threads)
+            self.restore(*fresh.snapshot())
+        else:
+            self.restore(checkpoint.arrays, checkpoint.state)
+        self.learner.rate_factor *= RATE_FACTOR
+        self.rolled_back = self.iteration
+        event = f"{fault}; back to iteration {self.iteration}, learning rate times {self.learner.rate_factor:g}"
+        log(event)
+        return event
+
+    def _run_phases(self) -> dict[str, Any]:
+        """Collect, reanalyze and learn; the metrics.  FloatingPointError where a number is not finite."""
+        shape = self.learner.shape
+        check_finite(self.iteration, self._weights(), shape)
         with threadpool_limits(1, "blas"):
             begin = time.perf_counter()
             networks = self.export_networks()
@@ -112,12 +158,18 @@ class Trainer:
             collected = time.perf_counter()
             search = self.search_config(self.config.train.num_simulations)
             for market, r in zip(self.markets, rounds, strict=True):
+                compared = r.stale[:DRIFT_EPISODES]
+                before = market.replay.policy[compared]
                 r.counts.update(market.reanalyze(self.pool, networks, r.stale, r.searched, search, self.iteration))
+                r.metrics["policy_target_drift"] = policy_drift(before, market.replay.policy[compared])
+            check_finite(self.iteration, self.snapshot()[0], shape)
             reanalyzed = time.perf_counter()
             losses = self.learn()
+            check_finite(self.iteration, self._weights(), shape)
             learned = time.perf_counter()
         self.iteration += 1
         counts, length = sum((r.counts for r in rounds), Counter[str]()), self.config.market.episode_length
+        played, updates = sum(len(r.slots) for r in rounds), self.config.train.updates_per_iteration
         stored, num_stale = sum(m.num_stored_episodes for m in self.markets), sum(len(r.stale) for r in rounds)
         return {
             "iteration": self.iteration,
@@ -125,15 +177,13 @@ class Trainer:
             "updates": self.learner.step,
             **self._trading_metrics(rounds),
             "q_scale": self.q_scale,
-            "collect_s": collected - begin,
-            "reanalyze_s": reanalyzed - collected,
-            "learn_s": learned - reanalyzed,
+            **speed_metrics(played, length, updates, (begin, collected, reanalyzed, learned)),
             "reanalyzed": num_stale * length,
             "skipped": (stored - num_stale) * length,
             "reused": counts["reused"],
             "search_rows": counts["rows"],
             **(self.calibration._asdict() if self.calibration else {}),
-            **mean_metrics([r.code_metrics for r in rounds]),
+            **mean_metrics([r.metrics for r in rounds]),
             **losses,
         }
 
@@ -145,7 +195,8 @@ class Trainer:
         if self.shares_searches:
             searched, counts = market.search_bars(self.pool, networks, np.concatenate([slots, stale]), search)
         counts["rows"] += market.collect(self.pool, networks, slots, searched, search)["rows"]
-        return Round(slots, stale, searched, counts, market.diagnose_codes(networks, slots))
+        metrics = market.diagnose_codes(networks, slots) | decision_metrics(market.replay, slots)
+        return Round(slots, stale, searched, counts, metrics)
 
     def _trading_metrics(self, rounds: list[Round]) -> dict[str, float]:
         """Reward, exposure and entries of the episodes of this iteration."""
@@ -230,11 +281,7 @@ class Trainer:
 
     def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and plain values from which `restore` continues the run to the bit."""
-        arrays = {
-            "params": self.learner.params,
-            "target": self.target_params,
-            **{f"adam_{name}": array for name, array in self.learner.adam._asdict().items()},
-        }
+        arrays = self._weights()
         for i, market in enumerate(self.markets):
             arrays |= {f"replay{i}_{name}": array for name, array in market.replay._asdict().items()}
         state = {
@@ -242,14 +289,22 @@ class Trainer:
             "episodes": [market.episodes for market in self.markets],
             "step": self.learner.step,
             "q_scale": self.q_scale,
+            "rate_factor": self.learner.rate_factor,
+            "rolled_back": self.rolled_back,
         }
         return arrays, state
+
+    def _weights(self) -> dict[str, NDArray[Any]]:
+        """The flat vectors of parameters, and the moments of their gradients."""
+        moments = {f"adam_{name}": array for name, array in self.learner.adam._asdict().items()}
+        return {"params": self.learner.params, "target": self.target_params, **moments}
 
     def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
         """Continue from a snapshot, whatever this trainer did before; the features are computed again."""
         for name, array in self.snapshot()[0].items():
             array[...] = arrays[name]
         self.iteration, self.learner.step, self.q_scale = state["iteration"], state["step"], state["q_scale"]
+        self.learner.rate_factor, self.rolled_back = state["rate_factor"], state["rolled_back"]
         for market, episodes in zip(self.markets, state["episodes"], strict=True):
             market.episodes = episodes
             market.restore_features()
@@ -265,10 +320,10 @@ class Trainer:
 
     def _update_q_scale(self, rounds: list[Round]) -> None:
         """Move the scale of Q towards the 5 to 95 % range of the n-step rewards of this iteration."""
+        for market, r in zip(self.markets, rounds, strict=True):
+            market.check_rewards(r.slots)
         rewards = [market.replay.reward[r.slots] for market, r in zip(self.markets, rounds, strict=True)]
         sums = np.cumsum(np.concatenate(rewards), axis=1, dtype=np.float64)
-        if not np.isfinite(sums).all():
-            raise FloatingPointError(f"iteration {self.iteration}: a reward is not finite: is there a NaN in the bars?")
         n = self.config.train.td_steps
         low, high = np.quantile(sums[:, n:] - sums[:, :-n], (0.05, 0.95))
         new_scale = max(float(high - low), MIN_Q_SCALE)
@@ -304,6 +359,13 @@ def new_shape(config: Config, features: int, actions: int) -> ModelShape:
         value_prefix_width=n.latent if config.train.value_prefix else 0,
         **blocks,
     )
+
+
+def new_network_shape(shape: ModelShape) -> NetworkShape:
+    """What a search sees of networks with these sizes."""
+    window = shape.attention_window if shape.num_layers else 1
+    widths = shape.features, NUM_POSITION_FEATURES, shape.state, shape.actions, shape.codes
+    return NetworkShape(*widths, window, shape.context)
 
 
 def shares_searches(config: Config) -> bool:
