@@ -18,7 +18,7 @@ def bench_read(options: BenchOptions) -> list[BenchRow]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "EURUSD_M1.csv"
         write_m1_csv(path, read_sample_bars(), options.read_bars)
-        megabytes, entry = round(path.stat().st_size / 1e6, 1), cache_entry(path, ReadOptions(), "")[0]
+        megabytes, entry = round(path.stat().st_size / 1e6), cache_entry(path, ReadOptions(), "")[0]
         try:
             rows = [watch_process(read_once, path, lambda _: None) for _ in range(2)]
         finally:

@@ -143,8 +143,8 @@ def test_files_without_a_symbol_need_one(tmp_path: Path) -> None:
 
 
 def overlapping(folder: Path, changed: int) -> list[Path]:
-    """Two exports; the last bars of the older one are others in the newer one."""
-    older, newer = minutes(MONDAY, 60), minutes(MONDAY, 120)
+    """Two exports; the older one begins later, and its last bars are others in the newer one."""
+    older, newer = minutes(MONDAY, 60)[10:], minutes(MONDAY, 120)
     older[-changed:] = [(t, p + 0.00007) for t, p in older[-changed:]]
     return [write(folder / "EURUSD_new.csv", newer), write(folder / "EURUSD_old.csv", older)]
 
@@ -154,13 +154,13 @@ def test_bars_that_differ_are_refused_by_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         read_histories([new, old], NONE)
     said = str(refused.value)
-    assert f"{old} line 60 and {new} line 60: bars that close at 2021-01-04T03:59:00Z differ, open 1.1" in said
+    assert f"{old} line 50 and {new} line 60: bars that close at 2021-01-04T03:59:00Z differ, open 1.1" in said
     assert said.endswith("; 2 bars do; --drop-bad keeps those of the file that ends later")
     for paths in ([new, old], [old, new]):
         (history,) = read_histories(paths, ReadOptions(drop_bad=True))
         assert equal(history.bars, read_bars(new)[0])
         assert any("2 bars differ, those of the file that ends later are kept" in note for note in history.source.notes)
-        assert "58 bars are in two files, equal" in history.source.notes
+        assert "48 bars are in two files, equal" in history.source.notes
 
 
 def test_of_files_of_one_span_the_later_one_holds(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_of_files_of_one_span_the_later_one_holds(tmp_path: Path) -> None:
 
 
 def test_files_that_differ_throughout_are_refused_in_any_case(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"as do 40 of 60 bars that are in both: of one clock and one side\?"):
+    with pytest.raises(DataError, match=r"as do 40 of 50 bars that are in both: of one clock and one side\?"):
         read_histories(overlapping(tmp_path, 40), ReadOptions(drop_bad=True))
 
 
@@ -241,7 +241,7 @@ def test_data_check_takes_many_files(tmp_path: Path) -> None:
     assert [document["symbol"] for document in documents] == ["EURUSD", "GBPUSD"]
     out = io.StringIO()
     print_check(documents[0], out)
-    assert f"  {old}: 60 bars, 2021-01-04T03:01:00Z" in out.getvalue()
+    assert f"  {old}: 50 bars, 2021-01-04T03:11:00Z" in out.getvalue()
     command = [sys.executable, "swt.py", "data-check", str(new), str(old)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, "refused: " in done.stdout) == (4, True)
