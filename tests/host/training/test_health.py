@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from host.commands import train
 from host.commands.train import TrainingError, train_csv
 from host.config import load_config
 from host.data.formats import ReadOptions
@@ -203,9 +204,14 @@ def test_a_run_goes_back_to_its_checkpoint_or_ends_with_a_way_out(
     def at_step_2(learner: Learner, batch: Any, target: Any) -> None:
         batch.value[5, 2] = np.nan if learner.step == 2 else batch.value[5, 2]
 
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         once(patch, Learner, "learn", at_step_2, times=3)  # of the first iteration two, of the second the first
-        train_csv(*request, Path("mended"), None, 6, False, 1)
+        patch.setattr(train, "trade_unseen_bars", end)  # its report is no matter here
+        with pytest.raises(KeyboardInterrupt):
+            train_csv(*request, Path("mended"), None, 6, False, 1)
     rows = [json.loads(line) for line in Path("mended/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     assert ["event" in row for row in rows] == [False, True, False]
