@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from host import VERSION
+from host.commands.reading_flags import with_reading_flags
 from host.stop import install_signal_handlers
 
 HERE = Path(__file__).parent  # a folder, or the packed program
@@ -24,7 +24,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 def print_settings(context: typer.Context, is_asked: bool) -> None:
     """Print the settings that `--set` takes here, and end."""
     if is_asked:
-        from host.config import Config, LiveConfig, settings_text
+        from host.config import Config, LiveConfig
+        from host.settings import settings_text
 
         sys.stdout.write(settings_text(LiveConfig() if context.info_name in ("act", "backtest") else Config()))
         raise typer.Exit
@@ -53,41 +54,6 @@ ChecksSeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of th
 HelpConfigOption = Annotated[
     bool, typer.Option("--help-config", is_eager=True, callback=print_settings, help="List the settings, and end.")
 ]
-READING_FLAGS = {  # how a file is read: a flag for each field of ReadOptions that a person sets
-    "symbol": typer.Option(help="The instrument, as EURUSD; by default from a column or from the file name."),
-    "side": typer.Option(help="Side of the prices: bid, ask or mid."),
-    "timezone": typer.Option(
-        help="Clock of the time stamps: UTC, Europe/Athens, UTC+2h; auto (not in act): by the weekly opens."
-    ),
-    "label": typer.Option(help="What a time stamp marks: open or close of its bar."),
-    "spread_pips": typer.Option("--spread", help="Spread in pips, instead of the file's."),
-    "spread_unit": typer.Option(help="Unit of the file's spread column: price, pips or points."),
-    "pip": typer.Option(help="Price of a pip, for example 0.0001."),
-    "point": typer.Option(help="Price of a point, where the file counts prices in points."),
-    "dates": typer.Option(help="Order of ambiguous dates: dmy or mdy."),
-    "drop_bad": typer.Option("--drop-bad", help="Drop bad rows if few and irregular."),
-}
-
-
-def with_reading_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Add READING_FLAGS to `command`, whose argument `reading` becomes ReadOptions of their values."""
-
-    def run(**arguments: Any) -> None:
-        from host.data.formats import ReadOptions
-
-        command(reading=ReadOptions(**{name: arguments.pop(name) for name in READING_FLAGS}), **arguments)
-
-    kinds: dict[str, Any] = {"drop_bad": bool, **dict.fromkeys(("spread_pips", "pip", "point"), float | None)}
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "reading"]
-    flags = []
-    for name, option in READING_FLAGS.items():
-        hint: Any = Annotated[kinds.get(name, str | None), option]
-        default = False if name == "drop_bad" else None
-        flags.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
-    return run
 
 
 @app.callback()
@@ -103,7 +69,12 @@ def swt(
 @with_reading_flags
 def train(
     reading: Any,
-    csv: CsvArgument = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="CSV...", help="Files of bars, folders and patterns; by default the bundled EURUSD H1 of 2017."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/0001 and so on, and runs/latest.")
     ] = None,
@@ -116,7 +87,14 @@ def train(
             "--episodes", "--sessions", min=1, help="Stop after this many episodes: the same bytes each time."
         ),
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many updates of the weights: the same bytes each time.")
+    ] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many validations in a row without a better one; keep that.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard too.")] = False,
     threads: ThreadsOption = 0,
     memory: Annotated[
         str | None, typer.Option(help="Memory to keep within, as 4GB: prints the plan.  The result is the same.")
@@ -127,14 +105,18 @@ def train(
     help_config: HelpConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train an agent on a file of bars, and test it on later bars of the file."""
-    from host.commands.train import run_to_resume, train_csv
+    """Train an agent on files of bars, of one instrument or of several, and test it on their later bars."""
+    from host.commands.train import TrainOptions, train_files
+    from host.commands.training_spec import run_to_resume
     from host.config import load_config
+    from host.training.trainer import Budget
 
     overrides = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     out, stored = run_to_resume(out) if resume else (out, None)
     chosen = load_config(config, overrides, stored)
-    document = train_csv(csv, reading, chosen, out, minutes, episodes, resume, thread_count(threads), memory)
+    budget = Budget(minutes, episodes, steps)
+    options = TrainOptions(out, budget, resume, thread_count(threads), tensorboard, early_stopping, memory)
+    document = train_files(files or [], reading, chosen, options)
     if as_json:
         print(json.dumps(document))
 
@@ -175,6 +157,31 @@ def make_report(
     from host.commands.report import remake_report
 
     remake_report(run, png, width)
+
+
+@app.command(hidden=PACKED)
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of `train` or `walkforward`.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default curves.html in the run, of several in this folder.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a picture of the page too; it takes a browser.")] = None,
+) -> None:
+    """Draw the learning curves of runs beside each other on a page."""
+    from host.commands.plot import plot_runs
+
+    plot_runs(runs, out, png)
+
+
+@app.command(hidden=PACKED)
+def init(
+    file: Annotated[Path | None, typer.Argument(help="The file; by default swt.toml, with --live live.toml.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="The settings of `act` and `backtest --guards`.")] = False,
+) -> None:
+    """Write a file of all settings at their defaults, with what each does, for --config."""
+    from host.commands.init import init_config
+
+    init_config(file or Path("live.toml" if live else "swt.toml"), live)
 
 
 @app.command(hidden=PACKED)
@@ -315,14 +322,20 @@ def doctor(model: ModelOption = DEFAULT_MODEL, as_json: JsonOption = False) -> N
 @app.command("data-check", hidden=PACKED)
 @with_reading_flags
 def data_check(
-    reading: Any, csv: Annotated[str, typer.Argument(help="A file of bars.")], as_json: JsonOption = False
+    reading: Any,
+    files: Annotated[list[Path], typer.Argument(help="Files of bars, folders and patterns.")],
+    as_json: JsonOption = False,
 ) -> None:
-    """Show how a file of bars is read, its faults, and the flags for what it leaves open."""
-    from host.commands.data_check import check_data, print_check
+    """Show how files of bars are read, their faults, and the flags for what they leave open."""
+    from host.commands.data_check import check_histories, print_check
 
-    document = check_data(csv, reading)
-    print(json.dumps(document)) if as_json else print_check(document, sys.stdout)
-    if document["refused"]:
+    documents = check_histories(files, reading)
+    if as_json:
+        print(json.dumps(documents[0] if len(documents) == 1 else documents))
+    else:
+        for document in documents:
+            print_check(document, sys.stdout)
+    if any(document["refused"] for document in documents):
         raise typer.Exit(4)
 
 
@@ -339,6 +352,9 @@ def selftest(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the market and of the training.")] = 0,
     threads: ThreadsOption = 0,
     train_bars: Annotated[int | None, typer.Option(help="Training bars, instead of three quarters of all.")] = None,
+    instruments: Annotated[
+        int, typer.Option(min=1, max=100, help="Markets of each kind, of other paths and sizes, that one agent learns.")
+    ] = 1,
     picture: Annotated[Path | None, typer.Option(help="Write the equity beside the optimum's to this SVG.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics.jsonl, curves.svg and MARKET/report.html.")
@@ -354,7 +370,9 @@ def selftest(
     length, split = split_settings(train_bars, length)
     options = new_synthetic_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
     config = selftest_config([*split, *(settings or []), f"train.seed={seed}"])
-    end_with(run(market or [], options, config, minutes, thread_count(threads), picture, out), print_selftest, as_json)
+    files = picture, out
+    document = run(market or [], options, config, minutes, thread_count(threads), *files, instruments)
+    end_with(document, print_selftest, as_json)
 
 
 @app.command(hidden=PACKED)
@@ -362,7 +380,8 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, memory, ort."
+            help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, start, "
+            "phases, read, memory, ort."
         ),
     ],
     threads: Annotated[

@@ -3,14 +3,17 @@
 import errno
 import os
 import re
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
+
+from host.console import shell_join
 
 
 class LockedError(OSError):
@@ -31,6 +34,9 @@ class OutputPathError(OSError):
     exit_code = 2
 
 
+LOCK_BYTE = 0x40000000  # beyond the text, as SQLite's: on Windows nobody else reads a byte that is locked
+MAX_COMMAND_LENGTH, MAX_OWNER_BYTES = 200, 2048
+HELD_ERRNOS = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # of a lock that another process has
 RETRY_S, RETRY_TIMEOUT_S = 0.01, 5.0  # of replacing a file that a reader holds open (Windows)
 
 
@@ -145,30 +151,61 @@ def locked(path: Path) -> Iterator[Callable[[], None]]:
     """Hold the lock file `path` in the block; LockedError if another process does.  A process that dies releases it.
 
     The folder of `path` is locked too, where folders can be: deleting the lock file lets no second process in.
-    Yields a function to call before each write: it raises LockedError once the folder was moved or deleted.
+    The file names its owner, and is empty once that released it.  A shared drive may pass no locks between machines:
+    then the second machine takes the lock over, and the first learns of it.
+    Yields a function to call before each write: it raises LockedError once the folder was moved, deleted or taken over.
     """
     with ExitStack() as stack:
         with add_path_to_errors(path):
-            file = stack.enter_context(path.open("a+b"))
-        try:
-            _lock(file.fileno())
-        except OSError:
-            raise LockedError(f"{path.parent} is in use by process {_lock_holder(file)}") from None
+            file = stack.enter_context(path.open("a+b", 0))
+            _lock_or_refuse(file.fileno(), f"{path.parent} is in use by", file)
         held, name = file.fileno(), path
         if sys.platform != "win32":  # Windows neither deletes an open file nor opens a folder
             folder = os.open(path.parent, os.O_RDONLY)
             stack.callback(os.close, folder)
             try:
-                _lock(folder)
+                _lock_or_refuse(folder, f"{path.parent} is in use by a process whose {path.name} was deleted", None)
                 held, name = folder, path.parent
-            except BlockingIOError:
-                raise LockedError(f"{path.parent} is in use by a process whose {path.name} was deleted") from None
+            except LockedError:
+                raise
             except OSError:
                 pass  # this drive has no locks of folders
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n".encode())
-        file.flush()
-        yield lambda: check_lock_held(held, name)
+        owner = lock_owner()
+        with add_path_to_errors(path):
+            warn_of_owner_elsewhere(path, _read_owner(file))
+            file.truncate(0)
+            write_all(file, owner)
+        stack.callback(_release_lock, file, owner)
+        yield lambda: check_lock_held(held, name, path, owner)
+
+
+def lock_owner() -> bytes:
+    """What a lock file says of this process: its number, machine, time and command in one line."""
+    command = shell_join(Path(sys.argv[0]).name, *sys.argv[1:])[:MAX_COMMAND_LENGTH]
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = f"process {os.getpid()} on {socket.gethostname()} since {since}: {' '.join(command.split())}\n"
+    return line.encode(errors="replace")
+
+
+def warn_of_owner_elsewhere(path: Path, owner: bytes) -> None:
+    """Say which process of another machine did not release a lock that this one has got; it may still run."""
+    found = re.match(rb"process \d+ on (\S*) since", owner)
+    if found and found[1].decode(errors="replace") != socket.gethostname():
+        print(
+            f"swt: {path} was not released by {_text(owner)}\n  This process goes on in its place; the other one stops "
+            "at its next write if it still runs.",
+            file=sys.stderr,
+        )
+
+
+def _lock_or_refuse(handle: int, says: str, file: FileIO | None) -> None:
+    """Lock an open file or folder; LockedError, with the owner in `file`, if another process has it."""
+    try:
+        _lock(handle)
+    except OSError as error:
+        if error.errno not in HELD_ERRNOS:
+            raise  # nothing is held: this drive has no locks, or is broken
+        raise LockedError(f"{says} {_text(_read_owner(file))}" if file else says) from None
 
 
 def _lock(handle: int) -> None:
@@ -176,7 +213,7 @@ def _lock(handle: int) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        os.lseek(handle, 0, os.SEEK_SET)
+        os.lseek(handle, LOCK_BYTE, os.SEEK_SET)
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
@@ -184,20 +221,31 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def check_lock_held(held: int, name: Path) -> None:
-    """Raise LockedError unless the path `name` still leads to the open descriptor `held`."""
+def check_lock_held(held: int, name: Path, lock: Path, owner: bytes) -> None:
+    """Raise LockedError unless the path `name` still leads to the open descriptor `held`, and `lock` to its owner."""
     try:
         is_held = os.path.samestat(os.fstat(held), name.stat())
     except FileNotFoundError:
         is_held = False
     if not is_held:
         raise LockedError(f"{name} was moved or deleted while this process had it: it writes no more there")
+    with add_path_to_errors(lock), suppress(FileNotFoundError), lock.open("rb", 0) as file:
+        now = _read_owner(file)
+        if now not in (owner, b""):  # empty: made anew by a process that was refused
+            raise LockedError(f"{lock.parent} was taken over by {_text(now)}: this process writes no more there")
 
 
-def _lock_holder(file: BinaryIO) -> str:
-    """The process id in a lock file; Windows lets no other process read it."""
+def _read_owner(file: FileIO) -> bytes:
     file.seek(0)
-    try:
-        return file.read(32).decode().strip() or "unknown"
-    except OSError:
-        return "unknown"
+    return file.read(MAX_OWNER_BYTES)
+
+
+def _text(owner: bytes) -> str:
+    return owner.decode(errors="replace").strip() or "a process that has not said its name yet"
+
+
+def _release_lock(file: FileIO, owner: bytes) -> None:
+    """Empty the lock file, so that nobody believes that its owner was killed; not another owner's."""
+    with suppress(OSError):
+        if _read_owner(file) == owner:
+            file.truncate(0)

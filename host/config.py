@@ -7,8 +7,6 @@ before anything is written.  A Range is closed at both ends, so neither infinity
 
 from __future__ import annotations
 
-import json
-import textwrap
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
@@ -25,7 +23,6 @@ from kernels.search.tree import VALUE_REUSES
 ConfigT = TypeVar("ConfigT")
 MAX_STATE_WIDTH = 1 << 12  # S, the width of a node's state
 SHARED_TREE = "shared_tree"  # a value of search.value_reuse, beside those of the search itself
-HELP_COLUMN = 34  # where --help-config begins to say which values a setting may have
 
 
 class ConfigError(ValueError):
@@ -158,6 +155,11 @@ class TrainConfig:
         "Fraction of the training part, its end, that no weight is fitted to; the chance prior is calibrated on it. "
         "0: it is not calibrated.",
     ] = 0.15
+    validation_interval: Annotated[
+        int,
+        Range(0, 1_000_000),
+        "Iterations between two trades of the validation part, which find the best agent so far; 0: none.",
+    ] = 10
     num_envs: Annotated[int, Range(1, 4096), "Episodes played in lockstep: a batch."] = 16
     random_episodes: Annotated[
         int, Range(0, 4096), "Episodes of a batch whose actions are random; they are searched all the same."
@@ -417,29 +419,6 @@ def invalid_reason(allowed: Any, value: Any) -> str:
     if allowed is None or value in allowed:
         return ""
     return f"now {RENAMED_WORDS[value]}" if value in RENAMED_WORDS else f"none of {', '.join(allowed)}"
-
-
-def settings_text(config: Any) -> str:
-    """The text of `--help-config`: of each setting its default as `--set` takes it, its values and its help line."""
-    lines = list[str]()
-    for name, setting in list_settings(config).items():
-        default = setting.value if isinstance(setting.value, str) else json.dumps(setting.value)
-        key = f"{name} (unset)" if setting.value is None else f"{name}={default}"
-        lines.append(f"{key:<{HELP_COLUMN}}{describe_values(setting)}")
-        lines += textwrap.wrap(setting.help, 100, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join(lines) + "\n"
-
-
-def describe_values(setting: Setting) -> str:
-    """The values that a setting may have, in words."""
-    allowed = setting.allowed
-    if not isinstance(allowed, Range):
-        return " | ".join(allowed or ("true", "false"))
-    sample = (setting.value or [0.0])[0] if isinstance(setting.value, list) else setting.value
-    kind = "whole number" if isinstance(sample, int) else "number"
-    text = f"{kind} from {allowed.low:,.12g} to {allowed.high:,.12g}"
-    text += f", a multiple of {allowed.step}" if allowed.step > 1 else ""
-    return f"list: each a {text}" if isinstance(setting.value, list) else text
 
 
 def check_minutes(minutes: float | None) -> None:

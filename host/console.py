@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 LOG_INTERVAL_S = 15.0
-COMPILED_FRACTION = 0.6  # of the loaded kernels; a training compiles about as many
+COMPILED_FRACTION = 0.6  # of the new kernels; a training compiles about as many
 PROGRAM = Path(__file__).parents[1] / "swt.py"
 ProgressCallback = Callable[[float, str], None]  # fraction done in [0, 1], what is being done
 PanelCallback = Callable[[dict[str, float]], None]  # fraction done of each job by name
@@ -120,9 +120,9 @@ def compiling(title: str) -> Iterator[ProgressCallback]:
 
     with progress(title) as report:
 
-        def count_kernel(number: int, loaded: int, name: str) -> None:
+        def count_kernel(number: int, new: int, name: str) -> None:
             log_compile_notice()
-            likely = max(round(COMPILED_FRACTION * loaded), number)
+            likely = max(round(COMPILED_FRACTION * new), number + 1)
             report(min(number / likely, 0.99), f"compiling kernel {number} of about {likely}, {name}")
 
         with watch_compiler(count_kernel):
@@ -181,12 +181,15 @@ def _panel_text(shares: dict[str, float], running: str = "") -> str:
 
 
 def _rich_progress() -> Any:
-    """Bars of tasks on stderr, each with its description, percentage and time left."""
+    """Bars of tasks on stderr, each with its description, percentage and time left; a sign that turns moves always."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    text = TextColumn("{task.description}", table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis"))
+    bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
+    columns = (SpinnerColumn("line"), text, bar, TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), expand=True)
 
 
 def _progress_lines(title: str) -> ProgressCallback:

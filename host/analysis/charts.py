@@ -283,13 +283,17 @@ def reliability(bins: Sequence[dict[str, Any]]) -> Any:
     return plot
 
 
-def learning(episodes: Sequence[float], name: str, values: Sequence[float]) -> Any:
-    """A metric over the episodes of the training."""
+def learning(sources: Sequence[Any], name: str, colours: Sequence[str] = (BLUE,)) -> Any:
+    """A metric of trainings, over the x of each of `sources`; the tip shows `run` where a source has it."""
     plot = new_figure(170)
-    points = plot.line(list(episodes), list(values), line_color=BLUE, line_width=1.6)
-    plot.add_tools(
-        HoverTool(renderers=[points], mode="vline", tooltips=[("episodes", "@x{0,0}"), (name, "@y{0,0.[0000]}")])
-    )
-    plot.xaxis.axis_label, plot.xaxis.formatter = "episodes", NumeralTickFormatter(format="0,0")
+    lines = [
+        plot.line("x", name, source=source, line_color=colour, line_width=1.6)
+        for source, colour in zip(sources, colours, strict=True)
+    ]
+    tips = [("", "@run")] if "run" in sources[0].data else []
+    tips += [("episodes", "@episodes{0,0}"), (name, f"@{{{name}}}{{0,0.[0000]}}")]
+    plot.add_tools(HoverTool(renderers=lines, mode="mouse" if len(lines) > 1 else "vline", tooltips=tips))
+    plot.xaxis.axis_label, plot.xaxis.formatter = "episodes", NumeralTickFormatter(format="0,0.[00]")
     plot.xaxis.ticker.desired_num_ticks = plot.yaxis.ticker.desired_num_ticks = 4
+    plot.yaxis.formatter.power_limit_high = 7
     return plot

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 from bokeh.embed import components
+from bokeh.models import ColumnDataSource
 from bokeh.resources import Resources
 
 from host.analysis import charts
@@ -49,7 +50,7 @@ STYLE = """
 body{margin:0;background:#f3f5f8;color:#1c232d;font:15px/1.5 FONT;-webkit-text-size-adjust:100%}
 main{max-width:1240px;margin:0 auto;padding:20px 16px 48px}
 h1{font-size:26px;line-height:1.2;margin:0 0 4px;letter-spacing:-.01em}
-h2{font-size:16px;margin:0}
+h2{font-size:16px;margin:0}h2.group{font-size:19px;margin-top:28px}
 p{margin:4px 0}
 .sub,.note{color:#5b6573}.note{font-size:13px}
 .card,.tile{background:#fff;border:1px solid #e1e6ed;border-radius:12px;min-width:0}
@@ -106,17 +107,20 @@ def render_html(folder: Path) -> str:
         cards, plots = list[str](), dict[str, Any]()
         for title, note, contents in sections(document, equity, trades):
             cards.append(card(title, note, contents, plots))
-        script, places = components(plots)
     except (OSError, ValueError, LookupError) as error:
         raise ReportError(
             f"{folder}: its report cannot be read: {error}; write it again with backtest --report"
         ) from None
-    body = header(document) + "".join(cards)
+    return whole_page(str(document["source"].get("title", "swt")), header(document) + "".join(cards), plots)
+
+
+def whole_page(title: str, body: str, plots: dict[str, Any]) -> str:
+    """A page with the charts `plots` at their places in `body`, and the library that draws them."""
+    script, places = components(plots)
     for name, place in places.items():
         body = body.replace(f"<!--{name}-->", place)
-    title = escape(str(document["source"].get("title", "swt")))
     library = Resources(mode="inline", components=["bokeh"]).render_js()
-    return PAGE.format(title=title, style=STYLE, library=library, body=body, script=script)
+    return PAGE.format(title=escape(title), style=STYLE, library=library, body=body, script=script)
 
 
 def card(title: str, note: str, contents: list[Any], plots: dict[str, Any]) -> str:
@@ -271,7 +275,8 @@ def learning(curves: dict[str, list[float]]) -> Iterator[tuple[str, str, list[An
     names = [name for name in LEARNING_TITLES if name in curves]
     if names and len(curves["episodes"]) > 1:
         yield "", "", ['<div class="pair">']
+        source = ColumnDataSource({"x": curves["episodes"], **curves})
         for name in names:
             title, _, unit = LEARNING_TITLES[name].partition(", ")
-            yield title, unit, [charts.learning(curves["episodes"], name, curves[name])]
+            yield title, unit, [charts.learning([source], name)]
         yield "", "", ["</div>"]

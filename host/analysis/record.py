@@ -16,6 +16,7 @@ from kernels.market.calendar import DAY_NS
 from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, run_targets
 
 Floats = NDArray[np.float64]
+DailyReturns = tuple[NDArray[np.int64], Floats]  # days [d] since the epoch and their returns [d]
 
 
 class TradingRecord(NamedTuple):
@@ -60,3 +61,12 @@ def daily_returns(record: TradingRecord) -> tuple[NDArray[np.int64], Floats]:
     day = (record.bars.time[1:] - 1) // DAY_NS
     last = np.flatnonzero(np.diff(day, append=day[-1] + 1))
     return day[last], np.diff(record.equity[last], prepend=0.0) / record.bars.close[0]
+
+
+def pool_returns(series: list[DailyReturns]) -> DailyReturns:
+    """Daily returns of equal shares in markets, over the days of all of them."""
+    days = np.unique(np.concatenate([day for day, _ in series]))
+    pooled = np.zeros(len(days))
+    for day, returns in series:
+        pooled[np.searchsorted(days, day)] += returns / len(series)
+    return days, pooled

@@ -21,7 +21,7 @@ from host.analysis.opportunity import opportunity
 from host.analysis.record import Floats, TradingRecord, daily_returns, record_of
 from host.analysis.significance import bootstrap_intervals, deflated_sharpe, judge, min_track_record
 from host.analysis.statistics import days_per_year, format_time, summarise, trade_durations
-from host.analysis.summary import SCHEMA, ReportError
+from host.analysis.summary import SCHEMA, ReportError, bokeh_needed
 from host.atomic import add_path_to_errors, write_atomic
 from host.console import log, program_command
 from host.evaluation.backtest import BacktestResult
@@ -242,15 +242,8 @@ def write_report(folder: Path, document: dict[str, Any], records: Sequence[Tradi
 
 def write_html(folder: Path) -> None:
     """Write report.html from the files beside it; ReportError where they do not allow it, or without Bokeh."""
-    try:
+    with bokeh_needed(folder / "report.html", program_command("report", folder)):
         from host.analysis.html_report import render_html
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("bokeh"):
-            raise
-        again = program_command("report", folder)
-        raise ReportError(
-            f"no {folder / 'report.html'}: it takes Bokeh; pip install '.[report]', then {again}"
-        ) from None
     write_atomic(folder / "report.html", render_html(folder))
 
 

@@ -15,13 +15,13 @@ import math
 from collections.abc import Iterator
 from itertools import combinations
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.analysis.record import Floats
-from host.analysis.statistics import sharpe
+from host.analysis.statistics import days_per_year, sharpe
 
 EDGE, NO_EDGE, TOO_LITTLE = "edge", "no edge", "too little data"
 CONFIDENCE = 0.95
@@ -236,3 +236,12 @@ def _doubts(returns: Floats, luck: float, seed: int, reasons: list[str]) -> Iter
         yield f"{interval}: it may be a loss."
     else:
         reasons.append(f"{interval}.")
+
+
+def judge_pool(
+    day: NDArray[np.int64], returns: Floats, trials: int, trial_sharpe_variance: float | None
+) -> dict[str, Any]:
+    """What the daily returns [d] of several markets together prove, after so many trials."""
+    verdict = judge(returns, trials, trial_sharpe_variance, days_per_year=days_per_year(day))
+    intervals = bootstrap_intervals(returns, seed=0) if len(returns) > 1 else {}
+    return {"days": len(day), "trials": trials, "intervals": intervals, "verdict": verdict._asdict()}

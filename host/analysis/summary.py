@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 SCHEMA = 1  # of report.json
@@ -13,6 +16,17 @@ class ReportError(RuntimeError):
     """A folder without a report that this program can read."""
 
     exit_code = 3
+
+
+@contextmanager
+def bokeh_needed(page: Path, again: str) -> Iterator[None]:
+    """Turn a missing Bokeh into a ReportError that says what `page` takes, and the command to give again."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("bokeh"):
+            raise
+        raise ReportError(f"no {page}: it takes Bokeh; pip install '.[report]', then {again}") from None
 
 
 def print_summary(document: dict[str, Any], out: IO[str]) -> None:
@@ -46,11 +60,16 @@ def print_summary(document: dict[str, Any], out: IO[str]) -> None:
     metrics.add_row("Break-even spread [pips]", show(document["costs"]["break_even_spread_pips"]), "")
     console.print(policies)
     console.print(metrics)
+    print_verdict(document, out)
+    for line in explain_opportunity(document):
+        print(line, file=out)
+
+
+def print_verdict(document: dict[str, Any], out: IO[str]) -> None:
+    """Print the verdict of a document, and its reasons."""
     print(f"Verdict: {document['verdict']['verdict']}", file=out)
     for reason in document["verdict"]["reasons"]:
         print(f"  {reason}", file=out)
-    for line in explain_opportunity(document):
-        print(line, file=out)
 
 
 def explain_opportunity(document: dict[str, Any]) -> list[str]:

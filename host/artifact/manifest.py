@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from host.artifact.model_file import ModelError, ModelFile, check_selftest, read_model, write_model
+from host.artifact.model_file import Arrays, ModelError, ModelFile, check_selftest, read_model, write_model
 from host.artifact.networks import (
     BacktestStats,
     InstrumentProfile,
@@ -20,11 +19,12 @@ from host.artifact.networks import (
 )
 from host.artifact.onnx_check import check_graph, layout_of
 from host.data.formats import ReadOptions
-from host.data.instruments import find_instrument, same_instrument
+from host.data.instruments import SYMBOL, canonical_symbol, find_instrument, same_instrument
+from host.data.parsing import MAX_STAMP_NS, parse_utc
 from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import QUARTERS_PER_WEEK, ClosedHours, closed_periods, new_closed_hours
 from kernels.market.chance import ChanceCodes
-from kernels.market.features import Normaliser, feature_digest, new_feature_spec
+from kernels.market.features import FeatureSpec, Normaliser, feature_digest, new_feature_spec
 from kernels.market.features import feature_names as feature_names
 from kernels.market.ledger import Market, new_market
 from kernels.market.position import NUM_POSITION_FIELDS, action_names
@@ -37,6 +37,9 @@ from kernels.search.tree import VALUE_REUSES
 
 MAX_CONTEXT = 64  # bars
 MAX_DECISION_BYTES, MAX_DECISION_WORK = 1 << 30, 1 << 40  # of a decision; the multiplications take a minute
+MAX_MARKETS = 64
+MARKET_KEYS = ("instrument", "costs", "backtest", "data")  # of the section of an instrument
+RULES = ("interval_ns", "mae_penalty", "reverse", "sizes")  # of `Market`, equal in all instruments of a model
 MIN_PIP_PX, MAX_COST, MAX_FIGURE = 1e-9, 1e6, 1e12  # of a pip; of a cost or a weight; of a price or of a backtest
 INSTRUMENT_COSTS = ("pip_px", "range_px")  # costs that the instrument repeats
 INTEGER_LIMITS = {  # smallest and largest value of the integers of a manifest, by their keys
@@ -52,119 +55,181 @@ INTEGER_LIMITS = {  # smallest and largest value of the integers of a manifest, 
 }
 
 
+class ModelMarket(NamedTuple):
+    """One instrument of a model."""
+
+    spec: MarketSpec
+    data: dict[str, Any]  # its bars, how such bars are read, and `test_first`, the close of the first bar of the test
+    backtest_stats: BacktestStats = BacktestStats()
+
+
 class LoadedModel(NamedTuple):
-    """A checked model, ready to act."""
+    """A checked model, ready to act on one of its instruments."""
 
     networks: OnnxNetworks
     market_spec: MarketSpec
     search: SearchConfig
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # with the section of its instrument alone, as keys beside the others
     sha256: str
     trained_ns: int  # close of the last bar of its data
+    test_first_ns: int  # close of the first bar of the test part of its data
     backtest_stats: BacktestStats
 
 
 def save_model(
     path: Path,
     networks: OnnxNetworks,
-    market_spec: MarketSpec,
+    markets: list[ModelMarket],
     search: SearchConfig,
     configuration: dict[str, Any],
-    data: dict[str, Any],
-    backtest_stats: BacktestStats = BacktestStats(),  # noqa: B008
 ) -> str:
-    """Write a model to `path` and return the sha256 of the file.
-
-    `data` describes the file that the model was trained on, and the options to read such files.
-    """
-    market = market_spec.market._asdict()
+    """Write a model of `markets`, which have the same features and RULES, to `path`; the sha256 of the file."""
+    spec = markets[0].spec
+    if any(feature_digest(market.spec.features) != feature_digest(spec.features) for market in markets):
+        raise ValueError("the features of the markets differ")
     manifest = {
-        "features": {"spec": feature_names(market_spec.features), "digest": feature_digest(market_spec.features)},
-        "instrument": {
-            **market_spec.profile._asdict(),
-            **{name: market[name] for name in INSTRUMENT_COSTS},
-            "closed": closed_periods(market_spec.hours),
-        },
-        "backtest": backtest_stats._asdict(),
-        "interval_s": market["interval_ns"] // SECOND_NS,
+        "features": {"spec": feature_names(spec.features), "digest": feature_digest(spec.features)},
+        "markets": [market_section(market) for market in markets],
+        "interval_s": spec.market.interval_ns // SECOND_NS,
         "history": networks.history,
-        "actions": action_names(market_spec.market.sizes),
-        "costs": market,
+        "actions": action_names(spec.market.sizes),
         "search": search._asdict(),
-        "data": data,
         "configuration": configuration,
         "sizes": networks.shape._asdict(),
     }
-    return write_model(path, manifest, networks.graphs, market_spec_arrays(market_spec))
+    rows = [market_spec_arrays(market.spec) for market in markets]
+    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return write_model(path, manifest, networks.graphs, arrays)
 
 
-def market_spec_arrays(market_spec: MarketSpec) -> dict[str, NDArray[Any]]:
+def market_section(market: ModelMarket) -> dict[str, Any]:
+    """The section of an instrument in a manifest, with the keys MARKET_KEYS."""
+    spec, costs = market.spec, market.spec.market._asdict()
+    repeated = {name: costs[name] for name in INSTRUMENT_COSTS}
+    return {
+        "instrument": {**spec.profile._asdict(), **repeated, "closed": closed_periods(spec.hours)},
+        "costs": costs,
+        "backtest": market.backtest_stats._asdict(),
+        "data": market.data,
+    }
+
+
+def market_spec_arrays(market_spec: MarketSpec) -> Arrays:
     """The arrays of a model file; of the chance codes, only those that acting needs."""
     codes = {"edges": market_spec.codes.edges, "centres": market_spec.codes.centres}
     return {**market_spec.normaliser._asdict(), **codes}
 
 
-def load_model(path: Path) -> LoadedModel:
-    """A model, checked before its first inference and by its self-test; ModelError if a check fails."""
+def load_model(path: Path, symbol: str | None = None) -> LoadedModel:
+    """The model at `path` for the instrument `symbol`; ModelError if a check fails, or if it trades no such one."""
+    return choose_market(path, load_models(path), symbol)
+
+
+def load_models(path: Path) -> list[LoadedModel]:
+    """A model for each of its instruments, checked before its first inference and by its self-test, or ModelError."""
     model = read_model(path)
     try:
-        shape, market_spec, search, trained_ns, backtest_stats = parse_manifest(model)
+        models = parse_manifest(model)
     except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path}: a manifest that makes no sense: {error!r}") from None
     check_selftest(model)
-    networks = OnnxNetworks(model.graphs, shape)
-    return LoadedModel(networks, market_spec, search, model.manifest, model.sha256, trained_ns, backtest_stats)
+    return models
 
 
-def parse_manifest(model: ModelFile) -> tuple[NetworkShape, MarketSpec, SearchConfig, int, BacktestStats]:
-    """The content of a manifest, with the close of the last training bar.
+def choose_market(path: Path, models: list[LoadedModel], symbol: str | None) -> LoadedModel:
+    """The one of `models` that trades `symbol`, or the only one; ModelError where there is no such one."""
+    if len(models) == 1:
+        return models[0]
+    symbols = {loaded.market_spec.profile.symbol: loaded for loaded in models}
+    for known, loaded in symbols.items():
+        if symbol and symbol != "-" and same_instrument(symbol, known):
+            return loaded
+    asked = f"{symbol} is none of its instruments" if symbol else "one of its instruments, but which"
+    raise ModelError(f"{path}: {asked}: {', '.join(symbols)}: --symbol {next(iter(symbols))} names one")
 
-    A manifest that is wrong raises ModelError, or any error that `load_model` turns into one.
+
+def parse_manifest(model: ModelFile) -> list[LoadedModel]:
+    """The content of a manifest, for each of its instruments.
+
+    A manifest that is wrong raises ModelError, or any error that `load_models` turns into one.
     """
-    manifest, arrays = model.manifest, model.arrays
+    manifest, arrays, sections = model.manifest, model.arrays, model.manifest["markets"]
     check_integers(manifest)
+    check_int("number of instruments", len(sections), 1, MAX_MARKETS)
     filters = manifest["configuration"]["features"]
     features = new_feature_spec(filters["J"], filters["Q"], manifest["interval_s"] * SECOND_NS)
     if feature_digest(features) != manifest["features"]["digest"]:
         raise ModelError("made with other features than this program computes")
-    market, shape = new_market(**manifest["costs"]), NetworkShape(**manifest["sizes"])
-    if manifest["actions"] != action_names(market.sizes) or manifest["history"] != history_bars(shape):
-        raise ModelError("its actions or its history are not this program's")
-    market_spec = MarketSpec(
+    shape, search = NetworkShape(**manifest["sizes"]), new_search_config(**manifest["search"])
+    if manifest["history"] != history_bars(shape):
+        raise ModelError("its history is not this program's")
+    check_arrays(shape, len(sections), features, arrays)
+    check_widths(shape, model.graphs, search)
+    common, networks = {k: v for k, v in manifest.items() if k != "markets"}, OnnxNetworks(model.graphs, shape)
+    models = list[LoadedModel]()
+    for i, section in enumerate(sections):
+        if section.keys() != {*MARKET_KEYS}:
+            raise ValueError(f"an instrument with {', '.join(section)}")
+        own, (trained_ns, test_first_ns) = {**common, **section}, checked_stamps(section["data"])
+        spec = parse_market_spec(own, features, {name: rows[i] for name, rows in arrays.items()})
+        stats = checked_backtest_stats(section["backtest"])
+        models.append(LoadedModel(networks, spec, search, own, model.sha256, trained_ns, test_first_ns, stats))
+    check_instruments([loaded.market_spec for loaded in models], manifest["actions"])
+    check_search(search, shape, models[0].market_spec.market)
+    check_decision_cost(shape, search, model.graphs)
+    return models
+
+
+def parse_market_spec(section: dict[str, Any], features: FeatureSpec, arrays: Arrays) -> MarketSpec:
+    """The market of an instrument, from its section with the other keys of the manifest, and its rows of the arrays."""
+    return MarketSpec(
         features,
         Normaliser(arrays["shift"], arrays["scale"]),
         ChanceCodes(arrays["edges"], arrays["centres"]),
-        checked_market(market, manifest),
-        checked_hours(manifest["instrument"]["closed"]),
-        checked_profile(manifest["instrument"]),
+        checked_market(new_market(**section["costs"]), section),
+        checked_hours(section["instrument"]["closed"]),
+        checked_profile(section["instrument"]),
     )
-    search = new_search_config(**manifest["search"])
+
+
+def check_instruments(specs: list[MarketSpec], actions: list[str]) -> None:
+    """ModelError or ValueError if the instruments are not told apart by their symbols, or their RULES differ."""
+    symbols = [spec.profile.symbol for spec in specs]
+    if len(specs) > 1 and ("-" in symbols or len({*map(canonical_symbol, symbols)}) < len(symbols)):
+        raise ValueError(f"symbols that name no instrument, or one twice: {', '.join(symbols)}")
+    if len({tuple(getattr(spec.market, rule) for rule in RULES) for spec in specs}) > 1:
+        raise ValueError(f"instruments that differ in {', '.join(RULES)}")
+    if actions != action_names(specs[0].market.sizes):
+        raise ModelError("its actions are not this program's")
+
+
+def check_search(search: SearchConfig, shape: NetworkShape, market: Market) -> None:
+    """ValueError for a search that is not one of `market` or whose numbers are absurd."""
     if search.mae_penalty != market.mae_penalty or not (search.stochastic and search.expectation_backup):
         raise ValueError("a search that is not one of this market")
-    check_widths(shape, market_spec, model.graphs, search)
     max_considered = max_candidates(search.num_sampled_sizes) if search.algorithm == WIDENING else shape.actions
     check_int("max_considered_actions", search.max_considered_actions, 1, max_considered)
     weights = [value for value in search if isinstance(value, float)]
     if not (0 < search.discount <= 1 and search.q_scale > 0 and all(abs(w) < MAX_COST for w in weights)):
         raise ValueError(f"a search with {search}")
-    check_decision_cost(shape, search, model.graphs)
-    check_reading(manifest["data"])
-    trained_ns = int(np.datetime64(manifest["data"]["span"][1].removesuffix("Z"), "ns").astype(np.int64))
-    return shape, market_spec, search, trained_ns, checked_backtest_stats(manifest["backtest"])
 
 
-def check_widths(shape: NetworkShape, market_spec: MarketSpec, graphs: dict[str, bytes], search: SearchConfig) -> None:
-    """ValueError if the graphs or the arrays have other widths than `shape`."""
+def check_arrays(shape: NetworkShape, instruments: int, features: FeatureSpec, arrays: Arrays) -> None:
+    """ValueError unless each of the `arrays` has a row for each instrument, of the widths of `shape`."""
     F, C = shape.features, shape.codes
-    arrays = {"shift": (F,), "scale": (F,), "edges": (C - 1,), "centres": (C,)}
-    for name, array in market_spec_arrays(market_spec).items():
-        dtype = np.float32 if name in Normaliser._fields else np.float64
-        if array.shape != arrays[name] or array.dtype != dtype:
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {arrays[name]}")
-    if F != len(feature_names(market_spec.features)) or not (market_spec.normaliser.scale > 0).all():
+    widths = {"shift": F, "scale": F, "edges": C - 1, "centres": C}
+    for name, width in widths.items():
+        array, dtype = arrays[name], np.float32 if name in Normaliser._fields else np.float64
+        if array.shape != (instruments, width) or array.dtype != dtype:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {(instruments, width)}")
+    if F != len(feature_names(features)) or not (arrays["scale"] > 0).all():
         raise ValueError("the normaliser is not one of these features")
-    if not (np.diff(market_spec.codes.edges) > 0).all():
+    if not (np.diff(arrays["edges"]) > 0).all():
         raise ValueError("the edges of the chance codes do not ascend")
+
+
+def check_widths(shape: NetworkShape, graphs: dict[str, bytes], search: SearchConfig) -> None:
+    """ValueError if the graphs have other widths than `shape`."""
     layouts = {name: layout_of(graph) for name, graph in graphs.items()}
     widths = {name: layout[:2] for name, layout in layouts.items()}
     preactivation = check_int("preactivation", widths.get("code", (0, 0))[1], 0, 1 << 12)
@@ -236,7 +301,7 @@ def checked_profile(values: dict[str, Any]) -> InstrumentProfile:
     """The profile in a manifest; ValueError if a number of it is absurd."""
     profile = InstrumentProfile(**{name: values[name] for name in InstrumentProfile._fields})
     symbol, *sizes = profile
-    if not isinstance(symbol, str) or not all(type(size) is float and 0 <= size < MAX_FIGURE for size in sizes):
+    if not SYMBOL.fullmatch(symbol) or not all(type(size) is float and 0 <= size < MAX_FIGURE for size in sizes):
         raise ValueError(f"an instrument that is none: {profile}")
     if not 0 < profile.low <= profile.price <= profile.high:
         raise ValueError(f"prices that are none: {profile}")
@@ -267,8 +332,11 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     return value
 
 
-def check_reading(data: dict[str, Any]) -> None:
-    """ValueError unless `reading_options` can use the options in a manifest."""
+def checked_stamps(data: dict[str, Any]) -> tuple[int, int]:
+    """Closes of the last bar of `data` and of the first bar of its test part, nanoseconds.
+
+    ValueError unless `reading_options` can use its options.
+    """
     types = {"side": str, "timezone": str, "label": str, "pip": float}
     for name, value in data["reading"].items():
         if value is not None and not isinstance(value, types[name]):
@@ -276,6 +344,12 @@ def check_reading(data: dict[str, Any]) -> None:
     spread = data["spread_pips"]
     if not (spread is None or (isinstance(spread, float) and 0 <= spread < math.inf)):
         raise ValueError(f"spread_pips is {spread!r:.40}")
+    if not isinstance(data["sha256"], str):
+        raise ValueError(f"sha256 is {data['sha256']!r:.40}")
+    trained_ns, test_first_ns = (
+        check_int("a stamp", parse_utc(text), 0, MAX_STAMP_NS) for text in (data["span"][1], data["test_first"])
+    )
+    return trained_ns, test_first_ns
 
 
 def reading_options(loaded: LoadedModel, reading: ReadOptions, name: str = "") -> ReadOptions:

@@ -29,10 +29,10 @@ from kernels.jit import program_digest
 from kernels.ort import GraphLayout, OrtError, Session, check_status, evaluate
 
 Arrays = dict[str, NDArray[Any]]
-MODEL_FORMAT = 3
+MODEL_FORMAT = 4
 REQUIRED_KEYS = {  # keys of the manifest that the trainer gives, with the keys that each must hold
-    **{"features": ("spec", "digest"), "data": ("span", "sha256")},
-    **dict.fromkeys(("instrument", "interval_s", "history", "actions", "costs", "search", "configuration"), ()),
+    **{"features": ("spec", "digest")},
+    **dict.fromkeys(("markets", "interval_s", "history", "actions", "search", "configuration"), ()),
 }
 ADDED_KEYS = {"format": int, "program": str, "members": dict, "selftest": dict}  # keys that `write_model` adds
 MANIFEST = "manifest.json"
@@ -235,7 +235,7 @@ def _check_keys(manifest: Any) -> None:
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
         raise ModelError(f"{MANIFEST}: no format number")
     if manifest["format"] != MODEL_FORMAT:
-        raise ModelError(f"format {manifest['format']}; this program reads {MODEL_FORMAT}")
+        raise ModelError(f"format {manifest['format']}; this program reads {MODEL_FORMAT}: train again")
     missing = [key for key, kind in ADDED_KEYS.items() if not isinstance(manifest.get(key), kind)]
     for key, inner in REQUIRED_KEYS.items():
         if manifest.get(key) is None:

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def layout_of(model: bytes) -> GraphLayout:
     return check_graph(model)[0]
 
 
+@lru_cache(maxsize=16)  # a start reads each graph of a model several times
 def check_graph(model: bytes) -> tuple[GraphLayout, RowCost]:
     """The layout of a graph that may run, and the cost of a row; GraphError for any other graph."""
     fields = _parse_message(model, MODEL_FIELDS, "model")

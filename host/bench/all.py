@@ -15,17 +15,20 @@ from host.bench.learn import bench_learn
 from host.bench.options import BenchError, BenchOptions
 from host.bench.ppo import bench_ppo, rival_table
 from host.bench.process import BenchRow
+from host.bench.reading import bench_read
 from host.bench.readme import markdown_table
 from host.bench.rezero import bench_rezero
 from host.bench.search import bench_search, search_table
+from host.bench.start import bench_phases, bench_start
 from host.bench.widening import bench_widening
 from host.console import log
 from host.machine import load_average, usable_cores
 
 BENCHES = {
     bench.__name__.removeprefix("bench_"): bench
-    for bench in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_memory, bench_ort,
-                  bench_widening, bench_rezero, bench_exogenous, bench_enhancements, bench_ppo)
+    for bench in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_start, bench_phases,
+                  bench_read, bench_memory, bench_ort, bench_widening, bench_rezero, bench_exogenous,
+                  bench_enhancements, bench_ppo)
 }  # fmt: skip
 Table = Callable[[list[BenchRow]], list[Any]]  # rows of a document to lines of a table, (title -> cell) or a heading
 TABLES: dict[str, Table] = {"search": search_table, "enhancements": enhancement_table, "ppo": rival_table}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from host.artifact.manifest import save_model
+from host.artifact.manifest import ModelMarket, save_model
 from host.bench.kernels import new_synthetic_trainer
 from host.bench.options import Budget
 from host.bench.process import ROOT, BenchRow, TimedCall, clock, median_seconds
@@ -150,8 +150,8 @@ def storage_mb(trainer: Trainer) -> float:
             for step in range(MAX_CHECKPOINTS):
                 run.save_checkpoint(step, *trainer.snapshot())
         spec, search = trainer.markets[0].data.market_spec, trainer.acting_search_config()
-        about = {"span": ["", ""], "sha256": ""}
-        save_model(run.path / "model.swt", trainer.export_networks(), spec, search, trainer.config.as_dict(), about)
+        markets = [ModelMarket(spec, {"span": ["", ""], "sha256": ""})]
+        save_model(run.path / "model.swt", trainer.export_networks(), markets, search, trainer.config.as_dict())
         return sum(path.stat().st_size for path in Path(folder).rglob("*")) / 2**20
 
 

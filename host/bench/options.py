@@ -51,6 +51,7 @@ class BenchOptions:
     batch_size: int = 256  # of `learn`
     decisions: int = 10_000  # of `act`
     bars: int = 1_300_000  # of `memory`
+    read_bars: int = 3_700_000  # of `read`
     minutes: float = 1.0  # of the training in `memory`
     idle_s: float = 10.0  # of `act`
     settings: tuple[str, ...] = ()  # of the trainings in `memory` and `rezero`

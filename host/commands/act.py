@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import threading
 import time
 from collections.abc import Iterable
@@ -20,9 +19,9 @@ from host.config import ConfigError, LiveConfig, apply_overrides
 from host.console import log
 from host.data.feed import Bar, feed_bars
 from host.data.formats import ReadOptions
-from host.data.instruments import find_instrument
-from host.live.live_agent import DecisionPrinter, LiveAgent, elapsed_us, load_live_model
-from host.live.market_check import check_feed_name, check_symbol, with_scale_check
+from host.data.instruments import SYMBOL, find_instrument
+from host.live.live_agent import DecisionPrinter, LiveAgent, elapsed_us, warm_up
+from host.live.market_check import check_symbol, load_model_of, with_scale_check
 from host.live.runner import HaltedError, LiveOptions, LiveRunner, StaleFeedError
 from kernels.jit import module_digest
 
@@ -49,7 +48,7 @@ def new_live_options(
 
 def checked_symbol(symbol: str) -> str:
     """`symbol`; ConfigError unless it can stand in a row of CSV."""
-    if not re.fullmatch(r"[\w.#+-]{1,32}", symbol, re.ASCII):
+    if not SYMBOL.fullmatch(symbol):
         raise ConfigError(f"--symbol {symbol!r}: up to 32 letters, digits and . # + - _")
     return symbol
 
@@ -65,9 +64,9 @@ def act_on_feed(
     insist: bool = False,
 ) -> None:
     """Check the model, and unless `insist` the feed; then decide at every bar and print to `out`."""
-    loaded = load_live_model(model)
-    if not insist:
-        check_feed_name(loaded, reading, feed)
+    loaded = warm_up(load_model_of(feed, model, reading, insist))
+    if options and options.symbol == "-" and not insist:
+        options = options._replace(symbol=loaded.market_spec.profile.symbol)
     digest = module_digest("kernels.live.policy_step")  # all that a decision's machine code is made from
     log(f"swt {digest}, model {loaded.sha256[:16]}, waiting for {loaded.networks.history} closed bars")
     reading = reading_options(loaded, reading, Path(feed).name)

@@ -23,16 +23,16 @@ from host.config import RiskConfig
 from host.console import log, progress
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions, Source
-from host.data.parsing import EPOCH_UTC, MICROSECOND
+from host.data.parsing import EPOCH_UTC, MICROSECOND, format_utc
 from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import print_risk_report, run_risk_engine
 from host.live.limits import describe_limits, resolve_limits
-from host.live.live_agent import DECISION_COLUMNS, format_decision, load_live_model, new_policy_state
-from host.live.market_check import check_feed_name, check_scale, check_symbol
+from host.live.live_agent import DECISION_COLUMNS, format_decision, new_policy_state, warm_up
+from host.live.market_check import check_scale, check_symbol, load_model_of
 from kernels.market.bars import Bars
 
 INTERVALS = (("D", 86_400), ("H", 3_600), ("M", 60))  # seconds
-SEEN_BARS = "The agent was trained on bars of this time: unless these are its test part, a profit proves nothing."
+SEEN_BARS = "A profit on bars of the training proves nothing: they are unseen from {0} on (--from {0})."
 SAMPLE_CSV = Path(__file__).parents[1] / "data" / "sample.csv"
 
 
@@ -71,7 +71,8 @@ def backtest_csv(
     extra = np.zeros((len(bars.time), 0), np.float32)
     with progress("backtest") as report:
         result = run_backtest(policy, bars, extra, first, len(bars.time), report)
-    caveat = SEEN_BARS if bars.time[first] <= loaded.trained_ns else None
+    unseen_ns = loaded.test_first_ns
+    caveat = SEEN_BARS.format(format_utc(unseen_ns)) if bars.time[first] < unseen_ns else None
     agent = loaded.networks, loaded.market_spec, without_search(loaded.search)
     rivals = {"policy head": [agent_record(*agent, bars, extra, first, len(bars.time))]}
     context = ReportContext(describe_source(source, model, loaded.sha256), caveat=caveat, rivals=rivals)
@@ -129,11 +130,9 @@ def load_model_and_bars(
     csv: Path | None, model: Path, reading: ReadOptions, insist: bool
 ) -> tuple[LoadedModel, Bars, Source]:
     """A model and the bars of a CSV, by default the bundled ones; ModelError for another market, unless `insist`."""
-    loaded = load_live_model(model)
     path = str(csv or SAMPLE_CSV)
     reading = sample_reading(reading) if csv is None else reading
-    if not insist:
-        check_feed_name(loaded, reading, path)
+    loaded = warm_up(load_model_of(path, model, reading, insist))
     bars, source = read_bars(path, reading_options(loaded, reading, Path(path).name))
     log_source(source)
     if not insist:

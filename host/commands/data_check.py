@@ -1,4 +1,4 @@
-"""`data-check`: how a file of bars is read, its faults, and the flags that settle what it leaves open."""
+"""`data-check`: how files of bars are read, their faults, and the flags that settle what they leave open."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from host.config import Config
-from host.data.csv_reader import read_bars
 from host.data.file_checks import MAX_LISTED
 from host.data.formats import PROBLEM_KINDS, DataError, Problem, ReadOptions, Source
+from host.data.history import read_histories
 from host.training.dataset import split_bars
-from kernels.market.bars import SECOND_NS
+from kernels.market.bars import SECOND_NS, Bars
 
 MAX_PROBLEMS_SHOWN = 10  # of each kind
 SOURCE_FIELDS = (  # of `Source`, in the document
@@ -21,16 +21,23 @@ INSTRUMENT_FIELDS = ("symbol", "pip", "point")  # of its instrument, in the docu
 
 
 def check_data(path: Path | str, options: ReadOptions) -> dict[str, Any]:
-    """The document of `data-check --json`.
+    """The document of one file, see `check_histories`."""
+    return check_histories([Path(path)], options)[0]
 
-    "refused" is the reason why the file is not read, and "training" why it does not suffice to train; else null.
+
+def check_histories(paths: list[Path], options: ReadOptions) -> list[dict[str, Any]]:
+    """The documents of `data-check --json`, one for each instrument.
+
+    "refused" is the reason why the files are not read, and "training" why they do not suffice to train; else null.
     """
     try:
-        bars, source = read_bars(path, options)
+        return [history_document(*history) for history in read_histories(paths, options)]
     except DataError as error:
-        if error.source is None:
-            return unreadable_document(str(error))
-        return source_document(error.source, str(error))
+        return [source_document(error.source, str(error)) if error.source else unreadable_document(str(error))]
+
+
+def history_document(bars: Bars, source: Source) -> dict[str, Any]:
+    """The document of an instrument whose bars can be read."""
     config, interval_ns = Config(), source.interval_s * SECOND_NS
     shortage = split_bars(bars.time, config, source.instrument, interval_ns).shortage
     reason = f"not enough to train with the default episode of {config.market.episode_length} decisions: {shortage}"
@@ -45,7 +52,7 @@ def source_document(source: Source, refused: str | None) -> dict[str, Any]:
         **{name: getattr(source.instrument, name) for name in INSTRUMENT_FIELDS},
         "problems": [problem._asdict() for problem in problems],
         "assumed": source.assumed,
-        "notes": source.notes,
+        "notes": [*source.notes, *source.gap_notes],
         "refused": refused,
         "training": None,
     }
@@ -96,6 +103,7 @@ def print_problems(problems: list[dict[str, Any]], out: IO[str]) -> None:
     for kind, group in by_kind.items():
         print(f"{len(group)} x {kind}: {PROBLEM_KINDS[kind]}", file=out)
         for problem in group[:MAX_PROBLEMS_SHOWN]:
-            print(f"  line {problem['line']}: {problem['text']}", file=out)
+            where = f"line {problem['line']}: " if problem["line"] else ""
+            print(f"  {where}{problem['text']}", file=out)
         if len(group) > MAX_PROBLEMS_SHOWN:
             print(f"  and {len(group) - MAX_PROBLEMS_SHOWN} more: --json lists up to {MAX_LISTED} of a kind", file=out)

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
-from host.artifact.manifest import LoadedModel, load_model
+from host.artifact.manifest import LoadedModel, load_models
 from host.data.parsing import format_utc
 from host.live.live_agent import measure_latencies
 from host.machine import load_average, usable_cores
@@ -37,18 +37,21 @@ class Check(NamedTuple):
 def doctor(model: Path) -> dict[str, Any]:
     """The document of `doctor --json`; ModelError where the model is refused."""
     begin, wall = time.perf_counter(), time.time()
-    loaded = load_model(model)
-    latency = measure_latencies(loaded.networks, loaded.market_spec, loaded.search, 1 + NUM_DECISIONS)
+    models = load_models(model)
+    loaded = models[0]  # the networks, and so the latencies, are those of every instrument
+    latency = measure_latencies(loaded, 1 + NUM_DECISIONS)
+    for other in models[1:]:
+        measure_latencies(other, 1)
     steady = time.perf_counter() - begin
     first_s, rest = latency[0] / 1e6, np.array(latency[1:], np.float64)
     p50, p99, longest = np.quantile(rest, (0.5, 0.99, 1.0)).tolist()
     checks = [
         *check_packages(),
         check_cache(),
-        check_clock(loaded, wall + steady),
+        check_clock(max(models, key=lambda each: each.trained_ns), wall + steady),
         check_time_zones(),
         check_threads(),
-        Check("model", True, f"{model}: {loaded.sha256[:16]}, {describe_model(loaded)}"),
+        *(Check("model", True, f"{model}: {each.sha256[:16]}, {describe_model(each)}") for each in models),
         Check("self-test", True, "the graphs return here what they returned where they were trained"),
         Check(
             "latency",
@@ -126,8 +129,8 @@ def check_threads() -> Check:
 
 
 def describe_model(loaded: LoadedModel) -> str:
-    """Interval, pip and training data of a model."""
+    """Interval, instrument, pip and training data of a model."""
     m = loaded.manifest
     pip = m["instrument"]["pip_px"]
     first, last = m["data"]["span"]
-    return f"bars of {m['interval_s']} s, pip {pip:g}, trained on {first} .. {last}"
+    return f"{m['instrument']['symbol']}, bars of {m['interval_s']} s, pip {pip:g}, trained on {first} .. {last}"

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 ENTRY_MODULES = (  # imported by `swt.py` for the commands of the packed program
     "host.commands.act",
     "host.commands.doctor",
+    "host.commands.reading_flags",
     "host.commands.replay",
+    "host.settings",
     "host.stop",
 )
 MAIN = b"from swt import main\n\nmain()\n"

@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO
 
+from host.artifact.manifest import load_models
 from host.config import RiskConfig
 from host.live.event_log import replay_events
 from host.live.journal import read_journal
 from host.live.limits import resolve_limits
-from host.live.live_agent import DecisionPrinter, load_live_model
+from host.live.live_agent import DecisionPrinter, warm_up
 from host.live.risk_engine import RiskEngine
 
 
 def replay_journal(journal: Path, model: Path, out: IO[str], as_json: bool) -> None:
     """Decide again at every bar of a journal and print as `act` did; ReplayError where a decision differs."""
-    loaded = load_live_model(model)
+    models, begin = load_models(model), next(read_journal(journal), (0, {}))[1].get("engine")
+    symbol = begin.get("instrument") if isinstance(begin, dict) else None  # `replay_events` refuses such a journal
+    loaded = warm_up(next((each for each in models if each.market_spec.profile.symbol == symbol), models[0]))
     engine, printer = RiskEngine(loaded, resolve_limits(RiskConfig(), loaded)), DecisionPrinter(out, as_json)
     decision, is_recorded = None, True
     for decision, is_recorded in replay_events(engine, read_journal(journal)):

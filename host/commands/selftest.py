@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -34,8 +34,9 @@ from host.evaluation.learning import measure_agent
 from host.evaluation.synthetic import MARKETS, Floats, SyntheticOptions
 from host.live.live_agent import new_policy_state
 from host.svg import line_charts
-from host.training.trainer import Trainer, run_first_iteration, train_for
+from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
 
+SEED_STEP, NOISE_FACTORS = 1000, (1.0, 0.5, 2.0)  # between the instruments of one agent
 NUM_EVALUATIONS = 20  # of a training whose learning is recorded
 CURVES = {  # of a market; each is drawn in percent
     "profit, of the optimum": ("expected_fraction", "fraction_of_optimum"),
@@ -47,37 +48,50 @@ MEASURES = (
 )
 
 
-def train_and_evaluate(
-    name: str, options: SyntheticOptions, config: Config, minutes: float, threads: int, metrics: Path | None
-) -> tuple[dict[str, Any], dict[str, Floats]]:
-    """Train on the first part of the market `name` and trade the rest; the document and the equity curves.
+class Exam(NamedTuple):
+    """What an agent is trained and examined with."""
 
-    With a file `metrics`, what the agent has learnt is appended to it NUM_EVALUATIONS times, and the report is written
-    into a folder of the market's name beside it.
+    instruments: list[SyntheticOptions]  # of the markets that it learns together
+    config: Config
+    threads: int
+    metrics: Path | None  # a file
+
+
+def train_and_evaluate(name: str, exam: Exam, minutes: float) -> dict[str, tuple[dict[str, Any], dict[str, Floats]]]:
+    """Train on the first part of the market `name` and trade the rest; by instrument the document and equity curves.
+
+    With a file of metrics, what the agent has learnt is appended to it NUM_EVALUATIONS times, and the report is written
+    into a folder of the instrument's name beside it.
     """
-    begin, title = time.perf_counter(), f"synthetic market '{name}'"
+    begin, title, metrics = time.perf_counter(), f"synthetic market '{name}'", exam.metrics
     with compiling(f"{title}, getting ready") as report:
         report(0.0, "features and first iteration")
-        evaluation, data = prepare_evaluation(name, options, config, threads)
-        trainer = Trainer([data], config, threads)
-        run_first_iteration(trainer, None, lambda row: None)
+        made = [prepare_evaluation(name, o, exam.config, exam.threads, i) for i, o in enumerate(exam.instruments)]
+        labels = [name] if len(made) == 1 else [f"{name}-{number}" for number in range(1, len(made) + 1)]
+        evaluations = dict(zip(labels, (evaluation for evaluation, _ in made), strict=True))
+        trainer = Trainer([data for _, data in made], exam.config, exam.threads)
+        run_first_iteration(trainer, Budget(), lambda row: None)
     with progress(title) as report:
         if metrics is None:
-            train_for(trainer, minutes, None, lambda row: None, report)
+            train_for(trainer, Budget(minutes), lambda row: None, report)
         else:
-            record_learning(evaluation, trainer, minutes, metrics, report)
-    with progress(f"{title}, unseen bars") as report:
-        result = trade_unseen_bars(evaluation, trainer, report)
-    document = compare_with_optimum(evaluation, trainer, result)
-    if metrics is not None:
-        write_market_report(metrics.with_name(name), evaluation, trainer, result)
-    return {**document, "seconds": round(time.perf_counter() - begin, 1)}, equity_curves(evaluation, result)
+            record_learning(evaluations, trainer, minutes, metrics, report)
+    found = dict[str, tuple[dict[str, Any], dict[str, Floats]]]()
+    for label, evaluation in evaluations.items():
+        with progress(f"{title}, unseen bars") as report:
+            result = trade_unseen_bars(evaluation, trainer, report)
+        document = compare_with_optimum(evaluation, trainer, result)
+        if metrics is not None:
+            write_market_report(metrics.with_name(label), evaluation, trainer, result)
+        document["seconds"] = round(time.perf_counter() - begin, 1)
+        found[label] = document, equity_curves(evaluation, result)
+    return found
 
 
 def write_market_report(folder: Path, evaluation: EvaluationSet, trainer: Trainer, result: BacktestResult) -> None:
     """Write the report of a backtest on the unseen bars of a synthetic market, which its title says."""
     synthetic, first, n = evaluation.market, evaluation.first, len(result.log.action)
-    spec, found = trainer.markets[0].data.market_spec, trainer.calibration
+    spec, found = trainer.markets[evaluation.instrument].data.market_spec, trainer.calibration
     policy = new_policy_state(trainer.export_networks(), spec, trainer.acting_search_config())
     stretch = synthetic.bars, synthetic.extra, first, first + n + 1
     seen = opportunity(policy, *stretch, found.direction_z if found else None)
@@ -88,7 +102,7 @@ def write_market_report(folder: Path, evaluation: EvaluationSet, trainer: Traine
 
 
 def record_learning(
-    evaluation: EvaluationSet, trainer: Trainer, minutes: float, path: Path, report: ProgressCallback
+    evaluations: dict[str, EvaluationSet], trainer: Trainer, minutes: float, path: Path, report: ProgressCallback
 ) -> None:
     """Train, and append a row of measures to the file `path` after each part; evaluating costs none of the minutes."""
     cpu_s = seconds = 0.0
@@ -98,21 +112,22 @@ def record_learning(
         def report_part(fraction: float, text: str, part: int = part) -> None:
             report((part + fraction) / NUM_EVALUATIONS, text)
 
-        train_for(trainer, minutes / NUM_EVALUATIONS, None, lambda row: None, report_part)
+        train_for(trainer, Budget(minutes / NUM_EVALUATIONS), lambda row: None, report_part)
         seconds, cpu_s = seconds + time.perf_counter() - begin, cpu_s + time.process_time() - begin_cpu
-        measures = measure_agent(evaluation, trainer)
-        row = {
-            "market": evaluation.market.name,
-            "seed": trainer.config.train.seed,
-            "iteration": trainer.iteration,
-            "episodes": trainer.episodes,
-            "updates": trainer.learner.step,
-            "cpu_s": round(cpu_s, 2),
-            "seconds": round(seconds, 2),
-            **{measure: measures[measure] for measure in MEASURES},
-        }
-        with add_path_to_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        for label, evaluation in evaluations.items():
+            measures = measure_agent(evaluation, trainer)
+            row = {
+                "market": label,
+                "seed": trainer.config.train.seed,
+                "iteration": trainer.iteration,
+                "episodes": trainer.episodes,
+                "updates": trainer.learner.step,
+                "cpu_s": round(cpu_s, 2),
+                "seconds": round(seconds, 2),
+                **{measure: measures[measure] for measure in MEASURES},
+            }
+            with add_path_to_errors(path), path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def draw_curves(rows: list[dict[str, Any]]) -> str:
@@ -151,6 +166,14 @@ def split_settings(train_bars: int | None, length: int | None) -> tuple[int | No
     return length, [f"train.train_fraction={train_bars / length!r}"]
 
 
+def new_instruments(options: SyntheticOptions, count: int) -> list[SyntheticOptions]:
+    """The options of `count` markets of one kind: each has a path and a size of moves of its own."""
+    return [
+        options._replace(seed=options.seed + SEED_STEP * i, noise=options.noise * NOISE_FACTORS[i % len(NOISE_FACTORS)])
+        for i in range(count)
+    ]
+
+
 def print_selftest(document: dict[str, Any], out: IO[str]) -> None:
     """Print one line for each market."""
     for name, m in document["markets"].items():
@@ -172,8 +195,11 @@ def selftest(
     threads: int,
     picture: Path | None = None,
     out: Path | None = None,
+    instruments: int = 1,
 ) -> dict[str, Any]:
     """The document of `selftest --json`; the equity of each market is drawn into the SVG file `picture`.
+
+    An agent learns so many `instruments` of a market together.
 
     The folder `out` gets `metrics.jsonl`, what the agents have learnt by when, and `curves.svg`, a picture of it.
     """
@@ -190,9 +216,9 @@ def selftest(
         metrics.write_bytes(b"")
     markets, charts = dict[str, dict[str, Any]](), dict[str, dict[str, Floats]]()
     for name in names or DEFAULT_MARKETS:
-        market_minutes = minutes or TRAINING_MINUTES[name]
-        markets[name], curves = train_and_evaluate(name, options, config, market_minutes, threads, metrics)
-        charts[f"synthetic market '{name}'"] = curves
+        exam = Exam(new_instruments(options, instruments), config, threads, metrics)
+        for label, (document, curves) in train_and_evaluate(name, exam, minutes or TRAINING_MINUTES[name]).items():
+            markets[label], charts[f"synthetic market '{label}'"] = document, curves
     if picture is not None:
         with add_path_to_errors(picture), atomic_write(picture) as file:
             file.write(line_charts(charts, "pips", "{:,} unseen bars").encode())

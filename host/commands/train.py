@@ -1,74 +1,45 @@
-"""`train`: from a CSV to a run directory with checkpoints and a model, and a report on unseen bars.
+"""`train`: from files of bars to a run directory with checkpoints, a model, and a report on unseen bars.
 
-The run directory is made after every check.  A checkpoint holds everything that determines the weights, and a run
-resumes only if none of that has changed: settings and reading options are the run's own, and one that is given beside
-`--resume` must be equal to them.
+The run directory is made after every check.  A checkpoint holds everything that determines the weights.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from host.analysis.baselines import agent_record, without_search
-from host.analysis.record import TradingRecord, daily_returns
-from host.analysis.report import ReportContext, report_backtest, write_report
-from host.analysis.statistics import sharpe
-from host.analysis.summary import print_summary
-from host.artifact.manifest import LoadedModel, load_model, save_model
-from host.artifact.networks import BacktestStats, OnnxNetworks
-from host.atomic import WriteError, add_path_to_errors, check_writable, locked
-from host.commands.backtest import SAMPLE_CSV, describe_source, log_source, sample_reading
-from host.config import Config, check_minutes, flatten, load_config
-from host.console import ProgressCallback, compiling, log, program_command, progress
-from host.data.csv_reader import read_bars
-from host.data.formats import DataError, ReadOptions, Source
-from host.data.parsing import format_utc
-from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
-from host.evaluation.rehearsal import backtest_record
-from host.live.live_agent import new_policy_state
-from host.training.dataset import Dataset, new_dataset
+from host.atomic import WriteError
+from host.commands.backtest import SAMPLE_CSV, log_source
+from host.commands.train_report import MODEL_SO_FAR, begin_trials, export_best, print_results, test_agent, write_model
+from host.commands.training_spec import (
+    InstrumentData,
+    TrainingSpec,
+    check_origin,
+    new_training_spec,
+    stored_training_spec,
+    training_origin,
+    write_run_settings,
+)
+from host.config import Config, check_minutes
+from host.console import ProgressCallback, compiling, log, program_command
+from host.data.formats import ReadOptions, Source
+from host.data.history import read_histories
+from host.evaluation.backtest import new_backtest_policy, run_backtest
+from host.evaluation.validation import BestAgent
+from host.panel import training_panel
+from host.training.dataset import Dataset, DatasetError, new_dataset
 from host.training.market_replay import MemoryRoom
 from host.training.memory_plan import parse_memory, plan_memory
-from host.training.run_dir import (
-    RUN_NUMBER,
-    RUNS_FOLDER,
-    RunDir,
-    RunError,
-    check_no_run,
-    create_next_run,
-    has_run,
-    latest_run,
-    link_latest,
-    open_run_dir,
-    peek_state,
-)
-from host.training.trainer import Trainer, run_first_iteration, train_for
-from host.walkforward.trials import BEGIN, END, append_trial, ledger_of, span_of, trial_id, trials_of
-from kernels.jit import program_digest
+from host.training.metrics import Row, check_tensorboard, tensorboard
+from host.training.run_dir import RUNS_FOLDER, RunDir, create_next_run, has_run, open_run_dir
+from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
 from kernels.market.bars import SECOND_NS
-from kernels.market.features import feature_digest
 
 DEFAULT_MINUTES = 2.5
-READING_FIELDS = ("side", "timezone", "label")  # of ReadOptions: a model stores them for its feed
-FLAG_NAMES = {"spread_pips": "--spread"}  # of ReadOptions; the other flags have the names of their fields
-SAME_SETTINGS_HINT = "a run resumes as it began: leave that out, or start a new run without --resume"
-RESTORE_HINT = "put it back, or start a new run without --resume"
-VERSION_HINT = "check out the version that began the run, or start a new one without --resume"
-ORIGIN_HINTS = {  # by kind of what determines the weights: where it stands, and a way out
-    "config": ("config.toml", RESTORE_HINT),
-    "reading": ("data.toml", RESTORE_HINT),
-    "program": ("this program is", VERSION_HINT),
-    "features": ("this program has", VERSION_HINT),
-}
 
 
 class TrainingError(RuntimeError):
@@ -77,82 +48,95 @@ class TrainingError(RuntimeError):
     exit_code = 1
 
 
-class TrainingSpec(NamedTuple):
-    """Bars, reading options and configuration: everything that determines the weights except the program."""
+class TrainOptions(NamedTuple):
+    """What `train` is asked for, beside files and settings."""
 
-    csv: Path | None  # None: the bundled bars
-    reading: ReadOptions
-    config: Config
-
-
-def run_to_resume(out: Path | None) -> tuple[Path | None, Config | None]:
-    """Path and configuration of the run to resume, by default the latest; None for what does not exist."""
-    path = out or latest_run()
-    return path, load_config(path / "config.toml") if path is not None and has_run(path) else None
+    out: Path | None = None  # by default a new run
+    budget: Budget = Budget()  # by default DEFAULT_MINUTES
+    resume: bool = False
+    threads: int = 1
+    tensorboard: bool = False
+    patience: int | None = None  # validations without a better one that end the training
+    memory: str | None = None  # to keep within, as 4GB
 
 
-def train_csv(
-    csv: Path | None,
-    reading: ReadOptions,
-    config: Config,
-    out: Path | None,
-    minutes: float | None,
-    episodes: int | None,
-    resume: bool,
-    threads: int,
-    memory: str | None = None,
-) -> dict[str, Any]:
-    """Train into the run directory `out`, by default a new one; the out-of-sample report with the model's path."""
-    check_minutes(minutes)
-    spec = TrainingSpec(csv, reading, config)
+def train_files(files: list[Path], reading: ReadOptions, config: Config, options: TrainOptions) -> dict[str, Any]:
+    """Train into a run directory; the out-of-sample report with the model's path."""
+    out, budget, resume = options.out, options.budget, options.resume
+    check_minutes(budget.minutes)
+    check_tensorboard(options.tensorboard)
+    spec = TrainingSpec(files, reading, config)
     if resume and not (out and has_run(out)):
         log(f"no run at {out or RUNS_FOLDER} to resume: starting from the beginning")
         resume = False
     spec = stored_training_spec(spec, out) if resume and out else new_training_spec(spec, out)
     run: RunDir | None = None
-    with ExitStack() as stack, resume_hint_on_stop(lambda: resume_hint(run, minutes, episodes)):
+    with resume_hint_on_stop(lambda: resume_hint(run, options)), ExitStack() as stack:
         with compiling("getting ready") as report:
-            data, source = prepare_data(spec, out if resume else None, threads, report)
-            trainer, origin = (
-                Trainer([data], spec.config, threads, plan_room(memory, spec.config, [data], threads)),
-                training_origin(spec, data, source),
-            )
-            untrained = trainer.export_networks()
+            instruments = prepare_data(spec, out if resume else None, options.threads, report)
+            sources, datasets = [source for _, source in instruments], [data for data, _ in instruments]
+            room = plan_room(options.memory, spec.config, datasets, options.threads)
+            trainer = Trainer(datasets, spec.config, options.threads, room)
+            origin, untrained = training_origin(spec, instruments), trainer.export_networks()
             if resume and out:
                 check_origin(out, origin)
             run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
-            span = span_of(source.instrument.symbol, source.sha256, data.bars.time, data.test_first, -1)
-            append_trial(ledger_of(run.path), BEGIN, trial_id(origin), span, run=str(run.path.resolve()))
-            restore_checkpoint(trainer, run) if resume else write_run_settings(run, spec, source)
             trainer.load_checkpoint = run.load_checkpoint
+            trials = begin_trials(run, origin, instruments)
+            best = BestAgent(trainer, options.patience)
+            restore_checkpoint(trainer, best, run) if resume else write_run_settings(run, spec, instruments)
             report(0.0, "first iteration")
-            on_iteration = partial(write_checkpoint, trainer=trainer, run=run, origin=origin)
-            run_first_iteration(trainer, episodes, on_iteration)
+            board = stack.enter_context(tensorboard(run.path / "tensorboard", trainer.episodes, options.tensorboard))
+            on_iteration = iteration_recorder(trainer, best, run, origin, board)
+            stack.enter_context(model_so_far_on_stop(run, trainer, sources))
+            if not best.is_final:
+                run_first_iteration(trainer, budget, on_iteration)
             warm_up(trainer)
-        with progress("training") as report:
-            train_for(trainer, minutes or (None if episodes else DEFAULT_MINUTES), episodes, on_iteration, report)
-        networks = trainer.export_networks()
-        result = trade_unseen_bars(trainer, networks)
-        stats = backtest_record(result.log.target, data.bars, data.test_first, data.market_spec.market)[0]
-        loaded, model = export_model(run, trainer, networks, source, stats), run.path / "model.swt"
-        trials = trials_of(ledger_of(run.path), span)
-        context = ReportContext(
-            describe_source(source, model, loaded.sha256),
-            spec.config.train.seed,
-            trials.number,
-            trials.sharpe_variance(),
-            rivals=rival_records(data, loaded, untrained),
-            metrics=run.read_metrics(),
-        )
-        direction_z = trainer.calibration.direction_z if trainer.calibration else None
-        policy = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
-        document, record = report_backtest(result, policy, data.bars, data.test_first, context, direction_z)
-        write_report(run.path, document, [record])
-        ratio = sharpe(daily_returns(record)[1])
-        append_trial(ledger_of(run.path), END, trial_id(origin), span, sharpe=ratio)
-    print_summary(document, sys.stderr)
-    print_next_steps(spec, model, data)
-    return {**document, "model": str(model), "model_sha256": loaded.sha256}
+        train_in_panel(trainer, best, run, budget, on_iteration)
+        if best.is_final and (checkpoint := run.load_best()):
+            trainer.restore(checkpoint.arrays, checkpoint.state)
+        document = test_agent(run, trainer, untrained, sources, trials)
+        if not best.is_final:
+            export_best(run, trainer, sources)
+    print_results(spec, document, run.path, instruments)
+    return document
+
+
+def train_in_panel(
+    trainer: Trainer, best: BestAgent, run: RunDir, budget: Budget, on_iteration: Callable[[Row], None]
+) -> None:
+    """Train until the budget is used up, by default DEFAULT_MINUTES, or the patience; and show it."""
+    budget = Budget(DEFAULT_MINUTES) if budget == Budget() else budget
+    with training_panel("training", trainer.config, budget.minutes) as show:
+        train_for(trainer, budget, on_iteration, lambda share, _: show(share, run.newest_row), lambda: best.is_final)
+    if best.is_final:
+        log(f"stopped early: {best.patience} validations in a row were not better than iteration {best.iteration}")
+
+
+def iteration_recorder(
+    trainer: Trainer, best: BestAgent, run: RunDir, origin: dict[str, Any], board: Callable[[Row], None]
+) -> Callable[[Row], None]:
+    """What is done after each iteration: validate, append its metrics, write them to `board`, save a checkpoint."""
+
+    def record(row: Row) -> None:
+        is_best, found = best.validate()
+        run.append_metrics(row | found)
+        board(row | found)
+        arrays, state = trainer.snapshot()
+        run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin, "best": best.state()}, is_best)
+
+    return record
+
+
+def restore_checkpoint(trainer: Trainer, best: BestAgent, run: RunDir) -> None:
+    """Restore the newest whole checkpoint."""
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
+        log(f"{run.path} has no checkpoint yet: starting from the beginning")
+    else:
+        trainer.restore(checkpoint.arrays, checkpoint.state)
+        best.restore(checkpoint.state["best"])
+        log(f"resuming after iteration {trainer.iteration}, {trainer.episodes} episodes: {run.path}")
 
 
 def plan_room(memory: str | None, config: Config, datasets: list[Dataset], threads: int) -> MemoryRoom:
@@ -193,94 +177,55 @@ def resume_hint_on_stop(hint: Callable[[], str]) -> Iterator[None]:
         raise TrainingError(f"{error}; {hint()}") from error
 
 
-def resume_hint(run: RunDir | None, minutes: float | None, episodes: int | None) -> str:
+@contextmanager
+def model_so_far_on_stop(run: RunDir, trainer: Trainer, sources: Sequence[Source]) -> Iterator[None]:
+    """Where training is stopped, write the model of the last whole iteration; a second signal ends that at once."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        try:
+            if (checkpoint := run.load_checkpoint()) is not None:
+                trainer.restore(checkpoint.arrays, checkpoint.state)
+                write_model(run.path / MODEL_SO_FAR, trainer, trainer.export_networks(), sources)
+        except Exception as error:  # whatever it is, the run was stopped, and its checkpoint is whole
+            log(f"no model so far: {error}")
+        raise
+
+
+def resume_hint(run: RunDir | None, options: TrainOptions) -> str:
     """What is kept of a run, and the command that resumes it."""
     if run is None or not has_run(run.path):
         return "no run was begun: give the same command again"
-    budget = {"--minutes": minutes, "--episodes": episodes}
-    flags = [word for name, value in budget.items() if value is not None for word in (name, value)]
+    limits = {**options.budget._asdict(), "early-stopping": options.patience}
+    flags = [word for name, value in limits.items() if value is not None for word in (f"--{name}", value)]
     again = program_command("train", "--resume", "--out", run.path, *flags)
     if run.saved_step is None:
         return f"no iteration was finished, {run.path} keeps the settings; begin again: {again}"
-    return f"{run.path} keeps all up to iteration {run.saved_step}; go on: {again}"
+    model = run.path / MODEL_SO_FAR
+    so_far = f", {model} is the model so far" if model.exists() else ""
+    return f"{run.path} keeps all up to iteration {run.saved_step}{so_far}; go on: {again}"
 
 
-def new_training_spec(spec: TrainingSpec, out: Path | None) -> TrainingSpec:
-    """`spec` completed for a new run; OutputPathError or RunError where none can be made at `out`."""
-    check_writable(out or RUNS_FOLDER, folder=True)
-    if out:
-        check_no_run(out)
-    if spec.csv is None:
-        return spec._replace(reading=sample_reading(spec.reading))
-    return spec
-
-
-def stored_training_spec(asked: TrainingSpec, run: Path) -> TrainingSpec:
-    """The spec that `run` was begun with; RunError where `asked` or the newest checkpoint differs from it."""
-    path, config = run / "data.toml", load_config(run / "config.toml")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        reading, csv = ReadOptions(**table["reading"]), table["csv"]
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise RunError(f"{path}: {error}: start a new run without --resume") from None
-    stored = TrainingSpec(asked.csv or (Path(csv) if csv else None), reading, config)
-    settings = dict(flatten(asked.config.as_dict()))
-    for name, value in flatten(config.as_dict()):
-        if settings[name] != value:
-            raise RunError(f"{run}: {name}: the run has {value}, asked for is {settings[name]}; {SAME_SETTINGS_HINT}")
-    defaults, options = ReadOptions().explicit(), asked.reading.explicit()
-    for name, value in reading.explicit().items():
-        if options[name] not in (defaults[name], value):
-            has = f"{flag_name(name)}: the run has {'nothing' if value is None else value}"
-            raise RunError(f"{run}: {has}, asked for is {options[name]}; {SAME_SETTINGS_HINT}")
-    check_origin(run, training_origin(stored))
-    check_writable(run, folder=True)
-    with add_path_to_errors(run), locked(run / "lock"):
-        return stored
-
-
-def training_origin(spec: TrainingSpec, data: Dataset | None = None, source: Source | None = None) -> dict[str, Any]:
-    """Everything that determines the weights, as a checkpoint holds it; without the data before they are read."""
-    of_data = {} if data is None else {"features": feature_digest(data.market_spec.features)}
-    of_data |= {} if source is None else {"data": source.sha256}
-    origin = {"config": spec.config.as_dict(), "reading": spec.reading.explicit(), "program": program_digest()}
-    plain: dict[str, Any] = json.loads(json.dumps(origin | of_data))
-    return plain
-
-
-def check_origin(run: Path, now: dict[str, Any]) -> None:
-    """Raise RunError or DataError unless the newest checkpoint of `run`, if any, has the origin `now`."""
-    state = peek_state(run)
-    if state is None:
-        return
-    then = dict(flatten(state["origin"]))
-    for name, value in flatten(now):
-        kind, _, setting = name.partition(".")
-        if then.get(name) == value:
-            continue
-        if kind == "data":
-            raise DataError(f"the bars are not those that {run} was begun with: the bytes of the file differ")
-        where, hint = ORIGIN_HINTS[kind]
-        key = setting if kind == "config" else name
-        raise RunError(f"{run}: {key}: the checkpoint has {then.get(name)}, {where} {value}; {hint}")
-
-
-def prepare_data(
-    spec: TrainingSpec, run: Path | None, threads: int, report: ProgressCallback
-) -> tuple[Dataset, Source]:
+def prepare_data(spec: TrainingSpec, run: Path | None, threads: int, report: ProgressCallback) -> list[InstrumentData]:
     """Read the bars, which must be those of a resumed `run`; split them and fit everything that is fitted."""
-    path = spec.csv or SAMPLE_CSV
-    report(0.0, f"reading {path}")
-    bars, source = read_bars(path, spec.reading)
-    log_source(source)
+    paths = spec.files or [SAMPLE_CSV]
+    report(0.0, f"reading {', '.join(map(str, paths))}")
+    histories = read_histories(paths, spec.reading)
     if run is not None:
-        check_origin(run, {"data": source.sha256})
+        check_origin(run, {"data": {source.instrument.symbol: source.sha256 for _, source in histories}})
     report(0.0, "features")
-    extra = np.zeros((len(bars.time), 0), np.float32)
-    data = new_dataset(bars, extra, spec.config, source.instrument, source.interval_s * SECOND_NS, threads)
-    log_market(data)
-    log_split(data)
-    return data, source
+    instruments = list[InstrumentData]()
+    for bars, source in histories:
+        log_source(source)
+        extra, interval_ns = np.zeros((len(bars.time), 0), np.float32), source.interval_s * SECOND_NS
+        try:
+            data = new_dataset(bars, extra, spec.config, source.instrument, interval_ns, threads)
+        except DatasetError as error:
+            raise DatasetError(f"{source.path}: {error}" if len(histories) > 1 else str(error)) from None
+        log_market(data)
+        log_split(data)
+        instruments.append(InstrumentData(data, source))
+    return instruments
 
 
 def log_split(data: Dataset) -> None:
@@ -293,103 +238,8 @@ def log_split(data: Dataset) -> None:
     )
 
 
-def write_run_settings(run: RunDir, spec: TrainingSpec, source: Source) -> None:
-    """Write data.toml and config.toml; with config.toml the run has begun."""
-    reading = {name: value for name, value in spec.reading.explicit().items() if value is not None}
-    csv = str(spec.csv.resolve()).encode(errors="replace").decode() if spec.csv else ""
-    run.write_toml("data", {"csv": csv, "sha256": source.sha256, "reading": reading})
-    run.write_toml("config", spec.config.as_dict())
-    log(f"run: {run.path}")
-
-
-def write_checkpoint(row: dict[str, Any], trainer: Trainer, run: RunDir, origin: dict[str, Any]) -> None:
-    """Append the metrics `row` of an iteration, and save a checkpoint."""
-    run.append_metrics(row)
-    arrays, state = trainer.snapshot()
-    run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin})
-
-
-def restore_checkpoint(trainer: Trainer, run: RunDir) -> None:
-    """Restore the newest whole checkpoint."""
-    checkpoint = run.load_checkpoint()
-    if checkpoint is None:
-        log(f"{run.path} has no checkpoint yet: starting from the beginning")
-    else:
-        trainer.restore(checkpoint.arrays, checkpoint.state)
-        log(f"resuming after iteration {trainer.iteration}, {trainer.episodes} episodes: {run.path}")
-
-
-def model_origin(source: Source) -> dict[str, Any]:
-    """What a model says of the bars that it was trained on, and how such bars are read."""
-    return {
-        "span": [source.first, source.last],
-        "sha256": source.sha256,
-        "reading": {**{name: getattr(source, name) for name in READING_FIELDS}, "pip": source.instrument.pip},
-        "spread_pips": source.spread_pips,
-    }
-
-
-def export_model(
-    run: RunDir, trainer: Trainer, networks: OnnxNetworks, source: Source, record: BacktestStats
-) -> LoadedModel:
-    """Write model.swt: the networks and everything that reading and acting need; the model, read back."""
-    path, about = run.path / "model.swt", (trainer.config.as_dict(), model_origin(source), record)
-    with add_path_to_errors(path):
-        save_model(path, networks, trainer.markets[0].data.market_spec, trainer.acting_search_config(), *about)
-    loaded = load_model(path)
-    if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
-        try:
-            link_latest(run.path)
-        except OSError as error:
-            log(f"{RUNS_FOLDER / 'latest'} does not lead to {run.path}: {error}")
-    return loaded
-
-
 def warm_up(trainer: Trainer) -> None:
     """Compile the kernels of acting: make one decision as the trained agent does."""
     data = trainer.markets[0].data
     policy = new_backtest_policy(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 2)
-
-
-def trade_unseen_bars(trainer: Trainer, networks: OnnxNetworks) -> BacktestResult:
-    """The decisions of the trained agent on the test part."""
-    data = trainer.markets[0].data
-    policy = new_backtest_policy(networks, data.market_spec, trainer.acting_search_config())
-    stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
-    with progress("out of sample") as report:
-        return run_backtest(policy, *stretch, report)
-
-
-def rival_records(data: Dataset, model: LoadedModel, untrained: OnnxNetworks) -> dict[str, list[TradingRecord]]:
-    """The policy head without search, and search with untrained networks, on the test part."""
-    spec, stretch = model.market_spec, (data.bars, data.extra_features, data.test_first, len(data.bars.time))
-    return {
-        "policy head": [agent_record(model.networks, spec, without_search(model.search), *stretch)],
-        "untrained": [agent_record(untrained, spec, model.search, *stretch)],
-    }
-
-
-def flag_name(name: str) -> str:
-    """The flag of the field `name` of ReadOptions."""
-    return FLAG_NAMES.get(name, f"--{name.replace('_', '-')}")
-
-
-def reading_flags(reading: ReadOptions) -> list[str]:
-    """The command-line words that give `reading`, except the pip, which a model stores."""
-    defaults, words = ReadOptions().explicit(), list[str]()
-    for name, value in reading.explicit().items():
-        if name not in ("pip", "interval_s") and value != defaults[name]:
-            words += [flag_name(name), *([] if value is True else [str(value)])]
-    return words
-
-
-def print_next_steps(spec: TrainingSpec, model: Path, data: Dataset) -> None:
-    """Log the commands to try next."""
-    start, csv = format_utc(data.bars.time[data.test_first]), spec.csv or SAMPLE_CSV
-    flags = [csv, "--model", model, *reading_flags(spec.reading)]
-    log(
-        f"out of sample, after costs, from {start}; model: {model}\n"
-        f"  {program_command('backtest', *flags, '--from', start)}\n"
-        f"  {program_command('act', *flags)}"
-    )

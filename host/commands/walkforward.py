@@ -15,18 +15,15 @@ from itertools import product
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from host import VERSION
-from host.analysis.record import TradingRecord, daily_returns
+from host.analysis.record import DailyReturns, TradingRecord, daily_returns, pool_returns
 from host.analysis.report import ReportContext, build_report, join_records, write_report
-from host.analysis.significance import bootstrap_intervals, judge
-from host.analysis.statistics import days_per_year, sharpe
-from host.analysis.summary import EVIDENCE_Z
+from host.analysis.significance import judge_pool
+from host.analysis.statistics import sharpe
+from host.analysis.summary import EVIDENCE_Z, print_verdict
 from host.atomic import add_path_to_errors, atomic_write, check_writable, locked
 from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
-from host.commands.train import model_origin
+from host.commands.train_report import model_origin
 from host.config import Config, check_minutes, flatten
 from host.console import log, progress_panel
 from host.data.csv_reader import read_bars
@@ -49,12 +46,10 @@ from host.walkforward.trials import (
 )
 from host.walkforward.walkforward import (
     BOOKED,
-    DailyReturns,
     FoldJob,
     Series,
     fold_records,
     median_seed,
-    pool_returns,
     read_result,
     run_fold,
     save_bars,
@@ -241,7 +236,7 @@ def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options:
             }
         )
     most = max(counts, key=lambda trials: trials.number)
-    pool = significance(*pool_returns(pooled), most) if len(walks) > 1 else None
+    pool = judge_pool(*pool_returns(pooled), most.number, most.sharpe_variance()) if len(walks) > 1 else None
     origin = settings["origin"]
     about = {name: origin[name] for name in ("folds", "seeds", "rolling", "minutes", "episodes")}
     return {"schema": SCHEMA, "trial": settings["trial"], **about, "markets": markets, "pool": pool}
@@ -266,17 +261,6 @@ def report_test(folder: Path, records: list[TradingRecord], trials: Trials, sour
     write_report(folder, document, records)
     found = {name: document[name] for name in ("statistics", "intervals", "verdict")}
     return {**booked(join_records(records)), "days": document["span"]["days"], "trials": trials.number, **found}
-
-
-def significance(day: NDArray[np.int64], returns: NDArray[np.float64], trials: Trials) -> Row:
-    """What daily returns [d] prove, after so many trials."""
-    variance = trials.sharpe_variance()
-    return {
-        "days": len(day),
-        "trials": trials.number,
-        "intervals": bootstrap_intervals(returns, seed=0) if len(returns) > 1 else {},
-        "verdict": judge(returns, trials.number, variance, days_per_year=days_per_year(day))._asdict(),
-    }
 
 
 def print_walkforward(document: Row, out: IO[str]) -> None:
@@ -311,10 +295,3 @@ def evidence_text(runs: list[Row]) -> str:
         return "no validation part said whether it tells rises from falls"
     enough = sum(value >= EVIDENCE_Z for value in z)
     return f"rises were told from falls in {enough} of {len(z)} validation parts: {max(z):.1f} standard errors at best"
-
-
-def print_verdict(found: Row, out: IO[str]) -> None:
-    """Print a verdict and its reasons."""
-    print(f"verdict: {found['verdict']['verdict']}", file=out)
-    for reason in found["verdict"]["reasons"]:
-        print(f"  {reason}", file=out)

@@ -91,18 +91,48 @@ class FileText(NamedTuple):
 
     name: str  # for messages: the path and, for an archive, the member
     data: bytes  # of CSV
-    sha256: str  # of the bytes on the disk
+    sha256: str  # of the bytes on the disk, see `member_sha256`
 
 
-def read_text(path: Path) -> FileText:
-    """The text of a file, unpacked and converted to CSV; DataError if it has none."""
+def read_text(path: Path, member: str = "") -> FileText:
+    """The text of a file, unpacked and converted to CSV; DataError if it has none.
+
+    `member` is one of `list_members`: which file of a zip it is.
+    """
     raw = read_file_bytes(path)
-    name, data = unpack(raw, str(path))
+    name, data = unpack(raw, str(path), member)
     while (kind := detect_container(data[:SNIFF_BYTES], name)) in CONVERTERS:
         data = CONVERTERS[kind](data, name)
     if kind:
         raise DataError(f"{name}: {kind} within a packed file: unpack {path.name}, and bring what is in it")
-    return FileText(name, data, hashlib.sha256(raw).hexdigest())
+    return FileText(name, data, member_sha256(hashlib.sha256(raw).hexdigest(), member))
+
+
+def list_members(path: Path) -> list[str]:
+    """The files of bars in a zip that has several, sorted; [""] for every other file, and where it cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            is_zip = detect_container(file.read(SNIFF_BYTES), str(path)) == "zip"
+        data = read_file_bytes(path) if is_zip else b""
+        if not is_zip or data.count(b"PK\1\2") > MAX_ZIP_MEMBERS:
+            return [""]
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+    except (DataError, *UNPACK_ERRORS):  # reading it says what is wrong
+        return [""]
+    members = data_members(names)
+    return sorted(members) if len(members) > 1 and not WORKBOOKS.keys() & {*names} else [""]
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of the bytes of a file, which it does not hold in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def member_sha256(sha256: str, member: str) -> str:
+    """The hash of a file or, of a zip with several files, that of it and of the name of one."""
+    return hashlib.sha256(f"{sha256}\0{member}".encode(errors="replace")).hexdigest() if member else sha256
 
 
 def is_plain_text(path: Path, follow: bool) -> bool:
@@ -155,12 +185,12 @@ def read_file_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def unpack(data: bytes, name: str) -> tuple[str, bytes]:
+def unpack(data: bytes, name: str, member: str = "") -> tuple[str, bytes]:
     """The name and the bytes of the content of a compressed file; any other file is returned as it is."""
     kind = detect_container(data[:SNIFF_BYTES], name)
     try:
         if kind == "zip":
-            return read_zip_member(data, name)
+            return read_zip_member(data, name, member)
         if kind in DECOMPRESSORS:
             return name, join_chunks(decompress_streams(DECOMPRESSORS[kind], data), name)
     except DataError:
@@ -202,15 +232,15 @@ def join_chunks(chunks: Iterable[bytes], name: str) -> bytes:
     return output.getvalue()
 
 
-def read_zip_member(data: bytes, name: str) -> tuple[str, bytes]:
-    """The name and the bytes of the one file of bars in a zip; DataError if there is none, or more than one."""
+def read_zip_member(data: bytes, name: str, chosen: str) -> tuple[str, bytes]:
+    """The name and the bytes of the `chosen` or the one file of bars in a zip; DataError if none or several are."""
     if data.count(b"PK\1\2") > MAX_ZIP_MEMBERS:
         raise DataError(f"{name}: more than {MAX_ZIP_MEMBERS} files: {unzip_hint(name)}")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         for workbook in WORKBOOKS.keys() & {member.filename for member in members}:
             raise DataError(f"{name}: {WORKBOOKS[workbook]}: save it as CSV")
-        candidates = data_members([member.filename for member in members])
+        candidates = [chosen] if chosen else data_members([member.filename for member in members])
         if not candidates:
             raise DataError(f"{name}: no file in it")
         if len(candidates) > 1:

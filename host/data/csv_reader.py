@@ -9,14 +9,17 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from host.data.containers import FileText, read_text
+from host.data.bar_cache import MIN_FILE_BYTES, entry_path, load_or_make
+from host.data.containers import FileText, file_sha256, member_sha256, read_text
 from host.data.file_checks import (
     MAX_LISTED,
     bad_cells_text,
@@ -41,7 +44,6 @@ from host.data.parsing import (
     format_utc,
     parse_clock,
     parse_line,
-    parse_stamp,
     resolve_instrument,
     resolve_rules,
     spread_text,
@@ -49,13 +51,13 @@ from host.data.parsing import (
     to_utc,
 )
 from host.data.resample import resample_bars
+from host.data.stamps import parse_stamps
 from host.data.weekly_open import AUTO_TIMEZONE, clock_warning, find_weekends, infer_clock
 from kernels.market.bars import SECOND_NS, Bars
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 CHUNK_ROWS = 50_000  # parsed at a time
+BLOCK_BYTES = 1 << 24  # searched for the ends of lines at a time
+UTF8_BOM, NO_SPACE = b"\xef\xbb\xbf", re.compile(rb"\S")
 # A machine that only trades has no pandas: it reads every file line by line, which is four times slower.
 HAS_PANDAS = importlib.util.find_spec("pandas") is not None
 MISREAD_RATIO = 4  # so many times as many faults as in the other order prove the other order of dates
@@ -82,15 +84,15 @@ class RowFindings(NamedTuple):
     changes: list[Problem]  # lasting changes, which no dropped row would mend
     bad_cells: dict[int, str]  # the bad numbers by line, for the first few bad lines
     keep_reason: str | None  # why the bad rows may not be dropped; None if they may
-    good_rows: IntArray  # indices
+    good_rows: IntArray | slice  # indices; all in one slice if no row is bad, which copies nothing
 
 
 class IndexedLines(NamedTuple):
-    """The bytes of a file without byte order mark and carriage returns, and the bounds of its lines."""
+    """The bytes of a file and the bounds of its lines, without byte order mark and without blank lines at the end."""
 
     data: bytes
-    start: IntArray  # offset of the first byte of each line
-    stop: IntArray  # and of the byte after the last
+    start: NDArray[np.int32]  # offset of the first byte of each line
+    stop: NDArray[np.int32]  # and of the byte after the last, without the end of the line
 
     def text(self, line: int) -> str:
         """Line `line`, counted from 1."""
@@ -98,14 +100,23 @@ class IndexedLines(NamedTuple):
 
 
 def split_lines(data: bytes, name: str) -> IndexedLines:
-    """Index the lines of a file; DataError if it cannot be text."""
-    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n")
-    if not data.strip():
+    """Index the lines of a file without a copy of it; DataError if it cannot be text."""
+    begin, end = len(UTF8_BOM) * data.startswith(UTF8_BOM), len(data)
+    if not NO_SPACE.search(data, begin):
         raise DataError(f"{name}: empty")
     if b"\0" in data:
         raise DataError(f"{name}: not a text file: byte {data.index(0) + 1} is 0")
-    newline = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")).astype(np.int64)
-    start, stop = np.append(0, newline + 1), np.append(newline, len(data))
+    while not (tail := data[max(end - MAX_LINE, 0) : end].rstrip(b"\r\n")):
+        end -= MAX_LINE
+    end = max(end - MAX_LINE, 0) + len(tail)
+    text = np.frombuffer(data, np.uint8)
+    blocks = [text[first : min(first + BLOCK_BYTES, end)] for first in range(0, end, BLOCK_BYTES)]
+    newlines = [
+        (np.flatnonzero(block == ord("\n")) + k * BLOCK_BYTES).astype(np.int32) for k, block in enumerate(blocks)
+    ]
+    newline = np.concatenate(newlines)
+    start, stop = np.append(np.int32(begin), newline + 1), np.append(newline, np.int32(end))
+    stop[:-1] -= (text[newline - 1] == ord("\r")) & (newline > start[:-1])
     longest = int(np.argmax(stop - start))
     if stop[longest] - start[longest] > MAX_LINE:
         raise DataError(f"{name}: line {longest + 1}: longer than {MAX_LINE} bytes, this is no file of bars")
@@ -113,53 +124,75 @@ def split_lines(data: bytes, name: str) -> IndexedLines:
 
 
 def read_with_pandas(lines: IndexedLines, layout: FileLayout, clock: str) -> ParsedRows | None:
-    """The rows of a file, parsed by pandas; None if a line is malformed or pandas is missing."""
-    body, columns = lines.data[lines.start[layout.header_lines] :], layout.columns
-    if not HAS_PANDAS or b'"' in body or not has_uniform_columns(lines, layout):
+    """The rows of a file, parsed by pandas in chunks; None if a line is malformed or pandas is missing."""
+    first, count = layout.header_lines, len(lines.start) - layout.header_lines
+    if not HAS_PANDAS or lines.data.find(b'"', lines.start[first]) >= 0:
         return None
-    import pandas as pd  # here, as it takes long to import
-
-    types = {i: "float64" if role in NUMERIC_ROLES else "str" for i, role in enumerate(columns) if role}
+    stamp_ns, is_utc = np.empty(count, np.int64), np.empty(count, np.bool_)
+    numbers = {role: np.empty(count) for role in layout.columns if role in (*NUMERIC_ROLES, "complete")}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            names, sep, usecols = range(len(columns)), layout.separator, list(types)
-            shape: dict[str, Any] = {"names": names, "sep": sep, "usecols": usecols, "dtype": types, "header": None}
-            frames = pd.read_csv(io.BytesIO(body), chunksize=CHUNK_ROWS, **shape, **PANDAS_OPTIONS)
-            pieces = [parse_chunk(frame, layout) for frame in frames]
+            for row in range(0, count, CHUNK_ROWS):
+                rows = slice(row, min(row + CHUNK_ROWS, count))
+                chunk = parse_chunk(lines, slice(first + rows.start, first + rows.stop), layout)
+                stamp_ns[rows], is_utc[rows] = chunk[:2]
+                for role, column in chunk[2].items():
+                    numbers[role][rows] = column
     except (ValueError, OverflowError, Warning):
         return None
-    stamp_ns, is_utc = (np.concatenate([piece[k] for piece in pieces]) for k in (0, 1))
-    numbers = {role: np.concatenate([piece[2][role] for piece in pieces]) for role in pieces[0][2]}
-    if len(stamp_ns) != len(lines.start) - layout.header_lines:
-        return None
-    if not all(np.isfinite(column).all() for column in numbers.values()):
-        return None
-    line = np.arange(layout.header_lines + 1, len(lines.start) + 1, dtype=np.int64)
+    line = np.arange(first + 1, len(lines.start) + 1, dtype=np.int64)
     return ParsedRows(line, to_utc(stamp_ns, is_utc, clock), not is_utc.all(), numbers)
 
 
-def has_uniform_columns(lines: IndexedLines, layout: FileLayout) -> bool:
-    """Whether every line has one separator less than the layout has columns."""
-    separator = np.flatnonzero(np.frombuffer(lines.data, np.uint8) == ord(layout.separator))
-    per_line = np.searchsorted(separator, lines.stop) - np.searchsorted(separator, lines.start)
-    return bool((per_line[layout.header_lines :] == len(layout.columns) - 1).all())
+def parse_chunk(lines: IndexedLines, rows: slice, layout: FileLayout) -> tuple[IntArray, BoolArray, Columns]:
+    """The stamps of the lines `rows`, whether each is UTC, and the numbers by role; ValueError on a malformed row."""
+    import pandas as pd  # here, as it takes long to import
 
-
-def parse_chunk(frame: pd.DataFrame, layout: FileLayout) -> tuple[IntArray, BoolArray, Columns]:
-    """The stamps of a chunk of rows, whether each is UTC, and the numbers by role; ValueError on a malformed row."""
-    columns = layout.columns
-    texts = [frame[i].tolist() for i, role in enumerate(columns) if role == "time"]
-    stamps = [parse_stamp(layout.format.stamp_style, " ".join(t), layout.file_date) for t in zip(*texts, strict=True)]
-    stamp_ns = np.array([stamp for stamp, _ in stamps], np.int64)
-    is_utc = np.array([utc for _, utc in stamps], np.bool_)
+    columns, start, stop = layout.columns, lines.start[rows].astype(np.int64), lines.stop[rows].astype(np.int64)
+    bounds = separator_bounds(lines, start, stop, layout)
+    stamp_ns, is_utc = parse_stamps(layout.format.stamp_style, time_texts(lines, bounds, layout), layout.file_date)
+    types = {
+        i: "float64" if role in NUMERIC_ROLES else "str" for i, role in enumerate(columns) if role not in ("", "time")
+    }
+    shape: dict[str, Any] = {"names": range(len(columns)), "usecols": list(types), "dtype": types, "header": None}
+    body = io.BytesIO(lines.data[start[0] : stop[-1]])
+    frame = pd.read_csv(body, sep=layout.separator, **shape, **PANDAS_OPTIONS)
     numbers = {role: frame[i].to_numpy(np.float64) for i, role in enumerate(columns) if role in NUMERIC_ROLES}
     if "symbol" in columns and (frame[columns.index("symbol")] != layout.symbol).any():
         raise ValueError("more than one symbol")
     if "complete" in columns:
         flags = frame[columns.index("complete")].tolist()
         numbers["complete"] = np.array([BOOLEANS.get(flag.lower(), np.nan) for flag in flags])
+    if len(frame) != len(start) or not all(np.isfinite(column).all() for column in numbers.values()):
+        raise ValueError("a line that is more or less than a row, or a number that is none")
     return stamp_ns, is_utc, numbers
+
+
+def separator_bounds(lines: IndexedLines, start: IntArray, stop: IntArray, layout: FileLayout) -> IntArray:
+    """The bounds [T, fields + 1] of the fields of lines: each ends a byte before the next; ValueError if uneven."""
+    text = np.frombuffer(lines.data, np.uint8)[start[0] : stop[-1]]
+    separator = np.flatnonzero(text == ord(layout.separator)) + start[0]
+    if len(separator) != len(start) * (len(layout.columns) - 1):
+        raise ValueError("a line with more or fewer fields")
+    bounds = np.column_stack([start - 1, separator.reshape(len(start), -1), stop])
+    if (bounds[:, 1] < start).any() or (bounds[:, -2] >= stop).any():
+        raise ValueError("a line with more or fewer fields")
+    return bounds
+
+
+def time_texts(lines: IndexedLines, bounds: IntArray, layout: FileLayout) -> NDArray[np.uint8] | list[str]:
+    """The stamps of lines whose fields have these `bounds`: characters [T, width], or texts where widths differ."""
+    time_at = [i for i, role in enumerate(layout.columns) if role == "time"]
+    fields = [(bounds[:, i] + 1, bounds[:, i + 1]) for i in time_at]
+    widths = [np.unique(stop - start) for start, stop in fields]
+    if any(len(width) > 1 for width in widths):
+        pairs = [zip(start.tolist(), stop.tolist(), strict=True) for start, stop in fields]
+        texts = [[lines.data[a:b].decode("latin-1") for a, b in column] for column in pairs]
+        return [" ".join(text) for text in zip(*texts, strict=True)]
+    text, blank = np.frombuffer(lines.data, np.uint8), np.full((len(bounds), 1), ord(" "), np.uint8)
+    parts = [text[start[:, None] + np.arange(width[0])] for (start, _), width in zip(fields, widths, strict=True)]
+    return np.hstack([piece for part in parts for piece in (blank, part)][1:])
 
 
 def read_line_by_line(lines: IndexedLines, layout: FileLayout, clock: str) -> tuple[ParsedRows, IntArray]:
@@ -216,9 +249,30 @@ def problem_counts_text(kinds: dict[int, str]) -> str:
     return f"{len(values)} bad row{'s' * (len(values) > 1)} ({counts})"
 
 
-def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bars, Source]:
-    """The closed bars of a file and the record of how it was read; DataError for a bad row without --drop-bad."""
-    options, file = options or ReadOptions(), read_text(Path(path))
+def read_bars(path: Path | str, options: ReadOptions | None = None, member: str = "") -> tuple[Bars, Source]:
+    """The closed bars of a file and the record of how it was read; DataError for a bad row without --drop-bad.
+
+    `member` is of `list_members`.  What was read once comes from the cache, mapped into memory.
+    """
+    path, options = Path(path), options or ReadOptions()
+    entry, sha256 = cache_entry(path, options, member)
+    return load_or_make(entry, lambda: parse_bars(path, options, member)[:2], lambda source: source.sha256 == sha256)
+
+
+def cache_entry(path: Path, options: ReadOptions, member: str) -> tuple[Path | None, str]:
+    """The entry of a file in the cache, None for a short file, and the hash of the file."""
+    try:
+        if path.stat().st_size >= MIN_FILE_BYTES and path.is_file():
+            sha256 = member_sha256(file_sha256(path), member)
+            return entry_path(sha256, str(path), member, options), sha256
+    except (OSError, ValueError):  # reading it says what is wrong
+        pass
+    return None, ""
+
+
+def parse_bars(path: Path, options: ReadOptions, member: str = "") -> tuple[Bars, Source, IntArray]:
+    """What `read_bars` reads, and the line [T] of each bar, of the first one where several are put together."""
+    file = read_text(path, member)
     name, lines = file.name, split_lines(file.data, file.name)
     layout = find_layout(lines, options, name)
     clock_notes = []
@@ -232,7 +286,8 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     with np.errstate(invalid="ignore", over="ignore"):  # infinite prices are among the faults
         rules, rule_notes = resolve_rules(layout, options, float(np.median(rows.columns["open"])), step_ns)
         quote = to_quotes(rows.columns, rules)
-    opening = rows.utc - (step_ns if rules.label == "close" else 0)
+    rows = rows._replace(columns={})  # not needed beside the quotes
+    opening = rows.utc - step_ns if rules.label == "close" else rows.utc
     findings = check_rows(rows, unparsable, quote, opening, rules, layout.format.volume_required)
     for n in unparsable[:MAX_SHOWN_ROWS].tolist():
         findings.bad_cells[n] = f": {explain_line(lines.text(n), layout)}"
@@ -251,8 +306,9 @@ def read_bars(path: Path | str, options: ReadOptions | None = None) -> tuple[Bar
     source.gaps.extend(holes)
     check_spread(*(mean_spread_and_range(bars) if len(bars.time) else mean_spread_and_range(quote)), rules, name)
     raise_on_findings(source, findings, options.drop_bad)
-    source.notes.extend([f"dropped {problem_counts_text(findings.kinds)}"] * bool(findings.kinds) + gaps)
-    return bars, source
+    source.notes.extend([f"dropped {problem_counts_text(findings.kinds)}"] * bool(findings.kinds))
+    source.gap_notes.extend(gaps)
+    return bars, source, line
 
 
 def check_rows(
@@ -274,7 +330,7 @@ def check_rows(
             for row in sorted(faults)[:MAX_SHOWN_ROWS]
         },
         keep_reason=why_not_dropped(kinds, rows.line, rows.utc, rules.interval_ns),
-        good_rows=np.delete(np.arange(len(opening)), list(faults)),
+        good_rows=np.delete(np.arange(len(opening)), list(faults)) if faults else slice(None),
     )
 
 
@@ -404,7 +460,8 @@ def describe_source(
         timezone=rules.timezone,
         label=rules.label,
         side=rules.side,
-        spread=spread_text(spread_px, range_px, rules, origin),
+        spread=spread_text(spread_px, range_px, rules.instrument.pip, origin),
+        spread_origin=origin,
         spread_pips=None if in_file else usual,
         spread_px=spread_px,
         range_px=range_px,

@@ -31,6 +31,7 @@ MIN_ROWS_PER_DROP = 100  # --drop-bad drops at most one row of so many, or MAX_F
 MAX_FREE_DROPS = 3
 MEND_REMEDY = "mend them where the file is made, or export it again"
 MAX_LISTED = 1000  # problems of a kind
+BLOCK_ROWS = 1 << 16  # judged at a time, so that what is computed on the way takes no memory to speak of
 # Steps that prove bars of another length: of shorter bars, of bars at least three times as long, of any other.
 MIN_SHORTER_STEPS, MIN_LONGER_STEPS, MIN_OTHER_STEPS = 3, 12, 20
 
@@ -99,7 +100,19 @@ def find_level_shifts(
         return damaged, shifts
     last_close = np.append(quote["close"][0], quote["close"][:-1])
     previous_opening = np.append(opening[0] - 2 * interval_ns, opening[:-1])
-    moved = is_price_jump(quote, last_close, opening - previous_opening, interval_ns, always)
+    blocks = [slice(first, first + BLOCK_ROWS) for first in range(0, len(opening), BLOCK_ROWS)]
+    moved = np.concatenate(
+        [
+            is_price_jump(
+                {name: quote[name][k] for name in PRICES},
+                last_close[k],
+                opening[k] - previous_opening[k],
+                interval_ns,
+                always[k],
+            )
+            for k in blocks
+        ]
+    )
     if moved[:2].any():  # the rows after the first two show which of the two is wrong
         last_close[0] = np.median(quote["close"][:5])
         moved[0] = is_price_jump({name: quote[name][0] for name in PRICES}, last_close[0], 2, 1, always[0])
@@ -335,7 +348,7 @@ def find_faults(
             for row in np.flatnonzero(mask).tolist():
                 bad.setdefault(row, kind)
     good = np.delete(np.arange(len(opening)), list(bad))
-    kept = {name: column[good] for name, column in quote.items()}
+    kept = {name: column[good] for name, column in quote.items()} if bad else quote
     damaged, moves = find_level_shifts(kept, opening[good], interval_ns, always[good])
     changes = {int(good[t]): ("level", level_shift_text(close, kept["open"][t])) for t, close in moves.items()}
     change = find_interval_change(opening[good], interval_ns)

@@ -35,7 +35,7 @@ class Problem(NamedTuple):
     """One thing that is wrong with a file."""
 
     kind: str  # a key of PROBLEM_KINDS
-    line: int  # of the file, from 1
+    line: int  # of the file, from 1; 0 between files
     text: str
 
 
@@ -77,6 +77,7 @@ class Source:
     label: str
     side: str
     spread: str  # its amount, in pips, as a share of the mean bar range, and its origin
+    spread_origin: str  # given, assumed, as in training, or where in the file
     spread_pips: float | None  # None: the file has spreads
     spread_px: float  # mean of ask - bid at the closes
     range_px: float  # mean of high - low
@@ -87,6 +88,7 @@ class Source:
     gaps: list[Problem] = field(default_factory=list)  # gaps that are no weekend, at most MAX_LISTED
     assumed: list[str] = field(default_factory=list)  # flags that would state each assumption
     notes: list[str] = field(default_factory=list)
+    gap_notes: list[str] = field(default_factory=list)  # on all gaps, and on the hours that the bars show
 
 
 class DataError(ValueError):

@@ -70,6 +70,7 @@ OTHER_INSTRUMENTS = {  # pip, point, spread in pips, hours, other names
 ALIASES = {alias: symbol for symbol, row in OTHER_INSTRUMENTS.items() for alias in (symbol, *row[4].split())}
 DEFAULT_SPREAD_PIPS = 0.8  # of an instrument without a row
 MIN_PRICE_PIPS = 300.0  # a price has more pips
+SYMBOL = re.compile(r"[\w.#+-]{1,32}", re.ASCII)  # what a symbol is written with; plain_symbol makes one of any text
 CURRENCY_PATTERN = "|".join(QUOTE_SPREAD_PIPS)
 # What brokers append to a symbol; after a mark, as in XAUUSD.m or US30-cash, anything may follow.
 BROKER_SUFFIX = "PRO|ECN|RAW|STP|STD|VIP|PRM|ZERO|CASH|SPOT|MINI|MICRO|[MCIRBZ]"
@@ -106,6 +107,11 @@ def lookup_symbol(symbol: str) -> Instrument | None:
     return Instrument(symbol, pip, round(pip / 10, 5), PAIR_SPREAD_PIPS.get(symbol, QUOTE_SPREAD_PIPS[quote]))
 
 
+def plain_symbol(text: str) -> str:
+    """The symbol of an instrument without a row, as a CSV or a path can hold it: at most 32 characters of SYMBOL."""
+    return re.sub(r"[^\w.#+-]", "_", text[:32], flags=re.ASCII)
+
+
 def guess_instrument(symbol: str, price: float, digits: int) -> Instrument:
     """An instrument without a row, guessed from its approximate price and the number of digits behind the point.
 
@@ -113,7 +119,7 @@ def guess_instrument(symbol: str, price: float, digits: int) -> Instrument:
     of floats have more digits, rounded numbers have too few for the price: the pip is then 0.01 of prices above 20, and
     0.0001 of others.  A coin that costs less than MIN_PRICE_PIPS of those has a pip of at most 1/10,000 of its price.
     """
-    pip = round(10.0 ** (digits % 2 - digits), 4)
+    pip, symbol = round(10.0 ** (digits % 2 - digits), 4), plain_symbol(symbol)
     if digits > 5 or pip * MIN_PRICE_PIPS > price:
         pip = 0.01 if price > 20 else 0.0001
         if 0 < price < pip * MIN_PRICE_PIPS:
@@ -125,7 +131,7 @@ def guess_instrument(symbol: str, price: float, digits: int) -> Instrument:
 def canonical_symbol(symbol: str) -> str:
     """The one name of an instrument with several names, without suffix; an instrument in euros keeps EUR."""
     instrument = find_instrument(symbol)
-    symbol = instrument.symbol if instrument else symbol.upper()
+    symbol = instrument.symbol if instrument else plain_symbol(symbol).upper()
     name = ALIASES.get(symbol, symbol)
     return f"{name[:-3]}EUR" if symbol.endswith("EUR") and name.endswith("USD") else name
 

@@ -43,6 +43,7 @@ MAX_SPREAD_RATIO = 0.05  # of the price; a wider spread is in other units
 MAX_UNSCALED_PRICE = 10_000.0  # a higher price of an unknown instrument counts points, unless its pip is given
 MAX_PRICE_PIPS = 5e6  # a price of more pips counts points in any case
 QUARTER_S = 900  # clocks change at multiples of this
+QUARTERS_PER_DAY = 96
 NAIVE_EPOCH, EPOCH_UTC = datetime(1970, 1, 1), datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 MAX_STAMP_NS = 7_258_118_400 * SECOND_NS  # the year 2200
@@ -238,10 +239,10 @@ def format_decimal(value: float) -> str:
     return np.format_float_positional(value, precision=5, fractional=False, trim="-")
 
 
-def spread_text(spread_px: float, range_px: float, rules: ParseRules, origin: str) -> str:
+def spread_text(spread_px: float, range_px: float, pip: float, origin: str) -> str:
     """A mean spread as an amount, in pips, and as a share of the mean bar range."""
     share = f", {spread_px / range_px:.0%} of the mean bar range".replace("%", " %") if range_px > 0 else ""
-    return f"{format_decimal(spread_px)} = {spread_px / rules.instrument.pip:.3g} pips{share} ({origin})"
+    return f"{format_decimal(spread_px)} = {spread_px / pip:.3g} pips{share} ({origin})"
 
 
 @lru_cache
@@ -347,11 +348,23 @@ def stamp_to_utc(stamp_ns: int, is_utc: bool, clock: str) -> int:
     return stamp_ns if is_utc else stamp_ns - wall_offset_ns(clock, stamp_ns // (QUARTER_S * SECOND_NS))
 
 
+def wall_offsets_ns(clock: str, quarter: IntArray) -> IntArray:
+    """`wall_offset_ns` of each quarter [T]; a day that begins and ends with one offset has no other."""
+    begin = np.flatnonzero(np.diff(quarter // QUARTERS_PER_DAY, prepend=-1))  # of each run of quarters of one day
+    days, lengths = (quarter[begin] // QUARTERS_PER_DAY).tolist(), np.diff(begin, append=len(quarter))
+    first, last = (
+        np.array([wall_offset_ns(clock, day * QUARTERS_PER_DAY + k) for day in days], np.int64)
+        for k in (0, QUARTERS_PER_DAY - 1)
+    )
+    offset = np.repeat(first, lengths)
+    changed = np.flatnonzero(np.repeat(first != last, lengths))
+    offset[changed] = [wall_offset_ns(clock, q) for q in quarter[changed].tolist()]
+    return offset
+
+
 def to_utc(stamp_ns: IntArray, is_utc: BoolArray, clock: str) -> IntArray:
     """Stamps [T] by `clock`, unless they are UTC already, in UTC."""
-    quarter, quarter_index = np.unique(stamp_ns // (QUARTER_S * SECOND_NS), return_inverse=True)
-    offsets = np.array([wall_offset_ns(clock, int(q)) for q in quarter], np.int64)
-    return np.where(is_utc, stamp_ns, stamp_ns - offsets[quarter_index])
+    return stamp_ns - np.where(is_utc, 0, wall_offsets_ns(clock, stamp_ns // (QUARTER_S * SECOND_NS)))
 
 
 def parse_line(text: str, layout: FileLayout) -> tuple[int, bool, dict[str, float]] | None:
@@ -431,9 +444,10 @@ def two_symbols_message(layout: FileLayout, other: str) -> str:
 def to_quotes(columns: Any, rules: ParseRules) -> dict[str, Any]:
     """The columns of `Bars` without the time, from the columns of a file by role; number or array."""
     spread = columns["spread"] * rules.spread_unit_px if rules.spread_unit_px else rules.spread_px
-    below = SPREAD_BELOW_PRICE.get(rules.side, 0.0) * spread
-    price = {name: columns[name] * rules.price_scale for name in PRICES if name in columns}
-    quote = {name: price[name] - below for name in OHLC}
+    share, scale = SPREAD_BELOW_PRICE.get(rules.side, 0.0), rules.price_scale
+    below = share * spread
+    price = {name: columns[name] if scale == 1 else columns[name] * scale for name in PRICES if name in columns}
+    quote = {name: price[name] - below if share else price[name] for name in OHLC}  # most files need no copy
     for name in ("open", "close"):
         quote[f"ask_{name}"] = price[f"ask_{name}"] if rules.side == "both" else price[name] + (spread - below)
     quote["volume"] = columns["volume"] if "volume" in columns else columns["open"] * 0.0
@@ -443,3 +457,8 @@ def to_quotes(columns: Any, rules: ParseRules) -> dict[str, Any]:
 def format_utc(time_ns: int) -> str:
     """A time in ISO 8601, UTC, whole seconds."""
     return f"{datetime.fromtimestamp(int(time_ns) // SECOND_NS, UTC).isoformat()[:19]}Z"
+
+
+def parse_utc(text: str) -> int:
+    """Epoch nanoseconds of a stamp in the format of `format_utc`.  Raises ValueError."""
+    return round(datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) * SECOND_NS

@@ -60,9 +60,12 @@ class EvaluationSet(NamedTuple):
     optimal_policy: OptimalPolicy
     optimum_pips: float  # profit of the optimal policy
     optimum_equity: Floats  # [T - 1] pips
+    instrument: int = 0  # its number in the training
 
 
-def new_evaluation_set(synthetic: SyntheticMarket, data: Dataset, bars: int | None = None) -> EvaluationSet:
+def new_evaluation_set(
+    synthetic: SyntheticMarket, data: Dataset, bars: int | None = None, instrument: int = 0
+) -> EvaluationSet:
     """The first `bars` bars of the test part, or all of them."""
     first, stop = data.test_first, len(synthetic.bars.time)
     stop = stop if bars is None else min(first + bars, stop)
@@ -70,17 +73,18 @@ def new_evaluation_set(synthetic: SyntheticMarket, data: Dataset, bars: int | No
     market = data.market_spec.market
     optimum = run_optimal_policy(part, market)
     equity = np.cumsum(optimum.rewards) * market.range_px / PIP
-    return EvaluationSet(synthetic, first, part, solve_optimal_policy(part, market), optimum.profit_px / PIP, equity)
+    best = solve_optimal_policy(part, market), optimum.profit_px / PIP, equity
+    return EvaluationSet(synthetic, first, part, *best, instrument)
 
 
 def prepare_evaluation(
-    name: str, options: SyntheticOptions, config: Config, threads: int
+    name: str, options: SyntheticOptions, config: Config, threads: int, instrument: int = 0
 ) -> tuple[EvaluationSet, Dataset]:
     """The market `name` with its optimum, and its data set; SelftestError where the market cannot be made."""
     try:
         synthetic = make_market(name, options)
         data = new_dataset(synthetic.bars, synthetic.extra, config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, threads)
-        return new_evaluation_set(synthetic, data), data
+        return new_evaluation_set(synthetic, data, instrument=instrument), data
     except DatasetError as error:
         raise SelftestError(f"{name}: --length {options.length}: {error}") from None
     except ConfigError:
@@ -101,9 +105,8 @@ def trade_unseen_bars(
 ) -> BacktestResult:
     """The agent's decisions over the unseen bars, from flat, booked by the ledger that books the optimum's."""
     synthetic, stop = evaluation.market, evaluation.first + len(evaluation.test_market.bars.time)
-    policy = new_backtest_policy(
-        trainer.export_networks(), trainer.markets[0].data.market_spec, trainer.acting_search_config()
-    )
+    spec = trainer.markets[evaluation.instrument].data.market_spec
+    policy = new_backtest_policy(trainer.export_networks(), spec, trainer.acting_search_config())
     return run_backtest(policy, synthetic.bars, synthetic.extra, evaluation.first, stop, report)
 
 

@@ -66,7 +66,7 @@ def measure_roots(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, floa
     `chance_nll` is the mean negative log-likelihood of the chance codes; a prior that knows nothing has log C.
     """
     count = min(NUM_ROOTS, len(evaluation.test_market.bars.time) - 1)
-    data, networks = trainer.markets[0].data, trainer.export_networks()
+    data, networks = trainer.markets[evaluation.instrument].data, trainer.export_networks()
     ts = evaluation.first + np.arange(count)
     store = FeatureStore(data, count + networks.shape.context, 1, 0, networks.shape.context - 1)
     store.acquire(ts[:1], count)
@@ -86,7 +86,8 @@ def compare_q(evaluation: EvaluationSet, trainer: Trainer, q: Floats) -> dict[st
 
     The optimum's is discounted as the agent's is.  Bars count where a search has visited both actions.
     """
-    market, kinds = trainer.markets[0].data.market_spec.market, [action_kind(a, q.shape[1]) for a in range(q.shape[1])]
+    market = trainer.markets[evaluation.instrument].data.market_spec.market
+    kinds = [action_kind(a, q.shape[1]) for a in range(q.shape[1])]
     buy, sell = (max(a for a, kind in enumerate(kinds) if kind == side) for side in (BUY, SELL))  # of the largest size
     discount = trainer.config.search.discount
     exact = discounted_q(evaluation.test_market, market, evaluation.optimal_policy, discount)[FLAT, :, : len(q)]

@@ -10,8 +10,12 @@ from host.live.journal import JournalError
 from host.live.risk_engine import Decision, HostInputs, RiskEngine
 from kernels.live.risk import RiskLimits
 
-JOURNAL_FORMAT = 3  # of the records below and of `RiskEngine.state`
-OLD_FORMATS = {1: "a version before swt 0.1.0", 2: "swt 0.1.0 or a checkout before format 3"}
+JOURNAL_FORMAT = 4  # of the records below and of `RiskEngine.state`
+OLD_FORMATS = {
+    1: "a version before swt 0.1.0",
+    2: "swt 0.1.0 or a checkout before format 3",
+    3: "a checkout before format 4",
+}
 
 
 class ReplayError(RuntimeError):

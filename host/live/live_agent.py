@@ -6,13 +6,12 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.artifact.manifest import LoadedModel, load_model
+from host.artifact.manifest import LoadedModel
 from host.artifact.model_file import ModelError
 from host.artifact.networks import MarketSpec, OnnxNetworks
 from host.data.feed import Bar
@@ -160,17 +159,16 @@ class LiveAgent:
         self._pending_target = state["pending_target"]
 
 
-def load_live_model(path: Path) -> LoadedModel:
-    """`load_model`, then two decisions on noise, so that no kernel compiles at the first bar.  Raises ModelError."""
-    loaded = load_model(path)
-    measure_latencies(loaded.networks, loaded.market_spec, loaded.search, 2)
+def warm_up(loaded: LoadedModel) -> LoadedModel:
+    """`loaded` after two decisions on noise, so that no kernel compiles at the first bar.  Raises ModelError."""
+    measure_latencies(loaded, 2)
     return loaded
 
 
-def measure_latencies(networks: OnnxNetworks, spec: MarketSpec, search: SearchConfig, decisions: int) -> list[int]:
+def measure_latencies(loaded: LoadedModel, decisions: int) -> list[int]:
     """Microseconds of each decision on a random walk; the first two compile or load kernels.  Raises ModelError."""
-    agent, latencies = LiveAgent(networks, spec, search), list[int]()
-    for bar in random_walk(spec.market, agent.history - 1 + decisions):
+    agent, latencies = LiveAgent(loaded.networks, loaded.market_spec, loaded.search), list[int]()
+    for bar in random_walk(loaded.market_spec.market, agent.history - 1 + decisions):
         begin = time.perf_counter()
         try:
             decided = agent.on_bar(bar)

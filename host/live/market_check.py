@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.artifact.manifest import LoadedModel
+from host.artifact.manifest import LoadedModel, choose_market, load_models
 from host.artifact.model_file import ModelError
-from host.data.feed import Bar
-from host.data.formats import ReadOptions
+from host.data.feed import Bar, open_lines
+from host.data.formats import DataError, ReadOptions
 from host.data.instruments import find_instrument, same_instrument
+from host.data.layout import detect_layout, first_lines
 
 MAX_PRICE_FACTOR = 2.0  # between a price and the lowest or highest price of the training part
 MAX_RANGE_FACTOR = 10.0  # between the mean range of bars and that of the training part
 INSIST_HINT = "--insist trades it all the same"
 
 
-def check_feed_name(loaded: LoadedModel, reading: ReadOptions, name: str) -> None:
-    """Raise ModelError if --symbol or the name of a feed names another instrument; no line of the feed is read."""
-    instrument = find_instrument(Path(name).name)
-    check_symbol(loaded, reading.symbol or (instrument.symbol if instrument else "-"), name)
+def load_model_of(feed: str, model: Path, reading: ReadOptions, insist: bool) -> LoadedModel:
+    """The model for the instrument of a feed, as --symbol, its name or its column of symbols says.
+
+    Raises ModelError if a model of several has none for it or, unless `insist`, if a model of one has another.
+    """
+    models, instrument = load_models(model), find_instrument(Path(feed).name)
+    symbol = reading.symbol or (instrument.symbol if instrument else None)
+    if len(models) > 1:
+        return choose_market(model, models, symbol or column_symbol(feed, reading))
+    if not insist:
+        check_symbol(models[0], symbol or "-", feed)
+    return models[0]
+
+
+def column_symbol(feed: str, reading: ReadOptions) -> str:
+    """The symbol in the first lines of a file; empty for a file without that column, and for a stream."""
+    with suppress(DataError, OSError):
+        if Path(feed).is_file():
+            name, lines = open_lines(Path(feed), follow=False, wait=lambda: None)
+            return detect_layout(first_lines(text for _, text in lines), reading, name).symbol
+    return ""
 
 
 def check_symbol(loaded: LoadedModel, symbol: str, name: str) -> None:
@@ -30,7 +49,8 @@ def check_symbol(loaded: LoadedModel, symbol: str, name: str) -> None:
     trained = loaded.market_spec.profile.symbol
     if not same_instrument(symbol, trained):
         raise ModelError(
-            f"{name} is {symbol}, the model was trained on {trained}: give --model one of {symbol}; {INSIST_HINT}"
+            f"{name} is {symbol}, the model was trained on {trained}: give --model one of {symbol}, or --symbol "
+            f"{trained} if it is that; {INSIST_HINT}"
         )
 
 

@@ -108,7 +108,7 @@ class RiskEngine:
     def state(self) -> dict[str, Any]:
         """What the next step depends on besides the last bars, for the journal."""
         return {
-            "model": self._loaded.sha256,
+            **self._origin(),
             "limits": self.limits._asdict(),
             "agent": self.agent.state(),
             "account": self._account.tolist(),
@@ -117,12 +117,12 @@ class RiskEngine:
         }
 
     def restore(self, state: dict[str, Any], bars: list[Bar]) -> None:
-        """Set the state that was saved after the last of `bars`.  Raises ModelError if another model saved it."""
-        if state["model"] != self._loaded.sha256:
-            raise ModelError(
-                f"model {self._loaded.sha256[:16]}: the journal is of {state['model'][:16]}; "
-                "another model begins in another --out"
-            )
+        """Set the state that was saved after the last of `bars`; ModelError if another model or instrument saved it."""
+        for what, value in self._origin().items():
+            if state[what] != value:
+                raise ModelError(
+                    f"{what} {value:.16}: the journal is of {state[what]:.16}; another {what} begins in another --out"
+                )
         self.limits = RiskLimits(**state["limits"])
         self.agent.restore(state["agent"], bars)
         self._account[:] = state["account"]
@@ -130,6 +130,9 @@ class RiskEngine:
         self.risk_state = risk_state._replace(target_changes_ns=tuple(risk_state.target_changes_ns))
         self.last_decision = Decision(**decision) if decision else None
         self.last_bar = bars[-1] if bars else None
+
+    def _origin(self) -> dict[str, str]:
+        return {"model": self._loaded.sha256, "instrument": self._loaded.market_spec.profile.symbol}
 
     def net_pips(self) -> float:
         """Profit in pips if the open position were closed at the last bar."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 import zlib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from host.data.parsing import format_utc, parse_finite
+from host.data.parsing import format_utc, parse_finite, parse_utc
 from kernels.market.bars import SECOND_NS
 
 TARGET_HEADER = "seq,decided_utc,bar_close_utc,valid_until_utc,symbol,target,reason,model,crc32"
@@ -48,11 +47,6 @@ class PositionRow(NamedTuple):
     utc_ns: int
     symbol: str
     position: float  # in units of the target
-
-
-def parse_utc(text: str) -> int:
-    """Epoch nanoseconds of a stamp in the format of `format_utc`.  Raises ValueError."""
-    return round(datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) * SECOND_NS
 
 
 def with_crc(text: str) -> str:

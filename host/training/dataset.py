@@ -79,6 +79,7 @@ class DataSplit(NamedTuple):
     validation_stop: int
     test_first: int
     hours: ClosedHours  # learnt from the training part
+    longest: int  # decisions of the longest episode that fits into the training part
     shortage: str  # a way to get a training episode, where the bars give none; else empty
 
 
@@ -92,7 +93,7 @@ def split_bars(time: NDArray[np.int64], config: Config, instrument: Instrument, 
     longest, gapless = longest_episodes(time, stop, history, interval_ns, hours)
     enough = longest >= length and test_first + 1 < len(time)
     shortage = "" if enough else shortage_remedy(time, history, stop, longest, gapless, config)
-    return DataSplit(history, stop, validation_stop, test_first, hours, shortage)
+    return DataSplit(history, stop, validation_stop, test_first, hours, longest, shortage)
 
 
 def shortage_remedy(

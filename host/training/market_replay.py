@@ -94,7 +94,7 @@ class MarketReplay:
         config: Config,
         sizes: ReplaySizes,
         replay: ReplayBuffer,
-        batch: Batch,
+        batches: list[Batch],
         context: int,
         threads: int,
         cache_mb: float,
@@ -102,7 +102,7 @@ class MarketReplay:
         if config.train.chance_codes == "learned":
             codes = new_learned_codes(data.market_spec.codes, len(data.bars.time))
             data = data._replace(market_spec=data.market_spec._replace(codes=codes))
-        self.data, self.config, self.sizes, self.replay, self.batch = data, config, sizes, replay, batch
+        self.data, self.config, self.sizes, self.replay, self.batches = data, config, sizes, replay, batches
         self.seed = config.train.seed + SEED_STRIDE * index
         length = config.market.episode_length
         self.feature_store = FeatureStore(data, sizes.capacity * (length + context), threads, cache_mb, context - 1)
@@ -229,15 +229,16 @@ class MarketReplay:
         return cdf
 
     def fill_batch(self, cdf: NDArray[np.float64], target: ValueTargetConfig, step: int) -> None:
-        """Draw the windows of this instrument in the batch of update `step`."""
+        """Draw the windows of this instrument in the batch of update `step`; updates take turns with the batches."""
         t, seed, market_data = self.config.train, self.seed + STREAM_SAMPLES, self.feature_store.market_data
+        batch = self.batches[step % len(self.batches)]
         if t.per_alpha > 0:
             probability = np.zeros(self.sizes.batch_size)
-            sample_prioritized(self.batch, probability, cdf, self.replay, market_data, target, t.per_beta, seed, step)
+            sample_prioritized(batch, probability, cdf, self.replay, market_data, target, t.per_beta, seed, step)
         else:
-            sample_uniformly(self.batch, self.replay, self.num_stored_episodes, market_data, target, seed, step)
+            sample_uniformly(batch, self.replay, self.num_stored_episodes, market_data, target, seed, step)
         if t.mirror_augmentation:
-            mirror_half(self.batch, market_data, seed, step)
+            mirror_half(batch, market_data, seed, step)
 
     def decision_bars(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """The bars at whose closes the episodes `slots` decide, each bar once."""
@@ -270,5 +271,6 @@ class MarketReplay:
 
     def restore_features(self) -> None:
         """Compute the features of the stored episodes anew, after their first bars were restored."""
+        self.feature_store.clear()
         starts = self.replay.start_bar[: self.num_stored_episodes]
         self.feature_store.acquire(starts, self.config.market.episode_length + 1)

@@ -1,12 +1,10 @@
 """`RunDir`: the folder of a run, held by one process, with the configuration, metrics and durable checkpoints.
 
-A checkpoint is one file: a line of JSON, the arrays as .npy one after another, and the sha256 of both in hex.  It gets
-its name only after its bytes were synced and read back.
+A checkpoint gets its name only after its bytes were synced and read back, and older ones go only after that.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,22 +12,25 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from host.atomic import add_path_to_errors, atomic_write, locked, numbered_files, write_all
+from host.settings import to_toml
+from host.training.checkpoint import (
+    Arrays,
+    Checkpoint,
+    is_intact,
+    read_checkpoint,
+    read_header,
+    write_checkpoint,
+)
+from host.training.metrics import read_metrics
 
-Arrays = dict[str, NDArray[Any]]
 RUNS_FOLDER = Path("runs")  # runs without --out: 0001, 0002, ... and `latest`
 RUN_NUMBER = re.compile(r"(\d{4,})")
-CHECKPOINT_FORMAT = 3
 MAX_CHECKPOINTS = 3  # a run keeps the newest
 CHECKPOINT_NAME = re.compile(r"step-(\d+)\.ckpt")
-BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-SHA256_HEX_LENGTH = 64
-READ_CHUNK_BYTES = 1 << 20
+BEST_CHECKPOINT = "best.ckpt"  # beside them: the whole checkpoint that a validation score chose
 
 
 class RunError(RuntimeError):
@@ -38,20 +39,13 @@ class RunError(RuntimeError):
     exit_code = 3
 
 
-class Checkpoint(NamedTuple):
-    """The arguments of `save_checkpoint`."""
-
-    step: int
-    arrays: Arrays
-    state: dict[str, Any]
-
-
 class RunDir:
     """An open, locked run directory; `open_run_dir` makes one."""
 
     def __init__(self, path: Path, lock: ExitStack, check_held: Callable[[], None]) -> None:
         self.path = path
         self.saved_step: int | None = None  # of the last checkpoint written or read
+        self.newest_row: dict[str, Any] | None = None  # of metrics, that this process appended
         self._checkpoints = path / "checkpoints"
         self._checkpoints.mkdir(exist_ok=True)
         for leftover in (*path.glob(".*.tmp"), *self._checkpoints.glob(".*.tmp")):
@@ -86,41 +80,53 @@ class RunDir:
             end = self._metrics.seek(0, os.SEEK_END)
             try:
                 write_all(self._metrics, line)
+                os.fsync(self._metrics.fileno())  # a checkpoint promises the lines before it
             except BaseException:
                 with suppress(OSError):  # if truncating fails too, the next start does it
                     self._metrics.truncate(end)
                 raise
+        self.newest_row = row
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, of each iteration the last."""
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return list({row["iteration"]: row for row in map(json.loads, lines)}.values())
+        return read_metrics(self.path / "metrics.jsonl")
 
-    def save_checkpoint(self, step: int, arrays: Arrays, state: dict[str, Any]) -> None:
-        """Write a checkpoint numbered `step` >= 0, durable on return; JSON must give `state` back unchanged."""
-        path = self._checkpoints / f"step-{step:09d}.ckpt"
-        self._check_lock_held()
+    def save_checkpoint(self, step: int, arrays: Arrays, state: dict[str, Any], is_best: bool = False) -> None:
+        """Write a checkpoint numbered `step` >= 0, durable on return; JSON must give `state` back unchanged.
+
+        The best one is also written under its own name, first: a `state` that knows of it is never there without it.
+        """
+        checkpoint, path = Checkpoint(step, arrays, state), self._checkpoints / f"step-{step:09d}.ckpt"
+        if is_best:
+            self._write_checkpoint(self._checkpoints / BEST_CHECKPOINT, checkpoint)
+        self._write_checkpoint(path, checkpoint)
+        self.saved_step = step
         with add_path_to_errors(path):
-            with atomic_write(path) as file:
-                _write_checkpoint(file, Checkpoint(step, arrays, state))
-                os.fsync(file.fileno())
-                if not _is_intact(file):
-                    raise OSError("what was read back is not what was written")
-            self.saved_step = step
             for old in [*numbered_files(self._checkpoints, CHECKPOINT_NAME).values()][:-MAX_CHECKPOINTS]:
                 if old != path:  # a damaged file may have a higher number than the one just saved
                     old.unlink()
 
+    def _write_checkpoint(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Replace the file at `path` by a checkpoint that was read back from the disk."""
+        self._check_lock_held()
+        with add_path_to_errors(path), atomic_write(path) as file:
+            write_checkpoint(file, checkpoint)
+            os.fsync(file.fileno())
+            if not is_intact(file):
+                raise OSError("what was read back is not what was written")
+
     def load_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None; a damaged one is named on stderr and skipped."""
-        for path in reversed(numbered_files(self._checkpoints, CHECKPOINT_NAME).values()):
-            with add_path_to_errors(path), path.open("rb") as file:
-                if _is_intact(file):
-                    checkpoint = _read_checkpoint(file)
-                    self.saved_step = checkpoint.step
-                    return checkpoint
-            print(f"swt: {path} is damaged: skipped", file=sys.stderr)
+        """The newest whole checkpoint, else the best, or None; a damaged one is named on stderr and skipped."""
+        for path in _checkpoint_files(self._checkpoints):
+            if checkpoint := _read_if_intact(path):
+                self.saved_step = checkpoint.step
+                return checkpoint
         return None
+
+    def load_best(self) -> Checkpoint | None:
+        """The checkpoint that was the best when it was saved, or None where there is no whole one."""
+        path = self._checkpoints / BEST_CHECKPOINT
+        return _read_if_intact(path) if path.exists() else None
 
 
 def open_run_dir(path: Path, resume: bool) -> RunDir:
@@ -192,9 +198,25 @@ def link_latest(run: Path) -> None:
 
 def peek_state(path: Path) -> dict[str, Any] | None:
     """The state in the newest checkpoint with a readable head, or None.  Takes no lock."""
-    for file in reversed(numbered_files(path / "checkpoints", CHECKPOINT_NAME).values()):
+    for file in _checkpoint_files(path / "checkpoints"):
         with add_path_to_errors(file), file.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
-            return dict(_read_header(stream)["state"])
+            return dict(read_header(stream)["state"])
+    return None
+
+
+def _checkpoint_files(checkpoints: Path) -> list[Path]:
+    """The files to resume from, the newest first and the best last."""
+    files = [*reversed(numbered_files(checkpoints, CHECKPOINT_NAME).values())]
+    best = checkpoints / BEST_CHECKPOINT
+    return [*files, best] if best.exists() else files
+
+
+def _read_if_intact(path: Path) -> Checkpoint | None:
+    """The checkpoint at `path`, or None, and a line on stderr, where it is damaged."""
+    with add_path_to_errors(path), path.open("rb") as file:
+        if is_intact(file):
+            return read_checkpoint(file)
+    print(f"swt: {path} is damaged: skipped", file=sys.stderr)
     return None
 
 
@@ -205,89 +227,3 @@ def _truncate_torn_line(path: Path) -> None:
     with path.open("r+b") as file:
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
-
-
-class _HashingWriter:
-    """The write side of a file that hashes the bytes on the way, so that none is kept or read twice."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        return self._file.write(data)
-
-
-def _write_checkpoint(file: BinaryIO, checkpoint: Checkpoint) -> None:
-    step, arrays, state = checkpoint
-    head = {"format": CHECKPOINT_FORMAT, "step": step, "state": state, "arrays": [*arrays]}
-    line = json.dumps(head)
-    if json.loads(line) != head:
-        raise TypeError("the state of a checkpoint must be made of what JSON returns unchanged")
-    out = _HashingWriter(file)
-    out.write(line.encode() + b"\n")
-    for array in arrays.values():
-        np.lib.format.write_array(out, np.asarray(array), allow_pickle=False)
-    file.write(out.sha256.hexdigest().encode())
-    file.flush()
-
-
-def _is_intact(file: BinaryIO) -> bool:
-    """Whether the file ends in the hash of the bytes before; leaves the file at its start."""
-    left = file.seek(0, os.SEEK_END) - SHA256_HEX_LENGTH
-    file.seek(0)
-    sha256 = hashlib.sha256()
-    while left > 0 and (block := file.read(min(READ_CHUNK_BYTES, left))):
-        sha256.update(block)
-        left -= len(block)
-    is_intact = file.read() == sha256.hexdigest().encode()
-    file.seek(0)
-    return is_intact
-
-
-def _read_header(file: BinaryIO) -> dict[str, Any]:
-    head: dict[str, Any] = json.loads(file.readline())
-    if head["format"] != CHECKPOINT_FORMAT:
-        raise RunError(
-            f"{file.name}: a checkpoint of format {head['format']}, this program reads {CHECKPOINT_FORMAT}: "
-            "go on with the version that wrote it, or start a new run without --resume"
-        )
-    return head
-
-
-def _read_checkpoint(file: BinaryIO) -> Checkpoint:
-    head = _read_header(file)
-    arrays = {name: np.lib.format.read_array(file, allow_pickle=False) for name in head["arrays"]}
-    return Checkpoint(head["step"], arrays, head["state"])
-
-
-def to_toml(config: dict[str, Any]) -> str:
-    """TOML of scalars and lists, then one table for each value that is a dict of them; None is left out."""
-    tables = {key: value for key, value in config.items() if isinstance(value, dict)}
-    lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in config.items() if k not in tables and v is not None]
-    for name, table in tables.items():
-        lines += [
-            "",
-            f"[{_toml_key(name)}]",
-            *(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in table.items() if v is not None),
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_key(key: str) -> str:
-    return key if BARE_KEY.fullmatch(key) else _toml_value(key)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):  # JSON escapes as TOML does, except DEL, which TOML wants escaped
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, float):
-        return float.__repr__(value)
-    if isinstance(value, int):
-        return int.__repr__(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml_value, value))}]"
-    raise TypeError(f"no TOML for {value!r}")

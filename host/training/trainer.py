@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from host.config import SHARED_TREE, Config
 from host.console import ProgressCallback, log
 from host.stop import raise_if_signalled
 from host.training.chance_calibration import ChanceCalibration, ValidationPart, calibrate_parts, scale_chance_prior
+from host.training.checkpoint import Checkpoint
 from host.training.dataset import Dataset
 from host.training.health import (
     DRIFT_EPISODES,
@@ -27,10 +29,9 @@ from host.training.health import (
     speed_metrics,
 )
 from host.training.market_replay import MarketReplay, MemoryRoom, share_sizes
-from host.training.run_dir import Checkpoint
 from host.training.search_pool import SearchPool
 from kernels.learning.bar_search import SearchedBars
-from kernels.learning.replay_buffer import ValueTargetConfig, new_batch, new_replay_buffer, slice_batch
+from kernels.learning.replay_buffer import Batch, ValueTargetConfig, new_batch, new_replay_buffer, slice_batch
 from kernels.market.position import HOLD, NUM_POSITION_FEATURES, action_names
 from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
 from kernels.search.networks import NetworkShape
@@ -86,15 +87,16 @@ class Trainer:
         needed = needs(self.learner.extensions)
         parts = {"with_next_features": "next_features" in needed, "with_moves": "move" in needed}
         widths = shape.features, NUM_POSITION_FEATURES, actions
-        self.batch = new_batch(
-            t.batch_size, t.num_unroll_steps, *widths, context=context, num_candidates=candidates, **parts
-        )
+        self.batches = [  # one to learn from, and one to draw the next windows into
+            new_batch(t.batch_size, t.num_unroll_steps, *widths, context=context, num_candidates=candidates, **parts)
+            for _ in range(2)
+        ]
         self.shares_searches = shares_searches(config)
         positions = actions - 1 if self.shares_searches else 1
         self.markets, row = list[MarketReplay](), 0
         for data, sizes in zip(datasets, share_sizes(t, bars), strict=True):
             replay = new_replay_buffer(sizes.capacity, config.market.episode_length, actions, candidates, positions)
-            rows = slice_batch(self.batch, row, row + sizes.batch_size)
+            rows = [slice_batch(batch, row, row + sizes.batch_size) for batch in self.batches]
             parts_of_market = data, config, sizes, replay, rows, context, threads, room.cache_mb
             self.markets.append(MarketReplay(len(self.markets), *parts_of_market))
             row += sizes.batch_size
@@ -238,18 +240,39 @@ class Trainer:
             num_sampled_sizes=s.num_sampled_sizes,
         )
 
+    @property
+    def batch(self) -> Batch:
+        """The windows of the last update."""
+        return self.batches[(self.learner.step - 1) % len(self.batches)]
+
     def learn(self) -> dict[str, float]:
-        """Make the updates of one iteration; the mean of each loss by name."""
+        """Make the updates of one iteration; the mean of each loss by name.
+
+        On several threads the windows of the next update are drawn meanwhile.
+        """
         t, totals = self.config.train, dict[str, float]()
         target = self.value_target._replace(iteration=self.iteration)
         cdfs = [market.priority_cdf(target) for market in self.markets]
-        for _ in range(t.updates_per_iteration):
-            raise_if_signalled()
+
+        def draw(step: int) -> None:
             for market, cdf in zip(self.markets, cdfs, strict=True):
-                market.fill_batch(cdf, target, self.learner.step)
-            for name, loss in self.learner.learn(self.batch, self._target_views).items():
-                totals[name] = totals.get(name, 0.0) + loss / t.updates_per_iteration
-            self.target_params += np.float32(t.target_ema) * (self.learner.params - self.target_params)
+                market.fill_batch(cdf, target, step)
+
+        first, stop = self.learner.step, self.learner.step + t.updates_per_iteration
+        draw(first)
+        with ThreadPoolExecutor(1) as beside:  # to leave it waits for a draw that has begun
+            for step in range(first, stop):
+                raise_if_signalled()
+                more = step + 1 < stop
+                ahead = beside.submit(draw, step + 1) if more and self.pool.threads > 1 else None
+                losses = self.learner.learn(self.batches[step % len(self.batches)], self._target_views)
+                for name, loss in losses.items():
+                    totals[name] = totals.get(name, 0.0) + loss / t.updates_per_iteration
+                self.target_params += np.float32(t.target_ema) * (self.learner.params - self.target_params)
+                if ahead:
+                    ahead.result()
+                elif more:
+                    draw(step + 1)
         return totals | self.learner.reward_errors(self.batch)
 
     def acting_search_config(self) -> SearchConfig:
@@ -277,9 +300,7 @@ class Trainer:
         return {"params": self.learner.params, "target": self.target_params, **moments}
 
     def restore(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
-        """Continue from a snapshot; the features of its episodes are computed again."""
-        for market in self.markets:
-            market.release_features(np.arange(market.sizes.capacity))
+        """Continue from a snapshot, whatever this trainer did before; the features are computed again."""
         for name, array in self.snapshot()[0].items():
             array[...] = arrays[name]
         self.iteration, self.learner.step, self.q_scale = state["iteration"], state["step"], state["q_scale"]
@@ -363,32 +384,42 @@ def loss_weights(config: Config) -> LossWeights:
     return LossWeights(**{name: weight for name, weight in given.items() if weight is not None})
 
 
-def run_first_iteration(
-    trainer: Trainer, max_episodes: int | None, on_iteration: Callable[[dict[str, Any]], None]
-) -> None:
+class Budget(NamedTuple):
+    """What ends a training: whichever of these is used up first."""
+
+    minutes: float | None = None
+    episodes: int | None = None
+    steps: int | None = None  # updates of the weights
+
+    def spent(self, trainer: Trainer) -> float:
+        """How much of the episodes and of the updates is used up; 1: one of them is."""
+        counts = (trainer.episodes, self.episodes), (trainer.learner.step, self.steps)
+        return max((done / most for done, most in counts if most is not None), default=0.0)
+
+
+def run_first_iteration(trainer: Trainer, budget: Budget, on_iteration: Callable[[dict[str, Any]], None]) -> None:
     """Run the first iteration of this process outside of any time budget, because it may compile kernels."""
-    if max_episodes is None or trainer.episodes < max_episodes:
+    if budget.spent(trainer) < 1.0:
         on_iteration(trainer.run_iteration())
 
 
 def train_for(
     trainer: Trainer,
-    minutes: float | None,
-    max_episodes: int | None,
+    budget: Budget,
     on_iteration: Callable[[dict[str, Any]], None],
     report: ProgressCallback,
+    is_done: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run whole iterations until either budget is used up; the clock decides only when to stop."""
+    """Run whole iterations until the budget is used up or `is_done`; the clock decides only when to stop."""
     begin, last = time.perf_counter(), 0.0  # seconds of the last iteration
     while True:
-        fractions = [0.0]
-        if minutes is not None:
-            fractions.append((time.perf_counter() - begin + last) / (60 * minutes))
-        if max_episodes is not None:
-            fractions.append(trainer.episodes / max_episodes)
+        elapsed, fraction = time.perf_counter() - begin, budget.spent(trainer)
+        if budget.minutes is not None:  # no iteration begins that would end behind the last minute
+            end = 60 * budget.minutes
+            fraction = max(fraction, 1.0 if elapsed + last >= end else elapsed / end)
         progress = f"iteration {trainer.iteration}, {trainer.episodes} episodes, {trainer.learner.step} updates"
-        report(min(max(fractions), 1.0), progress)
-        if max(fractions) >= 1.0:
+        report(min(fraction, 1.0), progress)
+        if fraction >= 1.0 or is_done():
             return
         started = time.perf_counter()
         on_iteration(trainer.run_iteration())

@@ -67,7 +67,11 @@ def check_folds(
             )
         if split is None or split.shortage or fold.first + split.test_first != fold.test_first:
             bars, length = max(fold.validation_stop - fold.first, 0), config.market.episode_length
+            shorter = split is not None and config.train.td_steps < split.longest < length
+            way_out = " or fewer --folds" if len(folds) > 2 else ""
+            if split is not None and shorter:
+                way_out = f" or --set market.episode_length={split.longest}"
             raise DatasetError(
                 f"fold {fold.name}: {bars} of {len(time)} bars to train on give no episode of {length} decisions: "
-                "bring more bars, or shorten the episode: --set market.episode_length"
+                f"bring more bars{way_out}"
             )

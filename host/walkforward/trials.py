@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.atomic import add_path_to_errors, write_all
+from host.atomic import add_path_to_errors, sync_folder, write_all
 from host.data.parsing import format_utc
 
 LEDGER = "trials.jsonl"  # beside the folders of the runs that share it
@@ -95,6 +95,7 @@ def append_trial(path: Path, event: str, trial: str, span: Span, **more: Any) ->
         file.truncate(text.rfind(b"\n") + 1)
         write_all(file, json.dumps({**known, **more}, allow_nan=False).encode() + b"\n")
         os.fsync(file.fileno())
+        sync_folder(path.parent)  # the folder of a run stands there too
 
 
 def trials_of(path: Path, span: Span) -> Trials:

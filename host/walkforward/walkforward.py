@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from host.analysis.record import TradingRecord, daily_returns, trade_targets
-from host.artifact.manifest import save_model
+from host.artifact.manifest import ModelMarket, save_model
 from host.atomic import add_path_to_errors, atomic_write
 from host.config import Config
 from host.data.instruments import Instrument
@@ -21,14 +20,13 @@ from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
 from host.processes import ReportProgress, Row, watch_process
 from host.training.dataset import new_dataset
-from host.training.trainer import Trainer, run_first_iteration, train_for
+from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
 from host.walkforward.folds import Fold, fold_config
 from kernels.market.bars import Bars, slice_bars
 from kernels.market.ledger import new_market
 from kernels.market.statistics import compute_statistics
 
 READY = 0.02  # share of a job that getting ready takes, and its test
-DailyReturns = tuple[NDArray[np.int64], NDArray[np.float64]]  # days [d] and their returns [d]
 BOOKED = ("net_pips", "trades", "exposure", "max_drawdown_pips")
 
 
@@ -87,12 +85,13 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
     extra, config = np.zeros((len(bars.time), 0), np.float32), fold_config(job.fold, job.config)
     data = new_dataset(bars, extra, config, job.series.instrument, job.series.interval_ns, threads=1)
     trainer = Trainer([data], config, threads=1)
-    run_first_iteration(trainer, job.episodes, rows.append)
+    budget = Budget(job.minutes, job.episodes)
+    run_first_iteration(trainer, budget, rows.append)
 
     def report_training(share: float, _: str) -> None:
         report(READY + (1 - 2 * READY) * share)
 
-    train_for(trainer, job.minutes, job.episodes, rows.append, report_training)
+    train_for(trainer, budget, rows.append, report_training)
     policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
     target = run_backtest(policy, bars, extra, data.test_first, len(bars.time)).log.target
     target[-1] = 0.0
@@ -133,10 +132,11 @@ def write_files(job: FoldJob, trainer: Trainer, record: TradingRecord, rows: lis
             np.save(file, record.target)
         data = trainer.markets[0].data
         spec = data.market_spec
-        span = [format_utc(data.bars.time[i]) for i in (0, data.validation_stop - 1)]
+        *span, test_first = (format_utc(data.bars.time[i]) for i in (0, data.validation_stop - 1, data.test_first))
+        about = {**job.series.origin, "span": span, "test_first": test_first}
         stats = backtest_record(record.target, record.bars, 0, record.market)[0]
-        parts = trainer.export_networks(), spec, trainer.acting_search_config(), trainer.config.as_dict()
-        save_model(job.folder / "model.swt", *parts, {**job.series.origin, "span": span}, stats)
+        settings = trainer.acting_search_config(), trainer.config.as_dict()
+        save_model(job.folder / "model.swt", trainer.export_networks(), [ModelMarket(spec, about, stats)], *settings)
 
 
 def read_result(job: FoldJob) -> Row:
@@ -159,12 +159,3 @@ def fold_records(jobs: list[FoldJob], bars: Bars) -> list[TradingRecord]:
 def median_seed(net_pips: dict[int, float]) -> int:
     """The seed whose profit is the median, of two in the middle the lower: nobody picks the best."""
     return sorted(net_pips, key=lambda seed: (net_pips[seed], seed))[(len(net_pips) - 1) // 2]
-
-
-def pool_returns(series: list[DailyReturns]) -> DailyReturns:
-    """Daily returns of equal shares in markets, over the days of all of them."""
-    days = np.unique(np.concatenate([day for day, _ in series]))
-    pooled = np.zeros(len(days))
-    for day, returns in series:
-        pooled[np.searchsorted(days, day)] += returns / len(series)
-    return days, pooled

@@ -20,10 +20,10 @@ from host.config import (
     load_config,
     merge,
     renamed_keys,
-    settings_text,
     state_width,
 )
 from host.evaluation.synthetic import INTERVAL_NS, SYNTHETIC_INSTRUMENT, SyntheticOptions, make_market
+from host.settings import settings_text
 from host.training.dataset import new_dataset
 from host.training.trainer import Trainer, new_shape
 from models.loss import NUM_CHUNKS

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import random
+import re
 import sys
 import time
 import tracemalloc
@@ -22,19 +23,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.artifact import model_file
-from host.artifact.manifest import check_decision_cost, load_model, max_tree_bytes
+from host.artifact.manifest import check_decision_cost, load_model, load_models, max_tree_bytes
 from host.artifact.model_file import ModelError
 from host.artifact.onnx_check import layout_of
 from host.commands.act import act_on_feed
 from host.commands.backtest import backtest_csv
 from host.data.formats import ReadOptions
+from host.data.parsing import parse_utc
 from kernels.ort import OutputHead, check_status
 from kernels.search.config import ALGORITHMS, GUMBEL, PUCT, WIDENING, new_search_config
 from kernels.search.networks import NetworkShape, graph_widths, no_networks
 from kernels.search.planner import new_planner, plan
 from kernels.search.progressive_widening import POLICY_HEAD_WIDTH
 from models.onnx_builder import GraphBuilder
-from tests.fixtures.model_files import loaded, members_of, signed
+from tests.fixtures.model_files import ModelMarket, loaded, market_of, members_of, save_several, signed
 from tests.fixtures.trained import ROWS, Trained, feed_of
 
 SECONDS = int(os.environ.get("SWT_FUZZ_SECONDS", "0"))
@@ -45,7 +47,7 @@ def array(data: Any) -> bytes:
     return model_file._npy_bytes(np.asarray(data))
 
 
-def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+def change(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
     def apply(members: dict[str, Any]) -> None:
         at = members[model_file.MANIFEST]
         for key in path[:-1]:
@@ -69,47 +71,60 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "num_simulations is 10": change("search", "num_simulations", value=10**9),
     "max_considered_actions is 9": change("search", "max_considered_actions", value=9),
     "unexpected keyword": change("search", "simulatoins", value=4),
-    "do not agree": change("costs", "interval_ns", value=10**400),
-    "do not  agree": change("instrument", "pip_px", value=0.01),
-    "costs beyond": change("costs", "slippage_px", value=1e300),
+    "do not agree": change("markets", 0, "costs", "interval_ns", value=10**400),
+    "do not  agree": change("markets", 0, "instrument", "pip_px", value=0.01),
+    "costs beyond": change("markets", 0, "costs", "slippage_px", value=1e300),
     "a search with": change("search", "discount", value=1e300),
     "a search  with": change("search", "dirichlet_fraction", value=1e300),
     "a search that is not": change("search", "stochastic", value=False),
     "value_reuse is 1000": change("search", "value_reuse", value=10**22),
     "algorithm is 4": change("search", "algorithm", value=4),
-    "range -1": change("costs", "range_px", value=-1.0),
+    "range -1": change("markets", 0, "costs", "range_px", value=-1.0),
     "state is 100": change("sizes", "state", value=100_000),
     "the graphs have widths": change("sizes", "state", value=9),
     "the graphs  have widths": change("sizes", "attention_window", value=2),
     "context is 0": change("sizes", "context", value=0),
     "its  history": change("sizes", "context", value=2),
     "shift is float32": change("sizes", "features", value=7),
-    "reading.side is 7": change("data", "reading", value={"side": 7}),
-    "'drop_bad'": change("data", "reading", value={"drop_bad": True}),
-    "closed is 9999": change("instrument", "closed", value=[[0, 9999]]),
-    "not enough values": change("instrument", "closed", value=[[]]),
-    "an instrument that is none": change("instrument", "price", value=-1.0),
-    "an instrument that  is none": change("instrument", "symbol", value=7),
-    "prices that are none": change("instrument", "low", value=0.0),
+    "reading.side is 7": change("markets", 0, "data", "reading", value={"side": 7}),
+    "'drop_bad'": change("markets", 0, "data", "reading", value={"drop_bad": True}),
+    "closed is 9999": change("markets", 0, "instrument", "closed", value=[[0, 9999]]),
+    "not enough values": change("markets", 0, "instrument", "closed", value=[[]]),
+    "an instrument that is none": change("markets", 0, "instrument", "price", value=-1.0),
+    "expected string": change("markets", 0, "instrument", "symbol", value=7),
+    "an instrument that  is none": change("markets", 0, "instrument", "symbol", value="../EURUSD"),
+    "an instrument that is  none": change("markets", 0, "instrument", "symbol", value="EUR\nUSD"),
+    "an  instrument that is none": change("markets", 0, "instrument", "symbol", value="E" * 33),
+    "number of instruments is 0": change("markets", value=[]),
+    "number of instruments is 10000": change("markets", value=[{}] * 10_000),
+    "an instrument with": lambda members: members[model_file.MANIFEST]["markets"][0].update(search={}),
+    "no attribute 'keys'": change("markets", value=["EURUSD"]),
+    "an instrument  with": lambda members: members[model_file.MANIFEST]["markets"][0].pop("backtest"),
+    "prices that are none": change("markets", 0, "instrument", "low", value=0.0),
     "costs  beyond": lambda members: [
-        members[model_file.MANIFEST][section].update(pip_px=1e-300) for section in ("costs", "instrument")
+        members[model_file.MANIFEST]["markets"][0][section].update(pip_px=1e-300) for section in ("costs", "instrument")
     ],
-    "a backtest with": change("backtest", "drawdown_pips", value=-1.0),
-    "a backtest  with": change("backtest", "changes_per_hour", value=10**400),
-    "'backtest'": lambda members: members[model_file.MANIFEST].pop("backtest"),
-    "spread_pips is -1": change("data", "spread_pips", value=-1.0),
-    "IndexError": change("data", "span", value=["2017-01-01"]),
-    "Error parsing datetime": change("data", "span", value=["2017-01-01", "then"]),
+    "a backtest with": change("markets", 0, "backtest", "drawdown_pips", value=-1.0),
+    "a backtest  with": change("markets", 0, "backtest", "changes_per_hour", value=10**400),
+    "spread_pips is -1": change("markets", 0, "data", "spread_pips", value=-1.0),
+    "IndexError": change("markets", 0, "data", "span", value=["2017-01-01"]),
+    "'then' does not match": change("markets", 0, "data", "span", value=["2017-01-01", "then"]),
+    "a stamp is -": change("markets", 0, "data", "span", value=["", "1017-01-01T00:00:00Z"]),
+    "a stamp is 2": change("markets", 0, "data", "test_first", value="9017-01-01T00:00:00Z"),
+    "'test_first'": lambda members: members[model_file.MANIFEST]["markets"][0]["data"].pop("test_first"),
+    "sha256 is None": change("markets", 0, "data", "sha256", value=None),
     "other features": change("features", "digest", value="0" * 16),
     "its history": change("history", value=9),
     "'shift'": lambda members: members.pop("arrays/shift.npy"),
     "normaliser": lambda members: members.update(
-        {"arrays/scale.npy": array(0 * np.frombuffer(members["arrays/scale.npy"][128:], np.float32))}
+        {"arrays/scale.npy": array(0 * np.frombuffer(members["arrays/scale.npy"][128:], np.float32)[None])}
     ),
-    "edges is float32": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7, np.float32))}),
+    "edges is float32": lambda members: members.update({"arrays/edges.npy": array(np.zeros((1, 7), np.float32))}),
+    "edges is float64 (7,)": lambda members: members.update({"arrays/edges.npy": array(np.arange(7.0))}),
+    "edges is float64 (2, 7)": lambda members: members.update({"arrays/edges.npy": array(np.ones((2, 1)) * range(7))}),
     "on its own": partial(reordered, lambda cuts: cuts[::-1]),
     "on its  own": partial(reordered, lambda cuts: sorted(cuts, key=lambda cut: cut[1])),
-    "do not ascend": lambda members: members.update({"arrays/edges.npy": array(np.zeros(7))}),
+    "do not ascend": lambda members: members.update({"arrays/edges.npy": array(np.zeros((1, 7)))}),
 }
 
 
@@ -121,13 +136,57 @@ def test_a_manifest_that_lies_is_refused_before_any_inference(
     LIES[reason](members)
     (tmp_path / "model.swt").write_bytes(signed(members))
     monkeypatch.setattr(model_file, "Session", None)
-    with pytest.raises(ModelError, match=reason.replace(".", r"\.").replace("  ", " ")):
+    with pytest.raises(ModelError, match=re.escape(reason.replace("  ", " "))):
         load_model(tmp_path / "model.swt")
+
+
+def test_instruments_that_do_not_belong_together_are_refused(trained: Trained, tmp_path: Path) -> None:
+    first, path = market_of(trained), tmp_path / "model.swt"
+
+    def second(symbol: str = "GBPUSD", **rules: Any) -> ModelMarket:
+        profile, market = first.spec.profile._replace(symbol=symbol), first.spec.market._replace(**rules)
+        return first._replace(spec=first.spec._replace(profile=profile, market=market))
+
+    for other, reason in (
+        (second("EURUSD"), "one twice: EURUSD, EURUSD"),
+        (second("EURUSD.m"), r"one twice: EURUSD, EURUSD\.m"),
+        (second("-"), "symbols that name no instrument"),
+        (second(reverse=not first.spec.market.reverse), "instruments that differ in"),
+        (second(mae_penalty=0.5), "instruments that differ in"),
+        (second(sizes=(0.5, 1.0)), "instruments that differ in"),
+        (second(interval_ns=1), "do not agree"),
+    ):
+        save_several(trained, path, first, other)
+        with pytest.raises(ModelError, match=reason):
+            load_models(path)
+    save_several(trained, path, *(second(f"S{i}") for i in range(65)))
+    with pytest.raises(ModelError, match="number of instruments is 65"):
+        load_models(path)
+    features = first.spec.features._replace(interval_ns=1)
+    with pytest.raises(ValueError, match="features of the markets differ"):
+        save_several(trained, path, first, first._replace(spec=first.spec._replace(features=features)))
+
+
+def test_a_symbol_chooses_one_of_several_instruments(trained: Trained, tmp_path: Path) -> None:
+    path = save_several(trained, tmp_path / "model.swt")
+    for symbol, expected in (("EURUSD", market_of(trained)), ("gbp/usd.pro", market_of(trained, "GBPUSD"))):
+        chosen = load_model(path, symbol)
+        np.testing.assert_equal(chosen.market_spec, expected.spec)
+        assert chosen.manifest["data"] == expected.data
+        assert (chosen.backtest_stats, chosen.trained_ns) == (
+            expected.backtest_stats,
+            parse_utc(expected.data["span"][1]),
+        )
+        assert chosen.test_first_ns == parse_utc(expected.data["test_first"]) < chosen.trained_ns
+    for unknown in (None, "", "-", "GBPJPY", "EURGBP"):
+        with pytest.raises(ModelError, match=r"instruments.*: EURUSD, GBPUSD: --symbol EURUSD names one$"):
+            load_model(path, unknown)
+    assert load_model(trained.path, "GBPJPY").market_spec.profile.symbol == "EURUSD"
 
 
 def test_a_model_that_cannot_decide_is_refused(trained: Trained, tmp_path: Path) -> None:
     members = members_of(trained.path.read_bytes())
-    members["arrays/centres.npy"] = array(np.full_like(trained.loaded.market_spec.codes.centres, 1e300))
+    members["arrays/centres.npy"] = array(np.full_like(trained.loaded.market_spec.codes.centres[None], 1e300))
     assert loaded(signed(members), tmp_path) is None
     feed = feed_of(ROWS, tmp_path / "feed.csv")
     with pytest.raises(ModelError, match="cannot even decide on noise"):
@@ -236,7 +295,7 @@ def test_doctored_models_act_or_are_refused(
     trained: Trained, tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
     draw, folder = random.Random(seed), tmp_path_factory.mktemp("doctored")
-    members = members_of(trained.path.read_bytes())
+    members = members_of(save_several(trained, folder / "model.swt").read_bytes())
     for _ in range(draw.randint(1, 3)):
         doctor(members, draw)
     loaded(signed(members), folder)
@@ -244,7 +303,7 @@ def test_doctored_models_act_or_are_refused(
 
 @pytest.mark.skipif(not SECONDS, reason="long mode: SWT_FUZZ_SECONDS=600")
 def test_doctored_models_for_a_long_time(trained: Trained, tmp_path: Path) -> None:
-    original, end, refused, seed = trained.path.read_bytes(), time.monotonic() + SECONDS, 0, 0
+    original, end, refused, seed = save_several(trained, tmp_path / "a").read_bytes(), time.monotonic() + SECONDS, 0, 0
     while time.monotonic() < end:
         seed += 1
         draw, members = random.Random(seed), members_of(original)

@@ -28,13 +28,11 @@ ARRAYS: dict[str, Any] = {
 }
 MANIFEST: dict[str, Any] = {
     "features": {"spec": {"window": 256}, "digest": "ab"},
-    "instrument": {"name": "EURUSD", "pip": 0.0001},
+    "markets": [{"instrument": {"name": "EURUSD", "pip": 0.0001}, "costs": {"slippage": 0.1 + 0.2}}],
     "interval_s": 60,
     "history": 600,
     "actions": ["HOLD", "BUY", "SELL", "CLOSE"],
-    "costs": {"slippage": 0.1 + 0.2},
     "search": {"num_simulations": 16},
-    "data": {"span": ["2021-01-03", "2021-02-26"], "sha256": "cd"},
     "configuration": {"seed": 7},
 }
 
@@ -220,12 +218,13 @@ CHANGES = {
     "no self-test vector": lambda members, manifest: manifest["selftest"].update(root={"x": [[1.0]]}),
     "wrong shape": lambda members, manifest: manifest["selftest"]["root"].update(x=[1.0]),
     "its shape is not": lambda members, manifest: manifest["selftest"]["root"].update(x=[[1.0]] * 3),
-    "format 2": lambda members, manifest: manifest.update(format=2),
+    "format 3; this program reads 4: train again": lambda members, manifest: manifest.update(format=3),
     "no format": lambda members, manifest: manifest.pop("format"),
     "missing.*history": lambda members, manifest: manifest.pop("history"),
     "missing.*program": lambda members, manifest: manifest.pop("program"),
     "missing.*features.digest": lambda members, manifest: manifest["features"].pop("digest"),
-    "missing.*data.span": lambda members, manifest: manifest.update(data="2021"),
+    "missing.*markets": lambda members, manifest: manifest.pop("markets"),
+    "missing.*features.spec": lambda members, manifest: manifest.update(features="2021"),
     "the number NaN": lambda members, manifest: manifest.update(history=float("nan")),
     "of that shape": lambda members, manifest: members.update({"arrays/a.npy": npy("(1000000000000,)", b"")}),
     "arrays/a.npy": lambda members, manifest: members.update({"arrays/a.npy": npy("(-1, -8)", bytes(64))}),

@@ -49,6 +49,7 @@ TINY = BenchOptions(
     batch_size=8,
     decisions=3,
     bars=700,
+    read_bars=700,
     minutes=0.001,
     idle_s=0.1,
     settings=(*SMALL_TRAINING, *TINY_TRAINING),
@@ -66,6 +67,8 @@ KEYS = {
         "rss_mb",
     },
     "act": {"p50_us", "p99_us", "max_us", "loaded", "first_decision_s", "rss_mb", "cpu_percent_idle"},
+    "start": {"stage", "cpu_ms", "until_ms", "rss_mb"},
+    "phases": {"phase", "threads", "one_thread_ms", "ms", "efficiency", "gain_at_8"},
     "memory": {"rss_anon_mb", "rss_mb", "bars"},
     "widening": {
         *("net", "B", "n", "threads", "trees", "ms", "us_per_decision"),
@@ -76,6 +79,7 @@ KEYS = {
         *("reuse_share", "policy_distance", "value_bias", "value_rmse"),
     },
     "exogenous": {"search", "allowed", "rows", "regret", "optimal"},
+    "read": {"from", "file_mb", "bars", "cpu_s", "rss_anon_mb", "rss_mb"},
     "ort": {"threads", "arena", "session", "rows", "us_per_call"},
 }
 

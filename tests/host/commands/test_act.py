@@ -16,12 +16,12 @@ from host.artifact.manifest import load_model, reading_options
 from host.artifact.model_file import ADDED_KEYS, ModelError, read_model, write_model
 from host.artifact.onnx_check import layout_of
 from host.commands.act import act_on_feed, print_decisions
-from host.commands.train import train_csv
+from host.commands.train import TrainOptions, train_files
 from host.config import load_config
 from host.data.feed import Bar, feed_bars
 from host.data.formats import ReadOptions
 from host.live.live_agent import DECISION_COLUMNS, BarRing, DecisionError, DecisionPrinter, LiveAgent
-from host.training.trainer import Trainer
+from host.training.trainer import Budget, Trainer
 from kernels.market.features import HISTORY, compute_features, normalise_rows
 from kernels.market.position import ACTIONS
 from kernels.ort import OrtError, Session
@@ -242,7 +242,7 @@ def test_sizes_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: 
     config = load_config(
         None, [*TINY, f"market.position_sizes={sizes}", "search.max_considered_actions=12", "search.num_simulations=12"]
     )
-    train_csv(None, ReadOptions(), config, tmp_path / "run", None, 16, False, 2)
+    train_files([], ReadOptions(), config, TrainOptions(tmp_path / "run", Budget(episodes=16), False, 2))
     model = tmp_path / "run" / "model.swt"
     actions = load_model(model).manifest["actions"]
     assert len(actions) == 12
@@ -266,7 +266,7 @@ def test_any_size_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatc
     config = load_config(
         None, [*TINY, "search.algorithm=widening", "search.max_considered_actions=9", "train.value_prefix=true"]
     )
-    train_csv(None, ReadOptions(), config, tmp_path / "run", None, 16, False, 2)
+    train_files([], ReadOptions(), config, TrainOptions(tmp_path / "run", Budget(episodes=16), False, 2))
     model = tmp_path / "run" / "model.swt"
     loaded = load_model(model)
     assert loaded.manifest["actions"] == list(ACTIONS)
@@ -290,7 +290,12 @@ def test_a_transformer_acts_as_it_trades_in_a_backtest_and_goes_on_after_a_resta
     """Of three bars at once: its first decision needs two more than another's."""
     monkeypatch.setattr(Trainer, "export_graphs", opinionated)
     world = ["network.dynamics=transformer", "network.num_heads=2", "network.context=3"]
-    train_csv(None, ReadOptions(), load_config(None, [*TINY, *world]), tmp_path / "run", None, 8, False, 2)
+    train_files(
+        None,
+        ReadOptions(),
+        load_config(None, [*TINY, *world]),
+        TrainOptions(tmp_path / "run", Budget(episodes=8), False, 2),
+    )
     model, feed = tmp_path / "run" / "model.swt", feed_of(ROWS[: HISTORY + 200], tmp_path / "feed.csv")
     loaded, rows = load_model(model), by_time(acted(model, feed))
     expected = backtest_rows(feed, model, None)

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from host.config import Config, LiveConfig, settings_text
+from host.config import Config, LiveConfig
 from host.console import program_command
 from host.evaluation.synthetic import MARKETS
+from host.settings import settings_text
 from host.training.run_dir import open_run_dir
 from kernels.jit import module_digest
 from tests.fixtures.paths import ROOT, SAMPLE
@@ -51,8 +53,12 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     bars, config = folder / "bars.csv", folder / "tiny.toml"
     bars.write_text("".join(SAMPLE.read_text().splitlines(keepends=True)[:1500]))
     config.write_text(TINY)
-    done = swt(*train_args(bars, config, folder / "run"), "--threads", 1, "--json")
+    board = ["--tensorboard"] if find_spec("tensorboardX") else []
+    done = swt(*train_args(bars, config, folder / "run"), "--threads", 1, "--json", *board)
     assert done.returncode == 0, done.stderr
+    assert (folder / "run" / "tensorboard").is_dir() == bool(board)
+    assert "\ntraining:   1% iteration 1; episodes 4; " in done.stderr
+    assert "\ntraining: 100% iteration 150; episodes 600; " in done.stderr
     return Setup(folder, bars, config, folder / "run" / "model.swt", json.loads(done.stdout))
 
 

@@ -12,11 +12,12 @@ import pytest
 
 from host.commands.backtest import log_source
 from host.commands.data_check import check_data, print_check
-from host.commands.train import train_csv
+from host.commands.train import TrainOptions, train_files
 from host.config import load_config
 from host.data.csv_reader import read_bars
 from host.data.formats import DataError, ReadOptions
 from host.training.dataset import DatasetError, new_dataset
+from host.training.trainer import Budget
 from kernels.market.bars import SECOND_NS
 from tests.fixtures.excerpts import SAMPLES
 from tests.fixtures.files import FAULTS, HEADER, rows, write
@@ -108,7 +109,7 @@ def test_flags_that_would_settle_it(tmp_path: Path) -> None:
 def test_what_the_check_refuses_training_refuses(name: str, dates: str | None, tmp_path: Path) -> None:
     path, reading = DATA / "found" / f"{name}.csv", ReadOptions(dates=dates, drop_bad=True)
     with pytest.raises(DataError) as refused:
-        train_csv(path, reading, load_config(), tmp_path / "run", None, 1, False, 1)
+        train_files([path], reading, load_config(), TrainOptions(tmp_path / "run", Budget(episodes=1), False, 1))
     assert check_data(path, reading)["refused"] == str(refused.value)
     assert refused.value.exit_code == 4
 

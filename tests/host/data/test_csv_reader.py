@@ -111,7 +111,8 @@ def test_canonical_file_by_hand() -> None:
     assert (source.side, source.label, source.timezone, source.instrument.pip) == ("bid", "open", "UTC", 0.0001)
     assert source.spread_pips is None
     assert source.sha256 == hashlib.sha256((DATA / "canonical_spread.csv").read_bytes()).hexdigest()
-    assert source.notes == ["side bid: assumed (--side)", "1 weekends and 0 other gaps between bars"]
+    assert source.notes == ["side bid: assumed (--side)"]
+    assert source.gap_notes == ["1 weekends and 0 other gaps between bars"]
 
 
 def test_one_minute_quotes_take_their_date_from_the_file_name(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_line_numbers_survive_blank_lines_and_ends(tmp_path: Path) -> None:
 def test_holes_are_noted(tmp_path: Path) -> None:
     later = [line.replace("03-24", "04-24") for line in rows()]
     _, source = read_bars(write(tmp_path, [*rows(), *later]))
-    assert source.notes[1:] == ["0 weekends and 1 other gaps between bars"]
+    assert source.gap_notes == ["0 weekends and 1 other gaps between bars"]
     assert source.gaps == [Problem("hole", 14, "no bars for 732 h, from 2021-03-24T12:00:00Z")]
 
 

@@ -335,7 +335,7 @@ def test_a_feed_does_not_drop_bad_rows_in_a_row_or_in_number(tmp_path: Path) -> 
 
 def holes(path: Path, stamps: list[int]) -> tuple[list[str], list[str]]:
     _, source = read_bars(write(path.parent, [line(s, 2000.0) for s in stamps], path.name))
-    return [hole.text for hole in source.gaps], source.notes
+    return [hole.text for hole in source.gaps], source.gap_notes
 
 
 def test_a_daily_break_is_no_hole(tmp_path: Path) -> None:

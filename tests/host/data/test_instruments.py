@@ -6,9 +6,12 @@ from host.data.instruments import (
     ALIASES,
     PAIR_SPREAD_PIPS,
     QUOTE_SPREAD_PIPS,
+    SYMBOL,
     find_instrument,
     guess_instrument,
     lookup_symbol,
+    plain_symbol,
+    same_instrument,
 )
 
 NAMES = [  # name, symbol, pip, point
@@ -35,6 +38,18 @@ def test_names_that_brokers_give(name: str, symbol: str, pip: float, point: floa
     found = find_instrument(name)
     assert found is not None
     assert (found.symbol, found.pip, found.point) == (symbol, pip, point)
+
+
+def test_an_instrument_without_a_row_has_a_symbol_that_a_path_can_hold() -> None:
+    for text, symbol in (
+        ("BRK/B", "BRK_B"),
+        ("../x\n", ".._x_"),
+        ("A" * 40, "A" * 32),
+        ("mine.m#1+2-3", "mine.m#1+2-3"),
+    ):
+        assert guess_instrument(text, 100.0, 2).symbol == symbol == plain_symbol(symbol)
+        assert SYMBOL.fullmatch(symbol)
+        assert same_instrument(text, symbol)
 
 
 @pytest.mark.parametrize("name", ["bars.csv", "EURUSD_and_GBPUSD.csv", "EURUSDT.csv", "AAPL", "USDUSD", "MYEURUSDX"])

@@ -2,20 +2,33 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from host.artifact.manifest import LoadedModel, reading_options
+from host.artifact.manifest import LoadedModel, load_model, reading_options
 from host.artifact.model_file import ModelError
 from host.commands.act import act_on_feed
 from host.commands.backtest import backtest_csv
+from host.commands.check_lookahead import check_model
+from host.commands.compare import compare_journal
+from host.commands.doctor import doctor
+from host.commands.pack import pack
+from host.commands.replay import replay_journal
+from host.config import RiskConfig
 from host.data.feed import feed_bars
 from host.data.formats import DataError, ReadOptions
 from host.data.instruments import same_instrument
+from host.data.parsing import format_utc
+from host.live.journal import JournalError
+from host.live.limits import resolve_limits
 from host.live.market_check import check_scale, check_symbol
+from host.live.runner import LiveOptions
+from host.live.target_file import parse_target
 from kernels.market.features import HISTORY
-from tests.fixtures.trained import HEADER, ROWS, Trained, feed_of
+from tests.fixtures.model_files import market_of, save_several
+from tests.fixtures.trained import HEADER, ROWS, Trained, backtest_rows, by_time, feed_of
 
 
 def traded(trained: Trained, feed: Path, reading: ReadOptions, insist: bool = False) -> tuple[int, int]:
@@ -150,6 +163,113 @@ def test_a_symbol_in_the_first_line_reaches_the_check(trained: Trained, tmp_path
     )
     next(bars)
     assert symbols == ["EURUSD"]
+
+
+@pytest.fixture(scope="module")
+def several(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of EURUSD and GBPUSD."""
+    return save_several(trained, tmp_path_factory.mktemp("several") / "model.swt")
+
+
+def acted(model: Path, feed: Path, symbol: str | None = None, **given: Any) -> dict[str, list[str]]:
+    """Decisions of `act`, by time."""
+    out = io.StringIO()
+    act_on_feed(str(feed), model, ReadOptions(symbol=symbol), False, out, False, **given)
+    return by_time(out.getvalue())
+
+
+def with_column(symbol: str, path: Path) -> Path:
+    lines = [HEADER, *ROWS[: HISTORY + 20]]
+    path.write_text("".join(f"{line.strip()},{symbol if i else 'symbol'}\n" for i, line in enumerate(lines)))
+    return path
+
+
+def test_one_file_trades_each_instrument_as_a_model_of_it_alone(
+    trained: Trained, several: Path, tmp_path: Path
+) -> None:
+    rows, decisions = ROWS[: HISTORY + 20], dict[str, dict[str, list[str]]]()
+    nameless = feed_of(rows, tmp_path / "bars.csv")
+    for symbol in ("EURUSD", "GBPUSD"):
+        alone = save_several(trained, tmp_path / "alone.swt", market_of(trained, symbol))
+        decisions[symbol] = expected = acted(alone, feed_of(rows, tmp_path / f"{symbol}_H1.csv"))
+        assert acted(several, tmp_path / f"{symbol}_H1.csv") == expected
+        assert acted(several, nameless, symbol) == expected
+        column = with_column(symbol, tmp_path / "column.csv")
+        assert acted(several, column) == expected
+        for feed in (tmp_path / f"{symbol}_H1.csv", column):
+            assert backtest_rows(feed, several, None).items() <= expected.items()
+    assert decisions["EURUSD"] != decisions["GBPUSD"]
+    pack(several, tmp_path / "swt.pyz")
+    assert acted(tmp_path / "swt.pyz" / "model.swt", tmp_path / "GBPUSD_H1.csv") == decisions["GBPUSD"]
+
+
+def test_a_feed_that_names_none_or_another_of_several_instruments_is_refused(several: Path, tmp_path: Path) -> None:
+    rows = ROWS[: HISTORY + 20]
+    for name, says in (("bars.csv", "but which"), ("GBPJPY.csv", "GBPJPY is none"), ("EURUSD_GBPUSD.csv", "but which")):
+        feed = feed_of(rows, tmp_path / name)
+        for insist in (False, True):
+            with pytest.raises(ModelError, match=rf"{says}.*: EURUSD, GBPUSD: --symbol EURUSD names one$") as refused:
+                acted(several, feed, insist=insist)
+            with pytest.raises(ModelError) as too:
+                backtest_csv(feed, several, ReadOptions(), None, None, True, insist=insist)
+            assert str(refused.value) == str(too.value)
+        assert len(acted(several, feed, "EURUSD")) == 21
+    with pytest.raises(ModelError, match="but which"):
+        act_on_feed("-", several, ReadOptions(), False, io.StringIO(), False)
+    with pytest.raises(ModelError, match=r"is EURUSD, the model was trained on GBPUSD: .* --symbol GBPUSD if it is"):
+        acted(several, with_column("EURUSD", tmp_path / "GBPUSD.csv"))
+    with pytest.raises(DataError, match="absent"):
+        acted(several, tmp_path / "absent EURUSD.csv")
+
+
+def test_a_journal_is_of_one_instrument(trained: Trained, several: Path, tmp_path: Path) -> None:
+    column, out, printed = with_column("GBPUSD", tmp_path / "column.csv"), tmp_path / "out", io.StringIO()
+    options = LiveOptions(out, False, False, "-", RiskConfig())
+    decisions = acted(several, column, options=options)
+    assert parse_target((out / "target.csv").read_bytes()).symbol == "GBPUSD"
+    replay_journal(out / "journal.jsonl", several, printed, False)
+    assert by_time(printed.getvalue()) == decisions
+    assert compare_journal(out / "journal.jsonl", column, several, ReadOptions(), False)["decisions"] == 21
+    euro = feed_of(ROWS[: HISTORY + 20], tmp_path / "EURUSD.csv")
+    with pytest.raises(ModelError, match="instrument EURUSD: the journal is of GBPUSD; another instrument begins in"):
+        acted(several, euro, options=options)
+    with pytest.raises(ModelError, match="instrument EURUSD: the journal is of GBPUSD"):
+        compare_journal(out / "journal.jsonl", euro, several, ReadOptions(), False)
+    with pytest.raises(ModelError, match="another model"):
+        replay_journal(out / "journal.jsonl", trained.path, printed, False)
+    for damage in ('{"engine":5}\n', "{}\n"):
+        (out / "journal.jsonl").write_text(damage)
+        with pytest.raises(JournalError, match="line 1: not a record"):
+            replay_journal(out / "journal.jsonl", several, printed, False)
+
+
+def test_limits_and_doctor_know_each_instrument(several: Path) -> None:
+    euro, pound = (resolve_limits(RiskConfig(), load_model(several, symbol)) for symbol in ("EURUSD", "GBPUSD"))
+    assert pound.drawdown == 2 * 9999.0 > euro.drawdown
+    models = [check["text"] for check in doctor(several)["checks"] if check["name"] == "model"]
+    assert len(models) == 2
+    assert "EURUSD, bars of 3600 s" in models[0]
+    assert "GBPUSD, bars of 3600 s" in models[1]
+    assert models[1].endswith("2017-11-30T00:00:00Z")
+
+
+def test_lookahead_is_checked_for_the_instrument_of_the_file(several: Path, tmp_path: Path) -> None:
+    feed = feed_of(ROWS[: HISTORY + 40], tmp_path / "GBPUSD.csv")
+    document = check_model(feed, several, ReadOptions(), 2, 0, insist=False, warmup=False)
+    assert document["passed"]
+    assert document["parts"]["decisions"]["count"] == 0
+
+
+def test_bars_from_the_test_part_on_are_unseen(trained: Trained, tmp_path: Path) -> None:
+    first = format_utc(trained.loaded.test_first_ns)
+    at = HISTORY - 1 + list(trained.decisions).index(first)
+    feed = feed_of(ROWS[at - HISTORY : at + 10], tmp_path / "EURUSD_H1.csv")
+    before, unseen = (
+        backtest_csv(feed, trained.path, ReadOptions(), start, None, True)["verdict"]["reasons"]
+        for start in (None, first)
+    )
+    assert any(f"unseen from {first} on (--from {first})" in reason for reason in before)
+    assert not any("unseen" in reason for reason in unseen)
 
 
 def test_the_manifest_has_the_instrument(trained: Trained) -> None:

@@ -447,9 +447,10 @@ def test_replay_finds_what_is_not_this_programs(trained: Trained, whole: Path, t
     assert (ReplayError.exit_code, JournalError.exit_code, ModelError.exit_code) == (9, 4, 5)
 
 
-@pytest.mark.parametrize(
-    ("number", "writer"), [(1, "a version before swt"), (2, "swt 0.1.0"), (9, "a later version of swt")]
-)
+WRITERS = [(1, "a version before swt"), (3, "a checkout before format 4"), (9, "a later version of swt")]
+
+
+@pytest.mark.parametrize(("number", "writer"), WRITERS)
 def test_a_journal_of_another_format_is_refused_with_what_to_do(
     number: int, writer: str, trained: Trained, bars: list[Bar], whole: Path, tmp_path: Path
 ) -> None:
@@ -457,7 +458,7 @@ def test_a_journal_of_another_format_is_refused_with_what_to_do(
     folder = tmp_path / "out"
     shutil.copytree(whole, folder)
     journal = folder / "journal.jsonl"
-    text = journal.read_text().replace('"format":3', f'"format":{number}').replace('"risk_state"', '"guard"')
+    text = journal.read_text().replace('"format":4', f'"format":{number}').replace('"risk_state"', '"guard"')
     journal.write_text(text.replace('"inputs"', '"world"'))
     _, state = read_cache(folder / "state.json", (whole / "journal.jsonl").read_bytes()) or (0, {})
     opened = Journal(folder)
@@ -478,7 +479,7 @@ def test_a_folder_belongs_to_one_process(trained: Trained, tmp_path: Path) -> No
     options = new_live_options(str(feed), tmp_path, True, None, False, None, ["risk.max_target=0.5"])
     assert options
     assert (options.symbol, options.risk.max_target) == ("EURUSD", 0.5)
-    with locked(tmp_path / "lock"), pytest.raises(LockedError, match=f"in use by process {os.getpid()}$") as busy:
+    with locked(tmp_path / "lock"), pytest.raises(LockedError, match=f"in use by process {os.getpid()} on ") as busy:
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, options)
     assert busy.value.exit_code == 8
 

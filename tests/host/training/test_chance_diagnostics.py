@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.artifact.manifest import load_model, save_model
+from host.artifact.manifest import ModelMarket, load_model, save_model
 from host.artifact.networks import OnnxNetworks
 from host.evaluation.backtest import run_backtest
 from host.live.live_agent import new_policy_state
@@ -211,8 +211,9 @@ def test_a_model_of_learned_codes_trades_without_its_encoder(tmp_path: Path) -> 
     trainer = lively()
     agent, setting, path = trainer.export_networks(), trainer.markets[0].data.market_spec, tmp_path / "model.swt"
     assert np.count_nonzero(setting.codes.centres) > 2
-    data = {"span": ["2017-01-01T00:00:00Z"] * 2, "sha256": "0" * 64, "reading": {}, "spread_pips": None}
-    save_model(path, agent, setting, trainer.acting_search_config(), trainer.config.as_dict(), data)
+    stamp = "2017-01-01T00:00:00Z"
+    data = {"span": [stamp] * 2, "test_first": stamp, "sha256": "0" * 64, "reading": {}, "spread_pips": None}
+    save_model(path, agent, [ModelMarket(setting, data)], trainer.acting_search_config(), trainer.config.as_dict())
     loaded, extra = load_model(path), np.zeros((T, 0), np.float32)
     assert not [name for name, graph in loaded.networks.graphs.items() if b"encod" in graph]
     np.testing.assert_array_equal(loaded.market_spec.codes.centres, setting.codes.centres)

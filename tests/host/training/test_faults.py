@@ -1,164 +1,172 @@
-"""Disks that fail while training: one line with the path, exit code 1, and a run that goes on to the same bytes.
+"""Disks that fail while training, and kills: one line, a documented exit code, and a run that ends in the same bytes.
 
-SWT_TRIES=300 injects so many, evenly over all calls of all kinds; the default is small.
+SWT_TRIES=1000 makes every call of a short run and of its resumption fail in every way, and kills 200 times; the default
+is a part of that.
 """
 
-import errno
-import io
 import json
 import os
+import random
 import re
+import shutil
+import signal
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import swt
-from tests.fixtures.runs import LINES, TINY, printed
+from host import atomic
+from host.training.run_dir import open_run_dir
+from tests.fixtures.disks import ERRORS, LASTING, ONCE, SHORT, Disk, faults
+from tests.fixtures.runs import LINES, TINY
 
-TRIES = int(os.environ.get("SWT_TRIES", "12"))
-EPISODES = "6"  # three iterations
-KINDS = ("short", "ENOSPC once", "ENOSPC lasting", "EIO", "rename", "fsync")
-ERRORS = {"ENOSPC once": errno.ENOSPC, "ENOSPC lasting": errno.ENOSPC, "EIO": errno.EIO}
-
-
-class Disk:
-    """What goes to files under `folder`, and the fault that the call number `at` of its kind meets."""
-
-    def __init__(self, folder: Path, kind: str, at: int) -> None:
-        self.folder, self.kind, self.at = folder, kind, at
-        self.calls, self.met = 0, 0
-
-    def fails(self, kinds: tuple[str, ...]) -> bool:
-        """Count a call; whether it is to fail."""
-        if self.kind not in kinds:
-            return False
-        self.calls += 1
-        failing = self.calls == self.at or (self.kind in ("short", "ENOSPC lasting") and self.calls > self.at)
-        self.met += failing
-        return failing
-
-    def write(self, write: Callable[[Any], int], data: Any) -> int:
-        if not self.fails(("short", *ERRORS)):
-            return write(data)
-        part = memoryview(data).cast("B")[: max(1, len(memoryview(data).cast("B")) // 3)]
-        if self.kind == "short":
-            return write(part)
-        if self.calls % 2:
-            write(part)  # a part of it was written before it was found out
-        raise OSError(ERRORS[self.kind], os.strerror(ERRORS[self.kind]))
+TRIES = int(os.environ.get("SWT_TRIES", "32"))
+KILLS = min(TRIES // 5, 200)
+FIRST, LAST = 2, 4  # episodes of the part that is resumed, and of the whole: one and two iterations
+WRITTEN = ("model.swt", "checkpoints/step-000000002.ckpt", "trades.csv", "equity.csv", "daily.csv", "report.html")
 
 
-def opener(disk: Disk) -> Callable[..., Any]:
-    class Raw(io.FileIO):
-        def write(self, data: Any) -> int:
-            return disk.write(super().write, data)
-
-    plain = Path.open
-
-    def open_file(path: Path, mode: str = "r", buffering: int = -1, *more: Any, **named: Any) -> Any:
-        binary = "b" in mode and set(mode) & set("wa+x")
-        if not binary or disk.folder not in path.absolute().parents:
-            return plain(path, mode, buffering, *more, **named)
-        raw = Raw(path, mode.replace("b", ""))
-        if buffering == 0:
-            return raw
-        return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-
-    return open_file
-
-
-@contextmanager
-def faults(disk: Disk) -> Iterator[None]:
-    rename, sync, write = Path.replace, os.fsync, os.write
-
-    def replace(path: Path, target: Path) -> Path:
-        if disk.folder in path.absolute().parents and disk.fails(("rename",)):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return rename(path, target)
-
-    def fsync(handle: int) -> None:
-        if disk.fails(("fsync",)):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        sync(handle)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "open", opener(disk))
-        patch.setattr(Path, "replace", replace)
-        patch.setattr(os, "fsync", fsync)
-        patch.setattr(os, "write", lambda handle, data: disk.write(lambda part: write(handle, part), data))
-        yield
-
-
-def train(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    """Exit code and what stderr says; a traceback ends the test."""
-    command = ["swt.py", "train", *map(str, words), "--episodes", EPISODES, "--threads", "1"]
+def run(folder: Path, episodes: int = LAST, threads: int = 1) -> int:
+    """Begin or resume the run in `folder`; the exit code.  A traceback ends the test."""
+    words = ["bars.csv", "--config", "tiny.toml", "--out", folder, "--resume", "--threads", threads]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(swt, "install_signal_handlers", lambda: None)
-        patch.setattr(sys, "argv", command)
-        capsys.readouterr()
-        code = 0
+        patch.setattr(sys, "argv", ["swt.py", "train", *map(str, words), "--episodes", str(episodes)])
         try:
             swt.main()
         except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, capsys.readouterr().err
+            return int(stop.code or 0)
+    return 0
 
 
-def calls_of(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> int:
-    """Calls of a kind in a run that nothing disturbs."""
-    disk = Disk(folder, kind, 10**9)
-    with faults(disk):
-        assert train(capsys, "bars.csv", "--config", "tiny.toml", "--out", folder)[0] == 0
-    return disk.calls
+def result(folder: Path) -> dict[str, Any]:
+    """All that a run determines: files, metrics without times, the two lines of its trial."""
+    with open_run_dir(folder, resume=True) as opened:
+        rows = [{k: v for k, v in row.items() if not re.search(r"_s$|_mb$", k)} for row in opened.read_metrics()]
+    events = [json.loads(line)["event"] for line in (folder.parent / "trials.jsonl").read_text().splitlines()]
+    kept = sorted(path.name for path in folder.rglob("*"))
+    return {**{name: (folder / name).read_bytes() for name in WRITTEN}, "rows": rows, "events": events, "kept": kept}
 
 
-def saved(folder: Path) -> int:
-    return max((int(path.stem[5:]) for path in folder.glob("checkpoints/step-*.ckpt")), default=0)
-
-
-def test_faults_of_the_disk_lose_nothing_promised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Bars and settings in the current folder; pages of reports without the seconds that Bokeh takes."""
     monkeypatch.chdir(tmp_path)
     Path("bars.csv").write_text("".join(LINES))
     Path("tiny.toml").write_text(TINY)
-    calls = {kind: calls_of(kind, tmp_path / f"straight {kind}", capsys) for kind in KINDS}
-    model = (tmp_path / "straight EIO" / "model.swt").read_bytes()
-    met, stopped, each = Counter[str](), Counter[str](), -(-TRIES // len(KINDS))
-    for number in range(TRIES):
-        kind, folder = KINDS[number % len(KINDS)], tmp_path / f"r{number}"
-        disk = Disk(folder, kind, 1 + number // len(KINDS) * calls[kind] // each)  # from the first call on
-        with faults(disk):
-            code, said = train(capsys, "bars.csv", "--config", "tiny.toml", "--out", folder)
-        case = f"{kind} at {disk.at} of {calls[kind]}: {said}"
-        assert disk.met, case
-        met[kind] += 1
-        if code:
-            stopped[kind] += 1
-            last = said.splitlines()[-1]
-            assert code == 1, case
-            assert re.match(rf"swt: {re.escape(str(folder))}\S*: ", last), case
-            kept = re.search(r"keeps all up to iteration (\d+)", last)
-            assert int(kept[1]) <= saved(folder) if kept else "no iteration" in last or "no run" in last, case
-            again = printed(last)
-            words = again[0][1:] if again else ["bars.csv", "--config", "tiny.toml", "--out", str(folder)]
-            words = words[: words.index("--episodes")] if again else words
-            code, said = train(capsys, *words)
-            assert code == 0, f"{case} then {said}"
-            assert not kept or f"resuming after iteration {saved_before(said)}" in said
-        assert (folder / "model.swt").read_bytes() == model, case
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert {row["iteration"] for row in rows} == {1, 2, 3}, case
-        assert not [path for path in folder.rglob(".*")], case
-    assert not stopped["short"]
-    print(f"\n{TRIES} faults, met and stopped by: {dict(met)}, {dict(stopped)}; promises lost 0, tracebacks 0")
+    monkeypatch.setattr("host.analysis.html_report.render_html", lambda _: "<p>")
+    monkeypatch.setattr(atomic, "RETRY_TIMEOUT_S", 0.05)
+    return tmp_path
 
 
-def saved_before(said: str) -> int:
-    found = re.search(r"resuming after iteration (\d+)", said)
-    return int(found[1]) if found else 0
+def test_every_call_that_fails_loses_nothing_promised(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun, straight = Disk(folder / "straight"), Disk(folder / "half")
+    with faults(begun):
+        assert run(begun.folder / "run", FIRST) == 0
+    shutil.copytree(begun.folder, straight.folder)
+    with faults(straight):
+        assert run(straight.folder / "run") == 0
+    whole = folder / "whole" / "run"
+    assert run(whole) == 0
+    wanted = result(whole)
+    assert result(straight.folder / "run") == {**wanted, "events": ["begin", "end"]}
+    counts = Counter[str]()
+    parts = {"begun": begun.calls, "resumed": straight.calls}
+    cases = chosen(parts)
+    for number, (part, at, mode) in enumerate(cases):
+        home = folder / f"r{number}"
+        if part == "resumed":
+            shutil.copytree(begun.folder, home)
+        disk = Disk(home, at, mode)
+        case = f"{part}, call {at}, {mode}"
+        kind, code = parts[part][at], check_fault(disk, case, FIRST if part == "begun" else LAST, capsys)
+        counts[f"{kind}: exit {code}"] += 1
+        assert result(home / "run") == wanted, case
+        shutil.rmtree(home)
+    with capsys.disabled():
+        print(
+            f"\n{len(cases)} faults at {[len(calls) for calls in parts.values()]} calls: {dict(sorted(counts.items()))}"
+        )
+    assert {count.partition(":")[0] for count in counts} == {*ERRORS}
+
+
+def chosen(parts: dict[str, list[str]]) -> list[tuple[str, int, str]]:
+    """Part, call and mode of so many faults: the first of each kind, and others evenly over all there are."""
+    faults = [
+        (part, at, mode)
+        for part, calls in parts.items()
+        for at, kind in enumerate(calls)
+        for mode in (ONCE, LASTING, *([SHORT] if kind == "write" else []))
+    ]
+    first = [(part, calls.index(kind), ONCE) for part, calls in parts.items() for kind in dict.fromkeys(calls)]
+    step = max(1, len(faults) // TRIES) | 1  # odd: of two modes not always the same
+    return [*dict.fromkeys([*first, *faults[::step]])]
+
+
+def check_fault(disk: Disk, case: str, episodes: int, capsys: pytest.CaptureFixture[str]) -> int:
+    """Train on a disk that fails, and resume on one that does not; the exit code of the first."""
+    out = disk.folder / "run"
+    capsys.readouterr()
+    with faults(disk):
+        code = run(out, episodes)
+    said = capsys.readouterr().err
+    case = f"{case}: exit {code}: {said}"
+    assert disk.met, case
+    promised = 0
+    if code:
+        last = said.splitlines()[-1]
+        assert code in (1, 2, 3, 5), case
+        assert re.match(rf"swt: .*{re.escape(str(disk.folder))}", last), case
+        found = re.search(r"keeps all up to iteration (\d+)", last)
+        promised = int(found[1]) if found else 0
+    assert run(out) == 0, case
+    resumed = re.search(r"resuming after iteration (\d+)", capsys.readouterr().err)
+    assert (int(resumed[1]) if resumed else 0) >= promised, case
+    return code
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own takes seconds each without fork")
+def test_kills_at_any_moment_end_in_the_same_bytes(folder: Path) -> None:
+    """Each time in another place and with another number of threads."""
+    begin = time.perf_counter()
+    assert run(folder / "whole" / "run") == 0
+    wanted, took = result(folder / "whole" / "run"), time.perf_counter() - begin
+    draw, counts = random.Random(KILLS), Counter[str]()
+    while counts["kills"] < KILLS:
+        home = folder / f"{counts['runs']}"
+        home.mkdir()
+        while not killed(home / "run", draw.random() ** 2 * took, 1 + counts["kills"] % 2):
+            counts["kills"] += 1
+            moved = folder / f"{counts['runs']} moved {counts['kills']}"
+            home = home.rename(moved)
+            counts["kills with a checkpoint"] += bool([*home.glob("run/checkpoints/step-*")])
+        counts["runs"] += 1
+        found = result(home / "run")
+        assert found == {**wanted, "events": found["events"]}
+        assert [*dict.fromkeys(found["events"])] == ["begin", "end"]
+        shutil.rmtree(home)
+    print(dict(counts))
+
+
+def killed(out: Path, after_s: float, threads: int) -> bool:
+    """Train in a process of its own that is killed after so long; whether it came to the end before."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            with (out.parent / "said").open("a") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            code = run(out, threads=threads)
+        finally:
+            os._exit(code)
+    time.sleep(after_s)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    ended = os.WIFEXITED(status)
+    assert not ended or os.WEXITSTATUS(status) == 0, (out.parent / "said").read_text()
+    return ended

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from host.commands import train
-from host.commands.train import TrainingError, train_csv
+from host.commands.train import TrainingError, TrainOptions, train_files
 from host.config import load_config
 from host.data.formats import ReadOptions
 from host.training.feature_store import FeatureStore
 from host.training.health import FAULT_REGION, decision_metrics, policy_drift
 from host.training.market_replay import MarketReplay
 from host.training.run_dir import Checkpoint
-from host.training.trainer import Trainer
+from host.training.trainer import Budget, Trainer
 from kernels.learning.replay_buffer import new_replay_buffer
 from models.learner import Learner
 from models.params import as_views
@@ -199,19 +199,16 @@ def test_a_run_goes_back_to_its_checkpoint_or_ends_with_a_way_out(
     monkeypatch.chdir(tmp_path)
     Path("bars.csv").write_text("".join(LINES))
     Path("tiny.toml").write_text(TINY)
-    request = Path("bars.csv"), ReadOptions(), load_config(Path("tiny.toml"))
+    request = [Path("bars.csv")], ReadOptions(), load_config(Path("tiny.toml"))
 
     def at_step_2(learner: Learner, batch: Any, target: Any) -> None:
         batch.value[5, 2] = np.nan if learner.step == 2 else batch.value[5, 2]
 
-    def end(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         once(patch, Learner, "learn", at_step_2, times=3)  # of the first iteration two, of the second the first
-        patch.setattr(train, "trade_unseen_bars", end)  # its report is no matter here
-        with pytest.raises(KeyboardInterrupt):
-            train_csv(*request, Path("mended"), None, 6, False, 1)
+        patch.setattr(train, "test_agent", lambda *_: {})  # its report is no matter here
+        patch.setattr(train, "print_results", lambda *_: None)
+        train_files(*request, TrainOptions(Path("mended"), Budget(episodes=6)))
     rows = [json.loads(line) for line in Path("mended/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     assert ["event" in row for row in rows] == [False, True, False]
@@ -219,6 +216,6 @@ def test_a_run_goes_back_to_its_checkpoint_or_ends_with_a_way_out(
     once(monkeypatch, Learner, "learn", at_step_2, times=99)
     ways_out = r"not finite: value, .* --set train.learning_rate=0.00075; \S+ keeps all up to iteration 1; go on: "
     with pytest.raises(TrainingError, match=ways_out) as stop:
-        train_csv(*request, Path("stopped"), None, 6, False, 1)
+        train_files(*request, TrainOptions(Path("stopped"), Budget(episodes=6)))
     assert stop.value.exit_code == 1
     assert "\n" not in str(stop.value)

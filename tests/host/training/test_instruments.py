@@ -12,9 +12,10 @@ import pytest
 from host.artifact.manifest import load_model
 from host.commands.act import act_on_feed
 from host.commands.backtest import backtest_csv
-from host.commands.train import train_csv
+from host.commands.train import TrainOptions, train_files
 from host.config import RiskConfig, load_config
 from host.data.formats import ReadOptions
+from host.training.trainer import Budget
 from tests.fixtures.markets import KINDS, write_bars
 from tests.fixtures.trained import TINY
 
@@ -26,7 +27,9 @@ ORDER = sorted(KINDS, key=["XAUUSD", "USDSEK", "BTCUSD", *KINDS].index)[:TRIES]
 def test_it_trains_and_acts(symbol: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kind = KINDS[symbol]
     feed = write_bars(tmp_path / f"{symbol}.m_{kind.minutes}.csv", symbol, kind, 1500 if kind.minutes > 5 else 5000)
-    train_csv(feed, ReadOptions(), load_config(None, TINY), tmp_path / "run", None, 16, False, 2)
+    train_files(
+        [feed], ReadOptions(), load_config(None, TINY), TrainOptions(tmp_path / "run", Budget(episodes=16), False, 2)
+    )
     said = next(line for line in capfd.readouterr().err.splitlines() if f"{symbol}, pip" in line)
     loaded = load_model(tmp_path / "run" / "model.swt")
     market, profile = loaded.market_spec.market, loaded.market_spec.profile

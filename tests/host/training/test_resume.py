@@ -5,22 +5,28 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
 
 import swt
 from host import console as progress
+from host.artifact.manifest import load_model
+from host.artifact.networks import BacktestStats
 from host.commands import train
-from host.commands.train import FLAG_NAMES, flag_name, run_to_resume, train_csv
+from host.commands.train import TrainOptions, train_files
+from host.commands.training_spec import FLAG_NAMES, flag_name, run_to_resume
 from host.config import Config, load_config
 from host.data.formats import ReadOptions
 from host.training import run_dir as run
 from host.training.run_dir import latest_run, open_run_dir
-from host.training.trainer import Trainer
+from host.training.trainer import Budget, Trainer
+from host.walkforward.trials import read_ledger
+from models.learner import Learner
+from tests.fixtures.command import Ended, Swt, new_command
 from tests.fixtures.paths import ROOT
-from tests.fixtures.runs import LINES, TINY, printed
+from tests.fixtures.runs import LINES, printed
 
 OTHER = {  # another value of each reading option
     "symbol": "GBPUSD",
@@ -30,36 +36,12 @@ OTHER = {  # another value of each reading option
 }  # fmt: skip
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Swt = Callable[..., Ended]
+SO_FAR = ", runs/0001/model-so-far.swt is the model so far"
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Swt:
-    """The command line within this process, in a folder of its own with bars and a tiny configuration."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(swt, "install_signal_handlers", lambda: None)
-    Path("bars.csv").write_text("".join(LINES))
-    Path("tiny.toml").write_text(TINY)
-
-    def run_command(*words: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["swt.py", *map(str, words)])
-        capsys.readouterr()
-        try:
-            swt.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Ended(code, said.out, said.err)
-
-    return run_command
+    return new_command(tmp_path, monkeypatch, capsys)
 
 
 def begin(command: Swt, *more: object, episodes: int = 4) -> Ended:
@@ -99,7 +81,7 @@ def test_another_reading_is_refused_by_the_name_of_its_flag(command: Swt, tmp_pa
     for name in ReadOptions().explicit():
         given = ReadOptions(**{name: OTHER[name]})
         with pytest.raises(run.RunError) as refusal:
-            train_csv(None, given, load_config(Path("tiny.toml")), Path("r"), None, 8, True, 1)
+            train_files([], given, load_config(Path("tiny.toml")), TrainOptions(Path("r"), Budget(episodes=8), True, 1))
         value = getattr(stored, name)
         assert refusal.value.exit_code == 3
         assert f"{flag_name(name)}: the run has {'nothing' if value is None else value}" in str(refusal.value)
@@ -300,7 +282,7 @@ def test_who_is_stopped_learns_what_is_kept_and_how_to_go_on(
     last = done.err.splitlines()[-1]
     assert str(by) in last or code > 1
     assert (
-        "keeps all up to iteration 2; go on: "
+        f"keeps all up to iteration 2{SO_FAR if code > 1 else ''}; go on: "
         if iteration
         else "no iteration was finished, runs/0001 keeps the settings"
     ) in last
@@ -309,6 +291,90 @@ def test_who_is_stopped_learns_what_is_kept_and_how_to_go_on(
     assert command(*again).code == 0
     assert begin(command, "--spread", 2, "--out", "straight", episodes=8).code == 0
     assert Path("runs/0001/model.swt").read_bytes() == Path("straight/model.swt").read_bytes()
+
+
+def test_a_budget_of_updates_is_one_of_whole_iterations(command: Swt) -> None:
+    words = ("train", "bars.csv", "--config", "tiny.toml", "--threads", 1)
+    assert command(*words, "--steps", 3, "--out", "steps").code == 0
+    assert begin(command, "--out", "episodes").code == 0
+    assert Path("steps/model.swt").read_bytes() == Path("episodes/model.swt").read_bytes()
+    assert [json.loads(line)["updates"] for line in Path("steps/metrics.jsonl").read_text().splitlines()] == [2, 4]
+
+
+def test_who_stops_a_run_gets_the_model_so_far_without_a_test(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last whole iteration: the one that was stopped had moved weights and replay."""
+    learn, words = Learner.learn, ("train", "bars.csv", "--config", "tiny.toml", "--threads", 1, "--steps", 8)
+
+    def stopped(learner: Learner, *args: Any) -> dict[str, float]:
+        if learner.step == 5:
+            raise KeyboardInterrupt
+        return learn(learner, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "learn", stopped)
+        patch.setattr(train, "trade_unseen_bars", None)
+        done = command(*words, "--out", "r")
+    assert done.code == 130
+    says = "stopped; r keeps all up to iteration 2, r/model-so-far.swt is the model so far; go on: "
+    assert done.err.splitlines()[-1].startswith(says)
+    assert [row["event"] for row in read_ledger(Path("trials.jsonl"))] == ["begin"]
+    assert begin(command, "--out", "two", episodes=4).code == 0
+    so_far, two = load_model(Path("r/model-so-far.swt")), load_model(Path("two/model.swt"))
+    assert (so_far.networks.graphs, so_far.search) == (two.networks.graphs, two.search)
+    assert so_far.backtest_stats == BacktestStats()
+    ((*again,),) = printed(done.err.splitlines()[-1])
+    assert again == ["train", "--resume", "--out", "r", "--steps", "8"]
+    assert command(*again).code == 0
+    assert command(*words, "--out", "straight").code == 0
+    assert Path("r/model.swt").read_bytes() == Path("straight/model.swt").read_bytes()
+    assert not Path("r/model-so-far.swt").exists(), "it is no longer what is so far"
+
+
+@pytest.mark.parametrize("by", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_second_signal_and_a_full_disk_leave_out_the_model_so_far(
+    command: Swt, monkeypatch: pytest.MonkeyPatch, by: BaseException
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise by
+
+    monkeypatch.setattr(Trainer, "run_iteration", interrupted_at(1))
+    monkeypatch.setattr(train, "save_model", fail)
+    done = begin(command, "--out", "r")
+    said = done.err.splitlines()
+    assert (done.code, said[-1].startswith("stopped; r keeps all up to iteration 1; go on: ")) == (130, True)
+    assert ("no model so far: r/model-so-far.swt: No space left on device" in said) == isinstance(by, OSError)
+
+
+def test_exit_codes_are_the_documented_ones(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = Path(ROOT, "host/README.md").read_text(encoding="utf-8").partition("## Exit codes of train")[2]
+    table = {int(code): errors for code, errors in re.findall(r"^\| (\d+) \| (.*?) \|", section, re.MULTILINE)}
+    assert begin(command, "--out", "0").code == 0
+    seen = {0}
+    for code, words in (
+        (2, ["--out", "bars.csv"]),
+        (3, ["--out", "0"]),
+        (3, ["--set", "train.seed=-1"]),
+        (4, ["--timezone", "Mars"]),
+        (4, ["--set", "market.episode_length=1190"]),
+    ):
+        assert begin(command, *words).code == code
+        seen.add(code)
+    with open_run_dir(Path("0"), resume=True):
+        seen.add(command("train", "--resume", "--out", "0").code)
+    stops: list[tuple[int, BaseException]] = [
+        (1, FloatingPointError("x")), (130, KeyboardInterrupt()), (143, SystemExit(143)),
+    ]  # fmt: skip
+    for code, by in stops:
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "run_iteration", interrupted_at(0, by))
+            assert begin(command, "--out", str(code)).code == code
+        seen.add(code)
+    assert seen == {*table} - {5}
+    modules = [module for name, module in sys.modules.items() if name.startswith("host.")]
+    for code, errors in table.items():
+        for name in re.findall(r"`(\w+)`", errors):
+            (error,) = {getattr(module, name) for module in modules if hasattr(module, name)}
+            assert error.exit_code == code, name
 
 
 def test_who_stops_before_the_run_began_learns_that(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,20 @@
 """A run directory has one trainer, and what it promised outlives kills, damage and torn writes."""
 
+import errno
 import json
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
 import time
 import tomllib
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from socket import gethostname
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.atomic import LockedError, atomic_write
+from host import atomic
+from host.atomic import LockedError, WriteError, atomic_write
+from host.settings import to_toml
 from host.training import run_dir as run
-from host.training.run_dir import RunDir, RunError, has_run, open_run_dir, to_toml
+from host.training.run_dir import RunDir, RunError, has_run, open_run_dir, peek_state
 from tests.fixtures.paths import ROOT
 
 ARRAYS: dict[str, Any] = {
@@ -41,7 +49,9 @@ with open_run_dir(Path(sys.argv[1]), resume=True) as run:
     while True:
         step += 1
         run.append_metrics({"step": step})
-        run.save_checkpoint(step, {"a": np.full(200_000, step)}, {"step": step})
+        best = step if step % 3 == 0 else last.state["best"] if last else 0
+        run.save_checkpoint(step, {"a": np.full(200_000, step)}, {"step": step, "best": best}, is_best=best == step)
+        last = run.load_checkpoint()
         print(step, flush=True)
 """
 
@@ -96,7 +106,7 @@ def test_a_state_that_json_would_change_is_refused(tmp_path: Path) -> None:
 
 def test_the_last_three_are_kept_by_number_and_other_names_for_ever(tmp_path: Path) -> None:
     with saved(tmp_path, 1) as opened:
-        for name in ("best", "best.ckpt", "step-1.ckpt.copy"):
+        for name in ("best", "best.ckpt.copy", "step-1.ckpt.copy"):
             (tmp_path / "checkpoints" / name).write_text("mine")
         for step in (9, 10, 999_999_999, 1_000_000_000):
             opened.save_checkpoint(step, {}, {})
@@ -104,7 +114,7 @@ def test_the_last_three_are_kept_by_number_and_other_names_for_ever(tmp_path: Pa
     assert loaded is not None
     assert loaded.step == 1_000_000_000
     kept = ["step-000000010.ckpt", "step-1000000000.ckpt", "step-999999999.ckpt"]
-    assert checkpoints(tmp_path) == sorted([*kept, "best", "best.ckpt", "step-1.ckpt.copy"])
+    assert checkpoints(tmp_path) == sorted([*kept, "best", "best.ckpt.copy", "step-1.ckpt.copy"])
     assert (tmp_path / "checkpoints" / "best").read_text() == "mine"
 
 
@@ -139,9 +149,62 @@ def test_a_damaged_checkpoint_is_named_and_never_outlasts_a_new_one(
     assert lines[0].endswith("step-000000022.ckpt is damaged: skipped")
 
 
+def test_a_checkpoint_gets_its_name_last_and_older_ones_go_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+
+    def record(place: Any, name: str, text: Callable[..., str]) -> None:
+        real = getattr(place, name)
+
+        def recorded(*args: Any) -> Any:
+            calls.append(text(*args))
+            return real(*args)
+
+        monkeypatch.setattr(place, name, recorded)
+
+    with saved(tmp_path, 1, 2, 3) as opened:
+        record(run, "write_checkpoint", lambda *_: "write")
+        record(run, "is_intact", lambda *_: "read back")
+        record(os, "fsync", lambda handle: "sync folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "sync")
+        record(os, "replace", lambda _, path: f"name {path.name}")
+        record(os, "unlink", lambda path: f"drop {path.name}")
+        opened.append_metrics({"step": 4})
+        opened.save_checkpoint(4, ARRAYS, STATE, is_best=True)
+    one = ["write", "sync", "read back", "sync"]
+    best, newest = [*one, "name best.ckpt", "sync folder"], [*one, "name step-000000004.ckpt", "sync folder"]
+    assert calls == ["sync", *best, *newest, "drop step-000000001.ckpt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system reads back what it likes")
+def test_what_is_read_back_comes_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = list[int]()
+    monkeypatch.setattr(os, "posix_fadvise", lambda handle, *_: dropped.append(os.fstat(handle).st_size))
+    saved(tmp_path, 1).close()
+    assert dropped == [(tmp_path / "checkpoints" / "step-000000001.ckpt").stat().st_size]
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with saved(tmp_path, 1) as opened:
+        assert opened.load_best() is None
+        for step in range(2, 8):
+            opened.save_checkpoint(step, {"a": np.full(3, step)}, {"step": step}, is_best=step in (2, 3))
+        best = opened.load_best()
+        assert best is not None
+        assert (best.step, best.state, best.arrays["a"].tolist()) == (3, {"step": 3}, [3, 3, 3])
+        for name in checkpoints(tmp_path)[1:]:
+            (tmp_path / "checkpoints" / name).write_bytes(b"x")
+        loaded, state = opened.load_checkpoint(), peek_state(tmp_path)
+        assert loaded is not None
+        assert (loaded.step, state, opened.saved_step) == (3, {"step": 3}, 3)
+        (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"x")
+        assert opened.load_best() is None
+    assert capsys.readouterr().err.splitlines()[-1].endswith("best.ckpt is damaged: skipped")
+
+
 def test_what_reads_back_differently_never_gets_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with saved(tmp_path, 1) as opened:
-        monkeypatch.setattr(run, "_is_intact", lambda file: False)
+        monkeypatch.setattr(run, "is_intact", lambda file: False)
         with pytest.raises(OSError, match="read back"):
             opened.save_checkpoint(2, {}, {})
     assert checkpoints(tmp_path) == ["step-000000001.ckpt"]
@@ -175,10 +238,13 @@ def test_kills_lose_nothing_promised(tmp_path: Path) -> None:
         writer.wait()
         writer.stdout.close()
         with open_run_dir(tmp_path, resume=True) as opened:
-            loaded = opened.load_checkpoint()
+            loaded, best = opened.load_checkpoint(), opened.load_best()
         assert loaded is not None
         assert loaded.step in (max([first, *printed]), max([first, *printed]) + 1)
-        assert (loaded.state, set(loaded.arrays["a"].tolist())) == ({"step": loaded.step}, {loaded.step})
+        assert set(loaded.arrays["a"].tolist()) == {loaded.step}
+        assert loaded.state == {"step": loaded.step, "best": loaded.step // 3 * 3}
+        assert best.state["best"] == best.step if best else loaded.step < 3
+        assert not best or best.step in (loaded.state["best"], loaded.step + 1)
         assert not list((tmp_path / "checkpoints").glob(".*"))
         rows = len([json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()])
         promised = loaded.step
@@ -190,7 +256,8 @@ def test_the_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
-        with pytest.raises(LockedError, match=f"process {holder.pid}$") as refusal:
+        says = rf"process {holder.pid} on {gethostname()} since 20\S+Z: -c {tmp_path}$"
+        with pytest.raises(LockedError, match=says) as refusal:
             open_run_dir(tmp_path, resume=True)
         assert refusal.value.exit_code == 8
     finally:
@@ -202,12 +269,78 @@ def test_the_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path
 def test_the_lock_holds_within_a_process_and_is_released_on_refusal(tmp_path: Path) -> None:
     with open_run_dir(tmp_path, resume=False) as opened:
         opened.write_toml("config", {"seed": 1})
-        with pytest.raises(LockedError, match=f"process {os.getpid()}$"):
+        with pytest.raises(LockedError, match=f"in use by process {os.getpid()} on "):
             open_run_dir(tmp_path, resume=True)
     with pytest.raises(RunError, match="--resume"):
         open_run_dir(tmp_path, resume=False)
     open_run_dir(tmp_path, resume=True).close()
     assert tomllib.loads((tmp_path / "config.toml").read_text()) == {"seed": 1}
+
+
+ELSEWHERE = b"process 7 on elsewhere since 2026-01-02T03:04:05Z: swt.py train\n"
+
+
+def test_a_lock_names_its_owner_until_it_is_released(tmp_path: Path) -> None:
+    with open_run_dir(tmp_path, resume=False):
+        assert re.fullmatch(
+            rf"process {os.getpid()} on {gethostname()} since \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ: .+\n",
+            (tmp_path / "lock").read_text(),
+        )
+    assert (tmp_path / "lock").read_bytes() == b""
+
+
+def test_of_two_machines_without_common_locks_the_first_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_run_dir(tmp_path, resume=False) as opened:
+        (tmp_path / "lock").write_bytes(ELSEWHERE)  # as another machine does where this drive passes no locks
+        for write in (lambda: opened.append_metrics({"a": 1}), lambda: opened.save_checkpoint(1, {}, {})):
+            with pytest.raises(LockedError, match=r"taken over by process 7 on elsewhere since 2026-01-02.*no more"):
+                write()
+    assert (tmp_path / "lock").read_bytes() == ELSEWHERE
+    assert (checkpoints(tmp_path), (tmp_path / "metrics.jsonl").read_bytes()) == ([], b"")
+    assert capsys.readouterr().err == ""
+    open_run_dir(tmp_path, resume=True).close()
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'lock'} was not released by process 7 on elsewhere since 2026-01-02T03:04:05Z: swt.py" in said
+    open_run_dir(tmp_path, resume=True).close()
+    assert capsys.readouterr().err == "", "the lock is this machine's since"
+
+
+def test_a_killed_owner_of_this_machine_is_no_news(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.joinpath("lock").write_bytes(ELSEWHERE.replace(b"elsewhere", gethostname().encode()))
+    open_run_dir(tmp_path, resume=True).close()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_drive_without_locks_is_not_said_to_be_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(handle: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(atomic, "_lock", no_locks)
+    with pytest.raises(WriteError, match="lock: No locks available"):
+        open_run_dir(tmp_path, resume=False)
+
+
+def test_windows_locks_a_byte_that_nobody_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody there could read who holds a run."""
+    places = list[int]()
+    monkeypatch.setattr(sys, "platform", "win32")
+    windows = SimpleNamespace(LK_NBLCK=2, locking=lambda handle, *_: places.append(os.lseek(handle, 0, os.SEEK_CUR)))
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    with open_run_dir(tmp_path, resume=False):
+        assert places == [atomic.LOCK_BYTE]
+        assert (tmp_path / "lock").stat().st_size < atomic.LOCK_BYTE
+        windows.locking = Busy()
+        with pytest.raises(LockedError, match=f"in use by process {os.getpid()} on "):
+            open_run_dir(tmp_path, resume=True)
+
+
+class Busy:
+    """`msvcrt.locking` of a byte that another process has."""
+
+    def __call__(self, *_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_metrics_are_there_at_once_and_a_torn_line_is_cut(tmp_path: Path) -> None:

@@ -86,9 +86,20 @@ def test_what_a_training_fits_does_not_know_what_follows(rolling: bool) -> None:
         np.testing.assert_array_equal(a.starts, b.starts)
 
 
-@pytest.mark.parametrize(("bars", "folds"), [(700, 4), (T, 2000), (30, 1)])
-def test_too_few_bars_are_refused_with_a_way_out(bars: int, folds: int) -> None:
+@pytest.mark.parametrize(
+    ("bars", "folds", "way_out"), [(700, 4, " or fewer --folds"), (T, 2000, " or fewer --folds"), (30, 1, "")]
+)
+def test_too_few_bars_are_refused_with_a_way_out(bars: int, folds: int, way_out: str) -> None:
     config = tiny()
-    with pytest.raises(DatasetError, match=r"fold \w+: .* bring more bars, or shorten the episode"):
+    with pytest.raises(DatasetError, match=rf"fold \w+: .* bring more bars{way_out}$"):
         check_folds(new_folds(bars, folds, EMBARGO, False), BARS.time[:bars], config, SYNTHETIC_INSTRUMENT, INTERVAL_NS)
     check_folds(new_folds(T, 4, EMBARGO, True), BARS.time, config, SYNTHETIC_INSTRUMENT, INTERVAL_NS)
+
+
+def test_an_episode_too_long_for_a_fold_is_refused_with_a_length_that_works() -> None:
+    market = SYNTHETIC_INSTRUMENT, INTERVAL_NS
+    with pytest.raises(DatasetError, match=r"bring more bars or --set market\.episode_length=") as refused:
+        check_folds(new_folds(T, 2, 450, False), BARS.time, tiny("market.episode_length=450"), *market)
+    setting = str(refused.value).partition("--set ")[2]
+    length = int(setting.partition("=")[2])
+    check_folds(new_folds(T, 2, length, False), BARS.time, tiny(setting), *market)

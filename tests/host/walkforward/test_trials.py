@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.commands.train import train_csv
+from host.commands.train import TrainOptions, train_files
 from host.config import load_config
 from host.data.formats import ReadOptions
+from host.training.trainer import Budget
 from host.walkforward.trials import BEGIN, END, Span, TrialsError, append_trial, open_holdout, trials_of
 from tests.fixtures.runs import LINES, TINY
 
@@ -96,6 +97,8 @@ def test_a_training_is_a_trial_of_its_test(tmp_path: Path, monkeypatch: pytest.M
         shutil.rmtree(tmp_path / name, ignore_errors=True)
         config = load_config(tmp_path / "tiny.toml", [f"train.seed={seed}"])
         with pytest.raises(ArithmeticError):
-            train_csv(tmp_path / "bars.csv", reading, config, tmp_path / name, None, 2, False, 1)
+            train_files(
+                [tmp_path / "bars.csv"], reading, config, TrainOptions(tmp_path / name, Budget(episodes=2), False, 1)
+            )
         counts.append(trials_of(tmp_path / "trials.jsonl", Span("EURUSD", "2017-01-01", "2017-12-31")).number)
     assert counts == [1, 1, 2]

@@ -15,7 +15,7 @@ import pytest
 
 import swt
 from host import console
-from host.analysis.record import daily_returns
+from host.analysis.record import daily_returns, pool_returns
 from host.analysis.report import join_records
 from host.artifact.manifest import load_model
 from host.atomic import LockedError, locked
@@ -33,7 +33,6 @@ from host.walkforward.walkforward import (
     fold_records,
     load_bars,
     median_seed,
-    pool_returns,
     save_bars,
     train_fold,
 )
@@ -112,7 +111,7 @@ def test_the_median_seed_counts_and_the_best_never() -> None:
     said = io.StringIO()
     print_walkforward(document, said)
     assert f"joined, seed {market['median_seed']} (the median)" in said.getvalue()
-    assert f"verdict: {market['joined']['verdict']['verdict']}" in said.getvalue()
+    assert f"Verdict: {market['joined']['verdict']['verdict']}" in said.getvalue()
     assert "in 3 of 9 validation parts: 2.5 standard errors at best" in said.getvalue()
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from host.artifact.networks import OnnxNetworks
-from host.training import trainer as trainer_module
-from host.training.trainer import SEARCH_BATCH, Trainer
+from host.training import market_replay
+from host.training.market_replay import SEARCH_BATCH
+from host.training.trainer import Trainer
 from kernels.learning.bar_search import SearchedBars, store_searched_bars
 from kernels.learning.replay_buffer import position_after
 from kernels.market.position import NUM_POSITION_FIELDS, PREVIOUS_SIDE, SIDE, action_target
@@ -69,7 +70,9 @@ def test_play_and_targets_are_those_of_a_search_of_each_decision(rule: str) -> N
 
 
 def test_a_reward_that_is_more_than_a_sum_of_moves_stays_the_realised_one() -> None:
-    replay = first_iteration("one size", "market.reward=drawdown_penalised", "market.mae_penalty=0.05")[0].replay
+    replay = (
+        first_iteration("one size", "market.reward=drawdown_penalised", "market.mae_penalty=0.05")[0].markets[0].replay
+    )
     assert replay.policy.shape[2] == 1  # no tree is shared
     assert replay.reward.any()
     np.testing.assert_array_equal(replay.expected_reward[..., 0], replay.reward)
@@ -142,7 +145,7 @@ def test_what_is_fresh_is_not_stored_again(fresh: int, monkeypatch: pytest.Monke
         stored.append(slots.tolist())
         store_searched_bars(replay, slots, *others)
 
-    monkeypatch.setattr(trainer_module, "store_searched_bars", watched)
+    monkeypatch.setattr(market_replay, "store_searched_bars", watched)
     settings = (f"train.reanalyze_interval={fresh}", "search.algorithm=market", "search.value_reuse=shared_tree")
     run = Trainer([dataset(tiny(*settings))], tiny(*settings), 1)
     searched = dict[int, int]()  # slot: iteration of its last search

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.training.trainer import PRIORITY_CAP_QUANTILE
+from host.training.market_replay import PRIORITY_CAP_QUANTILE
 from kernels.learning.prioritized import UNIFORM_FRACTION, bellman_errors, fill_cdf, sample_index, sample_prioritized
 from kernels.learning.replay_buffer import Batch, ReplayBuffer, ValueTargetConfig, new_batch
 from kernels.market.position import NUM_POSITION_FEATURES

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from host.artifact.networks import OnnxNetworks, hypothesis_positions
-from host.training import trainer
+from host.training import market_replay
+from host.training.trainer import Trainer
 from kernels.learning.reanalyze import reanalyze_policies
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer, new_replay_buffer
 from kernels.market.chance import code_of_move, fit_chance_codes, standardised_move
@@ -226,9 +227,9 @@ def test_reanalyse_skips_and_counts_what_is_fresh(fresh: int, monkeypatch: pytes
         reanalyzed[-1] += slots.tolist()
         return int(reanalyze_policies(replay, planner, slots, *others))
 
-    monkeypatch.setattr(trainer, "reanalyze_policies", watched)
+    monkeypatch.setattr(market_replay, "reanalyze_policies", watched)
     settings = (f"train.reanalyze_interval={fresh}", "search.algorithm=market", "search.value_reuse=chance_child")
-    run = trainer.Trainer([dataset(tiny(*settings))], tiny(*settings), 1)
+    run = Trainer([dataset(tiny(*settings))], tiny(*settings), 1)
     searched = dict[int, int]()  # slot: iteration of its last search
     for iteration in range(6):
         reanalyzed.append([])
@@ -256,7 +257,7 @@ def test_reanalyse_on_two_threads_gives_the_same_bytes(reuse: str, tmp_path: Any
 
 def test_without_reanalyse_nothing_is_searched_again() -> None:
     config = tiny("train.reanalyze=false", "search.algorithm=market")
-    run = trainer.Trainer([dataset(config)], config, 1)
+    run = Trainer([dataset(config)], config, 1)
     rows = [run.run_iteration() for _ in range(3)]
     assert [row["reanalyzed"] for row in rows] == [0, 0, 0]
     assert rows[-1]["skipped"] == 24 * 12

@@ -306,6 +306,19 @@ def test_without_room_what_was_released_longest_ago_goes_first(computed: list[in
     assert computed == list(range(b, b + 25))
 
 
+def test_features_are_computed_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, stores = list[int](), [FeatureStore(DATA, 400, 1) for _ in range(2)]
+    stores[0].acquire(DATA.starts[:300:30], 25)
+    monkeypatch.setattr("host.training.feature_store.FILL_PIECE", 60)
+    monkeypatch.setattr(
+        "host.training.feature_store.compute_features",
+        lambda spec, bars, ts, threads: sizes.append(len(ts)) or compute_features(spec, bars, ts, threads),
+    )
+    stores[1].acquire(DATA.starts[:300:30], 25)
+    assert max(sizes) == 60
+    np.testing.assert_array_equal(stores[0].X, stores[1].X)
+
+
 def test_rows_do_not_depend_on_threads() -> None:
     stores = [FeatureStore(DATA, 400, threads) for threads in (1, 2)]
     for store in stores:

@@ -1,0 +1,127 @@
+"""Training on several instruments, the best agent on the validation part, and stopping early."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host.artifact.manifest import load_models
+from host.evaluation import validation
+from host.evaluation.validation import ValidationResult
+from host.training.checkpoint import is_intact, read_header
+from host.training.run_dir import BEST_CHECKPOINT
+from tests.fixtures.command import Ended, Swt, new_command
+from tests.fixtures.runs import LINES
+
+VALIDATE = "train.validation_interval=1"
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Swt:
+    return new_command(tmp_path, monkeypatch, capsys)
+
+
+def train(command: Swt, *more: object) -> Ended:
+    return command("train", *more, "--config", "tiny.toml", "--threads", 1, "--out", "r")
+
+
+def write_pairs() -> None:
+    """Bars of two instruments: those of the second are a hundred times as dear, and fewer."""
+    Path("pairs").mkdir()
+    Path("pairs/EURUSD.csv").write_text("".join(LINES))
+    head, *rows = (line.rstrip().split(",") for line in LINES[:1000])
+    dear = [[row[0], *(f"{100 * float(x):.3f}" for x in row[1:5]), *row[5:]] for row in rows]
+    Path("pairs/USDJPY.csv").write_text("\n".join(",".join(row) for row in [head, *dear]) + "\n")
+
+
+def rows_of(run: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_one_agent_learns_two_instruments_and_trades_each(command: Swt) -> None:
+    write_pairs()
+    done = train(command, "pairs", "--side", "ask", "--episodes", 8)
+    assert done.code == 0, done.err
+    assert "all 2 instruments in equal shares" in done.err
+    together = json.loads(Path("r/together.json").read_text())
+    assert together["verdict"]["verdict"] in ("edge", "no edge", "too little data")
+    models = load_models(Path("r/model.swt"))
+    assert [model.market_spec.profile.symbol for model in models] == ["EURUSD", "USDJPY"]
+    assert [round(model.market_spec.market.pip_px, 6) for model in models] == [0.0001, 0.01]
+    for symbol, model in zip(("EURUSD", "USDJPY"), models, strict=True):
+        report = json.loads(Path("r", symbol, "report.json").read_text())
+        assert report["source"]["title"].startswith(symbol)
+        file = f"pairs/{symbol}.csv"
+        start = model.manifest["data"]["test_first"]
+        again = command("backtest", file, "--side", "ask", "--model", "r/model.swt", "--from", start, "--json")
+        assert again.code == 0, again.err
+        assert json.loads(again.out)["statistics"] == report["statistics"]
+    resumed = train(command, "--resume", "--episodes", 8)
+    assert resumed.code == 0, resumed.err
+    assert "resuming after iteration 4" in resumed.err
+
+
+def test_other_bars_of_one_of_two_instruments_are_refused(command: Swt) -> None:
+    write_pairs()
+    assert train(command, "pairs", "--side", "ask", "--episodes", 2).code == 0
+    Path("pairs/USDJPY.csv").write_text(Path("pairs/USDJPY.csv").read_text().replace("1", "2", 1))
+    refused = train(command, "--resume", "--episodes", 4)
+    assert refused.code != 0
+    assert "USDJPY" in refused.err or "the bars are not those" in refused.err
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, rewards: list[float]) -> None:
+    """The validation part pays these rewards, one after the other, then the last."""
+    left = list(rewards)
+
+    def trade(_: object) -> ValidationResult:
+        return ValidationResult(left.pop(0) if len(left) > 1 else left[0], 1.0, 1, 0.5)
+
+    monkeypatch.setattr(validation, "trade_validation_part", trade)
+
+
+def best_step(run: str) -> int:
+    with Path(run, "checkpoints", BEST_CHECKPOINT).open("rb") as file:
+        assert is_intact(file)
+        return int(read_header(file)["step"])
+
+
+def test_the_best_agent_is_kept_and_exported_beside_the_last(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.1, 0.3, 0.3, 0.2])
+    done = train(command, "bars.csv", "--episodes", 12, "--set", VALIDATE)
+    assert done.code == 0, done.err
+    assert best_step("r") == 3, "of equal ones the later"
+    assert [row["validation_reward_per_bar"] for row in rows_of("r")] == [0.1, 0.3, 0.3, 0.2, 0.2, 0.2]
+    assert "after iteration 3: r/best.swt" in done.err.replace("\\", "/")
+    best, last = (load_models(Path("r", name))[0] for name in ("best.swt", "model.swt"))
+    assert best.sha256 != last.sha256
+    assert best.backtest_stats == type(best.backtest_stats)(), "the test part was not looked at for it"
+    resumed = train(command, "--resume", "--episodes", 16)
+    assert resumed.code == 0
+    assert best_step("r") == 3, "a resumed run remembers the best"
+
+
+def test_patience_ends_a_training_with_its_best_agent(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.1, 0.3, 0.2])
+    done = train(command, "bars.csv", "--episodes", 100, "--early-stopping", 3, "--set", VALIDATE)
+    assert done.code == 0, done.err
+    assert [row["iteration"] for row in rows_of("r")] == [1, 2, 3, 4, 5]
+    assert "stopped early: 3 validations in a row were not better than iteration 2" in done.err
+    assert not Path("r/best.swt").exists()
+    monkeypatch.undo()
+
+
+def test_a_validation_trades_the_validation_part_alone(command: Swt) -> None:
+    done = train(command, "bars.csv", "--episodes", 6, "--set", "train.validation_interval=2")
+    assert done.code == 0, done.err
+    rows = rows_of("r")
+    assert [row["iteration"] for row in rows if "validation_net_pips" in row] == [2]
+    assert train(command, "bars.csv", "--episodes", 6).code == 3
+    off = command(
+        *("train", "bars.csv", "--config", "tiny.toml", "--out", "off", "--episodes", 6),
+        *("--set", "train.validation_interval=0"),
+    )
+    assert off.code == 0
+    assert not any("validation_net_pips" in row for row in rows_of("off"))
+    assert not Path("off/best.swt").exists()
