@@ -9,7 +9,7 @@ from host.bench.options import BenchOptions
 from host.bench.process import ROOT, BenchRow
 
 MARKING = """
-import json, time
+import json, sys, time
 from host.machine import memory_mb
 rows = []
 def mark(stage):
