@@ -28,15 +28,16 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_650,
-    "learning": 2_050,  # self-play, one search a bar, targets, the iteration of training
-    "evaluation": 850,  # known markets, and what an agent has learnt of them
-    "analysis": 2_280,  # what a backtest is worth, and the report that shows it
+    "core": 10_550,
+    "learning": 2_110,  # self-play, one search a bar, targets, the iteration of training
+    "runs": 1_630,  # training that survives: its folder, memory, health, settings and what it shows
+    "evaluation": 890,  # known markets, and what an agent has learnt of them
+    "analysis": 2_440,  # what a backtest is worth, and the report that shows it
     "walkforward": 685,  # training anew for each fold, and the ledger of trials
-    "data": 3_300,  # how files of strangers are read
-    "live": 1_730,  # acting beside money, and many decisions at once
+    "data": 3_880,  # how files of strangers are read, and joined
+    "live": 1_750,  # acting beside money, and many decisions at once
     "extensions": 1_640,
-    "bench": 1_280,
+    "bench": 1_390,
     "enhancements": 630,  # what every enhancement costs and teaches
     "rivals": 660,  # agents of other libraries beside ours
 }
@@ -44,6 +45,11 @@ ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezer
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
 RIVALS = ("host/bench/ppo",)
 WALKFORWARD = ("host/commands/walkforward",)
+RUNS = (
+    *(f"host/training/{name}" for name in ("run_dir", "checkpoint", "metrics", "memory_plan", "health")),
+    *(f"host/commands/{name}" for name in ("train", "plot", "init")),
+    *("host/panel", "host/settings"),
+)
 ANALYSIS = ("kernels/market/statistics", "host/commands/report", "host/commands/check", "host/commands/compare")
 ACTING = ("host.commands.act", "host.commands.backtest", "host.commands.doctor")  # a trading machine has no trainer
 TOP = {"swt.py", "kernels", "models", "host", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
@@ -105,6 +111,7 @@ def shelf_of(path: Path) -> str:
         "rivals": ("host/bench/ppo",),
         "analysis": ANALYSIS,
         "walkforward": WALKFORWARD,
+        "runs": RUNS,
     }
     return next((own for own, names in named.items() if name.startswith(names)), shelf)
 
