@@ -46,7 +46,10 @@ def run(folder: Path, episodes: int = LAST, threads: int = 1) -> int:
 def result(folder: Path) -> dict[str, Any]:
     """All that a run determines: files, metrics without times, the two lines of its trial."""
     with open_run_dir(folder, resume=True) as opened:
-        rows = [{k: v for k, v in row.items() if not re.search(r"_s$|_mb$", k)} for row in opened.read_metrics()]
+        rows = [
+            {k: v for k, v in row.items() if not re.search(r"_s$|_mb$|_per_minute$", k)}
+            for row in opened.read_metrics()
+        ]
     events = [json.loads(line)["event"] for line in (folder.parent / "trials.jsonl").read_text().splitlines()]
     kept = sorted(path.name for path in folder.rglob("*"))
     return {**{name: (folder / name).read_bytes() for name in WRITTEN}, "rows": rows, "events": events, "kept": kept}

@@ -212,8 +212,15 @@ def test_a_long_training_neither_grows_nor_slows_down() -> None:
     if memory_mb("RssAnon") > 0:
         assert soak(trainer, 40, lambda: kept.append(b"x" * 50_000 + bytes([len(kept)])))[0] > MAX_LEAK_MB
 
-    def count_all() -> None:
-        passes.append(len(passes))
-        sum(range(200_000 * len(passes)))
+    begin = time.process_time()
+    for _ in range(5):
+        trainer.run_iteration()
+    typical = (time.process_time() - begin) / 5
 
-    assert soak(trainer, 25, count_all)[1] > MAX_SLOWDOWN
+    def work_ever_longer() -> None:
+        passes.append(len(passes))
+        end = time.process_time() + typical * len(passes) / 25
+        while time.process_time() < end:
+            pass
+
+    assert soak(trainer, 25, work_ever_longer)[1] > MAX_SLOWDOWN

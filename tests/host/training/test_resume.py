@@ -14,7 +14,7 @@ import swt
 from host import console as progress
 from host.artifact.manifest import load_model
 from host.artifact.networks import BacktestStats
-from host.commands import train
+from host.commands import train, train_report, training_spec
 from host.commands.train import TrainOptions, train_files
 from host.commands.training_spec import FLAG_NAMES, flag_name, run_to_resume
 from host.config import Config, load_config
@@ -125,7 +125,7 @@ def test_other_bars_and_another_program_are_refused(command: Swt, monkeypatch: p
     Path("bars.csv").rename("moved.csv")
     assert command("train", "--resume", "--out", "r", "--episodes", 8).code == 4  # the file it names is gone
     assert command("train", "moved.csv", "--resume", "--out", "r", "--episodes", 4).code == 0
-    monkeypatch.setattr(train, "program_digest", lambda: "another")
+    monkeypatch.setattr(training_spec, "program_digest", lambda: "another")
     done = command("train", "moved.csv", "--resume", "--out", "r", "--episodes", 8)
     assert done.code == 3
     assert re.search(r"program: the checkpoint has \w{16}, this program is another; check out the version", done.err)
@@ -312,7 +312,7 @@ def test_who_stops_a_run_gets_the_model_so_far_without_a_test(command: Swt, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "learn", stopped)
-        patch.setattr(train, "trade_unseen_bars", None)
+        patch.setattr(train_report, "trade_unseen_bars", None)
         done = command(*words, "--out", "r")
     assert done.code == 130
     says = "stopped; r keeps all up to iteration 2, r/model-so-far.swt is the model so far; go on: "
@@ -338,7 +338,7 @@ def test_a_second_signal_and_a_full_disk_leave_out_the_model_so_far(
         raise by
 
     monkeypatch.setattr(Trainer, "run_iteration", interrupted_at(1))
-    monkeypatch.setattr(train, "save_model", fail)
+    monkeypatch.setattr(train_report, "save_model", fail)
     done = begin(command, "--out", "r")
     said = done.err.splitlines()
     assert (done.code, said[-1].startswith("stopped; r keeps all up to iteration 1; go on: ")) == (130, True)
@@ -424,7 +424,7 @@ def test_a_start_outside_the_file_says_so(command: Swt, start: str) -> None:
 
 def test_a_locked_run_is_refused_before_its_bars_are_read(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:
     assert begin(command, "--out", "r").code == 0
-    monkeypatch.setattr(train, "read_bars", None)
+    monkeypatch.setattr(train, "read_histories", None)
     with open_run_dir(Path("r"), resume=True):
         assert command("train", "--resume", "--out", "r").code == 8
 
