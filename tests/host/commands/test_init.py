@@ -8,8 +8,9 @@ import pytest
 
 import swt
 from host.atomic import OutputPathError
-from host.commands.init import WIDTH, config_toml, init_config
+from host.commands.init import init_config
 from host.config import Config, LiveConfig, apply_overrides, list_settings, load_config, merge
+from host.settings import WIDTH, config_toml
 
 
 def test_the_untouched_file_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
