@@ -81,9 +81,10 @@ def explain_opportunity(document: dict[str, Any]) -> list[str]:
         return ["No search compared an entry with staying out: it has too few simulations."]
     best, near, calibration = found["best"], found["near"], found["calibration"]
     first, often = found["first_entry_spread_pips"], found["often_entry_spread_pips"]
+    where = f"In test {found['fold']}, the most hopeful one: asked" if found.get("fold") else "Asked"
     sentences = [
-        f"Asked at {found['bars']:,} bars without a position, it expected most of a {best['side']} at {best['time']}: "
-        f"{best['edge_pips']:.2f} pips, where a round trip cost {best['cost_pips']:.2f}.",
+        f"{where} at {found['bars']:,} bars without a position, it expected most of a {best['side']} at "
+        f"{best['time']}: {best['edge_pips']:.2f} pips, where a round trip cost {best['cost_pips']:.2f}.",
         f"At the median bar it expected {found['median_edge_pips']:.2f} pips against {found['median_cost_pips']:.2f}.",
         " and ".join(f"{share:.1%} of the bars promised {name} of the cost" for name, share in near.items()) + ".",
         f"The spread is {found['spread_pips']:.2f} pips in the median. It would enter at its best bar "

@@ -20,7 +20,7 @@ from host.analysis.record import DailyReturns, TradingRecord, daily_returns, poo
 from host.analysis.report import ReportContext, build_report, join_records, write_report
 from host.analysis.significance import judge_pool
 from host.analysis.statistics import sharpe
-from host.analysis.summary import EVIDENCE_Z, print_verdict
+from host.analysis.summary import EVIDENCE_Z, explain_opportunity, print_verdict
 from host.atomic import add_path_to_errors, atomic_write, check_writable, locked
 from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
 from host.commands.train_report import model_origin
@@ -50,6 +50,7 @@ from host.walkforward.walkforward import (
     Series,
     fold_records,
     median_seed,
+    most_hopeful,
     read_result,
     run_fold,
     save_bars,
@@ -231,8 +232,10 @@ def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options:
                 "runs": [{**read_result(job), "folder": job.folder.relative_to(options.out).as_posix()} for job in own],
                 "seeds": [{"seed": seed, **booked(record)} for seed, record in joined.items()],
                 "median_seed": chosen,
-                "joined": report_test(folder, records[chosen], counts[-1], source),
-                "holdout": report_test(folder / HOLDOUT, holdout[chosen], held_trials, source) if holdout else None,
+                "joined": report_test(folder, records[chosen], counts[-1], source, of_seed(tests, chosen)),
+                "holdout": report_test(folder / HOLDOUT, holdout[chosen], held_trials, source, of_seed(held, chosen))
+                if holdout
+                else None,
             }
         )
     most = max(counts, key=lambda trials: trials.number)
@@ -245,7 +248,12 @@ def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options:
 def seed_records(jobs: list[FoldJob], bars: Bars) -> dict[int, list[TradingRecord]]:
     """For each seed the tests of its jobs."""
     seeds = dict.fromkeys(job.config.train.seed for job in jobs)
-    return {s: fold_records([j for j in jobs if j.config.train.seed == s], bars) for s in seeds}
+    return {seed: fold_records(of_seed(jobs, seed), bars) for seed in seeds}
+
+
+def of_seed(jobs: list[FoldJob], seed: int) -> list[FoldJob]:
+    """The jobs of a seed."""
+    return [job for job in jobs if job.config.train.seed == seed]
 
 
 def booked(record: TradingRecord) -> Row:
@@ -254,12 +262,16 @@ def booked(record: TradingRecord) -> Row:
     return {**{name: figures[name] for name in BOOKED}, "sharpe": sharpe(daily_returns(record)[1])}
 
 
-def report_test(folder: Path, records: list[TradingRecord], trials: Trials, source: dict[str, str]) -> Row:
-    """Write the report of tests in a row into `folder`; what walkforward.json says of them."""
-    context = ReportContext(source, trials=trials.number, trial_sharpe_variance=trials.sharpe_variance())
+def report_test(
+    folder: Path, records: list[TradingRecord], trials: Trials, source: dict[str, str], jobs: list[FoldJob]
+) -> Row:
+    """Write the report of the tests of `jobs`, in a row, into `folder`; what walkforward.json says of them."""
+    seen = most_hopeful([read_result(job) for job in jobs])
+    variance = trials.sharpe_variance()
+    context = ReportContext(source, trials=trials.number, trial_sharpe_variance=variance, opportunity=seen)
     document = build_report(records, context)
     write_report(folder, document, records)
-    found = {name: document[name] for name in ("statistics", "intervals", "verdict")}
+    found = {name: document[name] for name in ("statistics", "intervals", "verdict", "opportunity")}
     return {**booked(join_records(records)), "days": document["span"]["days"], "trials": trials.number, **found}
 
 
@@ -282,6 +294,8 @@ def print_walkforward(document: Row, out: IO[str]) -> None:
                 text = f"{name}, seed {market['median_seed']} (the median): {found['net_pips']:.1f} pips"
                 print(f"{text}, {found['trades']} trades, in the market {found['exposure']:.1%} of the time", file=out)
                 print_verdict(found, out)
+                for line in explain_opportunity(found):
+                    print(f"  {line}", file=out)
         print(evidence_text(market["runs"]), file=out)
     if document["pool"]:
         print(f"all {len(document['markets'])} markets in equal shares, {document['pool']['days']} days", file=out)

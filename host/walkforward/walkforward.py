@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from host.analysis.opportunity import opportunity
 from host.analysis.record import TradingRecord, daily_returns, trade_targets
 from host.artifact.manifest import ModelMarket, save_model
 from host.atomic import add_path_to_errors, atomic_write
@@ -96,6 +97,8 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
     target = run_backtest(policy, bars, extra, data.test_first, len(bars.time)).log.target
     target[-1] = 0.0
     record = trade_targets(slice_bars(bars, data.test_first, len(bars.time)), target, data.market_spec.market)
+    direction_z = trainer.calibration.direction_z if trainer.calibration else None
+    seen = opportunity(policy, bars, extra, data.test_first, len(bars.time), direction_z)
     write_files(job, trainer, record, rows)
     figures, stamp = compute_statistics(record.equity, record.trades, record.market.pip_px), bars.time
     return {
@@ -109,7 +112,8 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
         "iterations": trainer.iteration,
         "episodes": trainer.episodes,
         **{name: figures[name] for name in BOOKED},
-        "direction_z": trainer.calibration.direction_z if trainer.calibration else None,
+        "direction_z": direction_z,
+        "opportunity": seen,
         "seconds": round(time.perf_counter() - begin, 1),
         "costs": record.market._asdict(),
     }
@@ -144,6 +148,12 @@ def read_result(job: FoldJob) -> Row:
     with add_path_to_errors(job.result):
         row: Row = json.loads(job.result.read_text(encoding="utf-8"))
     return row
+
+
+def most_hopeful(results: list[Row]) -> Row | None:
+    """What the agent saw in the fold in which it expected most of an entry, for what an entry costs; with its name."""
+    asked = [{**result["opportunity"], "fold": result["fold"]} for result in results if result["opportunity"]["best"]]
+    return max(asked, key=lambda seen: seen["best"]["edge_pips"] / seen["best"]["cost_pips"], default=None)
 
 
 def fold_records(jobs: list[FoldJob], bars: Bars) -> list[TradingRecord]:

@@ -53,6 +53,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def seen(edge_pips: float) -> dict[str, Any]:
+    """What an agent says that it saw."""
+    bins = [{"predicted": 0.1 * i + 0.05, "observed": 0.5, "bars": 1} for i in range(10)]
+    return {
+        "bars": 9,
+        "best": {"time": "2017-01-09T00:00:00Z", "side": "BUY", "edge_pips": edge_pips, "cost_pips": 2.0},
+        **dict.fromkeys(("median_edge_pips", "first_entry_spread_pips", "often_entry_spread_pips"), 0.5),
+        **{"median_cost_pips": 2.0, "spread_pips": 1.0, "near": {"50%": 0.1}, "direction_z": 0.5},
+        "calibration": {"bins": bins, "nll": 2.0, "uniform_nll": 2.1},
+    }
+
+
 def pretend(job: FoldJob, report: ReportProgress) -> dict[str, Any]:
     """An agent that changes its mind at random."""
     report(0.5)
@@ -63,7 +75,10 @@ def pretend(job: FoldJob, report: ReportProgress) -> dict[str, Any]:
     job.folder.mkdir(parents=True, exist_ok=True)
     np.save(job.folder / "target.npy", target)
     costs = {"seed": job.config.train.seed, "fold": job.fold.name, "test": ["2017-01-01", "2017-02-01"]}
-    z = {"direction_z": 2.5 if job.fold.name == "2" else -0.5}
+    z = {
+        "direction_z": 2.5 if job.fold.name == "2" else -0.5,
+        "opportunity": seen(1.5 if job.fold.name == "3" else 0.1),
+    }
     return {**costs, **z, "net_pips": float(target.sum()), "trades": 1, "costs": COSTS._asdict()}
 
 
@@ -113,6 +128,9 @@ def test_the_median_seed_counts_and_the_best_never() -> None:
     assert f"joined, seed {market['median_seed']} (the median)" in said.getvalue()
     assert f"Verdict: {market['joined']['verdict']['verdict']}" in said.getvalue()
     assert "in 3 of 9 validation parts: 2.5 standard errors at best" in said.getvalue()
+    hope = "In test 3, the most hopeful one: asked at 9 bars without a position, it expected most of a BUY"
+    assert hope in said.getvalue()
+    assert report["opportunity"]["fold"] == "3"
 
 
 def test_markets_are_pooled_in_equal_shares() -> None:
