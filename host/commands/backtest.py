@@ -29,6 +29,7 @@ from host.evaluation.rehearsal import print_risk_report, run_risk_engine
 from host.live.limits import describe_limits, resolve_limits
 from host.live.live_agent import DECISION_COLUMNS, format_decision, new_policy_state, warm_up
 from host.live.market_check import check_scale, check_symbol, load_model_of
+from host.walkforward.trials import BACKTEST, Trials, append_trial, ledger_of, read_ledger, span_of, trials_of
 from kernels.market.bars import Bars
 
 INTERVALS = (("D", 86_400), ("H", 3_600), ("M", 60))  # seconds
@@ -75,7 +76,14 @@ def backtest_csv(
     caveat = SEEN_BARS.format(format_utc(unseen_ns)) if bars.time[first] < unseen_ns else None
     agent = loaded.networks, loaded.market_spec, without_search(loaded.search)
     rivals = {"policy head": [agent_record(*agent, bars, extra, first, len(bars.time))]}
-    context = ReportContext(describe_source(source, model, loaded.sha256), caveat=caveat, rivals=rivals)
+    trials = note_trial(model, loaded, source, bars, first)
+    context = ReportContext(
+        describe_source(source, model, loaded.sha256),
+        trials=trials.number,
+        trial_sharpe_variance=trials.sharpe_variance(),
+        caveat=caveat,
+        rivals=rivals,
+    )
     asked = new_policy_state(loaded.networks, loaded.market_spec, loaded.search)
     document, record = report_backtest(result, asked, bars, first, context, None)
     if risk is not None:
@@ -95,6 +103,23 @@ def backtest_csv(
     if report_folder is not None:
         write_report(report_folder, document, [record])
     return document
+
+
+def note_trial(model: Path, loaded: LoadedModel, source: Source, bars: Bars, first: int) -> Trials:
+    """Note in the ledger beside the run of a model that it saw these bars; how many agents did, 1 without a ledger.
+
+    An agent that was trained on them, or tested, counts once.
+    """
+    run, ledger = model.resolve().parent, ledger_of(model.resolve().parent)
+    if not ledger.exists():
+        return Trials(1, [])
+    span = span_of(source.instrument.symbol, source.sha256, bars.time, first, -1)
+    own = (row["trial"] for row in read_ledger(ledger) if row.get("run") == str(run))
+    try:
+        append_trial(ledger, BACKTEST, next(own, loaded.sha256[:32]), span, run=str(run))
+    except OSError as error:
+        log(f"{ledger}: this backtest is not noted: {error}")
+    return trials_of(ledger, span)
 
 
 def check_outputs(decisions: Path | None, report_folder: Path | None, *inputs: Path) -> None:

@@ -1,4 +1,4 @@
-"""The ledger of trials, `trials.jsonl`: an append-only file of every training and walk-forward that saw a test.
+"""The ledger of trials, `trials.jsonl`: an append-only file of every training, walk-forward and backtest of a span.
 
 A line is written before the run begins, so that one that was stopped counts too.  The more trials a span has seen, the
 better the best of them looks by luck alone (Bailey & Lopez de Prado 2014): the statistics ask for their number.
@@ -20,7 +20,7 @@ from host.atomic import add_path_to_errors, sync_folder, write_all
 from host.data.parsing import format_utc
 
 LEDGER = "trials.jsonl"  # beside the folders of the runs that share it
-BEGIN, END, OPEN = "begin", "end", "open holdout"  # events
+BEGIN, END, OPEN, BACKTEST = "begin", "end", "open holdout", "backtest"  # events
 
 
 class TrialsError(ValueError):

@@ -125,3 +125,18 @@ def test_a_validation_trades_the_validation_part_alone(command: Swt) -> None:
     assert off.code == 0
     assert not any("validation_net_pips" in row for row in rows_of("off"))
     assert not Path("off/best.swt").exists()
+
+
+def test_a_backtest_is_noted_under_the_training_of_its_agent(command: Swt) -> None:
+    words = ("train", "bars.csv", "--config", "tiny.toml", "--episodes", 4)
+    assert command(*words, "--out", "r").code == command(*words, "--out", "q", "--seed", 1).code == 0
+    done = command("backtest", "bars.csv", "--model", "r/model.swt", "--json")
+    assert json.loads(done.out)["significance"]["trials"] == 2
+    rows = [json.loads(line) for line in Path("trials.jsonl").read_text().splitlines()]
+    assert [row["event"] for row in rows] == ["begin", "end", "begin", "end", "backtest"]
+    assert rows[-1]["trial"] == rows[0]["trial"] != rows[2]["trial"]
+    Path("elsewhere").mkdir()
+    Path("elsewhere/model.swt").write_bytes(Path("r/model.swt").read_bytes())
+    Path("trials.jsonl").rename("kept.jsonl")
+    assert command("backtest", "bars.csv", "--model", "elsewhere/model.swt").code == 0
+    assert not Path("trials.jsonl").exists(), "a trading machine keeps no ledger"
