@@ -189,7 +189,9 @@ def init(
 def walkforward(
     reading: Any,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.")],
-    csv: Annotated[list[Path] | None, typer.Argument(help="Files of bars, each a market.")] = None,
+    csv: Annotated[
+        list[Path] | None, typer.Argument(help="Files of bars, folders and patterns; each file is a market.")
+    ] = None,
     folds: Annotated[int, typer.Option(min=1, help="Trainings one after the other, each tested on what follows.")] = 6,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each fold; the median one counts.")] = 3,
     minutes: Annotated[float | None, typer.Option(min=0.001, help="Minutes of training in all (default 20).")] = None,

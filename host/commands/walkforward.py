@@ -28,6 +28,7 @@ from host.config import Config, check_minutes, flatten
 from host.console import log, progress_panel
 from host.data.csv_reader import read_bars
 from host.data.formats import ReadOptions
+from host.data.history import expand_paths
 from host.data.parsing import format_utc
 from host.processes import ReportProgress, Row, run_at_once
 from host.training.run_dir import RunError
@@ -120,7 +121,7 @@ def walkforward_csv(
 def read_walks(files: list[Path], reading: ReadOptions, config: Config, options: WalkOptions) -> list[Walk]:
     """Read every file, none for the bundled bars, and split it; DatasetError where a fold has too few bars."""
     walks, names = list[Walk](), set[str]()
-    for path in files or [SAMPLE_CSV]:
+    for path in expand_paths(files) or [SAMPLE_CSV]:
         bars, source = read_bars(path, reading if files else sample_reading(reading))
         log_source(source)
         name = path.stem
