@@ -47,6 +47,7 @@ from host.walkforward.trials import (
 )
 from host.walkforward.walkforward import (
     BOOKED,
+    RIVALS,
     FoldJob,
     Series,
     fold_records,
@@ -223,7 +224,7 @@ def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options:
         append_trial(file, END, settings["trial"], span, sharpe=ratio)
         counts.append(trials_of(file, span))
         pooled.append(daily_returns(joined[chosen]))
-        holdout, held_trials = seed_records(held, walk.series.bars), trials_of(file, walk.span(True))
+        held_trials = trials_of(file, walk.span(True))
         source = {"title": f"{walk.series.name}, walk-forward, seed {chosen}", "version": VERSION}
         markets.append(
             {
@@ -233,9 +234,9 @@ def new_document(walks: list[Walk], jobs: list[FoldJob], settings: Row, options:
                 "runs": [{**read_result(job), "folder": job.folder.relative_to(options.out).as_posix()} for job in own],
                 "seeds": [{"seed": seed, **booked(record)} for seed, record in joined.items()],
                 "median_seed": chosen,
-                "joined": report_test(folder, records[chosen], counts[-1], source, of_seed(tests, chosen)),
-                "holdout": report_test(folder / HOLDOUT, holdout[chosen], held_trials, source, of_seed(held, chosen))
-                if holdout
+                "joined": report_test(folder, of_seed(tests, chosen), walk, counts[-1], source),
+                "holdout": report_test(folder / HOLDOUT, of_seed(held, chosen), walk, held_trials, source)
+                if held
                 else None,
             }
         )
@@ -263,13 +264,17 @@ def booked(record: TradingRecord) -> Row:
     return {**{name: figures[name] for name in BOOKED}, "sharpe": sharpe(daily_returns(record)[1])}
 
 
-def report_test(
-    folder: Path, records: list[TradingRecord], trials: Trials, source: dict[str, str], jobs: list[FoldJob]
-) -> Row:
+def report_test(folder: Path, jobs: list[FoldJob], walk: Walk, trials: Trials, source: dict[str, str]) -> Row:
     """Write the report of the tests of `jobs`, in a row, into `folder`; what walkforward.json says of them."""
-    seen = most_hopeful([read_result(job) for job in jobs])
-    variance = trials.sharpe_variance()
-    context = ReportContext(source, trials=trials.number, trial_sharpe_variance=variance, opportunity=seen)
+    bars = walk.series.bars
+    records = fold_records(jobs, bars)
+    context = ReportContext(
+        source,
+        trials=trials.number,
+        trial_sharpe_variance=trials.sharpe_variance(),
+        opportunity=most_hopeful([read_result(job) for job in jobs]),
+        rivals={name: fold_records(jobs, bars, name) for name in RIVALS},
+    )
     document = build_report(records, context)
     write_report(folder, document, records)
     found = {name: document[name] for name in ("statistics", "intervals", "verdict", "opportunity")}

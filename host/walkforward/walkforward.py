@@ -9,25 +9,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from host.analysis.baselines import without_search
 from host.analysis.opportunity import opportunity
 from host.analysis.record import TradingRecord, daily_returns, trade_targets
 from host.artifact.manifest import ModelMarket, save_model
+from host.artifact.networks import OnnxNetworks
 from host.atomic import add_path_to_errors, atomic_write
 from host.config import Config
 from host.data.instruments import Instrument
 from host.data.parsing import format_utc
-from host.evaluation.backtest import run_backtest
+from host.evaluation.backtest import new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
 from host.processes import ReportProgress, Row, watch_process
-from host.training.dataset import new_dataset
+from host.training.dataset import Dataset, new_dataset
 from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
 from host.walkforward.folds import Fold, fold_config
 from kernels.market.bars import Bars, slice_bars
 from kernels.market.ledger import new_market
 from kernels.market.statistics import compute_statistics
+from kernels.search.config import SearchConfig
 
 READY = 0.02  # share of a job that getting ready takes, and its test
+AGENT, RIVALS = "agent", ("policy head", "untrained")  # the trained one, without its search, before training
 BOOKED = ("net_pips", "trades", "exposure", "max_drawdown_pips")
 
 
@@ -86,20 +90,21 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
     extra, config = np.zeros((len(bars.time), 0), np.float32), fold_config(job.fold, job.config)
     data = new_dataset(bars, extra, config, job.series.instrument, job.series.interval_ns, threads=1)
     trainer = Trainer([data], config, threads=1)
-    budget = Budget(job.minutes, job.episodes)
+    budget, untrained = Budget(job.minutes, job.episodes), trainer.export_networks()
     run_first_iteration(trainer, budget, rows.append)
 
     def report_training(share: float, _: str) -> None:
         report(READY + (1 - 2 * READY) * share)
 
     train_for(trainer, budget, rows.append, report_training)
-    policy = new_policy_state(trainer.export_networks(), data.market_spec, trainer.acting_search_config())
-    target = run_backtest(policy, bars, extra, data.test_first, len(bars.time)).log.target
-    target[-1] = 0.0
-    record = trade_targets(slice_bars(bars, data.test_first, len(bars.time)), target, data.market_spec.market)
+    networks, search = trainer.export_networks(), trainer.acting_search_config()
+    policy = new_policy_state(networks, data.market_spec, search)
+    agents = (networks, search), (networks, without_search(search)), (untrained, search)
+    records = {name: trade_test(data, *agent) for name, agent in zip((AGENT, *RIVALS), agents, strict=True)}
+    record = records[AGENT]
     direction_z = trainer.calibration.direction_z if trainer.calibration else None
     seen = opportunity(policy, bars, extra, data.test_first, len(bars.time), direction_z)
-    write_files(job, trainer, record, rows)
+    write_files(job, trainer, records, rows)
     figures, stamp = compute_statistics(record.equity, record.trades, record.market.pip_px), bars.time
     return {
         "fold": job.fold.name,
@@ -108,7 +113,7 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
         "test": [format_utc(stamp[data.test_first]), format_utc(stamp[-1])],
         "trained_bars": data.train_stop,
         "validated_bars": data.validation_stop - data.train_stop,
-        "test_bars": len(target),
+        "test_bars": len(record.target),
         "iterations": trainer.iteration,
         "episodes": trainer.episodes,
         **{name: figures[name] for name in BOOKED},
@@ -119,8 +124,18 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
     }
 
 
-def write_files(job: FoldJob, trainer: Trainer, record: TradingRecord, rows: list[Row]) -> None:
-    """Write model.swt, target.npy, daily.csv and metrics.jsonl into the folder of a job."""
+def trade_test(data: Dataset, networks: OnnxNetworks, search: SearchConfig) -> TradingRecord:
+    """What an agent does on the test part; its last decision is flat."""
+    policy = new_backtest_policy(networks, data.market_spec, search)
+    stretch = data.bars, data.extra_features, data.test_first, len(data.bars.time)
+    target = run_backtest(policy, *stretch).log.target
+    target[-1] = 0.0
+    return trade_targets(slice_bars(data.bars, *stretch[2:]), target, data.market_spec.market)
+
+
+def write_files(job: FoldJob, trainer: Trainer, records: dict[str, TradingRecord], rows: list[Row]) -> None:
+    """Write model.swt, the targets of each agent, daily.csv and metrics.jsonl into the folder of a job."""
+    record = records[AGENT]
     day, returns = daily_returns(record)
     days = day.astype("datetime64[D]").astype(str)
     texts = {
@@ -132,8 +147,9 @@ def write_files(job: FoldJob, trainer: Trainer, record: TradingRecord, rows: lis
         for name, text in texts.items():
             with atomic_write(job.folder / name) as file:
                 file.write(text.encode())
-        with atomic_write(job.folder / "target.npy") as file:
-            np.save(file, record.target)
+        for name, traded in records.items():
+            with atomic_write(job.folder / f"{name}.npy") as file:
+                np.save(file, traded.target)
         data = trainer.markets[0].data
         spec = data.market_spec
         *span, test_first = (format_utc(data.bars.time[i]) for i in (0, data.validation_stop - 1, data.test_first))
@@ -156,11 +172,11 @@ def most_hopeful(results: list[Row]) -> Row | None:
     return max(asked, key=lambda seen: seen["best"]["edge_pips"] / seen["best"]["cost_pips"], default=None)
 
 
-def fold_records(jobs: list[FoldJob], bars: Bars) -> list[TradingRecord]:
-    """The records of jobs that have ended, each at the costs of its own fold."""
+def fold_records(jobs: list[FoldJob], bars: Bars, agent: str = AGENT) -> list[TradingRecord]:
+    """The records of an agent of jobs that have ended, each at the costs of its own fold."""
     records = []
     for job in jobs:
-        costs, target = read_result(job)["costs"], np.load(job.folder / "target.npy")
+        costs, target = read_result(job)["costs"], np.load(job.folder / f"{agent}.npy")
         stretch = slice_bars(bars, job.fold.test_first, job.fold.test_stop + 1)
         records.append(trade_targets(stretch, target, new_market(**{**costs, "sizes": tuple(costs["sizes"])})))
     return records

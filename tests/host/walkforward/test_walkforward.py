@@ -29,6 +29,8 @@ from host.training.run_dir import RunError
 from host.walkforward.folds import HOLDOUT
 from host.walkforward.trials import TrialsError
 from host.walkforward.walkforward import (
+    AGENT,
+    RIVALS,
     FoldJob,
     fold_records,
     load_bars,
@@ -73,7 +75,8 @@ def pretend(job: FoldJob, report: ReportProgress) -> dict[str, Any]:
     target = np.repeat(rng.integers(-1, 2, n), 5)[:n].astype(float)
     target[-1] = 0.0
     job.folder.mkdir(parents=True, exist_ok=True)
-    np.save(job.folder / "target.npy", target)
+    for name in (AGENT, *RIVALS):
+        np.save(job.folder / f"{name}.npy", target if name == AGENT else np.zeros(n))
     costs = {"seed": job.config.train.seed, "fold": job.fold.name, "test": ["2017-01-01", "2017-02-01"]}
     z = {
         "direction_z": 2.5 if job.fold.name == "2" else -0.5,
@@ -131,6 +134,7 @@ def test_the_median_seed_counts_and_the_best_never() -> None:
     hope = "In test 3, the most hopeful one: asked at 9 bars without a position, it expected most of a BUY"
     assert hope in said.getvalue()
     assert report["opportunity"]["fold"] == "3"
+    assert report["baselines"]["policy head"]["trades"] == report["baselines"]["untrained"]["trades"] == 0
 
 
 def test_markets_are_pooled_in_equal_shares() -> None:
