@@ -397,7 +397,7 @@ def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="NaN"):
         written(tmp_path, arrays={"shift": np.array([np.nan])})
     with pytest.raises(ModelError, match="missing"):
-        written(tmp_path, manifest={key: value for key, value in MANIFEST.items() if key != "costs"})
+        written(tmp_path, manifest={key: value for key, value in MANIFEST.items() if key != "markets"})
     with pytest.raises(ValueError, match="JSON compliant"):
         written(tmp_path, manifest=MANIFEST | {"costs": float("inf")})
     with pytest.raises(ValueError, match="selftest"):

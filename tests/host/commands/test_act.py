@@ -291,7 +291,7 @@ def test_a_transformer_acts_as_it_trades_in_a_backtest_and_goes_on_after_a_resta
     monkeypatch.setattr(Trainer, "export_graphs", opinionated)
     world = ["network.dynamics=transformer", "network.num_heads=2", "network.context=3"]
     train_files(
-        None,
+        [],
         ReadOptions(),
         load_config(None, [*TINY, *world]),
         TrainOptions(tmp_path / "run", Budget(episodes=8), False, 2),
@@ -320,7 +320,8 @@ def test_a_model_of_impossible_sizes_is_refused(trained: Trained, tmp_path: Path
     model, path = read_model(trained.path), tmp_path / "model.swt"
     manifest = {key: value for key, value in model.manifest.items() if key not in ADDED_KEYS}
     for sizes, reason in (([2.0], "sizes .* are not ascending"), ([0.5], "its actions")):
-        changed = {**manifest, "costs": {**manifest["costs"], "sizes": sizes}}
-        write_model(path, changed, model.graphs, model.arrays)
+        (market,) = manifest["markets"]
+        market = {**market, "costs": {**market["costs"], "sizes": sizes}}
+        write_model(path, {**manifest, "markets": [market]}, model.graphs, model.arrays)
         with pytest.raises(ModelError, match=reason):
             load_model(path)

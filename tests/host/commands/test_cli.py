@@ -92,7 +92,7 @@ def test_backtest_document(setup: Setup) -> None:
     assert document.keys() >= BACKTEST_KEYS
     assert all(isinstance(row["net_pips"], float) for row in document["baselines"].values())
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == document
-    assert any("trained on" in reason for reason in document["verdict"]["reasons"])
+    assert any("unseen from" in reason for reason in document["verdict"]["reasons"])
     assert document["bars"] == len(out.read_text().splitlines()) - 1 == 1499 - 256 - 1
 
 

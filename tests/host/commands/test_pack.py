@@ -125,7 +125,7 @@ def test_help_of_the_pack_lists_what_it_holds(packed: Path) -> None:
     assert sorted(listed) == ["act", "doctor", "replay"]
     for name in sorted({*every} - {*listed}):
         needs = {"data-check": ["x"], "bench": ["ort"], "pack": ["--model", packed / "model.swt"]}
-        needs |= {"compare": ["x", "y"], "report": ["x"], "walkforward": ["--out", "x"]}
+        needs |= {"compare": ["x", "y"], "report": ["x"], "plot": ["x"], "walkforward": ["--out", "x"]}
         assert "a command of the checkout" in run(Path(sys.executable), packed, name, *needs.get(name, [])).stderr
 
 

@@ -45,7 +45,9 @@ def q_of_flat_roots(name: str, actions: int) -> Any:
 
 
 def trainer_like(data: Any) -> Any:
-    return SimpleNamespace(data=data, config=SimpleNamespace(search=SimpleNamespace(discount=DISCOUNT)))
+    return SimpleNamespace(
+        markets=[SimpleNamespace(data=data)], config=SimpleNamespace(search=SimpleNamespace(discount=DISCOUNT))
+    )
 
 
 @pytest.mark.parametrize("actions", [4, 8])
