@@ -14,7 +14,14 @@ import numpy as np
 
 from host.atomic import WriteError
 from host.commands.backtest import SAMPLE_CSV, log_source
-from host.commands.train_report import MODEL_SO_FAR, begin_trials, export_best, print_results, test_agent, write_model
+from host.commands.train_report import (
+    MODEL_SO_FAR,
+    begin_trials,
+    export_best,
+    finish_training,
+    print_results,
+    write_model,
+)
 from host.commands.training_spec import (
     InstrumentData,
     TrainingSpec,
@@ -95,7 +102,7 @@ def train_files(files: list[Path], reading: ReadOptions, config: Config, options
         train_in_panel(trainer, best, run, budget, on_iteration)
         if best.is_final and (checkpoint := run.load_best()):
             trainer.restore(checkpoint.arrays, checkpoint.state)
-        document = test_agent(run, trainer, untrained, sources, trials)
+        document = finish_training(run, trainer, untrained, sources, trials)
         if not best.is_final:
             export_best(run, trainer, sources)
     print_results(spec, document, run.path, instruments)

@@ -36,7 +36,7 @@ TOGETHER = "together.json"  # of a run with several instruments, which have a fo
 READING_FIELDS = ("side", "timezone", "label")  # of ReadOptions: a model stores them for its feed
 
 
-class TestTrials(NamedTuple):
+class RunTrials(NamedTuple):
     """The test parts of a run in the ledger of trials."""
 
     ledger: Path
@@ -44,13 +44,13 @@ class TestTrials(NamedTuple):
     spans: list[Span]  # of the instruments
 
 
-def begin_trials(run: RunDir, origin: dict[str, Any], instruments: Sequence[InstrumentData]) -> TestTrials:
+def begin_trials(run: RunDir, origin: dict[str, Any], instruments: Sequence[InstrumentData]) -> RunTrials:
     """Note in the ledger that the run is going to see its test parts."""
     ledger, trial, spans = ledger_of(run.path), trial_id(origin), list[Span]()
     for data, source in instruments:
         spans.append(span_of(source.instrument.symbol, source.sha256, data.bars.time, data.test_first, -1))
         append_trial(ledger, BEGIN, trial, spans[-1], run=str(run.path.resolve()))
-    return TestTrials(ledger, trial, spans)
+    return RunTrials(ledger, trial, spans)
 
 
 def model_origin(source: Source) -> dict[str, Any]:
@@ -103,8 +103,8 @@ def finish_model(run: RunDir) -> None:
             log(f"{RUNS_FOLDER / 'latest'} does not lead to {run.path}: {error}")
 
 
-def test_agent(
-    run: RunDir, trainer: Trainer, untrained: OnnxNetworks, sources: Sequence[Source], trials: TestTrials
+def finish_training(
+    run: RunDir, trainer: Trainer, untrained: OnnxNetworks, sources: Sequence[Source], trials: RunTrials
 ) -> dict[str, Any]:
     """Trade the test parts, write model.swt and the reports; the document of `train --json`."""
     path, networks = run.path / MODEL, trainer.export_networks()

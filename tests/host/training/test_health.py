@@ -206,7 +206,7 @@ def test_a_run_goes_back_to_its_checkpoint_or_ends_with_a_way_out(
 
     with monkeypatch.context() as patch:
         once(patch, Learner, "learn", at_step_2, times=3)  # of the first iteration two, of the second the first
-        patch.setattr(train, "test_agent", lambda *_: {})  # its report is no matter here
+        patch.setattr(train, "finish_training", lambda *_: {})  # its report is no matter here
         patch.setattr(train, "print_results", lambda *_: None)
         train_files(*request, TrainOptions(Path("mended"), Budget(episodes=6)))
     rows = [json.loads(line) for line in Path("mended/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
