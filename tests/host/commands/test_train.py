@@ -109,7 +109,17 @@ def test_patience_ends_a_training_with_its_best_agent(command: Swt, monkeypatch:
     assert [row["iteration"] for row in rows_of("r")] == [1, 2, 3, 4, 5]
     assert "stopped early: 3 validations in a row were not better than iteration 2" in done.err
     assert not Path("r/best.swt").exists()
-    monkeypatch.undo()
+    again = train(command, "--resume", "--early-stopping", 3, "--episodes", 100)
+    assert again.code == 0
+    assert len(rows_of("r")) == 5, "it had ended"
+
+
+def test_patience_is_that_of_the_whole_run(command: Swt, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.1, 0.3, 0.2])
+    assert train(command, "bars.csv", "--episodes", 8, "--set", VALIDATE).code == 0
+    resumed = train(command, "--resume", "--episodes", 100, "--early-stopping", 3)
+    assert resumed.code == 0, resumed.err
+    assert [row["iteration"] for row in rows_of("r")] == [1, 2, 3, 4, 5]
 
 
 def test_a_validation_trades_the_validation_part_alone(command: Swt) -> None:
