@@ -57,11 +57,12 @@ def cost_sensitivity(record: TradingRecord, seed: int = 0) -> list[dict[str, Any
     trades, n = record.trades, len(record.target)
     held = targets_of(trades, n)
     kept = np.random.Generator(np.random.Philox(seed)).random(len(trades)) >= SKIPPED
-    found = {f"spread x {factor:g}": with_costs(record, spread=factor) for factor in SPREAD_FACTORS}
-    found |= {f"slippage + {pips:g} pips": with_costs(record, slippage_pips=pips) for pips in MORE_SLIPPAGE_PIPS}
-    found["filled one bar later"] = trade_targets(record.bars, np.append(0.0, held[:-1]), record.market)
-    found[f"{SKIPPED:.0%} of entries skipped"] = trade_targets(record.bars, targets_of(trades[kept], n), record.market)
-    return [{"name": name, "net_pips": net_pips(other)} for name, other in found.items()]
+    later, fewer = np.append(0.0, held[:-1]), targets_of(trades[kept], n)
+    found = {f"spread x {factor:g}": net_pips(with_costs(record, spread=factor)) for factor in SPREAD_FACTORS}
+    found |= {f"slippage + {x:g} pips": net_pips(with_costs(record, slippage_pips=x)) for x in MORE_SLIPPAGE_PIPS}
+    found["filled one bar later"] = net_pips(trade_targets(record.bars, later, record.market))
+    found[f"{SKIPPED:.0%} of entries skipped"] = net_pips(trade_targets(record.bars, fewer, record.market))
+    return [{"name": name, "net_pips": pips} for name, pips in found.items()]
 
 
 def with_costs(record: TradingRecord, spread: float = 1.0, slippage_pips: float = 0.0) -> TradingRecord:

@@ -22,7 +22,7 @@ from host.analysis.record import Floats, TradingRecord, daily_returns, record_of
 from host.analysis.significance import bootstrap_intervals, deflated_sharpe, judge, min_track_record
 from host.analysis.statistics import days_per_year, format_time, summarise, trade_durations
 from host.analysis.summary import SCHEMA, ReportError, bokeh_needed
-from host.atomic import add_path_to_errors, write_atomic
+from host.atomic import add_path_to_errors, atomic_write, write_atomic
 from host.console import log, program_command
 from host.evaluation.backtest import BacktestResult
 from kernels.live.policy_step import PolicyState
@@ -32,6 +32,7 @@ from kernels.market.ledger import ENTRY_BAR, ENTRY_PX, EXIT_BAR, EXIT_PX, FINANC
 from kernels.market.statistics import compute_statistics
 
 MAX_LEARNING_ROWS = 200
+CSV_PIECE = 4096  # rows
 LEARNING = ("episodes", "reward_per_bar", "exposure", "policy", "value", "chance", "chance_nll", "direction_z")
 ANALYSIS_FILES = ("report.json", "trades.csv", "equity.csv", "daily.csv", "report.html")
 TRADE_COLUMNS = (  # as `_trades` of backtesting.py
@@ -226,10 +227,10 @@ def write_report(folder: Path, document: dict[str, Any], records: Sequence[Tradi
     opened = np.maximum(bars.time[entry - 1], bars.time[entry] - joined.market.interval_ns)
     columns = (trades[:, field] for field in (TRADE_SIDE, ENTRY_PX, EXIT_PX))
     pips = (np.round(trades[:, field] / pip, 4) for field in (PROFIT_PX, FINANCING_PX))
-    times = iso_times(opened), iso_times(opened + lengths_ns)
+    times = opened.astype("M8[ns]"), (opened + lengths_ns).astype("M8[ns]")
     write_csv(folder / "trades.csv", TRADE_COLUMNS, *times, *columns, *pips, lengths_ns // SECOND_NS)
-    equity = np.round(joined.equity / pip, 4)
-    write_csv(folder / "equity.csv", EQUITY_COLUMNS, iso_times(bars.time[1:]), bars.close[1:], joined.target, equity)
+    equity, closes = np.round(joined.equity / pip, 4), bars.time[1:].astype("M8[ns]")
+    write_csv(folder / "equity.csv", EQUITY_COLUMNS, closes, bars.close[1:], joined.target, equity)
     day, returns = daily_returns(joined)
     net = np.round(returns * bars.close[0] / pip, 4)
     write_csv(folder / "daily.csv", DAILY_COLUMNS, day.astype("datetime64[D]").astype(str), returns, net)
@@ -247,12 +248,17 @@ def write_html(folder: Path) -> None:
     write_atomic(folder / "report.html", render_html(folder))
 
 
-def iso_times(time_ns: NDArray[np.int64]) -> NDArray[np.str_]:
-    """Epoch times [n] as 2017-10-02T08:00:00Z."""
-    return np.char.add(np.datetime_as_string(time_ns.astype("datetime64[ns]"), unit="s"), "Z")
+def iso_times(times: NDArray[Any]) -> NDArray[np.str_]:
+    """datetime64 [n] in UTC as 2017-10-02T08:00:00Z."""
+    return np.char.add(np.datetime_as_string(times, unit="s"), "Z")
 
 
 def write_csv(path: Path, names: Iterable[str], *columns: NDArray[Any]) -> None:
-    """Write `columns`, each of one value a row, under their names."""
-    rows = zip(*(map(str, column.tolist()) for column in columns), strict=True)
-    write_atomic(path, "\n".join([",".join(names), *map(",".join, rows), ""]))
+    """Write `columns`, each of one value a row, under their names; piece by piece, for a row takes a kB in memory."""
+    with add_path_to_errors(path), atomic_write(path) as file:
+        file.write(f"{','.join(names)}\n".encode())
+        for first in range(0, len(columns[0]), CSV_PIECE):
+            pieces = (column[first : first + CSV_PIECE] for column in columns)
+            cells = (iso_times(piece) if piece.dtype.kind == "M" else piece for piece in pieces)
+            rows = zip(*(map(str, piece.tolist()) for piece in cells), strict=True)
+            file.write("".join(f"{','.join(row)}\n" for row in rows).encode())
