@@ -32,7 +32,7 @@ SHELVES = {  # lines that each may have
     "learning": 2_110,  # self-play, one search a bar, targets, the iteration of training
     "runs": 1_630,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 890,  # known markets, and what an agent has learnt of them
-    "analysis": 2_440,  # what a backtest is worth, and the report that shows it
+    "analysis": 2_455,  # what a backtest is worth, and the report that shows it
     "walkforward": 705,  # training anew for each fold, and the ledger of trials
     "data": 3_880,  # how files of strangers are read, and joined
     "live": 1_750,  # acting beside money, and many decisions at once

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +23,8 @@ NUM_SCHEDULES = 63  # of the random baseline; odd, so that one of them is the me
 SCHEDULE_STREAM = 1 << 20  # schedule i has stream SCHEDULE_STREAM + i; trainers have lower ones
 
 
-def baseline_records(record: TradingRecord, seed: int) -> dict[str, TradingRecord]:
-    """What policies of the largest size do on the same bars; each decides by closes up to its bar.
+def baseline_records(record: TradingRecord, seed: int) -> Iterator[tuple[str, TradingRecord]]:
+    """What policies of the largest size do on the same bars, one after the other; each decides by closes up to its bar.
 
     "random" is the median of NUM_SCHEDULES random arrangements of the record's own trades.  "momentum" goes with the
     move of MOMENTUM_BARS bars, "reversal" against that of one bar, "ma_cross" with the faster moving average.
@@ -39,11 +41,9 @@ def baseline_records(record: TradingRecord, seed: int) -> dict[str, TradingRecor
         "reversal": -move_sign(close, 1),
         "ma_cross": crossed,
     }
-    records = {
-        name: trade_targets(record.bars, size * allowed_sides(side, record.market.reverse), record.market)
-        for name, side in sides.items()
-    }
-    return {**records, "random": random_record(record, seed)}
+    for name, side in sides.items():
+        yield name, trade_targets(record.bars, size * allowed_sides(side, record.market.reverse), record.market)
+    yield "random", random_record(record, seed)
 
 
 def move_sign(close: Floats, length: int) -> Floats:

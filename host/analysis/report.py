@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -82,8 +82,8 @@ def build_report(records: Sequence[TradingRecord], context: ReportContext) -> di
     day, returns = daily_returns(joined)
     luck = max(context.trial_sharpe_variance or 0.0, 1.0 / max(len(day) - 1, 1))  # as `judge` takes it
     verdict = judge(returns, context.trials, luck, context.overfitting, days_per_year(day), seed)
-    baselines = [baseline_records(record, seed) for record in records]
-    rivals = {**{name: [found[name] for found in baselines] for name in baselines[0]}, **context.rivals}
+    rivals = {name: figures(join_records(found)) for name, found in joint_baselines(records, seed)}
+    rivals |= {name: figures(join_records(found)) for name, found in context.rivals.items()}
     rows = zip(*(cost_sensitivity(record, seed) for record in records), strict=True)
     return {
         "schema": SCHEMA,
@@ -98,7 +98,7 @@ def build_report(records: Sequence[TradingRecord], context: ReportContext) -> di
             "min_track_record_days": min_track_record(returns),
             "backtest_overfitting": context.overfitting,
         },
-        "baselines": {name: figures(join_records(found)) for name, found in rivals.items()},
+        "baselines": rivals,
         "costs": {
             "taken": costs_taken(joined),
             "break_even_spread_pips": break_even_spread(joined),
@@ -113,6 +113,13 @@ def build_report(records: Sequence[TradingRecord], context: ReportContext) -> di
         "folds": [fold(record, seed) for record in records] if len(records) > 1 else [],
         "learning": learning_curves(context.metrics),
     }
+
+
+def joint_baselines(records: Sequence[TradingRecord], seed: int) -> Iterator[tuple[str, Sequence[TradingRecord]]]:
+    """Each baseline on the stretches `records`; no more than one is in memory."""
+    for found in zip(*(baseline_records(record, seed) for record in records), strict=True):
+        names, baselines = zip(*found, strict=True)
+        yield names[0], baselines
 
 
 def span(record: TradingRecord) -> tuple[str, str]:

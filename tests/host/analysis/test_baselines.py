@@ -38,7 +38,7 @@ def flat(bars: Bars, rules: Market) -> TradingRecord:
 
 
 def baseline_pips(record: TradingRecord) -> dict[str, float]:
-    return {name: net_pips(found) for name, found in baseline_records(record, 0).items()}
+    return {name: net_pips(found) for name, found in baseline_records(record, 0)}
 
 
 def holding(bars: Bars, rules: Market, lengths: list[int], sizes: list[float] | None = None) -> TradingRecord:
@@ -89,7 +89,7 @@ def naive_sides(close: list[float], name: str) -> float:
 @pytest.mark.parametrize("name", ["momentum", "reversal", "ma_cross"])
 def test_rules_by_hand(name: str, reverse: bool) -> None:
     bars = wandering_bars(4, 300, 60)
-    found = baseline_records(flat(bars, market(reverse=reverse, sizes=(0.25, 0.5))), 0)[name]
+    found = dict(baseline_records(flat(bars, market(reverse=reverse, sizes=(0.25, 0.5))), 0))[name]
     side = 0.0
     for i in range(299):
         want = naive_sides(bars.close[: i + 1].tolist(), name)
@@ -103,7 +103,7 @@ def test_no_baseline_looks_ahead() -> None:
     bars, t = wandering_bars(6, 200, 60), 120
     other = wandering_bars(7, 200, 60)
     mixed = Bars(*(np.append(a[: t + 1], b[t + 1 :]) for a, b in zip(bars, other, strict=True)))
-    one, two = (baseline_records(flat(x, market()), 0) for x in (bars, mixed))
+    one, two = (dict(baseline_records(flat(x, market()), 0)) for x in (bars, mixed))
     assert any((one[name].target[t + 1 :] != two[name].target[t + 1 :]).any() for name in one)
     for name in one:
         np.testing.assert_array_equal(one[name].target[: t + 1], two[name].target[: t + 1])
@@ -113,7 +113,7 @@ def test_a_price_that_stands_still_gives_no_signal() -> None:
     bars = wandering_bars(1, 200, 60)
     still = np.full(200, 1.1)
     bars = bars._replace(open=still, close=still, ask_open=still + PIP, ask_close=still + PIP)
-    records = baseline_records(holding(bars, market(), [3, 1, 7, 2, 30]), 1)
+    records = dict(baseline_records(holding(bars, market(), [3, 1, 7, 2, 30]), 1))
     for name in ("momentum", "reversal", "ma_cross"):
         assert not records[name].target.any(), name
     assert net_pips(records["random"]) == pytest.approx(-5 * 1.2), "spread and two slippages a trade"
