@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -41,3 +43,9 @@ def cpu_s(pid: int) -> float:
         return 0.0
     user, system = text.rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def trim_heap() -> None:
+    """Give memory that was freed back to the system, where the C library can; glibc keeps tens of MB otherwise."""
+    with suppress(OSError, AttributeError, TypeError):  # as Windows and macOS answer
+        ctypes.CDLL(None).malloc_trim(0)

@@ -28,9 +28,9 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_570,
+    "core": 10_575,
     "learning": 2_110,  # self-play, one search a bar, targets, the iteration of training
-    "runs": 1_630,  # training that survives: its folder, memory, health, settings and what it shows
+    "runs": 1_635,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 890,  # known markets, and what an agent has learnt of them
     "analysis": 2_455,  # what a backtest is worth, and the report that shows it
     "walkforward": 705,  # training anew for each fold, and the ledger of trials

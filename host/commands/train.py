@@ -37,6 +37,7 @@ from host.data.formats import ReadOptions, Source
 from host.data.history import read_histories
 from host.evaluation.backtest import new_backtest_policy, run_backtest
 from host.evaluation.validation import BestAgent
+from host.machine import trim_heap
 from host.panel import training_panel
 from host.training.dataset import Dataset, DatasetError, new_dataset
 from host.training.market_replay import MemoryRoom
@@ -218,6 +219,7 @@ def prepare_data(spec: TrainingSpec, run: Path | None, threads: int, report: Pro
     paths = spec.files or [SAMPLE_CSV]
     report(0.0, f"reading {', '.join(map(str, paths))}")
     histories = read_histories(paths, spec.reading)
+    trim_heap()
     if run is not None:
         check_origin(run, {"data": {source.instrument.symbol: source.sha256 for _, source in histories}})
     report(0.0, "features")

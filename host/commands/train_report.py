@@ -25,6 +25,7 @@ from host.data.parsing import format_utc
 from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
 from host.evaluation.rehearsal import backtest_record
 from host.live.live_agent import new_policy_state
+from host.machine import trim_heap
 from host.training.dataset import Dataset
 from host.training.run_dir import RUN_NUMBER, RUNS_FOLDER, RunDir, link_latest
 from host.training.trainer import Trainer
@@ -127,6 +128,7 @@ def finish_training(
             rivals=rival_records(market.data, models[i], untrained),
             metrics=run.read_metrics(),
         )
+        trim_heap()
         symbol = source.instrument.symbol
         folder = run.path / symbol if len(sources) > 1 else run.path
         documents[symbol], record = report_test(folder, results[i], market.data, models[i], context, trainer)

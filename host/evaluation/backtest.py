@@ -68,7 +68,8 @@ def run_backtest(
         trades, status = simulate_trading(log, policy, account, bars, features, first, i, stop_at, trades)
         check_status(status)
     report(1.0, f"{n} decisions")
-    return BacktestResult(log, log.trades[:trades], time.perf_counter() - begin)
+    log = log._replace(trades=log.trades[:trades].copy())  # the room for one at each decision is given back
+    return BacktestResult(log, log.trades, time.perf_counter() - begin)
 
 
 def decision_features(

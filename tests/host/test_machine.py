@@ -116,6 +116,19 @@ def test_cores_and_load_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.memory_mb("VmHWM") == machine.cpu_s(1) == 0.0
 
 
+@pytest.mark.parametrize("fault", [OSError, AttributeError, TypeError])
+def test_without_a_c_library_that_can_no_memory_is_given_back(
+    fault: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.trim_heap()
+
+    def refuse(name: None) -> None:
+        raise fault
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", refuse)
+    machine.trim_heap()
+
+
 class Foreign(NamedTuple):
     system: str
     folder: Path  # with letters that cp1252 does not have
