@@ -16,7 +16,7 @@ from host.config import Config, ConfigError
 from host.training.chance_calibration import MAX_VALIDATION_BARS
 from host.training.feature_store import new_row_arrays
 from host.training.market_replay import SEARCH_BATCH, SEARCH_PIECE, MemoryRoom, share_sizes
-from host.training.trainer import loss_weights, new_network_shape, new_shape, shares_searches
+from host.training.trainer import NUM_BATCHES, loss_weights, new_network_shape, new_shape, shares_searches
 from kernels.learning.bar_search import new_searched_bars
 from kernels.learning.replay_buffer import new_batch, new_replay_buffer
 from kernels.market.features import new_feature_spec, num_features
@@ -123,7 +123,7 @@ class PartSizes:
             "bars": sum(self.bars) * BAR_BYTES / MB,
             "features": sum(self.feature_mb(room.cache_mb)) + validation / MB,
             "replay": sum(r.capacity for r in self.replays) * replay / MB,
-            "batch": scaled(lambda n: new_batch(n, t.num_unroll_steps, *batch), t.batch_size) / MB,
+            "batch": NUM_BATCHES * scaled(lambda n: new_batch(n, t.num_unroll_steps, *batch), t.batch_size) / MB,
             "learner": (LEARNER_VECTORS * 4 * num_params(shape) + min(self.threads, NUM_CHUNKS) * workspace) / MB,
             "searches": planners + searched * self.shared / MB,
             "networks": NETWORK_VECTORS * 4 * num_params(shape) / MB,

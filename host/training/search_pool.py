@@ -39,29 +39,18 @@ class SearchPool:
         """
         totals = np.zeros(len(STATS), np.int64)
         for first in range(0, len(batches), self.max_searches):
-            totals += self._search_at_once(
-                run_batch, networks, batches[first : first + self.max_searches], roots, config
-            )
+            piece = batches[first : first + self.max_searches]
+            planners = [networks.planner(min(len(batch), roots), config) for _, batch in piece]
+            jobs = [self._executor.submit(run_batch, p, i, b) for p, (i, b) in zip(planners, piece, strict=True)]
+            try:
+                for job in jobs:
+                    check_status(job.result())
+            finally:
+                for job in jobs:
+                    job.cancel()  # after a fault or a signal only the jobs that have begun are waited for
+            raise_if_signalled()
+            totals += sum((p.stats for p in planners), np.zeros(len(STATS), np.int64))
         return dict(zip(STATS, totals.tolist(), strict=True))
-
-    def _search_at_once(
-        self,
-        run_batch: Callable[[Planner, int, NDArray[np.int64]], int],
-        networks: OnnxNetworks,
-        batches: list[Batch],
-        roots: int,
-        config: SearchConfig,
-    ) -> NDArray[np.int64]:
-        planners = [networks.planner(min(len(batch), roots), config) for _, batch in batches]
-        jobs = [self._executor.submit(run_batch, p, i, batch) for p, (i, batch) in zip(planners, batches, strict=True)]
-        try:
-            for job in jobs:
-                check_status(job.result())
-        finally:
-            for job in jobs:
-                job.cancel()  # after a fault or a signal only the jobs that have begun are waited for
-        raise_if_signalled()
-        return sum((p.stats for p in planners), np.zeros(len(STATS), np.int64))
 
     def run(self, run_part: Callable[[NDArray[np.int64]], int], indices: NDArray[np.int64]) -> None:
         """Call run_part(part) for a part of `indices` on each thread, and check its status."""

@@ -48,6 +48,7 @@ MAX_VALUE_PER_BAR = 0.2  # mean bar ranges: no market pays more for long; a valu
 MAX_DISCOUNT = 0.999  # a larger discount would need bins without end
 PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
 DEFAULT_ROOM = MemoryRoom()
+NUM_BATCHES = 2  # one to learn from, and one to draw the next windows into
 
 
 class Round(NamedTuple):
@@ -87,9 +88,9 @@ class Trainer:
         needed = needs(self.learner.extensions)
         parts = {"with_next_features": "next_features" in needed, "with_moves": "move" in needed}
         widths = shape.features, NUM_POSITION_FEATURES, actions
-        self.batches = [  # one to learn from, and one to draw the next windows into
+        self.batches = [
             new_batch(t.batch_size, t.num_unroll_steps, *widths, context=context, num_candidates=candidates, **parts)
-            for _ in range(2)
+            for _ in range(NUM_BATCHES)
         ]
         self.shares_searches = shares_searches(config)
         positions = actions - 1 if self.shares_searches else 1

@@ -6,9 +6,8 @@ SWT_TRIES=300 kills and injects so often; without it a few times.
 import io
 import os
 import random
-import signal
-import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from host.live.journal import read_journal
 from host.live.live_agent import DECISION_COLUMNS
 from host.live.target_file import DRY_RUN_PREFIX, UNWRITTEN_REASON, TargetRow, parse_target
 from tests.fixtures.acting import outcomes
+from tests.fixtures.kills import killed
 from tests.fixtures.scenes import DECISIONS, Disk, Scene, failing, scene
 
 __all__ = ["scene"]  # a fixture
@@ -80,7 +80,9 @@ def test_kills_at_any_moment(live: bool, scene: Scene, tmp_path: Path, monkeypat
         folder = tmp_path / str(counts["runs"])
         folder.mkdir()
         size = 0
-        while not killed(scene, folder, live, draw.random() * draw.choice((0.1, 0.3, 1.0)), counts):
+        work = partial(act, scene, folder, live)
+        while not killed(work, draw.random() * draw.choice((0.1, 0.3, 1.0)), folder / "said"):
+            counts["kills"] += 1
             check_killed(folder)
             before, size = size, sum(path.stat().st_size for path in folder.glob("journal*.jsonl"))
             counts["kills at work"] += size > before
@@ -90,24 +92,10 @@ def test_kills_at_any_moment(live: bool, scene: Scene, tmp_path: Path, monkeypat
     assert counts["lines twice"] <= 0.02 * TRIES + 1
 
 
-def killed(scene: Scene, folder: Path, live: bool, after_s: float, counts: Counter[str]) -> bool:
-    """Act in a process of its own that is killed after so long; whether it came to the end before."""
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            with (folder / "out").open("a") as out:
-                scene.act(folder, live, out)
-            code = 0
-        finally:
-            os._exit(code)
-    time.sleep(after_s)
-    os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    ended = os.WIFEXITED(status)
-    assert not ended or os.WEXITSTATUS(status) == 0
-    counts["ended" if ended else "kills"] += 1
-    return ended
+def act(scene: Scene, folder: Path, live: bool) -> int:
+    with (folder / "out").open("a") as out:
+        scene.act(folder, live, out)
+    return 0
 
 
 FAULTS = [("short", 10**9), ("full", 1), ("full", 10**9), ("broken", 1), ("rename", 1), ("rename", 10**9), ("fsync", 1)]

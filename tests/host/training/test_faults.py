@@ -9,10 +9,10 @@ import os
 import random
 import re
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import swt
 from host import atomic
 from host.training.run_dir import open_run_dir
 from tests.fixtures.disks import ERRORS, LASTING, ONCE, SHORT, Disk, faults
+from tests.fixtures.kills import killed
 from tests.fixtures.runs import LINES, TINY
 
 TRIES = int(os.environ.get("SWT_TRIES", "32"))
@@ -142,7 +143,9 @@ def test_kills_at_any_moment_end_in_the_same_bytes(folder: Path) -> None:
     while counts["kills"] < KILLS:
         home = folder / f"{counts['runs']}"
         home.mkdir()
-        while not killed(home / "run", draw.random() ** 2 * took, 1 + counts["kills"] % 2):
+        while not killed(
+            partial(run, home / "run", threads=1 + counts["kills"] % 2), draw.random() ** 2 * took, home / "said"
+        ):
             counts["kills"] += 1
             moved = folder / f"{counts['runs']} moved {counts['kills']}"
             home = home.rename(moved)
@@ -153,23 +156,3 @@ def test_kills_at_any_moment_end_in_the_same_bytes(folder: Path) -> None:
         assert [*dict.fromkeys(found["events"])] == ["begin", "end"]
         shutil.rmtree(home)
     print(dict(counts))
-
-
-def killed(out: Path, after_s: float, threads: int) -> bool:
-    """Train in a process of its own that is killed after so long; whether it came to the end before."""
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            with (out.parent / "said").open("a") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            code = run(out, threads=threads)
-        finally:
-            os._exit(code)
-    time.sleep(after_s)
-    os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    ended = os.WIFEXITED(status)
-    assert not ended or os.WEXITSTATUS(status) == 0, (out.parent / "said").read_text()
-    return ended
