@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -273,6 +275,16 @@ class MarketReplay:
             i, k = np.argwhere(~is_finite)[0]
             close = format_utc(self.data.bars.time[self.replay.start_bar[slots[i]] + k + 1])
             raise FloatingPointError(f"the reward of the bar that closed at {close} is not finite")
+
+    @contextmanager
+    def features_of(self, starts: NDArray[np.int64], bars: int) -> Iterator[None]:
+        """Keep the features of `bars` bars from each start for a while."""
+        self.feature_store.acquire(starts, bars)
+        try:
+            yield
+        finally:
+            for start in starts:
+                self.feature_store.release(int(start), bars)
 
     def release_features(self, slots: NDArray[np.int64]) -> None:
         """Release the features of those of the episodes `slots` that are stored."""
