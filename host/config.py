@@ -184,8 +184,15 @@ class TrainConfig:
         Scale, "Iterations of age that take one step off the n-step return (EfficientZero); 0: none does."
     ] = 0.0
     td_lambda: Annotated[
-        Fraction, "Lambda of the lambda-return, of expected rewards along the bars that came; 1: to the episode's end."
+        Fraction,
+        "Lambda of the lambda-return at first, of expected rewards along the bars that came; 1: to the episode's end.",
     ] = 0.8
+    td_lambda_passes: Annotated[
+        float,
+        Range(1e-3, 1e9),
+        "Passes over the training bars after which lambda is half, as 1 / (1 + (passes / this)^2): the bars that came "
+        "are one draw of those that could have.",
+    ] = 100.0
     search_value_weight: Annotated[
         Fraction, "Weight of the lambda-return in the value target; the rest is the n-step return of realised rewards."
     ] = 1.0
@@ -222,9 +229,9 @@ class TrainConfig:
     lr_decay_passes: Annotated[
         float,
         Range(1e-3, 1e9),
-        "Passes over the training bars after which the learning rate is half its peak; it falls as 1 / (1 + passes / "
-        "this), so few bars are not learnt by heart. That of values and policies falls in 270 updates or more.",
-    ] = 4.0
+        "The learning rate falls as (1 + passes over the training bars / this)^-1.5, so that bars are not learnt by "
+        "heart, however long the training.  That of values and policies falls in 540 updates or more.",
+    ] = 8.0
     target_ema: Annotated[
         float,
         Range(1e-6, 1),

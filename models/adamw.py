@@ -1,5 +1,6 @@
 """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), and the schedule of its learning rate."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from kernels.jit import kernel, reassociated
 BETA_1, BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 MAX_GRADIENT_NORM = 5.0
 WARMUP_STEPS = 20
+RATE_POWER = 1.5
 
 
 class AdamState(NamedTuple):
@@ -25,8 +27,12 @@ def new_adam_state(parameters: NDArray[Any]) -> AdamState:
 
 
 def learning_rate_at(step: int, peak_rate: float, decay_steps: float) -> float:
-    """Linear warm-up, times 1 / (1 + step / decay_steps): half the peak after `decay_steps`, and no end to plan."""
-    return peak_rate * min(1.0, (step + 1) / WARMUP_STEPS) / (1.0 + step / decay_steps)
+    """Linear warm-up, times (1 + step / decay_steps) ^ -RATE_POWER, which has no end to plan.
+
+    The rates of all steps add up to less than 2 `decay_steps` at the peak: however long a training, it moves no weight
+    farther, and fits no more noise.
+    """
+    return peak_rate * min(1.0, (step + 1) / WARMUP_STEPS) / math.pow(1.0 + step / decay_steps, RATE_POWER)
 
 
 @reassociated

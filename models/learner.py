@@ -17,7 +17,7 @@ from models.loss import NUM_CHUNKS, Workspace, chunk_losses, new_workspace, rewa
 from models.params import ModelShape, Params, as_views, new_params, not_finite, num_params, param_slices, weight_decays
 from models.registry import active_extensions, needs
 
-HEAD_DECAY_STEPS = 270.0  # heads fit targets without noise: however few the bars, their rate falls no sooner
+HEAD_DECAY_STEPS = 540.0  # heads fit targets without noise: however few the bars, their rate falls no sooner
 MAX_NAMES = 4  # in a message
 
 

@@ -145,4 +145,6 @@ def play(trainer: Trainer, networks: OnnxNetworks) -> None:
     market, pool = trainer.markets[0], trainer.pool
     slots = market.start_episodes(trainer.iteration)
     search = trainer.search_config(trainer.config.train.num_simulations)
-    market.collect(pool, networks, slots, market.search_bars(pool, networks, slots, search)[0], search)
+    market.collect(
+        pool, networks, slots, market.search_bars(pool, networks, slots, search)[0], search, trainer.td_lambda
+    )

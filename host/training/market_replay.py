@@ -164,6 +164,7 @@ class MarketReplay:
         slots: NDArray[np.int64],
         searched: SearchedBars | None,
         search: SearchConfig,
+        td_lambda: float,
     ) -> dict[str, int]:
         """Play the episodes `slots`; the counts of their searches, none where their bars are `searched` already."""
         t, batches, counts = self.config.train, batches_of(slots, self.config.train.num_envs), dict.fromkeys(STATS, 0)
@@ -176,7 +177,7 @@ class MarketReplay:
                 play = self.replay, account, trade, searched, search, batch, self.feature_store.market_data
                 play_searched_bars(*play, self._num_random(batch), self.seed + STREAM_NOISE, self.episodes + first)
             store_searched_bars(self.replay, slots, searched, self.data.market_spec.market, search)
-        backward_lambda(self.replay, slots, search.discount, t.td_lambda)
+        backward_lambda(self.replay, slots, search.discount, td_lambda)
         self.episodes += len(slots)
         return counts
 
@@ -204,6 +205,7 @@ class MarketReplay:
         searched: SearchedBars | None,
         search: SearchConfig,
         iteration: int,
+        td_lambda: float,
     ) -> dict[str, int]:
         """Give the episodes `stale` new targets, and stored positions new values where a target reads them; counts."""
         t, counts = self.config.train, dict.fromkeys(STATS, 0)
@@ -214,7 +216,7 @@ class MarketReplay:
             counts = pool.search(self, searches, self.replay, networks, batches_of(stale, t.num_envs))
         else:
             store_searched_bars(self.replay, stale, searched, self.data.market_spec.market, search)
-        backward_lambda(self.replay, stale, search.discount, t.td_lambda)
+        backward_lambda(self.replay, stale, search.discount, td_lambda)
         self.replay.searched_iteration[stale] = iteration
         if searched is None and (t.search_value_weight < 1 or t.per_alpha > 0):
             pool.run(lambda slots: self._revalue_episodes(networks, slots), np.arange(self.num_stored_episodes))

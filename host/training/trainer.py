@@ -80,8 +80,8 @@ class Trainer:
         candidates = max_candidates(config.search.num_sampled_sizes) if shape.num_beta_params else 0
         self.network_shape, context = new_network_shape(shape), shape.context
         bars = [data.train_stop for data in datasets]
-        decay_steps = t.lr_decay_passes * sum(bars) / (t.batch_size * (t.num_unroll_steps + 1))
-        rates = t.seed, t.learning_rate, t.weight_decay, decay_steps
+        self.steps_of_pass = sum(bars) / (t.batch_size * (t.num_unroll_steps + 1))  # updates
+        rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_passes * self.steps_of_pass
         self.learner = Learner(
             shape, t.batch_size, t.num_unroll_steps, *rates, threads, loss_weights(config), candidates
         )
@@ -117,6 +117,16 @@ class Trainer:
     def episodes(self) -> int:
         """Episodes played so far."""
         return sum(market.episodes for market in self.markets)
+
+    @property
+    def td_lambda(self) -> float:
+        """Lambda of the returns of this iteration.
+
+        It begins high, for values far from the truth.  Later the values are nearer to it than one path of bars is, and
+        noise of that path that values learn costs the latents what they know of the next move.
+        """
+        t = self.config.train
+        return t.td_lambda / (1.0 + (self.learner.step / (t.td_lambda_passes * self.steps_of_pass)) ** 2)
 
     def run_iteration(self) -> dict[str, Any]:
         """Run an iteration; its metrics.  What is not finite is undone once, at half the learning rate."""
@@ -164,7 +174,9 @@ class Trainer:
             for market, r in zip(self.markets, rounds, strict=True):
                 compared = r.stale[:DRIFT_EPISODES]
                 before = market.replay.policy[compared]
-                r.counts.update(market.reanalyze(self.pool, networks, r.stale, r.searched, search, self.iteration))
+                r.counts.update(
+                    market.reanalyze(self.pool, networks, r.stale, r.searched, search, self.iteration, self.td_lambda)
+                )
                 r.metrics["policy_target_drift"] = policy_drift(before, market.replay.policy[compared])
             check_finite(self.iteration, self.snapshot()[0], shape)
             reanalyzed = time.perf_counter()
@@ -198,7 +210,7 @@ class Trainer:
         market.assign_chance_codes(self._target_views)
         if self.shares_searches:
             searched, counts = market.search_bars(self.pool, networks, np.concatenate([slots, stale]), search)
-        counts["rows"] += market.collect(self.pool, networks, slots, searched, search)["rows"]
+        counts["rows"] += market.collect(self.pool, networks, slots, searched, search, self.td_lambda)["rows"]
         metrics = market.diagnose_codes(networks, slots) | decision_metrics(market.replay, slots)
         return Round(slots, stale, searched, counts, metrics)
 
