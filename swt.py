@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -13,7 +14,7 @@ import typer
 
 from host import VERSION
 from host.commands.reading_flags import with_reading_flags
-from host.stop import install_signal_handlers
+from host.stop import EX_TEMPFAIL, install_signal_handlers
 
 HERE = Path(__file__).parent  # a folder, or the packed program
 PACKED = HERE.is_file()
@@ -106,6 +107,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train an agent on files of bars, of one instrument or of several, and test it on their later bars."""
+    install_signal_handlers(EX_TEMPFAIL)
     from host.commands.train import TrainOptions, train_files
     from host.commands.training_spec import run_to_resume
     from host.config import load_config
@@ -203,18 +205,28 @@ def walkforward(
         bool, typer.Option("--open-holdout", help="Test on the last bars too, which is done once.")
     ] = False,
     threads: Annotated[int, typer.Option(min=0, help="Trainings at once; 0 = all cores.")] = 0,
+    task: Annotated[
+        int | None, typer.Option(min=0, help="Run each N-th training from this one, and judge nothing.")
+    ] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="N: so many tasks, 0 to N - 1, share --out.")] = 1,
     config: ConfigOption = None,
     settings: SetOption = None,
     help_config: HelpConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train anew on every fold of files of bars, trade what follows, and judge whether it earns anything."""
-    from host.commands.walkforward import WalkOptions, print_walkforward, walkforward_csv
-    from host.config import load_config
+    if (task or 0) >= tasks or (task is None and tasks > 1) or (task is not None and open_holdout):
+        raise typer.BadParameter("--task I --tasks N: I is 0 to N - 1; the command without them opens the holdout")
+    with going_on(out):
+        from host.commands.walkforward import WalkOptions, print_walkforward, walkforward_csv
+        from host.config import load_config
 
-    options = WalkOptions(out, folds, seeds, minutes, episodes, rolling, open_holdout, thread_count(threads))
-    document = walkforward_csv(csv or [], reading, load_config(config, settings), options)
-    print(json.dumps(document)) if as_json else print_walkforward(document, sys.stdout)
+        size = out, folds, seeds, minutes, episodes, rolling, open_holdout, thread_count(threads), task, tasks
+        document = walkforward_csv(csv or [], reading, load_config(config, settings), WalkOptions(*size))
+        if as_json:
+            print(json.dumps(document))
+        elif task is None:
+            print_walkforward(document, sys.stdout)
 
 
 @app.command()
@@ -414,7 +426,8 @@ def bench(
     size = replace(size, limit_minutes=limit_minutes, rival_minutes=minutes, out=out or Path("runs", what))
     if quick:
         size = replace(size, simulations=(16,), thread_counts=(1,))
-    document = run(what, size)
+    with going_on(size.out) if what in ("enhancements", "ppo") else nullcontext():
+        document = run(what, size)
     command = shell_join("python", "swt.py", *(word for word in sys.argv[1:] if word != "--markdown"))
     print(json.dumps(document)) if as_json else print_bench(what, document, sys.stdout, command if markdown else None)
 
@@ -424,6 +437,19 @@ def end_with(document: dict[str, Any], show: Callable[[dict[str, Any], TextIO], 
     print(json.dumps(document)) if as_json else show(document, sys.stdout)
     if not document["passed"]:
         raise typer.Exit(9)
+
+
+@contextmanager
+def going_on(out: Path) -> Iterator[None]:
+    """Where SIGTERM or SIGUSR1 ends the block, exit with EX_TEMPFAIL and say how to go on; `out` keeps results."""
+    from host.console import log, program_command
+
+    install_signal_handlers(EX_TEMPFAIL)
+    try:
+        yield
+    except SystemExit:
+        log(f"stopped; {out} keeps what is finished; go on: {program_command(*sys.argv[1:])}")
+        raise
 
 
 def thread_count(threads: int) -> int:

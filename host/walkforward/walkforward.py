@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from host.analysis.opportunity import opportunity
 from host.analysis.record import TradingRecord, daily_returns, trade_targets
 from host.artifact.manifest import ModelMarket, save_model
 from host.artifact.networks import OnnxNetworks
-from host.atomic import add_path_to_errors, atomic_write
+from host.atomic import add_path_to_errors, atomic_write, locked
 from host.config import Config
 from host.data.instruments import Instrument
 from host.data.parsing import format_utc
@@ -30,6 +32,7 @@ from kernels.market.ledger import new_market
 from kernels.market.statistics import compute_statistics
 from kernels.search.config import SearchConfig
 
+JobRunner = Callable[["FoldJob", ReportProgress], Row]
 READY = 0.02  # share of a job that getting ready takes, and its test
 AGENT, RIVALS = "agent", ("policy head", "untrained")  # the trained one, without its search, before training
 BOOKED = ("net_pips", "trades", "exposure", "max_drawdown_pips")
@@ -49,12 +52,12 @@ class FoldJob(NamedTuple):
     """A training and its test."""
 
     folder: Path  # its files: FoldJob.result has no part of the test before it is whole
-    bars: Path  # of `save_bars`
     series: Series  # without bars: the process maps them from the file
     fold: Fold
     config: Config
     minutes: float | None
     episodes: int | None
+    bars: Path = Path()  # of `save_bars`, while it runs
 
     @property
     def result(self) -> Path:
@@ -72,6 +75,29 @@ def load_bars(path: Path) -> Bars:
     """The bars of `save_bars`; their memory is the file's, and changes stay in this process."""
     time_ns, *columns = np.asarray(np.load(path, mmap_mode="c"))
     return Bars(time_ns, *(column.view(np.float64) for column in columns))
+
+
+@contextmanager
+def locked_job(job: FoldJob) -> Iterator[Callable[[], None]]:
+    """Hold the folder of a job in the block, as `locked` does."""
+    with add_path_to_errors(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+    with locked(job.folder / "lock") as check_held:
+        yield check_held
+
+
+def run_alone(runner: JobRunner, job: FoldJob, report: ReportProgress) -> Row:
+    """Run a job, unless another process has: its result, which is written while the job is locked."""
+    with locked_job(job) as check_held:
+        if job.result.exists():
+            return read_result(job)
+        begin = time.monotonic()
+        row = runner(job, report)
+        row |= {"wall_s": round(time.monotonic() - begin, 1)}
+        check_held()
+        with add_path_to_errors(job.result), atomic_write(job.result) as file:
+            file.write(json.dumps(row, indent=1, allow_nan=False).encode())
+    return row
 
 
 def run_fold(job: FoldJob, report: ReportProgress) -> Row:

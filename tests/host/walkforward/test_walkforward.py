@@ -288,7 +288,7 @@ def test_one_panel_shows_every_job_that_runs(is_terminal: bool, monkeypatch: pyt
 
 
 def test_the_command_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(swt, "install_signal_handlers", lambda: None)
+    monkeypatch.setattr(swt, "install_signal_handlers", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["swt.py", "walkforward", "bars.csv", "--folds", "2"])
     with pytest.raises(SystemExit) as stop:
         swt.main()
