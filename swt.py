@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -217,16 +216,16 @@ def walkforward(
     """Train anew on every fold of files of bars, trade what follows, and judge whether it earns anything."""
     if (task or 0) >= tasks or (task is None and tasks > 1) or (task is not None and open_holdout):
         raise typer.BadParameter("--task I --tasks N: I is 0 to N - 1; the command without them opens the holdout")
-    with going_on(out):
-        from host.commands.walkforward import WalkOptions, print_walkforward, walkforward_csv
-        from host.config import load_config
+    install_signal_handlers(EX_TEMPFAIL)
+    from host.commands.walkforward import WalkOptions, print_walkforward, walkforward_csv
+    from host.config import load_config
 
-        size = out, folds, seeds, minutes, episodes, rolling, open_holdout, thread_count(threads), task, tasks
-        document = walkforward_csv(csv or [], reading, load_config(config, settings), WalkOptions(*size))
-        if as_json:
-            print(json.dumps(document))
-        elif task is None:
-            print_walkforward(document, sys.stdout)
+    size = out, folds, seeds, minutes, episodes, rolling, open_holdout, thread_count(threads), task, tasks
+    document = walkforward_csv(csv or [], reading, load_config(config, settings), WalkOptions(*size))
+    if as_json:
+        print(json.dumps(document))
+    elif task is None:
+        print_walkforward(document, sys.stdout)
 
 
 @app.command()
@@ -416,6 +415,7 @@ def bench(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table under its command.")] = False,
 ) -> None:
     """Measure what the program costs on this machine."""
+    install_signal_handlers(EX_TEMPFAIL if what in ("enhancements", "ppo") else None)
     from host.bench.all import print_bench
     from host.bench.all import run_bench as run
     from host.bench.options import BenchOptions, Budget
@@ -426,8 +426,7 @@ def bench(
     size = replace(size, limit_minutes=limit_minutes, rival_minutes=minutes, out=out or Path("runs", what))
     if quick:
         size = replace(size, simulations=(16,), thread_counts=(1,))
-    with going_on(size.out) if what in ("enhancements", "ppo") else nullcontext():
-        document = run(what, size)
+    document = run(what, size)
     command = shell_join("python", "swt.py", *(word for word in sys.argv[1:] if word != "--markdown"))
     print(json.dumps(document)) if as_json else print_bench(what, document, sys.stdout, command if markdown else None)
 
@@ -437,19 +436,6 @@ def end_with(document: dict[str, Any], show: Callable[[dict[str, Any], TextIO], 
     print(json.dumps(document)) if as_json else show(document, sys.stdout)
     if not document["passed"]:
         raise typer.Exit(9)
-
-
-@contextmanager
-def going_on(out: Path) -> Iterator[None]:
-    """Where SIGTERM or SIGUSR1 ends the block, exit with EX_TEMPFAIL and say how to go on; `out` keeps results."""
-    from host.console import log, program_command
-
-    install_signal_handlers(EX_TEMPFAIL)
-    try:
-        yield
-    except SystemExit:
-        log(f"stopped; {out} keeps what is finished; go on: {program_command(*sys.argv[1:])}")
-        raise
 
 
 def thread_count(threads: int) -> int:

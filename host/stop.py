@@ -12,7 +12,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from host.console import log, program_command
 
 EX_TEMPFAIL = 75  # of sysexits.h: the same command goes on
 SIGUSR1: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # SLURM sends it before a time limit; not on Windows
@@ -25,7 +29,7 @@ _resend_pending = False  # a signal was swallowed and is to be sent again
 
 
 def install_signal_handlers(exit_code: int | None = None) -> None:
-    """Make Ctrl-C raise KeyboardInterrupt, and SIGTERM raise SystemExit(143); with an `exit_code`, SIGUSR1 too, it."""
+    """Make Ctrl-C raise KeyboardInterrupt, and SIGTERM SystemExit(143), or with an `exit_code`, as SIGUSR1, that."""
     global _exit_code
     _exit_code, sys.unraisablehook = exit_code, _unraisable_hook
     for number in STOP_SIGNALS:
@@ -39,6 +43,16 @@ def raise_if_signalled() -> None:
         raise KeyboardInterrupt
     if _received_signal:
         raise SystemExit(128 + _received_signal if _exit_code is None else _exit_code)
+
+
+@contextmanager
+def hint_on_stop() -> Iterator[None]:
+    """Where SIGTERM or SIGUSR1 ends the block, which keeps what is finished, log the command that goes on: the same."""
+    try:
+        yield
+    except SystemExit:
+        log(f"stopped; what is finished is kept; go on: {program_command(*sys.argv[1:])}")
+        raise
 
 
 def _handle_signal(number: int, _: Any) -> None:

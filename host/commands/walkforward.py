@@ -32,6 +32,7 @@ from host.data.formats import ReadOptions
 from host.data.history import expand_paths
 from host.data.parsing import format_utc
 from host.processes import Row, run_at_once
+from host.stop import hint_on_stop
 from host.training.run_dir import RunError
 from host.walkforward.folds import HOLDOUT, Fold, check_folds, new_folds
 from host.walkforward.trials import (
@@ -101,6 +102,7 @@ class Walk(NamedTuple):
         return span_of(symbol, sha256, self.series.bars.time, tests[0].test_first, tests[-1].test_stop)
 
 
+@hint_on_stop()
 def walkforward_csv(
     files: list[Path], reading: ReadOptions, config: Config, options: WalkOptions, runner: JobRunner = run_fold
 ) -> Row:
