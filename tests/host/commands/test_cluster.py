@@ -82,9 +82,7 @@ def test_a_training_whose_time_is_up_goes_on_as_a_new_job(cluster: Cluster) -> N
     code, out, said = ended(process)
     assert (code, out, asked.read_text()) == (75, "", "requeue 4711\n")
     last = said.splitlines()[-1]
-    found = re.search(
-        r"^stopped; \S* keeps all up to iteration (\d+), \S*model-so-far\.swt is the model so far; ", last
-    )
+    found = re.match(r"stopped; \S* keeps all up to iteration (\d+), \S*model-so-far\.swt is the model so far; ", last)
     assert found is not None, said
     assert printed(last) == [["train", "--resume", "--out", str(run), "--episodes", "4000"]]
     more = 2 * (int(found[1]) + 2)  # episodes of two more iterations

@@ -126,7 +126,8 @@ def test_a_line_that_another_process_writes_meanwhile_stays(tmp_path: Path, monk
                 other.write(text.replace(b"first", b"other"))
             return text
 
-    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: Disturbed(path, mode))
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda *a, **k: Disturbed(a[0], "a+b") if "a+b" in a else opened(*a, **k))
     append_trial(ledger, BEGIN, "last", span)
     monkeypatch.undo()
     assert [row["trial"] for row in read_ledger(ledger)] == ["first", "other", "last"]
