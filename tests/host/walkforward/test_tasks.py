@@ -123,8 +123,8 @@ def test_what_another_process_ended_meanwhile_is_not_begun_again(monkeypatch: py
 
 def test_a_task_that_was_killed_repeats_what_has_no_result() -> None:
     """At any moment; another task with other settings is refused."""
-    for after_s in (0.05, 0.15, 0.25, 0.4):
-        assert not killed(partial(work, 0, 2, seconds=0.4), after_s, SAID)
+    for after_s in (0.05, 0.15, 0.25):
+        assert not killed(partial(work, 0, 2, seconds=0.1), after_s, SAID)
     done = {path.parent.name for path in Path("out").glob("*/*/result.json")}
     assert len(done) < 5
     RAN.unlink(missing_ok=True)

@@ -117,17 +117,17 @@ def test_a_training_is_a_trial_of_its_test(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_line_that_another_process_writes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, span = tmp_path / LEDGER, Span("EURUSD", "2017-01-01T00:00:00Z", "2017-02-01T00:00:00Z")
-    append_trial(ledger, BEGIN, "first", span)
+    append_trial(ledger, BEGIN, "one", span)
 
     class Disturbed(io.FileIO):
         def read(self, *size: int) -> bytes:
             text = super().read(*size)
             with ledger.open("ab") as other:
-                other.write(text.replace(b"first", b"other"))
+                other.write(text.replace(b"one", b"two"))
             return text
 
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda *a, **k: Disturbed(a[0], "a+b") if "a+b" in a else opened(*a, **k))
     append_trial(ledger, BEGIN, "last", span)
     monkeypatch.undo()
-    assert [row["trial"] for row in read_ledger(ledger)] == ["first", "other", "last"]
+    assert [row["trial"] for row in read_ledger(ledger)] == ["one", "two", "last"]
