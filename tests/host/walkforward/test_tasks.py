@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from host.atomic import LockedError
+from host.atomic import LockedError, locked
 from host.commands import walkforward
 from host.processes import ReportProgress
 from host.stop import EX_TEMPFAIL
@@ -105,6 +105,35 @@ def test_no_training_runs_twice_at_once() -> None:
     assert work(1, 3) == 0, "another task has other jobs"
     assert codes([child]) == [0], SAID.read_text()
     assert len(ran()) == len({*ran()}) == 6
+
+
+def test_who_judges_too_early_begins_nothing() -> None:
+    """A task runs the last training that is left."""
+    Path("out/bars/3-2").mkdir(parents=True)
+    with locked(Path("out/bars/3-2/lock")), pytest.raises(LockedError, match="out/bars/3-2 is in use by process"):
+        walk(runner=noted)
+    assert ran() == []
+
+
+def test_a_training_that_was_taken_over_leaves_no_result() -> None:
+    """On a drive that passes no locks between machines, where a task was begun once more."""
+
+    def loses(job: FoldJob, report: ReportProgress) -> dict[str, Any]:
+        (job.folder / "lock").write_text("process 1 on elsewhere since 2017-01-01T00:00:00Z: swt.py")
+        return pretend(job, report)
+
+    with pytest.raises(LockedError, match="taken over by process 1 on elsewhere"):
+        walk(OPTIONS._replace(task=0, tasks=9), loses)
+    assert not list(Path("out").glob("*/*/result.json"))
+
+
+def test_the_trial_is_noted_by_whoever_begins_and_by_whoever_judges() -> None:
+    assert work(0, 3) == 0
+    Path("trials.jsonl").unlink()
+    assert work(1, 3) == 0
+    assert not Path("trials.jsonl").exists()
+    walk()
+    assert [row["event"] for row in ledger()] == ["begin", "end"]
 
 
 def test_what_another_process_ended_meanwhile_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
