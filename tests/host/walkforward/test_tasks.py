@@ -26,14 +26,17 @@ from tests.fixtures.runs import printed
 from tests.fixtures.walks import OPTIONS, ledger, pretend, walk
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own takes seconds each without fork")
-RAN, SAID = Path("ran"), Path("said")
+RAN, SAID, TEMPORARY = Path("ran"), Path("said"), Path("temporary")
 COMMAND = "walkforward bars.csv --side ask --symbol EURUSD --config tiny.toml --out out --episodes 4".split()
 
 
 @pytest.fixture(autouse=True)
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Swt:
     monkeypatch.setattr("host.analysis.html_report.render_html", lambda _: "<p>")
-    return new_command(tmp_path, monkeypatch, capsys)
+    run_command = new_command(tmp_path, monkeypatch, capsys)
+    TEMPORARY.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(TEMPORARY))
+    return run_command
 
 
 def noted(job: FoldJob, report: ReportProgress, seconds: float = 0.0) -> dict[str, Any]:
@@ -202,11 +205,12 @@ def test_a_signal_ends_it_with_75_and_the_same_command_goes_on(command: Swt, num
         "sys.argv = ['swt.py', *sys.argv[2:]]\nswt.main()"
     )
     words = [sys.executable, "-c", program, str(ROOT), *COMMAND, "--threads", "1"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    given = {**os.environ, "TMPDIR": str(TEMPORARY)}
+    with subprocess.Popen(words, env=given, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         wait_for(lambda: len(ran()) >= 2)
         child.send_signal(number)
         out, said = child.communicate(timeout=30)
-    assert (child.returncode, out) == (EX_TEMPFAIL, "")
+    assert (child.returncode, out, [*TEMPORARY.iterdir()]) == (EX_TEMPFAIL, "", [])
     assert said.splitlines()[-1].startswith("stopped; what is finished is kept; go on: python ")
     ((*again,),) = printed(said.splitlines()[-1])
     assert again == [*COMMAND, "--threads", "1"]

@@ -107,7 +107,8 @@ def test_a_kill_loses_the_folds_under_way_and_nothing_else() -> None:
         "def slow(job, report):\n    time.sleep(0.2)\n    return pretend(job, report)\n"
         "walk(runner=slow)"
     )
-    with subprocess.Popen([sys.executable, "-c", program, str(ROOT)]) as child:
+    given = {**os.environ, "TMPDIR": "."}
+    with subprocess.Popen([sys.executable, "-c", program, str(ROOT)], env=given) as child:
         deadline = time.monotonic() + 120
         while len(list(Path("out").glob("*/*/result.json"))) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
