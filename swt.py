@@ -13,7 +13,7 @@ import typer
 
 from host import VERSION
 from host.commands.reading_flags import with_reading_flags
-from host.stop import install_signal_handlers
+from host.stop import EX_TEMPFAIL, install_signal_handlers
 
 HERE = Path(__file__).parent  # a folder, or the packed program
 PACKED = HERE.is_file()
@@ -114,6 +114,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train an agent on files of bars, of one instrument or of several, and test it on their later bars."""
+    install_signal_handlers(EX_TEMPFAIL)
     from host.commands.train import TrainOptions, train_files
     from host.commands.training_spec import run_to_resume
     from host.config import load_config
@@ -214,19 +215,29 @@ def walkforward(
     threads: Annotated[int, typer.Option(min=0, help="Trainings at once; 0 = all cores.")] = 0,
     ray: RayOption = None,
     actors: ActorsOption = None,
+    task: Annotated[
+        int | None, typer.Option(min=0, help="Run each N-th training from this one, and judge nothing.")
+    ] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="N: so many tasks, 0 to N - 1, share --out.")] = 1,
     config: ConfigOption = None,
     settings: SetOption = None,
     help_config: HelpConfigOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train anew on every fold of files of bars, trade what follows, and judge whether it earns anything."""
+    if (task or 0) >= tasks or (task is None and tasks > 1) or (task is not None and open_holdout):
+        raise typer.BadParameter("--task I --tasks N: I is 0 to N - 1; the command without them opens the holdout")
+    install_signal_handlers(EX_TEMPFAIL)
     from host.commands.walkforward import WalkOptions, print_walkforward, walkforward_csv
     from host.config import load_config
 
     tests, count = (rolling, open_holdout), thread_count(threads)
-    options = WalkOptions(out, folds, seeds, minutes, episodes, *tests, count, ray, actors)
+    options = WalkOptions(out, folds, seeds, minutes, episodes, *tests, count, ray, actors, task, tasks)
     document = walkforward_csv(csv or [], reading, load_config(config, settings), options)
-    print(json.dumps(document)) if as_json else print_walkforward(document, sys.stdout)
+    if as_json:
+        print(json.dumps(document))
+    elif task is None:
+        print_walkforward(document, sys.stdout)
 
 
 @app.command()
@@ -418,6 +429,7 @@ def bench(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table under its command.")] = False,
 ) -> None:
     """Measure what the program costs on this machine."""
+    install_signal_handlers(EX_TEMPFAIL if what in ("enhancements", "ppo") else None)
     from host.bench.all import print_bench
     from host.bench.all import run_bench as run
     from host.bench.options import BenchOptions, Budget

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from host.machine import memory_mb
+from host.stop import STOP_SIGNALS
 
 SAMPLE_INTERVAL_S = 0.1  # of the memory of a watched process
 Row = dict[str, Any]
@@ -57,8 +58,9 @@ def watch_process(fn: Callable[[T, ReportProgress], Row], job: T, report_progres
 
 
 def _send_result(sender: Connection, fn: Callable[[T, ReportProgress], Row], job: T) -> None:
-    """Send shares of progress, then the result; a broken pipe ends this process, an interrupt is left to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Send shares of progress, then the result; a broken pipe ends this process, signals are left to the parent."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     with suppress(BrokenPipeError):  # the parent was killed: nobody waits for a traceback
         sender.send(fn(job, sender.send))
 

@@ -12,19 +12,29 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from host.console import log, program_command
+
+EX_TEMPFAIL = 75  # of sysexits.h: the same command goes on
+SIGUSR1: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # SLURM sends it before a time limit; not on Windows
+STOP_SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, SIGUSR1) if number is not None]
 RESEND_DELAY_S = 0.01  # by then the finalizer that swallowed the signal has ended
 _received_signal = 0  # number of the last signal, or 0
+_exit_code: int | None = None  # of SIGTERM and SIGUSR1 in a command that goes on
 _in_hook = False  # the hook runs: an exception raised in it is dropped too
 _resend_pending = False  # a signal was swallowed and is to be sent again
 
 
-def install_signal_handlers() -> None:
-    """Make Ctrl-C raise KeyboardInterrupt, and SIGTERM raise SystemExit(143)."""
-    sys.unraisablehook = _unraisable_hook
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _handle_signal)
+def install_signal_handlers(exit_code: int | None = None) -> None:
+    """Make Ctrl-C raise KeyboardInterrupt, and SIGTERM SystemExit(143), or with an `exit_code`, as SIGUSR1, that."""
+    global _exit_code
+    _exit_code, sys.unraisablehook = exit_code, _unraisable_hook
+    for number in STOP_SIGNALS:
+        if exit_code is not None or number != SIGUSR1:
+            signal.signal(number, _handle_signal)
 
 
 def raise_if_signalled() -> None:
@@ -32,7 +42,17 @@ def raise_if_signalled() -> None:
     if _received_signal == signal.SIGINT:
         raise KeyboardInterrupt
     if _received_signal:
-        raise SystemExit(128 + _received_signal)
+        raise SystemExit(128 + _received_signal if _exit_code is None else _exit_code)
+
+
+@contextmanager
+def hint_on_stop() -> Iterator[None]:
+    """Where SIGTERM or SIGUSR1 ends the block, which keeps what is finished, log the command that goes on: the same."""
+    try:
+        yield
+    except SystemExit:
+        log(f"stopped; what is finished is kept; go on: {program_command(*sys.argv[1:])}")
+        raise
 
 
 def _handle_signal(number: int, _: Any) -> None:

@@ -35,6 +35,7 @@ from host.cluster.cluster import open_cluster
 from host.cluster.jobs import ClusterJobs
 from host.console import ProgressCallback, log, progress
 from host.processes import ReportProgress, run_at_once
+from host.stop import hint_on_stop
 
 JobRunner = Callable[[Job, ReportProgress], BenchRow]
 
@@ -189,6 +190,7 @@ def summarize_market(rows: list[BenchRow]) -> BenchRow:
     return {"seeds": len(rows), **summary, **{axis: summarize_curves(curves, axis) for axis in AXES}}
 
 
+@hint_on_stop()
 def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> list[BenchRow]:
     """The document of `bench enhancements`, written to `options.out` too, with its table and its pictures."""
     rows, out, document = select(options.only), options.out, list[BenchRow]()

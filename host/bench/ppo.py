@@ -40,6 +40,7 @@ from host.evaluation.synthetic import (
     make_market,
 )
 from host.processes import ReportProgress, watch_process
+from host.stop import hint_on_stop
 from host.svg import line_charts
 from host.training.dataset import new_dataset
 from host.training.trainer import Trainer
@@ -167,6 +168,7 @@ def run_job(job: Job, report_progress: ReportProgress) -> BenchRow:
     return watch_process(measure_job, job, report_progress)
 
 
+@hint_on_stop()
 def bench_ppo(options: BenchOptions, runner: Callable[[Job, ReportProgress], BenchRow] = run_job) -> list[BenchRow]:
     """The document of `bench ppo`; after every job also in `options.out`, with a table and a picture of it."""
     jobs, document, out = selected_jobs(options), list[BenchRow](), options.out

@@ -9,11 +9,12 @@ import json
 import math
 import threading
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, NamedTuple
 
 from host import VERSION
@@ -22,7 +23,7 @@ from host.analysis.report import ReportContext, build_report, join_records, writ
 from host.analysis.significance import judge_pool
 from host.analysis.statistics import sharpe
 from host.analysis.summary import EVIDENCE_Z, explain_opportunity, print_verdict
-from host.atomic import add_path_to_errors, atomic_write, check_writable, locked
+from host.atomic import add_path_to_errors, atomic_write, check_writable, create_file, locked
 from host.cluster.cluster import Cluster, open_cluster
 from host.cluster.jobs import ClusterJobs
 from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
@@ -35,6 +36,7 @@ from host.data.formats import ReadOptions
 from host.data.history import expand_paths
 from host.data.parsing import format_utc
 from host.processes import ReportProgress, Row, run_at_once
+from host.stop import hint_on_stop
 from host.training.run_dir import RunError
 from host.walkforward.folds import HOLDOUT, Fold, check_folds, new_folds
 from host.walkforward.trials import (
@@ -53,12 +55,15 @@ from host.walkforward.walkforward import (
     BOOKED,
     RIVALS,
     FoldJob,
+    JobRunner,
     Series,
     fold_records,
     keep_files,
+    locked_job,
     median_seed,
     most_hopeful,
     read_result,
+    run_alone,
     run_fold,
     train_fold_elsewhere,
 )
@@ -68,8 +73,6 @@ from kernels.market.statistics import compute_statistics
 
 SCHEMA = 1  # of walkforward.json
 DEFAULT_MINUTES = 20.0  # of all trainings together
-BARS = "bars.npy"  # of a market, while its jobs run
-JobRunner = Callable[[FoldJob, ReportProgress], Row]
 
 
 class WalkOptions(NamedTuple):
@@ -85,6 +88,8 @@ class WalkOptions(NamedTuple):
     processes: int = 1
     ray: str | None = None  # cluster on which the trainings run: auto or host:port
     actors: int | None = None  # trainings at once there, at most
+    task: int | None = None  # of so many, from 0, that share the jobs and the folder; none of them judges
+    tasks: int = 1
 
 
 class Walk(NamedTuple):
@@ -104,21 +109,30 @@ class Walk(NamedTuple):
         return span_of(symbol, sha256, self.series.bars.time, tests[0].test_first, tests[-1].test_stop)
 
 
+@hint_on_stop()
 def walkforward_csv(
     files: list[Path], reading: ReadOptions, config: Config, options: WalkOptions, runner: JobRunner = run_fold
 ) -> Row:
-    """The document of `walkforward --json`, written to walkforward.json in `options.out` too."""
+    """The document of `walkforward --json`, written to walkforward.json in `options.out` too; of a task, how far it is.
+
+    A task runs its jobs of the folds only, beside the other tasks, which may be on other machines.
+    """
     check_minutes(options.minutes)
     check_writable(options.out, folder=True)
     walks = read_walks(files, reading, config, options)
     with ExitStack() as stack, add_path_to_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(locked(options.out / "lock"))
+        if options.task is None:
+            stack.enter_context(locked(options.out / "lock"))
         if options.ray:
             cluster = stack.enter_context(open_cluster(options.ray, options.actors))
             options, runner = options._replace(processes=cluster.num_workers), cluster_runner(cluster)
         settings = begin_or_go_on(walks, reading, config, options)
         jobs = run_jobs(walks, settings, config, options, False, runner)
+        if options.task is not None:
+            ended = sum(job.result.exists() for job in jobs.values())
+            log(f"{ended} of {len(jobs)} trainings are done; the same command without --task and --tasks judges them")
+            return {"schema": SCHEMA, "trial": settings["trial"], "trainings": len(jobs), "ended": ended}
         if options.open_holdout or is_open(ledger_of(options.out), settings["trial"]):
             for walk in walks:
                 open_holdout(ledger_of(options.out), settings["trial"], walk.span(True), run=str(options.out.resolve()))
@@ -169,7 +183,10 @@ def read_walks(files: list[Path], reading: ReadOptions, config: Config, options:
 
 
 def begin_or_go_on(walks: list[Walk], reading: ReadOptions, config: Config, options: WalkOptions) -> Row:
-    """The settings of the run in `options.out`, which begins if there is none; RunError where it has others."""
+    """The settings of the run in `options.out`, which begins if there is none; RunError where it has others.
+
+    Of several tasks one begins it, and notes the trial.
+    """
     path, asked = options.out / "settings.json", options._asdict()
     jobs = len(walks) * options.folds * options.seeds
     minutes = options.minutes or (None if options.episodes else DEFAULT_MINUTES)
@@ -181,47 +198,48 @@ def begin_or_go_on(walks: list[Walk], reading: ReadOptions, config: Config, opti
         "program": program_digest(),
     }
     origin = json.loads(json.dumps(origin))
-    if path.exists():
-        settings: Row = json.loads(path.read_text(encoding="utf-8"))
-        then, now = (dict(flatten(table)) for table in (settings["origin"], origin))
-        for name in {**then, **now}:
-            if then.get(name) != now.get(name):
-                raise RunError(
-                    f"{options.out}: {name}: the run has {then.get(name)}, asked for is {now.get(name)}; it goes on as "
-                    "it began: give the same command, or another --out"
-                )
-    else:
-        rounds = math.ceil(jobs / options.processes)
-        settings = {"trial": uuid.uuid4().hex, "training_minutes": minutes and minutes / rounds, "origin": origin}
-        with atomic_write(path) as file:
-            file.write(json.dumps(settings, indent=1).encode())
-    for walk in walks:
-        append_trial(ledger_of(options.out), BEGIN, settings["trial"], walk.span(False), run=str(options.out.resolve()))
+    rounds = math.ceil(jobs / (options.processes * options.tasks))
+    ours = {"trial": uuid.uuid4().hex, "training_minutes": minutes and minutes / rounds, "origin": origin}
+    with suppress(FileExistsError):
+        if not path.exists():
+            create_file(path, json.dumps(ours, indent=1).encode())
+    settings: Row = json.loads(path.read_text(encoding="utf-8"))
+    then, now = (dict(flatten(table)) for table in (settings["origin"], origin))
+    for name in {**then, **now}:
+        if then.get(name) != now.get(name):
+            raise RunError(
+                f"{options.out}: {name}: the run has {then.get(name)}, asked for is {now.get(name)}; it goes on as "
+                "it began: give the same command, or another --out"
+            )
+    file, trial = ledger_of(options.out), settings["trial"]
+    for walk in walks if options.task is None or trial == ours["trial"] else []:
+        append_trial(file, BEGIN, trial, walk.span(False), run=str(options.out.resolve()))
     return settings
 
 
 def run_jobs(
     walks: list[Walk], settings: Row, config: Config, options: WalkOptions, holdout: bool, runner: JobRunner
 ) -> dict[str, FoldJob]:
-    """Run the jobs of the folds, or of the holdout, that have no result; all of them by name."""
+    """Run the jobs of the folds, or of the holdout, that are this task's and have no result; all of them by name."""
     jobs = {name: job for walk in walks for name, job in walk_jobs(walk, settings, config, options, holdout).items()}
-    left = {name: job for name, job in jobs.items() if not job.result.exists()}
+    mine = [*jobs.items()][options.task or 0 :: options.tasks]
+    left = {name: job for name, job in mine if not job.result.exists()}
+    for job in left.values():  # another process that runs one is met before any begins
+        with locked_job(job):
+            pass
     if not left:
         return jobs
     log(f"{len(left)} trainings, {options.processes} at once" + (f", of {len(jobs)}" if len(left) < len(jobs) else ""))
-
-    def keep(name: str, row: Row, seconds: float) -> None:
-        with atomic_write(jobs[name].result) as file:
-            file.write(json.dumps({**row, "wall_s": round(seconds, 1)}, indent=1, allow_nan=False).encode())
-
-    with ExitStack() as stack:
+    with TemporaryDirectory(prefix="swt-", ignore_cleanup_errors=True) as folder, progress_panel("walkforward") as show:
+        files = {name: Path(folder, f"{name}.npy") for name in {job.series.name for job in left.values()}}
         for walk in walks:  # the bars of the holdout are not in the file before it is opened
-            path, stop = options.out / walk.series.name / BARS, walk.tests(holdout)[-1].test_stop + 1
-            path.parent.mkdir(exist_ok=True)
-            stack.callback(path.unlink, missing_ok=True)
-            save_bars(path, slice_bars(walk.series.bars, 0, stop))
-        show = stack.enter_context(progress_panel("walkforward"))
-        run_at_once(left, len(left) if options.ray else options.processes, runner, keep, show)
+            if walk.series.name in files:
+                stop = walk.tests(holdout)[-1].test_stop + 1
+                save_bars(files[walk.series.name], slice_bars(walk.series.bars, 0, stop))
+        left = {name: job._replace(bars=files[job.series.name]) for name, job in left.items()}
+        run_at_once(
+            left, len(left) if options.ray else options.processes, partial(run_alone, runner), lambda *_: None, show
+        )
     return jobs
 
 
@@ -233,7 +251,7 @@ def walk_jobs(walk: Walk, settings: Row, config: Config, options: WalkOptions, h
         seed = config.train.seed + number
         own, name = replace(config, train=replace(config.train, seed=seed)), f"{fold.name}-{seed}"
         budget = settings["training_minutes"], options.episodes
-        jobs[f"{series.name} {name}"] = FoldJob(folder / name, folder / BARS, no_bars, fold, own, *budget)
+        jobs[f"{series.name} {name}"] = FoldJob(folder / name, no_bars, fold, own, *budget)
     return jobs
 
 

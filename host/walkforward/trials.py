@@ -92,7 +92,8 @@ def append_trial(path: Path, event: str, trial: str, span: Span, **more: Any) ->
     with add_path_to_errors(path), path.open("a+b", 0) as file:
         file.seek(0)
         text = file.read()
-        file.truncate(text.rfind(b"\n") + 1)
+        if (end := text.rfind(b"\n") + 1) < len(text):  # else what another process wrote meanwhile would go
+            file.truncate(end)
         write_all(file, json.dumps({**known, **more}, allow_nan=False).encode() + b"\n")
         os.fsync(file.fileno())
         sync_folder(path.parent)  # the folder of a run stands there too

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from host.analysis.opportunity import opportunity
 from host.analysis.record import TradingRecord, daily_returns, trade_targets
 from host.artifact.manifest import ModelMarket, save_model
 from host.artifact.networks import OnnxNetworks
-from host.atomic import add_path_to_errors, atomic_write
+from host.atomic import add_path_to_errors, atomic_write, locked
 from host.config import Config
 from host.data.bar_cache import load_bars, shared_file
 from host.data.instruments import Instrument
@@ -33,6 +35,7 @@ from kernels.market.ledger import new_market
 from kernels.market.statistics import compute_statistics
 from kernels.search.config import SearchConfig
 
+JobRunner = Callable[["FoldJob", ReportProgress], Row]
 READY = 0.02  # share of a job that getting ready takes, and its test
 AGENT, RIVALS = "agent", ("policy head", "untrained")  # the trained one, without its search, before training
 FILES = "files"  # of a result that was made elsewhere
@@ -53,17 +56,40 @@ class FoldJob(NamedTuple):
     """A training and its test."""
 
     folder: Path  # its files: FoldJob.result has no part of the test before it is whole
-    bars: Path  # of `save_bars`
     series: Series  # without bars: the process maps them from the file
     fold: Fold
     config: Config
     minutes: float | None
     episodes: int | None
+    bars: Path = Path()  # of `save_bars`, while it runs
 
     @property
     def result(self) -> Path:
         """The file that says that the job has ended; a job without it is begun again."""
         return self.folder / "result.json"
+
+
+@contextmanager
+def locked_job(job: FoldJob) -> Iterator[Callable[[], None]]:
+    """Hold the folder of a job in the block, as `locked` does."""
+    with add_path_to_errors(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+    with locked(job.folder / "lock") as check_held:
+        yield check_held
+
+
+def run_alone(runner: JobRunner, job: FoldJob, report: ReportProgress) -> Row:
+    """Run a job, unless another process has: its result, which is written while the job is locked."""
+    with locked_job(job) as check_held:
+        if job.result.exists():
+            return read_result(job)
+        begin = time.monotonic()
+        row = runner(job, report)
+        row |= {"wall_s": round(time.monotonic() - begin, 1)}
+        check_held()
+        with add_path_to_errors(job.result), atomic_write(job.result) as file:
+            file.write(json.dumps(row, indent=1, allow_nan=False).encode())
+    return row
 
 
 def run_fold(job: FoldJob, report: ReportProgress) -> Row:

@@ -8,11 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from host import atomic as module
-from host.atomic import LockedError, OutputPathError, WriteError, locked, overwrite, write_all, write_atomic
+from host.atomic import (
+    LockedError,
+    OutputPathError,
+    WriteError,
+    create_file,
+    locked,
+    overwrite,
+    write_all,
+    write_atomic,
+)
 from host.commands.act import act_on_feed, new_live_options, run_live
 from host.commands.backtest import backtest_csv
 from host.commands.pack import pack
@@ -262,3 +272,20 @@ def test_a_folder_that_is_none_is_one_line(trained: Trained, tmp_path: Path) -> 
     publishing = new_live_options(str(feed), tmp_path / "out", False, None, False, None, None)
     with pytest.raises(WriteError, match="out: File exists"):
         act_on_feed(str(feed), trained.path, ReadOptions(), False, io.StringIO(), False, publishing)
+
+
+@pytest.mark.parametrize("fault", [None, OSError(errno.EPERM, "Operation not permitted"), NotImplementedError()])
+def test_a_file_is_created_whole_and_once(
+    fault: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drive without hard links gets the file too."""
+    if fault is None:
+        (tmp_path / "old").write_text("first")
+        with pytest.raises(FileExistsError):
+            create_file(tmp_path / "old", b"second")
+        assert (tmp_path / "old").read_text() == "first"
+        (tmp_path / "old").unlink()
+    else:
+        monkeypatch.setattr(os, "link", Mock(side_effect=fault))
+    create_file(tmp_path / "new", b"all")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("new", b"all")]

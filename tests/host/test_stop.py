@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from host.processes import ReportProgress, Row, watch_process
+from host.stop import STOP_SIGNALS
 from tests.fixtures.paths import ROOT
 
 TRIES = int(os.environ.get("SWT_TRIES", "40"))
@@ -84,6 +86,35 @@ def test_no_signal_is_lost_among_finalizers() -> None:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=20)
         assert (process.returncode, said) == (143, "")
+
+
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("place", SWALLOWED)
+def test_a_command_that_goes_on_exits_with_75(place: str, number: int) -> None:
+    program = SWALLOWED[place].replace("NUMBER", str(number)) + WAITS["a loop that asks"]
+    assert ended(f"install_signal_handlers(75)\n{program}") == (75, "")
+
+
+@POSIX
+def test_what_no_command_goes_on_from_is_as_ever() -> None:
+    """SIGUSR1 is left to the system in `act`; a system without it has SIGTERM."""
+    assert ended("os.kill(os.getpid(), signal.SIGUSR1)") == (-signal.SIGUSR1, "")
+    windows = HEAD.replace("from host import stop", "del signal.SIGUSR1\nfrom host import stop", 1)
+    program = "install_signal_handlers(75)\nos.kill(os.getpid(), signal.SIGTERM)\n"
+    done = subprocess.run([sys.executable, "-c", windows + program], cwd=ROOT, capture_output=True, timeout=20)
+    assert (done.returncode, done.stderr) == (75, b"")
+
+
+def signals_itself(number: int, report: ReportProgress) -> Row:
+    signal.raise_signal(number)
+    return {"number": number}
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_job_leaves_signals_to_its_parent(number: int) -> None:
+    """SLURM signals every process of a task; a job that ended by itself would look like a fault."""
+    assert watch_process(signals_itself, int(number), lambda _: None)["number"] == number
 
 
 def test_other_exceptions_in_finalizers_are_still_told() -> None:

@@ -45,6 +45,7 @@ from host.evaluation.learning import measure_agent
 from host.processes import ReportProgress, watch_process
 from host.training.trainer import Trainer
 from tests.fixtures.paths import ROOT
+from tests.fixtures.runs import printed
 
 TINY = Budget(
     episodes=8,
@@ -341,21 +342,28 @@ def test_no_job_begins_after_the_limit(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.json"))) == 1
 
 
-def test_a_kill_loses_the_running_job_at_most(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_a_signal_loses_the_running_job_at_most(number: int, tmp_path: Path) -> None:
     program = (
-        "import sys, time, pathlib\n"
+        "import sys\nimport swt\n"
         "from tests.host.bench.test_enhancements import *\n"
         "def slow(job, report_progress):\n    time.sleep(0.3)\n    return pretend(job, report_progress)\n"
-        "size = BenchOptions(out=pathlib.Path(sys.argv[1]))\n"
-        "run_jobs(all_jobs([ON_OFF], 2, Budget()), size, lambda *_: None, slow)"
+        "bench_enhancements.__wrapped__.__defaults__ = (slow,)\n"
+        "swt.main()"
     )
-    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT) as child:
+    words = ["bench", "enhancements", "--only", "mirrored windows", "--seeds", "2", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", program, *words]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
         deadline = time.monotonic() + 60
         while len(list(tmp_path.glob("*.json"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(child.pid, signal.SIGKILL)
+        os.kill(child.pid, number)
+        _, said = child.communicate(timeout=30)
+    if number == signal.SIGUSR1:
+        assert child.returncode == 75
+        assert printed(said.splitlines()[-1]) == [words]
     kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
-    jobs, again = all_jobs([ON_OFF], 2, Budget()), list[Job]()
+    jobs, again = all_jobs(select("mirrored windows"), 2, Budget()), list[Job]()
     assert 2 <= len(kept) < len(jobs)
     size = BenchOptions(out=tmp_path)
     run_jobs(jobs, size, no_report, lambda job, report: again.append(job) or pretend(job, report))

@@ -204,7 +204,7 @@ def test_a_killed_run_resumes_to_the_same_model(setup: Setup, tmp_path: Path) ->
     shutil.rmtree(out)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_signals_have_their_exit_codes(setup: Setup, tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "run"
     with started(train_args(setup.bars, setup.config, out), out, 2) as process:

@@ -75,7 +75,7 @@ def test_what_counts_as_passed() -> None:
 def test_the_picture_has_a_chart_for_each_market_and_is_checked_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(swt, "install_signal_handlers", lambda: None)
+    monkeypatch.setattr(swt, "install_signal_handlers", lambda *_: None)
     path = tmp_path / "equity.svg"
     small = ["--length", "1500", "--minutes", "0.001", "--threads", "1", *(w for s in TINY for w in ("--set", s))]
     small += ["--set", "train.updates_per_iteration=1"]
@@ -114,7 +114,7 @@ def test_the_picture_has_a_chart_for_each_market_and_is_checked_first(
 def test_markets_that_there_are_not_are_one_line(
     words: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(swt, "install_signal_handlers", lambda: None)
+    monkeypatch.setattr(swt, "install_signal_handlers", lambda *_: None)
     monkeypatch.setattr("host.commands.selftest.run_first_iteration", None)  # refused before anything is learnt
     monkeypatch.setattr(sys, "argv", ["swt.py", "selftest", *words])
     with pytest.raises(SystemExit) as stop:

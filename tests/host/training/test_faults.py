@@ -35,7 +35,7 @@ def run(folder: Path, episodes: int = LAST, threads: int = 1) -> int:
     """Begin or resume the run in `folder`; the exit code.  A traceback ends the test."""
     words = ["bars.csv", "--config", "tiny.toml", "--out", folder, "--resume", "--threads", threads]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(swt, "install_signal_handlers", lambda: None)
+        patch.setattr(swt, "install_signal_handlers", lambda *_: None)
         patch.setattr(sys, "argv", ["swt.py", "train", *map(str, words), "--episodes", str(episodes)])
         try:
             swt.main()

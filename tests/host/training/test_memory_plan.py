@@ -157,7 +157,7 @@ def test_the_command_prints_its_plan_or_refuses_with_the_least(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(swt, "install_signal_handlers", lambda: None)
+    monkeypatch.setattr(swt, "install_signal_handlers", lambda *_: None)
     Path("bars.csv").write_text("".join(LINES))
     Path("tiny.toml").write_text(TINY)
 

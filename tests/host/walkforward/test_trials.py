@@ -1,5 +1,6 @@
 """The ledger counts every run that touched a span, and forgets none."""
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,17 @@ from host.commands.train import TrainOptions, train_files
 from host.config import load_config
 from host.data.formats import ReadOptions
 from host.training.trainer import Budget
-from host.walkforward.trials import BEGIN, END, Span, TrialsError, append_trial, open_holdout, trials_of
+from host.walkforward.trials import (
+    BEGIN,
+    END,
+    LEDGER,
+    Span,
+    TrialsError,
+    append_trial,
+    open_holdout,
+    read_ledger,
+    trials_of,
+)
 from tests.fixtures.runs import LINES, TINY
 
 MAY = Span("EURUSD", "2017-05-01T00:00:00Z", "2017-06-01T00:00:00Z")
@@ -102,3 +113,21 @@ def test_a_training_is_a_trial_of_its_test(tmp_path: Path, monkeypatch: pytest.M
             )
         counts.append(trials_of(tmp_path / "trials.jsonl", Span("EURUSD", "2017-01-01", "2017-12-31")).number)
     assert counts == [1, 1, 2]
+
+
+def test_a_line_that_another_process_writes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, span = tmp_path / LEDGER, Span("EURUSD", "2017-01-01T00:00:00Z", "2017-02-01T00:00:00Z")
+    append_trial(ledger, BEGIN, "one", span)
+
+    class Disturbed(io.FileIO):
+        def read(self, *size: int) -> bytes:
+            text = super().read(*size)
+            with ledger.open("ab") as other:
+                other.write(text.replace(b"one", b"two"))
+            return text
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda *a, **k: Disturbed(a[0], "a+b") if "a+b" in a else opened(*a, **k))
+    append_trial(ledger, BEGIN, "last", span)
+    monkeypatch.undo()
+    assert [row["trial"] for row in read_ledger(ledger)] == ["one", "two", "last"]

@@ -19,18 +19,15 @@ from host.analysis.record import daily_returns, pool_returns
 from host.analysis.report import join_records
 from host.artifact.manifest import load_model
 from host.atomic import LockedError, locked
-from host.commands.walkforward import WalkOptions, print_walkforward, read_walks, walkforward_csv
+from host.commands.walkforward import print_walkforward, read_walks
 from host.config import load_config
 from host.data.csv_reader import read_bars
-from host.data.formats import ReadOptions
 from host.evaluation.backtest import BacktestResult, run_backtest
 from host.processes import ReportProgress
 from host.training.run_dir import RunError
 from host.walkforward.folds import HOLDOUT
 from host.walkforward.trials import TrialsError
 from host.walkforward.walkforward import (
-    AGENT,
-    RIVALS,
     FoldJob,
     fold_records,
     load_bars,
@@ -39,12 +36,9 @@ from host.walkforward.walkforward import (
     train_fold,
 )
 from kernels.market.bars import slice_bars
-from kernels.market.ledger import new_market
 from tests.fixtures.paths import ROOT
 from tests.fixtures.runs import LINES, TINY
-
-READING, OPTIONS = ReadOptions(side="ask", symbol="EURUSD"), WalkOptions(Path("out"), folds=3, seeds=3, episodes=4)
-COSTS = new_market(range_px=0.001, pip_px=1e-4, interval_ns=3600 * 10**9, slippage_px=1e-5, swap_long_px=-1e-5)
+from tests.fixtures.walks import COSTS, OPTIONS, READING, ledger, pretend, walk
 
 
 @pytest.fixture(autouse=True)
@@ -53,47 +47,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("bars.csv").write_text("".join(LINES))
     Path("tiny.toml").write_text(TINY)
     return tmp_path
-
-
-def seen(edge_pips: float) -> dict[str, Any]:
-    """What an agent says that it saw."""
-    bins = [{"predicted": 0.1 * i + 0.05, "observed": 0.5, "bars": 1} for i in range(10)]
-    return {
-        "bars": 9,
-        "best": {"time": "2017-01-09T00:00:00Z", "side": "BUY", "edge_pips": edge_pips, "cost_pips": 2.0},
-        **dict.fromkeys(("median_edge_pips", "first_entry_spread_pips", "often_entry_spread_pips"), 0.5),
-        **{"median_cost_pips": 2.0, "spread_pips": 1.0, "near": {"50%": 0.1}, "direction_z": 0.5},
-        "calibration": {"bins": bins, "nll": 2.0, "uniform_nll": 2.1},
-    }
-
-
-def pretend(job: FoldJob, report: ReportProgress) -> dict[str, Any]:
-    """An agent that changes its mind at random."""
-    report(0.5)
-    n = job.fold.test_stop - job.fold.test_first
-    rng = np.random.default_rng([job.config.train.seed, job.fold.test_first])
-    target = np.repeat(rng.integers(-1, 2, n), 5)[:n].astype(float)
-    target[-1] = 0.0
-    job.folder.mkdir(parents=True, exist_ok=True)
-    for name in (AGENT, *RIVALS):
-        np.save(job.folder / f"{name}.npy", target if name == AGENT else np.zeros(n))
-    costs = {"seed": job.config.train.seed, "fold": job.fold.name, "test": ["2017-01-01", "2017-02-01"]}
-    z = {
-        "direction_z": 2.5 if job.fold.name == "2" else -0.5,
-        "opportunity": seen(1.5 if job.fold.name == "3" else 0.1),
-    }
-    return {**costs, **z, "net_pips": float(target.sum()), "trades": 1, "costs": COSTS._asdict()}
-
-
-def walk(
-    options: WalkOptions = OPTIONS, runner: Any = pretend, files: tuple[str, ...] = ("bars.csv",)
-) -> dict[str, Any]:
-    config = load_config(Path("tiny.toml"))
-    return walkforward_csv([*map(Path, files)], READING, config, options, runner)
-
-
-def ledger() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path("trials.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_joined_record_is_the_sum_of_its_folds() -> None:
@@ -150,11 +103,12 @@ def test_markets_are_pooled_in_equal_shares() -> None:
 def test_a_kill_loses_the_folds_under_way_and_nothing_else() -> None:
     program = (
         "import sys, time\nsys.path.insert(0, sys.argv[1])\n"
-        "from tests.host.walkforward.test_walkforward import *\n"
+        "from tests.fixtures.walks import pretend, walk\n"
         "def slow(job, report):\n    time.sleep(0.2)\n    return pretend(job, report)\n"
         "walk(runner=slow)"
     )
-    with subprocess.Popen([sys.executable, "-c", program, str(ROOT)]) as child:
+    given = {**os.environ, "TMPDIR": "."}
+    with subprocess.Popen([sys.executable, "-c", program, str(ROOT)], env=given) as child:
         deadline = time.monotonic() + 120
         while len(list(Path("out").glob("*/*/result.json"))) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -238,7 +192,7 @@ def test_a_training_of_a_fold_writes_all_that_a_report_needs(monkeypatch: pytest
     jobs = list[FoldJob]()
     walk(OPTIONS._replace(seeds=1), lambda job, report: jobs.append(job) or pretend(job, report))
     bars, shares, texts = read_bars(Path("bars.csv"), READING)[0], list[float](), list[dict[str, bytes]]()
-    job = min(jobs, key=lambda job: job.fold.test_first)
+    job = min(jobs, key=lambda job: job.fold.test_first)._replace(bars=Path("bars.npy"))
     for stop in (job.fold.test_stop + 1, len(bars.time)):
         save_bars(job.bars, slice_bars(bars, 0, stop))
         row = train_fold(job, shares.append)
@@ -288,7 +242,7 @@ def test_one_panel_shows_every_job_that_runs(is_terminal: bool, monkeypatch: pyt
 
 
 def test_the_command_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(swt, "install_signal_handlers", lambda: None)
+    monkeypatch.setattr(swt, "install_signal_handlers", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["swt.py", "walkforward", "bars.csv", "--folds", "2"])
     with pytest.raises(SystemExit) as stop:
         swt.main()
