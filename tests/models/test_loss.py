@@ -251,9 +251,10 @@ def test_a_long_gradient_is_clipped() -> None:
 
 
 def test_schedule() -> None:
-    rates = [learning_rate_at(step, 1.0, 1000) for step in range(9001)]
+    rates = [learning_rate_at(step, 1.0, 1000) for step in range(200_001)]
     assert rates[0] == pytest.approx(1 / WARMUP_STEPS)
-    assert max(rates) == pytest.approx(1.0, abs=0.02)
-    assert rates[1000] == pytest.approx(1 / 2)
-    assert rates[9000] == pytest.approx(1 / 10)
+    assert max(rates) == pytest.approx(1.0, abs=0.03)
+    assert rates[3000] == pytest.approx(1 / 8)
+    assert rates[8000] == pytest.approx(1 / 27)
     assert all(a >= b for a, b in pairwise(rates[WARMUP_STEPS:]))
+    assert 1800 < sum(rates) < 2000

@@ -200,6 +200,18 @@ def test_stored_values_are_those_of_the_network_that_played(settings: list[str],
             np.testing.assert_allclose(trainer.markets[0].replay.value[slot, :, m], value, rtol=1e-4, atol=1e-5)
 
 
+def test_lambda_is_half_after_so_many_passes_and_reaches_the_returns() -> None:
+    trainer = Trainer([dataset(tiny())], tiny("train.td_lambda=0.8", "train.td_lambda_passes=10"), 1)
+    rows = trainer.config.train.batch_size * (trainer.config.train.num_unroll_steps + 1)
+    lambdas = []
+    for passes in (0, 10, 30):
+        trainer.learner.step = round(passes * trainer.markets[0].data.train_stop / rows)
+        lambdas.append(trainer.td_lambda)
+    assert lambdas == pytest.approx([0.8, 0.4, 0.08], rel=0.05)
+    ends = [trained(2, 1, f"train.td_lambda_passes={passes}") for passes in (1e-3, 1e9)]
+    assert not np.array_equal(*(end.markets[0].replay.search_value for end in ends))
+
+
 def test_codes_are_a_setting() -> None:
     trainer = trained(2, 1, "network.num_chance_codes=5")
     assert trainer.network_shape.codes == trainer.learner.shape.codes == 5
