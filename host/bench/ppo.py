@@ -94,11 +94,13 @@ def job_config(job: Job) -> Config:
 
 
 def job_key(job: Job) -> str:
-    """Name of the job's file: equal for equal jobs of an equal program."""
-    package = PACKAGES.get(job.agent)
+    """Name of the job's file: equal for equal jobs of an equal program.  Our learner's settings are no rival's."""
+    package, config = PACKAGES.get(job.agent), job_config(job).as_dict()
+    if package:
+        config = {"market": config["market"], "features": config["features"]}
     program = version(package) if package else program_version()
     texts = [path.read_text(encoding="utf-8") for pattern in SOURCES for path in sorted(ROOT.glob(pattern))]
-    return hashlib.sha256(json.dumps([job, job_config(job).as_dict(), program, texts]).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps([job, config, program, texts]).encode()).hexdigest()[:20]
 
 
 def measure_job(job: Job, report_progress: ReportProgress) -> BenchRow:

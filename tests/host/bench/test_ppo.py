@@ -222,6 +222,8 @@ def test_a_key_names_all_that_decides(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert len({job_key(one) for one in (job, *others)}) == 7
     before, ours = job_key(job), job_key(job._replace(agent=OURS))
     monkeypatch.setattr(module, "program_version", lambda: "another learner")
+    resolve = module.job_config
+    monkeypatch.setattr(module, "job_config", lambda job: resolve(job._replace(settings=("train.batch_size=64",))))
     assert job_key(job) == before
     assert job_key(job._replace(agent=OURS)) != ours
     monkeypatch.setattr(module, "ROOT", tmp_path)
