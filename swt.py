@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -464,6 +465,7 @@ def main() -> None:
     """Run the command of sys.argv; an error that `explain` knows becomes one line on stderr and an exit code."""
     from host.console import log, open_streams
 
+    gc.set_threshold(50_000)  # at Python's 700, a start walks through its modules again and again
     open_streams()
     install_signal_handlers()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -59,9 +60,12 @@ class Learner:
         pool = ThreadPoolExecutor(min(threads, NUM_CHUNKS))
         self._map: Callable[..., Iterable[Any]] = map if threads == 1 else pool.map  # this thread needs no pool
 
-    def learn(self, batch: Batch, target_params: Params | None = None) -> dict[str, float]:
+    def learn(
+        self, batch: Batch, target_params: Params | None = None, beside: Iterable[Callable[[], None]] = ()
+    ) -> dict[str, float]:
         """Take one step on a batch; its losses by name and the norm of the gradient.
 
+        The threads run the tasks `beside` first: on threads of their own these would wait for a core, or make one wait.
         Raises ValueError if an extension misses the soft target network or a part of the batch.  Raises
         FloatingPointError and changes nothing if a loss or the gradient is not finite.
         """
@@ -70,16 +74,19 @@ class Learner:
         missing = sorted(name for name in needs(self.extensions) if not given[name])
         if missing:
             raise ValueError(f"a loss that looks ahead needs {', '.join(missing)}")
-        chunks = list(self._map(lambda i: self._chunk_gradient(batch, target_params, i), range(NUM_CHUNKS)))
+        gradients = (partial(self._chunk_gradient, batch, target_params, i) for i in range(NUM_CHUNKS))
+        chunks = list(self._map(lambda task: task(), [*beside, *gradients]))[-NUM_CHUNKS:]
         losses = {name: sum(chunk[name] for chunk in chunks) for name in chunks[0]}
-        losses["gradient_norm"] = math.sqrt(sum(self._map(self._reduce_gradients, self._parts)))
+        squares = [reduce_gradients(self._gradient_parts, own.start, own.stop) for own, _ in self._parts]
+        losses["gradient_norm"] = math.sqrt(sum(squares))
         bad = [name for name, x in losses.items() if not math.isfinite(x)]
         if bad:
             bad += [f"gradient of {name}" for name in not_finite(self._gradient_parts[0], self.shape)]
             bad = [f"weight {name}" for name in not_finite(self.params, self.shape)] + bad
             raise FloatingPointError(f"learning step {self.step}: not finite: {name_few(bad)}")
         scale = min(1.0, MAX_GRADIENT_NORM / max(losses["gradient_norm"], 1e-12))
-        list(self._map(lambda part: self._update(part, scale), self._parts))
+        for own, decay_steps in self._parts:  # of a default network, it takes less than to wake a thread
+            self._update(own, decay_steps, scale)
         self.step += 1
         return losses
 
@@ -94,11 +101,7 @@ class Learner:
             self._workspaces.put(workspace)
         return {f"reward_error_{k}": error for k, error in enumerate(errors, 1)}
 
-    def _reduce_gradients(self, part: tuple[slice, float]) -> float:
-        return reduce_gradients(self._gradient_parts, part[0].start, part[0].stop)
-
-    def _update(self, part: tuple[slice, float], scale: float) -> None:
-        own, decay_steps = part
+    def _update(self, own: slice, decay_steps: float, scale: float) -> None:
         adam = AdamState(self.adam.mean[own], self.adam.square[own])
         rate = self.rate_factor * learning_rate_at(self.step, self._learning_rate, decay_steps)
         adamw_update(

@@ -17,7 +17,7 @@ import pandas as pd
 from host.artifact.manifest import load_model
 from host.bench.kernels import read_sample_bars
 from host.bench.options import BenchOptions
-from host.bench.process import ROOT, BenchRow
+from host.bench.process import ROOT, BenchRow, user_environment
 from host.console import log
 from host.data.parsing import format_utc
 from host.live.live_agent import random_walk
@@ -43,7 +43,7 @@ def swt_command(*arguments: str | Path, settings: Iterable[str] = ()) -> list[st
 @contextmanager
 def child_process(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A child with its stdout on a pipe, killed on leaving."""
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=user_environment()) as child:
         try:
             yield child
         finally:
@@ -64,7 +64,7 @@ def bench_act(options: BenchOptions) -> BenchRow:
         for _ in range(1 + min(options.rounds, 3)):
             shutil.rmtree(out, ignore_errors=True)
             runs.append(measure_follow(following, options.idle_s))
-        first_s, rss_mb, idle = zip(*runs[1:], strict=True)  # the first run warms the cache
+        first_s, rss_mb, idle = zip(*runs[1:], strict=True)  # the first run warms the caches, of bytecode too
         lines = lines[: HISTORY + options.decisions]
         quiet = measure_round_trips(swt_command("act", "-", *acting[:3], Path(folder) / "quiet"), lines)
         with child_process([sys.executable, "-c", "while True: pass"]):

@@ -1,5 +1,6 @@
 """The harness of every bench: calls in rounds that take turns, medians, and processes of their own."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,11 @@ PROCESS_WARM_UPS = 5  # calls in a process before its blocks are timed
 BenchRow = Row
 TimedCall = Callable[[], object]
 Clock = Callable[[], float]
+
+
+def user_environment() -> dict[str, str]:
+    """The environment of a child that keeps the bytecode of the program, as Python does unless it is told not to."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def clock(threads: int) -> Clock:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from host.bench.options import BenchOptions
-from host.bench.process import ROOT, BenchRow
+from host.bench.process import ROOT, BenchRow, user_environment
 
 MARKING = """
 import json, sys, time
@@ -39,10 +39,10 @@ def bench_start(options: BenchOptions) -> list[BenchRow]:
     command = [sys.executable, "-c", "\n".join(lines), *options.settings, "train.updates_per_iteration=1"]
     runs = []
     for _ in range(1 + options.rounds):
-        run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=user_environment())
         runs.append(json.loads(run.stdout))
     rows, before = list[BenchRow](), 0.0
-    for stage, *figures in zip(STAGES, *runs[1:], strict=True):  # the first run warms the cache
+    for stage, *figures in zip(STAGES, *runs[1:], strict=True):  # the first run warms the caches
         until_ms, rss_mb = (statistics.median(figure[i] for figure in figures) for i in (1, 2))
         rows.append({"stage": stage, "cpu_ms": round(until_ms - before, 1), "until_ms": round(until_ms, 1)})
         rows[-1]["rss_mb"], before = rss_mb, until_ms

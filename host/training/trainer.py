@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ MAX_VALUE_PER_BAR = 0.2  # mean bar ranges: no market pays more for long; a valu
 MAX_DISCOUNT = 0.999  # a larger discount would need bins without end
 PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
 DEFAULT_ROOM = MemoryRoom()
-NUM_BATCHES = 2  # one to learn from, and one to draw the next windows into
+NUM_BATCHES = 3  # one to learn from, and two to draw the next windows into
 
 
 class Round(NamedTuple):
@@ -264,7 +264,8 @@ class Trainer:
     def learn(self) -> dict[str, float]:
         """Make the updates of one iteration; the mean of each loss by name.
 
-        On several threads the windows of the next update are drawn meanwhile.
+        The windows of the next two updates are drawn beside every second one.  A draw takes as long as the gradient of
+        a chunk: beside each of them, one of two threads would wait.
         """
         t, totals = self.config.train, dict[str, float]()
         target = self.value_target._replace(iteration=self.iteration)
@@ -276,19 +277,13 @@ class Trainer:
 
         first, stop = self.learner.step, self.learner.step + t.updates_per_iteration
         draw(first)
-        with ThreadPoolExecutor(1) as beside:  # to leave it waits for a draw that has begun
-            for step in range(first, stop):
-                raise_if_signalled()
-                more = step + 1 < stop
-                ahead = beside.submit(draw, step + 1) if more and self.pool.threads > 1 else None
-                losses = self.learner.learn(self.batches[step % len(self.batches)], self._target_views)
-                for name, loss in losses.items():
-                    totals[name] = totals.get(name, 0.0) + loss / t.updates_per_iteration
-                self.target_params += np.float32(t.target_ema) * (self.learner.params - self.target_params)
-                if ahead:
-                    ahead.result()
-                elif more:
-                    draw(step + 1)
+        for step in range(first, stop):
+            raise_if_signalled()
+            ahead = range(step + 1, min(step + NUM_BATCHES, stop) if (step - first) % 2 == 0 else 0)
+            batch, draws = self.batches[step % NUM_BATCHES], [partial(draw, next_step) for next_step in ahead]
+            for name, loss in self.learner.learn(batch, self._target_views, draws).items():
+                totals[name] = totals.get(name, 0.0) + loss / t.updates_per_iteration
+            self.target_params += np.float32(t.target_ema) * (self.learner.params - self.target_params)
         return totals | self.learner.reward_errors(self.batch)
 
     def acting_search_config(self) -> SearchConfig:

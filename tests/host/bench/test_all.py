@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from host.bench.all import BENCHES, print_bench, run_bench
 from host.bench.kernels import read_sample_bars
 from host.bench.learn import random_batch, record_matmuls, run_matmuls
 from host.bench.options import SEARCHES, BenchError, BenchOptions
-from host.bench.process import TimedCall, Work, measure_in_processes, median_seconds
+from host.bench.process import TimedCall, Work, measure_in_processes, median_seconds, user_environment
 from host.bench.readme import FIGURES, README, rewrite
 from host.bench.search import Case, case_shape, market_call_rows, new_searches
 from host.data.csv_reader import read_bars
@@ -272,3 +273,8 @@ def test_memory_is_that_of_the_process_asked_for() -> None:
         assert child.stdout.readline()
         assert 1 < memory_mb("VmHWM", child.pid) < memory_mb("VmHWM")
         child.kill()
+
+
+def test_a_child_keeps_bytecode_as_for_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert os.environ.items() - user_environment().items() == {("PYTHONDONTWRITEBYTECODE", "1")}

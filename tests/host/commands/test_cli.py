@@ -285,3 +285,11 @@ def test_without_a_model_it_says_how_to_make_one(setup: Setup, tmp_path: Path) -
     says = f"swt: no model at {tmp_path / 'm.swt'}: train one first: {program_command('train', 'CSV')}\n"
     for args in (("act", setup.bars), ("backtest", setup.bars), ("doctor",), ("pack", "--out", tmp_path / "x")):
         assert refused(5, *args, "--model", tmp_path / "m.swt") == says
+
+
+def test_a_start_seldom_collects_garbage() -> None:
+    says = "gc.callbacks.append(lambda *_: print(file=sys.stderr))"  # a line before and after a collection
+    code = f"import gc, sys, swt; sys.argv[1:] = ['act', '--help-config']; {says}; swt.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr.count("\n") < 50
