@@ -82,12 +82,15 @@ def write_model(
 
 
 def export_best(run: RunDir, trainer: Trainer, sources: Sequence[Source]) -> None:
-    """Write the model of the best checkpoint, if there is one; its test part is not looked at.
+    """Write the model of the best checkpoint, if there is one, and remove an older one; its test part is not looked at.
 
     The trainer is as that checkpoint was afterwards.
     """
     best = run.load_best()
-    if best is not None:
+    if best is None:
+        with add_path_to_errors(run.path / BEST_MODEL):
+            (run.path / BEST_MODEL).unlink(missing_ok=True)
+    else:
         trainer.restore(best.arrays, best.state)
         write_model(run.path / BEST_MODEL, trainer, trainer.export_networks(), sources)
         log(f"best on the validation part, after iteration {trainer.iteration}: {run.path / BEST_MODEL}")

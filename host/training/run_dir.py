@@ -96,7 +96,7 @@ class RunDir:
 
         The best one is also written under its own name, first: a `state` that knows of it is never there without it.
         """
-        checkpoint, path = Checkpoint(step, arrays, state), self._checkpoints / f"step-{step:09d}.ckpt"
+        checkpoint, path = Checkpoint(step, arrays, state), self._step_path(step)
         if is_best:
             self._write_checkpoint(self._checkpoints / BEST_CHECKPOINT, checkpoint)
         self._write_checkpoint(path, checkpoint)
@@ -105,6 +105,10 @@ class RunDir:
             for old in [*numbered_files(self._checkpoints, CHECKPOINT_NAME).values()][:-MAX_CHECKPOINTS]:
                 if old != path:  # a damaged file may have a higher number than the one just saved
                     old.unlink()
+
+    def _step_path(self, step: int) -> Path:
+        """The file of the checkpoint with this number."""
+        return self._checkpoints / f"step-{step:09d}.ckpt"
 
     def _write_checkpoint(self, path: Path, checkpoint: Checkpoint) -> None:
         """Replace the file at `path` by a checkpoint that was read back from the disk."""
@@ -116,9 +120,14 @@ class RunDir:
                 raise OSError("what was read back is not what was written")
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, else the best, or None; a damaged one is named on stderr and skipped."""
+        """The newest whole checkpoint, or None; a damaged one is named on stderr and skipped.
+
+        The best one may be the newest; then it is written again under its number, which a kill or damage left without.
+        """
         for path in _checkpoint_files(self._checkpoints):
             if checkpoint := _read_if_intact(path):
+                if path.name == BEST_CHECKPOINT:
+                    self._write_checkpoint(self._step_path(checkpoint.step), checkpoint)
                 self.saved_step = checkpoint.step
                 return checkpoint
         return None
@@ -205,10 +214,14 @@ def peek_state(path: Path) -> dict[str, Any] | None:
 
 
 def _checkpoint_files(checkpoints: Path) -> list[Path]:
-    """The files to resume from, the newest first and the best last."""
-    files = [*reversed(numbered_files(checkpoints, CHECKPOINT_NAME).values())]
+    """The files to resume from, the newest first; the best one after that with its number."""
+    numbers = {path: number for number, path in numbered_files(checkpoints, CHECKPOINT_NAME).items()}
     best = checkpoints / BEST_CHECKPOINT
-    return [*files, best] if best.exists() else files
+    if best.exists():
+        numbers[best] = -1  # of a damaged head
+        with add_path_to_errors(best), best.open("rb") as file, suppress(ValueError, KeyError, TypeError):
+            numbers[best] = read_header(file)["step"]
+    return sorted(numbers, key=lambda path: (-numbers[path], path == best))
 
 
 def _read_if_intact(path: Path) -> Checkpoint | None:
