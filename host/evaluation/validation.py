@@ -55,6 +55,10 @@ def trade_validation_part(trainer: Trainer) -> ValidationResult | None:
 class BestAgent:
     """The best agent of a training so far, by its trading of the validation part after every few iterations."""
 
+    iteration: int  # of the best agent
+    _reward: float  # its own, ranges a bar
+    _misses: int  # validations in a row that were no better
+
     def __init__(self, trainer: Trainer, patience: int | None) -> None:
         self._trainer, self.patience = trainer, patience
         self.restore(NO_BEST)

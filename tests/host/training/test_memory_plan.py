@@ -50,7 +50,8 @@ print(peak, len(compiled))
 """
 SIZES = {
     "small": [],
-    "replay": ["train.replay_capacity=4000", "train.batches_per_iteration=2000", "train.reanalyze=false"],
+    "replay": ["market.episode_length=48", "train.replay_capacity=8000", "train.batches_per_iteration=4000",
+               "train.reanalyze=false"],
     "networks": ["network.hidden=1024", "network.latent=64", "network.num_chance_codes=8", "train.batch_size=512",
                  "train.updates_per_iteration=1", "train.num_simulations=4", "search.num_simulations=4"],
 }  # fmt: skip
