@@ -82,24 +82,22 @@ def write_model(
 
 
 def export_best(run: RunDir, trainer: Trainer, sources: Sequence[Source]) -> None:
-    """Write the model of the best checkpoint, if there is one, and remove an older one; its test part is not looked at.
+    """Write the model of the best checkpoint, if there is one; its test part is not looked at.
 
     The trainer is as that checkpoint was afterwards.
     """
     best = run.load_best()
-    if best is None:
-        with add_path_to_errors(run.path / BEST_MODEL):
-            (run.path / BEST_MODEL).unlink(missing_ok=True)
-    else:
+    if best is not None:
         trainer.restore(best.arrays, best.state)
         write_model(run.path / BEST_MODEL, trainer, trainer.export_networks(), sources)
         log(f"best on the validation part, after iteration {trainer.iteration}: {run.path / BEST_MODEL}")
 
 
 def finish_model(run: RunDir) -> None:
-    """Remove the model so far, and let `latest` lead to a run with a number."""
-    with add_path_to_errors(run.path / MODEL_SO_FAR):
-        (run.path / MODEL_SO_FAR).unlink(missing_ok=True)
+    """Remove the model so far and an older best one, and let `latest` lead to a run with a number."""
+    for old in (run.path / MODEL_SO_FAR, run.path / BEST_MODEL):
+        with add_path_to_errors(old):
+            old.unlink(missing_ok=True)
     if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:
             link_latest(run.path)

@@ -135,8 +135,7 @@ def check_agreement(first: Source, other: Source) -> None:
         mine, others = getattr(first, name), getattr(other, name)
         if mine != others and not (name == "timezone" and is_clock_known(first) and is_clock_known(other)):
             way_out = f"{flag} says which holds for both" if flag else "bring bars of one length"
-            if name == "spread_pips" and None in (mine, others):
-                mine, others = ("of the file" if spread is None else spread for spread in (mine, others))
+            mine, others = ("of the file" if value is None else value for value in (mine, others))
             raise DataError(
                 f"{first.path}: {name.removesuffix('_s')} {mine}, and {other.path}: {others}: both are "
                 f"{other.instrument.symbol}, {way_out}, or read them apart"

@@ -55,13 +55,15 @@ def trade_validation_part(trainer: Trainer) -> ValidationResult | None:
 class BestAgent:
     """The best agent of a training so far, by its trading of the validation part after every few iterations."""
 
-    iteration: int  # of the best agent
-    _reward: float  # its own, ranges a bar
-    _misses: int  # validations in a row that were no better
-
     def __init__(self, trainer: Trainer, patience: int | None) -> None:
         self._trainer, self.patience = trainer, patience
         self.restore(NO_BEST)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state in a checkpoint."""
+        reward = state["reward_per_bar"]
+        self.iteration, self._misses = state["iteration"], state["misses"]
+        self._reward = -math.inf if reward is None else reward
 
     @property
     def is_final(self) -> bool:
@@ -86,9 +88,3 @@ class BestAgent:
         """What a checkpoint keeps of it."""
         reward = self._reward if math.isfinite(self._reward) else None
         return {"iteration": self.iteration, "reward_per_bar": reward, "misses": self._misses}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state in a checkpoint."""
-        reward = state["reward_per_bar"]
-        self.iteration, self._misses = state["iteration"], state["misses"]
-        self._reward = -math.inf if reward is None else reward

@@ -96,7 +96,7 @@ class RunDir:
 
         The best one is also written under its own name, first: a `state` that knows of it is never there without it.
         """
-        checkpoint, path = Checkpoint(step, arrays, state), self._step_path(step)
+        checkpoint, path = Checkpoint(step, arrays, state), self._checkpoints / f"step-{step:09d}.ckpt"
         if is_best:
             self._write_checkpoint(self._checkpoints / BEST_CHECKPOINT, checkpoint)
         self._write_checkpoint(path, checkpoint)
@@ -105,10 +105,6 @@ class RunDir:
             for old in [*numbered_files(self._checkpoints, CHECKPOINT_NAME).values()][:-MAX_CHECKPOINTS]:
                 if old != path:  # a damaged file may have a higher number than the one just saved
                     old.unlink()
-
-    def _step_path(self, step: int) -> Path:
-        """The file of the checkpoint with this number."""
-        return self._checkpoints / f"step-{step:09d}.ckpt"
 
     def _write_checkpoint(self, path: Path, checkpoint: Checkpoint) -> None:
         """Replace the file at `path` by a checkpoint that was read back from the disk."""
@@ -127,7 +123,7 @@ class RunDir:
         for path in _checkpoint_files(self._checkpoints):
             if checkpoint := _read_if_intact(path):
                 if path.name == BEST_CHECKPOINT:
-                    self._write_checkpoint(self._step_path(checkpoint.step), checkpoint)
+                    self.save_checkpoint(*checkpoint)
                 self.saved_step = checkpoint.step
                 return checkpoint
         return None
