@@ -42,6 +42,12 @@ def print_version(is_asked: bool) -> None:
 
 CsvArgument = Annotated[Path | None, typer.Argument(help="A file of bars; by default the bundled EURUSD H1 of 2017.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="Threads; 0 = all cores.  The result is the same.")]
+RayOption = Annotated[
+    str | None, typer.Option(metavar="auto|HOST:PORT", help="Compute on a Ray cluster: one that runs, else one here.")
+]
+ActorsOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes on the Ray cluster at most; default: its CPUs.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ModelOption = Annotated[Path, typer.Option(help="The model.swt that `train` wrote.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
@@ -99,6 +105,8 @@ def train(
     memory: Annotated[
         str | None, typer.Option(help="Memory to keep within, as 4GB: prints the plan.  The result is the same.")
     ] = None,
+    ray: RayOption = None,
+    actors: ActorsOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -115,7 +123,8 @@ def train(
     out, stored = run_to_resume(out) if resume else (out, None)
     chosen = load_config(config, overrides, stored)
     budget = Budget(minutes, episodes, steps)
-    options = TrainOptions(out, budget, resume, thread_count(threads), tensorboard, early_stopping, memory)
+    limits = early_stopping, memory
+    options = TrainOptions(out, budget, resume, thread_count(threads), tensorboard, *limits, ray, actors)
     document = train_files(files or [], reading, chosen, options)
     if as_json:
         print(json.dumps(document))
@@ -203,6 +212,8 @@ def walkforward(
         bool, typer.Option("--open-holdout", help="Test on the last bars too, which is done once.")
     ] = False,
     threads: Annotated[int, typer.Option(min=0, help="Trainings at once; 0 = all cores.")] = 0,
+    ray: RayOption = None,
+    actors: ActorsOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     help_config: HelpConfigOption = False,
@@ -212,7 +223,8 @@ def walkforward(
     from host.commands.walkforward import WalkOptions, print_walkforward, walkforward_csv
     from host.config import load_config
 
-    options = WalkOptions(out, folds, seeds, minutes, episodes, rolling, open_holdout, thread_count(threads))
+    tests, count = (rolling, open_holdout), thread_count(threads)
+    options = WalkOptions(out, folds, seeds, minutes, episodes, *tests, count, ray, actors)
     document = walkforward_csv(csv or [], reading, load_config(config, settings), options)
     print(json.dumps(document)) if as_json else print_walkforward(document, sys.stdout)
 
@@ -398,6 +410,8 @@ def bench(
     episodes: Annotated[int, typer.Option(min=64, help="Episodes of a job of `enhancements` at most.")] = 2400,
     minutes: Annotated[float, typer.Option(min=0.001, help="CPU minutes of a job of `ppo`.")] = 3.0,
     jobs: Annotated[int, typer.Option(min=1, help="Jobs of `enhancements` at once.")] = 1,
+    ray: RayOption = None,
+    actors: ActorsOption = None,
     limit_minutes: Annotated[float | None, typer.Option(min=0, help="Begin no `enhancements` job later.")] = None,
     out: Annotated[Path | None, typer.Option(help="Results of `enhancements` and `ppo`; default runs/WHAT.")] = None,
     as_json: JsonOption = False,
@@ -412,6 +426,7 @@ def bench(
     budget = Budget(episodes=episodes, threads=thread_count(threads))
     size = BenchOptions(budget.threads, rounds, budget=budget, seeds=seeds, only=only, jobs=jobs)
     size = replace(size, limit_minutes=limit_minutes, rival_minutes=minutes, out=out or Path("runs", what))
+    size = replace(size, ray=ray, actors=actors)
     if quick:
         size = replace(size, simulations=(16,), thread_counts=(1,))
     document = run(what, size)

@@ -203,6 +203,11 @@ def is_plateau(fraction: Sequence[float]) -> bool:
     return best >= LEARNT_FRACTION and max(fraction[-PLATEAU_EVALUATIONS:]) <= best + PLATEAU_RISE
 
 
+def measure_job(job: Job, report_progress: ReportProgress) -> BenchRow:
+    """The result of a job."""
+    return (measure_cost if job.kind == COST else measure_learning)(job, report_progress)
+
+
 def run_job(job: Job, report_progress: ReportProgress) -> BenchRow:
     """The result of a job in a fresh process, with the peak memory of its training."""
-    return watch_process(measure_cost if job.kind == COST else measure_learning, job, report_progress)
+    return watch_process(measure_job, job, report_progress)

@@ -9,16 +9,30 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from host.atomic import atomic_write, check_writable
 from host.bench.curves import AXES, crossing, median, render_curves, summarize_curves, value_range
-from host.bench.enhancement_run import COST, LEARN, LEARNED_MARKETS, MEASURES, Job, job_key, program_version, run_job
+from host.bench.enhancement_run import (
+    COST,
+    LEARN,
+    LEARNED_MARKETS,
+    MEASURES,
+    Job,
+    job_key,
+    measure_job,
+    program_version,
+    run_job,
+)
 from host.bench.options import BenchError, BenchOptions, Budget
 from host.bench.process import BenchRow
 from host.bench.readme import markdown_table
+from host.cluster.cluster import open_cluster
+from host.cluster.jobs import ClusterJobs
 from host.console import ProgressCallback, log, progress
 from host.processes import ReportProgress, run_at_once
 
@@ -182,8 +196,11 @@ def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> li
     out.mkdir(parents=True, exist_ok=True)
     jobs = all_jobs(rows, options.seeds, options.budget)
     log(f"{out}, program {program_version()}: {how_far(jobs, out, options.jobs)}")
-    with progress("bench enhancements") as report:
-        run_jobs(jobs, options, report, runner)
+    with ExitStack() as stack:
+        if options.ray:
+            cluster = stack.enter_context(open_cluster(options.ray, options.actors))
+            options, runner = replace(options, jobs=cluster.num_workers), ClusterJobs(cluster, measure_job).run
+        run_jobs(jobs, options, stack.enter_context(progress("bench enhancements")), runner)
     log(how_far(jobs, out, options.jobs))
     results = {key: file["result"] for key, file in read_files(jobs, out).items()}
     for e in rows:

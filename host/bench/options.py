@@ -59,6 +59,8 @@ class BenchOptions:
     seeds: int = 5  # of `enhancements` and `ppo`
     only: str | None = None  # the one enhancement, or agent or market of `ppo`, to measure
     jobs: int = 1  # of `enhancements` at once
+    ray: str | None = None  # cluster on which the jobs of `enhancements` run: auto or host:port
+    actors: int | None = None  # jobs there at once, at most
     limit_minutes: float | None = None  # after which `enhancements` begins no job
     out: Path = Path("runs/enhancements")
     budget: Budget = field(default_factory=Budget)

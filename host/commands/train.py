@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from host.atomic import WriteError
+from host.cluster.cluster import ClusterError, open_cluster
+from host.cluster.search import ClusterSearchPool
 from host.commands.backtest import SAMPLE_CSV, log_source
 from host.commands.train_report import (
     MODEL_SO_FAR,
@@ -68,6 +70,8 @@ class TrainOptions(NamedTuple):
     tensorboard: bool = False
     patience: int | None = None  # validations without a better one that end the training
     memory: str | None = None  # to keep within, as 4GB
+    ray: str | None = None  # cluster that searches: auto or host:port
+    actors: int | None = None  # workers there, at most
 
 
 def train_files(files: list[Path], reading: ReadOptions, config: Config, options: TrainOptions) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def train_files(files: list[Path], reading: ReadOptions, config: Config, options
             sources, datasets = [source for _, source in instruments], [data for data, _ in instruments]
             room = plan_room(options.memory, spec.config, datasets, options.threads)
             trainer = Trainer(datasets, spec.config, options.threads, room)
+            use_cluster(trainer, options, stack)
             origin, untrained = training_origin(spec, instruments), trainer.export_networks()
             if resume and out:
                 check_origin(out, origin)
@@ -164,6 +169,14 @@ def plan_room(memory: str | None, config: Config, datasets: list[Dataset], threa
     return plan.room
 
 
+def use_cluster(trainer: Trainer, options: TrainOptions, stack: ExitStack) -> None:
+    """Let a cluster do the searches of `trainer` until `stack` closes, if that is asked for."""
+    if options.ray:
+        limit_mb = parse_memory(options.memory) if options.memory else None
+        cluster = stack.enter_context(open_cluster(options.ray, options.actors, limit_mb))
+        trainer.pool = ClusterSearchPool(cluster, trainer.markets, options.threads)
+
+
 def log_market(data: Dataset) -> None:
     """Log the costs of trading, in pips and beside the mean bar, so that a wrong scale is seen."""
     market, profile = data.market_spec.market, data.market_spec.profile
@@ -189,6 +202,8 @@ def resume_hint_on_stop(hint: Callable[[], str]) -> Iterator[None]:
         raise
     except WriteError as error:
         raise WriteError(f"{error}; {hint()}") from error
+    except ClusterError as error:
+        raise ClusterError(f"{error}; {hint()}") from error
     except (FloatingPointError, MemoryError) as error:
         raise TrainingError(f"{error}; {hint()}") from error
 
@@ -213,6 +228,7 @@ def resume_hint(run: RunDir | None, options: TrainOptions) -> str:
     if run is None or not has_run(run.path):
         return "no run was begun: give the same command again"
     limits = {**options.budget._asdict(), "early-stopping": options.patience}
+    limits |= {"ray": options.ray, "actors": options.actors}
     flags = [word for name, value in limits.items() if value is not None for word in (f"--{name}", value)]
     again = program_command("train", "--resume", "--out", run.path, *flags)
     if run.saved_step is None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from host import VERSION
 from host.analysis.record import DailyReturns, TradingRecord, daily_returns, pool_returns
@@ -22,10 +23,13 @@ from host.analysis.significance import judge_pool
 from host.analysis.statistics import sharpe
 from host.analysis.summary import EVIDENCE_Z, explain_opportunity, print_verdict
 from host.atomic import add_path_to_errors, atomic_write, check_writable, locked
+from host.cluster.cluster import Cluster, open_cluster
+from host.cluster.jobs import ClusterJobs
 from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
 from host.commands.train_report import model_origin
 from host.config import Config, check_minutes, flatten
 from host.console import log, progress_panel
+from host.data.bar_cache import bars_key, bars_matrix, load_bars, save_bars
 from host.data.csv_reader import read_bars
 from host.data.formats import ReadOptions
 from host.data.history import expand_paths
@@ -51,11 +55,12 @@ from host.walkforward.walkforward import (
     FoldJob,
     Series,
     fold_records,
+    keep_files,
     median_seed,
     most_hopeful,
     read_result,
     run_fold,
-    save_bars,
+    train_fold_elsewhere,
 )
 from kernels.jit import program_digest
 from kernels.market.bars import SECOND_NS, Bars, slice_bars
@@ -78,6 +83,8 @@ class WalkOptions(NamedTuple):
     rolling: bool = False
     open_holdout: bool = False
     processes: int = 1
+    ray: str | None = None  # cluster on which the trainings run: auto or host:port
+    actors: int | None = None  # trainings at once there, at most
 
 
 class Walk(NamedTuple):
@@ -107,6 +114,9 @@ def walkforward_csv(
     with ExitStack() as stack, add_path_to_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(options.out / "lock"))
+        if options.ray:
+            cluster = stack.enter_context(open_cluster(options.ray, options.actors))
+            options, runner = options._replace(processes=cluster.num_workers), cluster_runner(cluster)
         settings = begin_or_go_on(walks, reading, config, options)
         jobs = run_jobs(walks, settings, config, options, False, runner)
         if options.open_holdout or is_open(ledger_of(options.out), settings["trial"]):
@@ -117,6 +127,22 @@ def walkforward_csv(
         with atomic_write(options.out / "walkforward.json") as file:
             file.write(json.dumps(document, indent=1, allow_nan=False).encode())
     return document
+
+
+def cluster_runner(cluster: Cluster) -> JobRunner:
+    """Runs jobs on a cluster.  Its nodes get the bars of a market once, without those of a holdout that is closed."""
+    jobs, given = ClusterJobs(cluster, train_fold_elsewhere), dict[tuple[str, bool], tuple[str, Any]]()
+
+    def run(job: FoldJob, report: ReportProgress) -> Row:
+        name = str(job.bars), job.fold.name == HOLDOUT
+        with lock:
+            if name not in given:
+                bars = load_bars(job.bars)
+                given[name] = bars_key(bars), cluster.ray.put(bars_matrix(bars))
+        return keep_files(job, jobs.run(job, report, *given[name]))
+
+    lock = threading.Lock()
+    return run
 
 
 def read_walks(files: list[Path], reading: ReadOptions, config: Config, options: WalkOptions) -> list[Walk]:
@@ -195,7 +221,7 @@ def run_jobs(
             stack.callback(path.unlink, missing_ok=True)
             save_bars(path, slice_bars(walk.series.bars, 0, stop))
         show = stack.enter_context(progress_panel("walkforward"))
-        run_at_once(left, options.processes, runner, keep, show)
+        run_at_once(left, len(left) if options.ray else options.processes, runner, keep, show)
     return jobs
 
 

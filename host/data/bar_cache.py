@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from host.atomic import atomic_write
+from host.atomic import add_path_to_errors, atomic_write
 from host.data.formats import Problem, Source
 from host.data.instruments import Instrument
 from kernels.jit import cache_root, program_digest
@@ -130,3 +131,43 @@ def remove_old_entries(folder: Path) -> None:
         if room < 0:
             with suppress(OSError):
                 path.unlink()
+
+
+def bars_matrix(bars: Bars) -> NDArray[np.int64]:
+    """The columns of bars [T], bit for bit, in one array."""
+    return np.stack([column.view(np.int64) for column in bars])
+
+
+def save_bars(path: Path, bars: Bars) -> None:
+    """Write bars [T] to a file that processes map instead of reading."""
+    with add_path_to_errors(path), atomic_write(path) as file:
+        np.save(file, bars_matrix(bars))
+
+
+def load_bars(path: Path) -> Bars:
+    """The bars of `save_bars`; their memory is the file's, and changes stay in this process."""
+    time_ns, *columns = np.asarray(np.load(path, mmap_mode="c"))
+    return Bars(time_ns, *(column.view(np.float64) for column in columns))
+
+
+def shared_file(key: str, matrix: NDArray[np.int64]) -> Path:
+    """A file of this machine with the bars of `bars_matrix`, for `load_bars`; it is written where there is none.
+
+    `key` is their `bars_key`.
+    """
+    path = cache_root().parent / "bars" / f"{key}.bars"
+    if path.exists() and bars_key(load_bars(path)) == key:
+        os.utime(path)
+        return path
+    path.parent.mkdir(exist_ok=True)
+    save_bars(path, Bars(matrix[0], *(column.view(np.float64) for column in matrix[1:])))
+    remove_old_entries(path.parent)
+    return path
+
+
+def bars_key(bars: Bars) -> str:
+    """Hash of the columns of bars."""
+    digest = hashlib.sha256()
+    for column in bars:
+        digest.update(column.tobytes())
+    return digest.hexdigest()[:32]

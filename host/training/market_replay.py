@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,16 @@ from host.data.parsing import format_utc
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
 from host.training.feature_store import CACHE_MB, FeatureStore
-from host.training.search_pool import MAX_SEARCHES, SearchPool, batches_of
+from host.training.search_pool import (
+    MAX_SEARCHES,
+    PLAY,
+    REANALYZE,
+    SEARCH_BARS,
+    Rows,
+    Searches,
+    SearchPool,
+    batches_of,
+)
 from kernels.learning.bar_search import SearchedBars, new_searched_bars, search_bars, store_searched_bars
 from kernels.learning.prioritized import bellman_errors, fill_cdf, sample_prioritized
 from kernels.learning.reanalyze import reanalyze_policies, reanalyze_values
@@ -102,7 +113,8 @@ class MarketReplay:
         if config.train.chance_codes == "learned":
             codes = new_learned_codes(data.market_spec.codes, len(data.bars.time))
             data = data._replace(market_spec=data.market_spec._replace(codes=codes))
-        self.data, self.config, self.sizes, self.replay, self.batches = data, config, sizes, replay, batches
+        self.index, self.data, self.config, self.sizes = index, data, config, sizes
+        self.replay, self.batches = replay, batches
         self.seed = config.train.seed + SEED_STRIDE * index
         length = config.market.episode_length
         self.feature_store = FeatureStore(data, sizes.capacity * (length + context), threads, cache_mb, context - 1)
@@ -139,11 +151,8 @@ class MarketReplay:
         L, M, A = self.config.market.episode_length, *self.replay.policy.shape[2:]
         ts = np.unique(self.replay.start_bar[slots][:, None] + np.arange(L + 1))
         searched = new_searched_bars(ts, len(self.data.bars.time), M, A)
-
-        def search_piece(planner: Planner, _: int, piece: NDArray[np.int64]) -> int:
-            return search_bars(searched, planner, self.feature_store.market_data, piece)
-
-        counts = pool.search(search_piece, networks, batches_of(ts, SEARCH_PIECE), SEARCH_BATCH, search)
+        searches = Searches(SEARCH_BARS, search, SEARCH_BATCH)
+        counts = pool.search(self, searches, searched, networks, batches_of(ts, SEARCH_PIECE))
         counts["rows"] += (M - 1) * counts["searches"]  # of the root network, for the other positions
         counts["reused"] = len(slots) * (L + 1) - len(ts)
         return searched, Counter(counts)
@@ -159,7 +168,8 @@ class MarketReplay:
         """Play the episodes `slots`; the counts of their searches, none where their bars are `searched` already."""
         t, batches, counts = self.config.train, batches_of(slots, self.config.train.num_envs), dict.fromkeys(STATS, 0)
         if searched is None:
-            counts = pool.search(self._play_batch, networks, batches, t.num_envs, search)
+            searches = Searches(PLAY, search, t.num_envs, self.episodes)
+            counts = pool.search(self, searches, self.replay, networks, batches)
         else:
             for first, batch in batches:
                 account, trade = new_accounts(len(batch)), np.zeros(NUM_TRADE_FIELDS)
@@ -170,10 +180,17 @@ class MarketReplay:
         self.episodes += len(slots)
         return counts
 
-    def _play_batch(self, planner: Planner, first: int, slots: NDArray[np.int64]) -> int:
-        account, trade = new_accounts(len(slots)), np.zeros(NUM_TRADE_FIELDS)
-        play = self.replay, account, trade, planner, slots, self.feature_store.market_data
-        return play_episodes(*play, self._num_random(slots), self.seed + STREAM_NOISE, self.episodes + first)
+    def run_batch(self, searches: Searches, rows: Rows, planner: Planner, first: int, batch: NDArray[np.int64]) -> int:
+        """Search a batch of bars, or of the episodes in the slots `batch`, into `rows`; the status of the networks."""
+        market_data = self.feature_store.market_data
+        if isinstance(rows, SearchedBars):
+            return search_bars(rows, planner, market_data, batch)
+        if searches.kind == REANALYZE:
+            seed = self.seed + STREAM_REANALYZE + searches.iteration
+            return reanalyze_policies(rows, planner, batch, market_data, seed)
+        account, trade = new_accounts(len(batch)), np.zeros(NUM_TRADE_FIELDS)
+        play = rows, account, trade, planner, batch, market_data, self._num_random(batch)
+        return play_episodes(*play, self.seed + STREAM_NOISE, searches.episodes + first)
 
     def _num_random(self, slots: NDArray[np.int64]) -> int:
         """Episodes of a batch that act at random: as large a part of a smaller batch."""
@@ -193,12 +210,8 @@ class MarketReplay:
         if searched is None:
             mode = self.config.search.value_reuse
             search = search._replace(value_reuse=REUSE_OFF if mode == SHARED_TREE else VALUE_REUSES.index(mode))
-
-            def reanalyze_batch(planner: Planner, _: int, slots: NDArray[np.int64]) -> int:
-                seed = self.seed + STREAM_REANALYZE + iteration
-                return reanalyze_policies(self.replay, planner, slots, self.feature_store.market_data, seed)
-
-            counts = pool.search(reanalyze_batch, networks, batches_of(stale, t.num_envs), t.num_envs, search)
+            searches = Searches(REANALYZE, search, t.num_envs, iteration=iteration)
+            counts = pool.search(self, searches, self.replay, networks, batches_of(stale, t.num_envs))
         else:
             store_searched_bars(self.replay, stale, searched, self.data.market_spec.market, search)
         backward_lambda(self.replay, stale, search.discount, t.td_lambda)
@@ -262,6 +275,16 @@ class MarketReplay:
             i, k = np.argwhere(~is_finite)[0]
             close = format_utc(self.data.bars.time[self.replay.start_bar[slots[i]] + k + 1])
             raise FloatingPointError(f"the reward of the bar that closed at {close} is not finite")
+
+    @contextmanager
+    def features_of(self, starts: NDArray[np.int64], bars: int) -> Iterator[None]:
+        """Keep the features of `bars` bars from each start for a while."""
+        self.feature_store.acquire(starts, bars)
+        try:
+            yield
+        finally:
+            for start in starts:
+                self.feature_store.release(int(start), bars)
 
     def release_features(self, slots: NDArray[np.int64]) -> None:
         """Release the features of those of the episodes `slots` that are stored."""

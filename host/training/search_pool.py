@@ -4,18 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.artifact.networks import OnnxNetworks
 from host.stop import raise_if_signalled
+from kernels.learning.bar_search import SearchedBars
+from kernels.learning.replay_buffer import ReplayBuffer
 from kernels.ort import check_status
 from kernels.search.config import SearchConfig
 from kernels.search.planner import STATS, Planner
 
 MAX_SEARCHES = 2**20  # batches at once
 Batch = tuple[int, NDArray[np.int64]]  # number of its first element, and what one call of a search takes
+SEARCH_BARS, PLAY, REANALYZE = "search bars", "play", "reanalyze"  # kinds of work
+Rows = ReplayBuffer | SearchedBars  # where the results of a batch go
+
+
+class Searches(NamedTuple):
+    """The searches of a phase; a batch of them is a pure function of this, the networks, the bars and its rows."""
+
+    kind: str
+    config: SearchConfig
+    roots: int  # of a planner, at most
+    episodes: int = 0  # of the market, played before this phase
+    iteration: int = 0
+
+
+class SearchedMarket(Protocol):
+    """The bars of one instrument, and how a batch of decisions on them is searched."""
+
+    index: int
+
+    def run_batch(self, searches: Searches, rows: Rows, planner: Planner, first: int, batch: NDArray[np.int64]) -> int:
+        """Search a batch, whose first element has the number `first`, into `rows`; its status."""
 
 
 class SearchPool:
@@ -27,21 +51,24 @@ class SearchPool:
 
     def search(
         self,
-        run_batch: Callable[[Planner, int, NDArray[np.int64]], int],
+        market: SearchedMarket,
+        searches: Searches,
+        rows: Rows,
         networks: OnnxNetworks,
         batches: list[Batch],
-        roots: int,
-        config: SearchConfig,
     ) -> dict[str, int]:
-        """Call run_batch(planner of at most `roots` roots, first, batch) for each batch; the counts of STATS.
+        """Run every batch of `searches` on a market, with results in `rows`; the counts of STATS.
 
         Never more than `max_searches` batches have their memory at once.
         """
         totals = np.zeros(len(STATS), np.int64)
         for first in range(0, len(batches), self.max_searches):
             piece = batches[first : first + self.max_searches]
-            planners = [networks.planner(min(len(batch), roots), config) for _, batch in piece]
-            jobs = [self._executor.submit(run_batch, p, i, b) for p, (i, b) in zip(planners, piece, strict=True)]
+            planners = [networks.planner(min(len(batch), searches.roots), searches.config) for _, batch in piece]
+            jobs = [
+                self._executor.submit(market.run_batch, searches, rows, planner, *batch)
+                for planner, batch in zip(planners, piece, strict=True)
+            ]
             try:
                 for job in jobs:
                     check_status(job.result())

@@ -71,7 +71,10 @@ class Trainer:
         self, datasets: Sequence[Dataset], config: Config, threads: int, room: MemoryRoom = DEFAULT_ROOM
     ) -> None:
         t, first = config.train, datasets[0]
-        self.config, self.pool = config, SearchPool(threads, room.max_searches)
+        self.config, self.pool = (
+            config,
+            SearchPool(threads, room.max_searches),
+        )  # or another one, before the first search
         actions = len(action_names(first.market_spec.market.sizes))
         shape = new_shape(config, len(first.market_spec.normaliser.scale), actions)
         candidates = max_candidates(config.search.num_sampled_sizes) if shape.num_beta_params else 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from host.analysis.baselines import without_search
 from host.analysis.opportunity import opportunity
@@ -16,6 +18,7 @@ from host.artifact.manifest import ModelMarket, save_model
 from host.artifact.networks import OnnxNetworks
 from host.atomic import add_path_to_errors, atomic_write
 from host.config import Config
+from host.data.bar_cache import load_bars, shared_file
 from host.data.instruments import Instrument
 from host.data.parsing import format_utc
 from host.evaluation.backtest import new_backtest_policy, run_backtest
@@ -32,6 +35,7 @@ from kernels.search.config import SearchConfig
 
 READY = 0.02  # share of a job that getting ready takes, and its test
 AGENT, RIVALS = "agent", ("policy head", "untrained")  # the trained one, without its search, before training
+FILES = "files"  # of a result that was made elsewhere
 BOOKED = ("net_pips", "trades", "exposure", "max_drawdown_pips")
 
 
@@ -62,21 +66,29 @@ class FoldJob(NamedTuple):
         return self.folder / "result.json"
 
 
-def save_bars(path: Path, bars: Bars) -> None:
-    """Write bars [T] to a file that processes map instead of reading."""
-    with add_path_to_errors(path), atomic_write(path) as file:
-        np.save(file, np.stack([column.view(np.int64) for column in bars]))
-
-
-def load_bars(path: Path) -> Bars:
-    """The bars of `save_bars`; their memory is the file's, and changes stay in this process."""
-    time_ns, *columns = np.asarray(np.load(path, mmap_mode="c"))
-    return Bars(time_ns, *(column.view(np.float64) for column in columns))
-
-
 def run_fold(job: FoldJob, report: ReportProgress) -> Row:
     """`train_fold` in a fresh process, with the peak of its memory."""
     return watch_process(train_fold, job, report)
+
+
+def train_fold_elsewhere(job: FoldJob, report: ReportProgress, key: str, matrix: NDArray[np.int64]) -> Row:
+    """`train_fold` where the folder of the job is not: it is given the bars, and FILES of its row are its files.
+
+    `matrix` is of `bars_matrix`, and `key` of `bars_key`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        row = train_fold(job._replace(folder=Path(folder), bars=shared_file(key, matrix)), report)
+        return {**row, FILES: {path.name: path.read_bytes() for path in Path(folder).iterdir()}}
+
+
+def keep_files(job: FoldJob, row: Row) -> Row:
+    """Write the files of `train_fold_elsewhere` into the folder of a job; the row without them."""
+    with add_path_to_errors(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        for name, content in row[FILES].items():
+            with atomic_write(job.folder / name) as file:
+                file.write(content)
+    return {name: value for name, value in row.items() if name != FILES}
 
 
 def train_fold(job: FoldJob, report: ReportProgress) -> Row:

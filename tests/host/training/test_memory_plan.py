@@ -21,7 +21,7 @@ from host.config import ConfigError
 from host.machine import memory_mb
 from host.training.market_replay import MemoryRoom
 from host.training.memory_plan import PROGRAM_MB, PartSizes, nbytes, parse_memory, plan_memory, scaled
-from host.training.search_pool import SearchPool, batches_of
+from host.training.search_pool import PLAY, Searches, SearchPool, batches_of
 from host.training.trainer import Trainer
 from kernels.search.config import new_search_config
 from kernels.search.planner import STATS
@@ -135,22 +135,27 @@ def test_little_room_changes_no_weight(tmp_path: Path) -> None:
 def test_no_more_searches_than_asked_for_have_memory_at_once() -> None:
     alive, most, seen = weakref.WeakSet[Any](), Counter[str](), list[int]()
 
-    class Searches:
+    class Networks:
         def planner(self, roots: int, config: Any) -> Any:
             planner = type("P", (), {"stats": np.ones(len(STATS), np.int64)})()
             alive.add(planner)
             return planner
 
-    def run_batch(planner: Any, first: int, batch: Any) -> int:
-        most["alive"] = max(most["alive"], len(alive))
-        seen.extend(batch)
-        return 0
+    class Market:
+        index = 0
 
-    networks: Any = Searches()
+        def run_batch(self, searches: Searches, rows: Any, planner: Any, first: int, batch: Any) -> int:
+            most["alive"] = max(most["alive"], len(alive))
+            seen.extend(batch)
+            return 0
+
+    networks: Any = Networks()
+    rows: Any = None
     for limit, expected in ((3, 3), (100, 10)):
         most.clear()
         seen.clear()
-        counts = SearchPool(1, limit).search(run_batch, networks, batches_of(np.arange(20), 2), 2, new_search_config())
+        searches = Searches(PLAY, new_search_config(), 2)
+        counts = SearchPool(1, limit).search(Market(), searches, rows, networks, batches_of(np.arange(20), 2))
         assert (most["alive"], counts["searches"], seen) == (expected, 10, list(range(20)))
 
 

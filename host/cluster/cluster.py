@@ -1,0 +1,165 @@
+"""`Cluster`: a Ray cluster that runs this program, and the workers on its nodes.
+
+Ray is an extra, imported here alone.  Workers are processes of one CPU.  A node whose program, libraries or Python are
+not the driver's gets no work: its results would be others.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from host.console import log
+from kernels.jit import program_digest
+
+AUTO = "auto"
+CONNECT_TIMEOUT_S = 10.0  # to a cluster at an address
+SILENCE_S = 60.0  # a worker that says nothing for so long is lost, and so is a cluster without workers
+MIN_STORE_MB, MAX_STORE_MB = 80.0, 512.0  # Ray's shared memory; Ray refuses less
+STORE_SHARE = 0.2  # of --memory
+BESIDE = "beside"  # concurrency group of calls that are answered while another one works
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+LIBRARIES = ("numpy", "numba", "onnxruntime")  # whose versions a result may depend on
+
+
+class ClusterError(RuntimeError):
+    """A cluster that cannot be used, or does not answer."""
+
+    exit_code = 6
+
+
+class Identity(NamedTuple):
+    """What the bytes of a result depend on, beside its input."""
+
+    program: str  # digest of its sources
+    libraries: str
+    cpu: str  # other types of CPU may round otherwise
+
+
+def identity() -> Identity:
+    """Of this process."""
+    versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]
+    return Identity(program_digest(), ", ".join(versions), cpu_name())
+
+
+def cpu_name() -> str:
+    """The type of the CPU, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class Node(NamedTuple):
+    """A machine of a cluster."""
+
+    id: str
+    host: str
+    cpus: int  # for workers
+
+
+class Cluster:
+    """An open cluster; `open_cluster` makes one."""
+
+    def __init__(self, ray: ModuleType, most: int | None) -> None:
+        self.ray, self.most = ray, most  # workers at once, at most
+        self.refused = dict[str, str]()  # why a node gets no work, by id
+        self._own = identity()
+
+    def nodes(self) -> list[Node]:
+        """The machines that live and are not refused; the driver keeps one CPU of its own if it has another."""
+        here, found = self.ray.get_runtime_context().get_node_id(), list[Node]()
+        for node in self.ray.nodes():
+            cpus = int(node["Resources"].get("CPU", 0)) if node["Alive"] else 0
+            if node["NodeID"] == here and cpus > 1:
+                cpus -= 1
+            if cpus > 0 and node["NodeID"] not in self.refused:
+                found.append(Node(node["NodeID"], node["NodeManagerHostname"], cpus))
+        return found
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that the nodes have room for now."""
+        return min(sum(node.cpus for node in self.nodes()), self.most or sys.maxsize)
+
+    def start_worker(self, worker: type[Any], node: Node, *args: Any) -> Any:
+        """An actor of a class on a node, with one CPU; it runs one call at a time, and answers BESIDE meanwhile."""
+        affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.id, soft=False)
+        remote = self.ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={BESIDE: 1})(worker)
+        return remote.options(scheduling_strategy=affinity, runtime_env={"env_vars": ONE_THREAD}).remote(*args)
+
+    def accepts(self, node: Node, theirs: Identity) -> bool:
+        """Whether a node may work; a refusal, and another type of CPU, are said once."""
+        for what, own, other in zip(("program", "libraries"), self._own, theirs, strict=False):
+            if own != other:
+                self.refused[node.id] = f"{node.host} has another {what}: {other}, here {own}"
+                log(f"{self.refused[node.id]}; it gets no work")
+                return False
+        if self._own.cpu != theirs.cpu:
+            log(f"{node.host} has another CPU, {theirs.cpu}, here {self._own.cpu}: the bytes of a run may differ")
+        return True
+
+    def check_silence(self, since: float, what: str) -> None:
+        """Raise ClusterError if nothing was heard since a time of `time.monotonic` for SILENCE_S."""
+        if time.monotonic() - since > SILENCE_S:
+            why = "; ".join(self.refused.values()) or f"{len(self.nodes())} nodes are there"
+            raise ClusterError(f"the cluster gave no answer for {SILENCE_S:.0f} s ({what}; {why}): see `ray status`")
+
+
+@contextmanager
+def open_cluster(address: str, most: int | None = None, memory_mb: float | None = None) -> Iterator[Cluster]:
+    """Attach to the cluster at host:port, or with AUTO to one that runs here, else start one that ends with this.
+
+    ClusterError where Ray is missing or nobody answers.
+    """
+    ray = import_ray()
+    store_mb = MAX_STORE_MB if memory_mb is None else min(max(STORE_SHARE * memory_mb, MIN_STORE_MB), MAX_STORE_MB)
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
+    if address != AUTO:
+        check_address(address)
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        if address != AUTO:
+            raise ClusterError(f"--ray {address}: {error}") from None
+        ray.init(address="local", object_store_memory=int(store_mb * 2**20), include_dashboard=False, **options)
+    except (RuntimeError, TimeoutError, ValueError) as error:
+        raise ClusterError(f"--ray {address}: {str(error).splitlines()[0]}") from None
+    try:
+        cluster = Cluster(ray, most)
+        nodes = cluster.nodes()
+        log(f"Ray: {cluster.num_workers} workers on {len(nodes)} nodes ({', '.join(node.host for node in nodes)})")
+        yield cluster
+    finally:
+        ray.shutdown()
+
+
+def import_ray() -> ModuleType:
+    """The package, with the modules of it that are used; ClusterError where it is not installed."""
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError:
+        raise ClusterError("--ray wants the package ray: pip install '.[ray]'") from None
+    module: ModuleType = ray
+    return module
+
+
+def check_address(address: str) -> None:
+    """Raise ClusterError unless somebody listens at host:port."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ClusterError(f"--ray {address}: auto, or the host:port that `ray start --head` printed")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"--ray {address}: nobody answers ({error}); start one: ray start --head") from None

@@ -1,0 +1,178 @@
+"""What runs on the nodes of a cluster: `SearchWorker` for the searches of a training, `JobWorker` for whole trainings.
+
+Ray makes actors of these classes.  A call of `identity` or `progress` is answered while another call works.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.artifact.networks import MarketSpec, OnnxNetworks
+from host.cluster.cluster import Identity, identity
+from host.config import Config
+from host.data.bar_cache import load_bars, shared_file
+from host.machine import memory_mb
+from host.processes import Row
+from host.training.dataset import Dataset
+from host.training.feature_store import CACHE_MB
+from host.training.market_replay import MarketReplay, ReplaySizes
+from host.training.search_pool import PLAY, REANALYZE, SEARCH_BARS, Rows, Searches
+from kernels.learning.bar_search import SearchedBars, new_searched_bars
+from kernels.learning.replay_buffer import new_replay_buffer
+from kernels.market.chance import ChanceCodes
+from kernels.ort import check_status
+from kernels.search.networks import NetworkShape
+
+MEMORY_FIELDS = "RssAnon", "VmRSS"
+Segment = NDArray[Any]  # a structured array: of each bar or episode of a batch the fields of a kind of work
+SEARCHED = "policy", "value", "search_value", "expected_reward", "candidate_size", "candidate_policy"
+READ = {  # by kind of work
+    SEARCH_BARS: (),
+    PLAY: ("start_bar",),
+    REANALYZE: ("start_bar", "position", "action", "reward"),
+}
+WRITTEN = {
+    SEARCH_BARS: ("value", "logits", "q", "next_value"),
+    PLAY: ("position", "action", "reward", *SEARCHED),
+    REANALYZE: SEARCHED,
+}
+
+
+class Weights(NamedTuple):
+    """The networks of a phase, put once and passed by reference."""
+
+    key: str  # hash of the graphs
+    graphs: dict[str, bytes]
+    shape: NetworkShape
+
+
+class RemoteMarket(NamedTuple):
+    """A market without its bars, which reach a node once."""
+
+    bars_key: str  # hash of the bars
+    extra: NDArray[np.float32]
+    spec: MarketSpec
+
+
+class ReplayShape(NamedTuple):
+    """What the sizes of a replay buffer follow from, beside its number of episodes."""
+
+    length: int
+    actions: int
+    candidates: int
+    positions: int
+
+
+class Task(NamedTuple):
+    """A batch of searches on a market; a pure function of it, of the weights and of what it reads."""
+
+    market: int
+    searches: Searches
+    first: int
+    batch: NDArray[np.int64]  # bars; of episodes only their number counts
+    read: Segment
+
+    def features(self, length: int) -> tuple[NDArray[np.int64], int]:
+        """The bars whose features are read: so many from each first bar, of episodes of `length` decisions."""
+        if self.searches.kind == SEARCH_BARS:
+            return self.batch, 1
+        return self.read["start_bar"], length + 1
+
+
+class Result(NamedTuple):
+    """What a task gives."""
+
+    weights: str  # key of those that were used
+    stats: NDArray[np.int64]
+    written: Segment
+
+
+def take(rows: Any, names: tuple[str, ...], index: Any) -> Segment:
+    """The rows `index` of some fields of a tuple of arrays, in one array."""
+    arrays = {name: getattr(rows, name) for name in names}
+    segment = np.zeros(len(index), [(name, a.dtype, a.shape[1:]) for name, a in arrays.items()])
+    for name, array in arrays.items():
+        segment[name] = array[index]
+    return segment
+
+
+def put(rows: Any, segment: Segment, index: Any) -> None:
+    """Write the fields of a segment back to the rows `index` of a tuple of arrays."""
+    for name in segment.dtype.names or ():
+        getattr(rows, name)[index] = segment[name]
+
+
+class SearchWorker:
+    """Searches of the markets of one training, on one thread."""
+
+    def __init__(
+        self, config: Config, replay: ReplayShape, markets: list[RemoteMarket], *columns: NDArray[np.int64]
+    ) -> None:
+        t = config.train
+        self._replay, self._networks = replay, dict[str, OnnxNetworks]()
+        self._markets = list[MarketReplay]()
+        # what Ray passes is read-only, for which no kernel is compiled: copies are not
+        for index, (market, values) in enumerate(zip(copy.deepcopy(markets), columns, strict=True)):
+            bars = load_bars(shared_file(market.bars_key, values))
+            data = Dataset(bars, market.extra, 0, 0, 0, market.spec, np.zeros(0, np.int64), {})
+            sizes, rows = ReplaySizes(t.num_envs, t.num_envs, 0), new_replay_buffer(0, *replay)
+            self._markets.append(MarketReplay(index, data, config, sizes, rows, [], 1, 1, CACHE_MB))
+
+    def identity(self) -> Identity:
+        """What the bytes of this worker's results depend on."""
+        return identity()
+
+    def run(self, weights: Weights, codes: ChanceCodes, task: Task) -> Result:
+        """The result of a task; RuntimeError where a network fails."""
+        market, networks = self._markets[task.market], self._take_weights(weights)
+        for name, array in market.data.market_spec.codes._asdict().items():
+            array[...] = getattr(codes, name)
+        with market.features_of(*task.features(self._replay.length)):
+            return self._search(market, networks, task)
+
+    def _search(self, market: MarketReplay, networks: OnnxNetworks, task: Task) -> Result:
+        searches, n = task.searches, len(task.batch)
+        planner = networks.planner(min(n, searches.roots), searches.config)
+        index, rows = np.arange(n), self._new_rows(market, task)
+        put(rows, task.read, index)
+        batch = task.batch.copy() if isinstance(rows, SearchedBars) else index
+        check_status(market.run_batch(searches, rows, planner, task.first, batch))
+        return Result(next(iter(self._networks)), planner.stats, take(rows, WRITTEN[searches.kind], index))
+
+    def _new_rows(self, market: MarketReplay, task: Task) -> Rows:
+        shape, T = self._replay, len(market.data.bars.time)
+        if task.searches.kind == SEARCH_BARS:
+            return new_searched_bars(task.batch, T, shape.positions, shape.actions)
+        return new_replay_buffer(len(task.batch), *shape)
+
+    def _take_weights(self, weights: Weights) -> OnnxNetworks:
+        if weights.key not in self._networks:
+            self._networks = {weights.key: OnnxNetworks(weights.graphs, weights.shape)}
+        return self._networks[weights.key]
+
+
+class JobWorker:
+    """A job of its own, a training for instance, in a process that does nothing else."""
+
+    def __init__(self) -> None:
+        self._share = 0.0
+
+    def identity(self) -> Identity:
+        """What the bytes of this worker's results depend on."""
+        return identity()
+
+    def run(self, fn: Callable[..., Row], job: Any, *given: Any) -> Row:
+        """The result of `fn(job, report, *given)`."""
+        return fn(job, self._report, *given)
+
+    def progress(self) -> tuple[float, dict[str, float]]:
+        """The share of the job that is done, and the memory of this process in MB, by field."""
+        return self._share, {field: memory_mb(field) for field in MEMORY_FIELDS}
+
+    def _report(self, share: float) -> None:
+        self._share = share
