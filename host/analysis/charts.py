@@ -87,7 +87,7 @@ def timeline(equity: pd.DataFrame, trades: pd.DataFrame) -> list[Any]:
     at = thin(price, pips)
     lines = {"equity": pips, "drawdown": fall, "price": price}
     data = {name: line[at].astype(np.float32) for name, line in lines.items()}
-    source = ColumnDataSource({"x": milliseconds(equity["Time"])[at], **data})
+    source = ColumnDataSource({"x": milliseconds(equity["Time"].iloc[at]), **data})
     x = source.data["x"]
     shared = Range1d(x[0], x[-1], bounds=(x[0], x[-1]) if x[-1] > x[0] else None)
     plots = [

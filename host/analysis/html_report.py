@@ -19,6 +19,7 @@ from bokeh.resources import Resources
 from host.analysis import charts
 from host.analysis.summary import SCHEMA, ReportError, explain_opportunity, show
 
+EQUITY_PIECE = 20_000  # rows: as texts, the times of a year of minutes take 30 MB
 TILES = (
     *("Net Profit [pips]", "Sharpe Ratio", "Max. Drawdown [pips]", "# Trades"),
     *("Win Rate [%]", "Profit Factor", "Exposure Time [%]", "Buy & Hold [pips]"),
@@ -103,7 +104,9 @@ def render_html(folder: Path) -> str:
         document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA:
             raise ReportError(f"{folder / 'report.json'}: schema {document['schema']}, this program reads {SCHEMA}")
-        equity, trades = (pd.read_csv(folder / name) for name in ("equity.csv", "trades.csv"))
+        pieces = pd.read_csv(folder / "equity.csv", chunksize=EQUITY_PIECE)
+        equity = pd.concat([piece.assign(Time=pd.to_datetime(piece["Time"])) for piece in pieces], ignore_index=True)
+        trades = pd.read_csv(folder / "trades.csv")
         cards, plots = list[str](), dict[str, Any]()
         for title, note, contents in sections(document, equity, trades):
             cards.append(card(title, note, contents, plots))

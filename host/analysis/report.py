@@ -25,6 +25,7 @@ from host.analysis.summary import SCHEMA, ReportError, bokeh_needed
 from host.atomic import add_path_to_errors, atomic_write, write_atomic
 from host.console import log, program_command
 from host.evaluation.backtest import BacktestResult
+from host.machine import trim_heap
 from kernels.live.policy_step import PolicyState
 from kernels.market.bars import SECOND_NS, Bars
 from kernels.market.calendar import DAY_NS, HOUR_NS
@@ -120,6 +121,7 @@ def joint_baselines(records: Sequence[TradingRecord], seed: int) -> Iterator[tup
     for found in zip(*(baseline_records(record, seed) for record in records), strict=True):
         names, baselines = zip(*found, strict=True)
         yield names[0], baselines
+        trim_heap()
 
 
 def span(record: TradingRecord) -> tuple[str, str]:
@@ -227,6 +229,7 @@ def write_report(folder: Path, document: dict[str, Any], records: Sequence[Tradi
     """Write ANALYSIS_FILES into `folder`; without Bokeh all but the last."""
     with add_path_to_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    trim_heap()
     joined = join_records(records)
     bars, pip, trades, lengths_ns = joined.bars, joined.market.pip_px, joined.trades, trade_durations(joined)
     write_atomic(folder / "report.json", json.dumps(document, indent=1) + "\n")

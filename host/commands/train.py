@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +39,10 @@ from host.console import ProgressCallback, compiling, log, program_command
 from host.data.formats import ReadOptions, Source
 from host.data.history import read_histories
 from host.evaluation.backtest import new_backtest_policy, run_backtest
-from host.evaluation.validation import BestAgent
+from host.evaluation.validation import NO_BEST, BestAgent
 from host.machine import trim_heap
 from host.panel import training_panel
+from host.training.checkpoint import Checkpoint
 from host.training.dataset import Dataset, DatasetError, new_dataset
 from host.training.market_replay import MemoryRoom
 from host.training.memory_plan import parse_memory, plan_memory
@@ -94,9 +96,9 @@ def train_files(files: list[Path], reading: ReadOptions, config: Config, options
             if resume and out:
                 check_origin(out, origin)
             run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
-            trainer.load_checkpoint = run.load_checkpoint
             trials = begin_trials(run, origin, instruments)
             best = BestAgent(trainer, options.patience)
+            trainer.load_checkpoint = partial(load_checkpoint, run, best)
             restore_checkpoint(trainer, best, run) if resume else write_run_settings(run, spec, instruments)
             report(0.0, "first iteration")
             board = stack.enter_context(tensorboard(run.path / "tensorboard", trainer.episodes, options.tensorboard))
@@ -141,14 +143,20 @@ def iteration_recorder(
     return record
 
 
+def load_checkpoint(run: RunDir, best: BestAgent) -> Checkpoint | None:
+    """The newest whole checkpoint, to go on from, or None; `best` is again as it was then."""
+    checkpoint = run.load_checkpoint()
+    best.restore(checkpoint.state["best"] if checkpoint else NO_BEST)
+    return checkpoint
+
+
 def restore_checkpoint(trainer: Trainer, best: BestAgent, run: RunDir) -> None:
     """Restore the newest whole checkpoint."""
-    checkpoint = run.load_checkpoint()
+    checkpoint = load_checkpoint(run, best)
     if checkpoint is None:
         log(f"{run.path} has no checkpoint yet: starting from the beginning")
     else:
         trainer.restore(checkpoint.arrays, checkpoint.state)
-        best.restore(checkpoint.state["best"])
         log(f"resuming after iteration {trainer.iteration}, {trainer.episodes} episodes: {run.path}")
 
 

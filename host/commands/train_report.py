@@ -94,9 +94,10 @@ def export_best(run: RunDir, trainer: Trainer, sources: Sequence[Source]) -> Non
 
 
 def finish_model(run: RunDir) -> None:
-    """Remove the model so far, and let `latest` lead to a run with a number."""
-    with add_path_to_errors(run.path / MODEL_SO_FAR):
-        (run.path / MODEL_SO_FAR).unlink(missing_ok=True)
+    """Remove the model so far and an older best one, and let `latest` lead to a run with a number."""
+    for old in (run.path / MODEL_SO_FAR, run.path / BEST_MODEL):
+        with add_path_to_errors(old):
+            old.unlink(missing_ok=True)
     if run.path.parent == RUNS_FOLDER and RUN_NUMBER.fullmatch(run.path.name):
         try:
             link_latest(run.path)

@@ -1,7 +1,8 @@
 """Many files, many instruments: the bars of each instrument, its files joined in time.
 
 A path is a file, a folder (the files in it that may be bars, not those in its folders) or a pattern.  A zip with
-several files gives each of them.  The files of one instrument have one interval, side, clock, label and spread.
+several files gives each of them.  The files of one instrument have one interval, side, label and spread; each is read
+by its own clock, and where that of one is only assumed, all have the same.
 """
 
 from __future__ import annotations
@@ -109,8 +110,9 @@ def files_in(folder: Path) -> list[Path]:
 
 def join_parts(parts: list[Part], options: ReadOptions) -> History:
     """The history of files of one instrument; that of a single file is what `read_bars` gives."""
-    for first, other in pairwise(parts):
-        check_agreement(first.source, other.source)
+    *others, last = sorted(parts, key=lambda part: not is_clock_known(part.source))
+    for other in others:
+        check_agreement(other.source, last.source)
     empty = [part for part in parts if not len(part.bars.time)]
     if len(parts) == 1 or empty:
         if len(parts) > 1:
@@ -122,14 +124,18 @@ def join_parts(parts: list[Part], options: ReadOptions) -> History:
     return History(*load_or_make(key, lambda: join(parts, options, sha256), lambda source: True))
 
 
+def is_clock_known(source: Source) -> bool:
+    """Whether the format of a file, its stamps or the user say what its clock is."""
+    return f"--timezone {source.timezone}" not in source.assumed
+
+
 def check_agreement(first: Source, other: Source) -> None:
-    """DataError unless two files of one instrument are read alike."""
+    """DataError unless two files of one instrument are read alike; clocks that are known may differ."""
     for name, flag in AGREEMENTS.items():
         mine, others = getattr(first, name), getattr(other, name)
-        if mine != others:
+        if mine != others and not (name == "timezone" and is_clock_known(first) and is_clock_known(other)):
             way_out = f"{flag} says which holds for both" if flag else "bring bars of one length"
-            if name == "spread_pips" and None in (mine, others):
-                mine, others = ("of the file" if spread is None else spread for spread in (mine, others))
+            mine, others = ("of the file" if value is None else value for value in (mine, others))
             raise DataError(
                 f"{first.path}: {name.removesuffix('_s')} {mine}, and {other.path}: {others}: both are "
                 f"{other.instrument.symbol}, {way_out}, or read them apart"
@@ -216,7 +222,9 @@ def joined_source(parts: list[Part], bars: Bars, sha256: str, notes: list[str]) 
     first, sources = parts[0].source, [part.source for part in parts]
     common = [note for note in first.notes if all(note in source.notes for source in sources)]
     own = [f"{s.path}: {note}" for s in sources for note in s.notes if note not in common]
-    files = [f"{s.path}: {s.rows} bars, {s.first} .. {s.last}" for s in sources]
+    newest = max(parts, key=lambda part: part.bars.time[-1]).source
+    clocks = [f", clock {s.timezone}" * any(s.timezone != other.timezone for other in sources) for s in sources]
+    files = [f"{s.path}: {s.rows} bars, {s.first} .. {s.last}{c}" for s, c in zip(sources, clocks, strict=True)]
     no_line = np.zeros(len(bars.time), np.int64)
     gaps, gap_notes, closed = list_gaps(bars.time, first.interval_s * SECOND_NS, no_line, first.instrument)
     spread_px, range_px = mean_spread_and_range(bars)
@@ -227,6 +235,7 @@ def joined_source(parts: list[Part], bars: Bars, sha256: str, notes: list[str]) 
         rows=len(bars.time),
         first=format_utc(bars.time[0]),
         last=format_utc(bars.time[-1]),
+        timezone=newest.timezone,  # a feed goes on with it
         spread=spread_text(spread_px, range_px, first.instrument.pip, first.spread_origin),
         spread_px=spread_px,
         range_px=range_px,

@@ -15,6 +15,7 @@ from host.training.dataset import Dataset
 from host.training.trainer import Trainer
 
 MAX_DECISIONS = 16_384  # of an instrument: the last ones of its validation part
+NO_BEST: dict[str, Any] = {"iteration": 0, "reward_per_bar": None, "misses": 0}  # the state before any validation
 
 
 class ValidationResult(NamedTuple):
@@ -56,7 +57,13 @@ class BestAgent:
 
     def __init__(self, trainer: Trainer, patience: int | None) -> None:
         self._trainer, self.patience = trainer, patience
-        self.iteration, self._reward, self._misses = 0, -math.inf, 0
+        self.restore(NO_BEST)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state in a checkpoint."""
+        reward = state["reward_per_bar"]
+        self.iteration, self._misses = state["iteration"], state["misses"]
+        self._reward = -math.inf if reward is None else reward
 
     @property
     def is_final(self) -> bool:
@@ -81,9 +88,3 @@ class BestAgent:
         """What a checkpoint keeps of it."""
         reward = self._reward if math.isfinite(self._reward) else None
         return {"iteration": self.iteration, "reward_per_bar": reward, "misses": self._misses}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state in a checkpoint."""
-        reward = state["reward_per_bar"]
-        self.iteration, self._misses = state["iteration"], state["misses"]
-        self._reward = -math.inf if reward is None else reward

@@ -26,15 +26,16 @@ from kernels.search.market_search import EXPANSION_BATCH, MAX_CALL_ROWS, MAX_MAR
 from kernels.search.networks import graph_widths
 from kernels.search.progressive_widening import max_candidates, new_sampled_tree
 from kernels.search.tree import new_tree
-from models.extension import LossWeights
 from models.loss import NUM_CHUNKS, new_workspace
-from models.params import ModelShape, num_params
+from models.params import num_params
 
-PROGRAM_MB = 115.0  # Python, its packages and the compiled kernels
+# Python, its packages with Bokeh, and the compiled kernels: the peak, in its report, of `train` on 1,200 bars with a
+# network of four units is 173 to 176 MB, of which arrays are 3.  Without a report it is 130.
+PROGRAM_MB = 175.0
 BAR_BYTES = 8 * 8 + 28  # the columns of a bar, and the arrays with a number for each bar
 BINDING_BYTES = 2_600  # of ONNX Runtime, for each number of rows that a network is bound for
 LEARNER_VECTORS = 11  # as long as the parameters: weights, moments, gradients of chunks, temporary ones
-NETWORK_VECTORS = 8  # in graphs, and in the sessions that run them
+NETWORK_VECTORS = 24  # in graphs and in the sessions that run them: untrained, newest and exported ones, in the report
 MEMORY_SIZE = re.compile(r"(\d+|\d*\.\d+) *([MG])(?:i?B)?", re.IGNORECASE)
 MB = 2**20
 
@@ -109,11 +110,12 @@ class PartSizes:
 
     def plan(self, room: MemoryRoom) -> MemoryPlan:
         """The plan with this room."""
-        t, shape, weights = self.config.train, self.shape, loss_weights(self.config)
+        t, shape, extra = self.config.train, self.shape, {"num_candidates": self.candidates}
+        weights, steps, chunk = loss_weights(self.config), t.num_unroll_steps, t.batch_size // NUM_CHUNKS
         length, positions = self.config.market.episode_length, self.actions - 1 if self.shared else 1
         replay = scaled(lambda n: new_replay_buffer(n, length, self.actions, self.candidates, positions), 1)
         batch = self.features, NUM_POSITION_FEATURES, self.actions, True, shape.context, True, self.candidates
-        workspace = scaled(lambda n: self._workspace(shape, n, weights), t.batch_size // NUM_CHUNKS)
+        workspace = scaled(lambda n: new_workspace(shape, n, steps, weights, **extra), chunk)
         searched = sum(
             scaled(lambda n: new_searched_bars(np.arange(n), n, positions, self.actions), n) for n in self.searched_bars
         )
@@ -123,16 +125,13 @@ class PartSizes:
             "bars": sum(self.bars) * BAR_BYTES / MB,
             "features": sum(self.feature_mb(room.cache_mb)) + validation / MB,
             "replay": sum(r.capacity for r in self.replays) * replay / MB,
-            "batch": NUM_BATCHES * scaled(lambda n: new_batch(n, t.num_unroll_steps, *batch), t.batch_size) / MB,
+            "batch": NUM_BATCHES * scaled(lambda n: new_batch(n, steps, *batch), t.batch_size) / MB,
             "learner": (LEARNER_VECTORS * 4 * num_params(shape) + min(self.threads, NUM_CHUNKS) * workspace) / MB,
             "searches": planners + searched * self.shared / MB,
             "networks": NETWORK_VECTORS * 4 * num_params(shape) / MB,
             "program": PROGRAM_MB,
         }
         return MemoryPlan(parts, room)
-
-    def _workspace(self, shape: ModelShape, n: int, weights: LossWeights) -> Any:
-        return new_workspace(shape, n, self.config.train.num_unroll_steps, weights, num_candidates=self.candidates)
 
     def _search_bytes(self) -> float:
         """Of the searches of one batch: their trees, and the rows of their networks."""

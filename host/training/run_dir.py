@@ -116,9 +116,14 @@ class RunDir:
                 raise OSError("what was read back is not what was written")
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, else the best, or None; a damaged one is named on stderr and skipped."""
+        """The newest whole checkpoint, or None; a damaged one is named on stderr and skipped.
+
+        The best one may be the newest; then it is written again under its number, which a kill or damage left without.
+        """
         for path in _checkpoint_files(self._checkpoints):
             if checkpoint := _read_if_intact(path):
+                if path.name == BEST_CHECKPOINT:
+                    self.save_checkpoint(*checkpoint)
                 self.saved_step = checkpoint.step
                 return checkpoint
         return None
@@ -205,10 +210,14 @@ def peek_state(path: Path) -> dict[str, Any] | None:
 
 
 def _checkpoint_files(checkpoints: Path) -> list[Path]:
-    """The files to resume from, the newest first and the best last."""
-    files = [*reversed(numbered_files(checkpoints, CHECKPOINT_NAME).values())]
+    """The files to resume from, the newest first; the best one after that with its number."""
+    numbers = {path: number for number, path in numbered_files(checkpoints, CHECKPOINT_NAME).items()}
     best = checkpoints / BEST_CHECKPOINT
-    return [*files, best] if best.exists() else files
+    if best.exists():
+        numbers[best] = -1  # of a damaged head
+        with add_path_to_errors(best), best.open("rb") as file, suppress(ValueError, KeyError, TypeError):
+            numbers[best] = read_header(file)["step"]
+    return sorted(numbers, key=lambda path: (-numbers[path], path == best))
 
 
 def _read_if_intact(path: Path) -> Checkpoint | None:

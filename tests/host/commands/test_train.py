@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from host.artifact.manifest import load_models
@@ -11,6 +12,7 @@ from host.evaluation import validation
 from host.evaluation.validation import ValidationResult
 from host.training.checkpoint import is_intact, read_header
 from host.training.run_dir import BEST_CHECKPOINT
+from models.learner import Learner
 from tests.fixtures.command import Ended, Swt, new_command
 from tests.fixtures.runs import LINES
 
@@ -120,6 +122,67 @@ def test_patience_is_that_of_the_whole_run(command: Swt, monkeypatch: pytest.Mon
     resumed = train(command, "--resume", "--episodes", 100, "--early-stopping", 3)
     assert resumed.code == 0, resumed.err
     assert [row["iteration"] for row in rows_of("r")] == [1, 2, 3, 4, 5]
+
+
+def files_of(run: str) -> dict[str, bytes]:
+    """Models and checkpoints of a run."""
+    return {path.name: path.read_bytes() for kind in ("*.swt", "checkpoints/*") for path in Path(run).glob(kind)}
+
+
+def damage(run: str, *names: str) -> None:
+    for name in names:
+        Path(run, "checkpoints", name).write_bytes(b"x")
+
+
+NEWEST = "step-000000005.ckpt"
+
+
+@pytest.mark.parametrize(("damaged", "goes_on"), [([NEWEST], 5), ([NEWEST, BEST_CHECKPOINT], 4)])
+def test_the_best_agent_is_never_of_a_lost_future(
+    damaged: list[str], goes_on: int, command: Swt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest checkpoint is damaged, and it was the best: its copy is resumed from, or both are made again."""
+    monkeypatch.setattr("host.analysis.html_report.render_html", lambda _: "<p>")
+    rewards = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.2, 5: 0.4, 6: 0.2}
+
+    def trade(trainer: Any) -> ValidationResult:
+        return ValidationResult(rewards[trainer.iteration], 1.0, 1, 0.5)
+
+    monkeypatch.setattr(validation, "trade_validation_part", trade)
+    assert train(command, "bars.csv", "--episodes", 12, "--set", VALIDATE).code == 0
+    straight = files_of("r")
+    Path("r").rename("straight")
+    assert train(command, "bars.csv", "--episodes", 10, "--set", VALIDATE).code == 0
+    damage("r", *damaged)
+    resumed = train(command, "--resume", "--episodes", 8)  # no more than there is
+    assert f"resuming after iteration {goes_on}," in resumed.err
+    assert resumed.code == 0, resumed.err
+    assert Path("r/best.swt").exists() == (goes_on == 5), "of what was resumed from, or none"
+    assert train(command, "--resume", "--episodes", 12).code == 0
+    assert files_of("r") == straight
+
+
+@pytest.mark.parametrize("damaged", [[4, 5], [3, 4, 5]], ids=str)
+def test_a_rollback_forgets_the_best_agent_of_the_lost_future(
+    damaged: list[int], command: Swt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in iteration 6 leads back to iteration 3, or to the beginning: what is best now, is kept again."""
+    monkeypatch.setattr("host.analysis.html_report.render_html", lambda _: "<p>")
+    scripted(monkeypatch, [0.1, 0.3, 0.2, 0.2, 0.4, 0.35])
+    learn, faults = Learner.learn, list[int]()
+
+    def learn_until_a_fault(learner: Learner, batch: Any, target: Any) -> Any:
+        if learner.step == 10 and not faults:
+            faults.append(learner.step)
+            damage("r", BEST_CHECKPOINT, *(f"step-{step:09d}.ckpt" for step in damaged))
+            batch.value[1, 1] = np.nan
+        return learn(learner, batch, target)
+
+    monkeypatch.setattr(Learner, "learn", learn_until_a_fault)
+    done = train(command, "bars.csv", "--episodes", 12, "--set", VALIDATE)
+    assert done.code == 0, done.err
+    assert f"back to iteration {0 if 3 in damaged else 3}, " in done.err
+    assert best_step("r") == 6, "of equal ones the later"
 
 
 def test_a_validation_trades_the_validation_part_alone(command: Swt) -> None:

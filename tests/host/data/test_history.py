@@ -37,6 +37,11 @@ def histdata(lines: list[Line]) -> str:
     return "".join(f"{t:%Y%m%d %H%M%S};{p:.6f};{p + 2e-4:.6f};{p - 2e-4:.6f};{p:.6f};0\n" for t, p in lines)
 
 
+def metatrader(lines: list[Line]) -> str:
+    server = [(t + timedelta(hours=2), p) for t, p in lines]  # Athens, in winter
+    return "".join(f"{t:%Y.%m.%d,%H:%M},{p:.5f},{p + 2e-4:.5f},{p - 2e-4:.5f},{p:.5f},9\n" for t, p in server)
+
+
 def canonical(lines: list[Line]) -> str:
     rows = (f"{t:%Y-%m-%dT%H:%M:%SZ},{p:.5f},{p + 2e-4:.5f},{p - 2e-4:.5f},{p:.5f},9\n" for t, p in lines)
     return HEADER + "".join(rows)
@@ -184,16 +189,15 @@ def test_files_that_differ_throughout_are_refused_in_any_case(tmp_path: Path) ->
     [
         ({"name": "EURUSD_ask.csv"}, r"EURUSD_bid\.csv: side bid, and .*EURUSD_ask\.csv: ask: .*--side says"),
         ({"step": 5}, r"interval 60, and .*: 300: .*bring bars of one length"),
-        (
-            {"head": "time (EET),open,high,low,close,volume\n"},
-            r"timezone UTC, and .*: Europe/Athens: .*--timezone says",
-        ),
+        ({"first": "Europe/Athens"}, r"timezone Europe/Athens, and .*: UTC: .*--timezone says"),
         ({"head": "close time,open,high,low,close,volume\n"}, r"label open, and .*: close: .*--label says"),
         ({"extra": ",0.0001", "head": HEADER[:-1] + ",spread\n"}, r"spread_pips 0\.8, and .*: of the file: .*--spread"),
     ],
 )
 def test_files_of_one_instrument_agree(change: dict[str, str], said: str, tmp_path: Path) -> None:
     first = write(tmp_path / "EURUSD_bid.csv", months(1)[0])
+    if "first" in change:
+        first.write_text(metatrader(months(1)[0]))  # a clock that is known; that of the second one is assumed
     step = int(change.get("step", 1))
     later = [(MONDAY + timedelta(weeks=4, minutes=step * k), p) for k, (_, p) in enumerate(months(1)[0])]
     text = canonical(later).replace(HEADER, change.get("head", HEADER))
@@ -203,6 +207,31 @@ def test_files_of_one_instrument_agree(change: dict[str, str], said: str, tmp_pa
     second.write_text("\n".join([head, *(line.replace("Z", "") for line in lines)]) + "\n")
     with pytest.raises(DataError, match=said):
         read_histories([first, second], NONE)
+
+
+def test_known_clocks_may_differ(tmp_path: Path) -> None:
+    """HistData, then MetaTrader, then UTC, which overlaps with it: each by its own clock, whatever their order."""
+    one, two, three = months(3)
+    paths = [tmp_path / f"EURUSD_{k}.csv" for k in range(3)]
+    utc = [*two[-30:], *three]
+    texts = histdata([(t - timedelta(hours=5), p) for t, p in one]), metatrader(two), canonical(utc)
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    write(tmp_path / "EURUSD.csv", [*one, *two, *three])
+    bars, source = read_bars(tmp_path / "EURUSD.csv")
+    for order in (paths, paths[::-1]):
+        (history,) = read_histories(order, NONE)
+        assert all(np.array_equal(getattr(history.bars, name), getattr(bars, name)) for name in bars._fields[:-1])
+        joined = history.source
+        assert (joined.first, joined.last, joined.timezone) == (source.first, source.last, "UTC")
+        assert [note.rpartition(", ")[2] for note in joined.notes[:3]] == [
+            "clock Europe/Athens-7h", "clock Europe/Athens", "clock UTC"
+        ]  # fmt: skip
+    (history,) = read_histories(paths[:2], NONE)
+    assert history.source.timezone == "Europe/Athens"  # of the file that ends last: a feed goes on with it
+    paths[1].write_text(canonical(two).replace("Z,", ","))  # its clock is assumed
+    with pytest.raises(DataError, match=r"timezone Europe/Athens-7h, and .*: UTC: .*--timezone says"):
+        read_histories(paths[:2], NONE)
 
 
 def test_seams_are_checked(tmp_path: Path) -> None:
