@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import os
 import platform
 import signal
 import socket
@@ -20,7 +21,6 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from host.console import log
@@ -34,6 +34,7 @@ SILENCE_S = 60.0  # a worker that says nothing for so long is lost
 GIVE_UP_S = 150.0  # and so is a cluster: enough for a second try with other workers
 MIN_STORE_MB, MAX_STORE_MB = 80.0, 512.0  # Ray's shared memory; Ray refuses less
 STORE_SHARE = 0.2  # of --memory
+DRIVER_MB = 30.0  # of Ray in the driver, without its store
 BESIDE = "beside"  # concurrency group of calls that are answered while another one works
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
 LIBRARIES = ("numpy", "numba", "onnxruntime")  # whose versions a result may depend on
@@ -89,7 +90,7 @@ class Node(NamedTuple):
 class Cluster:
     """An open cluster; `open_cluster` makes one."""
 
-    def __init__(self, ray: ModuleType, most: int | None) -> None:
+    def __init__(self, ray: Any, most: int | None) -> None:
         self.ray, self.most = ray, most  # workers at once, at most
         self.refused = dict[str, str]()  # why a node gets no work, by id
         self._own, self._other_cpus = identity(), set[str]()  # nodes with another CPU
@@ -180,13 +181,14 @@ def open_cluster(address: str, most: int | None = None, memory_mb: float | None 
         log(f"Ray: {cluster.num_workers} workers on {len(nodes)} nodes ({', '.join(node.host for node in nodes)})")
         yield cluster
     finally:
-        closing = threading.Thread(target=ray.shutdown, daemon=True)  # which waits for ever for a frozen head
+        closing = threading.Thread(target=ray.shutdown, daemon=True)
         closing.start()
         closing.join(CLOSE_S)
-        atexit.unregister(ray.shutdown)
+        if closing.is_alive():  # it waits for ever for a frozen head, and Python cannot end beside it
+            atexit.register(os._exit, ClusterError.exit_code)
 
 
-def connect(ray: ModuleType, address: str, store: float) -> None:
+def connect(ray: Any, address: str, store: float) -> None:
     """Make this process a driver of a cluster; with AUTO of a new one, with a store of so many MB, if none runs."""
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
@@ -200,6 +202,12 @@ def connect(ray: ModuleType, address: str, store: float) -> None:
         why = str(error).splitlines()[0]
         token = "; it may want a token: RAY_AUTH_MODE=token" if "Token" in f"{error.__cause__}{error}" else ""
         raise ClusterError(f"--ray {address}: {why}{token}") from None
+    vars(ray._private.worker)["_worker_logs_enabled"] = False  # pages about dead nodes, on stdout
+
+
+def ray_mb(address: str, memory_mb: float) -> float:
+    """What Ray takes of a limit for all: in this process, and for the store of a cluster that may start here."""
+    return DRIVER_MB + store_mb(memory_mb) * (address == AUTO)
 
 
 def store_mb(memory_mb: float | None) -> float:
@@ -207,15 +215,14 @@ def store_mb(memory_mb: float | None) -> float:
     return MAX_STORE_MB if memory_mb is None else min(max(STORE_SHARE * memory_mb, MIN_STORE_MB), MAX_STORE_MB)
 
 
-def import_ray() -> ModuleType:
+def import_ray() -> Any:
     """The package, with the modules of it that are used; ClusterError where it is not installed."""
     try:
         import ray
         import ray.util.scheduling_strategies
     except ImportError:
         raise ClusterError("--ray wants the package ray: pip install '.[ray]'") from None
-    module: ModuleType = ray
-    return module
+    return ray
 
 
 def check_address(address: str) -> None:
