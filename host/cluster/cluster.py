@@ -140,9 +140,9 @@ class Cluster:
 
     def accepts(self, node: Node, theirs: Identity) -> bool:
         """Whether a node may work; a refusal, and another type of CPU, are said once."""
-        for what, own, other in zip(("program", "libraries"), self._own, theirs, strict=False):
+        for what, own, other in zip(("another program", "other libraries"), self._own, theirs, strict=False):
             if own != other:
-                self.refuse(node, f"has another {what}: {other}, here {own}")
+                self.refuse(node, f"has {what}: {other}, here {own}")
                 return False
         if self._own.cpu != theirs.cpu and node.id not in self._other_cpus:
             self._other_cpus.add(node.id)
