@@ -133,7 +133,7 @@ def test_a_silent_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
     opened = ray.cluster()
     monkeypatch.setattr(cluster, "HEAD_S", 0.05)
     awake = threading.Event()
-    monkeypatch.setattr(ray, "nodes", lambda: [] if awake.wait(10) else [])
+    monkeypatch.setattr(ray, "nodes", lambda: [awake.wait(10)])
     with pytest.raises(ClusterError, match="the head of the cluster said nothing"):
         opened.nodes()
     awake.set()
