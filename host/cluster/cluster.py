@@ -108,7 +108,8 @@ class Cluster:
             if cpus > 0 and node["NodeID"] not in self.refused:
                 found.append(Node(node["NodeID"], node["NodeManagerHostname"], cpus))
         if self.refused and not found:
-            raise ClusterError(f"no node is left that may work: {'; '.join(self.refused.values())}")
+            why = "; ".join(self.refused.values())
+            raise ClusterError(f"no node may work: {why}: see `On many machines` in host/README.md")
         return found
 
     def _ask_head(self) -> list[dict[str, Any]]:
@@ -126,6 +127,8 @@ class Cluster:
             return answer.result(HEAD_S)
         except TimeoutError:
             raise ClusterError(f"the head of the cluster said nothing for {HEAD_S:.0f} s: start it again") from None
+        except self.ray.exceptions.RayError as error:
+            raise ClusterError(f"the head of the cluster: {error}") from None
 
     @property
     def num_workers(self) -> int:
