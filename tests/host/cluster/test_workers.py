@@ -1,5 +1,6 @@
 """Workers share out calls; no death, silence or slowness of one changes what is kept.  Ray is that of this process."""
 
+import itertools
 import os
 import signal
 from collections import Counter
@@ -15,6 +16,7 @@ from host.cluster.workers import GROW_S, IN_FLIGHT, MAX_LOSSES, Workers
 from tests.fixtures.fake_ray import Actor, FakeRay, RayActorError, RayError, Ref
 
 COUNT = 40
+PHASE = itertools.count(1)
 
 
 class Squares:
@@ -39,21 +41,20 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return ray
 
 
-def submit(actor: Any, number: int) -> Any:
-    return actor.run.remote(number)
+def squares(pool: Workers, count: int = COUNT) -> None:
+    """Each number is kept once, with its square; no two phases ask for the same ones."""
+    kept, first = Counter[int](), next(PHASE) * 1000
 
-
-def squares(pool: Workers, count: int = COUNT, submit: Callable[[Any, int], Any] = submit) -> Counter[int]:
-    """How often each number was kept, which is once, with its square."""
-    kept = Counter[int]()
+    def submit(actor: Any, number: int) -> Any:
+        assert number >= 0
+        return actor.run.remote(first + number)
 
     def keep(number: int, result: int) -> None:
-        assert result == number * number
+        assert result == (first + number) ** 2
         kept[number] += 1
 
     pool.map(count, submit, keep)
     assert kept == Counter(range(count))
-    return kept
 
 
 def once(ray: FakeRay, look: int, do: Callable[[], object]) -> None:
@@ -189,7 +190,7 @@ def test_a_call_that_kills_workers_is_given_up(ray: FakeRay) -> None:
         return ref
 
     with pytest.raises(ClusterError, match=f"a call has lost {MAX_LOSSES} workers, .*: out of memory"):
-        squares(Workers(ray.cluster(), Squares), submit=kill)
+        Workers(ray.cluster(), Squares).map(COUNT, kill, lambda *_: None)
 
 
 def test_another_version_is_refused_and_said_once(ray: FakeRay, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +223,7 @@ def test_a_node_that_cannot_begin_is_refused(ray: FakeRay, capsys: pytest.Captur
 def test_a_fault_of_a_call_is_that_of_one_machine(ray: FakeRay) -> None:
     pool = Workers(ray.cluster(), Squares)
     with pytest.raises(FloatingPointError, match=r"^-3 is not finite$"):
-        squares(pool, submit=lambda actor, number: actor.run.remote(number if number != 3 else -3))
+        pool.map(COUNT, lambda actor, number: actor.run.remote(number if number != 3 else -3), lambda *_: None)
     squares(pool)  # what was under way then has other numbers
     assert len(ray.actors) == 3
 
