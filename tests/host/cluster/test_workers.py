@@ -168,6 +168,20 @@ def test_long_calls_are_no_silence(ray: FakeRay) -> None:
     assert not ray.killed
 
 
+def test_a_node_whose_cpus_others_use_is_waited_for(ray: FakeRay) -> None:
+    """Ray begins an actor when a CPU is free."""
+    end = ray.now + 3 * SILENCE_S
+
+    def occupy(ray: FakeRay) -> None:
+        for actor in ray.actors:
+            actor.is_hung, actor.is_busy = ray.now < end and actor.node == "n0", ray.now < end
+
+    ray.on_look = occupy
+    squares(Workers(ray.cluster(), Squares))
+    assert not ray.killed
+    assert ray.actors[0].done > 1
+
+
 def test_nobody_answers(ray: FakeRay) -> None:
     def hang(ray: FakeRay) -> None:
         for actor in ray.actors:
@@ -223,7 +237,7 @@ def test_a_node_that_cannot_begin_is_refused(ray: FakeRay, capsys: pytest.Captur
 def test_a_fault_of_a_call_is_that_of_one_machine(ray: FakeRay) -> None:
     pool = Workers(ray.cluster(), Squares)
     with pytest.raises(FloatingPointError, match=r"^-3 is not finite$"):
-        pool.map(COUNT, lambda actor, number: actor.run.remote(number if number != 3 else -3), lambda *_: None)
+        pool.map(COUNT, lambda actor, number: actor.run.remote(number if number < 3 else -3), lambda *_: None)
     squares(pool)  # what was under way then has other numbers
     assert len(ray.actors) == 3
 
