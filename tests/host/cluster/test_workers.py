@@ -1,7 +1,6 @@
 """Workers share out calls; no death, silence or slowness of one changes what is kept.  Ray is that of this process."""
 
 import itertools
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -41,12 +40,13 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return ray
 
 
-def squares(pool: Workers, count: int = COUNT) -> None:
-    """Each number is kept once, with its square; no two phases ask for the same ones."""
-    kept, first = Counter[int](), next(PHASE) * 1000
+def squares(pool: Workers, count: int = COUNT) -> int:
+    """Each number is kept once, with its square; no two phases ask for the same ones.  Calls of one number at most."""
+    kept, made, first = Counter[int](), Counter[int](), next(PHASE) * 1000
 
     def submit(actor: Any, number: int) -> Any:
         assert number >= 0
+        made[number] += 1
         return actor.run.remote(first + number)
 
     def keep(number: int, result: int) -> None:
@@ -55,6 +55,7 @@ def squares(pool: Workers, count: int = COUNT) -> None:
 
     pool.map(count, submit, keep)
     assert kept == Counter(range(count))
+    return max(made.values())
 
 
 def once(ray: FakeRay, look: int, do: Callable[[], object]) -> None:
@@ -119,6 +120,18 @@ def test_a_late_call_is_made_twice_and_kept_once(ray: FakeRay) -> None:
     ray.actors[1].is_hung = False
     squares(pool)  # its late results are those of other calls
     assert not ray.killed
+
+
+def test_a_late_call_is_not_made_by_all_that_are_idle(ray: FakeRay) -> None:
+    end = ray.now + 40
+
+    def be_late(ray: FakeRay) -> None:
+        ray.actors[0].is_busy = ray.looks >= 4 and ray.now < end
+        ray.actors[1].is_busy = ray.looks >= 20 and ray.now < end
+
+    ray.on_look = be_late
+    assert squares(Workers(ray.cluster(), Squares)) == 2
+    assert ray.now >= end - 30
 
 
 def test_a_slow_worker_slows_nobody(ray: FakeRay) -> None:
@@ -207,6 +220,22 @@ def test_a_call_that_kills_workers_is_given_up(ray: FakeRay) -> None:
         Workers(ray.cluster(), Squares).map(COUNT, kill, lambda *_: None)
 
 
+def test_a_call_of_each_phase_may_lose_a_worker(ray: FakeRay) -> None:
+    pool, made = Workers(ray.cluster(), Squares), list[int]()
+
+    def kill_first(actor: Actor, number: int) -> Ref:
+        ref = actor.run.remote(number)
+        if not made:
+            actor.die(RayActorError("by signal 9"))
+        made.append(number)
+        return ref
+
+    for _ in range(MAX_LOSSES + 1):
+        made.clear()
+        pool.map(COUNT, kill_first, lambda *_: None)
+    assert len(ray.actors) == 3 + MAX_LOSSES + 1
+
+
 def test_another_version_is_refused_and_said_once(ray: FakeRay, capsys: pytest.CaptureFixture[str]) -> None:
     def change(ray: FakeRay) -> None:
         for actor in ray.actors:
@@ -243,14 +272,10 @@ def test_a_fault_of_a_call_is_that_of_one_machine(ray: FakeRay) -> None:
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_ends_the_wait(
+def test_a_signal_that_python_swallowed_ends_the_wait(
     ray: FakeRay, monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]
 ) -> None:
     monkeypatch.setattr(stop, "_received_signal", 0)
-    before = signal.signal(number, stop._handle_signal)
-    try:
-        ray.on_look = lambda ray: os.kill(os.getpid(), number) if ray.looks == 3 else None
-        with pytest.raises(error):
-            squares(Workers(ray.cluster(), Squares))
-    finally:
-        signal.signal(number, before)
+    once(ray, 3, lambda: setattr(stop, "_received_signal", number))
+    with pytest.raises(error):
+        squares(Workers(ray.cluster(), Squares))
