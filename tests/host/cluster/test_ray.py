@@ -213,11 +213,10 @@ def test_a_stopped_and_a_killed_driver_are_resumed_to_the_same_bytes(
 
 
 def test_a_frozen_head_ends_in_one_line_and_the_way_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ray_cluster: RayNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ray itself would wait for ever, and for a dead head end the process after a minute."""
     new_command(tmp_path, monkeypatch, capsys)
-    pytest.importorskip("ray", reason="ray is not installed")
     with ray_nodes(1) as nodes:
         shorter = "import host.cluster.cluster as c\nc.HEAD_S = 4.0\nc.CLOSE_S = 2.0"
         process = start_training(nodes, "out", "--episodes", "1000000", program=shorter)
