@@ -17,7 +17,7 @@ from host.cluster.cluster import Identity, identity
 from host.config import Config
 from host.data.bar_cache import load_bars, shared_file
 from host.machine import memory_mb
-from host.processes import Row
+from host.processes import MEMORY_FIELDS, Row
 from host.training.dataset import Dataset
 from host.training.feature_store import CACHE_MB
 from host.training.market_replay import MarketReplay, ReplaySizes
@@ -28,7 +28,6 @@ from kernels.market.chance import ChanceCodes
 from kernels.ort import check_status
 from kernels.search.networks import NetworkShape
 
-MEMORY_FIELDS = "RssAnon", "VmRSS"
 Segment = NDArray[Any]  # a structured array: of each bar or episode of a batch the fields of a kind of work
 SEARCHED = "policy", "value", "search_value", "expected_reward", "candidate_size", "candidate_policy"
 READ = {  # by kind of work
@@ -171,8 +170,8 @@ class JobWorker:
         return fn(job, self._report, *given)
 
     def progress(self) -> tuple[float, dict[str, float]]:
-        """The share of the job that is done, and the memory of this process in MB, by field."""
-        return self._share, {field: memory_mb(field) for field in MEMORY_FIELDS}
+        """The share of the job that is done, and the memory of this process in MB, by name."""
+        return self._share, {name: memory_mb(field) for name, field in MEMORY_FIELDS.items()}
 
     def _report(self, share: float) -> None:
         self._share = share
