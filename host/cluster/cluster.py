@@ -6,13 +6,20 @@ not the driver's gets no work: its results would be others.
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import platform
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,7 +28,10 @@ from kernels.jit import program_digest
 
 AUTO = "auto"
 CONNECT_TIMEOUT_S = 10.0  # to a cluster at an address
-SILENCE_S = 60.0  # a worker that says nothing for so long is lost, and so is a cluster without workers
+HEAD_S = 30.0  # a head that says nothing for so long is lost
+CLOSE_S = 15.0  # to leave a cluster
+SILENCE_S = 60.0  # a worker that says nothing for so long is lost
+GIVE_UP_S = 150.0  # and so is a cluster: enough for a second try with other workers
 MIN_STORE_MB, MAX_STORE_MB = 80.0, 512.0  # Ray's shared memory; Ray refuses less
 STORE_SHARE = 0.2  # of --memory
 BESIDE = "beside"  # concurrency group of calls that are answered while another one works
@@ -38,7 +48,7 @@ class ClusterError(RuntimeError):
 class Identity(NamedTuple):
     """What the bytes of a result depend on, beside its input."""
 
-    program: str  # digest of its sources
+    program: str  # `sources_digest`
     libraries: str
     cpu: str  # other types of CPU may round otherwise
 
@@ -46,7 +56,16 @@ class Identity(NamedTuple):
 def identity() -> Identity:
     """Of this process."""
     versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]
-    return Identity(program_digest(), ", ".join(versions), cpu_name())
+    return Identity(sources_digest(), ", ".join(versions), cpu_name())
+
+
+@cache
+def sources_digest() -> str:
+    """Hash of the text of every module of the program: its version on a node."""
+    digest, host = hashlib.sha256(program_digest().encode()), Path(__file__).parents[1]
+    for path in sorted(host.rglob("*.py")):
+        digest.update(path.relative_to(host).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def cpu_name() -> str:
@@ -73,18 +92,39 @@ class Cluster:
     def __init__(self, ray: ModuleType, most: int | None) -> None:
         self.ray, self.most = ray, most  # workers at once, at most
         self.refused = dict[str, str]()  # why a node gets no work, by id
-        self._own = identity()
+        self._own, self._other_cpus = identity(), set[str]()  # nodes with another CPU
 
     def nodes(self) -> list[Node]:
-        """The machines that live and are not refused; the driver keeps one CPU of its own if it has another."""
+        """The machines that live and are not refused; the driver keeps one CPU of its own if it has another.
+
+        ClusterError where all are refused, or the head is silent.
+        """
         here, found = self.ray.get_runtime_context().get_node_id(), list[Node]()
-        for node in self.ray.nodes():
+        for node in self._ask_head():
             cpus = int(node["Resources"].get("CPU", 0)) if node["Alive"] else 0
             if node["NodeID"] == here and cpus > 1:
                 cpus -= 1
             if cpus > 0 and node["NodeID"] not in self.refused:
                 found.append(Node(node["NodeID"], node["NodeManagerHostname"], cpus))
+        if self.refused and not found:
+            raise ClusterError(f"no node is left that may work: {'; '.join(self.refused.values())}")
         return found
+
+    def _ask_head(self) -> list[dict[str, Any]]:
+        """What the head knows of the nodes; ClusterError where it is silent, on which Ray would end this process."""
+        answer = Future[list[dict[str, Any]]]()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self.ray.nodes())
+            except Exception as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return answer.result(HEAD_S)
+        except TimeoutError:
+            raise ClusterError(f"the head of the cluster said nothing for {HEAD_S:.0f} s: start it again") from None
 
     @property
     def num_workers(self) -> int:
@@ -101,18 +141,24 @@ class Cluster:
         """Whether a node may work; a refusal, and another type of CPU, are said once."""
         for what, own, other in zip(("program", "libraries"), self._own, theirs, strict=False):
             if own != other:
-                self.refused[node.id] = f"{node.host} has another {what}: {other}, here {own}"
-                log(f"{self.refused[node.id]}; it gets no work")
+                self.refuse(node, f"has another {what}: {other}, here {own}")
                 return False
-        if self._own.cpu != theirs.cpu:
+        if self._own.cpu != theirs.cpu and node.id not in self._other_cpus:
+            self._other_cpus.add(node.id)
             log(f"{node.host} has another CPU, {theirs.cpu}, here {self._own.cpu}: the bytes of a run may differ")
         return True
 
+    def refuse(self, node: Node, why: str) -> None:
+        """Give a node no work any more, and say so once."""
+        if node.id not in self.refused:
+            self.refused[node.id] = f"{node.host} {why}"
+            log(f"{self.refused[node.id]}; it gets no work")
+
     def check_silence(self, since: float, what: str) -> None:
-        """Raise ClusterError if nothing was heard since a time of `time.monotonic` for SILENCE_S."""
-        if time.monotonic() - since > SILENCE_S:
-            why = "; ".join(self.refused.values()) or f"{len(self.nodes())} nodes are there"
-            raise ClusterError(f"the cluster gave no answer for {SILENCE_S:.0f} s ({what}; {why}): see `ray status`")
+        """Raise ClusterError if nothing was heard since a time of `time.monotonic` for GIVE_UP_S."""
+        if time.monotonic() - since > GIVE_UP_S:
+            why = "; ".join([f"{len(self.nodes())} nodes are there", *self.refused.values()])
+            raise ClusterError(f"the cluster gave no answer for {GIVE_UP_S:.0f} s ({what}; {why}): see `ray status`")
 
 
 @contextmanager
@@ -122,25 +168,43 @@ def open_cluster(address: str, most: int | None = None, memory_mb: float | None 
     ClusterError where Ray is missing or nobody answers.
     """
     ray = import_ray()
-    store_mb = MAX_STORE_MB if memory_mb is None else min(max(STORE_SHARE * memory_mb, MIN_STORE_MB), MAX_STORE_MB)
-    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
     if address != AUTO:
         check_address(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **options)
-    except ConnectionError as error:
-        if address != AUTO:
-            raise ClusterError(f"--ray {address}: {error}") from None
-        ray.init(address="local", object_store_memory=int(store_mb * 2**20), include_dashboard=False, **options)
-    except (RuntimeError, TimeoutError, ValueError) as error:
-        raise ClusterError(f"--ray {address}: {str(error).splitlines()[0]}") from None
-    try:
+        connect(ray, address, store_mb(memory_mb))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put another one there
         cluster = Cluster(ray, most)
         nodes = cluster.nodes()
         log(f"Ray: {cluster.num_workers} workers on {len(nodes)} nodes ({', '.join(node.host for node in nodes)})")
         yield cluster
     finally:
-        ray.shutdown()
+        closing = threading.Thread(target=ray.shutdown, daemon=True)  # which waits for ever for a frozen head
+        closing.start()
+        closing.join(CLOSE_S)
+        atexit.unregister(ray.shutdown)
+
+
+def connect(ray: ModuleType, address: str, store: float) -> None:
+    """Make this process a driver of a cluster; with AUTO of a new one, with a store of so many MB, if none runs."""
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    try:
+        try:
+            ray.init(address=address, **options)
+        except ConnectionError:
+            if address != AUTO:
+                raise
+            ray.init(address="local", object_store_memory=int(store * 2**20), include_dashboard=False, **options)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        token = "; it may want a token: RAY_AUTH_MODE=token" if "Token" in f"{error.__cause__}{error}" else ""
+        raise ClusterError(f"--ray {address}: {why}{token}") from None
+
+
+def store_mb(memory_mb: float | None) -> float:
+    """The shared memory that a cluster which starts here gets of a limit for all."""
+    return MAX_STORE_MB if memory_mb is None else min(max(STORE_SHARE * memory_mb, MIN_STORE_MB), MAX_STORE_MB)
 
 
 def import_ray() -> ModuleType:

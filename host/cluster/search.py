@@ -32,13 +32,12 @@ class ClusterSearchPool(SearchPool):
         self._weights: tuple[str, Any] = "", None  # key of the networks that were put last, and their reference
         self._codes = [market.data.market_spec.codes for market in markets]
         (_, L, M, A), J = markets[0].replay.policy.shape, markets[0].replay.candidate_size.shape[2]
-        remote = [
-            RemoteMarket(bars_key(market.data.bars), market.data.extra_features, market.data.market_spec)
-            for market in markets
-        ]
-        bars = [self._ray.put(bars_matrix(market.data.bars)) for market in markets]
+        remote = list[RemoteMarket]()
+        for data in (market.data for market in markets):
+            bars = self._ray.put(bars_matrix(data.bars))
+            remote.append(RemoteMarket(bars_key(data.bars), bars, data.extra_features, data.market_spec))
         shared = self._ray.put(markets[0].config), ReplayShape(L, A, J, M), self._ray.put(remote)
-        self._workers = Workers(cluster, SearchWorker, *shared, *bars)
+        self._workers = Workers(cluster, SearchWorker, *shared)
 
     def search(
         self, market: SearchedMarket, searches: Searches, rows: Rows, networks: OnnxNetworks, batches: list[Batch]
@@ -69,8 +68,6 @@ class ClusterSearchPool(SearchPool):
             for name, graph in sorted(networks.graphs.items()):
                 digest.update(name.encode() + graph)
             key = digest.hexdigest()[:16]
-            self._networks, self._weights = (
-                networks,
-                (key, self._ray.put(Weights(key, networks.graphs, networks.shape))),
-            )
+            weights = self._ray.put(Weights(key, networks.graphs, networks.shape))
+            self._networks, self._weights = networks, (key, weights)
         return self._weights

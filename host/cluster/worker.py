@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.artifact.networks import MarketSpec, OnnxNetworks
-from host.cluster.cluster import Identity, identity
+from host.cluster.cluster import Identity, identity, import_ray
 from host.config import Config
 from host.data.bar_cache import load_bars, shared_file
 from host.machine import memory_mb
@@ -51,9 +52,10 @@ class Weights(NamedTuple):
 
 
 class RemoteMarket(NamedTuple):
-    """A market without its bars, which reach a node once."""
+    """A market without its bars, which reach a node once: the first worker there fetches them."""
 
     bars_key: str  # hash of the bars
+    bars: Any  # reference of their matrix
     extra: NDArray[np.float32]
     spec: MarketSpec
 
@@ -109,16 +111,15 @@ def put(rows: Any, segment: Segment, index: Any) -> None:
 class SearchWorker:
     """Searches of the markets of one training, on one thread."""
 
-    def __init__(
-        self, config: Config, replay: ReplayShape, markets: list[RemoteMarket], *columns: NDArray[np.int64]
-    ) -> None:
-        t = config.train
+    def __init__(self, config: Config, replay: ReplayShape, markets: list[RemoteMarket]) -> None:
+        ray, t = import_ray(), config.train
         self._replay, self._networks = replay, dict[str, OnnxNetworks]()
         self._markets = list[MarketReplay]()
-        # what Ray passes is read-only, for which no kernel is compiled: copies are not
-        for index, (market, values) in enumerate(zip(copy.deepcopy(markets), columns, strict=True)):
-            bars = load_bars(shared_file(market.bars_key, values))
-            data = Dataset(bars, market.extra, 0, 0, 0, market.spec, np.zeros(0, np.int64), {})
+        for index, market in enumerate(markets):
+            # what Ray passes is read-only, for which no kernel is compiled: copies are not
+            extra, spec = copy.deepcopy((market.extra, market.spec))
+            bars = load_bars(shared_file(market.bars_key, partial(ray.get, market.bars)))
+            data = Dataset(bars, extra, 0, 0, 0, spec, np.zeros(0, np.int64), {})
             sizes, rows = ReplaySizes(t.num_envs, t.num_envs, 0), new_replay_buffer(0, *replay)
             self._markets.append(MarketReplay(index, data, config, sizes, rows, [], 1, 1, CACHE_MB))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +18,7 @@ from host.stop import raise_if_signalled
 IN_FLIGHT = 2  # calls of a worker: one that runs, and one that waits behind it
 POLL_S, GROW_S, BEAT_S = 0.05, 5.0, 5.0  # seconds between looks for results, for new nodes, and at a silent worker
 LATE_FACTOR, LATE_S = 4.0, 1.0  # a call that takes so many times the median, and longer than that, is made twice
-MAX_DEATHS = 5  # workers in a row that die without a result
+MAX_LOSSES = 4  # of the workers that make one call: more often it is the call that kills them
 
 Submit = Callable[[Any, int], Any]  # makes a call, by its number, of an actor; its reference
 
@@ -50,30 +50,34 @@ class Workers:
 
     def __init__(self, cluster: Cluster, kind: type[Any], *args: Any) -> None:
         self._cluster, self._kind, self._args, self._ray = cluster, kind, args, cluster.ray
-        self._workers, self._looked, self._deaths = list[Worker](), -GROW_S, 0
+        self._workers, self._looked = list[Worker](), -GROW_S
+        self._losses, self._heard = Counter[int](), 0.0  # workers that a call lost; when one of them last answered
 
     def map(self, count: int, submit: Submit, keep: Callable[[int, Any], None]) -> None:
         """Make the calls 0 .. count - 1, each on some worker, and keep(number, result) once for each.
 
-        The exception of a call is raised.  ClusterError where no worker answers, or one after the other dies.
+        The exception of a call is raised.  ClusterError where no worker answers, or a call loses MAX_LOSSES of them.
         """
         waiting, done, seconds = deque(range(count)), set[int](), list[float]()
-        heard = time.monotonic()
-        while len(done) < count:
-            raise_if_signalled()
-            self._grow()
-            self._hand_out(waiting, done, seconds, submit)
-            for worker, ref, result in self._answers():
-                heard = worker.heard = time.monotonic()
-                number, begin = worker.calls.pop(ref, (-1, heard))
-                if number >= 0 and number not in done:
-                    keep(number, result)
-                    done.add(number)
-                    seconds.append(heard - begin)
-            self._bury(waiting, done)
-            self._cluster.check_silence(heard, f"{len(done)} of {count} calls are done")
+        self._losses.clear()
+        self._heard = time.monotonic()
         for worker in self._workers:
-            worker.calls = {ref: (-1, begin) for ref, (_, begin) in worker.calls.items()}
+            worker.heard = self._heard  # nobody has asked since the last phase
+        try:
+            while len(done) < count:
+                raise_if_signalled()
+                self._grow()
+                self._hand_out(waiting, done, seconds, submit)
+                for number, begin, result in self._answers():
+                    if number >= 0 and number not in done:
+                        keep(number, result)
+                        done.add(number)
+                        seconds.append(time.monotonic() - begin)
+                self._bury(waiting, done)
+                self._cluster.check_silence(self._heard, f"{len(done)} of {count} calls are done")
+        finally:  # after a fault too: the numbers of the next calls are others
+            for worker in self._workers:
+                worker.calls = {ref: (-1, begin) for ref, (_, begin) in worker.calls.items()}
 
     def _grow(self) -> None:
         """Start a worker for every CPU without one, also of nodes that have just come."""
@@ -94,55 +98,67 @@ class Workers:
                     self._give(worker, waiting.popleft(), submit)
         if waiting or not seconds:
             return
-        late_s = max(LATE_S, LATE_FACTOR * statistics.median(seconds))
-        made = [number for worker in usable for number, _ in worker.calls.values()]
-        late = [
-            number
-            for worker in usable
-            for number, begin in worker.calls.values()
-            if number not in done and made.count(number) == 1 and time.monotonic() - begin > late_s
-        ]
+        late = time.monotonic() - max(LATE_S, LATE_FACTOR * statistics.median(seconds))
+        calls = [call for worker in usable for call in worker.calls.values()]
+        made = Counter(number for number, _ in calls)
+        again = [number for number, begin in calls if begin < late and 0 <= number not in done and made[number] == 1]
         for worker in usable:
-            if late and not worker.calls:
-                self._give(worker, late.pop(), submit)
+            if again and not worker.calls:
+                self._give(worker, again.pop(), submit)
 
     def _give(self, worker: Worker, number: int, submit: Submit) -> None:
         now = time.monotonic()
         worker.heard = worker.heard if worker.calls else now
         worker.calls[submit(worker.actor, number)] = number, now
 
-    def _answers(self) -> Iterator[tuple[Worker, Any, Any]]:
-        """The results that have come, after at most POLL_S."""
+    def _answers(self) -> Iterator[tuple[int, float, Any]]:
+        """The results that have come after at most POLL_S, with the numbers and begins of their calls."""
         owner = {ref: worker for worker in self._workers for ref in (*worker.calls, worker.beat) if ref is not None}
         if not owner:
             time.sleep(POLL_S)
             return
-        ready, _ = self._ray.wait(list(owner), num_returns=1, timeout=POLL_S)
-        more, _ = self._ray.wait(list(owner), num_returns=len(owner), timeout=0)
-        for ref in dict.fromkeys([*ready, *more]):
+        self._ray.wait(list(owner), num_returns=1, timeout=POLL_S)
+        ready, _ = self._ray.wait(list(owner), num_returns=len(owner), timeout=0)
+        for ref in ready:
             worker = owner[ref]
             try:
                 result = self._ray.get(ref, timeout=SILENCE_S)
-            except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
-                worker.death = str(error).strip().splitlines()[-1].strip()
+            except self._ray.exceptions.RayError as error:
+                self._fail(worker, ref, error)
                 continue
             if ref == worker.beat:
                 self._hear(worker, result)
             else:
-                self._deaths = 0
-                yield worker, ref, result
+                worker.heard = self._heard = time.monotonic()
+                yield *worker.calls.pop(ref), result
+
+    def _fail(self, worker: Worker, ref: Any, error: Any) -> None:
+        """A call has no result: raise its exception, if it has one that is waited for; else its worker is dead."""
+        is_of_call = isinstance(error, self._ray.exceptions.RayTaskError)
+        if is_of_call and ref in worker.calls:
+            if worker.calls.pop(ref)[0] >= 0:
+                raise error.cause from error
+            return
+        worker.death = str(error).strip().splitlines()[-1].strip()
+        if is_of_call or getattr(error, "actor_init_failed", False):
+            self._cluster.refuse(worker.node, f"cannot begin: {worker.death}")
 
     def _hear(self, worker: Worker, theirs: Any) -> None:
         """A worker lives; the first time it is accepted, or its node refused."""
         worker.beat, worker.heard = None, time.monotonic()
         if not worker.is_accepted:
             worker.is_accepted = self._cluster.accepts(worker.node, theirs)
+        if worker.is_accepted:
+            self._heard = worker.heard
 
     def _bury(self, waiting: deque[int], done: set[int]) -> None:
-        """Take back the calls of workers that are dead, silent or refused, and end these."""
+        """Take back the calls of workers that are dead, silent or refused, and end these.
+
+        A worker that never answered may wait for a CPU that others use; it has no calls.
+        """
         for worker in [*self._workers]:
             worker.look_after()
-            if time.monotonic() - worker.heard > SILENCE_S:
+            if worker.is_accepted and time.monotonic() - worker.heard > SILENCE_S:
                 worker.death = worker.death or f"it said nothing for {SILENCE_S:.0f} s"
             if not worker.death and worker.node.id not in self._cluster.refused:
                 continue
@@ -150,11 +166,13 @@ class Workers:
             self._ray.kill(worker.actor)
             back = [number for number, _ in worker.calls.values() if number >= 0 and number not in done]
             waiting.extendleft(reversed(back))
-            if worker.death:
-                self._deaths += 1
-                self._looked = -GROW_S
-                log(f"a worker on {worker.node.host} is lost ({worker.death}); {len(back)} calls are made again")
-            if self._deaths > MAX_DEATHS:
-                raise ClusterError(
-                    f"{self._deaths} workers in a row died, the last on {worker.node.host}: {worker.death}"
-                )
+            if worker.is_accepted and worker.death:
+                self._lose(worker, back)
+
+    def _lose(self, worker: Worker, calls: list[int]) -> None:
+        """Say that a worker is lost; ClusterError where its first call has lost MAX_LOSSES of them."""
+        self._looked = -GROW_S
+        log(f"a worker on {worker.node.host} is lost ({worker.death}); {len(calls)} calls are made again")
+        self._losses.update(calls[:1])
+        if calls and self._losses[calls[0]] == MAX_LOSSES:
+            raise ClusterError(f"a call has lost {MAX_LOSSES} workers, the last on {worker.node.host}: {worker.death}")

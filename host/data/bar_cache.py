@@ -150,17 +150,18 @@ def load_bars(path: Path) -> Bars:
     return Bars(time_ns, *(column.view(np.float64) for column in columns))
 
 
-def shared_file(key: str, matrix: NDArray[np.int64]) -> Path:
-    """A file of this machine with the bars of `bars_matrix`, for `load_bars`; it is written where there is none.
+def shared_file(key: str, fetch: Callable[[], NDArray[np.int64]]) -> Path:
+    """A file of this machine with the bars that `fetch` gives as `bars_matrix`, for `load_bars`.
 
-    `key` is their `bars_key`.
+    They are fetched where there is none yet; `key` is their `bars_key`.
     """
     path = cache_root().parent / "bars" / f"{key}.bars"
     if path.exists() and bars_key(load_bars(path)) == key:
         os.utime(path)
         return path
     path.parent.mkdir(exist_ok=True)
-    save_bars(path, Bars(matrix[0], *(column.view(np.float64) for column in matrix[1:])))
+    time_ns, *columns = fetch()
+    save_bars(path, Bars(time_ns, *(column.view(np.float64) for column in columns)))
     remove_old_entries(path.parent)
     return path
 

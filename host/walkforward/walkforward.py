@@ -77,7 +77,7 @@ def train_fold_elsewhere(job: FoldJob, report: ReportProgress, key: str, matrix:
     `matrix` is of `bars_matrix`, and `key` of `bars_key`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        row = train_fold(job._replace(folder=Path(folder), bars=shared_file(key, matrix)), report)
+        row = train_fold(job._replace(folder=Path(folder), bars=shared_file(key, lambda: matrix)), report)
         return {**row, FILES: {path.name: path.read_bytes() for path in Path(folder).iterdir()}}
 
 
