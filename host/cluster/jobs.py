@@ -49,6 +49,7 @@ class ClusterJobs:
             else:
                 if row is not None:
                     return row
+                self._looked = -GROW_S
             finally:
                 with self._free:
                     self._busy[node.id] -= 1
@@ -81,20 +82,22 @@ class ClusterJobs:
         try:
             if self._begins(actor, node, report_progress):
                 return self._follow(actor, actor.run.remote(self._fn, job, *given), report_progress)
-            self._looked = -GROW_S
             return None
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
-            why = str(error).strip().splitlines()[-1].strip()
-            raise LostError(why.partition(". ")[0]) from None
+            why = str(error).strip().splitlines()[-1].strip().partition(". ")[0]
+            if not getattr(error, "actor_init_failed", False):
+                raise LostError(why) from None
+            self._cluster.refuse(node, f"cannot begin: {why}")
+            return None
         finally:
             self._ray.kill(actor)
 
     def _begins(self, actor: Any, node: Node, report_progress: ReportProgress) -> bool:
         """Wait for the process of an actor, also while others use the CPU; whether its node may work."""
         identity = actor.identity.options(concurrency_group=BESIDE).remote()
-        while not self._ray.wait([identity], timeout=self._look_s)[0]:
+        while not self._ray.wait([identity], num_returns=1, timeout=self._look_s)[0]:
             report_progress(0.0)
             self._cluster.check_silence(self._heard, f"{node.host} starts no process")
         self._heard = time.monotonic()
@@ -103,9 +106,9 @@ class ClusterJobs:
     def _follow(self, actor: Any, result: Any, report_progress: ReportProgress) -> Row:
         """The result of a job, by its reference, with the peak memory of its process; asks how far it is meanwhile."""
         share, peaks, beat, heard = 0.0, dict.fromkeys(MEMORY_FIELDS, 0.0), None, time.monotonic()
-        while not self._ray.wait([result], timeout=self._look_s)[0]:
+        while not self._ray.wait([result], num_returns=1, timeout=self._look_s)[0]:
             beat = beat or actor.progress.options(concurrency_group=BESIDE).remote()
-            if self._ray.wait([beat], timeout=0)[0]:
+            if self._ray.wait([beat], num_returns=1, timeout=0)[0]:
                 share, memory = self._ray.get(beat)
                 peaks = {name: max(mb, peaks[name]) if share < 1 else peaks[name] for name, mb in memory.items()}
                 self._heard, beat = time.monotonic(), None
