@@ -140,7 +140,7 @@ def test_a_stop_ends_the_process_of_a_job(ray: FakeRay) -> None:
 def test_a_refused_node_gets_no_job(
     ray: FakeRay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start, other = ray._start, {"n1": OtherWorker}
+    start = ray._start
     monkeypatch.setattr(
         ray, "_start", lambda kind, node, args: start(OtherWorker if node == "n1" else kind, node, args)
     )
