@@ -96,7 +96,7 @@ class Result(NamedTuple):
 def take(rows: Any, names: tuple[str, ...], index: Any) -> Segment:
     """The rows `index` of some fields of a tuple of arrays, in one array."""
     arrays = {name: getattr(rows, name) for name in names}
-    segment = np.zeros(len(index), [(name, a.dtype, a.shape[1:]) for name, a in arrays.items()])
+    segment = np.empty(len(index), [(name, a.dtype, a.shape[1:]) for name, a in arrays.items()])
     for name, array in arrays.items():
         segment[name] = array[index]
     return segment
