@@ -19,6 +19,7 @@ FLOORS = (  # a folder imports lower folders only
     "host/data",
     "host/artifact",
     "host/live host/training",
+    "host/cluster",
     "host/evaluation",
     "host/analysis",
     "host/walkforward",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import os
 import platform
 import signal
 import socket
@@ -20,7 +21,6 @@ from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from host.console import log
@@ -34,6 +34,7 @@ SILENCE_S = 60.0  # a worker that says nothing for so long is lost
 GIVE_UP_S = 150.0  # and so is a cluster: enough for a second try with other workers
 MIN_STORE_MB, MAX_STORE_MB = 80.0, 512.0  # Ray's shared memory; Ray refuses less
 STORE_SHARE = 0.2  # of --memory
+DRIVER_MB = 30.0  # of Ray in the driver, without its store
 BESIDE = "beside"  # concurrency group of calls that are answered while another one works
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
 LIBRARIES = ("numpy", "numba", "onnxruntime")  # whose versions a result may depend on
@@ -89,7 +90,7 @@ class Node(NamedTuple):
 class Cluster:
     """An open cluster; `open_cluster` makes one."""
 
-    def __init__(self, ray: ModuleType, most: int | None) -> None:
+    def __init__(self, ray: Any, most: int | None) -> None:
         self.ray, self.most = ray, most  # workers at once, at most
         self.refused = dict[str, str]()  # why a node gets no work, by id
         self._own, self._other_cpus = identity(), set[str]()  # nodes with another CPU
@@ -107,7 +108,8 @@ class Cluster:
             if cpus > 0 and node["NodeID"] not in self.refused:
                 found.append(Node(node["NodeID"], node["NodeManagerHostname"], cpus))
         if self.refused and not found:
-            raise ClusterError(f"no node is left that may work: {'; '.join(self.refused.values())}")
+            why = "; ".join(self.refused.values())
+            raise ClusterError(f"no node may work: {why}: see `On many machines` in host/README.md")
         return found
 
     def _ask_head(self) -> list[dict[str, Any]]:
@@ -125,6 +127,8 @@ class Cluster:
             return answer.result(HEAD_S)
         except TimeoutError:
             raise ClusterError(f"the head of the cluster said nothing for {HEAD_S:.0f} s: start it again") from None
+        except self.ray.exceptions.RayError as error:
+            raise ClusterError(f"the head of the cluster: {error}") from None
 
     @property
     def num_workers(self) -> int:
@@ -139,9 +143,9 @@ class Cluster:
 
     def accepts(self, node: Node, theirs: Identity) -> bool:
         """Whether a node may work; a refusal, and another type of CPU, are said once."""
-        for what, own, other in zip(("program", "libraries"), self._own, theirs, strict=False):
+        for what, own, other in zip(("another program", "other libraries"), self._own, theirs, strict=False):
             if own != other:
-                self.refuse(node, f"has another {what}: {other}, here {own}")
+                self.refuse(node, f"has {what}: {other}, here {own}")
                 return False
         if self._own.cpu != theirs.cpu and node.id not in self._other_cpus:
             self._other_cpus.add(node.id)
@@ -181,13 +185,14 @@ def open_cluster(address: str, most: int | None = None, memory_mb: float | None 
         with redirect_stdout(sys.stderr):  # Ray says there what its workers died of
             yield cluster
     finally:
-        closing = threading.Thread(target=ray.shutdown, daemon=True)  # which waits for ever for a frozen head
+        closing = threading.Thread(target=ray.shutdown, daemon=True)
         closing.start()
         closing.join(CLOSE_S)
-        atexit.unregister(ray.shutdown)
+        if closing.is_alive():  # it waits for ever for a frozen head, and Python cannot end beside it
+            atexit.register(os._exit, ClusterError.exit_code)
 
 
-def connect(ray: ModuleType, address: str, store: float) -> None:
+def connect(ray: Any, address: str, store: float) -> None:
     """Make this process a driver of a cluster; with AUTO of a new one, with a store of so many MB, if none runs."""
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
@@ -201,6 +206,12 @@ def connect(ray: ModuleType, address: str, store: float) -> None:
         why = str(error).splitlines()[0]
         token = "; it may want a token: RAY_AUTH_MODE=token" if "Token" in f"{error.__cause__}{error}" else ""
         raise ClusterError(f"--ray {address}: {why}{token}") from None
+    vars(ray._private.worker)["_worker_logs_enabled"] = False  # pages about dead nodes, on stdout
+
+
+def ray_mb(address: str, memory_mb: float) -> float:
+    """What Ray takes of a limit for all: in this process, and for the store of a cluster that may start here."""
+    return DRIVER_MB + store_mb(memory_mb) * (address == AUTO)
 
 
 def store_mb(memory_mb: float | None) -> float:
@@ -208,15 +219,14 @@ def store_mb(memory_mb: float | None) -> float:
     return MAX_STORE_MB if memory_mb is None else min(max(STORE_SHARE * memory_mb, MIN_STORE_MB), MAX_STORE_MB)
 
 
-def import_ray() -> ModuleType:
+def import_ray() -> Any:
     """The package, with the modules of it that are used; ClusterError where it is not installed."""
     try:
         import ray
         import ray.util.scheduling_strategies
     except ImportError:
         raise ClusterError("--ray wants the package ray: pip install '.[ray]'") from None
-    module: ModuleType = ray
-    return module
+    return ray
 
 
 def check_address(address: str) -> None:

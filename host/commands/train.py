@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from host.atomic import WriteError
-from host.cluster.cluster import ClusterError, open_cluster
+from host.cluster.cluster import ClusterError, open_cluster, ray_mb
 from host.cluster.search import ClusterSearchPool
 from host.commands.backtest import SAMPLE_CSV, log_source
 from host.commands.train_report import (
@@ -87,7 +87,7 @@ def train_files(files: list[Path], reading: ReadOptions, config: Config, options
         with compiling("getting ready") as report:
             instruments = prepare_data(spec, out if resume else None, options.threads, report)
             sources, datasets = [source for _, source in instruments], [data for data, _ in instruments]
-            room = plan_room(options.memory, spec.config, datasets, options.threads)
+            room = plan_room(options, spec.config, datasets)
             trainer = Trainer(datasets, spec.config, options.threads, room)
             use_cluster(trainer, options, stack)
             origin, untrained = training_origin(spec, instruments), trainer.export_networks()
@@ -152,12 +152,14 @@ def restore_checkpoint(trainer: Trainer, best: BestAgent, run: RunDir) -> None:
         log(f"resuming after iteration {trainer.iteration}, {trainer.episodes} episodes: {run.path}")
 
 
-def plan_room(memory: str | None, config: Config, datasets: list[Dataset], threads: int) -> MemoryRoom:
+def plan_room(options: TrainOptions, config: Config, datasets: list[Dataset]) -> MemoryRoom:
     """The room of a training within so much memory, whose plan is logged; the default one without a limit."""
-    if memory is None:
+    if options.memory is None:
         return MemoryRoom()
-    plan = plan_memory(config, [len(data.bars.time) for data in datasets], threads, parse_memory(memory))
-    log("\n".join([f"memory within {memory}:", *plan.lines()]))
+    limit_mb, bars = parse_memory(options.memory), [len(data.bars.time) for data in datasets]
+    of_ray = ray_mb(options.ray, limit_mb) if options.ray else 0.0
+    plan = plan_memory(config, bars, options.threads, limit_mb, of_ray)
+    log("\n".join([f"memory within {options.memory}:", *plan.lines()]))
     return plan.room
 
 

@@ -63,9 +63,12 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * (1024 if match[2] in "gG" else 1)
 
 
-def plan_memory(config: Config, bars: list[int], threads: int, limit_mb: float) -> MemoryPlan:
-    """A training on instruments with so many bars in at most `limit_mb`; ConfigError with the least that would do."""
-    sizes = PartSizes(config, bars, threads)
+def plan_memory(config: Config, bars: list[int], threads: int, limit_mb: float, ray_mb: float = 0.0) -> MemoryPlan:
+    """A training on instruments with so many bars in at most `limit_mb`; ConfigError with the least that would do.
+
+    Ray takes `ray_mb` of it.
+    """
+    sizes = PartSizes(config, bars, threads, ray_mb)
     least = sizes.plan(MemoryRoom(0.0, threads))
     spare = limit_mb - least.total_mb
     if spare < 0:
@@ -80,9 +83,9 @@ def plan_memory(config: Config, bars: list[int], threads: int, limit_mb: float) 
 class PartSizes:
     """The sizes from which a plan is made."""
 
-    def __init__(self, config: Config, bars: list[int], threads: int) -> None:
+    def __init__(self, config: Config, bars: list[int], threads: int, ray_mb: float = 0.0) -> None:
         t = config.train
-        self.config, self.bars, self.threads = config, bars, threads
+        self.config, self.bars, self.threads, self.ray_mb = config, bars, threads, ray_mb
         train_bars = [int(n * t.train_fraction * (1 - t.validation_fraction)) for n in bars]
         self.validation_bars = [
             min(int(n * t.train_fraction * t.validation_fraction), MAX_VALIDATION_BARS) for n in bars
@@ -128,6 +131,7 @@ class PartSizes:
             "searches": planners + searched * self.shared / MB,
             "networks": NETWORK_VECTORS * 4 * num_params(shape) / MB,
             "program": PROGRAM_MB,
+            **({"ray": self.ray_mb} if self.ray_mb else {}),
         }
         return MemoryPlan(parts, room)
 

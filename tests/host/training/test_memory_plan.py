@@ -100,6 +100,9 @@ def test_a_plan_keeps_within_its_limit_and_uses_what_there_is(settings: list[str
     assert plan.total_mb == pytest.approx(sum(plan.parts.values()))
     assert [line.split()[0] for line in plan.lines()] == [*plan.parts, "sum"]
     assert plan.parts["program"] == PROGRAM_MB
+    with_ray = plan_memory(config, bars, 2, 2 * least, 90.0)
+    assert with_ray.parts["ray"] == 90.0
+    assert with_ray.total_mb <= 2 * least
 
 
 def test_bytes_are_counted_once_and_extrapolated() -> None:
