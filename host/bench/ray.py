@@ -31,11 +31,13 @@ from host.walkforward.walkforward import FoldJob, train_fold_elsewhere
 from kernels.market.chance import ChanceCodes
 
 GUMBEL = "search.algorithm=gumbel", "search.value_reuse=off"
+FEW, MANY = "train.num_simulations=16", ("train.num_simulations=50", "train.batches_per_iteration=32")
+LARGE = *GUMBEL, *MANY, "train.replay_capacity=1536"  # 16 times the episodes of an iteration, for as many updates
 SETTINGS = {
     "market": (),
-    "gumbel, 16": (*GUMBEL, "train.num_simulations=16"),
-    "gumbel, 50": (*GUMBEL, "train.num_simulations=50"),
-    "transformer, gumbel, 16": (*GUMBEL, "train.num_simulations=16", "network.dynamics=transformer"),
+    "gumbel, 16": (*GUMBEL, FEW),
+    "gumbel, 50, 512 episodes": LARGE,
+    "transformer, gumbel, 50, 512 episodes": (*LARGE, "network.dynamics=transformer"),
 }
 CPUS, MEMORY_MB, GBITS = 8, 16_384, (1, 10)  # of a node; of the driver's for the replay buffer; of a network
 UPDATES = 8  # of an iteration here: the cost of more is as much larger
