@@ -1,6 +1,6 @@
 """Workers share out calls; no death, silence or slowness of one changes what is kept.  Ray is that of this process."""
 
-import os
+import itertools
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from host.cluster.workers import GROW_S, IN_FLIGHT, MAX_LOSSES, Workers
 from tests.fixtures.fake_ray import Actor, FakeRay, RayActorError, RayError, Ref
 
 COUNT = 40
+PHASE = itertools.count(1)
 
 
 class Squares:
@@ -39,21 +40,22 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return ray
 
 
-def submit(actor: Any, number: int) -> Any:
-    return actor.run.remote(number)
+def squares(pool: Workers, count: int = COUNT) -> int:
+    """Each number is kept once, with its square; no two phases ask for the same ones.  Calls of one number at most."""
+    kept, made, first = Counter[int](), Counter[int](), next(PHASE) * 1000
 
-
-def squares(pool: Workers, count: int = COUNT, submit: Callable[[Any, int], Any] = submit) -> Counter[int]:
-    """How often each number was kept, which is once, with its square."""
-    kept = Counter[int]()
+    def submit(actor: Any, number: int) -> Any:
+        assert number >= 0
+        made[number] += 1
+        return actor.run.remote(first + number)
 
     def keep(number: int, result: int) -> None:
-        assert result == number * number
+        assert result == (first + number) ** 2
         kept[number] += 1
 
     pool.map(count, submit, keep)
     assert kept == Counter(range(count))
-    return kept
+    return max(made.values())
 
 
 def once(ray: FakeRay, look: int, do: Callable[[], object]) -> None:
@@ -120,6 +122,18 @@ def test_a_late_call_is_made_twice_and_kept_once(ray: FakeRay) -> None:
     assert not ray.killed
 
 
+def test_a_late_call_is_not_made_by_all_that_are_idle(ray: FakeRay) -> None:
+    end = ray.now + 40
+
+    def be_late(ray: FakeRay) -> None:
+        ray.actors[0].is_busy = ray.looks >= 4 and ray.now < end
+        ray.actors[1].is_busy = ray.looks >= 20 and ray.now < end
+
+    ray.on_look = be_late
+    assert squares(Workers(ray.cluster(), Squares)) == 2
+    assert ray.now >= end - 30
+
+
 def test_a_slow_worker_slows_nobody(ray: FakeRay) -> None:
     def make_slow() -> None:
         ray.actors[0].is_slow = True
@@ -167,6 +181,20 @@ def test_long_calls_are_no_silence(ray: FakeRay) -> None:
     assert not ray.killed
 
 
+def test_a_node_whose_cpus_others_use_is_waited_for(ray: FakeRay) -> None:
+    """Ray begins an actor when a CPU is free."""
+    end = ray.now + 3 * SILENCE_S
+
+    def occupy(ray: FakeRay) -> None:
+        for actor in ray.actors:
+            actor.is_hung, actor.is_busy = ray.now < end and actor.node == "n0", ray.now < end
+
+    ray.on_look = occupy
+    squares(Workers(ray.cluster(), Squares))
+    assert not ray.killed
+    assert ray.actors[0].done > 1
+
+
 def test_nobody_answers(ray: FakeRay) -> None:
     def hang(ray: FakeRay) -> None:
         for actor in ray.actors:
@@ -189,7 +217,23 @@ def test_a_call_that_kills_workers_is_given_up(ray: FakeRay) -> None:
         return ref
 
     with pytest.raises(ClusterError, match=f"a call has lost {MAX_LOSSES} workers, .*: out of memory"):
-        squares(Workers(ray.cluster(), Squares), submit=kill)
+        Workers(ray.cluster(), Squares).map(COUNT, kill, lambda *_: None)
+
+
+def test_a_call_of_each_phase_may_lose_a_worker(ray: FakeRay) -> None:
+    pool, made = Workers(ray.cluster(), Squares), list[int]()
+
+    def kill_first(actor: Actor, number: int) -> Ref:
+        ref = actor.run.remote(number)
+        if not made:
+            actor.die(RayActorError("by signal 9"))
+        made.append(number)
+        return ref
+
+    for _ in range(MAX_LOSSES + 1):
+        made.clear()
+        pool.map(COUNT, kill_first, lambda *_: None)
+    assert len(ray.actors) == 3 + MAX_LOSSES + 1
 
 
 def test_another_version_is_refused_and_said_once(ray: FakeRay, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,20 +266,16 @@ def test_a_node_that_cannot_begin_is_refused(ray: FakeRay, capsys: pytest.Captur
 def test_a_fault_of_a_call_is_that_of_one_machine(ray: FakeRay) -> None:
     pool = Workers(ray.cluster(), Squares)
     with pytest.raises(FloatingPointError, match=r"^-3 is not finite$"):
-        squares(pool, submit=lambda actor, number: actor.run.remote(number if number != 3 else -3))
+        pool.map(COUNT, lambda actor, number: actor.run.remote(number if number < 3 else -3), lambda *_: None)
     squares(pool)  # what was under way then has other numbers
     assert len(ray.actors) == 3
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_ends_the_wait(
+def test_a_signal_that_python_swallowed_ends_the_wait(
     ray: FakeRay, monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]
 ) -> None:
     monkeypatch.setattr(stop, "_received_signal", 0)
-    before = signal.signal(number, stop._handle_signal)
-    try:
-        ray.on_look = lambda ray: os.kill(os.getpid(), number) if ray.looks == 3 else None
-        with pytest.raises(error):
-            squares(Workers(ray.cluster(), Squares))
-    finally:
-        signal.signal(number, before)
+    once(ray, 3, lambda: setattr(stop, "_received_signal", number))
+    with pytest.raises(error):
+        squares(Workers(ray.cluster(), Squares))
