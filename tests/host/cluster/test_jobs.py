@@ -89,10 +89,11 @@ def test_the_emptiest_node_is_taken_and_none_is_too_full(ray: FakeRay) -> None:
         fill()
     assert sorted(taken) == ["n0", "n1", "n1"]
     assert taken[0] == "n1"
-    few = ClusterJobs(ray.cluster(most=1), double)
-    few._take_node(lambda share: None)
-    with pytest.raises(InterruptedError):
-        few._take_node(stop_if_full)
+    pool = ClusterJobs(ray.cluster(most=1), double)
+    pool._take_node(lambda share: None)
+    looks = iter([0.0])
+    with pytest.raises(StopIteration):
+        pool._take_node(lambda share: next(looks))
 
 
 @pytest.mark.parametrize("error", [RayActorError("dead\n  by signal 9. Some causes"), RayError("by signal 9")])
