@@ -407,7 +407,7 @@ def bench(
         str,
         typer.Argument(
             help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, start, "
-            "phases, read, memory, ort."
+            "phases, read, memory, ort, ray."
         ),
     ],
     threads: Annotated[

@@ -17,6 +17,7 @@ from host.machine import memory_mb
 from host.stop import STOP_SIGNALS
 
 SAMPLE_INTERVAL_S = 0.1  # of the memory of a watched process
+MEMORY_FIELDS = {"rss_anon_mb": "RssAnon", "rss_mb": "VmRSS"}  # whose peaks a row has
 Row = dict[str, Any]
 ReportProgress = Callable[[float], object]  # called with the share of a job that is done
 T = TypeVar("T")
@@ -37,7 +38,7 @@ def watch_process(fn: Callable[[T, ReportProgress], Row], job: T, report_progres
     process.start()
     sender.close()
     message: Any = None
-    peaks = {"rss_anon_mb": 0.0, "rss_mb": 0.0}
+    peaks = dict.fromkeys(MEMORY_FIELDS, 0.0)
     try:
         while not isinstance(message, dict):
             if receiver.poll(SAMPLE_INTERVAL_S):
@@ -45,7 +46,7 @@ def watch_process(fn: Callable[[T, ReportProgress], Row], job: T, report_progres
             if not isinstance(message, dict):
                 report_progress(message or 0.0)
             if isinstance(message, float) and message < 1:
-                for name, field in (("rss_anon_mb", "RssAnon"), ("rss_mb", "VmRSS")):
+                for name, field in MEMORY_FIELDS.items():
                     peaks[name] = max(peaks[name], memory_mb(field, process.pid or 0))
     except EOFError:
         process.join()

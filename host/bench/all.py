@@ -15,6 +15,7 @@ from host.bench.learn import bench_learn
 from host.bench.options import BenchError, BenchOptions
 from host.bench.ppo import bench_ppo, rival_table
 from host.bench.process import BenchRow
+from host.bench.ray import bench_ray, ray_table
 from host.bench.reading import bench_read
 from host.bench.readme import markdown_table
 from host.bench.rezero import bench_rezero
@@ -28,10 +29,15 @@ BENCHES = {
     bench.__name__.removeprefix("bench_"): bench
     for bench in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_start, bench_phases,
                   bench_read, bench_memory, bench_ort, bench_widening, bench_rezero, bench_exogenous,
-                  bench_enhancements, bench_ppo)
+                  bench_enhancements, bench_ppo, bench_ray)
 }  # fmt: skip
 Table = Callable[[list[BenchRow]], list[Any]]  # rows of a document to lines of a table, (title -> cell) or a heading
-TABLES: dict[str, Table] = {"search": search_table, "enhancements": enhancement_table, "ppo": rival_table}
+TABLES: dict[str, Table] = {
+    "search": search_table,
+    "enhancements": enhancement_table,
+    "ppo": rival_table,
+    "ray": ray_table,
+}
 
 
 def run_bench(what: str, options: BenchOptions) -> Any:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -182,7 +182,8 @@ def open_cluster(address: str, most: int | None = None, memory_mb: float | None 
         cluster = Cluster(ray, most)
         nodes = cluster.nodes()
         log(f"Ray: {cluster.num_workers} workers on {len(nodes)} nodes ({', '.join(node.host for node in nodes)})")
-        yield cluster
+        with redirect_stdout(sys.stderr):  # Ray says there what its workers died of
+            yield cluster
     finally:
         closing = threading.Thread(target=ray.shutdown, daemon=True)
         closing.start()

@@ -10,10 +10,11 @@ from typing import Any
 
 from host.cluster.cluster import BESIDE, SILENCE_S, Cluster, Node
 from host.cluster.worker import JobWorker
+from host.cluster.workers import GROW_S
 from host.console import log
-from host.processes import ReportProgress, Row
+from host.processes import MEMORY_FIELDS, ReportProgress, Row
 
-LOOK_S = 0.2  # between two looks at a job
+LOOK_S, LOOKS_PER_S = 0.2, 200  # between two looks at a job; at all of them, which bounds the driver's work
 MAX_LOSSES = 4  # of the processes of one job: more often it is the job that kills them
 
 
@@ -26,63 +27,93 @@ class ClusterJobs:
 
     def __init__(self, cluster: Cluster, fn: Callable[..., Row]) -> None:
         self._cluster, self._ray, self._fn = cluster, cluster.ray, fn
-        self._busy, self._lock = Counter[str](), threading.Lock()  # jobs by node
+        self._busy, self._free = Counter[str](), threading.Condition()  # jobs by node; told when one ends
+        self._nodes, self._looked = list[Node](), -GROW_S  # those of the last look, and its time
+        self._heard = time.monotonic()  # when a node was last seen, or a job last answered
 
     def run(self, job: Any, report_progress: ReportProgress, *given: Any) -> Row:
-        """The result of a job, with the peak memory of its process.
+        """The result of a job, with the peak memory of its process; the exception of a job is raised.
 
-        ClusterError where no node comes, RuntimeError where the job loses its process MAX_LOSSES times.
+        ClusterError where no node comes or answers, RuntimeError where the job loses its process MAX_LOSSES times.
         """
         losses = 0
         while True:
             node = self._take_node(report_progress)
             try:
-                return self._run_on(node, job, report_progress, *given)
+                row = self._run_on(node, job, report_progress, *given)
             except LostError as error:
                 losses += 1
                 log(f"a job on {node.host} is lost ({error}); it begins again")
                 if losses == MAX_LOSSES:
                     raise RuntimeError(f"{job}: lost {losses} times, the last time: {error}") from None
+            else:
+                if row is not None:
+                    return row
+                self._looked = -GROW_S
             finally:
-                with self._lock:
+                with self._free:
                     self._busy[node.id] -= 1
+                    self._free.notify()
 
     def _take_node(self, report_progress: ReportProgress) -> Node:
         """Wait for a node with a free CPU, and count this job there."""
-        since = time.monotonic()
         while True:
             report_progress(0.0)  # raises where all jobs are to end
-            with self._lock:
-                nodes = self._cluster.nodes()
+            with self._free:
+                if time.monotonic() - self._looked > GROW_S:
+                    self._nodes, self._looked = self._cluster.nodes(), time.monotonic()
+                    self._heard = self._looked if self._nodes else self._heard
+                nodes = [node for node in self._nodes if node.id not in self._cluster.refused]
                 free = [node for node in nodes if self._busy[node.id] < node.cpus]
                 if free and self._busy.total() < (self._cluster.most or sum(node.cpus for node in nodes)):
                     node = max(free, key=lambda node: node.cpus - self._busy[node.id])
                     self._busy[node.id] += 1
                     return node
-            since = time.monotonic() if nodes else since
-            self._cluster.check_silence(since, "no node is there")
-            time.sleep(LOOK_S)
+                self._free.wait(self._look_s)
+            self._cluster.check_silence(self._heard, "no node is there")
 
-    def _run_on(self, node: Node, job: Any, report_progress: ReportProgress, *given: Any) -> Row:
-        """The result of a job on a node; LostError where its process is lost, or the node refused."""
+    @property
+    def _look_s(self) -> float:
+        return max(LOOK_S, self._busy.total() / LOOKS_PER_S)
+
+    def _run_on(self, node: Node, job: Any, report_progress: ReportProgress, *given: Any) -> Row | None:
+        """The result of a job on a node, None where that is refused; LostError where its process is lost."""
         actor = self._cluster.start_worker(JobWorker, node)
         try:
-            if not self._cluster.accepts(node, self._answer(actor.identity)):
-                raise LostError(self._cluster.refused[node.id])
-            result, peaks = actor.run.remote(self._fn, job, *given), dict[str, float]()
-            while not self._ray.wait([result], timeout=LOOK_S)[0]:
-                share, memory = self._answer(actor.progress)
-                peaks = {name: max(mb, peaks.get(name, 0.0)) for name, mb in memory.items()}
-                report_progress(share)
-            return {**self._ray.get(result), **peaks}
-        except self._ray.exceptions.RayActorError as error:
-            raise LostError(str(error).strip().splitlines()[-1].strip()) from None
+            if self._begins(actor, node, report_progress):
+                return self._follow(actor, actor.run.remote(self._fn, job, *given), report_progress)
+            return None
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except self._ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines()[-1].strip().partition(". ")[0]
+            if not getattr(error, "actor_init_failed", False):
+                raise LostError(why) from None
+            self._cluster.refuse(node, f"cannot begin: {why}")
+            return None
         finally:
             self._ray.kill(actor)
 
-    def _answer(self, method: Any) -> Any:
-        """The result of a call that is answered while the job works; LostError if it is not."""
-        try:
-            return self._ray.get(method.options(concurrency_group=BESIDE).remote(), timeout=SILENCE_S)
-        except self._ray.exceptions.GetTimeoutError:
-            raise LostError(f"it said nothing for {SILENCE_S:.0f} s") from None
+    def _begins(self, actor: Any, node: Node, report_progress: ReportProgress) -> bool:
+        """Wait for the process of an actor, also while others use the CPU; whether its node may work."""
+        identity = actor.identity.options(concurrency_group=BESIDE).remote()
+        while not self._ray.wait([identity], num_returns=1, timeout=self._look_s)[0]:
+            report_progress(0.0)
+            self._cluster.check_silence(self._heard, f"{node.host} starts no process")
+        self._heard = time.monotonic()
+        return self._cluster.accepts(node, self._ray.get(identity))
+
+    def _follow(self, actor: Any, result: Any, report_progress: ReportProgress) -> Row:
+        """The result of a job, by its reference, with the peak memory of its process; asks how far it is meanwhile."""
+        share, peaks, beat, heard = 0.0, dict.fromkeys(MEMORY_FIELDS, 0.0), None, time.monotonic()
+        while not self._ray.wait([result], num_returns=1, timeout=self._look_s)[0]:
+            beat = beat or actor.progress.options(concurrency_group=BESIDE).remote()
+            if self._ray.wait([beat], num_returns=1, timeout=0)[0]:
+                share, memory = self._ray.get(beat)
+                peaks = {name: max(mb, peaks[name]) if share < 1 else peaks[name] for name, mb in memory.items()}
+                self._heard, beat = time.monotonic(), None
+                heard = self._heard
+            elif time.monotonic() - heard > SILENCE_S:
+                raise LostError(f"it said nothing for {SILENCE_S:.0f} s")
+            report_progress(share)
+        return {**self._ray.get(result), **peaks}

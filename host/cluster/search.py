@@ -25,7 +25,9 @@ from kernels.search.planner import STATS
 class ClusterSearchPool(SearchPool):
     """A SearchPool whose batches run on a cluster."""
 
-    def __init__(self, cluster: Cluster, markets: Sequence[MarketReplay], threads: int) -> None:
+    def __init__(
+        self, cluster: Cluster, markets: Sequence[MarketReplay], threads: int, kind: type[SearchWorker] = SearchWorker
+    ) -> None:
         super().__init__(threads)
         self._ray = cluster.ray
         self._networks: OnnxNetworks | None = None
@@ -37,7 +39,7 @@ class ClusterSearchPool(SearchPool):
             bars = self._ray.put(bars_matrix(data.bars))
             remote.append(RemoteMarket(bars_key(data.bars), bars, data.extra_features, data.market_spec))
         shared = self._ray.put(markets[0].config), ReplayShape(L, A, J, M), self._ray.put(remote)
-        self._workers = Workers(cluster, SearchWorker, *shared)
+        self.workers = Workers(cluster, kind, *shared)
 
     def search(
         self, market: SearchedMarket, searches: Searches, rows: Rows, networks: OnnxNetworks, batches: list[Batch]
@@ -58,7 +60,7 @@ class ClusterSearchPool(SearchPool):
             put(rows, result.written, rows.row_of_bar[batch] if isinstance(rows, SearchedBars) else batch)
             totals[:] += result.stats
 
-        self._workers.map(len(batches), submit, keep)
+        self.workers.map(len(batches), submit, keep)
         return dict(zip(STATS, totals.tolist(), strict=True))
 
     def _put_weights(self, networks: OnnxNetworks) -> tuple[str, Any]:

@@ -18,7 +18,7 @@ from host.cluster.cluster import Identity, identity, import_ray
 from host.config import Config
 from host.data.bar_cache import load_bars, shared_file
 from host.machine import memory_mb
-from host.processes import Row
+from host.processes import MEMORY_FIELDS, Row
 from host.training.dataset import Dataset
 from host.training.feature_store import CACHE_MB
 from host.training.market_replay import MarketReplay, ReplaySizes
@@ -29,7 +29,6 @@ from kernels.market.chance import ChanceCodes
 from kernels.ort import check_status
 from kernels.search.networks import NetworkShape
 
-MEMORY_FIELDS = "RssAnon", "VmRSS"
 Segment = NDArray[Any]  # a structured array: of each bar or episode of a batch the fields of a kind of work
 SEARCHED = "policy", "value", "search_value", "expected_reward", "candidate_size", "candidate_policy"
 READ = {  # by kind of work
@@ -97,7 +96,7 @@ class Result(NamedTuple):
 def take(rows: Any, names: tuple[str, ...], index: Any) -> Segment:
     """The rows `index` of some fields of a tuple of arrays, in one array."""
     arrays = {name: getattr(rows, name) for name in names}
-    segment = np.zeros(len(index), [(name, a.dtype, a.shape[1:]) for name, a in arrays.items()])
+    segment = np.empty(len(index), [(name, a.dtype, a.shape[1:]) for name, a in arrays.items()])
     for name, array in arrays.items():
         segment[name] = array[index]
     return segment
@@ -172,8 +171,8 @@ class JobWorker:
         return fn(job, self._report, *given)
 
     def progress(self) -> tuple[float, dict[str, float]]:
-        """The share of the job that is done, and the memory of this process in MB, by field."""
-        return self._share, {field: memory_mb(field) for field in MEMORY_FIELDS}
+        """The share of the job that is done, and the memory of this process in MB, by name."""
+        return self._share, {name: memory_mb(field) for name, field in MEMORY_FIELDS.items()}
 
     def _report(self, share: float) -> None:
         self._share = share
