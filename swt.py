@@ -463,7 +463,7 @@ def thread_count(threads: int) -> int:
 
 def main() -> None:
     """Run the command of sys.argv; an error that `explain` knows becomes one line on stderr and an exit code."""
-    from host.console import log, open_streams
+    from host.console import explain, log, open_streams
 
     gc.set_threshold(50_000)  # at Python's 700, a start walks through its modules again and again
     open_streams()
@@ -493,18 +493,6 @@ def main() -> None:
             raise
         log(f"swt: {text}")
         sys.exit(code)
-
-
-def explain(error: Exception) -> tuple[int | None, str]:
-    """Exit code and one line for an error; exit code None: a fault of the program, whose traceback is wanted."""
-    code = getattr(error, "exit_code", None)
-    if code is None and isinstance(error, OSError):
-        where = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        return 1, f"{where}: {error.strerror}" if where and error.strerror else str(error)
-    if code is None and isinstance(error, MemoryError):
-        return 1, f"out of memory: {error}"
-    message = getattr(error, "format_message", error.__str__)  # a usage error names its option only there
-    return code, message() or "no command"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The standard streams, and progress: a bar with an ETA on a terminal, elsewhere a line every 15 seconds."""
+"""The standard streams, errors as lines, and progress: a bar with an ETA on a terminal, elsewhere a line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -74,6 +74,18 @@ def _wrap_stream(text: Any, number: int, name: str) -> TextIO:
         newline="\n",
         line_buffering=not name or raw.isatty(),
     )
+
+
+def explain(error: Exception) -> tuple[int | None, str]:
+    """Exit code and one line for an error; exit code None: a fault of the program, whose traceback is wanted."""
+    code = getattr(error, "exit_code", None)
+    if code is None and isinstance(error, OSError):
+        where = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return 1, f"{where}: {error.strerror}" if where and error.strerror else str(error)
+    if code is None and isinstance(error, MemoryError):
+        return 1, f"out of memory: {error}"
+    message = getattr(error, "format_message", error.__str__)  # a usage error names its option only there
+    return code, message() or "no command"
 
 
 def log(text: str) -> None:

@@ -29,18 +29,19 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_575,
-    "learning": 2_110,  # self-play, one search a bar, targets, the iteration of training
-    "runs": 1_635,  # training that survives: its folder, memory, health, settings and what it shows
+    "core": 10_665,
+    "learning": 2_155,  # self-play, one search a bar, targets, the iteration of training
+    "runs": 1_675,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 890,  # known markets, and what an agent has learnt of them
-    "analysis": 2_455,  # what a backtest is worth, and the report that shows it
-    "walkforward": 705,  # training anew for each fold, and the ledger of trials
-    "data": 3_880,  # how files of strangers are read, and joined
+    "analysis": 2_460,  # what a backtest is worth, and the report that shows it
+    "cluster": 795,  # one training on many machines, or many trainings
+    "walkforward": 785,  # training anew for each fold, and the ledger of trials
+    "data": 3_930,  # how files of strangers are read, and joined
     "live": 1_750,  # acting beside money, and many decisions at once
     "extensions": 1_640,
-    "bench": 1_390,
-    "enhancements": 630,  # what every enhancement costs and teaches
-    "rivals": 660,  # agents of other libraries beside ours
+    "bench": 1_580,
+    "enhancements": 655,  # what every enhancement costs and teaches
+    "rivals": 661,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
@@ -97,6 +98,7 @@ def shelf_of(path: Path) -> str:
     shelves = {
         "host/analysis": "analysis",
         "host/bench": "bench",
+        "host/cluster": "cluster",
         "host/data": "data",
         "host/evaluation": "evaluation",
         "host/live": "live",

@@ -198,7 +198,7 @@ def test_a_stopped_and_a_killed_driver_are_resumed_to_the_same_bytes(
     wait_for_iterations(stopped, "killed", 2)
     stopped.terminate()
     said = stopped.communicate()[1]
-    assert (stopped.returncode, "model so far; go on: " in said) == (143, True), said
+    assert (stopped.returncode, "model so far; go on: " in said) == (75, True), said
     killed = start_training(ray_cluster, "killed", "--resume", "--episodes", "2000")
     wait_for_iterations(killed, "killed", last_iteration("killed") + 2)
     killed.kill()
