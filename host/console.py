@@ -1,4 +1,4 @@
-"""The standard streams, errors as lines, and progress: a bar with an ETA on a terminal, elsewhere a line every 15 seconds."""
+"""The standard streams, errors as lines, and progress: a bar with an ETA on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
