@@ -190,8 +190,8 @@ class TrainConfig:
     td_lambda_passes: Annotated[
         float,
         Range(1e-3, 1e9),
-        "Passes over the training bars after which lambda is half, as 1 / (1 + (passes / this)^2): the bars that came "
-        "are one draw of those that could have.",
+        "Passes over the training bars, 8,000 updates or more, after which lambda is half, as 1 / (1 + (passes / "
+        "this)^2): the bars that came are one draw of those that could have.",
     ] = 100.0
     search_value_weight: Annotated[
         Fraction, "Weight of the lambda-return in the value target; the rest is the n-step return of realised rewards."
@@ -231,7 +231,7 @@ class TrainConfig:
         Range(1e-3, 1e9),
         "The learning rate falls as (1 + passes over the training bars / this)^-1.5, so that bars are not learnt by "
         "heart, however long the training.  That of values and policies falls in 540 updates or more.",
-    ] = 8.0
+    ] = 12.0
     target_ema: Annotated[
         float,
         Range(1e-6, 1),

@@ -48,6 +48,7 @@ MAX_VALUE_PER_BAR = 0.2  # mean bar ranges: no market pays more for long; a valu
 MAX_DISCOUNT = 0.999  # a larger discount would need bins without end
 PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
 DEFAULT_ROOM = MemoryRoom()
+LAMBDA_STEPS = 8_000  # however few the bars, values take so many updates to come near the truth
 NUM_BATCHES = 3  # one to learn from, and two to draw the next windows into
 
 
@@ -126,7 +127,8 @@ class Trainer:
         noise of that path that values learn costs the latents what they know of the next move.
         """
         t = self.config.train
-        return t.td_lambda / (1.0 + (self.learner.step / (t.td_lambda_passes * self.steps_of_pass)) ** 2)
+        half_steps = max(t.td_lambda_passes * self.steps_of_pass, LAMBDA_STEPS)
+        return t.td_lambda / (1.0 + (self.learner.step / half_steps) ** 2)
 
     def run_iteration(self) -> dict[str, Any]:
         """Run an iteration; its metrics.  What is not finite is undone once, at half the learning rate."""

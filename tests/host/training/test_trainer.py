@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from host.artifact.networks import history_bars
+from host.training import trainer as module
 from host.training.dataset import DatasetError
 from host.training.feature_store import FeatureStore
 from host.training.market_replay import STREAM_SAMPLES
@@ -200,15 +201,22 @@ def test_stored_values_are_those_of_the_network_that_played(settings: list[str],
             np.testing.assert_allclose(trainer.markets[0].replay.value[slot, :, m], value, rtol=1e-4, atol=1e-5)
 
 
-def test_lambda_is_half_after_so_many_passes_and_reaches_the_returns() -> None:
+def test_lambda_is_half_after_so_many_passes_and_reaches_the_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer([dataset(tiny())], tiny("train.td_lambda=0.8", "train.td_lambda_passes=10"), 1)
     rows = trainer.config.train.batch_size * (trainer.config.train.num_unroll_steps + 1)
+    half = round(10 * trainer.markets[0].data.train_stop / rows)
     lambdas = []
-    for passes in (0, 10, 30):
-        trainer.learner.step = round(passes * trainer.markets[0].data.train_stop / rows)
+    for floor, updates in ((8_000, 0), (8_000, 8_000), (0, half), (0, 2 * half)):
+        monkeypatch.setattr(module, "LAMBDA_STEPS", floor)
+        trainer.learner.step = updates
         lambdas.append(trainer.td_lambda)
-    assert lambdas == pytest.approx([0.8, 0.4, 0.08], rel=0.05)
-    ends = [trained(2, 1, f"train.td_lambda_passes={passes}") for passes in (1e-3, 1e9)]
+    assert lambdas == pytest.approx([0.8, 0.4, 0.4, 0.16], rel=0.05)
+    ends = []
+    for steps in (1e-3, 1e9):
+        monkeypatch.setattr(module, "LAMBDA_STEPS", steps)
+        ends.append(Trainer([dataset(tiny())], tiny("train.td_lambda_passes=1e-3"), 1))
+        for _ in range(2):
+            ends[-1].run_iteration()
     assert not np.array_equal(*(end.markets[0].replay.search_value for end in ends))
 
 
