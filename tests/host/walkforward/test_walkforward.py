@@ -21,6 +21,7 @@ from host.artifact.manifest import load_model
 from host.atomic import LockedError, locked
 from host.commands.walkforward import print_walkforward, read_walks
 from host.config import load_config
+from host.data.bar_cache import load_bars, save_bars
 from host.data.csv_reader import read_bars
 from host.evaluation.backtest import BacktestResult, run_backtest
 from host.processes import ReportProgress
@@ -30,9 +31,7 @@ from host.walkforward.trials import TrialsError
 from host.walkforward.walkforward import (
     FoldJob,
     fold_records,
-    load_bars,
     median_seed,
-    save_bars,
     train_fold,
 )
 from kernels.market.bars import slice_bars
