@@ -171,12 +171,12 @@ def test_a_rollback_forgets_the_best_agent_of_the_lost_future(
     scripted(monkeypatch, [0.1, 0.3, 0.2, 0.2, 0.4, 0.35])
     learn, faults = Learner.learn, list[int]()
 
-    def learn_until_a_fault(learner: Learner, batch: Any, target: Any) -> Any:
+    def learn_until_a_fault(learner: Learner, batch: Any, *rest: Any) -> Any:
         if learner.step == 10 and not faults:
             faults.append(learner.step)
             damage("r", BEST_CHECKPOINT, *(f"step-{step:09d}.ckpt" for step in damaged))
             batch.value[1, 1] = np.nan
-        return learn(learner, batch, target)
+        return learn(learner, batch, *rest)
 
     monkeypatch.setattr(Learner, "learn", learn_until_a_fault)
     done = train(command, "bars.csv", "--episodes", 12, "--set", VALIDATE)

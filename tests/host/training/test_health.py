@@ -18,6 +18,7 @@ from host.training.market_replay import MarketReplay
 from host.training.run_dir import Checkpoint
 from host.training.trainer import Budget, Trainer
 from kernels.learning.replay_buffer import new_replay_buffer
+from models import learner as module
 from models.learner import Learner
 from models.params import as_views
 from tests.fixtures.runs import LINES, TINY
@@ -60,15 +61,15 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, fault: Callable
     monkeypatch.setattr(owner, name, call)
 
 
-def in_gradient(learner: Learner, part: Any) -> None:
-    as_views(learner._gradient_parts[1], learner.shape).policy_w[0, 0] = np.nan
+def in_gradient(parts: Any, first: int, stop: int) -> None:
+    as_views(parts[1], trained(2).learner.shape).policy_w[0, 0] = np.nan
 
 
 def in_reward(market: MarketReplay, slots: Any) -> None:
     market.replay.reward[slots[1], 4] = np.nan
 
 
-def in_value(learner: Learner, batch: Any, target: Any) -> None:
+def in_value(learner: Learner, batch: Any, *_: Any) -> None:
     batch.value[5, 2] = np.nan
 
 
@@ -77,7 +78,7 @@ def in_value(learner: Learner, batch: Any, target: Any) -> None:
     [
         (in_weight, "iteration 2: not finite: params value_w"),
         (in_target, "iteration 2: not finite: target chance_logits_b"),
-        ((Learner, "_reduce_gradients", in_gradient), "learning step 6: not finite: gradient_norm, gradient of policy"),
+        ((module, "reduce_gradients", in_gradient), "learning step 6: not finite: gradient_norm, gradient of policy"),
         ((MarketReplay, "check_rewards", in_reward), "the reward of the bar that closed at 2020-01-0"),
         ((Learner, "learn", in_value), "learning step 6: not finite: value, gradient_norm, gradient of "),
     ],
@@ -201,7 +202,7 @@ def test_a_run_goes_back_to_its_checkpoint_or_ends_with_a_way_out(
     Path("tiny.toml").write_text(TINY)
     request = [Path("bars.csv")], ReadOptions(), load_config(Path("tiny.toml"))
 
-    def at_step_2(learner: Learner, batch: Any, target: Any) -> None:
+    def at_step_2(learner: Learner, batch: Any, *_: Any) -> None:
         batch.value[5, 2] = np.nan if learner.step == 2 else batch.value[5, 2]
 
     with monkeypatch.context() as patch:

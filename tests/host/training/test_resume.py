@@ -356,6 +356,7 @@ def test_exit_codes_are_the_documented_ones(command: Swt, monkeypatch: pytest.Mo
         (3, ["--set", "train.seed=-1"]),
         (4, ["--timezone", "Mars"]),
         (4, ["--set", "market.episode_length=1190"]),
+        (6, ["--ray", "nowhere"]),
     ):
         assert begin(command, *words).code == code
         seen.add(code)
