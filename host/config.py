@@ -230,8 +230,8 @@ class TrainConfig:
         float,
         Range(1e-3, 1e9),
         "The learning rate falls as (1 + passes over the training bars / this)^-1.5, so that bars are not learnt by "
-        "heart, however long the training.  That of values and policies falls in 540 updates or more.",
-    ] = 12.0
+        "heart, however long the training; in 40 updates or more, that of values and policies in 540.",
+    ] = 8.0
     target_ema: Annotated[
         float,
         Range(1e-6, 1),

@@ -48,6 +48,7 @@ MAX_VALUE_PER_BAR = 0.2  # mean bar ranges: no market pays more for long; a valu
 MAX_DISCOUNT = 0.999  # a larger discount would need bins without end
 PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
 DEFAULT_ROOM = MemoryRoom()
+DECAY_STEPS = 40.0  # however few the bars, the rate falls no sooner
 LAMBDA_STEPS = 8_000  # however few the bars, values take so many updates to come near the truth
 NUM_BATCHES = 3  # one to learn from, and two to draw the next windows into
 
@@ -82,7 +83,8 @@ class Trainer:
         self.network_shape, context = new_network_shape(shape), shape.context
         bars = [data.train_stop for data in datasets]
         self.steps_of_pass = sum(bars) / (t.batch_size * (t.num_unroll_steps + 1))  # updates
-        rates = t.seed, t.learning_rate, t.weight_decay, t.lr_decay_passes * self.steps_of_pass
+        decay_steps = max(t.lr_decay_passes * self.steps_of_pass, DECAY_STEPS)
+        rates = t.seed, t.learning_rate, t.weight_decay, decay_steps
         self.learner = Learner(
             shape, t.batch_size, t.num_unroll_steps, *rates, threads, loss_weights(config), candidates
         )
