@@ -30,7 +30,7 @@ FLOORS = (  # a folder imports lower folders only
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
     "core": 10_665,
-    "learning": 2_155,  # self-play, one search a bar, targets, the iteration of training
+    "learning": 2_160,  # self-play, one search a bar, targets, the iteration of training
     "runs": 1_675,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 890,  # known markets, and what an agent has learnt of them
     "analysis": 2_460,  # what a backtest is worth, and the report that shows it
