@@ -229,8 +229,8 @@ class TrainConfig:
     lr_decay_passes: Annotated[
         float,
         Range(1e-3, 1e9),
-        "The learning rate falls as (1 + passes over the training bars / this)^-1.5, so that bars are not learnt by "
-        "heart, however long the training; in 40 updates or more, that of values and policies in 540.",
+        "The learning rate falls as (1 + passes over the training bars / this)^-1.5, to fit less of their noise; in 40 "
+        "updates or more, that of values and policies in 540.",
     ] = 8.0
     target_ema: Annotated[
         float,

@@ -27,10 +27,9 @@ def new_adam_state(parameters: NDArray[Any]) -> AdamState:
 
 
 def learning_rate_at(step: int, peak_rate: float, decay_steps: float) -> float:
-    """Linear warm-up, times (1 + step / decay_steps) ^ -RATE_POWER, which has no end to plan.
+    """Linear warm-up, times (1 + step / decay_steps) ^ -RATE_POWER: no end to plan.
 
-    The rates of all steps add up to less than 2 `decay_steps` at the peak: however long a training, it moves no weight
-    farther, and fits no more noise.
+    The rates of all steps, however many, add up to less than 2 `decay_steps` steps at the peak.
     """
     return peak_rate * min(1.0, (step + 1) / WARMUP_STEPS) / math.pow(1.0 + step / decay_steps, RATE_POWER)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from host.artifact.networks import OnnxNetworks
 from host.cluster.cluster import Cluster
-from host.cluster.worker import READ, RemoteMarket, ReplayShape, Result, SearchWorker, Task, Weights, put, take
+from host.cluster.worker import READ, RemoteMarket, ReplayShape, Result, SearchWorker, Task, Weights, gather, scatter
 from host.cluster.workers import Workers
 from host.data.bar_cache import bars_key, bars_matrix
 from host.training.market_replay import MarketReplay
@@ -50,14 +50,14 @@ class ClusterSearchPool(SearchPool):
 
         def submit(actor: Any, number: int) -> Any:
             first, batch = batches[number]
-            task = Task(market.index, searches, first, batch, take(rows, READ[searches.kind], batch))
+            task = Task(market.index, searches, first, batch, gather(rows, READ[searches.kind], batch))
             return actor.run.remote(weights, codes, task)
 
         def keep(number: int, result: Result) -> None:
             if result.weights != key:
                 raise RuntimeError(f"a worker used the weights {result.weights}, asked for were {key}")
             batch = batches[number][1]
-            put(rows, result.written, rows.row_of_bar[batch] if isinstance(rows, SearchedBars) else batch)
+            scatter(rows, result.written, rows.row_of_bar[batch] if isinstance(rows, SearchedBars) else batch)
             totals[:] += result.stats
 
         self.workers.map(len(batches), submit, keep)

@@ -93,7 +93,7 @@ class Result(NamedTuple):
     written: Segment
 
 
-def take(rows: Any, names: tuple[str, ...], index: Any) -> Segment:
+def gather(rows: Any, names: tuple[str, ...], index: Any) -> Segment:
     """The rows `index` of some fields of a tuple of arrays, in one array."""
     arrays = {name: getattr(rows, name) for name in names}
     segment = np.empty(len(index), [(name, a.dtype, a.shape[1:]) for name, a in arrays.items()])
@@ -102,7 +102,7 @@ def take(rows: Any, names: tuple[str, ...], index: Any) -> Segment:
     return segment
 
 
-def put(rows: Any, segment: Segment, index: Any) -> None:
+def scatter(rows: Any, segment: Segment, index: Any) -> None:
     """Write the fields of a segment back to the rows `index` of a tuple of arrays."""
     for name in segment.dtype.names or ():
         getattr(rows, name)[index] = segment[name]
@@ -113,7 +113,7 @@ class SearchWorker:
 
     def __init__(self, config: Config, replay: ReplayShape, markets: list[RemoteMarket]) -> None:
         ray, t = import_ray(), config.train
-        self._replay, self._networks = replay, dict[str, OnnxNetworks]()
+        self._replay, self._key = replay, ""  # key of the weights of `_networks`
         self._markets = list[MarketReplay]()
         for index, market in enumerate(markets):
             # what Ray passes is read-only, for which no kernel is compiled: copies are not
@@ -129,31 +129,28 @@ class SearchWorker:
 
     def run(self, weights: Weights, codes: ChanceCodes, task: Task) -> Result:
         """The result of a task; RuntimeError where a network fails."""
-        market, networks = self._markets[task.market], self._take_weights(weights)
+        market = self._markets[task.market]
+        if weights.key != self._key:
+            self._networks, self._key = OnnxNetworks(weights.graphs, weights.shape), weights.key
         for name, array in market.data.market_spec.codes._asdict().items():
             array[...] = getattr(codes, name)
         with market.features_of(*task.features(self._replay.length)):
-            return self._search(market, networks, task)
+            return self._search(market, task)
 
-    def _search(self, market: MarketReplay, networks: OnnxNetworks, task: Task) -> Result:
+    def _search(self, market: MarketReplay, task: Task) -> Result:
         searches, n = task.searches, len(task.batch)
-        planner = networks.planner(min(n, searches.roots), searches.config)
+        planner = self._networks.planner(min(n, searches.roots), searches.config)
         index, rows = np.arange(n), self._new_rows(market, task)
-        put(rows, task.read, index)
+        scatter(rows, task.read, index)
         batch = task.batch.copy() if isinstance(rows, SearchedBars) else index
         check_status(market.run_batch(searches, rows, planner, task.first, batch))
-        return Result(next(iter(self._networks)), planner.stats, take(rows, WRITTEN[searches.kind], index))
+        return Result(self._key, planner.stats, gather(rows, WRITTEN[searches.kind], index))
 
     def _new_rows(self, market: MarketReplay, task: Task) -> Rows:
         shape, T = self._replay, len(market.data.bars.time)
         if task.searches.kind == SEARCH_BARS:
             return new_searched_bars(task.batch, T, shape.positions, shape.actions)
         return new_replay_buffer(len(task.batch), *shape)
-
-    def _take_weights(self, weights: Weights) -> OnnxNetworks:
-        if weights.key not in self._networks:
-            self._networks = {weights.key: OnnxNetworks(weights.graphs, weights.shape)}
-        return self._networks[weights.key]
 
 
 class JobWorker:

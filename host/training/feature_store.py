@@ -72,10 +72,10 @@ class FeatureStore:
         self.row_of_bar[:], self._bar_of_row[:], self._ref_count[:] = -1, -1, 0
         self._release_time[:] = self._num_releases = 0
 
-    def release(self, start: int, bars: int) -> None:
-        """Release the rows of an episode that no other episode uses."""
-        ts = np.arange(start - self._bars_before, start + bars)
-        self._ref_count[ts] -= 1
+    def release(self, starts: NDArray[np.int64], bars: int) -> None:
+        """Undo an `acquire`; a row that nobody uses any more may go, after those that were released before it."""
+        ts, users = np.unique(starts[:, None] + np.arange(-self._bars_before, bars), return_counts=True)
+        self._ref_count[ts] -= users.astype(np.int16)
         self._num_releases += 1
         self._release_time[self.row_of_bar[ts[self._ref_count[ts] == 0]]] = self._num_releases
 

@@ -285,14 +285,12 @@ class MarketReplay:
         try:
             yield
         finally:
-            for start in starts:
-                self.feature_store.release(int(start), bars)
+            self.feature_store.release(starts, bars)
 
     def release_features(self, slots: NDArray[np.int64]) -> None:
         """Release the features of those of the episodes `slots` that are stored."""
-        for start in self.replay.start_bar[slots]:
-            if start != EMPTY:
-                self.feature_store.release(int(start), self.config.market.episode_length + 1)
+        starts = self.replay.start_bar[slots]
+        self.feature_store.release(starts[starts != EMPTY], self.config.market.episode_length + 1)
 
     def restore_features(self) -> None:
         """Compute the features of the stored episodes anew, after their first bars were restored."""

@@ -309,7 +309,7 @@ def test_a_transformer_learns_from_bars_before_the_first_of_a_window(mirror: boo
         )
         np.testing.assert_array_equal(trainer.batch.features[b].reshape(3, F), expected)
     for start in trainer.markets[0].replay.start_bar[:4]:
-        trainer.markets[0].feature_store.release(int(start), 25)
+        trainer.markets[0].feature_store.release(np.array([start]), 25)
     assert (trainer.markets[0].feature_store._ref_count == 0).all()
 
 

@@ -249,7 +249,7 @@ def test_the_store_has_the_features_of_every_bar_held_and_never_more_rows(
     store, held = FeatureStore(DATA, room * length, 1, room_mb), list[int]()
     for _ in range(12):
         while len(held) + num_envs > room or (held and draw.random() < 0.4):
-            store.release(held.pop(int(draw.integers(len(held)))), length)
+            store.release(np.array([held.pop(int(draw.integers(len(held))))]), length)
         starts = draw.choice(DATA.starts[:180], num_envs)  # episodes share bars, and all together have no room
         store.acquire(starts, length)
         held += starts.tolist()
@@ -287,7 +287,7 @@ def test_with_room_each_bar_is_computed_once(computed: list[int]) -> None:
     store = FeatureStore(DATA, 50, 1)
     for start in [0, 90, 10, 0, 80, 140, 10]:
         store.acquire(DATA.starts[start : start + 1], 25)
-        store.release(int(DATA.starts[start]), 25)
+        store.release(DATA.starts[[start]], 25)
     assert len(computed) == len(set(computed)) == 35 + 35 + 25
 
 
@@ -296,12 +296,12 @@ def test_without_room_what_was_released_longest_ago_goes_first(computed: list[in
     a, b, c, d = (int(DATA.starts[0]) + 25 * np.arange(4)).tolist()
     store.acquire(np.array([a, b, c]), 25)
     for start in (b, a, c):
-        store.release(start, 25)
+        store.release(np.array([start]), 25)
     store.acquire(np.array([d]), 25)  # in the room of b
     computed.clear()
     store.acquire(np.array([a, c]), 25)
     assert computed == []
-    store.release(a, 25)
+    store.release(np.array([a]), 25)
     store.acquire(np.array([b]), 25)
     assert computed == list(range(b, b + 25))
 
