@@ -31,7 +31,7 @@ from host.bench.enhancement_run import (
 from host.bench.options import BenchError, BenchOptions, Budget
 from host.bench.process import BenchRow
 from host.bench.readme import markdown_table
-from host.cluster.cluster import open_cluster
+from host.cluster.cluster import ClusterError, open_cluster
 from host.cluster.jobs import ClusterJobs
 from host.console import ProgressCallback, log, progress
 from host.processes import ReportProgress, run_at_once
@@ -197,7 +197,7 @@ def summarize_market(rows: list[BenchRow]) -> BenchRow:
     return {"seeds": len(rows), **summary, **{axis: summarize_curves(curves, axis) for axis in AXES}}
 
 
-@hint_on_stop()
+@hint_on_stop(ClusterError)
 def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> list[BenchRow]:
     """The document of `bench enhancements`, written to `options.out` too, with its table and its pictures."""
     rows, out, document = select(options.only), options.out, list[BenchRow]()

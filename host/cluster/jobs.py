@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from host.cluster.cluster import BESIDE, SILENCE_S, Cluster, Node
+from host.cluster.cluster import BESIDE, SILENCE_S, Cluster, ClusterError, Node, cause_of
 from host.cluster.worker import JobWorker
 from host.cluster.workers import GROW_S
 from host.console import log
@@ -40,7 +40,7 @@ class ClusterJobs:
     def run(self, job: Any, report_progress: ReportProgress, *given: Any) -> Row:
         """The result of a job, with the peak memory of its process; the exception of a job is raised.
 
-        ClusterError where no node comes or answers, RuntimeError where the job loses its process MAX_LOSSES times.
+        ClusterError where no node comes or answers, or the job loses its process MAX_LOSSES times.
         """
         losses = 0
         while True:
@@ -49,9 +49,10 @@ class ClusterJobs:
                 row = self._run_on(node, job, report_progress, *given)
             except LostError as error:
                 losses += 1
-                log(f"a job on {node.host} is lost ({error}); it begins again")
                 if losses == MAX_LOSSES:
-                    raise RuntimeError(f"{job}: lost {losses} times, the last time: {error}") from None
+                    text = f"a job has lost {MAX_LOSSES} processes, the last on {node.host}: {error}"
+                    raise ClusterError(text) from None
+                log(f"a job on {node.host} is lost ({error}); it begins again")
             else:
                 if row is not None:
                     return row
@@ -95,10 +96,9 @@ class ClusterJobs:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
-            why = str(error).strip().splitlines()[-1].strip().partition(". ")[0]
             if not getattr(error, "actor_init_failed", False):
-                raise LostError(why) from None
-            self.cluster.refuse(node, f"cannot begin: {why}")
+                raise LostError(cause_of(error)) from None
+            self.cluster.refuse(node, f"cannot begin: {cause_of(error)}")
             return None
         finally:
             self._ray.kill(actor)

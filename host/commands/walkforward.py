@@ -24,7 +24,7 @@ from host.analysis.significance import judge_pool
 from host.analysis.statistics import sharpe
 from host.analysis.summary import EVIDENCE_Z, explain_opportunity, print_verdict
 from host.atomic import add_path_to_errors, atomic_write, check_writable, create_file, locked
-from host.cluster.cluster import open_cluster
+from host.cluster.cluster import ClusterError, open_cluster
 from host.cluster.jobs import ClusterJobs
 from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
 from host.commands.train_report import model_origin
@@ -109,7 +109,7 @@ class Walk(NamedTuple):
         return span_of(symbol, sha256, self.series.bars.time, tests[0].test_first, tests[-1].test_stop)
 
 
-@hint_on_stop()
+@hint_on_stop(ClusterError)
 def walkforward_csv(
     files: list[Path], reading: ReadOptions, config: Config, options: WalkOptions, runner: JobRunner = run_fold
 ) -> Row:
