@@ -114,9 +114,9 @@ def test_what_ray_refuses_is_one_line() -> None:
     for other in (RuntimeError("Version mismatch"), RayError("no"), ValueError("no"), TimeoutError("no")):
         with pytest.raises(ClusterError, match=f"^--ray h:1: {other}$"):
             connect(InitRay(other), "h:1", 100.0)
-    with pytest.raises(ClusterError, match="^--ray h:1: TimeoutError$"):
+    with pytest.raises(ClusterError, match=r"^--ray h:1: TimeoutError$"):
         connect(InitRay(TimeoutError()), "h:1", 100.0)
-    with pytest.raises(ClusterError, match="Permission denied: '/tmp/ray/session'$"):  # of another user's cluster
+    with pytest.raises(ClusterError, match=r"Permission denied: '/tmp/ray/session'$"):  # of another user's cluster
         connect(InitRay(PermissionError(13, "Permission denied", "/tmp/ray/session")), AUTO, 100.0)
 
 
