@@ -92,14 +92,14 @@ class Cluster:
 
     def __init__(self, ray: Any, most: int | None) -> None:
         self.ray, self.most = ray, most  # workers at once, at most
-        self.refused = dict[str, str]()  # why a node gets no work, by id
+        self.refused, self._accepted = dict[str, str](), set[str]()  # why a node gets no work, by id; ids of others
         self._own, self._other_cpus = identity(), dict[str, str]()  # what is said of another CPU, by node
         self._classes = dict[type[Any], Any]()  # which Ray has been told of
 
     def nodes(self) -> list[Node]:
         """The machines that live and are not refused; the driver keeps one CPU of its own if it has another.
 
-        ClusterError where all are refused, or the head is silent.
+        ClusterError where all are refused that ever came, or the head is silent.
         """
         here, found = self.ray.get_runtime_context().get_node_id(), list[Node]()
         for node in self._ask_head():
@@ -108,7 +108,7 @@ class Cluster:
                 cpus -= 1
             if cpus > 0 and node["NodeID"] not in self.refused:
                 found.append(Node(node["NodeID"], node["NodeManagerHostname"], cpus))
-        if self.refused and not found:
+        if self.refused and not found and self._accepted <= {*self.refused}:  # else a lost one may come again
             why = "; ".join(self.refused.values())
             raise ClusterError(f"no node may work: {why}: see `On many machines` in host/README.md")
         return found
@@ -154,6 +154,7 @@ class Cluster:
         text = f"{node.host} has another CPU, {theirs.cpu}, here {self._own.cpu}: the bytes of a run may differ"
         if self._own.cpu != theirs.cpu and self._other_cpus.setdefault(node.id, text) is text:
             log(text)
+        self._accepted.add(node.id)
         return True
 
     def refuse(self, node: Node, why: str) -> None:
