@@ -104,7 +104,7 @@ def run_at_once(
     with ThreadPoolExecutor(max(len(jobs), 1)) as pool:  # which starts a thread where none is idle
         try:
             while names or running:
-                free = max(room(), 1) - len(running)
+                free = room() - len(running)
                 running |= {pool.submit(work, names.popleft()) for _ in range(min(free, len(names)))}
                 show(shares)
                 done, running = wait(running, SAMPLE_INTERVAL_S, FIRST_COMPLETED)

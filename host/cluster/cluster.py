@@ -99,7 +99,7 @@ class Cluster:
     def nodes(self) -> list[Node]:
         """The machines that live and are not refused; the driver keeps one CPU of its own if it has another.
 
-        ClusterError where all are refused that ever came, or the head is silent.
+        ClusterError where all that were ever here are refused, or the head is silent.
         """
         here, found = self.ray.get_runtime_context().get_node_id(), list[Node]()
         for node in self._ask_head():
@@ -191,8 +191,8 @@ def open_cluster(address: str, most: int | None = None, memory_mb: float | None 
             cluster = Cluster(ray, most)
             nodes, where = cluster.nodes(), ray.get_runtime_context().gcs_address
             names = ", ".join(node.host for node in nodes)
-            begin = "started" if is_new else "attached to"
-            log(f"Ray: {begin} {where}, {cluster.num_workers} workers on {len(nodes)} nodes ({names})")
+            did = "started" if is_new else "attached to"
+            log(f"Ray: {did} {where}, {cluster.num_workers} workers on {len(nodes)} nodes ({names})")
             yield cluster
         finally:
             closing = threading.Thread(target=ray.shutdown, daemon=True)
@@ -203,9 +203,9 @@ def open_cluster(address: str, most: int | None = None, memory_mb: float | None 
 
 
 def connect(ray: Any, address: str, store: float) -> bool:
-    """Make this process a driver of a cluster; with AUTO of a new one, with a store of so many MB, if none runs.
+    """Make this process a driver of a cluster; whether that is new: with AUTO, if none runs.
 
-    Whether it is new.
+    A new one gets a store of so many MB.
     """
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:

@@ -30,12 +30,15 @@ class ClusterJobs:
         self.cluster, self._ray, self._fn = cluster, cluster.ray, fn
         self._busy, self._free = Counter[str](), threading.Condition()  # jobs by node; told when one ends
         self._nodes, self._looked = list[Node](), -GROW_S  # those of the last look, and its time
-        self._heard = time.monotonic()  # when a node was last seen, or a job last answered
+        self._seen = self._heard = time.monotonic()  # when a node was last there; when a job last answered
 
     def room(self) -> int:
-        """Jobs that may run at once now: a node that joins makes it larger.  ClusterError as of `Cluster.nodes`."""
+        """Jobs that may run at once now, which a node that joins makes more; one at least, to wait for a node.
+
+        ClusterError as of `Cluster.nodes`.
+        """
         with self._free:
-            return min(sum(node.cpus for node in self._look()), self.cluster.most or sys.maxsize)
+            return max(min(sum(node.cpus for node in self._look()), self.cluster.most or sys.maxsize), 1)
 
     def run(self, job: Any, report_progress: ReportProgress, *given: Any) -> Row:
         """The result of a job, with the peak memory of its process; the exception of a job is raised.
@@ -73,13 +76,13 @@ class ClusterJobs:
                     self._busy[node.id] += 1
                     return node
                 self._free.wait(self._look_s)
-            self.cluster.check_silence(self._heard, "no node is there")
+            self.cluster.check_silence(self._seen, "no node is there")
 
     def _look(self) -> list[Node]:
         """The nodes that may work, as they were at most GROW_S ago; whoever calls holds `_free`."""
         if time.monotonic() - self._looked > GROW_S:
             self._nodes, self._looked = self.cluster.nodes(), time.monotonic()
-            self._heard = self._looked if self._nodes else self._heard
+            self._seen = self._looked if self._nodes else self._seen
         return [node for node in self._nodes if node.id not in self.cluster.refused]
 
     @property
@@ -105,10 +108,10 @@ class ClusterJobs:
 
     def _begins(self, actor: Any, node: Node, report_progress: ReportProgress) -> bool:
         """Wait for the process of an actor, also while others use the CPU; whether its node may work."""
-        identity = actor.identity.options(concurrency_group=BESIDE).remote()
+        identity, begin = actor.identity.options(concurrency_group=BESIDE).remote(), time.monotonic()
         while not self._ray.wait([identity], num_returns=1, timeout=self._look_s)[0]:
             report_progress(0.0)
-            self.cluster.check_silence(self._heard, f"{node.host} starts no process")
+            self.cluster.check_silence(max(self._heard, begin), f"{node.host} starts no process")
         self._heard = time.monotonic()
         return self.cluster.accepts(node, self._ray.get(identity))
 

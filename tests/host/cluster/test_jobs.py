@@ -107,6 +107,8 @@ def test_there_is_room_on_nodes_that_join_and_are_not_refused(ray: FakeRay) -> N
     assert (all_of_them.room(), some.room()) == (6, 4)
     all_of_them.cluster.refused["n1"] = "n1 has another program"
     assert all_of_them.room() == 4
+    ray.machines.clear()
+    assert ClusterJobs(ray.cluster(), double).room() == 1  # who waits for a node
 
 
 def test_more_jobs_run_at_once_when_there_is_more_room() -> None:
@@ -115,7 +117,7 @@ def test_more_jobs_run_at_once_when_there_is_more_room() -> None:
 
     def room() -> int:
         seen.append(len(begun))
-        return 0 if len(seen) < 4 else 3
+        return 1 if len(seen) < 4 else 3
 
     def meet(number: int, _: ReportProgress) -> Row:
         begun.append(number)
@@ -197,6 +199,9 @@ def test_a_cluster_that_starts_nothing_is_given_up(ray: FakeRay) -> None:
     ray.on_look = lambda ray: setattr(ray.actors[-1], "is_hung", True)
     with pytest.raises(ClusterError, match=r"no answer for 150 s \(n1 starts no process; 2 nodes are there\)"):
         doubles(ray, 4.0)
+    pool = ClusterJobs(ray.cluster(), double)
+    with pytest.raises(ClusterError, match=r"no answer for 150 s \(n1 starts no process"):
+        pool.run(4.0, lambda share: pool.room() and None)  # nodes that are looked at are no process
     ray.machines.clear()
     with pytest.raises(ClusterError, match=r"for 150 s \(no node is there"):
         doubles(ray, 5.0, report=lambda share: ray.sleep(60.0))
