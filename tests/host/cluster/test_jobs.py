@@ -1,5 +1,6 @@
 """Jobs on a cluster give the results of one machine, whatever dies.  Ray is that of this process but for one test."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -131,6 +132,28 @@ def test_more_jobs_run_at_once_when_there_is_more_room() -> None:
     assert sorted(kept) == [*"012345"]
     assert max(seen[:4]) == 1
     assert begun[0] == 0
+
+
+def test_a_head_that_is_lost_ends_the_jobs_that_run() -> None:
+    """Ray would end this process a minute later, without a word on how to go on."""
+    looks, ended = itertools.count(), list[int]()
+
+    def room() -> int:
+        if next(looks) == 2:
+            raise ClusterError("the head said nothing")
+        return 1
+
+    def run_long(number: int, report: ReportProgress) -> Row:
+        try:
+            while True:
+                report(0.5)
+                time.sleep(0.01)
+        finally:
+            ended.append(number)
+
+    with pytest.raises(ClusterError, match=r"^the head said nothing$"):
+        run_at_once({"0": 0, "1": 1}, room, run_long, lambda *_: None, lambda shares: None)
+    assert ended == [0]
 
 
 @pytest.mark.parametrize("error", [RayActorError("dead\n  by signal 9. Some causes"), RayError("by signal 9")])
