@@ -16,6 +16,7 @@ from host.data.formats import ReadOptions
 from host.gym.market_env import TEST, TRAINING, VALIDATION, MarketEnv, MarketVectorEnv, read_dataset
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts, run_targets
 from kernels.market.position import BUY, CLOSE, HOLD, SELL
+from tests.fixtures.paths import ROOT
 from tests.fixtures.trained import ROWS, feed_of
 from tests.fixtures.trainings import dataset, tiny
 
@@ -131,3 +132,13 @@ def test_a_part_that_is_none_or_empty_is_refused() -> None:
         MarketEnv(DATA, "all")
     with pytest.raises(ValueError, match="the validation part is empty"):
         MarketEnv(dataset(tiny("train.validation_fraction=0")), VALIDATION)
+
+
+def test_the_example_of_the_document_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    section = (ROOT / "host" / "README.md").read_text(encoding="utf-8").split("## The market as a Gymnasium")[1]
+    names: dict[str, Any] = {}
+    exec(section.split("```python\n")[1].split("```")[0], names)
+    assert capsys.readouterr().out == f"{names['info']['equity_pips']:.1f} pips by random actions\n"
+    assert names["truncated"]
+    assert names["observations"].shape == (64, names["observation"].shape[0])
