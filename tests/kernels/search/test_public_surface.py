@@ -55,8 +55,8 @@ def test_the_game_of_the_map_runs(capsys: pytest.CaptureFixture[str]) -> None:
     )
     planner = names["planner"]
     assert capsys.readouterr().out == f"{planner.action}\n{planner.q.round(1)}\n"
-    assert planner.action.tolist() == [1, 1, 1, 1]
-    best = np.full(4, 10 * 0.9**3 / (1 - 0.9**4)) / 0.9 ** np.arange(4)
+    assert planner.action.tolist() == [1, 1, 1]
+    best = 10 * 0.9 ** np.arange(2, -1, -1) / (1 - 0.9**3)
     assert (planner.q[:, 1] <= best + 1e-4).all()
     assert (planner.q[:, 1] > 1 / (1 - 0.9)).all()  # more than always to the left
 
