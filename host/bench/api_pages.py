@@ -7,6 +7,7 @@ modules of other folders import, and what the `__all__` of a folder names.
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from host.atomic import atomic_write
@@ -27,7 +28,7 @@ def rewrite(folder: str) -> None:
 
 def api_page(folder: str) -> str:
     """A list for each module: every public function and class, with its parameters and the first line about it."""
-    public, page = public_names(), ""
+    public, page = public_names(ROOT), ""
     for path in sorted((ROOT / folder).rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
         lines = [entry(node) for node in definitions(path) if (name, node.name) in public]
@@ -41,9 +42,10 @@ def definitions(path: Path) -> list[Definition]:
     return [node for node in body if isinstance(node, Definition)]
 
 
-def public_names() -> set[tuple[str, str]]:
+@cache
+def public_names(root: Path) -> set[tuple[str, str]]:
     """(file, name) of all that a module of another folder imports, or the `__init__` of its own."""
-    sources = [ROOT / "swt.py", *(path for top in (*FOLDERS, "host") for path in (ROOT / top).rglob("*.py"))]
+    sources = [root / "swt.py", *(path for top in (*FOLDERS, "host") for path in (root / top).rglob("*.py"))]
     return {used for path in sources for used in imports(path)} | {used for top in FOLDERS for used in exports(top)}
 
 
