@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 from host.data.formats import ReadOptions
 from host.gym.market_env import TEST, TRAINING, VALIDATION, MarketEnv, MarketVectorEnv, read_dataset
+from kernels.market.bars import SECOND_NS
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts, run_targets
 from kernels.market.position import BUY, CLOSE, HOLD, SELL
 from tests.fixtures.paths import ROOT
@@ -27,6 +28,14 @@ DATA = dataset(tiny(*COSTS))
 @pytest.mark.parametrize("part", [TRAINING, VALIDATION, TEST])
 def test_gymnasium_accepts_the_environment(part: str) -> None:
     check_env(MarketEnv(DATA, part), skip_render_check=True)
+
+
+@pytest.mark.parametrize("part", [TRAINING, VALIDATION, TEST])
+def test_a_part_has_the_features_of_its_bars_and_no_other(part: str) -> None:
+    observer = MarketEnv(DATA, part)._observer
+    first, last = observer.stretch.starts.min(), observer.stretch.starts.max() + observer.stretch.length
+    assert np.flatnonzero(observer.features.any(axis=1)).tolist() == [*range(first, last + 1)]
+    assert last < {TRAINING: DATA.train_stop, VALIDATION: DATA.validation_stop, TEST: len(DATA.bars.time)}[part]
 
 
 def test_the_mask_names_the_legal_actions() -> None:
@@ -72,6 +81,7 @@ def test_an_episode_of_the_test_part_earns_what_the_ledger_books() -> None:
         observation, reward, terminated, truncated, info = env.step(action)
         rewards.append(reward)
         targets.append(float(observation[-9]))
+        assert observation[:-9].any()
         assert not truncated
     targets[-1] = targets[-2]  # closed out behind the last decision, at the close of the last bar
     market, n = DATA.market_spec.market, len(rewards)
@@ -123,6 +133,7 @@ def test_a_file_of_a_stranger_is_an_environment(tmp_path: Path) -> None:
     data = read_dataset(path, *asked, "market.position_sizes=[0.5,1]", reading=ReadOptions(side="ask"))
     env = MarketEnv(data)
     assert (env.action_space.n, data.market_spec.profile.symbol) == (6, "EURUSD")
+    assert data.market_spec.market.interval_ns == 3600 * SECOND_NS
     observation, _ = env.reset(seed=0)
     np.testing.assert_array_equal(observation, env.reset(seed=0)[0])
     assert sum(not env.step(HOLD)[3] for _ in range(50)) == 49
