@@ -1,4 +1,4 @@
-"""PPO and DQN of Stable-Baselines3 on `ppo_env.Episodes`.  Imported only where they are installed."""
+"""PPO and DQN of Stable-Baselines3 on `host.evaluation.episodes.Episodes`.  Imported only where they are installed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.bench.ppo_env import Episodes, Observations, Policy
+from host.bench.ppo_env import Observations, Policy, observe
 from host.bench.ppo_meter import Meter, Task
+from host.evaluation.episodes import Episodes
 
 torch: Any = import_module("torch")
 spaces: Any = import_module("gymnasium.spaces")
@@ -29,12 +30,12 @@ class LockstepEnv(VecEnv):  # type: ignore[misc]
     def __init__(self, episodes: Episodes) -> None:
         self.episodes = episodes
         low, high = np.array([0, -1], np.float32), np.array([2**24, 1], np.float32)
-        actions = episodes.decisions.legal.shape[1]
-        super().__init__(len(episodes.bar), spaces.Box(low, high), spaces.Discrete(actions))
+        super().__init__(len(episodes.bar), spaces.Box(low, high), spaces.Discrete(episodes.num_actions))
 
     def reset(self) -> Observations:
         """Begin all episodes anew."""
-        return self.episodes.reset()
+        self.episodes.begin()
+        return observe(self.episodes)
 
     def step_async(self, actions: NDArray[np.int64]) -> None:
         """Keep the actions for `step_wait`."""
@@ -42,11 +43,15 @@ class LockstepEnv(VecEnv):  # type: ignore[misc]
 
     def step_wait(self) -> tuple[Observations, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         """One decision of every episode."""
-        observation, reward, is_cut, last = self.episodes.step(self._actions)
-        infos: list[dict[str, Any]] = [{} for _ in is_cut]
-        for row, end in zip(np.flatnonzero(is_cut), last, strict=True):
-            infos[row] = {"TimeLimit.truncated": True, "terminal_observation": end}
-        return observation, reward, is_cut, infos
+        reward, is_cut = self.episodes.step(self._actions)
+        observation, infos = observe(self.episodes), [dict[str, Any]() for _ in is_cut]
+        if is_cut.any():
+            rows = np.flatnonzero(is_cut)
+            for row in rows:
+                infos[row] = {"TimeLimit.truncated": True, "terminal_observation": observation[row]}
+            self.episodes.begin(rows)
+            observation = observe(self.episodes)
+        return observation, reward.astype(np.float32), is_cut, infos
 
     def close(self) -> None:
         """Nothing is open."""

@@ -9,16 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.bench.ppo_env import (
-    Backtest,
-    Decisions,
-    Episodes,
-    Policy,
-    backtest_policy,
-    new_decisions,
-    write_features,
-)
+from host.bench.ppo_env import Backtest, Policy, backtest_policy
 from host.bench.process import BenchRow
+from host.evaluation.episodes import Episodes, Stretch, write_features
 from host.processes import ReportProgress
 from host.training.dataset import Dataset
 
@@ -63,7 +56,6 @@ class Task(NamedTuple):
     """What a rival trains on.  The features of the training bars are zeros until `prepare`."""
 
     data: Dataset
-    decisions: Decisions
     features: NDArray[np.float32]  # [T, F]
     length: int  # decisions of an episode
     seed: int
@@ -77,7 +69,9 @@ class Task(NamedTuple):
         starts = self.data.starts
         if validates:
             starts = starts[starts + self.length < self.validation_first]
-        return Episodes(self.decisions, starts, self.length, count, self.seed)
+        rng = np.random.Generator(np.random.Philox(key=self.seed))
+        market = self.data.market_spec.market
+        return Episodes(self.data.bars, market, Stretch(starts, self.length), count, rng)
 
     @property
     def validation_first(self) -> int:
@@ -90,13 +84,13 @@ class Task(NamedTuple):
 
     def backtest(self, policy: Policy, first: int, stop: int) -> Backtest:
         """What the policy earns on the bars [first, stop)."""
-        return backtest_policy(policy, self.decisions, self.data.bars, self.data.market_spec.market, first, stop)
+        return backtest_policy(policy, self.data.bars, self.data.market_spec.market, first, stop)
 
 
 def new_task(data: Dataset, length: int, seed: int) -> Task:
     """What a rival trains on, with the features of the unseen bars, which its clock does not count."""
     spec = data.market_spec
     features = np.zeros((len(data.bars.time), len(spec.normaliser.scale)), np.float32)
-    task = Task(data, new_decisions(data.bars, spec.market), features, length, seed)
+    task = Task(data, features, length, seed)
     write_features(task.features, data, data.test_first, len(data.bars.time))
     return task

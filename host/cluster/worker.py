@@ -119,7 +119,7 @@ class SearchWorker:
             # what Ray passes is read-only, for which no kernel is compiled: copies are not
             extra, spec = copy.deepcopy((market.extra, market.spec))
             bars = load_bars(shared_file(market.bars_key, partial(ray.get, market.bars)))
-            data = Dataset(bars, extra, 0, 0, 0, spec, np.zeros(0, np.int64), {})
+            data = Dataset(bars, extra, 0, 0, 0, spec, np.zeros(0, np.int64), {}, 0)
             sizes, rows = ReplaySizes(t.num_envs, t.num_envs, 0), new_replay_buffer(0, *replay)
             self._markets.append(MarketReplay(index, data, config, sizes, rows, [], 1, 1, CACHE_MB))
 

@@ -38,6 +38,7 @@ class Dataset(NamedTuple):
     market_spec: MarketSpec
     starts: NDArray[np.int64]  # bars on which an episode of training may start
     rejects: dict[str, int]  # number of other bars of the training part, by reason
+    episode_length: int  # decisions
 
 
 class DatasetError(ValueError):
@@ -60,7 +61,7 @@ def new_dataset(
             f"{len(bars.time)} bars give no training episode of {length} decisions ({reasons}); {split.shortage}"
         )
     spec = fit_market_spec(bars, extra, config, instrument, interval_ns, hours, stop, threads)
-    return Dataset(bars, extra, stop, split.validation_stop, split.test_first, spec, starts, rejects)
+    return Dataset(bars, extra, stop, split.validation_stop, split.test_first, spec, starts, rejects, length)
 
 
 def check_bars(bars: Bars) -> None:

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from host.bench import ppo as module
 from host.bench.options import BenchError, BenchOptions
 from host.bench.ppo import FIGURES, OURS, PACKAGES, TRADED_MARKETS, Job, bench_ppo, job_key, measure_job
-from host.bench.ppo_env import Episodes, backtest_policy, new_decisions
-from host.bench.ppo_meter import Meter, new_task
+from host.bench.ppo_env import backtest_policy, new_decisions, observe
+from host.bench.ppo_meter import Meter, Task, new_task
 from host.evaluation.exam import new_evaluation_set, selftest_config
 from host.evaluation.optimum import run_ledger
 from host.evaluation.synthetic import INTERVAL_NS, PIP, SYNTHETIC_INSTRUMENT, SyntheticOptions, make_market
 from host.training.dataset import Dataset, new_dataset
 from host.training.feature_store import FeatureStore
-from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts, step
 from kernels.market.position import BUY, CLOSE, HOLD, SELL
 
 TINY = (
@@ -29,7 +28,6 @@ TINY = (
     *("train.num_envs=2", "train.batches_per_iteration=1", "train.updates_per_iteration=2", "train.batch_size=32"),
     *("train.replay_capacity=8", "search.num_simulations=2"),
 )
-COSTS = ("market.slippage=0.3", "market.commission=0.2", "market.swap_long=-3", "market.swap_short=-2")
 
 
 def new_data(name: str, *settings: str) -> Dataset:
@@ -38,56 +36,12 @@ def new_data(name: str, *settings: str) -> Dataset:
     return new_dataset(synthetic.bars, synthetic.extra, config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, 1)
 
 
-@pytest.mark.parametrize("reverse", ["false", "true"])
-def test_rewards_are_the_ledgers(reverse: str) -> None:
-    """Along one episode of random actions with every cost, over a night; what the rules forbid holds."""
-    data = new_data("planted", *COSTS, f"market.reverse={reverse}")
-    bars, market = data.bars, data.market_spec.market
-    episodes = Episodes(new_decisions(bars, market), np.array([1]), len(bars.time), 1, seed=0)
-    account, trade = new_accounts(1)[0], np.zeros(NUM_TRADE_FIELDS)
-    actions = np.random.default_rng(0).integers(0, 4, len(bars.time) - 2)
-    episodes.reset()
-    for t, action in enumerate(actions, start=1):
-        legal = episodes.legal()[0, action]
-        expected = step(account, trade, bars, t, int(action), market)
-        assert np.isnan(expected) != legal
-        before = episodes.side[0]
-        (observation,), (reward,), _, _ = episodes.step(np.array([action]))
-        if legal:
-            assert reward == pytest.approx(expected, rel=1e-5, abs=1e-6)
-        else:
-            assert episodes.side[0] == before
-            assert reward == episodes.decisions.reward[t, before + 1, HOLD]
-        assert observation.tolist() == [t + 1, account[2]]
-
-
-def test_an_episode_is_cut_off_with_its_position() -> None:
-    decisions = new_decisions(new_data("noise").bars, new_data("noise").market_spec.market)
-    starts = np.array([300, 500, 700])
-    episodes = Episodes(decisions, starts, 3, 64, seed=1)
-    first = episodes.reset()
-    assert {*first[:, 0]} == {*starts}
-    assert not first[:, 1].any()
-    buy, hold = np.full(64, BUY), np.full(64, HOLD)
-    assert episodes.legal()[0].tolist() == [True, True, True, False]
-    assert not episodes.step(buy)[2].any()
-    assert episodes.legal()[0].tolist() == [True, False, False, True]
-    assert not episodes.step(hold)[2].any()
-    observation, reward, is_cut, last = episodes.step(hold)
-    assert is_cut.all()
-    np.testing.assert_array_equal(last[:, 0], first[:, 0] + 3)
-    assert (last[:, 1] == 1).all()  # the value of the position goes on
-    np.testing.assert_array_equal(reward, decisions.reward[first[:, 0].astype(int) + 2, 2, HOLD])
-    assert {*observation[:, 0]} == {*starts}
-    assert not observation[:, 1].any()
-
-
 def test_a_backtest_follows_the_policy_and_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("host.bench.ppo_env.CHUNK_ROWS", 64)
     data = new_data("planted")
     bars, market, first, stop = data.bars, data.market_spec.market, 1600, 1900
     table = np.random.default_rng(2).integers(0, 4, (len(bars.time), 3))
-    decisions, asked = new_decisions(bars, market), list[int]()
+    decisions, asked = new_decisions(market), list[int]()
 
     def policy(observations: NDArray[np.float32], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
         bar, row = observations[:, 0].astype(int), observations[:, 1].astype(int) + 1
@@ -95,7 +49,7 @@ def test_a_backtest_follows_the_policy_and_the_ledger(monkeypatch: pytest.Monkey
         asked.extend(bar)
         return table[bar, row]
 
-    result = backtest_policy(policy, decisions, bars, market, first, stop)
+    result = backtest_policy(policy, bars, market, first, stop)
     assert asked == [bar for bar in range(first, stop - 1) for _ in range(3)]
     side, actions = 0, []
     for t in range(first, stop):
@@ -120,11 +74,18 @@ def test_a_task_has_our_features_and_keeps_validation_apart() -> None:
     store.acquire(ts, 1)
     np.testing.assert_array_equal(task.features[ts], store.X[store.row_of_bar[ts]])
     assert task.validation_first == int(1500 * 0.85)
-    seen = [task.episodes(4096, validates).reset()[:, 0].max() for validates in (False, True)]
+    seen = [first_bars(task, 4096, validates).max() for validates in (False, True)]
     assert seen == [data.starts.max(), task.validation_first - 25]
-    first = task.episodes(8, False).reset()
-    np.testing.assert_array_equal(first, task.episodes(8, False).reset())
-    assert (first != task._replace(seed=1).episodes(8, False).reset()).any()
+    first = first_bars(task, 8, False)
+    np.testing.assert_array_equal(first, first_bars(task, 8, False))
+    assert (first != first_bars(task._replace(seed=1), 8, False)).any()
+
+
+def first_bars(task: Task, count: int, validates: bool) -> NDArray[np.float32]:
+    episodes = task.episodes(count, validates)
+    episodes.begin()
+    assert not observe(episodes)[:, 1].any()
+    return observe(episodes)[:, 0]
 
 
 def ticking(*steps: float) -> Callable[[], float]:

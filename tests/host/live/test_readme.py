@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from host.config import RiskConfig
 from host.data.feed import Bar
+from host.data.parsing import format_utc
 from host.live import limits
 from host.live.target_file import PositionRow, format_target, parse_position
 from kernels.live.risk import (
@@ -26,7 +28,7 @@ from kernels.live.risk import (
 from kernels.market.bars import SECOND_NS
 from kernels.market.calendar import CLOSED_ON_WEEKENDS, DAY_NS, HOUR_NS, weekly_close
 from kernels.market.features import HISTORY
-from tests.fixtures.acting import acting, bars
+from tests.fixtures.acting import Acting, acting, bars, outcomes
 from tests.fixtures.paths import ROOT
 from tests.fixtures.targets import NOW, ROW
 
@@ -156,3 +158,30 @@ def test_the_python_bridge_of_the_document_runs(tmp_path: Path, monkeypatch: pyt
     exec(compile(block, "README.md", "exec"), {"hold": lambda level: level})
     row = parse_position((tmp_path / "live-real" / "position.csv").read_bytes())
     assert row == PositionRow(7, NOW, "EURUSD", -0.5)
+
+
+def test_the_journal_of_the_document_is_read(
+    acting: Callable[..., Acting],
+    bars: list[Bar],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its lines are the decisions of the journal, that of a stop included."""
+    one = acting(max_target=0.5)
+    one.feed(bars[: HISTORY + 5])
+    one.runner.stop("stale-feed")
+    one.folder.rename(tmp_path / "live-real")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(README.split("## Reading a journal")[1].split("```python\n")[1].split("```")[0], {})
+    printed, decided = capsys.readouterr().out.splitlines(), outcomes(tmp_path / "live-real")
+    assert len(printed) == len(decided) == 7
+    for line, record in zip(printed, decided, strict=True):
+        assert line.split()[1:] == [
+            format_utc(record["close_ns"]),
+            record["row"][2] if record["row"] else "stop",
+            str(record["target"]),
+            record["state"],
+            record["reason"],
+        ]

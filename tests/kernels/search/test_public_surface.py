@@ -47,6 +47,20 @@ def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> N
     assert (planner.network_rows > 1).all()
 
 
+def test_the_game_of_the_map_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its search finds the discounted returns of the best way through the corridor, as far as it looks."""
+    names: dict[str, Any] = {}
+    exec(
+        re.findall(r"```python\n(.*?)```", (ROOT / "kernels" / "README.md").read_text(encoding="utf-8"), re.S)[0], names
+    )
+    planner = names["planner"]
+    assert capsys.readouterr().out == f"{planner.action}\n{planner.q.round(1)}\n"
+    assert planner.action.tolist() == [1, 1, 1]
+    best = 10 * 0.9 ** np.arange(2, -1, -1) / (1 - 0.9**3)
+    assert (planner.q[:, 1] <= best + 1e-4).all()
+    assert (planner.q[:, 1] > 1 / (1 - 0.9)).all()  # more than always to the left
+
+
 def test_every_public_name_is_there_and_in_the_map() -> None:
     lines = (ROOT / "kernels" / "README.md").read_text()
     for name in kernels.search.__all__:
