@@ -180,6 +180,7 @@ def test_a_finer_grid_changes_the_gain_by_less_than_half_a_percent(half_life: fl
 @pytest.mark.parametrize(("name", "reverse", "fill"), [
     ("planted", False, 0.0), ("planted", True, 0.0), ("planted", False, 0.2), ("leak", False, 0.0), ("leak", True, 0.1),
     ("planted-hard", False, 0.0), ("planted-hard", True, 0.1), ("close", False, 0.0), ("close", True, 0.1),
+    ("memory", False, 0.0), ("delayed", True, 0.1), ("jumps", False, 0.0), ("sparse", False, 0.0), ("stale", True, 0.1),
 ])  # fmt: skip
 def test_the_ledger_books_the_predicted_gain(name: str, reverse: bool, fill: float) -> None:
     made = make_market(name, LONG_PATH)
