@@ -368,7 +368,8 @@ def data_check(
 @app.command(hidden=PACKED)
 def selftest(
     market: Annotated[
-        list[str] | None, typer.Argument(help="noise, planted, leak (the default), planted-hard, close.")
+        list[str] | None,
+        typer.Argument(help="noise planted leak (the default) planted-hard close memory delayed jumps sparse stale."),
     ] = None,
     half_life: Annotated[float | None, typer.Option(help="Bars in which a deviation of `planted` halves.")] = None,
     noise: Annotated[float | None, typer.Option(help="Standard deviation of a move, pips.")] = None,

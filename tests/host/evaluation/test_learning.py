@@ -11,7 +11,7 @@ from host.evaluation import optimum
 from host.evaluation.exam import EvaluationSet, new_evaluation_set, prepare_evaluation, selftest_config
 from host.evaluation.learning import FLAT, compare_q, expected_profit, measure_agent, optimal_expected_profit
 from host.evaluation.optimum import discounted_q, expected_moves, optimal_actions
-from host.evaluation.synthetic import INTERVAL_NS, PIP, SyntheticOptions, make_market
+from host.evaluation.synthetic import INTERVAL_NS, MARKETS, PIP, SyntheticOptions, make_market
 from host.training.trainer import Trainer
 from kernels.market.ledger import new_market
 from kernels.market.position import action_kind
@@ -51,7 +51,7 @@ def trainer_like(data: Any) -> Any:
 
 
 @pytest.mark.parametrize("actions", [4, 8])
-@pytest.mark.parametrize("name", ["planted", "planted-hard", "leak", "close"])
+@pytest.mark.parametrize("name", [name for name in MARKETS if name != "noise"])
 def test_the_optimum_agrees_with_itself(name: str, actions: int) -> None:
     evaluation, data = prepared(name)
     q = q_of_flat_roots(name, actions)
@@ -82,7 +82,7 @@ def test_the_expected_profit_of_the_optimum_is_its_gain(name: str) -> None:
     assert expected != evaluation.optimum_pips
 
 
-@pytest.mark.parametrize("name", ["planted", "leak", "close"])
+@pytest.mark.parametrize("name", ["planted", "leak", "close", "jumps", "stale"])
 def test_expected_profit_does_not_see_the_noise_of_the_market(name: str) -> None:
     """A held position earns the sum of expected moves, whatever its profit in the ledger was."""
     evaluation, _ = prepared(name)
