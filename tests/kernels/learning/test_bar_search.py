@@ -122,13 +122,13 @@ def test_q_of_every_position_is_that_of_a_search_that_begins_with_it(rule: str) 
 
 def check_stored(trainer: Trainer, searched: SearchedBars, t: int, m: int, policy: Any, value: float) -> None:
     """An episode that begins at bar t stores this policy [A] and value of position m."""
-    replay, market = trainer.markets[0].replay, trainer.markets[0].data.market_spec.market
+    replay = trainer.markets[0].replay
     starts = replay.start_bar.copy()
     replay.start_bar[0] = t
     if (searched.row_of_bar[t : t + L + 1] < 0).any():
         replay.start_bar[:] = starts
         return
-    store_searched_bars(replay, np.array([0]), searched, market, trainer.search_config(4))
+    store_searched_bars(replay, np.array([0]), searched, trainer.search_config(4))
     np.testing.assert_array_equal(replay.policy[0, 0, m], policy.astype(np.float32))
     assert replay.search_value[0, 0, m] == np.float32(value)
     best, row = int(policy.argmax()), searched.row_of_bar[t]
