@@ -16,9 +16,9 @@ from host.evaluation.synthetic import MAX_ITERATIONS, Floats, SyntheticMarket
 from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, run_targets
 from kernels.market.position import action_target, count_actions, fill_size, is_legal
 
-# 0.45 a range is 0.3 a standard deviation of a move: a range is about 1.5 of them
+# 0.4 a range is 0.3 a standard deviation of a move: a range is 1.34 of them
 RISK_SETTINGS = [
-    "market.risk_aversion=0.45",
+    "market.risk_aversion=0.4",
     "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]",
     "market.position_adjustment=true",
 ]
