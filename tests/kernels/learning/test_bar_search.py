@@ -22,6 +22,11 @@ RULES = {
     "one size": (),
     "reverse": ("market.reverse=true",),
     "three sizes": ("market.position_sizes=[0.25, 0.5, 1.0]", "market.reverse=true"),
+    "sizes that change": (
+        "market.position_sizes=[0.5, 1.0]",
+        "market.position_adjustment=true",
+        "market.risk_aversion=0.5",
+    ),
 }
 EACH_RULE = pytest.mark.parametrize("rule", RULES)
 COSTS = ("market.commission=0.2", "market.slippage=0.3", "train.random_episodes=1", "search.c_scale=0.02")
@@ -47,7 +52,8 @@ def test_play_and_targets_are_those_of_a_search_of_each_decision(rule: str) -> N
     """Play, policies, values and last search values to the bit.
 
     The expected reward is reckoned in two ways: without a gap, (reward - side (move - expected move)) of the action
-    taken is Q less the expected value behind it, so that the noise of the market is in neither.
+    taken is Q less the expected value behind it, so that the noise of the market is in neither.  Likewise the square of
+    the move, where the reward has a risk term.
     """
     alone, shared = (first_iteration(rule, f"search.value_reuse={form}")[0] for form in ("off", "shared_tree"))
     a, s, used = alone.markets[0].replay, shared.markets[0].replay, slice(0, EPISODES)
