@@ -71,7 +71,8 @@ def merge_parts(parts: Floats, target: Floats) -> Floats:
     if len(parts) == 0:
         return parts
     first = np.flatnonzero(np.diff(parts[:, ENTRY_BAR], prepend=-1))
-    trades, size = parts[np.append(first[1:], len(parts)) - 1], np.abs(parts[:, TRADE_SIDE])
+    trades: Floats = parts[np.append(first[1:], len(parts)) - 1]
+    size = np.abs(parts[:, TRADE_SIDE])
     for field in (PROFIT_PX, ADVERSE_EXCURSION_SUM_PX, FINANCING_PX):
         trades[:, field] = np.add.reduceat(parts[:, field], first)
     for field in (ENTRY_PX, EXIT_PX):

@@ -21,6 +21,7 @@ RISK_SETTINGS = [
     "market.risk_aversion=0.4",
     "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]",
     "market.position_adjustment=true",
+    "search.c_scale=10",  # sizes differ by hundredths of a range in Q: the policy head would outweigh them
 ]
 
 
