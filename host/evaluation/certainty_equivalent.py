@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from host.evaluation.optimum import GAIN_TOLERANCE, GRID_CELLS, expected_moves, markov_chain
-from host.evaluation.synthetic import MAX_ITERATIONS, Floats, SyntheticMarket
+from host.evaluation.optimum import GAIN_TOLERANCE, GRID_CELLS, _markov_chain, expected_moves
+from host.evaluation.synthetic import Floats, SyntheticMarket
 from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, run_targets
 from kernels.market.position import action_target, count_actions, fill_size, is_legal
 
+MAX_ITERATIONS = 100_000
 # 0.4 a range is 0.3 a standard deviation of a move: a range is 1.34 of them
 RISK_SETTINGS = [
     "market.risk_aversion=0.4",
@@ -36,7 +37,7 @@ class SizedPolicy(NamedTuple):
 
 def solve_sized_policy(synthetic: SyntheticMarket, market: Market, cells: int = GRID_CELLS) -> SizedPolicy:
     """The optimum of `planted` with the sizes, rules and costs of the market, no overnight swap."""
-    states, move_px, chain = markov_chain(synthetic, cells)
+    states, move_px, chain = _markov_chain(synthetic, cells)
     sizes = [size for size in market.sizes if size > 0]
     level = np.array([*(-size for size in reversed(sizes)), 0.0, *sizes])
     reward = _rewards(synthetic, market, level, move_px)

@@ -38,14 +38,14 @@ class LedgerResult(NamedTuple):
 
 def solve_optimal_policy(synthetic: SyntheticMarket, market: Market, cells: int = GRID_CELLS) -> OptimalPolicy:
     """The policy of the largest mean profit: full positions only, the ledger's rules and costs, no overnight swap."""
-    points, move, chain = markov_chain(synthetic, cells)
+    points, move, chain = _markov_chain(synthetic, cells)
     reward = _expected_rewards(synthetic, market, move)
     gain, q = _value_iteration(reward, chain, GAIN_TOLERANCE * synthetic.noise_px)
     # argmax breaks ties by the lowest number, which is HOLD
     return OptimalPolicy(gain, points, q.argmax(axis=1).astype(np.int8), q.max(axis=1, keepdims=True) - q)
 
 
-def markov_chain(synthetic: SyntheticMarket, cells: int) -> tuple[Floats, Floats, Floats]:
+def _markov_chain(synthetic: SyntheticMarket, cells: int) -> tuple[Floats, Floats, Floats]:
     """(states [G], expected move from each [G], transition probabilities [G, G])."""
     if synthetic.name == "noise":
         return np.zeros(1), np.zeros(1), np.ones((1, 1))
@@ -68,13 +68,13 @@ def expected_moves(synthetic: SyntheticMarket) -> Floats:
     """[T] expected move after each bar, px, by what the true state of the market tells."""
     if synthetic.name in ("planted", "planted-hard"):
         return (synthetic.phi - 1.0) * synthetic.state
-    states, move, _ = markov_chain(synthetic, GRID_CELLS)
+    states, move, _ = _markov_chain(synthetic, GRID_CELLS)
     return np.asarray(move[np.searchsorted(states, synthetic.state)], np.float64)
 
 
 def discounted_q(synthetic: SyntheticMarket, market: Market, policy: OptimalPolicy, discount: float) -> Floats:
     """[3, A, T] discounted value of each action by side, along the bars, px; -inf where illegal."""
-    _, move, chain = markov_chain(synthetic, len(policy.states))
+    _, move, chain = _markov_chain(synthetic, len(policy.states))
     reward = _expected_rewards(synthetic, market, move)
     _, q = _value_iteration(reward, chain, GAIN_TOLERANCE * synthetic.noise_px, discount)
     return q[:, :, state_cells(synthetic, policy)]

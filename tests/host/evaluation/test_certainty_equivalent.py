@@ -8,13 +8,14 @@ import pytest
 from host.config import load_config
 from host.evaluation.certainty_equivalent import (
     RISK_SETTINGS,
+    SizedPolicy,
     certainty_equivalent,
     expected_risk,
     follow_policy,
     solve_sized_policy,
 )
 from host.evaluation.optimum import solve_optimal_policy
-from host.evaluation.synthetic import INTERVAL_NS, PIP, SyntheticMarket, SyntheticOptions, make_market
+from host.evaluation.synthetic import INTERVAL_NS, PIP, SyntheticOptions, make_market
 from kernels.market.ledger import Market, new_market
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -28,7 +29,7 @@ def market_of(risk_aversion: float, adjust: bool, sizes: tuple[float, ...] = LEV
 
 
 @cache
-def solved(risk_aversion: float, adjust: bool, sizes: tuple[float, ...] = LEVELS):  # type: ignore[no-untyped-def]
+def solved(risk_aversion: float, adjust: bool, sizes: tuple[float, ...] = LEVELS) -> SizedPolicy:
     return solve_sized_policy(PLANTED, market_of(risk_aversion, adjust, sizes), 201)
 
 
@@ -62,6 +63,5 @@ def test_the_gain_is_earned_on_the_bars_by_the_ledger(adjust: bool) -> None:
 def test_the_settings_of_risk_are_settings() -> None:
     config = load_config(None, RISK_SETTINGS)
     assert (config.market.risk_aversion, config.market.position_adjustment) == (0.4, True)
-    bars, part = PLANTED.bars, SyntheticMarket(*PLANTED)
-    range_px = float(np.mean(bars.high - bars.low))
-    assert config.market.risk_aversion * part.noise_px / range_px == pytest.approx(0.3, rel=0.02)
+    range_px = float(np.mean(PLANTED.bars.high - PLANTED.bars.low))
+    assert config.market.risk_aversion * PLANTED.noise_px / range_px == pytest.approx(0.3, rel=0.02)
