@@ -84,7 +84,15 @@ class MarketConfig:
         "for adverse excursions.",
     ] = "pnl"
     mae_penalty: Annotated[LossWeight, "Weight of the adverse excursion under drawdown_penalised."] = 0.01
+    risk_aversion: Annotated[
+        LossWeight,
+        "Risk term of the reward: a bar loses half of this times (size move)^2, in mean bar ranges; no report "
+        "contains it.  What a range is of your capital is full Kelly, twice that half Kelly.",
+    ] = 0.0
     reverse: Annotated[bool, "Whether one action may turn an open position into the opposite one."] = False
+    position_adjustment: Annotated[
+        bool, "Whether an entry may change the size of an open position on its side; costs are paid on the change."
+    ] = False
     position_sizes: Annotated[
         list[float], Range(0, 1), "Sizes of an entry, as ascending fractions of the largest position."
     ] = field(default_factory=lambda: [1.0])
@@ -466,6 +474,8 @@ def search_faults(config: Config) -> Iterator[str]:
     if not 1 <= len(sizes) <= MAX_SIZES or sizes != sorted({*sizes} - {0.0}):
         yield f"market.position_sizes: {sizes} are not 1 to {MAX_SIZES} ascending fractions above 0"
     widening = s.algorithm == ALGORITHMS[WIDENING]
+    if config.market.position_adjustment and config.market.reward != "pnl":
+        yield "market.position_adjustment: drawdown_penalised remembers the entry of a position; it wants reward=pnl"
     if widening and sizes != [1.0]:
         yield "search.algorithm: widening wants market.position_sizes=[1.0], whose fractions it draws"
     if config.train.value_prefix and s.algorithm == ALGORITHMS[MARKET]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from host.evaluation.certainty_equivalent import certainty_equivalent, follow_policy, solve_sized_policy
 from host.evaluation.exam import EvaluationSet, compare_with_optimum, trade_unseen_bars
 from host.evaluation.optimum import discounted_q, expected_moves, optimal_actions
 from host.evaluation.synthetic import PIP, Floats
@@ -37,7 +38,18 @@ def measure_agent(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, Any]
     expected = expected_profit(evaluation, result.log.target, document["profit"])
     best = optimal_expected_profit(evaluation)
     document["expected_fraction"] = expected / best if best > 0 else None
+    document["certainty_equivalent_fraction"] = certainty_equivalent_fraction(evaluation, trainer, result.log.target)
     return document | measure_roots(evaluation, trainer)
+
+
+def certainty_equivalent_fraction(evaluation: EvaluationSet, trainer: Trainer, target: Floats) -> float | None:
+    """Certainty equivalent of the positions `target` [T - 1] over that of the optimum; None without a risk term."""
+    synthetic, market = evaluation.test_market, trainer.markets[evaluation.instrument].data.market_spec.market
+    if market.risk_aversion == 0 or synthetic.name != "planted":
+        return None
+    best = follow_policy(synthetic, solve_sized_policy(synthetic, market))
+    optimum = certainty_equivalent(synthetic, market, best)
+    return certainty_equivalent(synthetic, market, target) / optimum if optimum > 0 else None
 
 
 def expected_profit(evaluation: EvaluationSet, target: Floats, profit_pips: float) -> float:

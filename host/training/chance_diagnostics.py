@@ -22,7 +22,8 @@ CONFIDENCE_LEVELS = 10  # of the calibration error
 
 def new_learned_codes(quantile: ChanceCodes, bars: int) -> ChanceCodes:
     """Learned codes before the first iteration: no bar has one, and the mean move of each is 0."""
-    return ChanceCodes(quantile.edges, np.zeros_like(quantile.centres), np.zeros(bars, np.int16))
+    zeros = np.zeros_like(quantile.centres)
+    return ChanceCodes(quantile.edges, zeros, np.zeros(bars, np.int16), zeros.copy())
 
 
 def assign_codes(codes: ChanceCodes, p: Params, store: FeatureStore, bars: Bars, ts: NDArray[np.int64]) -> None:
@@ -36,6 +37,7 @@ def assign_codes(codes: ChanceCodes, p: Params, store: FeatureStore, bars: Bars,
     moves, C = moves_after_bars(bars, ts), len(codes.centres)
     total = np.bincount(code, moves - moves.mean(), minlength=C)
     codes.centres[:] = total / np.maximum(np.bincount(code, minlength=C), 1)
+    codes.mean_square[:] = np.bincount(code, moves**2, minlength=C) / np.maximum(np.bincount(code, minlength=C), 1)
 
 
 def moves_after_bars(bars: Bars, ts: NDArray[np.int64]) -> NDArray[np.float64]:

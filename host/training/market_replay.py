@@ -176,7 +176,7 @@ class MarketReplay:
                 account, trade = new_accounts(len(batch)), np.zeros(NUM_TRADE_FIELDS)
                 play = self.replay, account, trade, searched, search, batch, self.feature_store.market_data
                 play_searched_bars(*play, self._num_random(batch), self.seed + STREAM_NOISE, self.episodes + first)
-            store_searched_bars(self.replay, slots, searched, self.data.market_spec.market, search)
+            store_searched_bars(self.replay, slots, searched, search)
         backward_lambda(self.replay, slots, search.discount, td_lambda)
         self.episodes += len(slots)
         return counts
@@ -215,7 +215,7 @@ class MarketReplay:
             searches = Searches(REANALYZE, search, t.num_envs, iteration=iteration)
             counts = pool.search(self, searches, self.replay, networks, batches_of(stale, t.num_envs))
         else:
-            store_searched_bars(self.replay, stale, searched, self.data.market_spec.market, search)
+            store_searched_bars(self.replay, stale, searched, search)
         backward_lambda(self.replay, stale, search.discount, td_lambda)
         self.replay.searched_iteration[stale] = iteration
         if searched is None and (t.search_value_weight < 1 or t.per_alpha > 0):

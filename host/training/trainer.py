@@ -254,6 +254,7 @@ class Trainer:
             c_scale=s.c_scale,
             q_scale=self.q_scale,
             reverse=self.config.market.reverse,
+            position_adjustment=self.config.market.position_adjustment,
             mae_penalty=self.markets[0].data.market_spec.market.mae_penalty,
             exact_rewards=not self.config.train.value_prefix,
             algorithm=ALGORITHMS.index(s.algorithm),
