@@ -188,6 +188,11 @@ class TrainConfig:
     mirror_augmentation: Annotated[
         bool, "Mirror the prices of half of the windows: a market and its mirror image are one lesson."
     ] = True
+    bar_half_life: Annotated[
+        float,
+        Range(0, 1e9),
+        "Bars of age that halve the chance to be trained on, for a market whose rules change; 0: all bars alike.",
+    ] = 0.0
     off_policy_correction: Annotated[
         Scale, "Iterations of age that take one step off the n-step return (EfficientZero); 0: none does."
     ] = 0.0

@@ -1,4 +1,4 @@
-"""`risk`, the known market where sizes pay: `planted` with a risk term in the reward, and its exact optimum.
+"""The optimum of `risk`, the known market where sizes pay: that of `planted` with a risk term in the reward.
 
 Profit is linear in the size, so its optimum is flat or full.  The risk term is quadratic: the best size is in between,
 and costs make it worth keeping a size that is nearly the best (Garleanu and Pedersen 2013).  Value iteration over the
@@ -11,19 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from host.evaluation.market_models import MAX_ITERATIONS, LevelModel
 from host.evaluation.optimum import GAIN_TOLERANCE, GRID_CELLS, _markov_chain, expected_moves
 from host.evaluation.synthetic import Floats, SyntheticMarket
 from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, run_targets
 from kernels.market.position import action_target, count_actions, fill_size, is_legal
-
-MAX_ITERATIONS = 100_000
-# 0.4 a range is 0.3 a standard deviation of a move: a range is 1.34 of them
-RISK_SETTINGS = [
-    "market.risk_aversion=0.4",
-    "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]",
-    "market.position_adjustment=true",
-    "search.c_scale=10",  # sizes differ by hundredths of a range in Q: the policy head would outweigh them
-]
 
 
 class SizedPolicy(NamedTuple):
@@ -33,6 +25,12 @@ class SizedPolicy(NamedTuple):
     level: Floats  # [L] signed sizes, ascending
     states: Floats  # [G] ascending and evenly spaced
     target: Floats  # [L, G] best signed size after the decision
+
+
+def has_sized_optimum(synthetic: SyntheticMarket, market: Market) -> bool:
+    """Whether the reward has a risk term, in a market whose optimum under it is known."""
+    model = synthetic.model
+    return market.risk_aversion > 0 and isinstance(model, LevelModel) and model.walk == 0
 
 
 def solve_sized_policy(synthetic: SyntheticMarket, market: Market, cells: int = GRID_CELLS) -> SizedPolicy:
@@ -85,11 +83,16 @@ def follow_policy(synthetic: SyntheticMarket, policy: SizedPolicy) -> Floats:
     return policy.level[rows]
 
 
+def target_equity(synthetic: SyntheticMarket, market: Market, target: Floats) -> Floats:
+    """[T - 1] equity of the positions `target` [T - 1] in the ledger, closed at the last bar, px."""
+    equity_px, trades = np.zeros(len(target)), np.zeros((len(target) + 1, NUM_TRADE_FIELDS))
+    run_targets(equity_px, trades, new_accounts(1)[0], synthetic.bars, 0, target, market)
+    return equity_px
+
+
 def certainty_equivalent(synthetic: SyntheticMarket, market: Market, target: Floats) -> float:
     """Mean of a bar, ranges, of the positions `target` [T - 1], had each bar moved as its true state lets expect."""
-    equity, trades = np.zeros(len(target)), np.zeros((len(target) + 1, NUM_TRADE_FIELDS))
-    run_targets(equity, trades, new_accounts(1)[0], synthetic.bars, 0, target, market)
-    move_px = expected_moves(synthetic)[:-1]
+    equity_px, move_px = target_equity(synthetic, market, target), expected_moves(synthetic)[:-1]
     surprise_px = np.diff(synthetic.bars.close) - move_px
     risk = target**2 @ expected_risk(synthetic, market, move_px)
-    return float(((equity[-1] - target @ surprise_px) / market.range_px - risk) / len(target))
+    return float(((equity_px[-1] - target @ surprise_px) / market.range_px - risk) / len(target))

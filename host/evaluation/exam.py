@@ -9,6 +9,13 @@ import numpy as np
 from host.config import Config, ConfigError, Range, load_config
 from host.console import ProgressCallback, no_progress
 from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
+from host.evaluation.certainty_equivalent import (
+    certainty_equivalent,
+    follow_policy,
+    has_sized_optimum,
+    solve_sized_policy,
+    target_equity,
+)
 from host.evaluation.optimum import OptimalPolicy, closing_regret, run_optimal_policy, solve_optimal_policy
 from host.evaluation.synthetic import (
     INTERVAL_NS,
@@ -41,9 +48,9 @@ OPTION_RANGES = {
 NO_COSTS = ["market.slippage=0", "market.swap_long=0", "market.swap_short=0", "market.commission=0"]
 
 
-def selftest_config(settings: list[str]) -> Config:
-    """The default configuration with `settings`, in a market whose only cost is the spread."""
-    return load_config(None, [*NO_COSTS, *settings])
+def selftest_config(settings: list[str], name: str = "noise") -> Config:
+    """The default configuration with those of the market `name` and `settings`; the only cost is the spread."""
+    return load_config(None, [*NO_COSTS, *MARKETS[name].settings, *settings])
 
 
 class SelftestError(ValueError):
@@ -59,8 +66,9 @@ class EvaluationSet(NamedTuple):
     first: int  # bar of the first decision
     test_market: SyntheticMarket  # the unseen bars [T], from `first` on
     optimal_policy: OptimalPolicy
-    optimum_pips: float  # profit of the optimal policy
+    optimum_pips: float  # profit of the optimal policy, or of the sized one under a risk term
     optimum_equity: Floats  # [T - 1] pips
+    optimum_certainty: float | None  # certainty equivalent of the sized policy, ranges a bar; None: no risk term
     instrument: int = 0  # its number in the training
 
 
@@ -72,9 +80,13 @@ def new_evaluation_set(
     stop = stop if bars is None else min(first + bars, stop)
     part = synthetic._replace(bars=slice_bars(synthetic.bars, first, stop), state=synthetic.state[first:stop])
     market = data.market_spec.market
-    optimum = run_optimal_policy(part, market)
-    equity = np.cumsum(optimum.rewards) * market.range_px / PIP
-    best = solve_optimal_policy(part, market), optimum.profit_px / PIP, equity
+    certainty = None
+    if has_sized_optimum(part, market):
+        target = follow_policy(part, solve_sized_policy(part, market))
+        certainty, equity = certainty_equivalent(part, market, target), target_equity(part, market, target) / PIP
+    else:
+        equity = np.cumsum(run_optimal_policy(part, market).rewards) * market.range_px / PIP
+    best = solve_optimal_policy(part, market), float(equity[-1]), equity, certainty
     return EvaluationSet(synthetic, first, part, *best, instrument)
 
 
@@ -123,7 +135,9 @@ def compare_with_optimum(evaluation: EvaluationSet, trainer: Trainer, result: Ba
     exposure = float((result.log.target != 0).mean())
     actions = trainer.network_shape.actions
     kinds = np.array([action_kind(action, actions) for action in range(actions)], np.int8)[result.log.action]
-    fraction = profit / evaluation.optimum_pips if evaluation.optimum_pips > 0 else None
+    fraction = certainty_fraction(evaluation, trainer, result.log.target)
+    if fraction is None and evaluation.optimum_pips > 0:
+        fraction = profit / evaluation.optimum_pips
     return {
         "passed": passes(name, fraction, exposure),
         "fraction_of_optimum": fraction,
@@ -136,6 +150,14 @@ def compare_with_optimum(evaluation: EvaluationSet, trainer: Trainer, result: Ba
         "test_bars": len(evaluation.test_market.bars.time),
         "parameters": {**synthetic.options._asdict(), "spread_pips": synthetic.spread_px / PIP},
     }
+
+
+def certainty_fraction(evaluation: EvaluationSet, trainer: Trainer, target: Floats) -> float | None:
+    """Certainty equivalent of the positions `target` [T - 1] over the optimum's; None without a risk term."""
+    if not evaluation.optimum_certainty:
+        return None
+    market = trainer.markets[evaluation.instrument].data.market_spec.market
+    return certainty_equivalent(evaluation.test_market, market, target) / evaluation.optimum_certainty
 
 
 def passes(name: str, fraction: float | None, exposure: float) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from host.evaluation.certainty_equivalent import certainty_equivalent, follow_policy, solve_sized_policy
 from host.evaluation.exam import EvaluationSet, compare_with_optimum, trade_unseen_bars
 from host.evaluation.optimum import discounted_q, expected_moves, optimal_actions
 from host.evaluation.synthetic import PIP, Floats
@@ -30,7 +29,8 @@ FLAT = 1  # row of a flat position among the sides of the optimum
 def measure_agent(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, Any]:
     """The document of `compare_with_optimum`, and what the agent has learnt, measured without the market's noise.
 
-    `expected_fraction` is the expected profit as a fraction of the optimum's; `measure_roots` has the other measures.
+    `expected_fraction` is the expected profit as a fraction of the optimum's, or the certainty equivalent under a risk
+    term, whose Q has no optimum here (`q_slope` compares with that of profit); `measure_roots` has the other measures.
     A measure is None where the market does not have it.
     """
     result = trade_unseen_bars(evaluation, trainer)
@@ -38,18 +38,9 @@ def measure_agent(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, Any]
     expected = expected_profit(evaluation, result.log.target, document["profit"])
     best = optimal_expected_profit(evaluation)
     document["expected_fraction"] = expected / best if best > 0 else None
-    document["certainty_equivalent_fraction"] = certainty_equivalent_fraction(evaluation, trainer, result.log.target)
+    if evaluation.optimum_certainty is not None:  # expected values too
+        document["expected_fraction"] = document["fraction_of_optimum"]
     return document | measure_roots(evaluation, trainer)
-
-
-def certainty_equivalent_fraction(evaluation: EvaluationSet, trainer: Trainer, target: Floats) -> float | None:
-    """Certainty equivalent of the positions `target` [T - 1] over that of the optimum; None without a risk term."""
-    synthetic, market = evaluation.test_market, trainer.markets[evaluation.instrument].data.market_spec.market
-    if market.risk_aversion == 0 or synthetic.name != "planted":
-        return None
-    best = follow_policy(synthetic, solve_sized_policy(synthetic, market))
-    optimum = certainty_equivalent(synthetic, market, best)
-    return certainty_equivalent(synthetic, market, target) / optimum if optimum > 0 else None
 
 
 def expected_profit(evaluation: EvaluationSet, target: Floats, profit_pips: float) -> float:

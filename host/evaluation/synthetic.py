@@ -23,6 +23,8 @@ Each of the others needs what an enhancement offers, and a test computes what is
     sparse        noise but for 2 bars in 250, which rise or fall by 4 deviations and which an extra feature announces
     stale         an extra feature is the sign of phases of 0.6 deviations a bar; until two thirds of the training bars
                   it had the other sign.  Who learns of all bars alike trades against the rule of today
+    risk          planted with a risk term in the reward, which is quadratic in the size: the best size is in between,
+                  and costs make it worth keeping one that is nearly the best (`certainty_equivalent`)
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ OLD_RULE = 2 / 3  # of the training bars of `stale`
 class SyntheticOptions(NamedTuple):
     """The parameters of a synthetic market."""
 
-    half_life: float | None = None  # bars, of `planted` and `planted-hard`; None: that of KnownMarket
+    half_life: float | None = None  # bars, of `planted`, `planted-hard` and `risk`; None: that of KnownMarket
     noise: float = 5.0  # standard deviation of the noise of a move, pips
     cost: float | None = None  # spread, deviations; None: that of KnownMarket
     length: int = 100_000  # bars
@@ -72,6 +74,7 @@ class KnownMarket(NamedTuple):
     model: MarketModel
     spread: float  # deviations
     half_life: float | None = None  # bars, of a level
+    settings: tuple[str, ...] = ()  # that belong to the market
 
 
 class SyntheticMarket(NamedTuple):
@@ -81,7 +84,7 @@ class SyntheticMarket(NamedTuple):
     options: SyntheticOptions
     bars: Bars
     extra: NDArray[np.float32]  # [T, extra features]
-    state: Floats  # [T] planted: x, px; planted-hard: its estimate; leak: sign of the next move; others: the phase
+    state: Floats  # [T] planted, risk: x, px; planted-hard: its estimate; leak: sign of the next move; others: a phase
     spread_px: float
     noise_px: float
     phi: float
@@ -135,9 +138,16 @@ RISE, FALL = [1.5] * 4, [-1.7] * 2  # expected moves of `close`, deviations
 CLOSE_FEATURES = [*([i / 4, 0.0] for i in (4, 3, 2, 1)), *([0.0, i / 2] for i in (2, 1))]  # fraction left of either
 JUMPS = np.array([[0.0, 5 / 6, 1 / 6], [1.0, 0.0, 0.0]]), np.outer([1.0, -4.0], np.ones(3))  # a rise, a wide bar
 STALE = np.array([[1 / 8, 7 / 8]]), np.full((1, 2), 0.6)
+PLANTED_HALF_LIFE = math.log(0.5) / math.log(0.9)
+RISK_SETTINGS = (
+    "market.risk_aversion=0.4",  # 0.3 a deviation: a range is 1.34 of them
+    "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]",
+    "market.position_adjustment=true",
+    "search.c_scale=10",  # sizes differ by hundredths of a range in Q: the policy head would outweigh them
+)
 MARKETS = {
     "noise": KnownMarket(PhaseModel(np.ones((1, 1)), np.zeros((1, 1)), np.empty((1, 0)), np.ones(1)), 0.5),
-    "planted": KnownMarket(LevelModel(), 0.5, math.log(0.5) / math.log(0.9)),
+    "planted": KnownMarket(LevelModel(), 0.5, PLANTED_HALF_LIFE),
     "leak": KnownMarket(LeakModel(), 1.0),
     "planted-hard": KnownMarket(LevelModel(walk=0.5), 1.0, math.log(0.5) / math.log(0.95)),
     "close": KnownMarket(_sequence(12, RISE + FALL, CLOSE_FEATURES), 4.0),
@@ -146,6 +156,7 @@ MARKETS = {
     "jumps": KnownMarket(_events(40, *JUMPS, np.ones((2, 1)), np.array([1.0, 6.0])), 3.0),
     "sparse": KnownMarket(_sequence(248, [4.0, 4.0], [[1.0], [0.5]]), 3.0),
     "stale": KnownMarket(_events(60, *STALE, np.ones((1, 1)), np.ones(1))._replace(turns=True), 0.5),
+    "risk": KnownMarket(LevelModel(), 0.5, PLANTED_HALF_LIFE, RISK_SETTINGS),
 }
 
 

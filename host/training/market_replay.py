@@ -45,7 +45,7 @@ from kernels.learning.replay_buffer import (
 )
 from kernels.learning.selfplay import play_episodes, play_searched_bars
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
-from kernels.rng import randint
+from kernels.rng import uniform
 from kernels.search.config import SearchConfig
 from kernels.search.planner import STATS, Planner
 from kernels.search.tree import REUSE_OFF, VALUE_REUSES
@@ -86,6 +86,17 @@ def split_by_shares(total: int, shares: list[float]) -> list[int]:
     parts = np.floor(exact).astype(np.int64)
     parts[np.argsort(parts - exact, kind="stable")[: total - len(shares) - int(parts.sum())]] += 1
     return [int(n) + 1 for n in parts]
+
+
+def draw_newer(u: NDArray[np.float64], n: int, half_life: float) -> NDArray[np.int64]:
+    """Numbers below n at the quantiles u in [0, 1), of which n - 1 is the newest; `half_life` 0: all alike.
+
+    The age is exponential, cut off at n (RiskMetrics 1996 weights returns so).
+    """
+    if half_life == 0:
+        return (u * n).astype(np.int64)
+    age = -half_life * np.log2(1.0 - u * (1.0 - 0.5 ** (n / half_life)))
+    return np.asarray(n - 1 - np.minimum(age.astype(np.int64), n - 1), np.int64)
 
 
 class MemoryRoom(NamedTuple):
@@ -132,8 +143,9 @@ class MarketReplay:
         L, replay, count = self.config.market.episode_length, self.replay, self.sizes.episodes
         slots = (self.episodes + np.arange(count)) % self.sizes.capacity
         self.release_features(slots)
-        draws = [randint(len(self.data.starts), self.seed, STREAM_STARTS, self.episodes + i) for i in range(count)]
-        replay.start_bar[slots] = self.data.starts[draws]
+        u = np.array([uniform(self.seed, STREAM_STARTS, self.episodes + i) for i in range(count)])
+        newer = draw_newer(u, len(self.data.starts), self.config.train.bar_half_life)
+        replay.start_bar[slots] = self.data.starts[newer]
         self.feature_store.acquire(replay.start_bar[slots], L + 1)
         replay.searched_iteration[slots] = replay.played_iteration[slots] = iteration
         return slots

@@ -5,18 +5,19 @@ from functools import cache
 import numpy as np
 import pytest
 
-from host.config import load_config
 from host.evaluation.certainty_equivalent import (
-    RISK_SETTINGS,
     SizedPolicy,
     certainty_equivalent,
     expected_risk,
     follow_policy,
     solve_sized_policy,
 )
+from host.evaluation.exam import certainty_fraction, prepare_evaluation, selftest_config
 from host.evaluation.optimum import solve_optimal_policy
 from host.evaluation.synthetic import INTERVAL_NS, PIP, SyntheticOptions, make_market
+from host.training.trainer import Trainer
 from kernels.market.ledger import Market, new_market
+from tests.fixtures.trainings import TINY
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
 PLANTED = make_market("planted", SyntheticOptions(length=40_000))
@@ -60,8 +61,20 @@ def test_the_gain_is_earned_on_the_bars_by_the_ledger(adjust: bool) -> None:
     assert realised.mean() == pytest.approx(expected.mean(), rel=0.03)
 
 
-def test_the_settings_of_risk_are_settings() -> None:
-    config = load_config(None, RISK_SETTINGS)
-    assert (config.market.risk_aversion, config.market.position_adjustment) == (0.4, True)
-    range_px = float(np.mean(PLANTED.bars.high - PLANTED.bars.low))
-    assert config.market.risk_aversion * PLANTED.noise_px / range_px == pytest.approx(0.3, rel=0.02)
+def test_risk_needs_sizes_that_change() -> None:
+    """The optimum of the market `risk` as `selftest` trains it, against those with full sizes and with kept ones."""
+    evaluation, data = prepare_evaluation("risk", SyntheticOptions(length=9000), selftest_config([*TINY], "risk"), 1)
+    part, market = evaluation.test_market, data.market_spec.market
+    assert market.risk_aversion * part.noise_px / market.range_px == pytest.approx(0.3, rel=0.02)
+    full = market._replace(sizes=(1.0, *[0.0] * (len(market.sizes) - 1)), position_adjustment=False)
+    kept = market._replace(position_adjustment=False)
+    gain, without, locked = (solve_sized_policy(part, rules, 201).gain for rules in (market, full, kept))
+    assert gain > 1.3 * without
+    assert gain > 1.12 * locked
+    assert evaluation.optimum_certainty == pytest.approx(gain, rel=0.15)  # on 2,250 bars
+    assert evaluation.optimum_equity[-1] == evaluation.optimum_pips > 0
+
+    trader = Trainer([data], selftest_config([*TINY], "risk"), 1)
+    target = follow_policy(part, solve_sized_policy(part, market))
+    assert certainty_fraction(evaluation, trader, target) == pytest.approx(1.0)
+    assert certainty_fraction(evaluation, trader, np.sign(target)) < 0.8
