@@ -188,11 +188,7 @@ class TrainConfig:
     mirror_augmentation: Annotated[
         bool, "Mirror the prices of half of the windows: a market and its mirror image are one lesson."
     ] = True
-    bar_half_life: Annotated[
-        float,
-        Range(0, 1e9),
-        "Bars of age that halve the chance to be trained on, for a market whose rules change; 0: all bars alike.",
-    ] = 0.0
+    bar_half_life: Annotated[Limit, "Bars of age that halve the chance to be trained on; 0: all bars alike."] = 0.0
     off_policy_correction: Annotated[
         Scale, "Iterations of age that take one step off the n-step return (EfficientZero); 0: none does."
     ] = 0.0
@@ -210,9 +206,7 @@ class TrainConfig:
         Fraction, "Weight of the lambda-return in the value target; the rest is the n-step return of realised rewards."
     ] = 1.0
     updates_per_iteration: Annotated[Count, "Updates of the weights in an iteration."] = 80
-    consistency_weight: Annotated[LossWeight, "Weight of EfficientZero's self-supervised consistency loss; 0: off."] = (
-        0.0
-    )
+    consistency_weight: Annotated[LossWeight, "Weight of EfficientZero's consistency loss; 0: off."] = 0.0
     chance_codes: Annotated[
         str,
         ("quantile", "learned"),

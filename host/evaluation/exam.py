@@ -135,16 +135,17 @@ def compare_with_optimum(evaluation: EvaluationSet, trainer: Trainer, result: Ba
     exposure = float((result.log.target != 0).mean())
     actions = trainer.network_shape.actions
     kinds = np.array([action_kind(action, actions) for action in range(actions)], np.int8)[result.log.action]
-    fraction = certainty_fraction(evaluation, trainer, result.log.target)
-    if fraction is None and evaluation.optimum_pips > 0:
-        fraction = profit / evaluation.optimum_pips
+    fraction, regret = certainty_fraction(evaluation, trainer, result.log.target), None
+    if fraction is None:
+        regret = closing_regret(evaluation.test_market, evaluation.optimal_policy, result.log.target, kinds)
+        fraction = profit / evaluation.optimum_pips if evaluation.optimum_pips > 0 else None
     return {
         "passed": passes(name, fraction, exposure),
         "fraction_of_optimum": fraction,
         "profit": profit,
         "optimum": evaluation.optimum_pips,
         "exposure": exposure,
-        "closing_regret": closing_regret(evaluation.test_market, evaluation.optimal_policy, result.log.target, kinds),
+        "closing_regret": regret,
         "trades": len(result.trades),
         "episodes": trainer.episodes,
         "test_bars": len(evaluation.test_market.bars.time),

@@ -50,6 +50,7 @@ from kernels.search.config import SearchConfig
 from kernels.search.planner import STATS, Planner
 from kernels.search.tree import REUSE_OFF, VALUE_REUSES
 from models.params import Params
+from models.shape import News
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
 SEED_STRIDE = 2**33  # between the seeds of two instruments: beyond every seed that a person gives
@@ -271,12 +272,12 @@ class MarketReplay:
         """The bars at whose closes the episodes `slots` decide, each bar once."""
         return np.unique(self.replay.start_bar[slots][:, None] + np.arange(self.config.market.episode_length))
 
-    def assign_chance_codes(self, p: Params) -> None:
-        """Encode the bars of all stored episodes by a chance encoder, if codes are learned."""
+    def assign_chance_codes(self, p: Params, news: tuple[News, ...]) -> None:
+        """Encode the bars of all stored episodes by a chance encoder of their news, if codes are learned."""
         slots = np.flatnonzero(self.replay.start_bar != EMPTY)
         if self.config.train.chance_codes == "learned" and len(slots) > 0:
             codes = self.data.market_spec.codes
-            assign_codes(codes, p, self.feature_store, self.data.bars, self.decision_bars(slots))
+            assign_codes(codes, p, news, self.feature_store, self.data.bars, self.decision_bars(slots))
 
     def diagnose_codes(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> dict[str, float]:
         """Metrics of the chance codes on the bars of the episodes `slots`, and of the chance prior of `networks`."""
