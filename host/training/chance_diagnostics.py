@@ -45,13 +45,18 @@ def assign_codes(
 
     Moves are centred: the drift of a training part is no forecast.  The mean move of an unused code is 0.
     """
-    with threadpool_limits(1, "blas"):
-        code = encode_bars(p, store.X, store.row_of_bar[ts + 1], store.row_of_bar[ts], news)
+    code = learned_codes(p, news, store, ts)
     codes.learned_code[ts + 1] = code
     moves, C = moves_after_bars(bars, ts), len(codes.centres)
     total = np.bincount(code, moves - moves.mean(), minlength=C)
     codes.centres[:] = total / np.maximum(np.bincount(code, minlength=C), 1)
     codes.mean_square[:] = np.bincount(code, moves**2, minlength=C) / np.maximum(np.bincount(code, minlength=C), 1)
+
+
+def learned_codes(p: Params, news: tuple[News, ...], store: FeatureStore, ts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n] codes of the bars after `ts` [n], by the chance encoder with the parameters `p`."""
+    with threadpool_limits(1, "blas"):
+        return encode_bars(p, store.X, store.row_of_bar[ts + 1], store.row_of_bar[ts], news)
 
 
 def moves_after_bars(bars: Bars, ts: NDArray[np.int64]) -> NDArray[np.float64]:
