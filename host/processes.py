@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -68,15 +69,16 @@ def _send_result(sender: Connection, fn: Callable[[T, ReportProgress], Row], job
 
 def run_at_once(
     jobs: dict[str, T],
-    processes: int,
+    room: Callable[[], int],
     run: Callable[[T, ReportProgress], Row],
     keep: Callable[[str, Row, float], None],
     show: Callable[[dict[str, float]], object],
     limit_s: float = math.inf,
 ) -> None:
-    """Call `run` for every job, `processes` at once; keep(name, row, seconds) when it ends; begin none after the limit.
+    """Call `run` for every job in turn, and keep(name, row, seconds) when it ends; begin none after the limit.
 
-    `show` gets the share of every job by name.  A fault or a signal ends all jobs; the first fault is raised.
+    `room` says how many run at once from now on: one at least.  `show` gets the share of every job by name.  A fault or
+    a signal ends all jobs; the first fault is raised.
     """
     shares, end, stopped = dict.fromkeys(jobs, 0.0), time.monotonic() + limit_s, threading.Event()
 
@@ -98,12 +100,14 @@ def run_at_once(
             keep(name, row, time.monotonic() - begin)
         shares[name] = 1.0
 
-    with ThreadPoolExecutor(processes) as pool:
-        waiting: set[Future[None]] = {pool.submit(work, name) for name in jobs}
+    names, running = deque(jobs), set[Future[None]]()
+    with ThreadPoolExecutor(max(len(jobs), 1)) as pool:  # which starts a thread where none is idle
         try:
-            while waiting:
+            while names or running:
+                free = room() - len(running)
+                running |= {pool.submit(work, names.popleft()) for _ in range(min(free, len(names)))}
                 show(shares)
-                done, waiting = wait(waiting, SAMPLE_INTERVAL_S, FIRST_COMPLETED)
+                done, running = wait(running, SAMPLE_INTERVAL_S, FIRST_COMPLETED)
                 for job in done:
                     job.result()
         finally:

@@ -46,13 +46,18 @@ def raise_if_signalled() -> None:
 
 
 @contextmanager
-def hint_on_stop() -> Iterator[None]:
-    """Where SIGTERM or SIGUSR1 ends the block, which keeps what is finished, log the command that goes on: the same."""
+def hint_on_stop(*errors: type[Exception]) -> Iterator[None]:
+    """Where a signal or one of `errors` ends the block, which keeps what is finished, add the command that goes on."""
+    hint = f"what is finished is kept; go on: {program_command(*sys.argv[1:])}"
     try:
         yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; {hint}") from None
     except SystemExit:
-        log(f"stopped; what is finished is kept; go on: {program_command(*sys.argv[1:])}")
+        log(f"stopped; {hint}")
         raise
+    except errors as error:
+        raise type(error)(f"{error}; {hint}") from error
 
 
 def _handle_signal(number: int, _: Any) -> None:

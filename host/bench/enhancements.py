@@ -31,7 +31,7 @@ from host.bench.enhancement_run import (
 from host.bench.options import BenchError, BenchOptions, Budget
 from host.bench.process import BenchRow
 from host.bench.readme import markdown_table
-from host.cluster.cluster import open_cluster
+from host.cluster.cluster import ClusterError, open_cluster
 from host.cluster.jobs import ClusterJobs
 from host.console import ProgressCallback, log, progress
 from host.processes import ReportProgress, run_at_once
@@ -140,8 +140,14 @@ def how_far(jobs: dict[str, Job], out: Path, processes: int) -> str:
     return f"{len(kept)} of {len(jobs)} jobs are measured{wait_text}"
 
 
-def run_jobs(jobs: dict[str, Job], options: BenchOptions, report: ProgressCallback, runner: JobRunner) -> None:
-    """Measure what has no file, `options.jobs` at once, but begin none after `options.limit_minutes`.
+def run_jobs(
+    jobs: dict[str, Job],
+    options: BenchOptions,
+    report: ProgressCallback,
+    runner: JobRunner,
+    nodes: ClusterJobs | None = None,
+) -> None:
+    """Measure what has no file, `options.jobs` at once or what `nodes` have room for; begin none after the limit.
 
     A file has the job, its result, and the program and the wall time that made it.  A fault or a signal ends all jobs.
     """
@@ -158,7 +164,8 @@ def run_jobs(jobs: dict[str, Job], options: BenchOptions, report: ProgressCallba
         report(sum(shares.values()) / len(shares), ", ".join(running))
 
     limit_s = math.inf if options.limit_minutes is None else 60 * options.limit_minutes
-    run_at_once(left, options.jobs, runner, keep, show, limit_s)
+    room = nodes.room if nodes else lambda: options.jobs
+    run_at_once(left, room, runner, keep, show, limit_s)
 
 
 def summarize_side(settings: tuple[str, ...], options: BenchOptions, results: dict[str, BenchRow]) -> BenchRow:
@@ -190,19 +197,20 @@ def summarize_market(rows: list[BenchRow]) -> BenchRow:
     return {"seeds": len(rows), **summary, **{axis: summarize_curves(curves, axis) for axis in AXES}}
 
 
-@hint_on_stop()
+@hint_on_stop(ClusterError)
 def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> list[BenchRow]:
     """The document of `bench enhancements`, written to `options.out` too, with its table and its pictures."""
     rows, out, document = select(options.only), options.out, list[BenchRow]()
     check_writable(out, folder=True)
     out.mkdir(parents=True, exist_ok=True)
     jobs = all_jobs(rows, options.seeds, options.budget)
-    log(f"{out}, program {program_version()}: {how_far(jobs, out, options.jobs)}")
     with ExitStack() as stack:
+        nodes: ClusterJobs | None = None
         if options.ray:
-            cluster = stack.enter_context(open_cluster(options.ray, options.actors))
-            options, runner = replace(options, jobs=cluster.num_workers), ClusterJobs(cluster, measure_job).run
-        run_jobs(jobs, options, stack.enter_context(progress("bench enhancements")), runner)
+            nodes = ClusterJobs(stack.enter_context(open_cluster(options.ray, options.actors)), measure_job)
+            options, runner = replace(options, jobs=nodes.room()), nodes.run
+        log(f"{out}, program {program_version()}: {how_far(jobs, out, options.jobs)}")
+        run_jobs(jobs, options, stack.enter_context(progress("bench enhancements")), runner, nodes)
     log(how_far(jobs, out, options.jobs))
     results = {key: file["result"] for key, file in read_files(jobs, out).items()}
     for e in rows:

@@ -92,13 +92,14 @@ class Cluster:
 
     def __init__(self, ray: Any, most: int | None) -> None:
         self.ray, self.most = ray, most  # workers at once, at most
-        self.refused = dict[str, str]()  # why a node gets no work, by id
-        self._own, self._other_cpus = identity(), set[str]()  # nodes with another CPU
+        self.refused, self._accepted = dict[str, str](), set[str]()  # why a node gets no work, by id; ids of others
+        self._own, self._other_cpus = identity(), dict[str, str]()  # what is said of another CPU, by node
+        self._classes = dict[type[Any], Any]()  # which Ray has been told of
 
     def nodes(self) -> list[Node]:
         """The machines that live and are not refused; the driver keeps one CPU of its own if it has another.
 
-        ClusterError where all are refused, or the head is silent.
+        ClusterError where all that were ever here are refused, or the head is silent.
         """
         here, found = self.ray.get_runtime_context().get_node_id(), list[Node]()
         for node in self._ask_head():
@@ -107,7 +108,7 @@ class Cluster:
                 cpus -= 1
             if cpus > 0 and node["NodeID"] not in self.refused:
                 found.append(Node(node["NodeID"], node["NodeManagerHostname"], cpus))
-        if self.refused and not found:
+        if self.refused and not found and self._accepted <= {*self.refused}:  # else a lost one may come again
             why = "; ".join(self.refused.values())
             raise ClusterError(f"no node may work: {why}: see `On many machines` in host/README.md")
         return found
@@ -138,8 +139,11 @@ class Cluster:
     def start_worker(self, worker: type[Any], node: Node, *args: Any) -> Any:
         """An actor of a class on a node, with one CPU; it runs one call at a time, and answers BESIDE meanwhile."""
         affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.id, soft=False)
-        remote = self.ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={BESIDE: 1})(worker)
-        return remote.options(scheduling_strategy=affinity, runtime_env={"env_vars": ONE_THREAD}).remote(*args)
+        if worker not in self._classes:
+            remote = self.ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={BESIDE: 1})
+            self._classes[worker] = remote(worker)
+        options = {"scheduling_strategy": affinity, "runtime_env": {"env_vars": ONE_THREAD}}
+        return self._classes[worker].options(**options).remote(*args)
 
     def accepts(self, node: Node, theirs: Identity) -> bool:
         """Whether a node may work; a refusal, and another type of CPU, are said once."""
@@ -147,16 +151,17 @@ class Cluster:
             if own != other:
                 self.refuse(node, f"has {what}: {other}, here {own}")
                 return False
-        if self._own.cpu != theirs.cpu and node.id not in self._other_cpus:
-            self._other_cpus.add(node.id)
-            log(f"{node.host} has another CPU, {theirs.cpu}, here {self._own.cpu}: the bytes of a run may differ")
+        text = f"{node.host} has another CPU, {theirs.cpu}, here {self._own.cpu}: the bytes of a run may differ"
+        if self._own.cpu != theirs.cpu and self._other_cpus.setdefault(node.id, text) is text:
+            log(text)
+        self._accepted.add(node.id)
         return True
 
     def refuse(self, node: Node, why: str) -> None:
-        """Give a node no work any more, and say so once."""
-        if node.id not in self.refused:
-            self.refused[node.id] = f"{node.host} {why}"
-            log(f"{self.refused[node.id]}; it gets no work")
+        """Give a node no work any more, and say so once, whichever threads find it out."""
+        text = f"{node.host} {why}"
+        if self.refused.setdefault(node.id, text) is text:
+            log(f"{text}; it gets no work")
 
     def check_silence(self, since: float, what: str) -> None:
         """Raise ClusterError if nothing was heard since a time of `time.monotonic` for GIVE_UP_S."""
@@ -167,46 +172,61 @@ class Cluster:
 
 @contextmanager
 def open_cluster(address: str, most: int | None = None, memory_mb: float | None = None) -> Iterator[Cluster]:
-    """Attach to the cluster at host:port, or with AUTO to one that runs here, else start one that ends with this.
+    """Attach to the cluster at host:port, or with AUTO to the one that Ray finds, else start one that ends with this.
 
-    ClusterError where Ray is missing or nobody answers.
+    Ray finds what RAY_ADDRESS names, else what runs on this machine, whoever started it.  What Ray prints on stdout,
+    which belongs to a document, is dropped: pages about workers that died.  ClusterError where Ray is missing or nobody
+    answers.
     """
     ray = import_ray()
+    address = os.environ.get("RAY_ADDRESS") or AUTO if address == AUTO else address
     if address != AUTO:
         check_address(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        connect(ray, address, store_mb(memory_mb))
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put another one there
-        cluster = Cluster(ray, most)
-        nodes = cluster.nodes()
-        log(f"Ray: {cluster.num_workers} workers on {len(nodes)} nodes ({', '.join(node.host for node in nodes)})")
-        with redirect_stdout(sys.stderr):  # Ray says there what its workers died of
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        try:
+            is_new = connect(ray, address, store_mb(memory_mb))
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put another one there
+            cluster = Cluster(ray, most)
+            nodes, where = cluster.nodes(), ray.get_runtime_context().gcs_address
+            names = ", ".join(node.host for node in nodes)
+            did = "started" if is_new else "attached to"
+            log(f"Ray: {did} {where}, {cluster.num_workers} workers on {len(nodes)} nodes ({names})")
             yield cluster
-    finally:
-        closing = threading.Thread(target=ray.shutdown, daemon=True)
-        closing.start()
-        closing.join(CLOSE_S)
-        if closing.is_alive():  # it waits for ever for a frozen head, and Python cannot end beside it
-            atexit.register(os._exit, ClusterError.exit_code)
+        finally:
+            closing = threading.Thread(target=ray.shutdown, daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
+            if closing.is_alive():  # it waits for ever for a frozen head, and Python cannot end beside it
+                atexit.register(os._exit, ClusterError.exit_code)
 
 
-def connect(ray: Any, address: str, store: float) -> None:
-    """Make this process a driver of a cluster; with AUTO of a new one, with a store of so many MB, if none runs."""
+def connect(ray: Any, address: str, store: float) -> bool:
+    """Make this process a driver of a cluster; whether that is new: with AUTO, if none runs.
+
+    A new one gets a store of so many MB.
+    """
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         try:
             ray.init(address=address, **options)
+            return False
         except ConnectionError:
             if address != AUTO:
                 raise
             ray.init(address="local", object_store_memory=int(store * 2**20), include_dashboard=False, **options)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        why = str(error).splitlines()[0]
+            return True
+    except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         token = "; it may want a token: RAY_AUTH_MODE=token" if "Token" in f"{error.__cause__}{error}" else ""
         raise ClusterError(f"--ray {address}: {why}{token}") from None
-    vars(ray._private.worker)["_worker_logs_enabled"] = False  # pages about dead nodes, on stdout
+
+
+def cause_of(error: Exception) -> str:
+    """What Ray says an actor died of: the first sentence of its last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip().partition(". ")[0]
 
 
 def ray_mb(address: str, memory_mb: float) -> float:

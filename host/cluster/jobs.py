@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from host.cluster.cluster import BESIDE, SILENCE_S, Cluster, Node
+from host.cluster.cluster import BESIDE, SILENCE_S, Cluster, ClusterError, Node, cause_of
 from host.cluster.worker import JobWorker
 from host.cluster.workers import GROW_S
 from host.console import log
@@ -26,15 +27,23 @@ class ClusterJobs:
     """Runs `fn(job, report, *given)` on a node with a free CPU; a job whose process is lost begins again elsewhere."""
 
     def __init__(self, cluster: Cluster, fn: Callable[..., Row]) -> None:
-        self._cluster, self._ray, self._fn = cluster, cluster.ray, fn
+        self.cluster, self._ray, self._fn = cluster, cluster.ray, fn
         self._busy, self._free = Counter[str](), threading.Condition()  # jobs by node; told when one ends
         self._nodes, self._looked = list[Node](), -GROW_S  # those of the last look, and its time
-        self._heard = time.monotonic()  # when a node was last seen, or a job last answered
+        self._seen = self._heard = time.monotonic()  # when a node was last there; when a job last answered
+
+    def room(self) -> int:
+        """Jobs that may run at once now, which a node that joins makes more; one at least, to wait for a node.
+
+        ClusterError as of `Cluster.nodes`.
+        """
+        with self._free:
+            return max(min(sum(node.cpus for node in self._look()), self.cluster.most or sys.maxsize), 1)
 
     def run(self, job: Any, report_progress: ReportProgress, *given: Any) -> Row:
         """The result of a job, with the peak memory of its process; the exception of a job is raised.
 
-        ClusterError where no node comes or answers, RuntimeError where the job loses its process MAX_LOSSES times.
+        ClusterError where no node comes or answers, or the job loses its process MAX_LOSSES times.
         """
         losses = 0
         while True:
@@ -43,9 +52,10 @@ class ClusterJobs:
                 row = self._run_on(node, job, report_progress, *given)
             except LostError as error:
                 losses += 1
-                log(f"a job on {node.host} is lost ({error}); it begins again")
                 if losses == MAX_LOSSES:
-                    raise RuntimeError(f"{job}: lost {losses} times, the last time: {error}") from None
+                    text = f"a job has lost {MAX_LOSSES} processes, the last on {node.host}: {error}"
+                    raise ClusterError(text) from None
+                log(f"a job on {node.host} is lost ({error}); it begins again")
             else:
                 if row is not None:
                     return row
@@ -60,17 +70,20 @@ class ClusterJobs:
         while True:
             report_progress(0.0)  # raises where all jobs are to end
             with self._free:
-                if time.monotonic() - self._looked > GROW_S:
-                    self._nodes, self._looked = self._cluster.nodes(), time.monotonic()
-                    self._heard = self._looked if self._nodes else self._heard
-                nodes = [node for node in self._nodes if node.id not in self._cluster.refused]
-                free = [node for node in nodes if self._busy[node.id] < node.cpus]
-                if free and self._busy.total() < (self._cluster.most or sum(node.cpus for node in nodes)):
+                free = [node for node in self._look() if self._busy[node.id] < node.cpus]
+                if free and self._busy.total() < (self.cluster.most or sys.maxsize):
                     node = max(free, key=lambda node: node.cpus - self._busy[node.id])
                     self._busy[node.id] += 1
                     return node
                 self._free.wait(self._look_s)
-            self._cluster.check_silence(self._heard, "no node is there")
+            self.cluster.check_silence(self._seen, "no node is there")
+
+    def _look(self) -> list[Node]:
+        """The nodes that may work, as they were at most GROW_S ago; whoever calls holds `_free`."""
+        if time.monotonic() - self._looked > GROW_S:
+            self._nodes, self._looked = self.cluster.nodes(), time.monotonic()
+            self._seen = self._looked if self._nodes else self._seen
+        return [node for node in self._nodes if node.id not in self.cluster.refused]
 
     @property
     def _look_s(self) -> float:
@@ -78,7 +91,7 @@ class ClusterJobs:
 
     def _run_on(self, node: Node, job: Any, report_progress: ReportProgress, *given: Any) -> Row | None:
         """The result of a job on a node, None where that is refused; LostError where its process is lost."""
-        actor = self._cluster.start_worker(JobWorker, node)
+        actor = self.cluster.start_worker(JobWorker, node)
         try:
             if self._begins(actor, node, report_progress):
                 return self._follow(actor, actor.run.remote(self._fn, job, *given), report_progress)
@@ -86,22 +99,21 @@ class ClusterJobs:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
-            why = str(error).strip().splitlines()[-1].strip().partition(". ")[0]
             if not getattr(error, "actor_init_failed", False):
-                raise LostError(why) from None
-            self._cluster.refuse(node, f"cannot begin: {why}")
+                raise LostError(cause_of(error)) from None
+            self.cluster.refuse(node, f"cannot begin: {cause_of(error)}")
             return None
         finally:
             self._ray.kill(actor)
 
     def _begins(self, actor: Any, node: Node, report_progress: ReportProgress) -> bool:
         """Wait for the process of an actor, also while others use the CPU; whether its node may work."""
-        identity = actor.identity.options(concurrency_group=BESIDE).remote()
+        identity, begin = actor.identity.options(concurrency_group=BESIDE).remote(), time.monotonic()
         while not self._ray.wait([identity], num_returns=1, timeout=self._look_s)[0]:
             report_progress(0.0)
-            self._cluster.check_silence(self._heard, f"{node.host} starts no process")
+            self.cluster.check_silence(max(self._heard, begin), f"{node.host} starts no process")
         self._heard = time.monotonic()
-        return self._cluster.accepts(node, self._ray.get(identity))
+        return self.cluster.accepts(node, self._ray.get(identity))
 
     def _follow(self, actor: Any, result: Any, report_progress: ReportProgress) -> Row:
         """The result of a job, by its reference, with the peak memory of its process; asks how far it is meanwhile."""

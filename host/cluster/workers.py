@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from host.cluster.cluster import BESIDE, SILENCE_S, Cluster, ClusterError, Node
+from host.cluster.cluster import BESIDE, SILENCE_S, Cluster, ClusterError, Node, cause_of
 from host.console import log
 from host.stop import raise_if_signalled
 
@@ -139,7 +139,7 @@ class Workers:
             if worker.calls.pop(ref)[0] >= 0:
                 raise error.cause from error
             return
-        worker.death = str(error).strip().splitlines()[-1].strip()
+        worker.death = cause_of(error)
         if is_of_call or getattr(error, "actor_init_failed", False):
             self._cluster.refuse(worker.node, f"cannot begin: {worker.death}")
 

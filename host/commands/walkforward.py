@@ -24,7 +24,7 @@ from host.analysis.significance import judge_pool
 from host.analysis.statistics import sharpe
 from host.analysis.summary import EVIDENCE_Z, explain_opportunity, print_verdict
 from host.atomic import add_path_to_errors, atomic_write, check_writable, create_file, locked
-from host.cluster.cluster import Cluster, open_cluster
+from host.cluster.cluster import ClusterError, open_cluster
 from host.cluster.jobs import ClusterJobs
 from host.commands.backtest import SAMPLE_CSV, log_source, sample_reading
 from host.commands.train_report import model_origin
@@ -109,7 +109,7 @@ class Walk(NamedTuple):
         return span_of(symbol, sha256, self.series.bars.time, tests[0].test_first, tests[-1].test_stop)
 
 
-@hint_on_stop()
+@hint_on_stop(ClusterError)
 def walkforward_csv(
     files: list[Path], reading: ReadOptions, config: Config, options: WalkOptions, runner: JobRunner = run_fold
 ) -> Row:
@@ -124,11 +124,12 @@ def walkforward_csv(
         options.out.mkdir(parents=True, exist_ok=True)
         if options.task is None:
             stack.enter_context(locked(options.out / "lock"))
+        nodes: ClusterJobs | None = None
         if options.ray:
-            cluster = stack.enter_context(open_cluster(options.ray, options.actors))
-            options, runner = options._replace(processes=cluster.num_workers), cluster_runner(cluster)
+            nodes = ClusterJobs(stack.enter_context(open_cluster(options.ray, options.actors)), train_fold_elsewhere)
+            options, runner = options._replace(processes=nodes.room()), cluster_runner(nodes)
         settings = begin_or_go_on(walks, reading, config, options)
-        jobs = run_jobs(walks, settings, config, options, False, runner)
+        jobs = run_jobs(walks, settings, config, options, False, runner, nodes)
         if options.task is not None:
             ended = sum(job.result.exists() for job in jobs.values())
             log(f"{ended} of {len(jobs)} trainings are done; the same command without --task and --tasks judges them")
@@ -136,23 +137,23 @@ def walkforward_csv(
         if options.open_holdout or is_open(ledger_of(options.out), settings["trial"]):
             for walk in walks:
                 open_holdout(ledger_of(options.out), settings["trial"], walk.span(True), run=str(options.out.resolve()))
-            jobs |= run_jobs(walks, settings, config, options, True, runner)
+            jobs |= run_jobs(walks, settings, config, options, True, runner, nodes)
         document = new_document(walks, [*jobs.values()], settings, options)
         with atomic_write(options.out / "walkforward.json") as file:
             file.write(json.dumps(document, indent=1, allow_nan=False).encode())
     return document
 
 
-def cluster_runner(cluster: Cluster) -> JobRunner:
-    """Runs jobs on a cluster.  Its nodes get the bars of a market once, without those of a holdout that is closed."""
-    jobs, given = ClusterJobs(cluster, train_fold_elsewhere), dict[tuple[str, bool], tuple[str, Any]]()
+def cluster_runner(jobs: ClusterJobs) -> JobRunner:
+    """Runs jobs on nodes.  These get the bars of a market once, without those of a holdout that is closed."""
+    given = dict[tuple[str, bool], tuple[str, Any]]()
 
     def run(job: FoldJob, report: ReportProgress) -> Row:
         name = str(job.bars), job.fold.name == HOLDOUT
         with lock:
             if name not in given:
                 bars = load_bars(job.bars)
-                given[name] = bars_key(bars), cluster.ray.put(bars_matrix(bars))
+                given[name] = bars_key(bars), jobs.cluster.ray.put(bars_matrix(bars))
         return keep_files(job, jobs.run(job, report, *given[name]))
 
     lock = threading.Lock()
@@ -218,7 +219,13 @@ def begin_or_go_on(walks: list[Walk], reading: ReadOptions, config: Config, opti
 
 
 def run_jobs(
-    walks: list[Walk], settings: Row, config: Config, options: WalkOptions, holdout: bool, runner: JobRunner
+    walks: list[Walk],
+    settings: Row,
+    config: Config,
+    options: WalkOptions,
+    holdout: bool,
+    runner: JobRunner,
+    nodes: ClusterJobs | None,
 ) -> dict[str, FoldJob]:
     """Run the jobs of the folds, or of the holdout, that are this task's and have no result; all of them by name."""
     jobs = {name: job for walk in walks for name, job in walk_jobs(walk, settings, config, options, holdout).items()}
@@ -237,9 +244,8 @@ def run_jobs(
                 stop = walk.tests(holdout)[-1].test_stop + 1
                 save_bars(files[walk.series.name], slice_bars(walk.series.bars, 0, stop))
         left = {name: job._replace(bars=files[job.series.name]) for name, job in left.items()}
-        run_at_once(
-            left, len(left) if options.ray else options.processes, partial(run_alone, runner), lambda *_: None, show
-        )
+        room = nodes.room if nodes else lambda: options.processes
+        run_at_once(left, room, partial(run_alone, runner), lambda *_: None, show)
     return jobs
 
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from host.processes import ReportProgress, Row, watch_process
-from host.stop import STOP_SIGNALS
+from host.stop import STOP_SIGNALS, hint_on_stop
 from tests.fixtures.paths import ROOT
+from tests.fixtures.runs import printed
 
 TRIES = int(os.environ.get("SWT_TRIES", "40"))
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once")
@@ -121,3 +122,16 @@ def test_other_exceptions_in_finalizers_are_still_told() -> None:
     code, said = ended("class Bad:\n    def __del__(self): 1 / 0\nBad()\n")
     assert code == 0
     assert "ZeroDivisionError" in said
+
+
+@pytest.mark.parametrize(("error", "said"), [(KeyboardInterrupt(), "stopped"), (LookupError("no node"), "no node")])
+def test_what_ends_a_command_names_the_command_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["swt.py", "walkforward", "two words.csv"])
+    with pytest.raises(type(error)) as raised, hint_on_stop(LookupError):
+        raise error
+    assert str(raised.value).startswith(f"{said}; what is finished is kept; go on: ")
+    assert printed(str(raised.value)) == [["walkforward", "two words.csv"]]
+    with pytest.raises(ArithmeticError, match=r"^why$"), hint_on_stop(LookupError):
+        raise ArithmeticError("why")

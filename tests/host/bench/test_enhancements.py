@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -42,8 +43,9 @@ from host.bench.options import BenchError, BenchOptions, Budget
 from host.config import ConfigError
 from host.evaluation.exam import EvaluationSet
 from host.evaluation.learning import measure_agent
-from host.processes import ReportProgress, watch_process
+from host.processes import MEMORY_FIELDS, ReportProgress, watch_process
 from host.training.trainer import Trainer
+from tests.fixtures.clusters import RayNodes
 from tests.fixtures.paths import ROOT
 from tests.fixtures.runs import printed
 
@@ -63,6 +65,7 @@ TINY = Budget(
 )
 END = {"fraction_of_optimum": 0.7, "expected_fraction": 0.8, "q_slope": 0.5, "q_correlation": 0.9, "exposure": 0.3}
 ON_OFF = Enhancement("a", "", on=("search.algorithm=gumbel",), off=())
+OF_MACHINE = "seconds", "wall_s", "ms_per_episode", "rss"  # how names of figures begin
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -454,3 +457,37 @@ def test_a_process_that_fails_fails_the_bench() -> None:
     """Names what it was measuring; nothing is skipped."""
     with pytest.raises(RuntimeError, match=r"train\.batch_size=33.*ended with 1"):
         run.run_job(Job(run.COST, "planted", 0, ("train.batch_size=33",), TINY), lambda share: None)
+
+
+def without_times(value: Any) -> Any:
+    """A document without what depends on the machine."""
+    if isinstance(value, list):
+        return [without_times(v) for v in value]
+    if isinstance(value, dict):
+        return {name: without_times(v) for name, v in value.items() if not name.startswith(OF_MACHINE)}
+    return value
+
+
+def test_a_cluster_goes_on_to_the_files_of_one_machine(
+    ray_cluster: RayNodes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what one machine has measured; both sides are one variant here."""
+    monkeypatch.setattr(module, "ENHANCEMENTS", (Enhancement("same", "", on=("train.mirror_augmentation=true",)),))
+    monkeypatch.setattr(module, "LEARNED_MARKETS", ("planted",))
+    alone, shared, size = tmp_path / "alone", tmp_path / "shared", BenchOptions(seeds=1, budget=TINY)
+    memory = dict.fromkeys(MEMORY_FIELDS, 1.0)
+    bench_enhancements(replace(size, out=alone), lambda job, report: {**run.measure_job(job, report), **memory})
+    (cost,) = (path for path in alone.glob("*.json") if f'"kind": "{run.COST}"' in path.read_text())
+    shared.mkdir()
+    shutil.copy2(cost, shared)
+    bench_enhancements(replace(size, out=shared, ray=ray_cluster.address))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "1 of 2 jobs are measured" in said.err
+    names = {path.name for path in alone.iterdir()}
+    assert {path.name for path in shared.iterdir()} == names
+    assert (shared / cost.name).stat().st_mtime_ns == cost.stat().st_mtime_ns
+    for name in names:
+        if name.endswith(".json"):
+            one, other = (json.loads((folder / name).read_text()) for folder in (alone, shared))
+            assert without_times(one) == without_times(other), name

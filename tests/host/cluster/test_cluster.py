@@ -4,7 +4,7 @@ import ast
 import socket
 import sys
 import threading
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from host.cluster.cluster import (
     AUTO,
     DRIVER_MB,
     ClusterError,
+    cause_of,
     check_address,
     connect,
     cpu_name,
@@ -28,23 +29,21 @@ from tests.fixtures.fake_ray import FakeRay, RayError
 from tests.fixtures.paths import ROOT
 
 
-class InitRay(SimpleNamespace):
-    """Ray that only opens, or fails to with `error`."""
+class InitRay(FakeRay):
+    """Ray that opens and closes, or fails to open with `error`; it prints what it does."""
 
     def __init__(self, error: Exception | None) -> None:
-        super().__init__(
-            exceptions=SimpleNamespace(RayError=RayError), _private=SimpleNamespace(worker=cluster_state())
-        )
+        super().__init__(2)
         self.error, self.asked = error, list[dict[str, Any]]()
 
     def init(self, **options: Any) -> None:
+        print("opens")
         self.asked.append(options)
         if self.error and options["address"] != "local":
             raise self.error
 
-
-def cluster_state() -> Any:
-    return SimpleNamespace(_worker_logs_enabled=True)
+    def shutdown(self) -> None:
+        print("closes")
 
 
 def test_only_the_cluster_package_imports_ray_and_only_in_a_function() -> None:
@@ -78,13 +77,32 @@ def test_an_address_is_checked_before_ray_waits_for_it() -> None:
 
 def test_auto_takes_what_runs_and_else_starts_with_a_small_store() -> None:
     found, none = InitRay(None), InitRay(ConnectionError("no cluster"))
-    connect(found, AUTO, 100.0)
+    assert not connect(found, AUTO, 100.0)
     assert [options["address"] for options in found.asked] == [AUTO]
-    assert not found._private.worker._worker_logs_enabled
-    connect(none, AUTO, 100.0)
+    assert connect(none, AUTO, 100.0)
     assert [options["address"] for options in none.asked] == [AUTO, "local"]
     assert none.asked[1]["object_store_memory"] == 100 * 2**20
     assert "object_store_memory" not in none.asked[0]
+
+
+def test_stdout_is_the_document_and_stderr_says_which_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for error, begin in ((None, "attached to"), (ConnectionError("no cluster"), "started")):
+        monkeypatch.setattr(cluster, "import_ray", partial(InitRay, error))
+        with open_cluster(AUTO):
+            print("a page about a worker that died")
+        assert capsys.readouterr() == ("", f"Ray: {begin} head:6379, 2 workers on 1 nodes (n0)\n")
+
+
+def test_auto_starts_none_where_the_environment_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, address = InitRay(ConnectionError("no cluster")), f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(cluster, "import_ray", lambda: ray)
+    with pytest.raises(ClusterError, match=f"--ray {address}: nobody answers"), open_cluster(AUTO):
+        pass
+    assert not ray.asked
 
 
 def test_what_ray_refuses_is_one_line() -> None:
@@ -96,6 +114,15 @@ def test_what_ray_refuses_is_one_line() -> None:
     for other in (RuntimeError("Version mismatch"), RayError("no"), ValueError("no"), TimeoutError("no")):
         with pytest.raises(ClusterError, match=f"^--ray h:1: {other}$"):
             connect(InitRay(other), "h:1", 100.0)
+    with pytest.raises(ClusterError, match=r"^--ray h:1: TimeoutError$"):
+        connect(InitRay(TimeoutError()), "h:1", 100.0)
+    with pytest.raises(ClusterError, match=r"Permission denied: '/tmp/ray/session'$"):  # of another user's cluster
+        connect(InitRay(PermissionError(13, "Permission denied", "/tmp/ray/session")), AUTO, 100.0)
+
+
+def test_the_cause_of_a_death_is_short() -> None:
+    long = "The actor died.\n\tpid: 1\nIts process has died. Worker exit type: SYSTEM_ERROR. (1) OOM (2) `ray stop`\n"
+    assert [cause_of(RayError(text)) for text in (long, "gone", "")] == ["Its process has died", "gone", "RayError"]
 
 
 def test_memory_of_ray_is_a_part_of_the_limit() -> None:

@@ -1,9 +1,11 @@
 """Jobs on a cluster give the results of one machine, whatever dies.  Ray is that of this process but for one test."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +17,11 @@ from host.cluster import cluster, jobs
 from host.cluster.cluster import GIVE_UP_S, SILENCE_S, ClusterError, Identity, identity
 from host.cluster.jobs import MAX_LOSSES, ClusterJobs
 from host.cluster.worker import JobWorker
+from host.cluster.workers import GROW_S
 from host.commands.walkforward import WalkOptions, walkforward_csv
 from host.config import load_config
 from host.data.formats import ReadOptions
-from host.processes import MEMORY_FIELDS, ReportProgress, Row
+from host.processes import MEMORY_FIELDS, ReportProgress, Row, run_at_once
 from host.walkforward.walkforward import AGENT, RIVALS, train_fold
 from tests.fixtures.clusters import RayNodes
 from tests.fixtures.fake_ray import FakeRay, RayActorError, RayError
@@ -96,6 +99,63 @@ def test_the_emptiest_node_is_taken_and_none_is_too_full(ray: FakeRay) -> None:
         pool._take_node(lambda share: next(looks))
 
 
+def test_there_is_room_on_nodes_that_join_and_are_not_refused(ray: FakeRay) -> None:
+    all_of_them, some = ClusterJobs(ray.cluster(), double), ClusterJobs(ray.cluster(most=4), double)
+    assert (all_of_them.room(), some.room()) == (3, 3)
+    ray.machines["late"] = 3
+    assert all_of_them.room() == 3
+    ray.now += 1.1 * GROW_S
+    assert (all_of_them.room(), some.room()) == (6, 4)
+    all_of_them.cluster.refused["n1"] = "n1 has another program"
+    assert all_of_them.room() == 4
+    ray.machines.clear()
+    assert ClusterJobs(ray.cluster(), double).room() == 1  # who waits for a node
+
+
+def test_more_jobs_run_at_once_when_there_is_more_room() -> None:
+    """And none begins before it, to wait with its folder locked."""
+    meeting, begun, kept, seen = threading.Barrier(3, timeout=30), list[int](), list[str](), list[int]()
+
+    def room() -> int:
+        seen.append(len(begun))
+        return 1 if len(seen) < 4 else 3
+
+    def meet(number: int, _: ReportProgress) -> Row:
+        begun.append(number)
+        meeting.wait()
+        return {}
+
+    def keep(name: str, row: Row, seconds: float) -> None:
+        kept.append(name)
+
+    run_at_once({str(number): number for number in range(6)}, room, meet, keep, lambda shares: None)
+    assert sorted(kept) == [*"012345"]
+    assert max(seen[:4]) == 1
+    assert begun[0] == 0
+
+
+def test_a_head_that_is_lost_ends_the_jobs_that_run() -> None:
+    """Ray would end this process a minute later, without a word on how to go on."""
+    looks, ended = itertools.count(), list[int]()
+
+    def room() -> int:
+        if next(looks) == 2:
+            raise ClusterError("the head said nothing")
+        return 1
+
+    def run_long(number: int, report: ReportProgress) -> Row:
+        try:
+            while True:
+                report(0.5)
+                time.sleep(0.01)
+        finally:
+            ended.append(number)
+
+    with pytest.raises(ClusterError, match=r"^the head said nothing$"):
+        run_at_once({"0": 0, "1": 1}, room, run_long, lambda *_: None, lambda shares: None)
+    assert ended == [0]
+
+
 @pytest.mark.parametrize("error", [RayActorError("dead\n  by signal 9. Some causes"), RayError("by signal 9")])
 def test_a_lost_job_begins_again(ray: FakeRay, capsys: pytest.CaptureFixture[str], error: RayError) -> None:
     ray.on_look = lambda ray: ray.actors[0].die(error) if ray.looks == 2 else None
@@ -117,7 +177,7 @@ def test_a_silent_job_begins_again_and_its_killer_is_named(ray: FakeRay, capsys:
     assert SILENCE_S < ray.now - begin < 1.1 * SILENCE_S
     assert f"is lost (it said nothing for {SILENCE_S:.0f} s); it" in capsys.readouterr().err
     ray.on_look = hang(99)
-    with pytest.raises(RuntimeError, match=rf"^5.0: lost {MAX_LOSSES} times, the last time: it said nothing"):
+    with pytest.raises(ClusterError, match=rf"^a job has lost {MAX_LOSSES} processes, the last on n1: it said nothing"):
         doubles(ray, 5.0)
 
 
@@ -162,6 +222,9 @@ def test_a_cluster_that_starts_nothing_is_given_up(ray: FakeRay) -> None:
     ray.on_look = lambda ray: setattr(ray.actors[-1], "is_hung", True)
     with pytest.raises(ClusterError, match=r"no answer for 150 s \(n1 starts no process; 2 nodes are there\)"):
         doubles(ray, 4.0)
+    pool = ClusterJobs(ray.cluster(), double)
+    with pytest.raises(ClusterError, match=r"no answer for 150 s \(n1 starts no process"):
+        pool.run(4.0, lambda share: pool.room() and None)  # nodes that are looked at are no process
     ray.machines.clear()
     with pytest.raises(ClusterError, match=r"for 150 s \(no node is there"):
         doubles(ray, 5.0, report=lambda share: ray.sleep(60.0))

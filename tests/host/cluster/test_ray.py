@@ -13,18 +13,20 @@ from typing import Any
 
 import pytest
 
-from host.cluster import workers
+from host.cluster import jobs, workers
 from host.cluster.cluster import Cluster, ClusterError, open_cluster
+from host.cluster.jobs import ClusterJobs
 from host.cluster.search import ClusterSearchPool
 from host.cluster.worker import JobWorker
 from host.cluster.workers import Workers
+from host.processes import ReportProgress, Row, run_at_once
 from host.training import market_replay
 from host.training.trainer import Trainer
 from tests.fixtures.clusters import RayNode, RayNodes, ray_nodes
 from tests.fixtures.command import new_command
 from tests.fixtures.paths import ROOT
 from tests.fixtures.runs import printed
-from tests.fixtures.sleeper import Sleeper
+from tests.fixtures.sleeper import Sleeper, sleep
 from tests.fixtures.trainings import dataset, same_state, tiny, trained
 
 PLAYED = ["search.algorithm=gumbel", "train.reanalyze_interval=0", "train.num_envs=2", "train.batches_per_iteration=2"]
@@ -127,6 +129,31 @@ def test_a_node_that_joins_gets_work_and_may_be_lost(
     gate.touch()
     pool.map(20, submit_anything, keep_and_lose)
     assert set(kept) == {*range(20)}
+
+
+def test_a_node_that_joins_gets_whole_jobs(
+    ray_cluster: RayNodes, only: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The jobs after the first wait for one on the node that joins."""
+    monkeypatch.setattr(jobs, "GROW_S", 1.0)
+    late, raylets, gate = list[RayNode](), list[int](), tmp_path / "gate"
+    pool = ClusterJobs(only(ray_cluster.nodes[0]), sleep)
+
+    def run(number: int, report: ReportProgress) -> Row:
+        opener = late[0].processes("raylet/raylet")[0] if late else 0
+        return pool.run(number, report, str(gate if number else tmp_path), opener)
+
+    def keep_and_join(_: str, row: Row, __: float) -> None:
+        raylets.append(row["raylet"])
+        if not late:
+            node = ray_cluster.add(1)
+            node.wait_until_started()
+            late.append(node)
+
+    run_at_once({str(number): number for number in range(3)}, pool.room, run, keep_and_join, lambda shares: None)
+    assert len(raylets) == 3
+    assert late[0].processes("raylet/raylet")[0] in raylets
+    late[0].kill()
 
 
 def submit_anything(actor: Any, number: int) -> Any:
