@@ -368,7 +368,8 @@ def data_check(
 @app.command(hidden=PACKED)
 def selftest(
     market: Annotated[
-        list[str] | None, typer.Argument(help="noise, planted, leak (the default), planted-hard, close.")
+        list[str] | None,
+        typer.Argument(help="noise planted leak (default) planted-hard close memory delayed jumps sparse stale risk."),
     ] = None,
     half_life: Annotated[float | None, typer.Option(help="Bars in which a deviation of `planted` halves.")] = None,
     noise: Annotated[float | None, typer.Option(help="Standard deviation of a move, pips.")] = None,
@@ -391,13 +392,11 @@ def selftest(
     """Train on SYNTHETIC markets whose best policy is known, and compare the agent with it."""
     from host.commands.selftest import new_synthetic_options, print_selftest, split_settings
     from host.commands.selftest import selftest as run
-    from host.evaluation.exam import selftest_config
 
     length, split = split_settings(train_bars, length)
     options = new_synthetic_options(half_life=half_life, noise=noise, cost=cost, length=length, seed=seed)
-    config = selftest_config([*split, *(settings or []), f"train.seed={seed}"])
-    files = picture, out
-    document = run(market or [], options, config, minutes, thread_count(threads), *files, instruments)
+    files, settings = (picture, out), [*split, *(settings or []), f"train.seed={seed}"]
+    document = run(market or [], options, settings, minutes, thread_count(threads), *files, instruments)
     end_with(document, print_selftest, as_json)
 
 

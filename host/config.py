@@ -84,7 +84,15 @@ class MarketConfig:
         "for adverse excursions.",
     ] = "pnl"
     mae_penalty: Annotated[LossWeight, "Weight of the adverse excursion under drawdown_penalised."] = 0.01
+    risk_aversion: Annotated[
+        LossWeight,
+        "Risk term of the reward: a bar loses half of this times (size move)^2, in mean bar ranges; no report "
+        "contains it.  What a range is of your capital is full Kelly, twice that half Kelly.",
+    ] = 0.0
     reverse: Annotated[bool, "Whether one action may turn an open position into the opposite one."] = False
+    position_adjustment: Annotated[
+        bool, "Whether an entry may change the size of an open position on its side; costs are paid on the change."
+    ] = False
     position_sizes: Annotated[
         list[float], Range(0, 1), "Sizes of an entry, as ascending fractions of the largest position."
     ] = field(default_factory=lambda: [1.0])
@@ -180,6 +188,7 @@ class TrainConfig:
     mirror_augmentation: Annotated[
         bool, "Mirror the prices of half of the windows: a market and its mirror image are one lesson."
     ] = True
+    bar_half_life: Annotated[Limit, "Bars of age that halve the chance to be trained on; 0: all bars alike."] = 0.0
     off_policy_correction: Annotated[
         Scale, "Iterations of age that take one step off the n-step return (EfficientZero); 0: none does."
     ] = 0.0
@@ -197,9 +206,7 @@ class TrainConfig:
         Fraction, "Weight of the lambda-return in the value target; the rest is the n-step return of realised rewards."
     ] = 1.0
     updates_per_iteration: Annotated[Count, "Updates of the weights in an iteration."] = 80
-    consistency_weight: Annotated[LossWeight, "Weight of EfficientZero's self-supervised consistency loss; 0: off."] = (
-        0.0
-    )
+    consistency_weight: Annotated[LossWeight, "Weight of EfficientZero's consistency loss; 0: off."] = 0.0
     chance_codes: Annotated[
         str,
         ("quantile", "learned"),
@@ -466,6 +473,8 @@ def search_faults(config: Config) -> Iterator[str]:
     if not 1 <= len(sizes) <= MAX_SIZES or sizes != sorted({*sizes} - {0.0}):
         yield f"market.position_sizes: {sizes} are not 1 to {MAX_SIZES} ascending fractions above 0"
     widening = s.algorithm == ALGORITHMS[WIDENING]
+    if config.market.position_adjustment and config.market.reward != "pnl":
+        yield "market.position_adjustment: drawdown_penalised remembers the entry of a position; it wants reward=pnl"
     if widening and sizes != [1.0]:
         yield "search.algorithm: widening wants market.position_sizes=[1.0], whose fractions it draws"
     if config.train.value_prefix and s.algorithm == ALGORITHMS[MARKET]:

@@ -11,6 +11,14 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+class News(NamedTuple):
+    """A column of the features that tells of a bar what was not known before it."""
+
+    column: int
+    factor: float = 1.0
+    is_change: bool = False  # from the bar before
+
+
 class ModelShape(NamedTuple):
     """Sizes of the networks; a width of 0 turns an extension off."""
 
@@ -26,6 +34,7 @@ class ModelShape(NamedTuple):
     value_limit: float = 20.0  # mean bar ranges
     projector_width: int = 0  # of the projector and the predictor of the consistency loss
     chance_encoder_width: int = 0  # hidden units of the chance encoder; without it codes are quantiles
+    news: tuple[News, ...] = ()  # what the chance encoder reads
     num_beta_params: int = 0  # parameters of the Beta distributions of entry sizes; without them entries are actions
     value_prefix_width: int = 0  # of the LSTM of the value prefix
     num_layers: int = 0  # blocks of the transformer that replaces the dynamics

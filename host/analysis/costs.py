@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.analysis.record import Floats, TradingRecord, net_pips, trade_targets
-from kernels.market.ledger import BARS_HELD, ENTRY_BAR, EXIT_BAR, FINANCING_PX, TRADE_SIDE
+from kernels.market.ledger import BARS_HELD, ENTRY_BAR, FINANCING_PX, TRADE_SIDE
 
 SPREAD_FACTORS = 0.0, 0.5, 1.0, 1.5, 2.0, 3.0
 MORE_SLIPPAGE_PIPS = 0.1, 0.5  # of a fill
@@ -23,31 +23,27 @@ def costs_taken(record: TradingRecord) -> dict[str, float]:
 
     A fill pays half the spread of its moment.
     """
-    trades, market = record.trades, record.market
-    size = np.abs(trades[:, TRADE_SIDE])
+    market, (size, spread_px) = record.market, fills(record)
     taken_px = {
-        "spread": float(size @ fill_spreads(record).sum(axis=1)) / 2,
-        "slippage": 2 * market.slippage_px * float(size.sum()),
-        "commission": 2 * market.commission_px * float(size.sum()),
-        "swap": 0.0 - float(trades[:, FINANCING_PX].sum()),
+        "spread": float(size @ spread_px) / 2,
+        "slippage": market.slippage_px * float(size.sum()),
+        "commission": market.commission_px * float(size.sum()),
+        "swap": 0.0 - float(record.trades[:, FINANCING_PX].sum()),
     }
     net, taken = net_pips(record), {name: px / market.pip_px for name, px in taken_px.items()}
     return {"gross": net + sum(taken.values()), **taken, "net": net}
 
 
-def fill_spreads(record: TradingRecord) -> Floats:
-    """[m, 2] spread of entry and exit of each trade, px."""
-    bars, trades = record.bars, record.trades
-    entry, leave = trades[:, ENTRY_BAR].astype(np.int64), trades[:, EXIT_BAR].astype(np.int64)
-    at_open, at_close = bars.ask_open - bars.open, bars.ask_close - bars.close
-    # a position that is closed out has seen one close more than one that is closed at an open
-    closed_out = trades[:, BARS_HELD] > leave - entry
-    return np.stack([at_open[entry], np.where(closed_out, at_close[leave], at_open[leave])], axis=1)
+def fills(record: TradingRecord) -> tuple[Floats, Floats]:
+    """Sizes [n + 1] of the fills of each decision and of the close-out, and their spreads [n + 1], px."""
+    bars = record.bars
+    spread_px = np.append((bars.ask_open - bars.open)[1:], bars.ask_close[-1] - bars.close[-1])
+    return np.abs(np.diff(held_targets(record), prepend=0.0, append=0.0)), spread_px
 
 
 def break_even_spread(record: TradingRecord) -> float | None:
     """The spread in pips, the same at all fills, at which net is 0; negative: it loses without one; None: no trade."""
-    size = float(np.abs(record.trades[:, TRADE_SIDE]).sum())
+    size = float(fills(record)[0].sum()) / 2
     taken = costs_taken(record)
     return (taken["net"] + taken["spread"]) / size if size > 0 else None
 
@@ -55,9 +51,9 @@ def break_even_spread(record: TradingRecord) -> float | None:
 def cost_sensitivity(record: TradingRecord, seed: int = 0) -> list[dict[str, Any]]:
     """{"name", "net_pips"} of the same decisions at other costs and with worse fills; `seed` draws skipped entries."""
     trades, n = record.trades, len(record.target)
-    held = targets_of(trades, n)
+    held = held_targets(record)
     kept = np.random.Generator(np.random.Philox(seed)).random(len(trades)) >= SKIPPED
-    later, fewer = np.append(0.0, held[:-1]), targets_of(trades[kept], n)
+    later, fewer = np.append(0.0, held[:-1]), held * (targets_of(trades[kept], n) != 0)
     found = {f"spread x {factor:g}": net_pips(with_costs(record, spread=factor)) for factor in SPREAD_FACTORS}
     found |= {f"slippage + {x:g} pips": net_pips(with_costs(record, slippage_pips=x)) for x in MORE_SLIPPAGE_PIPS}
     found["filled one bar later"] = net_pips(trade_targets(record.bars, later, record.market))
@@ -77,7 +73,12 @@ def with_costs(record: TradingRecord, spread: float = 1.0, slippage_pips: float 
         ask_close=bars.ask_close + at_close,
     )
     market = market._replace(slippage_px=market.slippage_px + slippage_pips * market.pip_px)
-    return trade_targets(bars, targets_of(record.trades, len(record.target)), market)
+    return trade_targets(bars, held_targets(record), market)
+
+
+def held_targets(record: TradingRecord) -> Floats:
+    """[n] the signed sizes that the ledger books."""
+    return record.target if record.market.position_adjustment else targets_of(record.trades, len(record.target))
 
 
 def targets_of(trades: NDArray[np.float64], n: int) -> Floats:

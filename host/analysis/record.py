@@ -13,7 +13,20 @@ from numpy.typing import NDArray
 from host.evaluation.backtest import BacktestResult
 from kernels.market.bars import Bars, slice_bars
 from kernels.market.calendar import DAY_NS
-from kernels.market.ledger import NUM_TRADE_FIELDS, Market, new_accounts, run_targets
+from kernels.market.ledger import (
+    ADVERSE_EXCURSION_SUM_PX,
+    BARS_HELD,
+    ENTRY_BAR,
+    ENTRY_PX,
+    EXIT_PX,
+    FINANCING_PX,
+    NUM_TRADE_FIELDS,
+    PROFIT_PX,
+    TRADE_SIDE,
+    Market,
+    new_accounts,
+    run_targets,
+)
 
 Floats = NDArray[np.float64]
 DailyReturns = tuple[NDArray[np.int64], Floats]  # days [d] since the epoch and their returns [d]
@@ -45,7 +58,29 @@ def trade_targets(bars: Bars, target: Floats, market: Market) -> TradingRecord:
         raise ValueError("no decision: it takes two bars")
     equity, trades = np.zeros(n), np.zeros((n + 1, NUM_TRADE_FIELDS))
     count = run_targets(equity, trades, new_accounts(1)[0], bars, 0, target, market)
-    return TradingRecord(bars, target, equity, trades[:count].copy(), market)
+    parts = trades[:count].copy()
+    trades = merge_parts(parts, target) if market.position_adjustment else parts
+    return TradingRecord(bars, target, equity, trades, market)
+
+
+def merge_parts(parts: Floats, target: Floats) -> Floats:
+    """One trade for each position from flat to flat, of the `parts` that the ledger closed while its size changed.
+
+    Its prices are means over what was closed, its size is the mean of `target` [n] over its bars.
+    """
+    if len(parts) == 0:
+        return parts
+    first = np.flatnonzero(np.diff(parts[:, ENTRY_BAR], prepend=-1))
+    trades: Floats = parts[np.append(first[1:], len(parts)) - 1]
+    size = np.abs(parts[:, TRADE_SIDE])
+    for field in (PROFIT_PX, ADVERSE_EXCURSION_SUM_PX, FINANCING_PX):
+        trades[:, field] = np.add.reduceat(parts[:, field], first)
+    for field in (ENTRY_PX, EXIT_PX):
+        trades[:, field] = np.add.reduceat(size * parts[:, field], first) / np.add.reduceat(size, first)
+    begin, held = (trades[:, field].astype(np.int64) for field in (ENTRY_BAR, BARS_HELD))
+    total = np.append(0.0, np.cumsum(target))
+    trades[:, TRADE_SIDE] = (total[begin - 1 + held] - total[begin - 1]) / held
+    return trades
 
 
 def net_pips(record: TradingRecord) -> float:

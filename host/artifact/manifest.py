@@ -39,7 +39,8 @@ MAX_CONTEXT = 64  # bars
 MAX_DECISION_BYTES, MAX_DECISION_WORK = 1 << 30, 1 << 40  # of a decision; the multiplications take a minute
 MAX_MARKETS = 64
 MARKET_KEYS = ("instrument", "costs", "backtest", "data")  # of the section of an instrument
-RULES = ("interval_ns", "mae_penalty", "reverse", "sizes")  # of `Market`, equal in all instruments of a model
+# of `Market`, equal in all instruments of a model
+RULES = ("interval_ns", "mae_penalty", "reverse", "position_adjustment", "risk_aversion", "sizes")
 MIN_PIP_PX, MAX_COST, MAX_FIGURE = 1e-9, 1e6, 1e12  # of a pip; of a cost or a weight; of a price or of a backtest
 INSTRUMENT_COSTS = ("pip_px", "range_px")  # costs that the instrument repeats
 INTEGER_LIMITS = {  # smallest and largest value of the integers of a manifest, by their keys
@@ -117,6 +118,8 @@ def market_section(market: ModelMarket) -> dict[str, Any]:
 def market_spec_arrays(market_spec: MarketSpec) -> Arrays:
     """The arrays of a model file; of the chance codes, only those that acting needs."""
     codes = {"edges": market_spec.codes.edges, "centres": market_spec.codes.centres}
+    if market_spec.market.risk_aversion > 0:
+        codes["mean_square"] = market_spec.codes.mean_square
     return {**market_spec.normaliser._asdict(), **codes}
 
 
@@ -185,7 +188,7 @@ def parse_market_spec(section: dict[str, Any], features: FeatureSpec, arrays: Ar
     return MarketSpec(
         features,
         Normaliser(arrays["shift"], arrays["scale"]),
-        ChanceCodes(arrays["edges"], arrays["centres"]),
+        ChanceCodes(arrays["edges"], arrays["centres"], mean_square=arrays.get("mean_square", arrays["centres"] ** 2)),
         checked_market(new_market(**section["costs"]), section),
         checked_hours(section["instrument"]["closed"]),
         checked_profile(section["instrument"]),
@@ -205,7 +208,8 @@ def check_instruments(specs: list[MarketSpec], actions: list[str]) -> None:
 
 def check_search(search: SearchConfig, shape: NetworkShape, market: Market) -> None:
     """ValueError for a search that is not one of `market` or whose numbers are absurd."""
-    if search.mae_penalty != market.mae_penalty or not (search.stochastic and search.expectation_backup):
+    rules = all(getattr(search, rule) == getattr(market, rule) for rule in ("mae_penalty", "position_adjustment"))
+    if not (rules and search.stochastic and search.expectation_backup):
         raise ValueError("a search that is not one of this market")
     max_considered = max_candidates(search.num_sampled_sizes) if search.algorithm == WIDENING else shape.actions
     check_int("max_considered_actions", search.max_considered_actions, 1, max_considered)
@@ -218,6 +222,7 @@ def check_arrays(shape: NetworkShape, instruments: int, features: FeatureSpec, a
     """ValueError unless each of the `arrays` has a row for each instrument, of the widths of `shape`."""
     F, C = shape.features, shape.codes
     widths = {"shift": F, "scale": F, "edges": C - 1, "centres": C}
+    widths |= {"mean_square": C} if "mean_square" in arrays else {}  # which only a risk term reads
     for name, width in widths.items():
         array, dtype = arrays[name], np.float32 if name in Normaliser._fields else np.float64
         if array.shape != (instruments, width) or array.dtype != dtype:

@@ -33,7 +33,6 @@ from host.evaluation.exam import EvaluationSet, new_evaluation_set, selftest_con
 from host.evaluation.learning import expected_profit, measure_agent, optimal_expected_profit
 from host.evaluation.synthetic import (
     INTERVAL_NS,
-    MARKETS,
     SYNTHETIC_INSTRUMENT,
     Floats,
     SyntheticOptions,
@@ -64,7 +63,7 @@ class TradedMarket(NamedTuple):
 
 
 TRADED_MARKETS = {
-    **{name: TradedMarket(name, {}) for name in MARKETS},
+    **{name: TradedMarket(name, {}) for name in ("noise", "planted", "leak", "planted-hard", "close")},
     # parameters that no default was tuned on
     "planted-slow": TradedMarket("planted", {"half_life": 15, "cost": 0.8}),
     "planted-hard-slow": TradedMarket("planted-hard", {"half_life": 25}),

@@ -50,7 +50,7 @@ def reanalyze_block(trainer: Trainer, networks: OnnxNetworks, n: int, reuse: str
     begin = time.process_time()
     if reuse == SHARED_TREE:
         searched, counts = market.search_bars(trainer.pool, networks, slots, search)
-        store_searched_bars(replay, slots, searched, data.market, search)
+        store_searched_bars(replay, slots, searched, search)
         counts["searches"] = decisions
         held = replay.held[slots, :-1, None].astype(int)
     else:

@@ -28,6 +28,7 @@ from host.evaluation.exam import (
     compare_with_optimum,
     equity_curves,
     prepare_evaluation,
+    selftest_config,
     trade_unseen_bars,
 )
 from host.evaluation.learning import measure_agent
@@ -190,7 +191,7 @@ def print_selftest(document: dict[str, Any], out: IO[str]) -> None:
 def selftest(
     names: list[str],
     options: SyntheticOptions,
-    config: Config,
+    settings: list[str],
     minutes: float | None,
     threads: int,
     picture: Path | None = None,
@@ -201,12 +202,14 @@ def selftest(
 
     An agent learns so many `instruments` of a market together.
 
+    `settings` of `--set` come after those that belong to a market.
     The folder `out` gets `metrics.jsonl`, what the agents have learnt by when, and `curves.svg`, a picture of it.
     """
     check_minutes(minutes)
     for name in names:
         if name not in MARKETS:
             raise SelftestError(f"no market {name!r}: there is {', '.join(MARKETS)}")
+    configs = {name: selftest_config(settings, name) for name in names or DEFAULT_MARKETS}
     if picture is not None:
         check_writable(picture)
     metrics = None if out is None else out / "metrics.jsonl"
@@ -215,7 +218,7 @@ def selftest(
         metrics.parent.mkdir(parents=True, exist_ok=True)
         metrics.write_bytes(b"")
     markets, charts = dict[str, dict[str, Any]](), dict[str, dict[str, Floats]]()
-    for name in names or DEFAULT_MARKETS:
+    for name, config in configs.items():
         exam = Exam(new_instruments(options, instruments), config, threads, metrics)
         for label, (document, curves) in train_and_evaluate(name, exam, minutes or TRAINING_MINUTES[name]).items():
             markets[label], charts[f"synthetic market '{label}'"] = document, curves

@@ -9,9 +9,17 @@ import numpy as np
 from host.config import Config, ConfigError, Range, load_config
 from host.console import ProgressCallback, no_progress
 from host.evaluation.backtest import BacktestResult, new_backtest_policy, run_backtest
+from host.evaluation.certainty_equivalent import (
+    certainty_equivalent,
+    follow_policy,
+    has_sized_optimum,
+    solve_sized_policy,
+    target_equity,
+)
 from host.evaluation.optimum import OptimalPolicy, closing_regret, run_optimal_policy, solve_optimal_policy
 from host.evaluation.synthetic import (
     INTERVAL_NS,
+    MARKETS,
     PIP,
     SYNTHETIC_INSTRUMENT,
     Floats,
@@ -27,9 +35,9 @@ from kernels.market.position import action_kind
 NUM_BARS = 164_000  # the last quarter of them is the test
 DEFAULT_MARKETS = ("noise", "planted", "leak")  # the others are harder: a user names them
 NUM_TEST_BARS = 41_000  # of a market with another number of training bars
-TRAINING_MINUTES = {"noise": 0.5, "planted": 0.5, "leak": 0.5, "planted-hard": 1.0, "close": 0.5}
-MAX_EXPOSURE = 0.02  # of `noise`
-MIN_FRACTION = {"planted": 0.80, "leak": 0.95, "planted-hard": 0.80, "close": 0.80}  # fraction of the optimum
+TRAINING_MINUTES = dict.fromkeys(MARKETS, 0.5) | {"planted-hard": 1.0}
+MAX_EXPOSURE = 0.02  # where the optimum is to stay flat
+MIN_FRACTION = dict.fromkeys(MARKETS, 0.80) | {"leak": 0.95}  # fraction of the optimum
 MAX_FRACTION = 1.02  # a larger fraction is a fault of the measurement
 OPTION_RANGES = {
     "half_life": Range(0.1, 10_000),
@@ -40,9 +48,9 @@ OPTION_RANGES = {
 NO_COSTS = ["market.slippage=0", "market.swap_long=0", "market.swap_short=0", "market.commission=0"]
 
 
-def selftest_config(settings: list[str]) -> Config:
-    """The default configuration with `settings`, in a market whose only cost is the spread."""
-    return load_config(None, [*NO_COSTS, *settings])
+def selftest_config(settings: list[str], name: str = "noise") -> Config:
+    """The default configuration with those of the market `name` and `settings`; the only cost is the spread."""
+    return load_config(None, [*NO_COSTS, *MARKETS[name].settings, *settings])
 
 
 class SelftestError(ValueError):
@@ -58,8 +66,9 @@ class EvaluationSet(NamedTuple):
     first: int  # bar of the first decision
     test_market: SyntheticMarket  # the unseen bars [T], from `first` on
     optimal_policy: OptimalPolicy
-    optimum_pips: float  # profit of the optimal policy
+    optimum_pips: float  # profit of the optimal policy, or of the sized one under a risk term
     optimum_equity: Floats  # [T - 1] pips
+    optimum_certainty: float | None  # certainty equivalent of the sized policy, ranges a bar; None: no risk term
     instrument: int = 0  # its number in the training
 
 
@@ -71,9 +80,13 @@ def new_evaluation_set(
     stop = stop if bars is None else min(first + bars, stop)
     part = synthetic._replace(bars=slice_bars(synthetic.bars, first, stop), state=synthetic.state[first:stop])
     market = data.market_spec.market
-    optimum = run_optimal_policy(part, market)
-    equity = np.cumsum(optimum.rewards) * market.range_px / PIP
-    best = solve_optimal_policy(part, market), optimum.profit_px / PIP, equity
+    certainty = None
+    if has_sized_optimum(part, market):
+        target = follow_policy(part, solve_sized_policy(part, market))
+        certainty, equity = certainty_equivalent(part, market, target), target_equity(part, market, target) / PIP
+    else:
+        equity = np.cumsum(run_optimal_policy(part, market).rewards) * market.range_px / PIP
+    best = solve_optimal_policy(part, market), float(equity[-1]), equity, certainty
     return EvaluationSet(synthetic, first, part, *best, instrument)
 
 
@@ -82,7 +95,7 @@ def prepare_evaluation(
 ) -> tuple[EvaluationSet, Dataset]:
     """The market `name` with its optimum, and its data set; SelftestError where the market cannot be made."""
     try:
-        synthetic = make_market(name, options)
+        synthetic = make_market(name, options._replace(train_fraction=config.train.train_fraction))
         data = new_dataset(synthetic.bars, synthetic.extra, config, SYNTHETIC_INSTRUMENT, INTERVAL_NS, threads)
         return new_evaluation_set(synthetic, data, instrument=instrument), data
     except DatasetError as error:
@@ -122,19 +135,30 @@ def compare_with_optimum(evaluation: EvaluationSet, trainer: Trainer, result: Ba
     exposure = float((result.log.target != 0).mean())
     actions = trainer.network_shape.actions
     kinds = np.array([action_kind(action, actions) for action in range(actions)], np.int8)[result.log.action]
-    fraction = profit / evaluation.optimum_pips if name in MIN_FRACTION and evaluation.optimum_pips > 0 else None
+    fraction, regret = certainty_fraction(evaluation, trainer, result.log.target), None
+    if fraction is None:
+        regret = closing_regret(evaluation.test_market, evaluation.optimal_policy, result.log.target, kinds)
+        fraction = profit / evaluation.optimum_pips if evaluation.optimum_pips > 0 else None
     return {
         "passed": passes(name, fraction, exposure),
         "fraction_of_optimum": fraction,
         "profit": profit,
         "optimum": evaluation.optimum_pips,
         "exposure": exposure,
-        "closing_regret": closing_regret(evaluation.test_market, evaluation.optimal_policy, result.log.target, kinds),
+        "closing_regret": regret,
         "trades": len(result.trades),
         "episodes": trainer.episodes,
         "test_bars": len(evaluation.test_market.bars.time),
         "parameters": {**synthetic.options._asdict(), "spread_pips": synthetic.spread_px / PIP},
     }
+
+
+def certainty_fraction(evaluation: EvaluationSet, trainer: Trainer, target: Floats) -> float | None:
+    """Certainty equivalent of the positions `target` [T - 1] over the optimum's; None without a risk term."""
+    if not evaluation.optimum_certainty:
+        return None
+    market = trainer.markets[evaluation.instrument].data.market_spec.market
+    return certainty_equivalent(evaluation.test_market, market, target) / evaluation.optimum_certainty
 
 
 def passes(name: str, fraction: float | None, exposure: float) -> bool:

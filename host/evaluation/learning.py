@@ -13,13 +13,14 @@ import numpy as np
 from host.evaluation.exam import EvaluationSet, compare_with_optimum, trade_unseen_bars
 from host.evaluation.optimum import discounted_q, expected_moves, optimal_actions
 from host.evaluation.synthetic import PIP, Floats
-from host.training.chance_diagnostics import calibration, chance_logits
+from host.training.chance_diagnostics import calibration, chance_logits, learned_codes
 from host.training.feature_store import FeatureStore
 from host.training.trainer import Trainer
 from kernels.learning.flat_roots import search_flat_roots
 from kernels.market.chance import fill_realised_codes
 from kernels.market.position import BUY, NUM_POSITION_FIELDS, SELL, action_kind
 from kernels.ort import check_status
+from models.params import as_views
 
 NUM_ROOTS = 2_048  # unseen bars whose Q is compared with that of the optimum
 ROOT_BATCH = 64  # roots that are searched together
@@ -29,7 +30,8 @@ FLAT = 1  # row of a flat position among the sides of the optimum
 def measure_agent(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, Any]:
     """The document of `compare_with_optimum`, and what the agent has learnt, measured without the market's noise.
 
-    `expected_fraction` is the expected profit as a fraction of the optimum's; `measure_roots` has the other measures.
+    `expected_fraction` is the expected profit as a fraction of the optimum's, or the certainty equivalent under a risk
+    term, whose Q has no optimum here (`q_slope` compares with that of profit); `measure_roots` has the other measures.
     A measure is None where the market does not have it.
     """
     result = trade_unseen_bars(evaluation, trainer)
@@ -37,6 +39,8 @@ def measure_agent(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, Any]
     expected = expected_profit(evaluation, result.log.target, document["profit"])
     best = optimal_expected_profit(evaluation)
     document["expected_fraction"] = expected / best if best > 0 else None
+    if evaluation.optimum_certainty is not None:  # expected values too
+        document["expected_fraction"] = document["fraction_of_optimum"]
     return document | measure_roots(evaluation, trainer)
 
 
@@ -68,13 +72,15 @@ def measure_roots(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, floa
     count = min(NUM_ROOTS, len(evaluation.test_market.bars.time) - 1)
     data, networks = trainer.markets[evaluation.instrument].data, trainer.export_networks()
     ts = evaluation.first + np.arange(count)
-    store = FeatureStore(data, count + networks.shape.context, 1, 0, networks.shape.context - 1)
-    store.acquire(ts[:1], count)
+    store = FeatureStore(data, count + 1 + networks.shape.context, 1, 0, networks.shape.context - 1)
+    store.acquire(ts[:1], count + 1)
     q, flat = np.zeros((count, networks.shape.actions)), np.zeros(NUM_POSITION_FIELDS, np.float32)
     planner = networks.planner(ROOT_BATCH, trainer.acting_search_config())
     check_status(search_flat_roots(q, planner, store.market_data, ts, flat))
-    code = np.zeros(count, np.int64)
+    code, shape = np.zeros(count, np.int64), trainer.learner.shape
     fill_realised_codes(code, data.market_spec.codes, data.bars, ts)
+    if shape.news:
+        code = learned_codes(as_views(trainer.target_params, shape), shape.news, store, ts)
     return {
         **compare_q(evaluation, trainer, q),
         "chance_nll": calibration(chance_logits(networks, store, ts), code)["chance_nll"],

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.evaluation.synthetic import CLOSE_PHASES, MAX_ITERATIONS, Floats, SyntheticMarket
+from host.evaluation.market_models import MAX_ITERATIONS, Chain
+from host.evaluation.synthetic import Floats, SyntheticMarket
 from kernels.market.bars import Bars
 from kernels.market.ledger import NUM_TRADE_FIELDS, Market, close_out, new_accounts, step
 from kernels.market.position import ACTIONS, FULL_SIZE_ONLY, HOLD, action_target, is_legal
 
 GRID_CELLS = 401
-GRID_HALF_WIDTH = 6.0  # standard deviations of the state
 GAIN_TOLERANCE = 1e-7  # standard deviations of a move
 SIDES = (-1, 0, 1)
 
@@ -45,31 +44,13 @@ def solve_optimal_policy(synthetic: SyntheticMarket, market: Market, cells: int 
     return OptimalPolicy(gain, points, q.argmax(axis=1).astype(np.int8), q.max(axis=1, keepdims=True) - q)
 
 
-def _markov_chain(synthetic: SyntheticMarket, cells: int) -> tuple[Floats, Floats, Floats]:
-    """(states [G], expected move from each [G], transition probabilities [G, G])."""
-    if synthetic.name == "noise":
-        return np.zeros(1), np.zeros(1), np.ones((1, 1))
-    if synthetic.name == "leak":
-        mean_move = synthetic.noise_px * math.sqrt(2.0 / math.pi)
-        return np.array([-1.0, 1.0]), np.array([-mean_move, mean_move]), np.full((2, 2), 0.5)
-    if synthetic.name == "close":
-        phases = CLOSE_PHASES
-        return np.arange(float(len(phases.drift))), phases.drift * synthetic.noise_px, phases.transition
-    noise_px = synthetic.state_noise_px
-    reach = GRID_HALF_WIDTH * noise_px / math.sqrt(1.0 - synthetic.phi**2)
-    x = np.linspace(-reach, reach, cells)
-    if x[1] - x[0] > noise_px:
-        raise ValueError(f"{cells} cells are too few for a half-life of {synthetic.options.half_life} bars")
-    density = np.exp(-0.5 * ((x[None, :] - synthetic.phi * x[:, None]) / noise_px) ** 2)
-    return x, (synthetic.phi - 1.0) * x, density / density.sum(axis=1, keepdims=True)
+def _markov_chain(synthetic: SyntheticMarket, cells: int) -> Chain:
+    return synthetic.model.chain(synthetic.noise_px, synthetic.phi, cells)
 
 
 def expected_moves(synthetic: SyntheticMarket) -> Floats:
     """[T] expected move after each bar, px, by what the true state of the market tells."""
-    if synthetic.name in ("planted", "planted-hard"):
-        return (synthetic.phi - 1.0) * synthetic.state
-    states, move, _ = _markov_chain(synthetic, GRID_CELLS)
-    return np.asarray(move[np.searchsorted(states, synthetic.state)], np.float64)
+    return synthetic.model.expected_moves(synthetic.noise_px, synthetic.phi, synthetic.state)
 
 
 def discounted_q(synthetic: SyntheticMarket, market: Market, policy: OptimalPolicy, discount: float) -> Floats:

@@ -12,9 +12,11 @@ from host.artifact.networks import OnnxNetworks
 from host.training.feature_store import FeatureStore
 from kernels.market.bars import Bars
 from kernels.market.chance import ChanceCodes, fill_realised_codes, log_softmax, standardise_moves
+from kernels.market.features import UNDIRECTED_WEIGHT, FeatureSpec, feature_names
 from kernels.ort import check_status, evaluate
 from models.extensions.chance_encoder import encode_bars
 from models.params import Params
+from models.shape import News
 
 ROOT_BATCH = 64  # bars that the root network evaluates in one call
 CONFIDENCE_LEVELS = 10  # of the calibration error
@@ -22,20 +24,39 @@ CONFIDENCE_LEVELS = 10  # of the calibration error
 
 def new_learned_codes(quantile: ChanceCodes, bars: int) -> ChanceCodes:
     """Learned codes before the first iteration: no bar has one, and the mean move of each is 0."""
-    return ChanceCodes(quantile.edges, np.zeros_like(quantile.centres), np.zeros(bars, np.int16))
+    zeros = np.zeros_like(quantile.centres)
+    return ChanceCodes(quantile.edges, zeros, np.zeros(bars, np.int16), zeros.copy())
 
 
-def assign_codes(codes: ChanceCodes, p: Params, store: FeatureStore, bars: Bars, ts: NDArray[np.int64]) -> None:
+def news_columns(spec: FeatureSpec, num_features: int) -> tuple[News, ...]:
+    """The newest return, the range, and the changes of the columns that a self-test appends.
+
+    No more is new: the levels, the volatilities and the scattering follow from the return and what was known.
+    """
+    names = feature_names(spec)
+    appended = (News(column, 1.0, is_change=True) for column in range(len(names), num_features))
+    return News(names.index("+-return_1")), News(names.index("range"), 1.0 / UNDIRECTED_WEIGHT), *appended
+
+
+def assign_codes(
+    codes: ChanceCodes, p: Params, news: tuple[News, ...], store: FeatureStore, bars: Bars, ts: NDArray[np.int64]
+) -> None:
     """Write the codes of the bars after `ts`, by the chance encoder with the parameters `p`, and each code's mean move.
 
     Moves are centred: the drift of a training part is no forecast.  The mean move of an unused code is 0.
     """
-    with threadpool_limits(1, "blas"):
-        code = encode_bars(p, store.X, store.row_of_bar[ts + 1])
+    code = learned_codes(p, news, store, ts)
     codes.learned_code[ts + 1] = code
     moves, C = moves_after_bars(bars, ts), len(codes.centres)
     total = np.bincount(code, moves - moves.mean(), minlength=C)
     codes.centres[:] = total / np.maximum(np.bincount(code, minlength=C), 1)
+    codes.mean_square[:] = np.bincount(code, moves**2, minlength=C) / np.maximum(np.bincount(code, minlength=C), 1)
+
+
+def learned_codes(p: Params, news: tuple[News, ...], store: FeatureStore, ts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n] codes of the bars after `ts` [n], by the chance encoder with the parameters `p`."""
+    with threadpool_limits(1, "blas"):
+        return encode_bars(p, store.X, store.row_of_bar[ts + 1], store.row_of_bar[ts], news)
 
 
 def moves_after_bars(bars: Bars, ts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -145,6 +145,8 @@ def fit_market_spec(
             **resolve_costs(m, instrument, profile),
             mae_penalty=m.mae_penalty if m.reward == "drawdown_penalised" else 0.0,
             reverse=m.reverse,
+            position_adjustment=m.position_adjustment,
+            risk_aversion=m.risk_aversion,
             closes_weekends=bool(hours[SATURDAY_NOON]),
             sizes=tuple(m.position_sizes),
         )

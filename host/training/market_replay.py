@@ -45,11 +45,12 @@ from kernels.learning.replay_buffer import (
 )
 from kernels.learning.selfplay import play_episodes, play_searched_bars
 from kernels.market.ledger import NUM_TRADE_FIELDS, new_accounts
-from kernels.rng import randint
+from kernels.rng import uniform
 from kernels.search.config import SearchConfig
 from kernels.search.planner import STATS, Planner
 from kernels.search.tree import REUSE_OFF, VALUE_REUSES
 from models.params import Params
+from models.shape import News
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
 SEED_STRIDE = 2**33  # between the seeds of two instruments: beyond every seed that a person gives
@@ -86,6 +87,17 @@ def split_by_shares(total: int, shares: list[float]) -> list[int]:
     parts = np.floor(exact).astype(np.int64)
     parts[np.argsort(parts - exact, kind="stable")[: total - len(shares) - int(parts.sum())]] += 1
     return [int(n) + 1 for n in parts]
+
+
+def draw_newer(u: NDArray[np.float64], n: int, half_life: float) -> NDArray[np.int64]:
+    """Numbers below n at the quantiles u in [0, 1), of which n - 1 is the newest; `half_life` 0: all alike.
+
+    The age is exponential, cut off at n (RiskMetrics 1996 weights returns so).
+    """
+    if half_life == 0:
+        return (u * n).astype(np.int64)
+    age = -half_life * np.log2(1.0 - u * (1.0 - 0.5 ** (n / half_life)))
+    return np.asarray(n - 1 - np.minimum(age.astype(np.int64), n - 1), np.int64)
 
 
 class MemoryRoom(NamedTuple):
@@ -132,8 +144,9 @@ class MarketReplay:
         L, replay, count = self.config.market.episode_length, self.replay, self.sizes.episodes
         slots = (self.episodes + np.arange(count)) % self.sizes.capacity
         self.release_features(slots)
-        draws = [randint(len(self.data.starts), self.seed, STREAM_STARTS, self.episodes + i) for i in range(count)]
-        replay.start_bar[slots] = self.data.starts[draws]
+        u = np.array([uniform(self.seed, STREAM_STARTS, self.episodes + i) for i in range(count)])
+        newer = draw_newer(u, len(self.data.starts), self.config.train.bar_half_life)
+        replay.start_bar[slots] = self.data.starts[newer]
         self.feature_store.acquire(replay.start_bar[slots], L + 1)
         replay.searched_iteration[slots] = replay.played_iteration[slots] = iteration
         return slots
@@ -176,7 +189,7 @@ class MarketReplay:
                 account, trade = new_accounts(len(batch)), np.zeros(NUM_TRADE_FIELDS)
                 play = self.replay, account, trade, searched, search, batch, self.feature_store.market_data
                 play_searched_bars(*play, self._num_random(batch), self.seed + STREAM_NOISE, self.episodes + first)
-            store_searched_bars(self.replay, slots, searched, self.data.market_spec.market, search)
+            store_searched_bars(self.replay, slots, searched, search)
         backward_lambda(self.replay, slots, search.discount, td_lambda)
         self.episodes += len(slots)
         return counts
@@ -215,7 +228,7 @@ class MarketReplay:
             searches = Searches(REANALYZE, search, t.num_envs, iteration=iteration)
             counts = pool.search(self, searches, self.replay, networks, batches_of(stale, t.num_envs))
         else:
-            store_searched_bars(self.replay, stale, searched, self.data.market_spec.market, search)
+            store_searched_bars(self.replay, stale, searched, search)
         backward_lambda(self.replay, stale, search.discount, td_lambda)
         self.replay.searched_iteration[stale] = iteration
         if searched is None and (t.search_value_weight < 1 or t.per_alpha > 0):
@@ -259,12 +272,12 @@ class MarketReplay:
         """The bars at whose closes the episodes `slots` decide, each bar once."""
         return np.unique(self.replay.start_bar[slots][:, None] + np.arange(self.config.market.episode_length))
 
-    def assign_chance_codes(self, p: Params) -> None:
-        """Encode the bars of all stored episodes by a chance encoder, if codes are learned."""
+    def assign_chance_codes(self, p: Params, news: tuple[News, ...]) -> None:
+        """Encode the bars of all stored episodes by a chance encoder of their news, if codes are learned."""
         slots = np.flatnonzero(self.replay.start_bar != EMPTY)
         if self.config.train.chance_codes == "learned" and len(slots) > 0:
             codes = self.data.market_spec.codes
-            assign_codes(codes, p, self.feature_store, self.data.bars, self.decision_bars(slots))
+            assign_codes(codes, p, news, self.feature_store, self.data.bars, self.decision_bars(slots))
 
     def diagnose_codes(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> dict[str, float]:
         """Metrics of the chance codes on the bars of the episodes `slots`, and of the chance prior of `networks`."""

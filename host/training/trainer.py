@@ -17,6 +17,7 @@ from host.config import SHARED_TREE, Config
 from host.console import ProgressCallback, log
 from host.stop import raise_if_signalled
 from host.training.chance_calibration import ChanceCalibration, ValidationPart, calibrate_parts, scale_chance_prior
+from host.training.chance_diagnostics import news_columns
 from host.training.checkpoint import Checkpoint
 from host.training.dataset import Dataset
 from host.training.health import (
@@ -78,7 +79,10 @@ class Trainer:
             SearchPool(threads, room.max_searches),
         )  # or another one, before the first search
         actions = len(action_names(first.market_spec.market.sizes))
-        shape = new_shape(config, len(first.market_spec.normaliser.scale), actions)
+        num_features = len(first.market_spec.normaliser.scale)
+        shape = new_shape(config, num_features, actions)
+        if shape.chance_encoder_width:
+            shape = shape._replace(news=news_columns(first.market_spec.features, num_features))
         candidates = max_candidates(config.search.num_sampled_sizes) if shape.num_beta_params else 0
         self.network_shape, context = new_network_shape(shape), shape.context
         bars = [data.train_stop for data in datasets]
@@ -211,7 +215,7 @@ class Trainer:
         """Play new episodes of a market, after one search of each bar where a search serves every position."""
         search, searched, counts = self.search_config(self.config.train.num_simulations), None, Counter[str]()
         slots, stale = market.start_episodes(self.iteration), market.stale_episodes(self.iteration)
-        market.assign_chance_codes(self._target_views)
+        market.assign_chance_codes(self._target_views, self.learner.shape.news)
         if self.shares_searches:
             searched, counts = market.search_bars(self.pool, networks, np.concatenate([slots, stale]), search)
         counts["rows"] += market.collect(self.pool, networks, slots, searched, search, self.td_lambda)["rows"]
@@ -254,6 +258,7 @@ class Trainer:
             c_scale=s.c_scale,
             q_scale=self.q_scale,
             reverse=self.config.market.reverse,
+            position_adjustment=self.config.market.position_adjustment,
             mae_penalty=self.markets[0].data.market_spec.market.mae_penalty,
             exact_rewards=not self.config.train.value_prefix,
             algorithm=ALGORITHMS.index(s.algorithm),
@@ -327,7 +332,7 @@ class Trainer:
     def export_networks(self) -> OnnxNetworks:
         """The target networks, calibrated and ready to act; writes the mean moves of their codes into `data`."""
         for market in self.markets:
-            market.assign_chance_codes(self._target_views)
+            market.assign_chance_codes(self._target_views, self.learner.shape.news)
         root = {"root": export(self.target_params, self.learner.shape, 0)["root"]}
         networks = OnnxNetworks(root, self.network_shape)
         self.calibration = calibrate_parts(self._validation_parts, networks)
@@ -353,7 +358,7 @@ def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
 def new_shape(config: Config, features: int, actions: int) -> ModelShape:
     """The sizes of the networks of a configuration."""
     n = config.network
-    blocks = dict[str, int]()
+    blocks = dict[str, Any]()
     if n.dynamics == "transformer":
         blocks = {
             "num_layers": n.num_layers,

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from kernels.jit import inlined, kernel
 from kernels.learning.record import set_market_root
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer, position_after
-from kernels.market.ledger import Market
 from kernels.market.position import PREVIOUS_SIDE, SIDE, action_target
 from kernels.ort import evaluate
 from kernels.search.config import SearchConfig
@@ -94,7 +93,7 @@ def store_trees(searched: SearchedBars, tree: MarketTree | None, ts: NDArray[np.
 
 @kernel
 def store_searched_bars(
-    replay: ReplayBuffer, slots: NDArray[np.int64], searched: SearchedBars, market: Market, config: SearchConfig
+    replay: ReplayBuffer, slots: NDArray[np.int64], searched: SearchedBars, config: SearchConfig
 ) -> None:
     """Store policy, values and expected reward of every position at the decisions of the episodes `slots`."""
     L, M, A = replay.reward.shape[1], searched.q.shape[1], searched.q.shape[2]
@@ -106,8 +105,8 @@ def store_searched_bars(
                 replay.value[slot, k, m] = searched.value[row, m]
                 if k == L:
                     continue
-                q, side = searched.q[row, m], action_target(0.0, m, market.sizes)
-                greedy, _ = decide_by_q(searched.policy, q, searched.logits[row, m], searched.noise, side, config)
+                q = searched.q[row, m]
+                greedy, _ = decide_by_q(searched.policy, q, searched.logits[row, m], searched.noise, config)
                 replay.search_value[slot, k, m] = q[greedy]
                 replay.expected_reward[slot, k, m] = q[greedy] - searched.next_value[row, position_after(m, greedy, A)]
                 for a in range(A):

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from kernels.jit import inlined
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer
+from kernels.market.ledger import risk_penalty
 from kernels.market.position import BUY, NUM_POSITION_FEATURES, SELL, SIDE, action_kind_to
 from kernels.search.planner import Planner, set_root
 from kernels.search.progressive_widening import SampledTree
@@ -43,8 +44,10 @@ def store_search_statistics(
     replay.value[slot, k, 0] = y[y.shape[0] - 1 - C]
     replay.expected_reward[slot, k, 0] = replay.reward[slot, k]
     if planner.config.mae_penalty == 0:
-        surprise = realised_move(market_data, replay.start_bar[slot] + k) - prior_move(planner, b)
-        replay.expected_reward[slot, k, 0] -= replay.position[slot, k + 1, SIDE] * surprise
+        move, side = realised_move(market_data, replay.start_bar[slot] + k), replay.position[slot, k + 1, SIDE]
+        prior_move, prior_penalty = prior_moments(planner, b)
+        replay.expected_reward[slot, k, 0] -= side * (move - prior_move)
+        replay.expected_reward[slot, k, 0] += side * side * (risk_penalty(market_data.market, move) - prior_penalty)
     for a in range(planner.policy.shape[1]):
         replay.policy[slot, k, 0, a] = planner.policy[b, a]
     store_sampled_sizes(replay, slot, k, planner.sampled_tree, b)
@@ -58,18 +61,19 @@ def realised_move(market_data: MarketData, t: int) -> float:
 
 
 @inlined
-def prior_move(planner: Planner, b: int) -> float:
-    """Expected move of the bar after root b by the network's chance prior, ranges."""
+def prior_moments(planner: Planner, b: int) -> tuple[float, float]:
+    """Expected move of the bar after root b by the network's chance prior, and risk penalty of a full position."""
     C, y = planner.costs.move.shape[1], planner.networks.root.y[b]
     logits = y[y.shape[0] - C :]
-    highest, total, move = -np.inf, 0.0, 0.0
+    highest, total, move, penalty = -np.inf, 0.0, 0.0, 0.0
     for c in range(C):
         highest = max(highest, np.float64(logits[c]))
     for c in range(C):
         p = np.exp(np.float64(logits[c]) - highest)
         total += p
         move += p * np.float64(planner.costs.move[b, c])
-    return float(move / total)
+        penalty += p * np.float64(planner.costs.risk_penalty[b, c])
+    return move / total, penalty / total
 
 
 @inlined

@@ -263,8 +263,10 @@ def fill_decision(
         position[SIDE] = position[PREVIOUS_SIDE] = action_target(0.0, m, market.sizes)
     position_features(batch.position[b, k], position, market.mae_penalty == 0)
     batch.value[b, k] = value_target(replay, slot, step, m, target_config)
-    for a in range(batch.legal.shape[2]):
-        batch.legal[b, k, a] = is_legal(position[SIDE], a, batch.legal.shape[2], market.reverse)
+    A, side, draws_sizes = batch.legal.shape[2], position[SIDE], batch.candidate_size.shape[2] > 0
+    for a in range(A):
+        target = 0.0 if draws_sizes else action_target(side, a, market.sizes)
+        batch.legal[b, k, a] = is_legal(side, a, A, market.reverse, market.position_adjustment, target)
         batch.policy[b, k, a] = replay.policy[slot, step, m, a]
     for j in range(batch.candidate_size.shape[2]):
         batch.candidate_size[b, k, j] = replay.candidate_size[slot, step, j]

@@ -7,7 +7,7 @@ from kernels.jit import inlined, kernel
 from kernels.learning.bar_search import SearchedBars
 from kernels.learning.record import set_market_root, store_search_statistics
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer
-from kernels.market.ledger import ACC_SIDE, close_out, step_to_target, write_position
+from kernels.market.ledger import ACC_SIDE, Market, close_out, step_to_target, write_position
 from kernels.market.position import BUY, HOLD, action_target, hypothesis_of_side, is_legal
 from kernels.rng import randint, uniform
 from kernels.search.config import SearchConfig
@@ -18,11 +18,12 @@ RANDOM_ACTION_BARS = 16  # bars between two random actions of a random episode, 
 
 
 @inlined
-def random_action(side: float, reverse: bool, num_actions: int, seed: int, episode: int, step: int) -> int:
+def random_action(side: float, market: Market, num_actions: int, seed: int, episode: int, step: int) -> int:
     """Each action with probability 1 / (RANDOM_ACTION_BARS num_actions) if it is legal, else HOLD."""
     # the noise of the roots has the steps from 0 on
     draw = randint(RANDOM_ACTION_BARS * num_actions, seed, episode, -1 - step)
-    if draw < num_actions and is_legal(side, draw, num_actions, reverse):
+    target = action_target(side, draw, market.sizes)
+    if is_legal(side, draw, num_actions, market.reverse, market.position_adjustment, target):
         return draw
     return HOLD
 
@@ -67,9 +68,7 @@ def play_episodes(
         for b in range(B):
             slot, side, action = slots[b], account[b, ACC_SIDE], int(planner.action[b])
             if b < random_episodes:
-                action = random_action(
-                    side, market_data.market.reverse, planner.policy.shape[1], seed, first_episode + b, k
-                )
+                action = random_action(side, market_data.market, planner.policy.shape[1], seed, first_episode + b, k)
                 random_size(planner.sampled_tree, b, action, seed, first_episode + b, k)
             target = selected_target(planner.sampled_tree, b, action, side, market_data.market)
             take_action(replay, account[b], trade, slot, k, action, target, market_data)
@@ -102,9 +101,9 @@ def play_searched_bars(
             row, m, side = searched.row_of_bar[replay.start_bar[slot] + k], replay.held[slot, k], account[b, ACC_SIDE]
             fill_gumbel(searched.noise, seed, first_episode + b, k)
             q, logits = searched.q[row, m], searched.logits[row, m]
-            action, _ = decide_by_q(searched.policy, q, logits, searched.noise, side, config)
+            action, _ = decide_by_q(searched.policy, q, logits, searched.noise, config)
             if b < random_episodes:
-                action = random_action(side, market.reverse, A, seed, first_episode + b, k)
+                action = random_action(side, market, A, seed, first_episode + b, k)
             target = action_target(side, action, market.sizes)
             take_action(replay, account[b], trade, slot, k, action, target, market_data)
             replay.held[slot, k + 1] = hypothesis_of_side(account[b, ACC_SIDE], M, market.sizes)

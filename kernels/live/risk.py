@@ -148,7 +148,7 @@ def apply_limits(risk_state: RiskState, agent_target: float, decision: RiskDecis
     After a limit has ended a trade early, the published target follows the agent again from the agent's next entry on,
     never from the middle of a trade.
     """
-    enters = agent_target != 0 and agent_target != risk_state.agent_target
+    enters = agent_target != 0 and agent_target * risk_state.agent_target <= 0  # not another size on the same side
     follows = agent_target == 0 or risk_state.in_sync or enters
     target = agent_target if follows else 0.0
     if decision.state != ACTIVE and (target * risk_state.target < 0 or abs(target) > abs(risk_state.target)):

@@ -18,6 +18,7 @@ from kernels.market.bars import Bars
 SCALE_BARS = 64  # moves whose root mean square is the scale of the next one
 MIN_SCALE = 1e-6  # of the price: the least scale of a move, a hundredth of a pip
 NO_LEARNED_CODES = np.zeros(0, np.int16)
+NO_MEAN_SQUARES = np.zeros(0)
 
 
 class ChanceCodes(NamedTuple):
@@ -27,6 +28,7 @@ class ChanceCodes(NamedTuple):
     centres: NDArray[np.float64]  # [C] mean standardised move of each bin
     # [T] learned code of the move to each bar from the bar before; [0] where codes are bins
     learned_code: NDArray[np.int16] = NO_LEARNED_CODES
+    mean_square: NDArray[np.float64] = NO_MEAN_SQUARES  # [C] of the standardised moves of each bin
 
 
 @kernel
@@ -81,13 +83,18 @@ def fill_realised_codes(out: NDArray[np.int64], codes: ChanceCodes, bars: Bars, 
 
 @kernel
 def accumulate_bins(
-    total: NDArray[np.float64], count: NDArray[np.int64], codes: ChanceCodes, moves: NDArray[np.float64]
+    total: NDArray[np.float64],
+    square: NDArray[np.float64],
+    count: NDArray[np.int64],
+    codes: ChanceCodes,
+    moves: NDArray[np.float64],
 ) -> None:
-    """Add the standardised moves [n] and their negatives to total [C] and count [C] of their bins."""
+    """Add the standardised moves [n] and their negatives, and their squares, to the sums [C] of their bins."""
     for move in moves:
         for z in (move, -move):
             c = code_of_move(codes, z)
             total[c] += z
+            square[c] += z * z
             count[c] += 1
 
 
@@ -105,10 +112,12 @@ def fit_chance_codes(bars: Bars, ts: NDArray[np.int64], C: int = 8) -> ChanceCod
     upper = np.quantile(np.abs(moves), np.arange(2 - C % 2, C - 1, 2) / C)
     edges = np.concatenate([-upper[::-1], np.zeros(1 - C % 2), upper])
     # an edge is the centre of an empty bin
-    codes = ChanceCodes(edges, np.concatenate([edges[:1], edges]))
-    total, count = np.zeros(C), np.zeros(C, np.int64)
-    accumulate_bins(total, count, codes, moves)
-    np.divide(total, count, out=codes.centres, where=count > 0)
+    centres = np.concatenate([edges[:1], edges])
+    codes = ChanceCodes(edges, centres, mean_square=centres**2)
+    total, square, count = np.zeros(C), np.zeros(C), np.zeros(C, np.int64)
+    accumulate_bins(total, square, count, codes, moves)
+    for mean, totals in ((codes.centres, total), (codes.mean_square, square)):
+        np.divide(totals, count, out=mean, where=count > 0)
     return codes
 
 

@@ -4,6 +4,18 @@
 and profits are in price units (`_px`) of a full position of one unit of the base currency.  Rewards and positions are
 in ranges: multiples of `Market.range_px`, the mean bar range of the training part.  A position of half the size has
 half the costs and half the profits.  Read `Market`, then `step_to_target`.
+
+With `position_adjustment` the size may change on the same side.  A fill that adds makes the entry the mean price of
+all fills, weighted by their sizes; one that reduces closes a part as a trade of its own, and the rest keeps its entry
+(as backtesting.py's `Trade.close(portion)`).  Spread, slippage and commission are paid on the change of the size.
+
+The reward may charge for risk: profit - risk_aversion / 2 (size move)^2, in ranges, the mean-variance utility of one
+bar (Ritter 2017, "Machine learning for trading", eq. 13; Garleanu and Pedersen 2013, eq. 4).  Trades, balance and
+equity never contain it.
+  * Kelly: log(1 + k x) = k (x - k x^2 / 2) + ..., where k is what a range of a full position is of the capital.  So
+    risk_aversion = k is full Kelly, and k / f a fraction f of it (MacLean, Thorp and Ziemba 2010).
+  * Without costs the best size is E[m] / (risk_aversion E[m^2]).  With s = E[m] / sd[m] steady that is volatility
+    targeting: size times sd[m] is about s / risk_aversion (Moreira and Muir 2017).
 """
 
 import math
@@ -13,21 +25,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import constructor, kernel
+from kernels.jit import constructor, inlined, kernel
 from kernels.market import position
 from kernels.market.bars import Bars
 from kernels.market.calendar import rollovers
-from kernels.market.position import FULL_SIZE_ONLY, MAX_SIZES, action_target, count_actions, is_legal
+from kernels.market.position import FULL_SIZE_ONLY, MAX_SIZES, action_target, count_actions, fill_size, is_legal
 
 # An account is a row of NUM_ACCOUNT_FIELDS float64 numbers.  A row of zeros is flat and has not traded yet.
 ACC_BALANCE = 0  # sum of the profits of closed trades, px
 ACC_EQUITY = 1  # balance + unrealised profit + financing of the open position, px
 # A flat account has 0 here and in all fields below.
 ACC_SIDE = 2  # signed size: -1 short, 0 flat, +1 long, or a fraction
-ACC_ENTRY_BAR = 3  # bar at whose open the position was filled
-ACC_ENTRY_PX = 4  # price of the fill, slippage included
-ACC_MARK_PX = 5  # bid (long) or ask (short) at the open of ACC_ENTRY_BAR
-ACC_HELD = 6  # closes since the fill
+ACC_ENTRY_BAR = 3  # bar at whose open the position was filled first
+ACC_ENTRY_PX = 4  # price of the fill, slippage included; of several fills: the mean
+ACC_MARK_PX = 5  # bid (long) or ask (short) at the open of the fill; of several: the mean
+ACC_HELD = 6  # closes since the first fill
 ACC_UNREALISED = 7  # profit at the last close, net of the commission of entry, no financing, px
 ACC_ADVERSE_EXCURSION = 8  # loss from ACC_MARK_PX to the last close, px, >= 0
 ACC_ADVERSE_EXCURSION_SUM = 9  # sum of the adverse excursions at the closes since entry, px
@@ -62,6 +74,8 @@ class Market(NamedTuple):
     # fraction of the adverse excursion at a close that the reward loses; 0: the reward is the profit
     mae_penalty: float = 0.0
     reverse: bool = False  # one action may turn an open position into the opposite one
+    position_adjustment: bool = False  # an entry may change the size of an open position on its side
+    risk_aversion: float = 0.0  # per range, of the reward; 0: the reward is the profit
     closes_weekends: bool = True  # see `rollovers`
     # [MAX_SIZES] of an entry: fractions of a full position, ascending, then zeros
     sizes: tuple[float, ...] = FULL_SIZE_ONLY
@@ -73,8 +87,11 @@ def new_market(market: Market) -> Market:
     range_px, pip_px, interval_ns = market.range_px, market.pip_px, market.interval_ns
     if not all(0 < value < math.inf for value in (range_px, pip_px, interval_ns)):
         raise ValueError(f"range {range_px}, pip {pip_px} and interval {interval_ns} must be positive and finite")
-    if not all(0 <= value < math.inf for value in (market.slippage_px, market.commission_px, market.mae_penalty)):
-        raise ValueError("slippage, commission and weight of the excursion must be finite and not negative")
+    weights = market.slippage_px, market.commission_px, market.mae_penalty, market.risk_aversion
+    if not all(0 <= value < math.inf for value in weights):
+        raise ValueError("slippage, commission and weights of excursion and risk must be finite and not negative")
+    if market.position_adjustment and market.mae_penalty > 0:
+        raise ValueError("a market whose reward remembers the entry of a position must not adjust its size")
     return market._replace(sizes=_pad_sizes(market.sizes))
 
 
@@ -101,9 +118,9 @@ def step(
 ) -> float:
     """`step_to_target` to the target of `action`.  An illegal action holds and returns NaN."""
     side = account[ACC_SIDE]
-    legal = is_legal(side, action, count_actions(market.sizes), market.reverse)
-    target = action_target(side, action, market.sizes) if legal else math.nan
-    return step_to_target(account, trade, bars, t, target, market)
+    target, actions = action_target(side, action, market.sizes), count_actions(market.sizes)
+    legal = is_legal(side, action, actions, market.reverse, market.position_adjustment, target)
+    return step_to_target(account, trade, bars, t, target if legal else math.nan, market)
 
 
 @kernel
@@ -119,26 +136,35 @@ def step_to_target(
     """
     # All bars are read in one block.  In a branch or a callee each of the arrays is reference-counted, atomically, and
     # a step takes six times as long.
-    decision_ns, close_ns = bars.time[t], bars.time[t + 1]
+    decision_ns, close_ns, decision_bid = bars.time[t], bars.time[t + 1], bars.close[t]
     open_bid, open_ask = bars.open[t + 1], bars.ask_open[t + 1]
     close_bid, close_ask = bars.close[t + 1], bars.ask_close[t + 1]
     trade[EXIT_BAR] = -1
     before, side = account[ACC_EQUITY], account[ACC_SIDE]
-    resizes = target != side and target * side != 0 and not (market.reverse and target * side < 0)
-    legal = not resizes and abs(target) <= 1
+    permitted = market.position_adjustment if target * side > 0 else market.reverse
+    legal = abs(target) <= 1 and (target == side or target * side == 0 or permitted)
     open_ns = max(decision_ns, close_ns - market.interval_ns)
     book_financing(account, decision_ns, open_ns, market)
     if legal and target != side:
-        if side != 0:
-            close_position(account, trade, fill_px(open_bid, open_ask, -side, market), t + 1, market)
-        if target != 0:
-            open_position(account, target, open_bid, open_ask, t + 1, market)
+        opened, closed = fill_size(side, target)
+        if closed > 0:
+            exit_px, left = fill_px(open_bid, open_ask, -side, market), target if side * target > 0 else 0.0
+            close_position(account, trade, exit_px, t + 1, market, left)
+        if opened > 0:
+            open_position(account, target, opened, open_bid, open_ask, t + 1, market)
     book_financing(account, open_ns, close_ns, market)
     mark_to_market(account, close_bid, close_ask, market)
     if not legal:
         return math.nan
     gain = account[ACC_EQUITY] - before
-    return float(gain - market.mae_penalty * account[ACC_ADVERSE_EXCURSION]) / market.range_px
+    reward = float(gain - market.mae_penalty * account[ACC_ADVERSE_EXCURSION]) / market.range_px
+    return reward - risk_penalty(market, account[ACC_SIDE] * (close_bid - decision_bid) / market.range_px)
+
+
+@inlined
+def risk_penalty(market: Market, change: float) -> float:
+    """What the reward loses for a change of the price times the size of the position, both in ranges."""
+    return 0.5 * market.risk_aversion * change * change
 
 
 @kernel
@@ -148,7 +174,7 @@ def close_out(account: NDArray[np.float64], trade: NDArray[np.float64], bars: Ba
     before, side = account[ACC_EQUITY], account[ACC_SIDE]
     if side == 0:
         return 0.0
-    close_position(account, trade, fill_px(bars.close[t], bars.ask_close[t], -side, market), t, market)
+    close_position(account, trade, fill_px(bars.close[t], bars.ask_close[t], -side, market), t, market, 0.0)
     account[ACC_EQUITY] = account[ACC_BALANCE]
     return float(account[ACC_EQUITY] - before) / market.range_px
 
@@ -160,20 +186,32 @@ def fill_px(bid: float, ask: float, side: float, market: Market) -> float:
 
 
 @kernel
-def open_position(account: NDArray[np.float64], side: float, bid: float, ask: float, t: int, market: Market) -> None:
-    """Open a position of signed size `side` at the open of bar t, at `bid` and `ask`."""
+def open_position(
+    account: NDArray[np.float64], side: float, opened: float, bid: float, ask: float, t: int, market: Market
+) -> None:
+    """Make the position one of signed size `side` by a fill of size `opened` at the open of bar t, at `bid` and `ask`.
+
+    Where a position is open, its prices become the means of both fills.
+    """
+    entry_px, mark_px = fill_px(bid, ask, side, market), bid if side > 0 else ask
+    if account[ACC_SIDE] == 0:
+        account[ACC_ENTRY_BAR] = t
+    else:
+        added = opened / abs(side)
+        entry_px = account[ACC_ENTRY_PX] + added * (entry_px - account[ACC_ENTRY_PX])
+        mark_px = account[ACC_MARK_PX] + added * (mark_px - account[ACC_MARK_PX])
     account[ACC_SIDE] = side
-    account[ACC_ENTRY_BAR] = t
-    account[ACC_ENTRY_PX] = fill_px(bid, ask, side, market)
-    account[ACC_MARK_PX] = bid if side > 0 else ask
+    account[ACC_ENTRY_PX] = entry_px
+    account[ACC_MARK_PX] = mark_px
 
 
 @kernel
 def close_position(
-    account: NDArray[np.float64], trade: NDArray[np.float64], exit_px: float, t: int, market: Market
+    account: NDArray[np.float64], trade: NDArray[np.float64], exit_px: float, t: int, market: Market, left: float
 ) -> None:
-    """Close the position in bar t by a fill at `exit_px`, and write the trade."""
-    side, entry_px, financing_px = account[ACC_SIDE], account[ACC_ENTRY_PX], account[ACC_FINANCING]
+    """Reduce the position to the signed size `left` in bar t by a fill at `exit_px`, and write the trade."""
+    part = 1.0 - left / account[ACC_SIDE]
+    side, entry_px, financing_px = account[ACC_SIDE] - left, account[ACC_ENTRY_PX], part * account[ACC_FINANCING]
     profit_px = side * (exit_px - entry_px) - 2.0 * market.commission_px * abs(side) + financing_px
     trade[ENTRY_BAR] = account[ACC_ENTRY_BAR]
     trade[EXIT_BAR] = t
@@ -181,11 +219,16 @@ def close_position(
     trade[ENTRY_PX] = entry_px
     trade[EXIT_PX] = exit_px
     trade[PROFIT_PX] = profit_px
-    trade[ADVERSE_EXCURSION_SUM_PX] = account[ACC_ADVERSE_EXCURSION_SUM]
+    trade[ADVERSE_EXCURSION_SUM_PX] = part * account[ACC_ADVERSE_EXCURSION_SUM]
     trade[BARS_HELD] = account[ACC_HELD]
     trade[FINANCING_PX] = financing_px
     account[ACC_BALANCE] += profit_px
-    account[ACC_SIDE:] = 0.0
+    if left == 0:
+        account[ACC_SIDE:] = 0.0
+        return
+    account[ACC_SIDE] = left
+    for field in range(ACC_UNREALISED, NUM_ACCOUNT_FIELDS):  # all of them are proportional to the size
+        account[field] *= 1.0 - part
 
 
 @kernel

@@ -72,10 +72,19 @@ def mirrored_action(action: int, num_actions: int) -> int:
 
 
 @inlined
-def is_legal(side: float, action: int, num_actions: int, reverse: bool) -> bool:
+def is_legal(
+    side: float,
+    action: int,
+    num_actions: int,
+    reverse: bool,
+    position_adjustment: bool = False,
+    target: float = 0.0,
+) -> bool:
     """Whether a position of signed size `side` permits `action`.
 
-    Flat: HOLD, BUY, SELL.  Otherwise: HOLD, CLOSE, and with `reverse` an entry on the opposite side; no resizing.
+    Flat: HOLD, BUY, SELL.  Otherwise: HOLD, CLOSE, with `reverse` an entry on the opposite side, and with
+    `position_adjustment` one on the same side.  The latter changes the size to `target`, the `action_target`; one to
+    the size that is held is illegal, since it is a HOLD.  A `target` of 0 stands for any other size.
     """
     kind = action_kind(action, num_actions)
     if kind < 0:
@@ -86,7 +95,17 @@ def is_legal(side: float, action: int, num_actions: int, reverse: bool) -> bool:
         return kind != CLOSE
     if kind == CLOSE:
         return True
-    return reverse and ((kind == BUY) == (side < 0))
+    if (kind == BUY) == (side < 0):
+        return reverse
+    return position_adjustment and np.float32(side) != np.float32(target)
+
+
+@inlined
+def fill_size(side: float, target: float) -> tuple[float, float]:
+    """Sizes (opened, closed) of the fills from signed size `side` to `target`: the costs are linear in both."""
+    if side * target > 0:
+        return max(abs(target) - abs(side), 0.0), max(abs(side) - abs(target), 0.0)
+    return abs(target), abs(side)
 
 
 @inlined
@@ -125,7 +144,8 @@ def hypothesis_of_side(side: float, hypotheses: int, sizes: tuple[float, ...]) -
 def apply_fill(out: NDArray[np.float32], position: NDArray[np.float32], target: float, entry_cost: float) -> None:
     """Write into out the afterstate: the position after a fill to `target` and before the next bar.
 
-    `entry_cost` is that of a full position, in ranges.
+    `entry_cost` is that of a full position, in ranges.  A position of another size on the same side has the sizes of
+    its own, and what else a new one has: only `pnl`, which reads the sizes alone, permits it.
     """
     side = position[SIDE]
     if target == side:

@@ -34,6 +34,7 @@ class SearchConfig(NamedTuple):
     dirichlet_fraction: float = 0.25  # weight of Dirichlet noise in the prior of the root, under PUCT
     dirichlet_alpha: float = 0.3  # concentration of that noise
     num_sampled_sizes: int = 4  # sizes of each side that the root draws, under WIDENING
+    position_adjustment: bool = False  # an entry may change the size of an open position on its side
 
 
 @constructor(SearchConfig)

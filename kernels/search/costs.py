@@ -12,8 +12,8 @@ from kernels.jit import inlined, kernel
 from kernels.market.bars import Bars
 from kernels.market.calendar import rollovers
 from kernels.market.chance import ChanceCodes, move_scale_px
-from kernels.market.ledger import Market, entry_cost
-from kernels.market.position import action_target
+from kernels.market.ledger import Market, entry_cost, risk_penalty
+from kernels.market.position import action_target, fill_size
 
 LONG, SHORT = 0, 1  # columns of `financing`
 
@@ -22,6 +22,7 @@ class ExogenousCosts(NamedTuple):
     """Moves, costs and financing after B roots, in ranges (`Market.range_px`)."""
 
     move: NDArray[np.float32]  # [B, C] price move of each chance code
+    risk_penalty: NDArray[np.float32]  # [B, C] what the reward of a full position loses for the square of that move
     entry_cost: NDArray[np.float32]  # [B] of a fill that opens a full position
     exit_cost: NDArray[np.float32]  # [B] of a fill that closes it, without the spread: the entry has paid it
     action_target: NDArray[np.float32]  # [B, A] signed size after each action but HOLD
@@ -32,6 +33,7 @@ def new_exogenous_costs(roots: int, actions: int, codes: int, depth: int) -> Exo
     """Zeros for `roots` roots, `depth` bars ahead."""
     return ExogenousCosts(
         np.zeros((roots, codes), np.float32),
+        np.zeros((roots, codes), np.float32),
         np.zeros(roots, np.float32),
         np.zeros(roots, np.float32),
         np.zeros((roots, actions), np.float32),
@@ -41,9 +43,10 @@ def new_exogenous_costs(roots: int, actions: int, codes: int, depth: int) -> Exo
 
 @inlined
 def reward_without_move(costs: ExogenousCosts, b: int, depth: int, side: float, target: float) -> float:
-    """Reward of `pnl` of the bar at `depth` but for target * move: the fill from `side` to `target`, and financing."""
+    """Reward of `pnl` of the bar at `depth` but for the move: the fill from `side` to `target`, and financing."""
     rate = np.float64(costs.financing[b, depth, LONG if target > 0 else SHORT])
-    fill = abs(side) * np.float64(costs.exit_cost[b]) + abs(target) * np.float64(costs.entry_cost[b])
+    opened, closed = fill_size(side, target)
+    fill = closed * np.float64(costs.exit_cost[b]) + opened * np.float64(costs.entry_cost[b])
     return float(abs(target) * rate - (fill if target != side else 0.0))
 
 
@@ -53,6 +56,8 @@ def fill_costs(costs: ExogenousCosts, b: int, bars: Bars, t: int, codes: ChanceC
     scale = move_scale_px(bars, t) / market.range_px
     for c in range(codes.centres.shape[0]):
         costs.move[b, c] = codes.centres[c] * scale
+        if market.risk_aversion > 0:
+            costs.risk_penalty[b, c] = risk_penalty(market, scale) * codes.mean_square[c]
     costs.entry_cost[b] = entry_cost(bars, t, market)
     costs.exit_cost[b] = (market.slippage_px + market.commission_px) / market.range_px
     for a in range(costs.action_target.shape[1]):

@@ -62,13 +62,14 @@ def new_search_work(searches: int, codes: int, simulations: int) -> SearchWork:
 
 
 @inlined
-def mask_illegal(tree: Tree, b: int, node: int, reverse: bool) -> None:
+def mask_illegal(tree: Tree, costs: ExogenousCosts, config: SearchConfig, b: int, node: int) -> None:
     """Mask the actions that the position at a decision node does not allow; a game masks none."""
     if tree.position.shape[2] == 0:
         return
     A = tree.noise.shape[1]
     for a in range(A):
-        if not is_legal(tree.position[b, node, SIDE], a, A, reverse):
+        side, target = tree.position[b, node, SIDE], costs.action_target[b, a]
+        if not is_legal(side, a, A, config.reverse, config.position_adjustment, target):
             tree.prior[b, node, a] = MASKED_LOGIT
 
 
@@ -160,7 +161,9 @@ def add_decision(
         column = write_position(x, tree, config, column, b, parent)
         apply_move(tree.position[b, node], tree.position[b, parent], costs.move[b, edge])
         write_position(x, tree, config, column, b, node)
-        tree.reward[b, node] = tree.reward[b, parent] + tree.position[b, node, SIDE] * costs.move[b, edge]
+        side = tree.position[b, node, SIDE]
+        tree.reward[b, node] = tree.reward[b, parent] + side * costs.move[b, edge]
+        tree.reward[b, node] -= side * side * costs.risk_penalty[b, edge]
     return node
 
 
@@ -220,7 +223,13 @@ def first_evaluated_afterstate(tree: Tree, b: int, node: int) -> int:
 
 @inlined
 def read_decision(
-    tree: Tree, sampled: SampledTree | None, config: SearchConfig, y: NDArray[np.float32], b: int, node: int
+    tree: Tree,
+    sampled: SampledTree | None,
+    costs: ExogenousCosts,
+    config: SearchConfig,
+    y: NDArray[np.float32],
+    b: int,
+    node: int,
 ) -> None:
     """Read state, policy, value and, where it is not exact, reward of a decision node from its row y of `dynamics`."""
     S, A = tree.state.shape[2], tree.noise.shape[1]
@@ -235,7 +244,7 @@ def read_decision(
         tree.prior[b, node, a] = y[S + 1 + a]
     tree.raw_value[b, node] = y[S + 1 + A]
     tree.value[b, node] = y[S + 1 + A]
-    mask_illegal(tree, b, node, config.reverse)
+    mask_illegal(tree, costs, config, b, node)
 
 
 @inlined
@@ -328,7 +337,7 @@ def expand_decisions(
             return status
         for i in range(count):
             b, node = work.row_search[first + i], work.row_node[first + i]
-            read_decision(tree, sampled, config, graph.y[i], b, node)
+            read_decision(tree, sampled, costs, config, graph.y[i], b, node)
             tree.leaf[b] = node
             tree.network_rows[b] += 1
         # a loop of its own: a row that was just stored number by number stalls when it is loaded as a vector

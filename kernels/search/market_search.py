@@ -285,35 +285,59 @@ def fill_next_value(tree: MarketTree, config: SearchConfig, b: int, node: int) -
 
 
 @inlined
-def expected_move(tree: MarketTree, costs: ExogenousCosts, b: int, node: int) -> float:
-    """Expected price move of the bar after `node`, in ranges."""
-    total = 0.0
+def move_moments(tree: MarketTree, costs: ExogenousCosts, b: int, node: int) -> tuple[float, float]:
+    """Expected price move of the bar after `node`, and expected risk penalty of a full position in it, in ranges."""
+    mean, penalty = 0.0, 0.0
     for c in range(tree.prior.shape[2]):
-        total += np.float64(tree.prior[b, node, c]) * np.float64(costs.move[b, c])
-    return total
+        p = np.float64(tree.prior[b, node, c])
+        mean += p * np.float64(costs.move[b, c])
+        penalty += p * np.float64(costs.risk_penalty[b, c])
+    return mean, penalty
 
 
 @inlined
 def action_value(
-    tree: MarketTree, costs: ExogenousCosts, b: int, node: int, hypothesis: int, action: int, mean_move: float
+    tree: MarketTree,
+    costs: ExogenousCosts,
+    b: int,
+    node: int,
+    hypothesis: int,
+    action: int,
+    moments: tuple[float, float],
 ) -> float:
     """Q of `action` with the position of `hypothesis` at `node`, whose `next_value` stands in the tree."""
     A, memoryless = tree.q.shape[2], tree.position.shape[2] == 0
     depth, side = tree.depth[b, node], np.float64(tree.side[b, hypothesis])
     target = side if action == HOLD else np.float64(costs.action_target[b, action])
     value = tree.next_value[b, next_hypothesis(hypothesis, action, depth, A, memoryless)]
-    return float(value + target * mean_move + reward_without_move(costs, b, depth, side, target))
+    reward = reward_without_move(costs, b, depth, side, target)
+    return float(value + target * moments[0] + reward - target * target * moments[1])
+
+
+@inlined
+def permits(
+    tree: MarketTree, costs: ExogenousCosts, config: SearchConfig, b: int, hypothesis: int, action: int
+) -> bool:
+    """Whether the position of `hypothesis` permits `action`."""
+    side, target = tree.side[b, hypothesis], costs.action_target[b, action]
+    return is_legal(side, action, tree.q.shape[2], config.reverse, config.position_adjustment, target)
 
 
 @inlined
 def best_value(
-    tree: MarketTree, costs: ExogenousCosts, config: SearchConfig, b: int, node: int, hypothesis: int, mean_move: float
+    tree: MarketTree,
+    costs: ExogenousCosts,
+    config: SearchConfig,
+    b: int,
+    node: int,
+    hypothesis: int,
+    moments: tuple[float, float],
 ) -> float:
     """Value of the best legal action with the position of `hypothesis` at `node`."""
     best = -np.inf
     for action in range(tree.q.shape[2]):
-        if is_legal(tree.side[b, hypothesis], action, tree.q.shape[2], config.reverse):
-            best = max(best, action_value(tree, costs, b, node, hypothesis, action, mean_move))
+        if permits(tree, costs, config, b, hypothesis, action):
+            best = max(best, action_value(tree, costs, b, node, hypothesis, action, moments))
     return best
 
 
@@ -330,17 +354,17 @@ def backward_market(tree: MarketTree, costs: ExogenousCosts, config: SearchConfi
     for i in range(tree.num_expanded[b] - 1, 0, -1):
         node = tree.expansion_order[b, i]
         fill_next_value(tree, config, b, node)
-        mean_move = expected_move(tree, costs, b, node)
+        moments = move_moments(tree, costs, b, node)
         for m in range(hypotheses_at_depth(tree.depth[b, node], A, M, memoryless)):
             if node != reused_node or m != reused_hypothesis:
-                tree.value[b, node, m] = best_value(tree, costs, config, b, node, m, mean_move)
+                tree.value[b, node, m] = best_value(tree, costs, config, b, node, m, moments)
     fill_next_value(tree, config, b, 0)
-    mean_move = expected_move(tree, costs, b, 0)
+    moments = move_moments(tree, costs, b, 0)
     for m in range(hypotheses_at_depth(0, A, M, memoryless)):
         for action in range(A):
             tree.q[b, m, action] = -np.inf
-            if is_legal(tree.side[b, m], action, A, config.reverse):
-                tree.q[b, m, action] = action_value(tree, costs, b, 0, m, action, mean_move)
+            if permits(tree, costs, config, b, m, action):
+                tree.q[b, m, action] = action_value(tree, costs, b, 0, m, action, moments)
     if reused.action[b] != NONE and config.value_reuse == REUSE_KNOWN_ARM:
         tree.q[b, root, reused.action[b]] = reused.reward[b] + config.discount * np.float64(reused.value[b])
 

@@ -18,7 +18,6 @@ from kernels.market.position import (
     SIDE,
     action_kind_to,
     action_target,
-    is_legal,
     position_features,
 )
 from kernels.ort import evaluate
@@ -218,7 +217,7 @@ def search_tree(planner: Planner, tree: Tree) -> int:
         init_root(tree, b, y[:S], y[S : S + A], y[S + A])
         for i in range(tree.position.shape[2]):
             tree.position[b, 0, i] = planner.position[b, i]
-        mask_illegal(tree, b, 0, config.reverse)
+        mask_illegal(tree, planner.costs, config, b, 0)
     status = simulate_all(planner, tree, None)
     for b in range(B):
         if config.algorithm == PUCT:
@@ -267,10 +266,10 @@ def search_market(planner: Planner, market_tree: MarketTree) -> int:
 @inlined
 def read_market_root(planner: Planner, market_tree: MarketTree, b: int, logits: NDArray[np.float32]) -> None:
     """Read Q of the root's position, and decide by it."""
-    q, side = planner.q[b], market_tree.root_position[b, SIDE]
+    q = planner.q[b]
     for a in range(q.shape[0]):
         q[a] = market_tree.q[b, root_hypothesis(market_tree, planner.costs, b), a]
-    action, greedy = decide_by_q(planner.policy[b], q, logits, planner.noise[b], side, planner.config)
+    action, greedy = decide_by_q(planner.policy[b], q, logits, planner.noise[b], planner.config)
     planner.action[b], planner.value[b] = action, q[greedy]
     for a in range(q.shape[0]):
         if q[a] == -np.inf:
@@ -283,10 +282,9 @@ def decide_by_q(
     q: NDArray[np.float64],
     logits: NDArray[np.float32],
     noise: NDArray[np.float32],
-    side: float,
     config: SearchConfig,
 ) -> tuple[int, int]:
-    """Write policy [A] = softmax(logits + (c_visit + n) c_scale Q / q_scale) of the legal actions.
+    """Write policy [A] = softmax(logits + (c_visit + n) c_scale Q / q_scale) of the actions with Q > -inf.
 
     Returns the best action with noise, a sample of that policy, and the best one without.
     """
@@ -295,7 +293,7 @@ def decide_by_q(
     best, greedy, best_score, highest = 0, 0, -np.inf, -np.inf
     for a in range(A):
         policy[a] = MASKED_LOGIT
-        if is_legal(side, a, A, config.reverse):
+        if q[a] != -np.inf:
             policy[a] = np.float64(logits[a]) + unit * q[a]
             if policy[a] > highest:
                 greedy, highest = a, policy[a]

@@ -107,18 +107,18 @@ def set_rng_key(sampled: SampledTree | None, b: int, seed: int, stream: int, ste
 
 
 @inlined
-def draw_action_kind(head: NDArray[np.float32], side: float, reverse: bool, quantile: float) -> int:
+def draw_action_kind(head: NDArray[np.float32], side: float, config: SearchConfig, quantile: float) -> int:
     """The kind of action at a quantile of the softmax of head [POLICY_HEAD_WIDTH] over the legal kinds."""
     highest, total, chosen = MASKED_LOGIT, 0.0, HOLD
     for kind in range(NUM_ACTION_KINDS):
-        if is_legal(side, kind, NUM_ACTION_KINDS, reverse):
+        if is_legal(side, kind, NUM_ACTION_KINDS, config.reverse, config.position_adjustment):
             highest = max(highest, head[kind])
     for kind in range(NUM_ACTION_KINDS):
-        if is_legal(side, kind, NUM_ACTION_KINDS, reverse):
+        if is_legal(side, kind, NUM_ACTION_KINDS, config.reverse, config.position_adjustment):
             total += math.exp(head[kind] - highest)
     left = quantile * total
     for kind in range(NUM_ACTION_KINDS):
-        if left >= 0 and is_legal(side, kind, NUM_ACTION_KINDS, reverse):
+        if left >= 0 and is_legal(side, kind, NUM_ACTION_KINDS, config.reverse, config.position_adjustment):
             chosen = kind
             left -= math.exp(head[kind] - highest)
     return chosen
@@ -161,7 +161,7 @@ def draw_root_candidates(sampled: SampledTree, config: SearchConfig, b: int) -> 
     tree, count = sampled.tree, 0
     side = np.float64(tree.position[b, 0, SIDE])
     for kind in range(NUM_ACTION_KINDS):
-        if not is_legal(side, kind, NUM_ACTION_KINDS, config.reverse):
+        if not is_legal(side, kind, NUM_ACTION_KINDS, config.reverse, config.position_adjustment):
             continue
         parts = config.num_sampled_sizes if kind == BUY or kind == SELL else 1
         for part in range(parts):
@@ -186,7 +186,7 @@ def widen(sampled: SampledTree, config: SearchConfig, b: int, node: int) -> None
     side = np.float64(tree.position[b, node, SIDE])
     for draw in range(num_draws, sampled.max_draws[visits]):
         quantile = uniform(sampled.rng_key[b], 2 * node, draw)
-        kind = draw_action_kind(sampled.policy_head[b, node], side, config.reverse, quantile)
+        kind = draw_action_kind(sampled.policy_head[b, node], side, config, quantile)
         target = np.float32(draw_target(sampled, b, node, kind, side, draw, False))
         j = 0
         while sampled.draw_count[b, node, j] > 0 and sampled.candidate_size[b, node, j] != target:

@@ -1,11 +1,14 @@
 """Learned chance codes (Antonoglou et al. 2022, section 4): an encoder reads the bar that came and picks its code.
 
-c[k] = onehot(argmax e(x[t + k + 1])) enters the dynamics and the reward head.  The gradient that c receives is passed
-on to e as if c were p = softmax(e): straight-through.  The target of the chance prior is c as a constant.  Three
+It reads the news of the bar only, `ModelShape.news`.  Features that were known before would make a code name the state:
+the prior would predict what is known, and the mean move of a code would not be that of its bars in another state.
+
+c[k] = onehot(argmax e(news[t + k + 1])) enters the dynamics and the reward head.  The gradient that c receives is
+passed on to e as if c were p = softmax(e): straight-through.  The target of the chance prior is c as a constant.  Three
 losses shape the codes; z is the standardised move of the bar.
 
 commitment    |stop(c) - p|^2: p follows the code that was picked.
-code entropy  minus the entropy of the mean p: all codes stay in use.
+code entropy  minus the entropy of the mean c: all codes stay in use.  Unsure p would satisfy that of the mean p.
 code move     (<c, code_move> - z)^2 / 2: a code predicts the move of its bar.
 
 The code move loss is needed because the market search knows of a code only its mean move.  The reward loss does not
@@ -28,17 +31,18 @@ from models.layers import (
     linear_relu_backward,
     linear_relu_forward,
 )
-from models.shape import Array, CoreParams, ModelShape
+from models.shape import Array, CoreParams, ModelShape, News
 
 ENCODE_ROWS = 4096  # bars that are encoded in one call
 MIN_PROBABILITY = 1e-9
+MIN_FREQUENCY = 1e-3  # of a code, under the logarithm: an unused code is wanted no more than this
 MAX_MOVE = 4.0  # the target of the code move loss is clipped to this, in standard deviations
 
 
 class ChanceEncoderParams(CoreParams):
     """Parameters of the encoder and of the predicted moves."""
 
-    chance_encoder_hidden_w: Array  # [F, chance_encoder_width]
+    chance_encoder_hidden_w: Array  # [news, chance_encoder_width]
     chance_encoder_hidden_b: Array
     chance_encoder_out_w: Array  # [chance_encoder_width, C]
     chance_encoder_out_b: Array
@@ -103,20 +107,17 @@ def move_loss(
 
 
 @kernel
-def mean_code_probability(mean_probability: Array, p: Array, weight: Array) -> float:
-    """Write the weighted mean [C] of p [n, K, C]; minus its entropy, times the sum of the weights [K n]."""
-    n, K, C = p.shape
+def code_frequencies(frequency: Array, one_hot: Array, weight: Array) -> float:
+    """Write the weighted mean [C] of the one-hots [K n, C]; minus its entropy, times the sum of the weights [K n]."""
     total, loss = 0.0, 0.0
-    mean_probability[:] = 0
-    for i in range(n):
-        for k in range(K):
-            w = weight[k * n + i]
-            total += np.float64(w)
-            for c in range(C):
-                mean_probability[c] += w * p[i, k, c]
-    for c in range(C):
-        mean_probability[c] = max(mean_probability[c] / max(total, MIN_PROBABILITY), MIN_PROBABILITY)
-        loss += total * mean_probability[c] * math.log(mean_probability[c])
+    frequency[:] = 0
+    for row in range(one_hot.shape[0]):
+        total += np.float64(weight[row])
+        for c in range(frequency.shape[0]):
+            frequency[c] += weight[row] * one_hot[row, c]
+    for c in range(frequency.shape[0]):
+        frequency[c] = max(frequency[c] / max(total, MIN_PROBABILITY), MIN_FREQUENCY)
+        loss += total * frequency[c] * math.log(frequency[c])
     return loss
 
 
@@ -125,7 +126,7 @@ def straight_through(
     p: Array,
     d_code: Array,
     d_code_part: Array,
-    mean_probability: Array,
+    frequency: Array,
     code: NDArray[np.int32],
     weight: Array,
     commitment: float,
@@ -144,23 +145,31 @@ def straight_through(
             for c in range(C):
                 off = np.float64(p_row[c]) - (1.0 if c == code[row] else 0.0)
                 total += w * off * off
-                g[c] += d_code_part[k, i, c] + w * (
-                    2.0 * commitment * off + code_entropy * math.log(mean_probability[c])
-                )
+                g[c] += d_code_part[k, i, c] + w * (2.0 * commitment * off + code_entropy * math.log(frequency[c]))
                 mean += np.float64(g[c]) * np.float64(p_row[c])
             for c in range(C):
                 p_row[c] *= g[c] - mean
     return total
 
 
-def encode_bars(p: ChanceEncoderParams, X: Array, rows: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Codes [n] of the bars whose features are X[rows]."""
+def news_of_bars(x: Array, before: Array, news: tuple[News, ...]) -> Array:
+    """What bars with the features x [..., F] tell that bars before them did not [..., F]; [..., news]."""
+    columns = [n.column for n in news]
+    is_change, factor = (np.array(list(values), x.dtype) for values in ((n[2] for n in news), (n[1] for n in news)))
+    return np.asarray((x[..., columns] - is_change * before[..., columns]) * factor)
+
+
+def encode_bars(
+    p: ChanceEncoderParams, X: Array, rows: NDArray[np.int32], before: NDArray[np.int32], news: tuple[News, ...]
+) -> NDArray[np.int64]:
+    """Codes [n] of the bars whose features are X[rows], after bars of the features X[before]."""
     codes = np.zeros(len(rows), np.int64)
     for first in range(0, len(rows), ENCODE_ROWS):
-        part = rows[first : first + ENCODE_ROWS]
-        hidden = np.empty((len(part), len(p.chance_encoder_hidden_b)), X.dtype)
-        linear_relu_forward(hidden, X[part], p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
-        codes[first : first + len(part)] = np.argmax(hidden @ p.chance_encoder_out_w + p.chance_encoder_out_b, axis=1)
+        part = slice(first, first + ENCODE_ROWS)
+        x = news_of_bars(X[rows[part]], X[before[part]], news)
+        hidden = np.empty((len(x), len(p.chance_encoder_hidden_b)), X.dtype)
+        linear_relu_forward(hidden, x, p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
+        codes[part] = np.argmax(hidden @ p.chance_encoder_out_w + p.chance_encoder_out_b, axis=1)
     return codes
 
 
@@ -176,7 +185,7 @@ class ChanceEncoder(Extension):
     def layers(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         width = shape.chance_encoder_width
         return {
-            "chance_encoder_hidden": (shape.features, width),
+            "chance_encoder_hidden": (len(shape.news) if width else 0, width),
             "chance_encoder_out": (width, shape.codes if width else 0),
             "code_move": (shape.codes, 1) if width else (0, 0),
         }
@@ -186,16 +195,18 @@ class ChanceEncoder(Extension):
         self.hidden, self.d_hidden = np.zeros((2, n * K, size.shape.chance_encoder_width), size.dtype)
         self.probability = np.zeros((n, K, C), size.dtype)  # p; becomes the gradient of the logits
         self.d_code, self.d_code_part = np.zeros((2, K, n, C), size.dtype)  # gradient of the one-hots
-        self.mean_probability = np.zeros(C, size.dtype)
-
-    def _later_bars(self, step: Pass) -> Array:
-        x = step.batch.next_features[step.rows].astype(self.hidden.dtype, copy=False)
-        return x.reshape(len(self.hidden), -1)
+        self.frequency = np.zeros(C, size.dtype)
+        self.news = np.zeros((n * K, len(size.shape.news)), size.dtype)
+        self.columns = size.shape.news
 
     def before_latents(self, step: Pass) -> None:
         p: ChanceEncoderParams = step.p
         logits = self.probability.reshape(len(self.hidden), -1)
-        linear_relu_forward(self.hidden, self._later_bars(step), p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
+        later = step.batch.next_features[step.rows]
+        present = step.batch.features[step.rows, None, -later.shape[2] :]
+        before = np.concatenate([present, later[:, :-1]], axis=1)
+        self.news[:] = news_of_bars(later, before, self.columns).reshape(self.news.shape)
+        linear_relu_forward(self.hidden, self.news, p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
         linear_forward(logits, self.hidden, p.chance_encoder_out_w, p.chance_encoder_out_b)
         softmax(logits)
         write_one_hot(step.work.reward_input, step.work.code.first_bin, self.probability, step.work.latent.shape[2])
@@ -203,18 +214,18 @@ class ChanceEncoder(Extension):
     def after_latents(self, step: Pass, readers: tuple[CodeReader, CodeReader]) -> dict[str, float]:
         d: ChanceEncoderParams = step.d
         p: ChanceEncoderParams = step.p
-        work, weights, C = step.work, step.weights, len(self.mean_probability)
+        work, weights, C = step.work, step.weights, len(self.frequency)
         for dc, reader in zip((self.d_code, self.d_code_part), readers, strict=True):
             linear_backward_input(dc.reshape(-1, C), reader.gradient, reader.w[:C])
         move = step.batch.move[step.rows].astype(self.hidden.dtype, copy=False)
         moves = d.code_move_w, d.code_move_b, self.d_code, p.code_move_w, p.code_move_b, move, one_hot_codes(work, C)
         code_move = move_loss(*moves, work.step_weight, weights.code_move)
-        code_entropy = mean_code_probability(self.mean_probability, self.probability, work.step_weight)
-        codes = self.probability, self.d_code, self.d_code_part, self.mean_probability, work.code.first_bin
+        code_entropy = code_frequencies(self.frequency, one_hot_codes(work, C), work.step_weight)
+        codes = self.probability, self.d_code, self.d_code_part, self.frequency, work.code.first_bin
         commitment = straight_through(*codes, work.step_weight, weights.commitment, weights.code_entropy)
         dz = self.probability.reshape(-1, C)
         linear_backward(d.chance_encoder_out_w, d.chance_encoder_out_b, dz, self.hidden)
         linear_backward_input(self.d_hidden, dz, p.chance_encoder_out_w)
-        hidden = self.d_hidden, self.hidden, self._later_bars(step)
+        hidden = self.d_hidden, self.hidden, self.news
         linear_relu_backward(d.chance_encoder_hidden_w, d.chance_encoder_hidden_b, *hidden)
         return {"commitment": commitment, "code_entropy": code_entropy, "code_move": code_move}

@@ -110,6 +110,7 @@ def test_the_nearest_key_is_suggested(key: str, meant: str) -> None:
      "network.latent=1024 network.dynamics=transformer", "market.position_sizes=[0.5,0.2]", "market.position_sizes=[]",
      "market.position_sizes=[0.0,1.0]", "market.position_sizes=['half']", "market.position_sizes=[2.0]",
      "market.position_sizes=[0.1,0.2,0.3,0.4,0.5,0.6]",
+     "market.position_adjustment=true market.reward=drawdown_penalised",
      "search.max_considered_actions=5", "search.algorithm=widening market.position_sizes=[0.5,1.0]",
      "search.max_considered_actions=10 search.algorithm=widening"],
 )  # fmt: skip

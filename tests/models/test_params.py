@@ -6,6 +6,7 @@ import numpy as np
 
 from kernels.market.position import ACTIONS, NUM_POSITION_FEATURES
 from models import params as net
+from models.shape import News
 
 SHAPE = net.ModelShape(
     features=5, position=3, latent=6, hidden=16, actions=4, codes=5, reward_bins=9, value_bins=11, projector_width=3
@@ -58,7 +59,7 @@ def test_heads_start_near_zero_and_the_rest_at_unit_gain() -> None:
     shapes = (
         net.ModelShape(features=200, projector_width=150),
         net.ModelShape(features=200, num_layers=3),
-        net.ModelShape(features=200, chance_encoder_width=150, codes=600),
+        net.ModelShape(features=200, chance_encoder_width=150, codes=600, news=tuple(map(News, range(200)))),
     )
     found = [item for s in shapes for item in vars(net.as_views(net.new_params(s, 0), s)).items()]
     for name, view in found:

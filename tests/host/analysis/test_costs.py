@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from host.analysis.baselines import random_record
 from host.analysis.costs import break_even_spread, cost_sensitivity, costs_taken, targets_of, with_costs
 from host.analysis.record import TradingRecord, net_pips, trade_targets
 from kernels.market.bars import SECOND_NS, Bars
-from kernels.market.ledger import ENTRY_BAR, EXIT_BAR, TRADE_SIDE, new_market
+from kernels.market.ledger import BARS_HELD, ENTRY_BAR, EXIT_BAR, PROFIT_PX, TRADE_SIDE, new_market
 from tests.oracles.naive import wandering_bars
 
 HOUR, PIP = 3600 * SECOND_NS, 1e-4
@@ -38,9 +39,10 @@ def test_trades_are_the_targets_that_made_them(reverse: bool) -> None:
         np.testing.assert_array_equal(targets_of(found.trades, len(found.target)), found.target)
 
 
+@pytest.mark.parametrize("adjust", [False, True])
 @pytest.mark.parametrize("name", ["spread", "slippage", "commission", "swap"])
-def test_doubling_a_cost_moves_the_result_by_exactly_the_cost(name: str) -> None:
-    found = record(1)
+def test_doubling_a_cost_moves_the_result_by_exactly_the_cost(name: str, adjust: bool) -> None:
+    found = record(1, reverse=adjust, position_adjustment=adjust)
     fields = {"swap": ("swap_long_px", "swap_short_px")}.get(name, (f"{name}_px",))
     twice: Any = {} if name == "spread" else {field: 2 * getattr(found.market, field) for field in fields}
     doubled = with_costs(found._replace(market=found.market._replace(**twice)), spread=2.0 if name == "spread" else 1.0)
@@ -48,6 +50,25 @@ def test_doubling_a_cost_moves_the_result_by_exactly_the_cost(name: str) -> None
     assert abs(taken[name]) > 1
     assert net_pips(doubled) == pytest.approx(taken["net"] - taken[name], abs=1e-8)
     assert len(doubled.trades) == len(found.trades)
+
+
+def test_a_position_of_many_sizes_is_one_trade() -> None:
+    """From flat, or from the other side, to flat: for statistics, and for schedules of random trades."""
+    found = record(6, reverse=True, position_adjustment=True)
+    side = np.sign(found.target)
+    assert len(found.trades) == 1 + np.count_nonzero(np.diff(side)) < np.count_nonzero(np.diff(found.target))
+    assert found.trades[:, BARS_HELD].sum() == np.count_nonzero(found.target)
+    assert found.trades[:, PROFIT_PX].sum() == pytest.approx(found.equity[-1], abs=1e-12)
+    mean_size = [abs(found.target[first - 1 : first - 1 + held].mean()) for first, held in spans(found)]
+    np.testing.assert_allclose(np.abs(found.trades[:, TRADE_SIDE]), mean_size)
+    assert np.isfinite(random_record(found, 1).equity).all()
+    flat = trade_targets(found.bars, 0.0 * found.target, found.market)
+    assert len(flat.trades) == 0
+
+
+def spans(found: TradingRecord) -> list[list[int]]:
+    """First bar and length of each trade."""
+    return [[int(trade[ENTRY_BAR]), int(trade[BARS_HELD])] for trade in found.trades]
 
 
 def test_costs_are_what_lies_between_the_middle_and_the_booked_result() -> None:

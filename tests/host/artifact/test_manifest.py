@@ -167,6 +167,19 @@ def test_instruments_that_do_not_belong_together_are_refused(trained: Trained, t
         save_several(trained, path, first, first._replace(spec=first.spec._replace(features=features)))
 
 
+def test_a_risk_term_brings_the_mean_squares_of_the_codes(trained: Trained, tmp_path: Path) -> None:
+    market, codes = market_of(trained), trained.loaded.market_spec.codes
+    np.testing.assert_array_equal(codes.mean_square, codes.centres**2)  # nothing reads them
+    averse = market.spec.market._replace(risk_aversion=0.5)
+    spec = market.spec._replace(market=averse, codes=codes._replace(mean_square=codes.centres**2 + 0.1))
+    found = load_model(save_several(trained, tmp_path / "averse.swt", market._replace(spec=spec))).market_spec
+    assert found.market.risk_aversion == 0.5
+    np.testing.assert_array_equal(found.codes.mean_square, spec.codes.mean_square)
+    resizing = market._replace(spec=spec._replace(market=averse._replace(position_adjustment=True)))
+    with pytest.raises(ModelError, match="not one of this market"):
+        load_model(save_several(trained, tmp_path / "resizing.swt", resizing))
+
+
 def test_a_symbol_chooses_one_of_several_instruments(trained: Trained, tmp_path: Path) -> None:
     path = save_several(trained, tmp_path / "model.swt")
     for symbol, expected in (("EURUSD", market_of(trained)), ("gbp/usd.pro", market_of(trained, "GBPUSD"))):

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.evaluation import optimum
+from host.evaluation import learning, optimum
 from host.evaluation.exam import EvaluationSet, new_evaluation_set, prepare_evaluation, selftest_config
 from host.evaluation.learning import FLAT, compare_q, expected_profit, measure_agent, optimal_expected_profit
 from host.evaluation.optimum import discounted_q, expected_moves, optimal_actions
-from host.evaluation.synthetic import INTERVAL_NS, PIP, SyntheticOptions, make_market
+from host.evaluation.synthetic import INTERVAL_NS, MARKETS, PIP, SyntheticOptions, make_market
+from host.training.chance_diagnostics import calibration
 from host.training.trainer import Trainer
 from kernels.market.ledger import new_market
 from kernels.market.position import action_kind
@@ -51,7 +52,7 @@ def trainer_like(data: Any) -> Any:
 
 
 @pytest.mark.parametrize("actions", [4, 8])
-@pytest.mark.parametrize("name", ["planted", "planted-hard", "leak", "close"])
+@pytest.mark.parametrize("name", [name for name in MARKETS if name != "noise"])
 def test_the_optimum_agrees_with_itself(name: str, actions: int) -> None:
     evaluation, data = prepared(name)
     q = q_of_flat_roots(name, actions)
@@ -82,7 +83,7 @@ def test_the_expected_profit_of_the_optimum_is_its_gain(name: str) -> None:
     assert expected != evaluation.optimum_pips
 
 
-@pytest.mark.parametrize("name", ["planted", "leak", "close"])
+@pytest.mark.parametrize("name", ["planted", "leak", "close", "jumps", "stale"])
 def test_expected_profit_does_not_see_the_noise_of_the_market(name: str) -> None:
     """A held position earns the sum of expected moves, whatever its profit in the ledger was."""
     evaluation, _ = prepared(name)
@@ -126,17 +127,25 @@ def test_discounted_q_satisfies_the_bellman_equation(name: str) -> None:
     assert (q[FLAT, 3] == -np.inf).all()
 
 
-@pytest.mark.parametrize("algorithm", ["market", "widening"])
-def test_agents_of_every_search_are_measured(algorithm: str) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "codes"), [("market", "quantile"), ("market", "learned"), ("widening", "quantile")]
+)
+def test_agents_of_every_search_are_measured(algorithm: str, codes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulations for all nine candidates of widening: with fewer no root has visited both sides."""
+    realised = list[Any]()
+    monkeypatch.setattr(
+        learning, "calibration", lambda logits, code: realised.append(code) or calibration(logits, code)
+    )
     candidates = 9 if algorithm == "widening" else 4
     settings = f"search.max_considered_actions={candidates}", "search.num_simulations=12"
-    config = selftest_config([*TINY, f"search.algorithm={algorithm}", *settings, "train.updates_per_iteration=1"])
+    settings += f"search.algorithm={algorithm}", f"train.chance_codes={codes}"
+    config = selftest_config([*TINY, *settings, "train.updates_per_iteration=1"])
     evaluation, data = prepare_evaluation("planted", SyntheticOptions(length=1500), config, 1)
     trainer = Trainer([data], config, 1)
     trainer.run_iteration()
     document = measure_agent(evaluation, trainer)
     assert 1 < document["chance_nll"] < 3
+    assert len(set(realised[0].tolist())) > 1  # an encoder reads the unseen bars too
     assert abs(document["q_slope"]) < 1
     assert -1 <= document["q_correlation"] <= 1
     flat = document["exposure"] == 0

@@ -15,7 +15,7 @@ from host.training.trainer import Trainer
 from kernels.learning.reanalyze import set_reused_value
 from kernels.market.bars import Bars
 from kernels.market.chance import ChanceCodes, code_of_move, fill_realised_codes, realised_code, standardised_move
-from kernels.market.features import HISTORY
+from kernels.market.features import HISTORY, UNDIRECTED_WEIGHT, feature_names
 from kernels.market.position import NUM_POSITION_FIELDS
 from kernels.ort import check_status, evaluate
 from kernels.search.planner import Planner, plan, set_root
@@ -40,16 +40,16 @@ def lively(setting: str = LEARNED) -> Trainer:
 
 def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None:
     trainer = lively()
-    trainer.markets[0].assign_chance_codes(trainer._target_views)
+    trainer.markets[0].assign_chance_codes(trainer._target_views, trainer.learner.shape.news)
     codes, starts = (
         trainer.markets[0].data.market_spec.codes,
         trainer.markets[0].replay.start_bar[: trainer.markets[0].num_stored_episodes],
     )
     bars = {int(t) for start in starts for t in range(start, start + 24)}
     move = {t: standardised_move(BARS, t) for t in bars}
-    x = np.stack(
-        [trainer.markets[0].feature_store.X[trainer.markets[0].feature_store.row_of_bar[t + 1]] for t in sorted(bars)]
-    )
+    store, names = trainer.markets[0].feature_store, feature_names(trainer.markets[0].data.market_spec.features)
+    x = np.stack([store.X[store.row_of_bar[t + 1]] for t in sorted(bars)])
+    x = x[:, [names.index("+-return_1"), names.index("range")]] * (1.0, 1.0 / UNDIRECTED_WEIGHT)
     p = as_views(trainer.target_params, trainer.learner.shape)
     z = (
         np.maximum(x @ p.chance_encoder_hidden_w + p.chance_encoder_hidden_b, 0) @ p.chance_encoder_out_w
@@ -75,9 +75,8 @@ def test_an_iteration_names_every_bar_it_holds_with_the_networks_that_play_it() 
         playing = as_views(trainer.target_params.copy(), trainer.learner.shape)
         trainer.run_iteration()
         ts = trainer.markets[0].decision_bars(np.arange(trainer.markets[0].num_stored_episodes))
-        code = encode_bars(
-            playing, trainer.markets[0].feature_store.X, trainer.markets[0].feature_store.row_of_bar[ts + 1]
-        )
+        store, news = trainer.markets[0].feature_store, trainer.learner.shape.news
+        code = encode_bars(playing, store.X, store.row_of_bar[ts + 1], store.row_of_bar[ts], news)
         np.testing.assert_array_equal(trainer.markets[0].data.market_spec.codes.learned_code[ts + 1], code)
         assert len(set(code.tolist())) > 1
 
@@ -178,7 +177,7 @@ def test_the_code_of_the_next_move_reaches_neither_policy_nor_value(kind: str) -
 
 def test_a_sweep_takes_over_the_value_behind_the_learned_code() -> None:
     trainer = lively()
-    trainer.markets[0].assign_chance_codes(trainer._target_views)
+    trainer.markets[0].assign_chance_codes(trainer._target_views, trainer.learner.shape.news)
     codes = trainer.markets[0].data.market_spec.codes
     search = trainer.search_config(4)._replace(value_reuse=REUSE_CHANCE_CHILD)
     planner, found = trainer.export_networks().planner(1, search), []

@@ -15,7 +15,7 @@ from host.evaluation.synthetic import INTERVAL_NS, SyntheticOptions, make_market
 from host.training.chance_calibration import calibrate_chance, calibrate_parts
 from host.training.chance_diagnostics import chance_logits
 from host.training.dataset import Dataset, new_dataset
-from host.training.market_replay import ReplaySizes, share_sizes, split_by_shares
+from host.training.market_replay import ReplaySizes, draw_newer, share_sizes, split_by_shares
 from host.training.trainer import Trainer
 from kernels.market.ledger import step_to_target
 from kernels.market.position import action_names
@@ -157,3 +157,23 @@ def test_shares_that_fit_no_instruments_are_refused(changes: list[str], says: st
 def test_by_default_each_bar_counts_the_same() -> None:
     t: Any = tiny("train.batch_size=400", "train.num_envs=4", "train.replay_capacity=100").train
     assert [size.batch_size for size in share_sizes(t, [1000, 3000])] == [101, 299]
+
+
+def test_half_of_the_draws_are_younger_than_the_half_life() -> None:
+    u = (np.arange(10_000) + 0.5) / 10_000
+    np.testing.assert_array_equal(draw_newer(u, 100, 0.0), np.arange(10_000) // 100)
+    age = 9_999 - draw_newer(u, 10_000, 500.0)
+    assert np.mean(age < 500) == pytest.approx(0.5, abs=1e-3)
+    assert np.mean(age < 1_000) == pytest.approx(0.75, abs=1e-3)
+    assert (age.min(), age.max()) == (0, pytest.approx(500 * np.log2(20_000), rel=0.01))
+    few = draw_newer(u, 10, 500.0)  # cut off
+    assert set(few.tolist()) == set(range(10))
+    assert abs(np.bincount(few) - 1_000).max() < 10
+
+
+def test_newer_bars_are_played_more_often() -> None:
+    starts = [trained(1, 1, *s).markets[0].replay.start_bar for s in ([], ["train.bar_half_life=10"])]
+    newest = trained(1).markets[0].data.starts[-1]
+    old, new = (newest - start[start >= 0] for start in starts)
+    assert old.max() > 200
+    assert new.max() < 100

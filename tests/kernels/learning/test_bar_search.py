@@ -22,6 +22,11 @@ RULES = {
     "one size": (),
     "reverse": ("market.reverse=true",),
     "three sizes": ("market.position_sizes=[0.25, 0.5, 1.0]", "market.reverse=true"),
+    "sizes that change": (
+        "market.position_sizes=[0.5, 1.0]",
+        "market.position_adjustment=true",
+        "market.risk_aversion=0.5",
+    ),
 }
 EACH_RULE = pytest.mark.parametrize("rule", RULES)
 COSTS = ("market.commission=0.2", "market.slippage=0.3", "train.random_episodes=1", "search.c_scale=0.02")
@@ -47,7 +52,8 @@ def test_play_and_targets_are_those_of_a_search_of_each_decision(rule: str) -> N
     """Play, policies, values and last search values to the bit.
 
     The expected reward is reckoned in two ways: without a gap, (reward - side (move - expected move)) of the action
-    taken is Q less the expected value behind it, so that the noise of the market is in neither.
+    taken is Q less the expected value behind it, so that the noise of the market is in neither.  Likewise the square of
+    the move, where the reward has a risk term.
     """
     alone, shared = (first_iteration(rule, f"search.value_reuse={form}")[0] for form in ("off", "shared_tree"))
     a, s, used = alone.markets[0].replay, shared.markets[0].replay, slice(0, EPISODES)
@@ -122,13 +128,13 @@ def test_q_of_every_position_is_that_of_a_search_that_begins_with_it(rule: str) 
 
 def check_stored(trainer: Trainer, searched: SearchedBars, t: int, m: int, policy: Any, value: float) -> None:
     """An episode that begins at bar t stores this policy [A] and value of position m."""
-    replay, market = trainer.markets[0].replay, trainer.markets[0].data.market_spec.market
+    replay = trainer.markets[0].replay
     starts = replay.start_bar.copy()
     replay.start_bar[0] = t
     if (searched.row_of_bar[t : t + L + 1] < 0).any():
         replay.start_bar[:] = starts
         return
-    store_searched_bars(replay, np.array([0]), searched, market, trainer.search_config(4))
+    store_searched_bars(replay, np.array([0]), searched, trainer.search_config(4))
     np.testing.assert_array_equal(replay.policy[0, 0, m], policy.astype(np.float32))
     assert replay.search_value[0, 0, m] == np.float32(value)
     best, row = int(policy.argmax()), searched.row_of_bar[t]

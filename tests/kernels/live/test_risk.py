@@ -207,4 +207,5 @@ def test_reasons_of_a_target_that_is_not_the_agents() -> None:
     free = RiskDecision(ACTIVE, "agent", 1.0)
     waits = apply_limits(cut, 1.0, free, 2)
     assert (waits.target, target_reason(waits, free)) == (0.0, "waits-for-entry")
+    assert apply_limits(waits, 0.5, free, 3).target == 0, "another size of the same position is no entry"
     assert apply_limits(waits, -1.0, free, 3).target == -1.0

@@ -33,14 +33,13 @@ WAYS = {
     "widening": {"algorithm": WIDENING, "num_sampled_sizes": 2},
 }
 each_way = pytest.mark.parametrize("way", WAYS)
-each_rule = pytest.mark.parametrize("reverse", [False, True])
 
 
-def market_of(way: str, reverse: bool) -> Market:
+def market_of(way: str, reverse: bool, adjust: bool = False) -> Market:
+    """Where sizes may change, the reward has a risk term."""
     sizes = FULL_SIZE_ONLY if way == "widening" else HALVES
-    return new_market(
-        range_px=5e-4, pip_px=1e-4, interval_ns=H4 * 60 * SECOND_NS, reverse=reverse, sizes=sizes, **COSTS
-    )
+    rules: dict[str, Any] = {"reverse": reverse, "sizes": sizes, "position_adjustment": adjust, **COSTS}
+    return new_market(range_px=5e-4, pip_px=1e-4, interval_ns=H4 * 60 * SECOND_NS, risk_aversion=0.6 * adjust, **rules)
 
 
 def config_of(way: str, reverse: bool, **others: Any) -> SearchConfig:
@@ -87,7 +86,8 @@ class Naive:
 
     def __init__(self, planner: Planner, market: Market, b: int) -> None:
         self.planner, self.tree, self.market, self.b, self.deepest = planner, tree_of(planner), market, b, 0
-        self.moves = CODES.centres * move_scale_px(BARS, 100 + b) / market.range_px
+        scale = move_scale_px(BARS, 100 + b) / market.range_px
+        self.moves, self.squares = CODES.centres * scale, CODES.mean_square * scale**2
 
     def reward(self, depth: int, side: float, target: float, code: int) -> float:
         """In ranges: fills at the spread of the root, nights of the bar, and the move."""
@@ -97,8 +97,10 @@ class Naive:
         paid = nights * abs(target) * (market.swap_long_px if target > 0 else market.swap_short_px)
         if target != side:
             fill = market.slippage_px + market.commission_px
-            paid -= abs(side) * fill + abs(target) * (fill + BARS.ask_close[t] - BARS.close[t])
-        return float(paid / market.range_px + target * self.moves[code])
+            common = min(abs(side), abs(target)) if side * target > 0 else 0.0  # neither closed nor opened
+            paid -= (abs(side) - common) * fill + (abs(target) - common) * (fill + BARS.ask_close[t] - BARS.close[t])
+        risk = market.risk_aversion / 2 * target**2 * self.squares[code]
+        return float(paid / market.range_px + target * self.moves[code] - risk)
 
     def target(self, node: int, side: float, edge: int) -> float:
         if self.planner.sampled_tree is not None:
@@ -131,12 +133,23 @@ class Naive:
         return float(np.average([float(self.tree.raw_value[self.b, node]), *returns], weights=counts))
 
 
+def resizes(tree: Tree) -> bool:
+    """Whether a decision of a tree changes the size of a position on its side."""
+    found = False
+    for b in range(B):
+        for node in range(1, int(tree.num_nodes[b])):
+            before, after = (float(tree.position[b, i, SIDE]) for i in (tree.parent[b, node], node))
+            found |= before * after > 0 and before != after
+    return found
+
+
 @each_way
-@each_rule
-def test_q_is_that_of_the_rules(way: str, reverse: bool) -> None:
-    market = market_of(way, reverse)
-    planner = searched(way, market, config_of(way, reverse), lie=3.0)
+@pytest.mark.parametrize(("reverse", "adjust"), [(False, False), (True, False), (False, True)])
+def test_q_is_that_of_the_rules(way: str, reverse: bool, adjust: bool) -> None:
+    market = market_of(way, reverse, adjust)
+    planner = searched(way, market, config_of(way, reverse, position_adjustment=adjust), lie=3.0)
     tree, deepest = tree_of(planner), 0
+    assert adjust == resizes(tree)
     for b in range(B):
         naive = Naive(planner, market, b)
         side = float(planner.position[b, SIDE])

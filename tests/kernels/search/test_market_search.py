@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from host.artifact.networks import OnnxNetworks, hypothesis_positions
@@ -56,6 +56,8 @@ class World:
     sizes: tuple[float, ...] = (1.0,)
     C: int = 5
     seed: int = 0
+    adjust: bool = False
+    risk: float = 0.0
 
     @property
     def actions(self) -> int:
@@ -65,6 +67,7 @@ class World:
     def market(self) -> Market:
         costs = {"slippage_px": 2e-5, "commission_px": 1e-5, "swap_long_px": -3e-5, "swap_short_px": 1e-5}
         rules: dict[str, Any] = {"mae_penalty": self.k, "reverse": self.reverse, "sizes": self.sizes, **costs}
+        rules |= {"position_adjustment": self.adjust, "risk_aversion": self.risk}
         return new_market(range_px=5e-4, pip_px=1e-4, interval_ns=H4 * 60 * SECOND_NS, **rules)
 
     @property
@@ -73,6 +76,7 @@ class World:
 
     def config(self, simulations: int, **others: Any) -> SearchConfig:
         rules = {"reverse": self.reverse, "mae_penalty": self.k, "algorithm": MARKET, "c_scale": 0.05}
+        rules["position_adjustment"] = self.adjust
         return new_search_config(num_simulations=simulations, **(rules | others))
 
     def params(self) -> tuple[Any, ModelShape]:
@@ -145,6 +149,8 @@ class Naive:
         self.start = State(None, y[:D], softmax(y[D + world.actions + 1 :]), 0, 1.0)
         market, t = world.market, root.t
         self.moves = CODES[world.C].centres * move_scale_px(BARS, t) / market.range_px
+        scale = move_scale_px(BARS, t) / market.range_px
+        self.risk = world.risk / 2 * CODES[world.C].mean_square * scale**2
         self.exit = (market.slippage_px + market.commission_px) / market.range_px
         self.entry = self.exit + (BARS.ask_close[t] - BARS.close[t]) / market.range_px
         self.grow()
@@ -196,7 +202,9 @@ class Naive:
         return [
             a
             for a, name in enumerate(names)
-            if name in ("HOLD", "CLOSE") or (self.world.reverse and name.startswith(turn))
+            if name in ("HOLD", "CLOSE")
+            or (self.world.reverse and name.startswith(turn))
+            or (self.world.adjust and not name.startswith(turn) and self.target(side, a) != side)
         ]
 
     def target(self, side: float, action: int) -> float:
@@ -217,16 +225,17 @@ class Naive:
         target = self.target(side, action)
         gain, after = self.swap(node.depth, target), np.array(position, float)
         if target != side:
-            gain -= self.exit * abs(side) + self.entry * abs(target)
+            common = min(abs(side), abs(target)) if side * target > 0 else 0.0  # neither closed nor opened
+            gain -= self.exit * (abs(side) - common) + self.entry * (abs(target) - common)
             after = np.zeros(NUM_POSITION_FIELDS)
             after[SIDE], after[UNREALISED], after[ENTRY_COST] = (
                 target,
                 -self.entry * abs(target),
                 self.entry * abs(target),
             )
-        for p, move, child in zip(node.chances, self.moves, node.children, strict=True):
+        for p, move, risk, child in zip(node.chances, self.moves, self.risk, node.children, strict=True):
             there = naive_move(after, move)
-            reward = target * move - self.world.k * there[ADVERSE_EXCURSION]
+            reward = target * move - self.world.k * there[ADVERSE_EXCURSION] - target**2 * risk
             gain += p * (reward + self.config.discount * self.v(child, there))
         return float(gain)
 
@@ -249,9 +258,10 @@ WORLDS = [
     World(k=k, reverse=reverse, sizes=sizes, seed=i)
     for i, (k, reverse, sizes) in enumerate(product((0.0, 0.05), (False, True), ((1.0,), HALVES)))
 ]
+ADJUSTING = [World(reverse=reverse, sizes=(0.5, 1.0), seed=8, adjust=True, risk=0.6) for reverse in (False, True)]
 
 
-@pytest.mark.parametrize("world", WORLDS, ids=lambda w: f"k{w.k}-{w.reverse}-{len(w.sizes)}")
+@pytest.mark.parametrize("world", [*WORLDS, *ADJUSTING], ids=lambda w: f"k{w.k}-{w.reverse}-{len(w.sizes)}-{w.adjust}")
 def test_the_search_is_the_naive_recursion(world: World) -> None:
     graphs, config = world.graphs(*world.params()), world.config(24, discount=0.7)
     roots = [random_root(world.seed, b, world.sizes) for b in range(3)]
@@ -324,11 +334,16 @@ def followed_bars(path: list[int], codes: ChanceCodes, t: int) -> Bars:
     return bars
 
 
-@given(st.lists(st.integers(0, 4), min_size=MAX_MARKET_DEPTH, max_size=MAX_MARKET_DEPTH), st.sampled_from(WORLDS))
+@given(
+    st.lists(st.integers(0, 4), min_size=MAX_MARKET_DEPTH, max_size=MAX_MARKET_DEPTH),
+    st.sampled_from([*WORLDS, *ADJUSTING]),
+)
+@example([4, 4, 0, 4], ADJUSTING[0])
 @settings(deadline=None, max_examples=8)
 def test_rewards_of_the_tree_are_the_ledgers(path: list[int], world: World) -> None:
     """Q of a flat root is the best that any sequence of four actions earns in the ledger on that very series."""
-    codes, t, config = CODES[5], FIRST_BAR + len(set(path)), world.config(MAX_MARKET_DEPTH, discount=0.9)
+    codes = CODES[5]._replace(mean_square=CODES[5].centres ** 2)  # a code stands for its centre alone
+    t, config = FIRST_BAR + len(set(path)), world.config(MAX_MARKET_DEPTH, discount=0.9)
     bars, market = followed_bars(path, codes, t), world.market
     agent = OnnxNetworks(path_graphs(world, path), NetworkShape(1, NUM_POSITION_FEATURES, D, world.actions, 5))
     root = Root(np.ones(1, np.float32), np.zeros(NUM_POSITION_FIELDS, np.float32), t, 0)

@@ -9,11 +9,12 @@ from models import loss as unroll
 from models import params as net
 from models.extensions import chance_encoder as codes
 from models.learner import Learner
+from models.shape import News
 from tests.fixtures.windows import SHAPE as PLAIN
 from tests.fixtures.windows import K, evaluate_shape, lively, random_batch
 from tests.fixtures.windows import evaluate as evaluate_plain
 
-SHAPE = PLAIN._replace(chance_encoder_width=6)
+SHAPE = PLAIN._replace(chance_encoder_width=6, news=tuple(News(column) for column in range(PLAIN.features)))
 C, D, P = SHAPE.codes, SHAPE.latent, SHAPE.position
 RNG = np.random.default_rng(4)
 WEIGHTS = unroll.LossWeights(commitment=0.4, code_entropy=0.7, code_move=0.6)
@@ -94,9 +95,9 @@ def test_forward_the_code_is_the_likeliest_one_and_all_the_network_sees() -> Non
     assert (work.code.first_bin.reshape(K, -1).T == batch.code).all()
     assert found[:5] == evaluate_plain(flat[: net.num_params(PLAIN)], batch)[0]
     weight, hot = batch.weight[:, 1:, None] / (6 * K), np.eye(C)[batch.code]
-    mean = (weight * p).sum(axis=(0, 1))
+    used = np.maximum((weight * hot).sum(axis=(0, 1)), codes.MIN_FREQUENCY)
     assert found[5] == pytest.approx((weight * (p - hot) ** 2).sum())
-    assert found[6] == pytest.approx((mean * np.log(mean)).sum())
+    assert found[6] == pytest.approx((used * np.log(used)).sum())
     meaning = net.as_views(flat, SHAPE).code_move_w[batch.code, 0] + net.as_views(flat, SHAPE).code_move_b[0]
     off = meaning - np.clip(batch.move, -codes.MAX_MOVE, codes.MAX_MOVE)
     assert found[7] == pytest.approx((weight[..., 0] * off**2).sum() / 2)
@@ -236,10 +237,11 @@ def test_codes_learn_to_tell_the_move_if_they_are_asked_to(telling: float) -> No
         for _ in range(400):
             losses = learner.learn(batch)
     rows = np.arange(128 * K, dtype=np.int32)
-    code = codes.encode_bars(learner._param_views, batch.next_features.reshape(len(rows), -1), rows)
+    x = batch.next_features.reshape(len(rows), -1)
+    code = codes.encode_bars(learner._param_views, x, rows, rows, SHAPE.news)
     up = batch.move.ravel() > 0
     told = sum(max(up[code == c].sum(), (~up)[code == c].sum()) for c in range(C)) / len(rows)
-    assert told > 0.95 if telling else told < 0.6
+    assert told > 0.95 if telling else told < 0.8
     assert losses["code_move"] < 0.1 if telling else losses["code_move"] > 0.4
 
 
@@ -272,7 +274,32 @@ def test_bars_are_named_in_calls_of_any_size(monkeypatch: pytest.MonkeyPatch) ->
     expected = naive_probabilities(flat, x[rows]).argmax(axis=1)
     for size in (4096, 7, 41):
         monkeypatch.setattr(codes, "ENCODE_ROWS", size)
-        np.testing.assert_array_equal(codes.encode_bars(net.as_views(flat, SHAPE), x, rows), expected)
+        found = codes.encode_bars(net.as_views(flat, SHAPE), x, rows, rows, SHAPE.news)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_an_encoder_reads_the_news_and_nothing_else() -> None:
+    shape = SHAPE._replace(news=(News(2, 3.0), News(5, is_change=True)))
+    flat, batch = parameters(1, shape), coded_batch(8)
+    p, later = net.as_views(flat, shape), batch.next_features
+    before = np.concatenate([batch.features[:, None], later[:, :-1]], axis=1)
+    news = np.stack([3 * later[..., 2], later[..., 5] - before[..., 5]], axis=-1)
+    hidden = np.maximum(news @ p.chance_encoder_hidden_w + p.chance_encoder_hidden_b, 0)
+    expected = (hidden @ p.chance_encoder_out_w + p.chance_encoder_out_b).argmax(axis=-1)
+    found = evaluate(flat, batch, shape=shape)[2].code.first_bin.reshape(K, -1).T
+    np.testing.assert_array_equal(found, expected)
+    assert len(set(expected.ravel().tolist())) > 1
+    x, rows = np.concatenate([batch.features, later[:, 0]]), np.arange(8, dtype=np.int32)
+    np.testing.assert_array_equal(codes.encode_bars(p, x, rows + 8, rows, shape.news), expected[:, 0])
+
+
+def test_unsure_codes_do_not_count_as_used() -> None:
+    """The loss that keeps codes in use counts those that were picked: equal probabilities would hide that one is."""
+    flat, batch = np.zeros(net.num_params(SHAPE)), coded_batch(8)
+    found, gradient, _ = evaluate(flat, batch, NOTHING._replace(code_entropy=1.0))
+    assert found[6] > 5 * codes.MIN_FREQUENCY * np.log(codes.MIN_FREQUENCY)  # one code, which is picked always
+    d = net.as_views(gradient, SHAPE).chance_encoder_out_b
+    assert d[0] > 0.2 > 0 > d[1:].max()
 
 
 def test_a_batch_that_does_not_look_ahead_is_refused() -> None:
