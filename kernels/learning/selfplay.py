@@ -7,8 +7,8 @@ from kernels.jit import inlined, kernel
 from kernels.learning.bar_search import SearchedBars
 from kernels.learning.record import set_market_root, store_search_statistics
 from kernels.learning.replay_buffer import MarketData, ReplayBuffer
-from kernels.market.ledger import ACC_SIDE, Market, close_out, step_to_target, write_position
-from kernels.market.position import BUY, HOLD, action_target, hypothesis_of_side, is_legal
+from kernels.market.ledger import ACC_SIDE, Market, close_out, permits, step_to_target, write_position
+from kernels.market.position import BUY, HOLD, action_target, hypothesis_of_side
 from kernels.rng import randint, uniform
 from kernels.search.config import SearchConfig
 from kernels.search.planner import Planner, decide_by_q, draw_noise, fill_gumbel, plan, selected_target
@@ -22,10 +22,7 @@ def random_action(side: float, market: Market, num_actions: int, seed: int, epis
     """Each action with probability 1 / (RANDOM_ACTION_BARS num_actions) if it is legal, else HOLD."""
     # the noise of the roots has the steps from 0 on
     draw = randint(RANDOM_ACTION_BARS * num_actions, seed, episode, -1 - step)
-    target = action_target(side, draw, market.sizes)
-    if is_legal(side, draw, num_actions, market.reverse, market.position_adjustment, target):
-        return draw
-    return HOLD
+    return draw if permits(market, side, draw, num_actions) else HOLD
 
 
 @inlined

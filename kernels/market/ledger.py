@@ -112,15 +112,22 @@ def new_accounts(n: int) -> NDArray[np.float64]:
     return np.zeros((n, NUM_ACCOUNT_FIELDS))
 
 
+@inlined
+def permits(market: Market, side: float, action: int, num_actions: int) -> bool:
+    """Whether the rules of a market permit `action` to a position of signed size `side`."""
+    target = action_target(side, action, market.sizes)
+    return is_legal(side, action, num_actions, market.reverse, market.position_adjustment, target)
+
+
 @kernel
 def step(
     account: NDArray[np.float64], trade: NDArray[np.float64], bars: Bars, t: int, action: int, market: Market
 ) -> float:
     """`step_to_target` to the target of `action`.  An illegal action holds and returns NaN."""
     side = account[ACC_SIDE]
-    target, actions = action_target(side, action, market.sizes), count_actions(market.sizes)
-    legal = is_legal(side, action, actions, market.reverse, market.position_adjustment, target)
-    return step_to_target(account, trade, bars, t, target if legal else math.nan, market)
+    legal = permits(market, side, action, count_actions(market.sizes))
+    target = action_target(side, action, market.sizes) if legal else math.nan
+    return step_to_target(account, trade, bars, t, target, market)
 
 
 @kernel

@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from kernels.jit import kernel
 from kernels.market.bars import Bars
-from kernels.market.ledger import ACC_SIDE, Market, step, write_position
-from kernels.market.position import HOLD, is_legal, position_features
+from kernels.market.ledger import ACC_SIDE, Market, permits, step, write_position
+from kernels.market.position import HOLD, position_features
 
 
 @kernel
@@ -26,7 +26,7 @@ def step_accounts(
     is scratch.
     """
     for b in range(bar.shape[0]):
-        legal = is_legal(account[b, ACC_SIDE], action[b], num_actions, market.reverse)
+        legal = permits(market, account[b, ACC_SIDE], action[b], num_actions)
         reward[b] = step(account[b], trade, bars, bar[b], action[b] if legal else HOLD, market)
 
 
@@ -35,7 +35,7 @@ def write_legal(out: NDArray[np.bool_], account: NDArray[np.float64], market: Ma
     """Write into out [B, A] the actions that the positions of account [B, NUM_ACCOUNT_FIELDS] permit."""
     for b in range(out.shape[0]):
         for a in range(out.shape[1]):
-            out[b, a] = is_legal(account[b, ACC_SIDE], a, out.shape[1], market.reverse)
+            out[b, a] = permits(market, account[b, ACC_SIDE], a, out.shape[1])
 
 
 @kernel
