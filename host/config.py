@@ -59,6 +59,7 @@ Simulations = Annotated[int, Range(1, 4096)]
 Count = Annotated[int, Range(1, 100_000)]
 Limit = Annotated[float, Range(0, 1e9)]  # 0 turns it off
 OptionalLimit = Annotated[float | None, Range(0, 1e9)]
+Passes = Annotated[float, Range(1e-3, 1e9)]  # over the training bars
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ class MarketConfig:
     commission: Annotated[Pips, "Pips paid at each fill."] = 0.0
     swap_long: Annotated[
         SwapPips,
-        "Pips that a long position is paid a night, negative where it pays; unset: -0.5 for a currency pair, else "
-        "a year costs 5 % of the price.",
+        "Pips a night to a long position, negative: it pays; unset: -0.5 for a pair, else 5 % of the price a year.",
     ] = None
     swap_short: Annotated[
         SwapPips, "The same of a short position; unset: -0.1 for a currency pair, else a year costs 1 % of the price."
@@ -193,14 +193,12 @@ class TrainConfig:
         Scale, "Iterations of age that take one step off the n-step return (EfficientZero); 0: none does."
     ] = 0.0
     td_lambda: Annotated[
-        Fraction,
-        "Lambda of the lambda-return at first, of expected rewards along the bars that came; 1: to the episode's end.",
+        Fraction, "Lambda at first of the lambda-return, of expected rewards along the bars that came; 1: to the end."
     ] = 0.8
     td_lambda_passes: Annotated[
-        float,
-        Range(1e-3, 1e9),
-        "Passes over the training bars, 8,000 updates or more, after which lambda is half, as 1 / (1 + (passes / "
-        "this)^2): the bars that came are one draw of those that could have.",
+        Passes,
+        "Passes over the training bars, 8,000 updates or more, after which lambda has come half of its way to half of "
+        "td_lambda: the bars that came are one draw of those that could have.",
     ] = 100.0
     search_value_weight: Annotated[
         Fraction, "Weight of the lambda-return in the value target; the rest is the n-step return of realised rewards."
@@ -234,11 +232,15 @@ class TrainConfig:
         "AdamW's decay, times the learning rate; fourfold in the chance prior. 2 and more blurs what is certain.",
     ] = 0.3
     lr_decay_passes: Annotated[
-        float,
-        Range(1e-3, 1e9),
+        Passes,
         "The learning rate falls as (1 + passes over the training bars / this)^-1.5, to fit less of their noise; in 40 "
         "updates or more, that of values and policies in 540.",
     ] = 8.0
+    freeze_passes: Annotated[
+        Passes,
+        "Passes over the training bars, 8,000 updates or more, after which only values and policies learn: the latents "
+        "would go on to slow features, which values overrate.",
+    ] = 120.0
     target_ema: Annotated[
         float,
         Range(1e-6, 1),
@@ -281,8 +283,7 @@ class RiskConfig:
     ] = 600.0
     model_age_days: Annotated[Limit, "Days since the last bar that the model was trained on: flat."] = 400.0
     feature_drift: Annotated[
-        Limit,
-        "Root mean square of the standardised features, 1 in training; beyond it a position may only become smaller.",
+        Limit, "Root mean square of the standardised features, 1 in training; beyond it positions may only shrink."
     ] = 4.0
     weekend_flat_min: Annotated[Limit, "Minutes before the weekly close: flat over the weekend."] = 0.0
     clock_skew_s: Annotated[Limit, "Seconds that a bar may close after the clock's now; beyond them: flat."] = 5.0

@@ -37,6 +37,7 @@ class Learner:
         threads: int,
         weights: LossWeights = DEFAULT_LOSS_WEIGHTS,
         num_candidates: int = 0,
+        freeze_steps: float = math.inf,
     ) -> None:
         if batch_size % NUM_CHUNKS:
             raise ValueError(f"a batch of {batch_size} windows is not {NUM_CHUNKS} equal chunks")
@@ -45,8 +46,9 @@ class Learner:
         self.params = new_params(shape, seed)
         self.adam: AdamState = new_adam_state(self.params)
         self._learning_rate, self.rate_factor = learning_rate, 1.0  # the factor falls where training diverged
-        of_heads = max(lr_decay_steps, HEAD_DECAY_STEPS)
-        self._parts = [(part, of_heads if is_head else lr_decay_steps) for part, is_head in param_slices(shape)]
+        of_heads = max(lr_decay_steps, HEAD_DECAY_STEPS), math.inf
+        of_others = lr_decay_steps, freeze_steps
+        self._parts = [(part, *(of_heads if is_head else of_others)) for part, is_head in param_slices(shape)]
         self._weight_decay = weight_decays(shape, weight_decay)
         self._param_views = as_views(self.params, shape)
         self._gradient_parts = np.zeros((NUM_CHUNKS, num_params(shape)), np.float32)
@@ -77,7 +79,7 @@ class Learner:
         gradients = (partial(self._chunk_gradient, batch, target_params, i) for i in range(NUM_CHUNKS))
         chunks = list(self._map(lambda task: task(), [*beside, *gradients]))[-NUM_CHUNKS:]
         losses = {name: sum(chunk[name] for chunk in chunks) for name in chunks[0]}
-        squares = [reduce_gradients(self._gradient_parts, own.start, own.stop) for own, _ in self._parts]
+        squares = [reduce_gradients(self._gradient_parts, own.start, own.stop) for own, _, _ in self._parts]
         losses["gradient_norm"] = math.sqrt(sum(squares))
         bad = [name for name, x in losses.items() if not math.isfinite(x)]
         if bad:
@@ -85,8 +87,9 @@ class Learner:
             bad = [f"weight {name}" for name in not_finite(self.params, self.shape)] + bad
             raise FloatingPointError(f"learning step {self.step}: not finite: {name_few(bad)}")
         scale = min(1.0, MAX_GRADIENT_NORM / max(losses["gradient_norm"], 1e-12))
-        for own, decay_steps in self._parts:  # of a default network, it takes less than to wake a thread
-            self._update(own, decay_steps, scale)
+        for own, decay_steps, stop in self._parts:  # of a default network, it takes less than to wake a thread
+            if self.step < stop:
+                self._update(own, decay_steps, scale)
         self.step += 1
         return losses
 

@@ -51,6 +51,7 @@ PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
 DEFAULT_ROOM = MemoryRoom()
 DECAY_STEPS = 40.0  # however few the bars, the rate falls no sooner
 LAMBDA_STEPS = 8_000  # however few the bars, values take so many updates to come near the truth
+FREEZE_STEPS = 8_000  # however few the bars, the latents take so many updates
 NUM_BATCHES = 3  # one to learn from, and two to draw the next windows into
 
 
@@ -88,10 +89,10 @@ class Trainer:
         bars = [data.train_stop for data in datasets]
         self.steps_of_pass = sum(bars) / (t.batch_size * (t.num_unroll_steps + 1))  # updates
         decay_steps = max(t.lr_decay_passes * self.steps_of_pass, DECAY_STEPS)
+        freeze_steps = max(t.freeze_passes * self.steps_of_pass, FREEZE_STEPS)
         rates = t.seed, t.learning_rate, t.weight_decay, decay_steps
-        self.learner = Learner(
-            shape, t.batch_size, t.num_unroll_steps, *rates, threads, loss_weights(config), candidates
-        )
+        learned = loss_weights(config), candidates, freeze_steps
+        self.learner = Learner(shape, t.batch_size, t.num_unroll_steps, *rates, threads, *learned)
         # A moving average of the weights bootstraps, plays and is exported.
         self.target_params = self.learner.params.copy()
         self._target_views = as_views(self.target_params, shape)
@@ -129,12 +130,12 @@ class Trainer:
     def td_lambda(self) -> float:
         """Lambda of the returns of this iteration.
 
-        It begins high, for values far from the truth.  Later the values are nearer to it than one path of bars is, and
-        noise of that path that values learn costs the latents what they know of the next move.
+        It begins high, for values far from the truth, and falls to half: later the values are nearer to the truth than
+        one path of bars is.
         """
         t = self.config.train
         half_steps = max(t.td_lambda_passes * self.steps_of_pass, LAMBDA_STEPS)
-        return t.td_lambda / (1.0 + (self.learner.step / half_steps) ** 2)
+        return t.td_lambda * (0.5 + 0.5 / (1.0 + (self.learner.step / half_steps) ** 2))
 
     def run_iteration(self) -> dict[str, Any]:
         """Run an iteration; its metrics.  What is not finite is undone once, at half the learning rate."""

@@ -26,6 +26,7 @@ from kernels.market.position import (
     position_features,
 )
 from kernels.rng import randint
+from models.params import param_slices
 from tests.fixtures.graphs import Naive
 from tests.fixtures.replays import drawn_position
 from tests.fixtures.trainings import BARS, WORLD, T, dataset, model_bytes, same_state, tiny, trained
@@ -201,7 +202,7 @@ def test_stored_values_are_those_of_the_network_that_played(settings: list[str],
             np.testing.assert_allclose(trainer.markets[0].replay.value[slot, :, m], value, rtol=1e-4, atol=1e-5)
 
 
-def test_lambda_is_half_after_so_many_passes_and_reaches_the_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lambda_falls_to_half_with_the_passes_and_reaches_the_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer([dataset(tiny())], tiny("train.td_lambda=0.8", "train.td_lambda_passes=10"), 1)
     rows = trainer.config.train.batch_size * (trainer.config.train.num_unroll_steps + 1)
     half = round(10 * trainer.markets[0].data.train_stop / rows)
@@ -210,7 +211,7 @@ def test_lambda_is_half_after_so_many_passes_and_reaches_the_returns(monkeypatch
         monkeypatch.setattr(module, "LAMBDA_STEPS", floor)
         trainer.learner.step = updates
         lambdas.append(trainer.td_lambda)
-    assert lambdas == pytest.approx([0.8, 0.4, 0.4, 0.16], rel=0.05)
+    assert lambdas == pytest.approx([0.8, 0.6, 0.6, 0.48], rel=0.05)
     ends = []
     for steps in (1e-3, 1e9):
         monkeypatch.setattr(module, "LAMBDA_STEPS", steps)
@@ -218,6 +219,16 @@ def test_lambda_is_half_after_so_many_passes_and_reaches_the_returns(monkeypatch
         for _ in range(2):
             ends[-1].run_iteration()
     assert not np.array_equal(*(end.markets[0].replay.search_value for end in ends))
+
+
+def test_after_so_many_passes_only_heads_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FREEZE_STEPS", 1)
+    trainer = Trainer([dataset(tiny())], tiny("train.freeze_passes=1e-3"), 1)
+    trainer.run_iteration()
+    before = trainer.learner.params.copy()
+    trainer.run_iteration()
+    for own, is_head in param_slices(trainer.learner.shape):
+        assert np.array_equal(trainer.learner.params[own], before[own]) != is_head
 
 
 def test_codes_are_a_setting() -> None:
