@@ -29,19 +29,20 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_665,
-    "learning": 2_160,  # self-play, one search a bar, targets, the iteration of training
+    "core": 10_880,
+    "learning": 2_205,  # self-play, one search a bar, targets, the iteration of training
     "runs": 1_675,  # training that survives: its folder, memory, health, settings and what it shows
-    "evaluation": 890,  # known markets, and what an agent has learnt of them
-    "analysis": 2_460,  # what a backtest is worth, and the report that shows it
-    "cluster": 795,  # one training on many machines, or many trainings
-    "walkforward": 785,  # training anew for each fold, and the ledger of trials
+    "evaluation": 1_185,  # known markets, and what an agent has learnt of them
+    "environments": 255,  # the market as an environment of agents of other libraries
+    "analysis": 2_495,  # what a backtest is worth, and the report that shows it
+    "cluster": 820,  # one training on many machines, or many trainings
+    "walkforward": 792,  # training anew for each fold, and the ledger of trials
     "data": 3_930,  # how files of strangers are read, and joined
     "live": 1_750,  # acting beside money, and many decisions at once
     "extensions": 1_640,
-    "bench": 1_580,
-    "enhancements": 655,  # what every enhancement costs and teaches
-    "rivals": 661,  # agents of other libraries beside ours
+    "bench": 1_670,
+    "enhancements": 662,  # what every enhancement costs and teaches
+    "rivals": 590,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
@@ -101,7 +102,7 @@ def shelf_of(path: Path) -> str:
         "host/cluster": "cluster",
         "host/data": "data",
         "host/evaluation": "evaluation",
-        "host/gym": "evaluation",
+        "host/gym": "environments",
         "host/live": "live",
         "host/training": "learning",
         "host/walkforward": "walkforward",
@@ -113,6 +114,7 @@ def shelf_of(path: Path) -> str:
         "extensions": EXTENSIONS,
         "enhancements": ENHANCEMENTS,
         "rivals": ("host/bench/ppo",),
+        "environments": ("host/evaluation/episodes",),
         "analysis": ANALYSIS,
         "walkforward": WALKFORWARD,
         "runs": RUNS,
