@@ -44,7 +44,7 @@ from host.machine import trim_heap
 from host.panel import training_panel
 from host.training.checkpoint import Checkpoint
 from host.training.dataset import Dataset, DatasetError, new_dataset
-from host.training.market_replay import MemoryRoom
+from host.training.domain import MemoryRoom
 from host.training.memory_plan import parse_memory, plan_memory
 from host.training.metrics import Row, check_tensorboard, tensorboard
 from host.training.run_dir import RUNS_FOLDER, RunDir, create_next_run, has_run, open_run_dir

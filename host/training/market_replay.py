@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,10 @@ from host.config import SHARED_TREE, Config, ConfigError, TrainConfig
 from host.data.parsing import format_utc
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
-from host.training.feature_store import CACHE_MB, FeatureStore
+from host.training.domain import Round
+from host.training.feature_store import FeatureStore
+from host.training.health import decision_metrics
 from host.training.search_pool import (
-    MAX_SEARCHES,
     PLAY,
     REANALYZE,
     SEARCH_BARS,
@@ -88,13 +89,6 @@ def split_by_shares(total: int, shares: list[float]) -> list[int]:
     return [int(n) + 1 for n in parts]
 
 
-class MemoryRoom(NamedTuple):
-    """What may be smaller where memory is short; no weight depends on it."""
-
-    cache_mb: float = CACHE_MB  # of the features of an instrument's bars
-    max_searches: int = MAX_SEARCHES  # batches of searches at once
-
-
 class MarketReplay:
     """One instrument in a training; `index` is its number, and keys its random draws."""
 
@@ -126,6 +120,44 @@ class MarketReplay:
     def num_stored_episodes(self) -> int:
         """Episodes in the replay buffer."""
         return min(self.episodes, self.sizes.capacity)
+
+    def num_decisions(self, slots: NDArray[np.int64]) -> int:
+        """Decisions of the episodes `slots`."""
+        return len(slots) * self.config.market.episode_length
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays of a checkpoint."""
+        return self.replay._asdict()
+
+    def state(self) -> int:
+        """The episodes played so far: all that a checkpoint holds beside the arrays."""
+        return self.episodes
+
+    def restore_state(self, state: int) -> None:
+        """Continue from a checkpoint, whose arrays are in place; the features are computed anew."""
+        self.episodes = state
+        self.feature_store.clear()
+        starts = self.replay.start_bar[: self.num_stored_episodes]
+        self.feature_store.acquire(starts, self.config.market.episode_length + 1)
+
+    def play_round(
+        self,
+        pool: SearchPool,
+        networks: OnnxNetworks,
+        p: Params,
+        search: SearchConfig,
+        iteration: int,
+        td_lambda: float,
+    ) -> Round:
+        """Play the new episodes of an iteration, after one search of each bar where a search serves every position."""
+        searched, counts = None, Counter[str]()
+        slots, stale = self.start_episodes(iteration), self.stale_episodes(iteration)
+        self.assign_chance_codes(p)
+        if self.replay.policy.shape[2] > 1:
+            searched, counts = self.search_bars(pool, networks, np.concatenate([slots, stale]), search)
+        counts["rows"] += self.collect(pool, networks, slots, searched, search, td_lambda)["rows"]
+        metrics = self.diagnose_codes(networks, slots) | decision_metrics(self.replay, slots)
+        return Round(slots, stale, searched, counts, metrics)
 
     def start_episodes(self, iteration: int) -> NDArray[np.int64]:
         """Draw the first bars of new episodes into the ring of the replay buffer; their slots."""
@@ -291,9 +323,3 @@ class MarketReplay:
         """Release the features of those of the episodes `slots` that are stored."""
         starts = self.replay.start_bar[slots]
         self.feature_store.release(starts[starts != EMPTY], self.config.market.episode_length + 1)
-
-    def restore_features(self) -> None:
-        """Compute the features of the stored episodes anew, after their first bars were restored."""
-        self.feature_store.clear()
-        starts = self.replay.start_bar[: self.num_stored_episodes]
-        self.feature_store.acquire(starts, self.config.market.episode_length + 1)

@@ -1,0 +1,311 @@
+"""`EnvironmentReplay`: the episodes of an environment in a training, and `EnvironmentDomain`, what a `Trainer` asks of it.
+
+Lanes of environments play the decisions of an iteration; an episode goes on in the next one.  What a lane played is cut
+where an episode ends, and each piece goes into a slot of the replay buffer: kernels.learning.environment_replay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.artifact.networks import OnnxNetworks
+from host.config import Config, ConfigError
+from host.training.domain import MemoryRoom, Round
+from host.training.environments import EnvironmentSpec, Lanes
+from host.training.health import decision_metrics
+from host.training.market_domain import loss_weights, new_shape
+from host.training.market_replay import STREAM_NOISE, STREAM_REANALYZE, STREAM_SAMPLES, VALUE_BATCH
+from host.training.search_pool import PLAY, REANALYZE, Rows, Searches, SearchPool, batches_of
+from kernels.environments.batch_environment import RUNNING, TERMINATED
+from kernels.learning.bar_search import SearchedBars
+from kernels.learning.environment_replay import (
+    new_environment_steps,
+    reanalyze_environment,
+    sample_environment,
+    search_observations,
+    store_decisions,
+    value_last_observations,
+)
+from kernels.learning.prioritized import bellman_errors, fill_cdf
+from kernels.learning.replay_buffer import EMPTY, Batch, ValueTargetConfig, backward_lambda, new_replay_buffer
+from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
+from kernels.search.planner import Planner
+from kernels.search.tree import VALUE_REUSES
+from models.extension import LossWeights
+from models.params import ModelShape, Params
+
+PRIORITY_CAP_QUANTILE = 0.95  # as of a market
+RECENT_EPISODES = 100  # whose mean return is shown
+
+
+class EnvironmentReplay:
+    """The episodes of one environment."""
+
+    index = 0
+
+    def __init__(self, spec: EnvironmentSpec, config: Config, shape: ModelShape, batches: list[Batch]) -> None:
+        t, self.config, self.batches = config.train, config, batches
+        self.seed, self._is_stochastic = t.seed, is_stochastic(config)
+        self._length, count = config.market.episode_length, t.num_envs * t.batches_per_iteration
+        L, capacity = self._length + 1, t.replay_capacity  # a row behind the last decision
+        sizes = spec.features, spec.actions
+        self.replay, self.steps = (
+            new_replay_buffer(capacity, L, spec.actions),
+            new_environment_steps(capacity, L, *sizes),
+        )
+        # what the lanes play in an iteration, before it is cut
+        self._played, self._seen = new_replay_buffer(count, L, spec.actions), new_environment_steps(count, L, *sizes)
+        self._ended = np.zeros((count, L), np.int8)
+        self._came = np.zeros((count, L, spec.features), np.float32)  # observation after each decision
+        self._lanes = [Lanes(spec.new_backend(len(b)), t.seed, first) for first, b in self._batches(np.arange(count))]
+        self.num_pieces, self.num_rounds, self.episodes = 0, 0, 0
+        self.recent = list[float]()  # returns of the last episodes
+
+    def _batches(self, indices: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+        return batches_of(indices, self.config.train.num_envs)
+
+    @property
+    def num_stored_episodes(self) -> int:
+        """Slots in use."""
+        return min(self.num_pieces, len(self.steps.length))
+
+    def num_decisions(self, slots: NDArray[np.int64]) -> int:
+        """Decisions in `slots`."""
+        return int(self.steps.length[slots].sum())
+
+    def play_round(
+        self,
+        pool: SearchPool,
+        networks: OnnxNetworks,
+        p: Params,
+        search: SearchConfig,
+        iteration: int,
+        td_lambda: float,
+    ) -> Round:
+        """Play the decisions of an iteration in every lane."""
+        t = self.config.train
+        searches = Searches(PLAY, search, t.num_envs, self.num_rounds * self._length)
+        counts = pool.search(self, searches, self._played, networks, self._batches(np.arange(len(self._ended))))
+        self.num_rounds += 1
+        slots = self._store_pieces(iteration)
+        self._close_slots(networks, slots, search.discount, td_lambda)
+        finished = [end for lanes in self._lanes for end in lanes.finished]
+        for lanes in self._lanes:
+            lanes.finished.clear()
+        self.episodes += len(finished)
+        self.recent = [*self.recent, *(float(total) for total, _ in finished)][-RECENT_EPISODES:]
+        is_stale = iteration - self.replay.searched_iteration > t.reanalyze_interval
+        stale = np.flatnonzero(is_stale & (self.replay.start_bar != EMPTY)) if t.reanalyze else np.zeros(0, np.int64)
+        return Round(slots, stale, None, Counter(counts), decision_metrics(self.replay, slots))
+
+    def run_batch(self, searches: Searches, rows: Rows, planner: Planner, first: int, batch: NDArray[np.int64]) -> int:
+        """Play a batch of lanes, or search the decisions in a batch of slots again; the status of the networks."""
+        assert not isinstance(rows, SearchedBars)
+        if searches.kind == REANALYZE:
+            return reanalyze_environment(rows, self.steps, planner, batch, self._reanalyze_seed(searches.iteration))
+        lanes = self._lanes[first // self.config.train.num_envs]
+        for k in range(self._length):
+            now = lanes.backend
+            self._seen.observation[batch, k], self._seen.legal[batch, k] = now.observation, now.legal
+            noise = self.seed + STREAM_NOISE, first, searches.episodes + k
+            status = search_observations(planner, now.observation, now.legal, *noise)
+            if status != 0:
+                return status
+            store_decisions(rows, batch, k, planner)
+            rows.reward[batch, k], self._ended[batch, k], self._came[batch, k] = lanes.step(planner.action)
+        return 0
+
+    def _reanalyze_seed(self, iteration: int) -> int:
+        return self.seed + STREAM_REANALYZE + iteration
+
+    def _cuts(self) -> Iterator[tuple[int, int, int]]:
+        """Lane, first decision and end of every piece that was played."""
+        for lane in range(len(self._ended)):
+            first = 0
+            for k in range(self._length):
+                if self._ended[lane, k] != RUNNING or k == self._length - 1:
+                    yield lane, first, k + 1
+                    first = k + 1
+
+    def _store_pieces(self, iteration: int) -> NDArray[np.int64]:
+        """Put every piece into a slot, the oldest one's; the slots."""
+        capacity, slots = len(self.steps.length), list[int]()
+        for lane, first, stop in self._cuts():
+            slots.append(self.num_pieces % capacity)
+            self._store_piece(slots[-1], lane, first, stop)
+            self.num_pieces += 1
+        found = np.unique(np.asarray(slots[-capacity:]))
+        self.replay.searched_iteration[found] = self.replay.played_iteration[found] = iteration
+        return found
+
+    def _store_piece(self, slot: int, lane: int, first: int, stop: int) -> None:
+        replay, steps, played, n = self.replay, self.steps, self._played, stop - first
+        replay.start_bar[slot] = self.num_pieces
+        for name in ("action", "reward", "policy", "value", "search_value"):
+            array = getattr(replay, name)
+            array[slot] = 0
+            array[slot, :n] = getattr(played, name)[lane, first:stop]
+        steps.observation[slot, :n] = self._seen.observation[lane, first:stop]
+        steps.observation[slot, n:] = self._came[lane, stop - 1]
+        steps.legal[slot, :n] = self._seen.legal[lane, first:stop]
+        steps.code[slot] = 0 if self._is_stochastic else replay.action[slot]
+        steps.length[slot], steps.is_terminal[slot] = n, self._ended[lane, stop - 1] == TERMINATED
+        replay.expected_reward[slot, :, 0] = replay.reward[slot]
+        replay.policy[slot, n:, 0, 0] = 1.0
+        replay.action[slot, n] = 0 if steps.is_terminal[slot] else 1  # not greedy: see the kernels
+
+    def _close_slots(self, networks: OnnxNetworks, slots: NDArray[np.int64], discount: float, td_lambda: float) -> int:
+        """Value the last observation of `slots`, then turn their search values into lambda-returns."""
+        root = networks.root(VALUE_BATCH)
+        status = value_last_observations(self.replay, self.steps, slots, root, networks.shape.codes)
+        backward_lambda(self.replay, slots, discount, td_lambda)
+        return status
+
+    def reanalyze(
+        self,
+        pool: SearchPool,
+        networks: OnnxNetworks,
+        stale: NDArray[np.int64],
+        searched: SearchedBars | None,
+        search: SearchConfig,
+        iteration: int,
+        td_lambda: float,
+    ) -> dict[str, int]:
+        """Search the slots `stale` again, the longest together; counts."""
+        mode, t = self.config.search.value_reuse, self.config.train
+        search = search._replace(value_reuse=VALUE_REUSES.index(mode) if mode in VALUE_REUSES else 0)
+        by_length = stale[np.argsort(self.steps.length[stale], kind="stable")]
+        searches = Searches(REANALYZE, search, t.num_envs, iteration=iteration)
+        counts = pool.search(self, searches, self.replay, networks, self._batches(by_length))
+        self._close_slots(networks, stale, search.discount, td_lambda)
+        self.replay.searched_iteration[stale] = iteration
+        return counts
+
+    def priority_cdf(self, target: ValueTargetConfig) -> NDArray[np.float64]:
+        """[decisions] cumulative probabilities, by the Bellman errors of the stored values or all alike."""
+        stored, alpha = self.num_stored_episodes, self.config.train.per_alpha
+        is_decision = np.arange(self.replay.reward.shape[1]) < self.steps.length[:stored, None]
+        self._decision = np.flatnonzero(is_decision)
+        error, cdf = np.ones(is_decision.shape), np.zeros(len(self._decision))
+        if alpha > 0:
+            bellman_errors(error, self.replay, target)
+        errors = error[is_decision]
+        cap = float(np.quantile(errors, PRIORITY_CAP_QUANTILE))
+        if not math.isfinite(cap):
+            raise FloatingPointError(f"iteration {target.iteration}: a value is not finite")
+        fill_cdf(cdf, errors, cap, alpha)
+        return cdf
+
+    def fill_batch(self, cdf: NDArray[np.float64], target: ValueTargetConfig, step: int) -> None:
+        """Draw the windows of update `step`; updates take turns with the batches."""
+        t, batch = self.config.train, self.batches[step % len(self.batches)]
+        stored = self._decision, self.replay, self.steps, target, self._is_stochastic
+        sample_environment(batch, np.zeros(t.batch_size), cdf, *stored, t.per_beta, self.seed + STREAM_SAMPLES, step)
+
+    def assign_chance_codes(self, p: Params) -> None:
+        """Nothing: the encoder reads the windows of the learner."""
+
+    def check_rewards(self, slots: NDArray[np.int64]) -> None:
+        """Raise FloatingPointError where a reward is not finite."""
+        if not np.isfinite(self.replay.reward[slots]).all():
+            raise FloatingPointError("a reward of the environment is not finite")
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays of a checkpoint."""
+        return self.replay._asdict() | {f"steps_{name}": array for name, array in self.steps._asdict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """The counts, and the episodes that go on."""
+        counts = {name: getattr(self, name) for name in ("num_pieces", "num_rounds", "episodes")}
+        return {**counts, "recent": [*self.recent], "lanes": [lanes.state() for lanes in self._lanes]}
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint; the episodes that go on are played again up to where they stood."""
+        for name in ("num_pieces", "num_rounds", "episodes"):
+            setattr(self, name, state[name])
+        self.recent = [*state["recent"]]
+        for lanes, own in zip(self._lanes, state["lanes"], strict=True):
+            lanes.restore(own)
+
+
+class EnvironmentDomain:
+    """An environment of which an agent learns."""
+
+    position_sizes = ()
+
+    def __init__(self, spec: EnvironmentSpec, config: Config) -> None:
+        if config.search.algorithm in (ALGORITHMS[MARKET], ALGORITHMS[WIDENING]):
+            raise ConfigError(f"search.algorithm: {config.search.algorithm} wants a market; --env wants gumbel or puct")
+        self.spec, self.config, t = spec, config, config.train
+        self.num_decisions = t.replay_capacity * config.market.episode_length
+        reach = spec.reward_limit / max(1.0 - config.search.discount, 1.0 / self.num_decisions)
+        self.shape = new_shape(config, spec.features, spec.actions)._replace(
+            position=0,
+            codes=config.network.num_chance_codes if is_stochastic(config) else spec.actions,
+            reward_limit=spec.reward_limit,
+            value_limit=spec.value_limit or reach,
+        )
+
+    def loss_weights(self) -> LossWeights:
+        """The weights of the losses; without chance there are no afterstates."""
+        chance = 1.0 if is_stochastic(self.config) else 0.0
+        return loss_weights(self.config)._replace(reward=1.0, chance=chance, afterstate_value=chance / 2)
+
+    def search_config(self, num_simulations: int, q_scale: float) -> SearchConfig:
+        """A search with the conventions of mctx: Q is scaled by its extremes, values are means of visits."""
+        s = self.config.search
+        return new_search_config(
+            num_simulations=num_simulations,
+            max_considered_actions=s.max_considered_actions,
+            discount=s.discount,
+            c_visit=s.c_visit,
+            c_scale=s.c_scale,
+            rescale_values=True,
+            stochastic=is_stochastic(self.config),
+            expectation_backup=False,
+            exact_rewards=False,
+            algorithm=ALGORITHMS.index(s.algorithm),
+        )
+
+    def new_replays(
+        self, batches: list[Batch], shape: ModelShape, candidates: int, threads: int, room: MemoryRoom
+    ) -> list[EnvironmentReplay]:
+        """The replay buffer of the environment."""
+        return [EnvironmentReplay(self.spec, self.config, shape, batches)]
+
+    def validation_parts(self, replays: Sequence[Any], context: int, threads: int) -> list[Any]:
+        """None: new episodes bear out what was learnt."""
+        return []
+
+    def metrics(self, played: list[tuple[Any, NDArray[np.int64]]]) -> dict[str, float]:
+        """Mean return of the last episodes, and reward of a decision of this iteration."""
+        (replay, slots), *_ = played
+        reward, decisions = replay.replay.reward[slots].sum(dtype=np.float64), replay.num_decisions(slots)
+        mean_return = float(np.mean(replay.recent)) if replay.recent else 0.0
+        return {"mean_return": mean_return, "reward_per_decision": float(reward / decisions)}
+
+
+def is_stochastic(config: Config) -> bool:
+    """Whether chance codes stand between two decisions: they are learned."""
+    return config.train.chance_codes == "learned"
+
+
+def play_greedily(
+    spec: EnvironmentSpec, networks: OnnxNetworks, search: SearchConfig, episodes: int, seed: int
+) -> NDArray[np.float64]:
+    """Returns [episodes] of an agent that does not explore, each of an episode of its own."""
+    lanes, returns = Lanes(spec.new_backend(episodes), seed, 0), np.full(episodes, math.nan)
+    planner, total = networks.planner(episodes, search), np.zeros(episodes)
+    while np.isnan(returns).any():
+        search_observations(planner, lanes.backend.observation, lanes.backend.legal, 0, 0, -1)
+        reward, ended, _ = lanes.step(planner.action)
+        total += reward
+        is_over = (ended != RUNNING) & np.isnan(returns)
+        returns[is_over] = total[is_over]
+    return returns
