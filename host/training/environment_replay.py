@@ -1,4 +1,4 @@
-"""`EnvironmentReplay`: the episodes of an environment in a training, and `EnvironmentDomain`, what a `Trainer` asks of it.
+"""`EnvironmentReplay`: the episodes of an environment in a training; `EnvironmentDomain`: what a `Trainer` asks of it.
 
 Lanes of environments play the decisions of an iteration; an episode goes on in the next one.  What a lane played is cut
 where an episode ends, and each piece goes into a slot of the replay buffer: kernels.learning.environment_replay.
@@ -34,10 +34,12 @@ from kernels.learning.environment_replay import (
 )
 from kernels.learning.prioritized import bellman_errors, fill_cdf
 from kernels.learning.replay_buffer import EMPTY, Batch, ValueTargetConfig, backward_lambda, new_replay_buffer
+from kernels.ort import check_status
 from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
 from kernels.search.planner import Planner
-from kernels.search.tree import VALUE_REUSES
+from kernels.search.tree import REUSE_CHANCE_CHILD, VALUE_REUSES
 from models.extension import LossWeights
+from models.extensions.chance_encoder import encode_bars
 from models.params import ModelShape, Params
 
 PRIORITY_CAP_QUANTILE = 0.95  # as of a market
@@ -160,12 +162,11 @@ class EnvironmentReplay:
         replay.policy[slot, n:, 0, 0] = 1.0
         replay.action[slot, n] = 0 if steps.is_terminal[slot] else 1  # not greedy: see the kernels
 
-    def _close_slots(self, networks: OnnxNetworks, slots: NDArray[np.int64], discount: float, td_lambda: float) -> int:
+    def _close_slots(self, networks: OnnxNetworks, slots: NDArray[np.int64], discount: float, td_lambda: float) -> None:
         """Value the last observation of `slots`, then turn their search values into lambda-returns."""
-        root = networks.root(VALUE_BATCH)
-        status = value_last_observations(self.replay, self.steps, slots, root, networks.shape.codes)
+        root, codes = networks.root(VALUE_BATCH), networks.shape.codes
+        check_status(value_last_observations(self.replay, self.steps, slots, root, codes))
         backward_lambda(self.replay, slots, discount, td_lambda)
-        return status
 
     def reanalyze(
         self,
@@ -209,7 +210,12 @@ class EnvironmentReplay:
         sample_environment(batch, np.zeros(t.batch_size), cdf, *stored, t.per_beta, self.seed + STREAM_SAMPLES, step)
 
     def assign_chance_codes(self, p: Params) -> None:
-        """Nothing: the encoder reads the windows of the learner."""
+        """Encode what chance did in the stored pieces, if a search reads that; the learner encodes windows itself."""
+        if self._is_stochastic and self.config.search.value_reuse == VALUE_REUSES[REUSE_CHANCE_CHILD]:
+            for slot in range(self.num_stored_episodes):
+                seen = self.steps.observation[slot]
+                pairs = np.concatenate([seen[:-1], seen[1:]], axis=1)
+                self.steps.code[slot, :-1] = encode_bars(p, pairs, np.arange(len(pairs), dtype=np.int32))
 
     def check_rewards(self, slots: NDArray[np.int64]) -> None:
         """Raise FloatingPointError where a reward is not finite."""
@@ -250,6 +256,7 @@ class EnvironmentDomain:
             codes=config.network.num_chance_codes if is_stochastic(config) else spec.actions,
             reward_limit=spec.reward_limit,
             value_limit=spec.value_limit or reach,
+            afterstate_width=config.network.hidden if is_stochastic(config) else 0,
         )
 
     def loss_weights(self) -> LossWeights:
@@ -303,7 +310,7 @@ def play_greedily(
     lanes, returns = Lanes(spec.new_backend(episodes), seed, 0), np.full(episodes, math.nan)
     planner, total = networks.planner(episodes, search), np.zeros(episodes)
     while np.isnan(returns).any():
-        search_observations(planner, lanes.backend.observation, lanes.backend.legal, 0, 0, -1)
+        check_status(search_observations(planner, lanes.backend.observation, lanes.backend.legal, 0, 0, -1))
         reward, ended, _ = lanes.step(planner.action)
         total += reward
         is_over = (ended != RUNNING) & np.isnan(returns)

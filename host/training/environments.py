@@ -20,7 +20,7 @@ MAX_ACTIONS = 127
 MAX_SEED = 2**31 - 1  # of an episode
 
 
-class EnvironmentProblem(ValueError):
+class UnplayableError(ValueError):
     """An environment that does not exist, or that this trainer cannot play."""
 
     exit_code = 4
@@ -166,7 +166,7 @@ def open_environment(name: str) -> EnvironmentSpec:
         try:
             found = getattr(import_module(module), attribute, None)
         except ImportError as error:
-            raise EnvironmentProblem(f"--env {name}: {error}; write it as module:Class of a module here") from None
+            raise UnplayableError(f"--env {name}: {error}; write it as module:Class of a module here") from None
     if isinstance(found, BatchEnvironment):
         e = found
         sizes = e.features, e.actions, e.is_stochastic, e.reward_limit, e.value_limit
@@ -180,7 +180,7 @@ def _open_gymnasium(name: str, kind: Any) -> EnvironmentSpec:
         import gymnasium
     except ImportError:
         way = f"pip install gymnasium, or one of {', '.join(BUILT_IN)}"
-        raise EnvironmentProblem(f"--env {name}: gymnasium is not installed: {way}") from None
+        raise UnplayableError(f"--env {name}: gymnasium is not installed: {way}") from None
 
     def make() -> Any:
         return gymnasium.make(name) if kind is None else kind()
@@ -190,9 +190,9 @@ def _open_gymnasium(name: str, kind: Any) -> EnvironmentSpec:
     except Exception as error:  # of Gymnasium, or of the class
         reason = " ".join(str(error).split())
         hint = "an id as CartPole-v1, module:Class, or one of " + ", ".join(BUILT_IN)
-        raise EnvironmentProblem(f"--env {name}: {reason}; give {hint}") from None
+        raise UnplayableError(f"--env {name}: {reason}; give {hint}") from None
     if not isinstance(one.action_space, gymnasium.spaces.Discrete) or one.action_space.n > MAX_ACTIONS:
-        raise EnvironmentProblem(
+        raise UnplayableError(
             f"--env {name}: its actions are {one.action_space}; this trainer plans over Discrete ones, at most "
             f"{MAX_ACTIONS}: wrap it in a class with such an action_space, and give that as module:Class"
         )

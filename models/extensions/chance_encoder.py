@@ -38,7 +38,7 @@ MAX_MOVE = 4.0  # the target of the code move loss is clipped to this, in standa
 class ChanceEncoderParams(CoreParams):
     """Parameters of the encoder and of the predicted moves."""
 
-    chance_encoder_hidden_w: Array  # [F, chance_encoder_width]
+    chance_encoder_hidden_w: Array  # [F, chance_encoder_width], of an environment [2 F, ..]
     chance_encoder_hidden_b: Array
     chance_encoder_out_w: Array  # [chance_encoder_width, C]
     chance_encoder_out_b: Array
@@ -176,20 +176,25 @@ class ChanceEncoder(Extension):
     def layers(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         width = shape.chance_encoder_width
         return {
-            "chance_encoder_hidden": (shape.features, width),
+            "chance_encoder_hidden": (shape.features * (2 if shape.afterstate_width else 1), width),
             "chance_encoder_out": (width, shape.codes if width else 0),
             "code_move": (shape.codes, 1) if width else (0, 0),
         }
 
     def __init__(self, size: WorkSize) -> None:
         n, K, C = size.windows, size.steps, size.shape.codes
+        self.reads_pairs = size.shape.afterstate_width > 0
         self.hidden, self.d_hidden = np.zeros((2, n * K, size.shape.chance_encoder_width), size.dtype)
         self.probability = np.zeros((n, K, C), size.dtype)  # p; becomes the gradient of the logits
         self.d_code, self.d_code_part = np.zeros((2, K, n, C), size.dtype)  # gradient of the one-hots
         self.mean_probability = np.zeros(C, size.dtype)
 
     def _later_bars(self, step: Pass) -> Array:
+        """What came after each step; in an environment, behind what was before: chance is the difference."""
         x = step.batch.next_features[step.rows].astype(self.hidden.dtype, copy=False)
+        if self.reads_pairs:
+            before = np.concatenate([step.batch.features[step.rows][:, None], x[:, :-1]], axis=1)
+            x = np.concatenate([before, x], axis=2)
         return x.reshape(len(self.hidden), -1)
 
     def before_latents(self, step: Pass) -> None:

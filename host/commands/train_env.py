@@ -1,0 +1,154 @@
+"""`train --env`: learn an environment instead of a market, by the same trainer; a run directory without a backtest."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from host.artifact.networks import OnnxNetworks
+from host.atomic import check_writable, write_atomic
+from host.commands.train import DEFAULT_MINUTES, TrainOptions, resume_hint, resume_hint_on_stop, train_files
+from host.config import Config, ConfigError, check_minutes, load_config
+from host.console import compiling, log
+from host.data.formats import ReadOptions
+from host.panel import training_panel
+from host.training.environment_replay import EnvironmentDomain, play_greedily
+from host.training.environments import open_environment
+from host.training.metrics import Row, check_tensorboard, tensorboard
+from host.training.run_dir import RUNS_FOLDER, RunDir, RunError, check_no_run, create_next_run, has_run, open_run_dir
+from host.training.trainer import Budget, Trainer, run_first_iteration, train_for
+from kernels.jit import program_digest
+
+# Games: Q by the conventions of mctx, values over the whole of an episode, and no schedule tied to a number of bars.
+SETTINGS = (
+    "market.episode_length=64",
+    "search.algorithm=gumbel",
+    "search.value_reuse=off",
+    "search.discount=0.997",
+    "search.c_scale=0.1",
+    "search.num_simulations=16",
+    "train.num_simulations=16",
+    "train.batches_per_iteration=1",
+    "train.random_episodes=0",
+    "train.reanalyze_interval=4",
+    "train.replay_capacity=256",
+    "train.mirror_augmentation=false",
+    "train.lr_decay_passes=1e9",
+    "train.td_lambda_passes=1e9",
+)
+STOCHASTIC = ("train.chance_codes=learned",)
+TEST_EPISODES, TEST_SEED = 100, 2**31  # of the agent that was trained; no seed of a training
+RESULT, SETTINGS_FILE = "result.json", "environment"
+
+
+def base_config(name: str | None) -> Config:
+    """The settings of a training before those that are given, of the environment `name` or of a market."""
+    if name is None:
+        return Config()
+    return load_config(None, [*SETTINGS, *(STOCHASTIC if open_environment(name).is_stochastic else ())])
+
+
+def train_any(files: list[Path], reading: ReadOptions, config: Config, options: TrainOptions) -> dict[str, Any]:
+    """Train on bars, or on an environment if one is named; the document of `train --json`."""
+    if options.env is None:
+        return train_files(files, reading, config, options)
+    unused = {"--memory": options.memory, "--ray": options.ray, "--early-stopping": options.patience}
+    given = [*map(str, files), *(flag for flag, value in unused.items() if value is not None)]
+    if given:
+        raise ConfigError(f"--env {options.env}: {' '.join(given)} goes with bars; leave out that or --env")
+    return train_environment(options.env, config, options)
+
+
+def train_environment(name: str, config: Config, options: TrainOptions) -> dict[str, Any]:
+    """Train into a run directory and play TEST_EPISODES; the document."""
+    out, budget = options.out, Budget(DEFAULT_MINUTES) if options.budget == Budget() else options.budget
+    resume = options.resume and out is not None and has_run(out)
+    check_minutes(budget.minutes)
+    check_tensorboard(options.tensorboard)
+    check_writable(out or RUNS_FOLDER, folder=True)
+    if out and not resume:
+        check_no_run(out)
+    spec = open_environment(name)
+    origin = json.loads(json.dumps({"config": config.as_dict(), "program": program_digest(), "environment": name}))
+    run: RunDir | None = None
+    with resume_hint_on_stop(lambda: resume_hint(run, options)), ExitStack() as stack:
+        trainer = Trainer(EnvironmentDomain(spec, config), config, options.threads)
+        run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
+        trainer.load_checkpoint = run.load_checkpoint
+        begin_run(run, trainer, origin, resume)
+        board = stack.enter_context(tensorboard(run.path / "tensorboard", trainer.episodes, options.tensorboard))
+        on_iteration = recorder(trainer, run, origin, board)
+        with compiling("getting ready") as report:
+            report(0.0, "first iteration")
+            run_first_iteration(trainer, budget, on_iteration)
+        with training_panel(f"training {name}", config, budget.minutes) as show:
+            train_for(trainer, budget, on_iteration, lambda share, _: show(share, run.newest_row))
+        networks = trainer.export_networks()
+        document = test_agent(trainer, networks)
+        write_networks(run.path / "networks", networks)
+        write_atomic(run.path / RESULT, json.dumps(document, indent=1) + "\n")
+    log(f"{name}: mean return {document['mean_return']:.4g} of {TEST_EPISODES} episodes; {run.path / RESULT}")
+    return document | {"run": str(run.path)}
+
+
+def begin_run(run: RunDir, trainer: Trainer, origin: dict[str, Any], resume: bool) -> None:
+    """Write the settings of a new run, or restore the newest checkpoint of one that has the same `origin`."""
+    if not resume:
+        run.write_toml(SETTINGS_FILE, {"environment": origin["environment"]})
+        run.write_toml("config", trainer.config.as_dict())
+        log(f"run: {run.path}")
+        return
+    file = run.path / f"{SETTINGS_FILE}.toml"
+    stored = tomllib.loads(file.read_text(encoding="utf-8"))["environment"] if file.exists() else "bars"
+    if stored != origin["environment"]:
+        raise RunError(f"{run.path}: the run learns {stored}, asked for is {origin['environment']}; another --out")
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
+        log(f"{run.path} has no checkpoint yet: starting from the beginning")
+        return
+    changed = [key for key, value in origin.items() if checkpoint.state["origin"].get(key) != value]
+    if changed:
+        raise RunError(f"{run.path}: its {' and '.join(changed)} differs; resume as it began, or give another --out")
+    trainer.restore(checkpoint.arrays, checkpoint.state)
+    log(f"resuming after iteration {trainer.iteration}, {trainer.episodes} episodes: {run.path}")
+
+
+def recorder(
+    trainer: Trainer, run: RunDir, origin: dict[str, Any], board: Callable[[Row], None]
+) -> Callable[[Row], None]:
+    """What is done after each iteration: append its metrics, write them to `board`, save a checkpoint."""
+
+    def record(row: Row) -> None:
+        run.append_metrics(row)
+        board(row)
+        arrays, state = trainer.snapshot()
+        run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin})
+
+    return record
+
+
+def test_agent(trainer: Trainer, networks: OnnxNetworks) -> dict[str, Any]:
+    """What the agent earns in new episodes, without noise."""
+    domain = trainer.domain
+    assert isinstance(domain, EnvironmentDomain)
+    returns = play_greedily(domain.spec, networks, trainer.acting_search_config(), TEST_EPISODES, TEST_SEED)
+    return {
+        "environment": domain.spec.name,
+        "mean_return": float(returns.mean()),
+        "least_return": float(returns.min()),
+        "greatest_return": float(returns.max()),
+        "test_episodes": TEST_EPISODES,
+        "episodes": trainer.episodes,
+        "updates": trainer.learner.step,
+    }
+
+
+def write_networks(folder: Path, networks: OnnxNetworks) -> None:
+    """Write the ONNX graphs, which kernels.search searches over."""
+    folder.mkdir(exist_ok=True)
+    for name, graph in networks.graphs.items():
+        (folder / f"{name}.onnx").write_bytes(graph)
