@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # a folder imports lower folders only
     "kernels",
-    "kernels/market",
+    "kernels/market kernels/environments",
     "kernels/search",
     "kernels/learning kernels/live",
     "models",  # with its extensions
@@ -35,6 +35,7 @@ SHELVES = {  # lines that each may have
     "evaluation": 890,  # known markets, and what an agent has learnt of them
     "analysis": 2_460,  # what a backtest is worth, and the report that shows it
     "cluster": 795,  # one training on many machines, or many trainings
+    "environments": 900,  # what is learnt beside the market
     "walkforward": 785,  # training anew for each fold, and the ledger of trials
     "data": 3_930,  # how files of strangers are read, and joined
     "live": 1_750,  # acting beside money, and many decisions at once
@@ -46,6 +47,13 @@ SHELVES = {  # lines that each may have
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
 RIVALS = ("host/bench/ppo",)
+ENVIRONMENTS = (
+    "kernels/environments/",
+    "kernels/learning/environment_replay",
+    "models/extensions/afterstate",
+    "host/training/environment",
+    "host/commands/train_env",
+)
 WALKFORWARD = ("host/commands/walkforward",)
 RUNS = (
     *(f"host/training/{name}" for name in ("run_dir", "checkpoint", "metrics", "memory_plan", "health")),
@@ -109,6 +117,7 @@ def shelf_of(path: Path) -> str:
     }
     shelf = shelves.get(path.parent.relative_to(ROOT).as_posix(), "core")
     named = {
+        "environments": ENVIRONMENTS,
         "extensions": EXTENSIONS,
         "enhancements": ENHANCEMENTS,
         "rivals": ("host/bench/ppo",),

@@ -104,7 +104,14 @@ class EnvironmentReplay:
         self.recent = [*self.recent, *(float(total) for total, _ in finished)][-RECENT_EPISODES:]
         is_stale = iteration - self.replay.searched_iteration > t.reanalyze_interval
         stale = np.flatnonzero(is_stale & (self.replay.start_bar != EMPTY)) if t.reanalyze else np.zeros(0, np.int64)
-        return Round(slots, stale, None, Counter(counts), decision_metrics(self.replay, slots))
+        return Round(slots, stale, None, Counter(counts), self._decision_metrics(slots))
+
+    def _decision_metrics(self, slots: NDArray[np.int64]) -> dict[str, float]:
+        """Figures of the decisions in `slots`, without the rows behind them."""
+        L, names = self.replay.reward.shape[1], ("reward", "held", "policy", "value", "search_value")
+        is_decision = np.arange(L) < self.steps.length[slots, None]
+        rows = {name: getattr(self.replay, name)[slots][:, :L][is_decision][None] for name in names}
+        return decision_metrics(self.replay._replace(**rows), np.zeros(1, np.int64))
 
     def run_batch(self, searches: Searches, rows: Rows, planner: Planner, first: int, batch: NDArray[np.int64]) -> int:
         """Play a batch of lanes, or search the decisions in a batch of slots again; the status of the networks."""

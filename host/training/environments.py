@@ -37,7 +37,7 @@ class Backend(Protocol):
     def reset(self, b: int, seed: int) -> None:
         """Begin an episode in environment b."""
 
-    def step(self, action: NDArray[np.int64]) -> None:
+    def step(self, action: NDArray[np.int32]) -> None:
         """One step of every environment."""
 
     def step_one(self, b: int, action: int) -> None:
@@ -70,7 +70,7 @@ class KernelBackend:
         self._environment.reset(self._state, b, seed)
         self._environment.observe(self.observation[b : b + 1], self.legal[b : b + 1], self._state[b : b + 1])
 
-    def step(self, action: NDArray[np.int64]) -> None:
+    def step(self, action: NDArray[np.int32]) -> None:
         """One step of every environment."""
         self._environment.step(self._state, self.reward, self.ended, action)
         self._environment.observe(self.observation, self.legal, self._state)
@@ -78,7 +78,7 @@ class KernelBackend:
     def step_one(self, b: int, action: int) -> None:
         """One step of environment b alone."""
         own = slice(b, b + 1)
-        self._environment.step(self._state[own], self.reward[own], self.ended[own], np.full(1, action))
+        self._environment.step(self._state[own], self.reward[own], self.ended[own], np.full(1, action, np.int32))
         self._environment.observe(self.observation[own], self.legal[own], self._state[own])
 
 
@@ -98,7 +98,7 @@ class GymBackend:
         """Begin an episode in environment b."""
         self._observe(b, *self._environments[b].reset(seed=seed))
 
-    def step(self, action: NDArray[np.int64]) -> None:
+    def step(self, action: NDArray[np.int32]) -> None:
         """One step of every environment."""
         for b, a in enumerate(action):
             self.step_one(b, int(a))
@@ -127,7 +127,7 @@ class Lanes:
         for b in range(count):
             self._begin(b, 0)
 
-    def step(self, action: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.float32]]:
+    def step(self, action: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.float32]]:
         """Act in every lane: rewards [B], how the episodes stand [B], and the observations [B, F] that came."""
         backend = self.backend
         backend.step(action)
@@ -210,7 +210,7 @@ def _probe(environment: Any) -> tuple[NDArray[np.float32], float]:
     """Scale [F] of observations, and the largest |reward|, of a random player; 1 where all is 0."""
     from gymnasium.spaces import flatdim, flatten
 
-    space, largest, reward_limit = environment.observation_space, 0.0, 0.0
+    space, reward_limit = environment.observation_space, 0.0
     largest_of = np.zeros(flatdim(space))
     environment.action_space.seed(0)
     observation, info = environment.reset(seed=0)

@@ -42,7 +42,7 @@ def reset(state: NDArray[np.float64], b: int, seed: int) -> None:
 
 @kernel
 def step(
-    state: NDArray[np.float64], reward: NDArray[np.float32], ended: NDArray[np.int8], action: NDArray[np.int64]
+    state: NDArray[np.float64], reward: NDArray[np.float32], ended: NDArray[np.int8], action: NDArray[np.int32]
 ) -> None:
     """Walk one cell in each row."""
     for b in range(state.shape[0]):

@@ -102,8 +102,10 @@ class AfterstateDynamics(Extension):
     def layers(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         width, D = shape.afterstate_width, shape.latent if shape.afterstate_width else 0
         edges = {"action": shape.actions, "code": shape.codes}
-        hidden = {f"{name}_hidden": (D + count if D else 0, width) for name, count in edges.items()}
-        return hidden | {f"{name}_out": (width, D) for name in edges}
+        layers = dict[str, tuple[int, ...]]()
+        for name, count in edges.items():
+            layers |= {f"{name}_hidden": (D + count if D else 0, width), f"{name}_out": (width, D)}
+        return layers
 
     @staticmethod
     def state_parts(s: ModelShape) -> dict[str, int]:
