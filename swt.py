@@ -408,7 +408,7 @@ def bench(
         str,
         typer.Argument(
             help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, start, "
-            "phases, read, memory, ort, ray."
+            "phases, read, memory, ort, ray, environments."
         ),
     ],
     threads: Annotated[

@@ -53,6 +53,7 @@ ENVIRONMENTS = (
     "models/extensions/afterstate",
     "host/training/environment",
     "host/commands/train_env",
+    "host/bench/environments",
 )
 WALKFORWARD = ("host/commands/walkforward",)
 RUNS = (
