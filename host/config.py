@@ -474,7 +474,8 @@ def search_faults(config: Config) -> Iterator[str]:
             "it wants gumbel, puct or widening"
         )
     num_actions = max_candidates(s.num_sampled_sizes) if widening else len(action_names((*sizes,)))
-    if s.max_considered_actions > num_actions:
+    is_game = s.algorithm not in (ALGORITHMS[MARKET], ALGORITHMS[WIDENING])  # or may be one, of any number of actions
+    if s.max_considered_actions > num_actions and not is_game:
         yield f"search.max_considered_actions: {s.max_considered_actions} of {num_actions} actions of a root"
 
 

@@ -18,8 +18,9 @@ from host.training.environment_replay import EnvironmentDomain, play_greedily
 from host.training.environments import open_environment
 from host.training.trainer import Trainer
 from kernels.environments.grid import ACTIONS, CELLS, policy_return, solve_grid
-from kernels.learning.environment_replay import search_observations
+from kernels.learning.environment_replay import set_roots
 from kernels.ort import check_status
+from kernels.search.planner import plan
 
 EVALUATION_INTERVAL = 5  # iterations
 WARM_UP = ("train.reanalyze_interval=0",)  # of a throw-away training that compiles everything in two iterations
@@ -45,7 +46,8 @@ def grid_fraction(trainer: Trainer) -> float:
     """The exact return of the agent on the grid, of the optimum's."""
     planner = trainer.export_networks().planner(CELLS, trainer.acting_search_config())
     cells, legal = np.eye(CELLS, dtype=np.float32), np.ones((CELLS, ACTIONS), np.bool_)
-    check_status(search_observations(planner, cells, legal, 0, 0, -1))
+    set_roots(planner, cells, legal, 0, 0, -1)
+    check_status(plan(planner))
     discount = trainer.config.search.discount
     return policy_return(planner.action.astype(np.int64), discount) / solve_grid(discount)
 

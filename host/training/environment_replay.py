@@ -20,29 +20,42 @@ from host.training.domain import MemoryRoom, Round
 from host.training.environments import EnvironmentSpec, Lanes
 from host.training.health import decision_metrics
 from host.training.market_domain import loss_weights, new_shape
-from host.training.market_replay import STREAM_NOISE, STREAM_REANALYZE, STREAM_SAMPLES, VALUE_BATCH
+from host.training.market_replay import (
+    PRIORITY_CAP_QUANTILE,
+    STREAM_NOISE,
+    STREAM_REANALYZE,
+    STREAM_SAMPLES,
+    VALUE_BATCH,
+)
 from host.training.search_pool import PLAY, REANALYZE, Rows, Searches, SearchPool, batches_of
 from kernels.environments.batch_environment import RUNNING, TERMINATED
 from kernels.learning.bar_search import SearchedBars
 from kernels.learning.environment_replay import (
     new_environment_steps,
-    reanalyze_environment,
     sample_environment,
-    search_observations,
+    set_roots,
+    set_stored_roots,
     store_decisions,
+    store_searches,
     value_last_observations,
 )
 from kernels.learning.prioritized import bellman_errors, fill_cdf
-from kernels.learning.replay_buffer import EMPTY, Batch, ValueTargetConfig, backward_lambda, new_replay_buffer
+from kernels.learning.replay_buffer import (
+    EMPTY,
+    Batch,
+    ReplayBuffer,
+    ValueTargetConfig,
+    backward_lambda,
+    new_replay_buffer,
+)
 from kernels.ort import check_status
 from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
-from kernels.search.planner import Planner
+from kernels.search.planner import Planner, plan
 from kernels.search.tree import REUSE_CHANCE_CHILD, VALUE_REUSES
 from models.extension import LossWeights
 from models.extensions.chance_encoder import encode_bars
 from models.params import ModelShape, Params
 
-PRIORITY_CAP_QUANTILE = 0.95  # as of a market
 RECENT_EPISODES = 100  # whose mean return is shown
 
 
@@ -51,7 +64,7 @@ class EnvironmentReplay:
 
     index = 0
 
-    def __init__(self, spec: EnvironmentSpec, config: Config, shape: ModelShape, batches: list[Batch]) -> None:
+    def __init__(self, spec: EnvironmentSpec, config: Config, batches: list[Batch]) -> None:
         t, self.config, self.batches = config.train, config, batches
         self.seed, self._is_stochastic = t.seed, is_stochastic(config)
         self._length, count = config.market.episode_length, t.num_envs * t.batches_per_iteration
@@ -117,21 +130,27 @@ class EnvironmentReplay:
         """Play a batch of lanes, or search the decisions in a batch of slots again; the status of the networks."""
         assert not isinstance(rows, SearchedBars)
         if searches.kind == REANALYZE:
-            return reanalyze_environment(rows, self.steps, planner, batch, self._reanalyze_seed(searches.iteration))
+            return self._search_again(rows, planner, batch, self.seed + STREAM_REANALYZE + searches.iteration)
         lanes = self._lanes[first // self.config.train.num_envs]
         for k in range(self._length):
             now = lanes.backend
             self._seen.observation[batch, k], self._seen.legal[batch, k] = now.observation, now.legal
             noise = self.seed + STREAM_NOISE, first, searches.episodes + k
-            status = search_observations(planner, now.observation, now.legal, *noise)
-            if status != 0:
+            set_roots(planner, now.observation, now.legal, *noise)
+            if (status := plan(planner)) != 0:
                 return status
             store_decisions(rows, batch, k, planner)
             rows.reward[batch, k], self._ended[batch, k], self._came[batch, k] = lanes.step(planner.action)
         return 0
 
-    def _reanalyze_seed(self, iteration: int) -> int:
-        return self.seed + STREAM_REANALYZE + iteration
+    def _search_again(self, rows: ReplayBuffer, planner: Planner, slots: NDArray[np.int64], seed: int) -> int:
+        """Search every decision of the slots again, in lockstep, the last one first; the status of the networks."""
+        for k in range(int(self.steps.length[slots].max()) - 1, -1, -1):
+            set_stored_roots(planner, rows, self.steps, slots, k, seed)
+            if (status := plan(planner)) != 0:
+                return status
+            store_searches(rows, self.steps, slots, k, planner)
+        return 0
 
     def _cuts(self) -> Iterator[tuple[int, int, int]]:
         """Lane, first decision and end of every piece that was played."""
@@ -276,7 +295,7 @@ class EnvironmentDomain:
         s = self.config.search
         return new_search_config(
             num_simulations=num_simulations,
-            max_considered_actions=s.max_considered_actions,
+            max_considered_actions=min(s.max_considered_actions, self.spec.actions),
             discount=s.discount,
             c_visit=s.c_visit,
             c_scale=s.c_scale,
@@ -291,7 +310,7 @@ class EnvironmentDomain:
         self, batches: list[Batch], shape: ModelShape, candidates: int, threads: int, room: MemoryRoom
     ) -> list[EnvironmentReplay]:
         """The replay buffer of the environment."""
-        return [EnvironmentReplay(self.spec, self.config, shape, batches)]
+        return [EnvironmentReplay(self.spec, self.config, batches)]
 
     def validation_parts(self, replays: Sequence[Any], context: int, threads: int) -> list[Any]:
         """None: new episodes bear out what was learnt."""
@@ -317,7 +336,8 @@ def play_greedily(
     lanes, returns = Lanes(spec.new_backend(episodes), seed, 0), np.full(episodes, math.nan)
     planner, total = networks.planner(episodes, search), np.zeros(episodes)
     while np.isnan(returns).any():
-        check_status(search_observations(planner, lanes.backend.observation, lanes.backend.legal, 0, 0, -1))
+        set_roots(planner, lanes.backend.observation, lanes.backend.legal, 0, 0, -1)
+        check_status(plan(planner))
         reward, ended, _ = lanes.step(planner.action)
         total += reward
         is_over = (ended != RUNNING) & np.isnan(returns)

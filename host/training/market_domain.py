@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.config import SHARED_TREE, Config
+from host.config import SHARED_TREE, Config, ConfigError
 from host.training.chance_calibration import ValidationPart
 from host.training.dataset import Dataset
 from host.training.domain import MemoryRoom
@@ -35,6 +35,10 @@ class MarketDomain:
         spec = datasets[0].market_spec
         self.position_sizes, self.mae_penalty = spec.market.sizes, spec.market.mae_penalty
         self.shape = new_shape(config, len(spec.normaliser.scale), len(action_names(spec.market.sizes)))
+
+        considered, is_widening = config.search.max_considered_actions, self.shape.num_beta_params > 0
+        if considered > self.shape.actions and not is_widening:
+            raise ConfigError(f"search.max_considered_actions: {considered} of {self.shape.actions} actions of a root")
 
     def loss_weights(self) -> LossWeights:
         """See `loss_weights`."""

@@ -16,7 +16,7 @@ from kernels.learning.prioritized import apply_importance_weights, sample_index
 from kernels.learning.replay_buffer import Batch, ReplayBuffer, ValueTargetConfig, value_target
 from kernels.ort import BoundGraph, evaluate
 from kernels.rng import randint, uniform
-from kernels.search.planner import Planner, draw_noise, plan
+from kernels.search.planner import Planner, draw_noise
 from kernels.search.tree import NONE, REUSE_OFF
 
 
@@ -52,23 +52,19 @@ def set_environment_root(planner: Planner, b: int, observation: NDArray[np.float
 
 
 @kernel
-def search_observations(
+def set_roots(
     planner: Planner,
     observation: NDArray[np.float32],
     legal: NDArray[np.bool_],
     seed: int,
     first_stream: int,
     step: int,
-) -> int:
-    """Search from the observations [B, F], with noise keyed by (seed, first_stream + b, step); without for step < 0.
-
-    Returns 0, or the status of a failed network call.
-    """
+) -> None:
+    """Make the observations [B, F] the roots, with noise keyed by (seed, first_stream + b, step), at step < 0 without."""
     for b in range(observation.shape[0]):
         set_environment_root(planner, b, observation[b], legal[b])
         if step >= 0:
             draw_noise(planner, b, seed, first_stream + b, step)
-    return plan(planner)
 
 
 @inlined
@@ -123,30 +119,29 @@ def set_known_value(planner: Planner, b: int, replay: ReplayBuffer, steps: Envir
 
 
 @kernel
-def reanalyze_environment(
-    replay: ReplayBuffer, steps: EnvironmentSteps, planner: Planner, slots: NDArray[np.int64], seed: int
-) -> int:
-    """Search every decision of the slots [B] again, in lockstep, the last one first.
+def set_stored_roots(
+    planner: Planner, replay: ReplayBuffer, steps: EnvironmentSteps, slots: NDArray[np.int64], k: int, seed: int
+) -> None:
+    """Make decision k of the slots [B] the roots, or the last one of a shorter slot.
 
-    The noise of a root is keyed by (seed, number of the piece, step).  0, or the status of a failed network call.
+    The noise of a root is keyed by (seed, number of the piece, step).
     """
-    longest = 0
-    for slot in slots:
-        longest = max(longest, steps.length[slot])
-    for k in range(longest - 1, -1, -1):
-        for b in range(slots.shape[0]):
-            slot = slots[b]
-            now = min(k, steps.length[slot] - 1)
-            set_environment_root(planner, b, steps.observation[slot, now], steps.legal[slot, now])
-            draw_noise(planner, b, seed, replay.start_bar[slot], k)
-            set_known_value(planner, b, replay, steps, slot, k)
-        status = plan(planner)
-        if status != 0:
-            return status
-        for b in range(slots.shape[0]):
-            if k < steps.length[slots[b]]:
-                store_search(replay, slots[b], k, planner, b)
-    return 0
+    for b in range(slots.shape[0]):
+        slot = slots[b]
+        now = min(k, steps.length[slot] - 1)
+        set_environment_root(planner, b, steps.observation[slot, now], steps.legal[slot, now])
+        draw_noise(planner, b, seed, replay.start_bar[slot], k)
+        set_known_value(planner, b, replay, steps, slot, k)
+
+
+@kernel
+def store_searches(
+    replay: ReplayBuffer, steps: EnvironmentSteps, slots: NDArray[np.int64], k: int, planner: Planner
+) -> None:
+    """Store what the searches found for decision k of those slots [B] that have one."""
+    for b in range(slots.shape[0]):
+        if k < steps.length[slots[b]]:
+            store_search(replay, slots[b], k, planner, b)
 
 
 @inlined
