@@ -60,7 +60,7 @@ def set_roots(
     first_stream: int,
     step: int,
 ) -> None:
-    """Make the observations [B, F] the roots, with noise keyed by (seed, first_stream + b, step), at step < 0 without."""
+    """Make the observations [B, F] the roots; noise is keyed by (seed, first_stream + b, step), step < 0: without."""
     for b in range(observation.shape[0]):
         set_environment_root(planner, b, observation[b], legal[b])
         if step >= 0:
