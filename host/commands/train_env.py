@@ -30,7 +30,6 @@ SETTINGS = (
     "search.value_reuse=off",
     "search.discount=0.997",
     "search.c_scale=0.1",
-    "search.max_considered_actions=16",
     "search.num_simulations=16",
     "train.num_simulations=16",
     "train.batches_per_iteration=1",
