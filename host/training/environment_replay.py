@@ -291,7 +291,10 @@ class EnvironmentDomain:
         return loss_weights(self.config)._replace(reward=1.0, chance=chance, afterstate_value=chance / 2)
 
     def search_config(self, num_simulations: int, q_scale: float) -> SearchConfig:
-        """A search with the conventions of mctx: Q is scaled by its extremes, values are means of visits."""
+        """A search with the conventions of mctx: Q is scaled by its extremes, values are means of visits.
+
+        An afterstate is added with all its codes: a few visits would see its likeliest ones only.
+        """
         s = self.config.search
         return new_search_config(
             num_simulations=num_simulations,
@@ -301,7 +304,7 @@ class EnvironmentDomain:
             c_scale=s.c_scale,
             rescale_values=True,
             stochastic=is_stochastic(self.config),
-            expectation_backup=False,
+            expectation_backup=is_stochastic(self.config),
             exact_rewards=False,
             algorithm=ALGORITHMS.index(s.algorithm),
         )

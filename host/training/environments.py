@@ -179,7 +179,7 @@ def _open_gymnasium(name: str, kind: Any) -> EnvironmentSpec:
     try:
         import gymnasium
     except ImportError:
-        way = f"pip install gymnasium, or one of {', '.join(BUILT_IN)}"
+        way = f"pip install gymnasium, or take one of {', '.join(BUILT_IN)}"
         raise UnplayableError(f"--env {name}: gymnasium is not installed: {way}") from None
 
     def make() -> Any:

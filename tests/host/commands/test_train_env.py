@@ -74,6 +74,6 @@ def test_an_environment_that_cannot_be_played_is_named_with_a_way_out(name: str,
 
 def test_without_gymnasium_a_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(UnplayableError, match="gymnasium is not installed: pip install gymnasium, or one of grid"):
+    with pytest.raises(UnplayableError, match="gymnasium is not installed: pip install gymnasium, or take one of grid"):
         open_environment("CartPole-v1")
     assert open_environment("grid").actions == 4  # which needs none
