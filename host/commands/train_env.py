@@ -54,13 +54,20 @@ def base_config(name: str | None) -> Config:
 
 def train_any(files: list[Path], reading: ReadOptions, config: Config, options: TrainOptions) -> dict[str, Any]:
     """Train on bars, or on an environment if one is named; the document of `train --json`."""
-    if options.env is None:
+    name = options.env or (stored_environment(options.out) if options.resume and options.out else None)
+    if name is None:
         return train_files(files, reading, config, options)
     unused = {"--memory": options.memory, "--ray": options.ray, "--early-stopping": options.patience}
     given = [*map(str, files), *(flag for flag, value in unused.items() if value is not None)]
     if given:
-        raise ConfigError(f"--env {options.env}: {' '.join(given)} goes with bars; leave out that or --env")
-    return train_environment(options.env, config, options)
+        raise ConfigError(f"--env {name}: {' '.join(given)} goes with bars; leave out that or --env")
+    return train_environment(name, config, options._replace(env=name))
+
+
+def stored_environment(run: Path) -> str | None:
+    """The environment that a run learns, or None: bars."""
+    file = run / f"{SETTINGS_FILE}.toml"
+    return str(tomllib.loads(file.read_text(encoding="utf-8"))["environment"]) if file.exists() else None
 
 
 def train_environment(name: str, config: Config, options: TrainOptions) -> dict[str, Any]:
@@ -102,10 +109,9 @@ def begin_run(run: RunDir, trainer: Trainer, origin: dict[str, Any], resume: boo
         run.write_toml("config", trainer.config.as_dict())
         log(f"run: {run.path}")
         return
-    file = run.path / f"{SETTINGS_FILE}.toml"
-    stored = tomllib.loads(file.read_text(encoding="utf-8"))["environment"] if file.exists() else "bars"
-    if stored != origin["environment"]:
-        raise RunError(f"{run.path}: the run learns {stored}, asked for is {origin['environment']}; another --out")
+    if (stored := stored_environment(run.path)) != origin["environment"]:
+        asked = f"the run learns {stored or 'bars'}, asked for is {origin['environment']}"
+        raise RunError(f"{run.path}: {asked}; leave out --env to resume it, or give another --out")
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
         log(f"{run.path} has no checkpoint yet: starting from the beginning")

@@ -198,6 +198,7 @@ def _open_gymnasium(name: str, kind: Any) -> EnvironmentSpec:
         )
     actions = int(one.action_space.n)
     scale, reward_limit = _probe(one)
+    one.close()
     given = one.unwrapped
     limits = getattr(given, "reward_limit", reward_limit), getattr(given, "value_limit", None)
     is_stochastic = bool(getattr(given, "is_stochastic", False))

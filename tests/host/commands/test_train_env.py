@@ -27,7 +27,7 @@ def test_a_run_resumes_to_the_same_networks(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(command, "TEST_EPISODES", 2)
     straight = train("--env", "grid", "--steps", "6", "--out", str(tmp_path / "a"))
     train("--env", "grid", "--steps", "2", "--out", str(tmp_path / "b"))
-    resumed = train("--env", "grid", "--steps", "6", "--resume", "--out", str(tmp_path / "b"))
+    resumed = train("--steps", "6", "--resume", "--out", str(tmp_path / "b"))  # which knows its environment
     assert {**straight, "run": ""} == {**resumed, "run": ""}
     assert straight["updates"] == 6
     for name in ("root", "afterstate", "dynamics"):
