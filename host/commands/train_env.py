@@ -33,11 +33,12 @@ SETTINGS = (
     "search.num_simulations=16",
     "train.num_simulations=16",
     "train.batches_per_iteration=1",
-    "train.random_episodes=0",
+    "train.random_episodes=2",
     "train.reanalyze_interval=4",
-    "train.replay_capacity=256",
+    "train.replay_capacity=512",
     "train.mirror_augmentation=false",
-    "train.lr_decay_passes=1e9",
+    "train.lr_decay_passes=150",
+    "train.td_lambda=0.95",
     "train.td_lambda_passes=1e9",
 )
 STOCHASTIC = ("train.chance_codes=learned",)

@@ -49,6 +49,7 @@ from kernels.learning.replay_buffer import (
     new_replay_buffer,
 )
 from kernels.ort import check_status
+from kernels.rng import randint, uniform
 from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
 from kernels.search.planner import Planner, plan
 from kernels.search.tree import REUSE_CHANCE_CHILD, VALUE_REUSES
@@ -57,6 +58,8 @@ from models.extensions.chance_encoder import encode_bars
 from models.params import ModelShape, Params
 
 RECENT_EPISODES = 100  # whose mean return is shown
+RANDOM_ACTION = 0.25  # probability of a random action in a lane that explores
+STREAM_RANDOM = 5  # beside those of a market
 
 
 class EnvironmentReplay:
@@ -111,10 +114,11 @@ class EnvironmentReplay:
         slots = self._store_pieces(iteration)
         self._close_slots(networks, slots, search.discount, td_lambda)
         finished = [end for lanes in self._lanes for end in lanes.finished]
+        shown = [total for lane, total in finished if lane % t.num_envs >= t.random_episodes]
         for lanes in self._lanes:
             lanes.finished.clear()
         self.episodes += len(finished)
-        self.recent = [*self.recent, *(float(total) for total, _ in finished)][-RECENT_EPISODES:]
+        self.recent = [*self.recent, *shown][-RECENT_EPISODES:]
         is_stale = iteration - self.replay.searched_iteration > t.reanalyze_interval
         stale = np.flatnonzero(is_stale & (self.replay.start_bar != EMPTY)) if t.reanalyze else np.zeros(0, np.int64)
         return Round(slots, stale, None, Counter(counts), self._decision_metrics(slots))
@@ -139,9 +143,18 @@ class EnvironmentReplay:
             set_roots(planner, now.observation, now.legal, *noise)
             if (status := plan(planner)) != 0:
                 return status
+            self._explore(planner.action, now.legal, first, searches.episodes + k)
             store_decisions(rows, batch, k, planner)
             rows.reward[batch, k], self._ended[batch, k], self._came[batch, k] = lanes.step(planner.action)
         return 0
+
+    def _explore(self, action: NDArray[np.int32], legal: NDArray[np.bool_], first: int, step: int) -> None:
+        """Let the first lanes of a batch act at random now and then: a good agent forgets what it never sees."""
+        for b in range(min(self.config.train.random_episodes, len(action))):
+            keys = self.seed + STREAM_RANDOM, first + b
+            if uniform(*keys, 2 * step) < RANDOM_ACTION:
+                choices = np.flatnonzero(legal[b])
+                action[b] = choices[randint(len(choices), *keys, 2 * step + 1)]
 
     def _search_again(self, rows: ReplayBuffer, planner: Planner, slots: NDArray[np.int64], seed: int) -> int:
         """Search every decision of the slots again, in lockstep, the last one first; the status of the networks."""

@@ -123,7 +123,7 @@ class Lanes:
         self.backend, self._seed, self._first = backend, seed, first  # lanes have the numbers from `first` on
         count = len(backend.ended)
         self._episode, self._actions = [0] * count, [list[int]() for _ in range(count)]
-        self._return, self.finished = [0.0] * count, list[tuple[float, int]]()  # return and length of what ended
+        self._return, self.finished = [0.0] * count, list[tuple[int, float]]()  # lane and return of what ended
         for b in range(count):
             self._begin(b, 0)
 
@@ -136,7 +136,7 @@ class Lanes:
             self._actions[b].append(int(action[b]))
             self._return[b] += float(reward[b])
             if ended[b] != RUNNING:
-                self.finished.append((self._return[b], len(self._actions[b])))
+                self.finished.append((self._first + b, self._return[b]))
                 self._begin(b, self._episode[b] + 1)
         return reward, ended, came
 

@@ -110,6 +110,12 @@ def test_a_game_of_gymnasium_goes_on_after_a_restart() -> None:
     assert same_state(resumed, straight)
 
 
+def test_some_lanes_explore_and_the_others_do_not() -> None:
+    calm, one = (replay_of(played(CORRIDOR_SPEC, 1, 1, f"train.random_episodes={count}")) for count in (0, 1))
+    same = (calm._played.action[:, :7] == one._played.action[:, :7]).all(axis=1)
+    assert list(same) == [False, True, False, True]  # the first of each batch of two
+
+
 def test_another_seed_plays_other_episodes() -> None:
     one, two = (replay_of(played("grid", 1, 1, f"train.seed={seed}")) for seed in (0, 1))
     assert (one.steps.observation[:4] != two.steps.observation[:4]).any()
