@@ -52,7 +52,10 @@ def grid_fraction(trainer: Trainer) -> float:
     return policy_return(planner.action.astype(np.int64), discount) / solve_grid(discount)
 
 
-GROUNDS = (Ground("CartPole-v1", 475.0, mean_return), Ground("grid", 0.98, grid_fraction))
+GROUNDS = (
+    Ground("CartPole-v1", 475.0, mean_return),
+    Ground("grid", 0.98, grid_fraction, ("network.num_chance_codes=4", "train.unizero_weight=0")),
+)
 
 
 def new_trainer(ground: Ground, threads: int, *settings: str) -> Trainer:

@@ -2,10 +2,11 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from host.bench.all import run_bench
-from host.bench.environments import GROUNDS
+from host.bench.environments import GROUNDS, grid_fraction, new_trainer
 from host.bench.options import BenchError, BenchOptions
 from kernels.environments import grid
 from tests.fixtures.environments import SMALL
@@ -23,6 +24,15 @@ def test_a_row_says_how_far_a_training_came() -> None:
         run_bench("environments", BenchOptions(only="chess"))
 
 
+def test_the_grid_is_learnt_within_seconds() -> None:
+    trainer, found = new_trainer(GROUNDS[1], 1), list[float]()
+    for iteration in range(12):
+        trainer.run_iteration()
+        found += [grid_fraction(trainer)] if iteration in (0, 7, 9, 11) else []
+    assert found[0] < 0  # the pit costs more than the goal pays
+    assert max(found) > 0.9
+
+
 @LONG
 @pytest.mark.parametrize("ground", GROUNDS, ids=lambda ground: ground.environment)
 def test_the_known_ground_is_reached(ground) -> None:  # type: ignore[no-untyped-def]
@@ -33,8 +43,6 @@ def test_the_known_ground_is_reached(ground) -> None:  # type: ignore[no-untyped
 
 def test_the_optimum_of_the_grid_is_that_of_its_steps() -> None:
     """Without slips the best way is the shortest one around the pit; no policy is worth more than the optimum."""
-    import numpy as np
-
     best = grid.solve_grid(0.9)
     rng = np.random.default_rng(0)
     assert all(grid.policy_return(rng.integers(0, 4, grid.CELLS), 0.9) < best for _ in range(20))
