@@ -69,21 +69,20 @@ GRID = BatchEnvironment(ACTIONS, CELLS, 3, True, 1.0, 1.5, reset, step, observe)
 
 
 def transition_values(value: NDArray[np.float64], discount: float) -> NDArray[np.float64]:
-    """[CELLS, ACTIONS] value of each action, where the cells are worth `value` [CELLS]."""
+    """[CELLS, ACTIONS] value of each action, where the cells are worth `value` [CELLS]; 0 on the two last ones."""
+    landed = np.array([[move(cell, direction) for direction in range(ACTIONS)] for cell in range(PIT)])
+    gain = np.full(CELLS, STEP_REWARD)
+    gain[PIT], gain[GOAL] = PIT_REWARD, GOAL_REWARD
+    worth = (gain + discount * value)[landed]
     q = np.zeros((CELLS, ACTIONS))
-    for cell in range(PIT):
-        landed = [move(cell, direction) for direction in range(ACTIONS)]
-        gain = [PIT_REWARD if c == PIT else GOAL_REWARD if c == GOAL else STEP_REWARD for c in landed]
-        worth = np.array(gain) + discount * value[landed]
-        for a in range(ACTIONS):
-            q[cell, a] = (1 - 2 * SLIP) * worth[a] + SLIP * (worth[(a + 1) % ACTIONS] + worth[(a + 3) % ACTIONS])
+    q[:PIT] = (1 - 2 * SLIP) * worth + SLIP * (np.roll(worth, -1, axis=1) + np.roll(worth, 1, axis=1))
     return q
 
 
 def solve_grid(discount: float) -> float:
     """The mean value of the cells on which episodes begin, under the best policy."""
     value = np.zeros(CELLS)
-    for _ in range(MAX_STEPS * 10):
+    for _ in range(2 * MAX_STEPS):
         value = transition_values(value, discount).max(axis=1)
     return float(value[:PIT].mean())
 
@@ -91,6 +90,6 @@ def solve_grid(discount: float) -> float:
 def policy_return(policy: NDArray[np.int64], discount: float) -> float:
     """The same mean under the actions policy [CELLS]."""
     value = np.zeros(CELLS)
-    for _ in range(MAX_STEPS * 10):
+    for _ in range(2 * MAX_STEPS):
         value = transition_values(value, discount)[np.arange(CELLS), policy]
     return float(value[:PIT].mean())
