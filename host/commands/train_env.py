@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from host.artifact.networks import OnnxNetworks
 from host.atomic import check_writable, write_atomic
@@ -42,7 +46,8 @@ SETTINGS = (
     "train.td_lambda_passes=1e9",
 )
 STOCHASTIC = ("train.chance_codes=learned",)
-TEST_EPISODES, TEST_SEED = 100, 2**31  # of the agent that was trained; no seed of a training
+TEST_EPISODES, TEST_SEED = 100, 2**33  # of the agent that was trained; no seed of a training
+VALIDATION_EPISODES, VALIDATION_SEED = 20, 2**33 + 1  # by which the best agent is chosen
 RESULT, SETTINGS_FILE = "result.json", "environment"
 
 
@@ -87,24 +92,45 @@ def train_environment(name: str, config: Config, options: TrainOptions) -> dict[
         trainer = Trainer(EnvironmentDomain(spec, config), config, options.threads)
         run = stack.enter_context(open_run_dir(out or create_next_run(), resume))
         trainer.load_checkpoint = run.load_checkpoint
-        begin_run(run, trainer, origin, resume)
+        best = BestPlayer(trainer)
+        begin_run(run, best, origin, resume)
         board = stack.enter_context(tensorboard(run.path / "tensorboard", trainer.episodes, options.tensorboard))
-        on_iteration = recorder(trainer, run, origin, board)
+        on_iteration = recorder(best, run, origin, board)
         with compiling("getting ready") as report:
             report(0.0, "first iteration")
             run_first_iteration(trainer, budget, on_iteration)
         with training_panel(f"training {name}", config, budget.minutes) as show:
             train_for(trainer, budget, on_iteration, lambda share, _: show(share, run.newest_row))
+        if (checkpoint := run.load_best()) is not None:
+            trainer.restore(checkpoint.arrays, checkpoint.state)
         networks = trainer.export_networks()
         document = test_agent(trainer, networks)
         write_networks(run.path / "networks", networks)
         write_atomic(run.path / RESULT, json.dumps(document, indent=1) + "\n")
     log(f"{name}: mean return {document['mean_return']:.4g} of {TEST_EPISODES} episodes; {run.path / RESULT}")
-    return document | {"run": str(run.path)}
+    return {"environment": name, **document, "run": str(run.path)}
 
 
-def begin_run(run: RunDir, trainer: Trainer, origin: dict[str, Any], resume: bool) -> None:
+class BestPlayer:
+    """The best agent of a training so far, by the episodes that it plays every few iterations."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.score = trainer, -math.inf
+
+    def validate(self) -> bool:
+        """Play, if it is time for that; whether no agent before was better."""
+        interval = self.trainer.config.train.validation_interval
+        if interval == 0 or self.trainer.iteration % interval:
+            return False
+        returns = play(self.trainer, self.trainer.export_networks(), VALIDATION_EPISODES, VALIDATION_SEED)
+        is_best = float(returns.mean()) >= self.score
+        self.score = max(self.score, float(returns.mean()))
+        return is_best
+
+
+def begin_run(run: RunDir, best: BestPlayer, origin: dict[str, Any], resume: bool) -> None:
     """Write the settings of a new run, or restore the newest checkpoint of one that has the same `origin`."""
+    trainer = best.trainer
     if not resume:
         run.write_toml(SETTINGS_FILE, {"environment": origin["environment"]})
         run.write_toml("config", trainer.config.as_dict())
@@ -121,30 +147,31 @@ def begin_run(run: RunDir, trainer: Trainer, origin: dict[str, Any], resume: boo
     if changed:
         raise RunError(f"{run.path}: its {' and '.join(changed)} differs; resume as it began, or give another --out")
     trainer.restore(checkpoint.arrays, checkpoint.state)
+    best.score = -math.inf if checkpoint.state["best"] is None else checkpoint.state["best"]
     log(f"resuming after iteration {trainer.iteration}, {trainer.episodes} episodes: {run.path}")
 
 
 def recorder(
-    trainer: Trainer, run: RunDir, origin: dict[str, Any], board: Callable[[Row], None]
+    best: BestPlayer, run: RunDir, origin: dict[str, Any], board: Callable[[Row], None]
 ) -> Callable[[Row], None]:
-    """What is done after each iteration: append its metrics, write them to `board`, save a checkpoint."""
+    """What is done after each iteration: validate, append its metrics, write them to `board`, save a checkpoint."""
+    trainer = best.trainer
 
     def record(row: Row) -> None:
+        is_best = best.validate()
         run.append_metrics(row)
         board(row)
         arrays, state = trainer.snapshot()
-        run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin})
+        score = best.score if math.isfinite(best.score) else None
+        run.save_checkpoint(trainer.iteration, arrays, {**state, "origin": origin, "best": score}, is_best)
 
     return record
 
 
 def test_agent(trainer: Trainer, networks: OnnxNetworks) -> dict[str, Any]:
     """What the agent earns in new episodes, without noise."""
-    domain = trainer.domain
-    assert isinstance(domain, EnvironmentDomain)
-    returns = play_greedily(domain.spec, networks, trainer.acting_search_config(), TEST_EPISODES, TEST_SEED)
+    returns = play(trainer, networks, TEST_EPISODES, TEST_SEED)
     return {
-        "environment": domain.spec.name,
         "mean_return": float(returns.mean()),
         "least_return": float(returns.min()),
         "greatest_return": float(returns.max()),
@@ -152,6 +179,13 @@ def test_agent(trainer: Trainer, networks: OnnxNetworks) -> dict[str, Any]:
         "episodes": trainer.episodes,
         "updates": trainer.learner.step,
     }
+
+
+def play(trainer: Trainer, networks: OnnxNetworks, episodes: int, seed: int) -> NDArray[np.float64]:
+    """Returns [episodes] of an agent without noise."""
+    domain = trainer.domain
+    assert isinstance(domain, EnvironmentDomain)
+    return play_greedily(domain.spec, networks, trainer.acting_search_config(), episodes, seed)
 
 
 def write_networks(folder: Path, networks: OnnxNetworks) -> None:
