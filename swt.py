@@ -109,6 +109,7 @@ def train(
     ray: RayOption = None,
     actors: ActorsOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw.")] = None,
+    env: Annotated[str | None, typer.Option(help="Learn an environment instead: a Gymnasium id, module:Class.")] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     help_config: HelpConfigOption = False,
@@ -116,18 +117,18 @@ def train(
 ) -> None:
     """Train an agent on files of bars, of one instrument or of several, and test it on their later bars."""
     install_signal_handlers(EX_TEMPFAIL)
-    from host.commands.train import TrainOptions, train_files
+    from host.commands.train import TrainOptions
+    from host.commands.train_env import base_config, train_any
     from host.commands.training_spec import run_to_resume
     from host.config import load_config
     from host.training.trainer import Budget
 
     overrides = [*(settings or []), *([f"train.seed={seed}"] if seed is not None else [])]
     out, stored = run_to_resume(out) if resume else (out, None)
-    chosen = load_config(config, overrides, stored)
-    budget = Budget(minutes, episodes, steps)
-    limits = early_stopping, memory
-    options = TrainOptions(out, budget, resume, thread_count(threads), tensorboard, *limits, ray, actors)
-    document = train_files(files or [], reading, chosen, options)
+    chosen = load_config(config, overrides, stored or base_config(env))
+    limits = Budget(minutes, episodes, steps), resume, thread_count(threads), tensorboard, early_stopping, memory
+    options = TrainOptions(out, *limits, ray, actors, env)
+    document = train_any(files or [], reading, chosen, options)
     if as_json:
         print(json.dumps(document))
 
@@ -406,7 +407,7 @@ def bench(
         str,
         typer.Argument(
             help="search, exogenous, widening, rezero, enhancements, ppo, features, selfplay, learn, act, start, "
-            "phases, read, memory, ort, ray."
+            "phases, read, memory, ort, ray, environments."
         ),
     ],
     threads: Annotated[

@@ -142,9 +142,7 @@ class SearchSettings:
     num_sampled_sizes: Annotated[int, Range(1, 64), "Sizes of each side that a root of widening draws."] = 4
     discount: Annotated[float, Range(0.01, 1), "Discount of a bar."] = 0.985
     c_visit: Annotated[Scale, "Gumbel MuZero's c_visit; mctx calls it maxvisit_init."] = 50.0
-    c_scale: Annotated[
-        Scale, "Gumbel MuZero's c_scale, on Q in units of the 5 to 95 % range of n-step rewards; mctx: value_scale."
-    ] = 1.0
+    c_scale: Annotated[Scale, "Gumbel MuZero's c_scale, on Q in 5 to 95 % ranges of n-step rewards."] = 1.0
 
 
 @dataclass(frozen=True)
@@ -484,7 +482,8 @@ def search_faults(config: Config) -> Iterator[str]:
             "it wants gumbel, puct or widening"
         )
     num_actions = max_candidates(s.num_sampled_sizes) if widening else len(action_names((*sizes,)))
-    if s.max_considered_actions > num_actions:
+    may_be_game = s.algorithm not in (ALGORITHMS[MARKET], ALGORITHMS[WIDENING])
+    if s.max_considered_actions > num_actions and not may_be_game:
         yield f"search.max_considered_actions: {s.max_considered_actions} of {num_actions} actions of a root"
 
 

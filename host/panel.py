@@ -85,7 +85,7 @@ class TrainingClock:
         typical, growth = (stored + before) / 2, (stored - before) / done
         filling = min(left, (1 - stored) / growth) if growth > 0 else 0.0
         end = stored + growth * filling
-        slope = min(slope, cost / typical)  # an empty buffer costs nothing at the least
+        slope = min(slope, cost / max(typical, 1e-9))  # an empty buffer costs nothing at the least
         return filling * (cost + slope * ((stored + end) / 2 - typical)) + (left - filling) * (
             cost + slope * (end - typical)
         )

@@ -13,5 +13,5 @@ The letters of array shapes, for the whole program:
     V  bins of a value or of a reward
 
 Any other width is spelled out.  Reading order: `market`, `search`, `learning`, `live`.  A module imports lower folders
-only: jit, ort, simd and rng; then market; then search; then learning and live.
+only: jit, ort, simd and rng; then market and environments; then search; then learning and live.
 """

@@ -25,14 +25,15 @@ def export(
     Without `afterstates`, for a deterministic search, `dynamics` reads an action instead of a code and shares nothing.
     """
     p = _fold_dynamics_bias(as_views(flat, shape), shape)
-    share = afterstates and shape.state == shape.latent
+    share = afterstates and shape.state == shape.latent and not shape.afterstate_width
     graphs = {
         "root": _root_graph(p, shape),
         "dynamics": (_prefilled_dynamics_graph if share else _dynamics_graph)(p, shape),
     }
     if afterstates:
         graphs["afterstate"] = _afterstate_graph(p, shape, share)
-    if afterstates and not shape.num_beta_params:  # progressive widening asks for all of an afterstate
+    # progressive widening asks for all of an afterstate, and so does a tree whose actions move the latent
+    if afterstates and not shape.num_beta_params and not shape.afterstate_width:
         graphs["afterstate_value"] = _afterstate_value_graph(p, shape)
     if share:
         graphs["code"] = _code_graph(p, shape)
@@ -101,7 +102,7 @@ def _root_graph(p: Params, s: ModelShape) -> bytes:
     if dynamics:
         g.split("x", {"features": F, "told": s.position})
         state = dynamics.observed_token(g, "features", p, s)
-        latent = state[1]
+        latent = state[[*state_parts(s)].index("latent")]
     else:
         # the features are the first columns: zero rows below their weights spare a copy of them
         w = _pad_rows(p.representation_hidden_w, s.position)
@@ -122,7 +123,18 @@ def _pad_rows(w: Array, rows: int) -> Array:
 
 
 def _afterstate_graph(p: Params, s: ModelShape, share: bool) -> bytes:
-    g = GraphBuilder()
+    g, dynamics = GraphBuilder(), dynamics_extension(s)
+    if dynamics and dynamics.has_afterstates:
+        g.split("x", {"state": s.state, "action": s.actions})
+        latent = dynamics.afterstate(g, "state", "action", p, s)
+        hidden = g.linear_relu(
+            g.concat([latent, "action"], "after_in"), "after", p.afterstate_hidden_w, p.afterstate_hidden_b
+        )
+        bins = g.linear(hidden, "bins", p.afterstate_value_w, p.afterstate_value_b)
+        value = OutputHead(bins, 0, 1, s.value_bins, s.value_limit)
+        return _serialise(
+            g, _row_widths(s)["afterstate"], [OutputHead(latent, s.state), _chance_logits(g, latent, p, s), value]
+        )
     latent = _state_latent(g, s)
     outputs = [_chance_logits(g, latent, p, s), _afterstate_value(g, latent, p, s)]
     if share:
@@ -195,10 +207,11 @@ def _reward_head(g: GraphBuilder, reward_hidden: str, p: Params, s: ModelShape) 
 def _dynamics_graph(p: Params, s: ModelShape) -> bytes:
     """`dynamics` of rows [states | code C | position after P | next P]."""
     g, dynamics, wrapper = GraphBuilder(), dynamics_extension(s), reward_extension(s)
-    states = {"states": s.attention_window * s.state} if dynamics else state_parts(s)
+    window = s.attention_window if s.num_layers else 1
+    states = {"states": window * s.state} if dynamics else state_parts(s)
     width = sum(states.values()) + s.codes + 2 * s.position
     position = [g.input_slice("next_position", width - s.position, s.position)] if s.position else []
-    if s.state > s.latent:
+    if dynamics or s.state > s.latent:
         g.split("x", states | {"code": s.codes, "after": s.position, "then": s.position})
     beside = ["code", *(["after", "then"] if s.position else [])]
     if dynamics:

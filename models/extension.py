@@ -96,6 +96,7 @@ class Extension:
     policy_layers: ClassVar[tuple[str, ...]] = ()  # layers whose outputs follow the policy logits in the graphs
     needs: ClassVar[tuple[str, ...]] = ()  # of "target", "next_features" and "move": what `learn` must be given
     replaces_dynamics: ClassVar[bool] = False  # the hooks `latents_*` and `*_token` take the place of the dynamics
+    has_afterstates: ClassVar[bool] = False  # an action moves the latent: there is the hook `afterstate`
     wraps_reward: ClassVar[bool] = False  # the hooks `reward_*` stand between hidden and output layer of the reward
     serves_market_search: ClassVar[bool] = True  # whether a graph `market` can be exported
     reports_reward_errors: ClassVar[bool] = False  # whether training logs the reward error by depth
@@ -141,6 +142,10 @@ class Extension:
         """Write the latents of `step.work`."""
         raise NotImplementedError
 
+    def afterstates(self) -> tuple[Array, Array] | None:
+        """Latents [K, n, D] that chance, reward and afterstate value read, if not m[k]; and their gradient."""
+        return None
+
     def output_losses(self, step: Pass, hidden_layer: str) -> list[LossTerm]:
         """Further losses on the outputs of a head, which its hidden layer names."""
         return []
@@ -184,6 +189,11 @@ class Extension:
     @staticmethod
     def newest_latent(g: GraphBuilder, states: str, s: ModelShape) -> str:
         """The latent of the last state of a window."""
+        raise NotImplementedError
+
+    @staticmethod
+    def afterstate(g: GraphBuilder, state: str, action: str, p: Any, s: ModelShape) -> str:
+        """The latent of the afterstate of an action, if the dynamics have afterstates."""
         raise NotImplementedError
 
     @staticmethod

@@ -149,7 +149,7 @@ def unroll_forward(step: Pass, extensions: list[Extension]) -> None:
     dynamics = _dynamics_of(extensions)
     if dynamics is not None:
         dynamics.latents_forward(step)
-        reward_input[:, :, :D] = m[:K]
+        reward_input[:, :, :D] = _afterstates(step, extensions)[0]
     else:
         width = len(p.dynamics_hidden_w)
         represent(work.representation, p, step.x)
@@ -161,7 +161,15 @@ def unroll_forward(step: Pass, extensions: list[Extension]) -> None:
             residual_forward(pre_norm, m[k], p.dynamics_out_b)
             layernorm_forward(m[k + 1], work.rstd[k], pre_norm)
     work.prediction_input[:, :D] = work.latent.reshape(-1, D)
-    work.afterstate_input[:, :D] = m[:K].reshape(-1, D)
+    work.afterstate_input[:, :D] = _afterstates(step, extensions)[0].reshape(-1, D)
+
+
+def _afterstates(step: Pass, extensions: list[Extension]) -> tuple[Array, Array]:
+    """The latents [K, n, D] behind actions, which are those of the decisions where no action moves one; d of them."""
+    own = next((found for e in extensions if (found := e.afterstates()) is not None), None)
+    first, work = num_seen_bars(step.work), step.work
+    decisions = slice(first, first + len(work.dynamics_hidden))
+    return own or (work.latent[decisions], work.d_latent[decisions])
 
 
 def _dynamics_of(extensions: list[Extension]) -> Extension | None:
@@ -176,7 +184,6 @@ def _head_losses(step: Pass, extensions: list[Extension]) -> dict[str, float]:
     """The losses of all heads, those of extensions last; their gradients, and d_latent."""
     work, weights = step.work, step.weights
     K, n, D, num_seen = len(work.dynamics_hidden), work.latent.shape[1], work.latent.shape[2], num_seen_bars(work)
-    decisions = slice(num_seen, num_seen + K)
     value_before = CategoricalTarget(*(part[num_seen * n :][: K * n] for part in work.value))
     of_decision, of_step = work.decision_weight, work.step_weight
     prediction = [
@@ -184,13 +191,13 @@ def _head_losses(step: Pass, extensions: list[Extension]) -> dict[str, float]:
         _categorical(work, "value", "value", work.value, of_decision, weights.value),
     ]
     losses = _head_loss(step, extensions, work.d_latent, work.prediction_input, "prediction_hidden", prediction)
-    latent = work.latent[decisions].reshape(-1, D)
+    afterstate, d_afterstate = _afterstates(step, extensions)
     after = "afterstate_value", "afterstate_value", value_before, of_step, weights.afterstate_value
     chance = "chance", "chance_logits", work.code, of_step, weights.chance
     reward = "reward", "reward", work.reward, of_step, weights.reward
     for hidden_layer, x, term in (
         ("afterstate_hidden", work.afterstate_input, after),
-        ("chance_hidden", latent, chance),
+        ("chance_hidden", afterstate.reshape(-1, D), chance),
         ("reward_hidden", work.reward_input, reward),
     ):
         if term[-1] == 0:  # no search reads the head
@@ -199,7 +206,7 @@ def _head_losses(step: Pass, extensions: list[Extension]) -> dict[str, float]:
                 gradient[:] = 0
             continue
         losses |= _head_loss(step, extensions, work.d_latent_part, x, hidden_layer, [_categorical(work, *term)])
-        work.d_latent[decisions] += work.d_latent_part
+        d_afterstate += work.d_latent_part
     return {name: losses[name] for name in LOSSES} | losses
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from models.extension import DEFAULT_LOSS_WEIGHTS, Extension, LossWeights
+from models.extensions.afterstate import AfterstateDynamics, AfterstateParams
 from models.extensions.beta_head import BetaHead, BetaHeadParams
 from models.extensions.chance_encoder import ChanceEncoder, ChanceEncoderParams
 from models.extensions.consistency import Consistency, ConsistencyParams
@@ -12,10 +13,14 @@ from models.extensions.unizero import UniZero
 from models.extensions.value_prefix import ValuePrefix, ValuePrefixParams
 from models.shape import ModelShape
 
-EXTENSIONS: tuple[type[Extension], ...] = (Consistency, UniZero, ChanceEncoder, BetaHead, ValuePrefix, Transformer)
+EXTENSIONS: tuple[type[Extension], ...] = (
+    Consistency, UniZero, ChanceEncoder, BetaHead, ValuePrefix, Transformer, AfterstateDynamics,
+)  # fmt: skip
 
 
-class Params(ConsistencyParams, ChanceEncoderParams, BetaHeadParams, ValuePrefixParams, TransformerParams):
+class Params(
+    ConsistencyParams, ChanceEncoderParams, BetaHeadParams, ValuePrefixParams, TransformerParams, AfterstateParams
+):
     """All parameters by name, of extensions that are off too, which have no elements."""
 
 

@@ -38,6 +38,7 @@ class ModelShape(NamedTuple):
     num_beta_params: int = 0  # parameters of the Beta distributions of entry sizes; without them entries are actions
     value_prefix_width: int = 0  # of the LSTM of the value prefix
     num_layers: int = 0  # blocks of the transformer that replaces the dynamics
+    afterstate_width: int = 0  # hidden units of the steps to an afterstate and on; without it no action moves a latent
     num_heads: int = 4  # attention heads of a block
     attention_window: int = 4  # earlier tokens that an imagined token attends to
     context: int = 1  # bars that the root reads, the present one included

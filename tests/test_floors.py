@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # a folder imports lower folders only
     "kernels",
-    "kernels/market",
+    "kernels/market kernels/environments",
     "kernels/search",
     "kernels/learning kernels/live",
     "models",  # with its extensions
@@ -33,7 +33,7 @@ SHELVES = {  # lines that each may have
     "learning": 2_205,  # self-play, one search a bar, targets, the iteration of training
     "runs": 1_675,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 1_185,  # known markets, and what an agent has learnt of them
-    "environments": 255,  # the market as an environment of agents of other libraries
+    "environments": 1_655,  # what is learnt beside the market, and the market for agents of other libraries
     "analysis": 2_495,  # what a backtest is worth, and the report that shows it
     "cluster": 820,  # one training on many machines, or many trainings
     "walkforward": 792,  # training anew for each fold, and the ledger of trials
@@ -47,6 +47,15 @@ SHELVES = {  # lines that each may have
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
 RIVALS = ("host/bench/ppo",)
+ENVIRONMENTS = (
+    "kernels/environments/",
+    "kernels/learning/environment_replay",
+    "models/extensions/afterstate",
+    "host/training/environment",
+    "host/commands/train_env",
+    "host/bench/environments",
+    "host/evaluation/episodes",
+)
 WALKFORWARD = ("host/commands/walkforward",)
 RUNS = (
     *(f"host/training/{name}" for name in ("run_dir", "checkpoint", "metrics", "memory_plan", "health")),
@@ -111,10 +120,10 @@ def shelf_of(path: Path) -> str:
     }
     shelf = shelves.get(path.parent.relative_to(ROOT).as_posix(), "core")
     named = {
+        "environments": ENVIRONMENTS,
         "extensions": EXTENSIONS,
         "enhancements": ENHANCEMENTS,
         "rivals": ("host/bench/ppo",),
-        "environments": ("host/evaluation/episodes",),
         "analysis": ANALYSIS,
         "walkforward": WALKFORWARD,
         "runs": RUNS,

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from host.bench.acting import bench_act, bench_memory
 from host.bench.enhancements import bench_enhancements, enhancement_table
+from host.bench.environments import bench_environments
 from host.bench.exogenous import bench_exogenous
 from host.bench.kernels import bench_features, bench_ort, bench_selfplay
 from host.bench.learn import bench_learn
@@ -29,7 +30,7 @@ BENCHES = {
     bench.__name__.removeprefix("bench_"): bench
     for bench in (bench_search, bench_features, bench_selfplay, bench_learn, bench_act, bench_start, bench_phases,
                   bench_read, bench_memory, bench_ort, bench_widening, bench_rezero, bench_exogenous,
-                  bench_enhancements, bench_ppo, bench_ray)
+                  bench_enhancements, bench_ppo, bench_ray, bench_environments)
 }  # fmt: skip
 Table = Callable[[list[BenchRow]], list[Any]]  # rows of a document to lines of a table, (title -> cell) or a heading
 TABLES: dict[str, Table] = {

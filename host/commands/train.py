@@ -44,7 +44,7 @@ from host.machine import trim_heap
 from host.panel import training_panel
 from host.training.checkpoint import Checkpoint
 from host.training.dataset import Dataset, DatasetError, new_dataset
-from host.training.market_replay import MemoryRoom
+from host.training.domain import MemoryRoom
 from host.training.memory_plan import parse_memory, plan_memory
 from host.training.metrics import Row, check_tensorboard, tensorboard
 from host.training.run_dir import RUNS_FOLDER, RunDir, create_next_run, has_run, open_run_dir
@@ -72,6 +72,7 @@ class TrainOptions(NamedTuple):
     memory: str | None = None  # to keep within, as 4GB
     ray: str | None = None  # cluster that searches: auto or host:port
     actors: int | None = None  # workers there, at most
+    env: str | None = None  # an environment, which is learnt instead of bars
 
 
 def train_files(files: list[Path], reading: ReadOptions, config: Config, options: TrainOptions) -> dict[str, Any]:
@@ -230,7 +231,7 @@ def resume_hint(run: RunDir | None, options: TrainOptions) -> str:
     if run is None or not has_run(run.path):
         return "no run was begun: give the same command again"
     limits = {**options.budget._asdict(), "early-stopping": options.patience}
-    limits |= {"ray": options.ray, "actors": options.actors}
+    limits |= {"ray": options.ray, "actors": options.actors, "env": options.env}
     flags = [word for name, value in limits.items() if value is not None for word in (f"--{name}", value)]
     again = program_command("train", "--resume", "--out", run.path, *flags)
     if run.saved_step is None:

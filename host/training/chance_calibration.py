@@ -60,8 +60,10 @@ class ValidationPart:
 
 def calibrate_parts(parts: list[ValidationPart], networks: OnnxNetworks) -> ChanceCalibration | None:
     """How far the bars of all `parts` bear out the chance prior of the root network; None without bars."""
+    if not any(len(part.ts) for part in parts):
+        return None
     logits = np.concatenate([chance_logits(networks, part.store, part.ts) for part in parts])
-    return calibrate_chance(logits, np.concatenate([part.code for part in parts])) if len(logits) else None
+    return calibrate_chance(logits, np.concatenate([part.code for part in parts]))
 
 
 def calibrate_chance(logits: NDArray[np.float64], code: NDArray[np.int64]) -> ChanceCalibration:

@@ -53,7 +53,9 @@ def policy_drift(before: NDArray[np.float32], after: NDArray[np.float32]) -> flo
     return float((p * np.log(p / q)).sum(axis=-1).mean()) if len(after) else 0.0
 
 
-def speed_metrics(episodes: int, length: int, steps: int, times: tuple[float, float, float, float]) -> dict[str, float]:
+def speed_metrics(
+    episodes: int, decisions: int, steps: int, times: tuple[float, float, float, float]
+) -> dict[str, float]:
     """Seconds of the phases of an iteration, between `times`; what it did in them; and the memory in use."""
     collect_s, reanalyze_s, learn_s = (stop - begin for begin, stop in pairwise(times))
     return {
@@ -61,7 +63,7 @@ def speed_metrics(episodes: int, length: int, steps: int, times: tuple[float, fl
         "reanalyze_s": reanalyze_s,
         "learn_s": learn_s,
         "episodes_per_minute": 60.0 * episodes / (times[-1] - times[0]),
-        "decisions_per_s": episodes * length / collect_s,
+        "decisions_per_s": decisions / collect_s,
         "steps_per_s": steps / learn_s,
         "rss_mb": memory_mb("VmRSS"),
     }

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,10 @@ from host.config import SHARED_TREE, Config, ConfigError, TrainConfig
 from host.data.parsing import format_utc
 from host.training.chance_diagnostics import assign_codes, diagnose, new_learned_codes
 from host.training.dataset import Dataset
-from host.training.feature_store import CACHE_MB, FeatureStore
+from host.training.domain import Round
+from host.training.feature_store import FeatureStore
+from host.training.health import decision_metrics
 from host.training.search_pool import (
-    MAX_SEARCHES,
     PLAY,
     REANALYZE,
     SEARCH_BARS,
@@ -100,13 +101,6 @@ def draw_newer(u: NDArray[np.float64], n: int, half_life: float) -> NDArray[np.i
     return np.asarray(n - 1 - np.minimum(age.astype(np.int64), n - 1), np.int64)
 
 
-class MemoryRoom(NamedTuple):
-    """What may be smaller where memory is short; no weight depends on it."""
-
-    cache_mb: float = CACHE_MB  # of the features of an instrument's bars
-    max_searches: int = MAX_SEARCHES  # batches of searches at once
-
-
 class MarketReplay:
     """One instrument in a training; `index` is its number, and keys its random draws."""
 
@@ -121,11 +115,12 @@ class MarketReplay:
         context: int,
         threads: int,
         cache_mb: float,
+        news: tuple[News, ...] = (),
     ) -> None:
         if config.train.chance_codes == "learned":
             codes = new_learned_codes(data.market_spec.codes, len(data.bars.time))
             data = data._replace(market_spec=data.market_spec._replace(codes=codes))
-        self.index, self.data, self.config, self.sizes = index, data, config, sizes
+        self.index, self.data, self.config, self.sizes, self._news = index, data, config, sizes, news
         self.replay, self.batches = replay, batches
         self.seed = config.train.seed + SEED_STRIDE * index
         length = config.market.episode_length
@@ -138,6 +133,44 @@ class MarketReplay:
     def num_stored_episodes(self) -> int:
         """Episodes in the replay buffer."""
         return min(self.episodes, self.sizes.capacity)
+
+    def num_decisions(self, slots: NDArray[np.int64]) -> int:
+        """Decisions of the episodes `slots`."""
+        return len(slots) * self.config.market.episode_length
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays of a checkpoint."""
+        return self.replay._asdict()
+
+    def state(self) -> int:
+        """The episodes played so far: all that a checkpoint holds beside the arrays."""
+        return self.episodes
+
+    def restore_state(self, state: int) -> None:
+        """Continue from a checkpoint, whose arrays are in place; the features are computed anew."""
+        self.episodes = state
+        self.feature_store.clear()
+        starts = self.replay.start_bar[: self.num_stored_episodes]
+        self.feature_store.acquire(starts, self.config.market.episode_length + 1)
+
+    def play_round(
+        self,
+        pool: SearchPool,
+        networks: OnnxNetworks,
+        p: Params,
+        search: SearchConfig,
+        iteration: int,
+        td_lambda: float,
+    ) -> Round:
+        """Play the new episodes of an iteration, after one search of each bar where a search serves every position."""
+        searched, counts = None, Counter[str]()
+        slots, stale = self.start_episodes(iteration), self.stale_episodes(iteration)
+        self.assign_chance_codes(p)
+        if self.replay.policy.shape[2] > 1:
+            searched, counts = self.search_bars(pool, networks, np.concatenate([slots, stale]), search)
+        counts["rows"] += self.collect(pool, networks, slots, searched, search, td_lambda)["rows"]
+        metrics = self.diagnose_codes(networks, slots) | decision_metrics(self.replay, slots)
+        return Round(slots, stale, searched, counts, metrics)
 
     def start_episodes(self, iteration: int) -> NDArray[np.int64]:
         """Draw the first bars of new episodes into the ring of the replay buffer; their slots."""
@@ -272,12 +305,12 @@ class MarketReplay:
         """The bars at whose closes the episodes `slots` decide, each bar once."""
         return np.unique(self.replay.start_bar[slots][:, None] + np.arange(self.config.market.episode_length))
 
-    def assign_chance_codes(self, p: Params, news: tuple[News, ...]) -> None:
+    def assign_chance_codes(self, p: Params) -> None:
         """Encode the bars of all stored episodes by a chance encoder of their news, if codes are learned."""
         slots = np.flatnonzero(self.replay.start_bar != EMPTY)
         if self.config.train.chance_codes == "learned" and len(slots) > 0:
             codes = self.data.market_spec.codes
-            assign_codes(codes, p, news, self.feature_store, self.data.bars, self.decision_bars(slots))
+            assign_codes(codes, p, self._news, self.feature_store, self.data.bars, self.decision_bars(slots))
 
     def diagnose_codes(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> dict[str, float]:
         """Metrics of the chance codes on the bars of the episodes `slots`, and of the chance prior of `networks`."""
@@ -304,9 +337,3 @@ class MarketReplay:
         """Release the features of those of the episodes `slots` that are stored."""
         starts = self.replay.start_bar[slots]
         self.feature_store.release(starts[starts != EMPTY], self.config.market.episode_length + 1)
-
-    def restore_features(self) -> None:
-        """Compute the features of the stored episodes anew, after their first bars were restored."""
-        self.feature_store.clear()
-        starts = self.replay.start_bar[: self.num_stored_episodes]
-        self.feature_store.acquire(starts, self.config.market.episode_length + 1)

@@ -14,9 +14,11 @@ import numpy as np
 
 from host.config import Config, ConfigError
 from host.training.chance_calibration import MAX_VALIDATION_BARS
+from host.training.domain import MemoryRoom
 from host.training.feature_store import new_row_arrays
-from host.training.market_replay import SEARCH_BATCH, SEARCH_PIECE, MemoryRoom, share_sizes
-from host.training.trainer import NUM_BATCHES, loss_weights, new_network_shape, new_shape, shares_searches
+from host.training.market_domain import loss_weights, new_shape, shares_searches
+from host.training.market_replay import SEARCH_BATCH, SEARCH_PIECE, share_sizes
+from host.training.trainer import NUM_BATCHES, new_network_shape
 from kernels.learning.bar_search import new_searched_bars
 from kernels.learning.replay_buffer import new_batch, new_replay_buffer
 from kernels.market.features import new_feature_spec, num_features

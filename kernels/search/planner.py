@@ -46,8 +46,9 @@ STATS = ("searches", "rows", "reused")
 class Planner(NamedTuple):
     """B roots, the search over them and its results.
 
-    The caller writes the roots, by `set_root` or as rows of `networks.root.x`, and their noise, by `draw_noise`; `plan`
-    writes the results.  A planner has the tree of its algorithm; the others are None, so that kernels compile for one.
+    The caller writes the roots, by `set_root` or as rows of `networks.root.x` and of `legal`, and their noise, by
+    `draw_noise`; `plan` writes the results.  A planner has the tree of its algorithm; the others are None, so that
+    kernels compile for one.
     """
 
     tree: Tree | None
@@ -60,6 +61,7 @@ class Planner(NamedTuple):
     reused_value: ReusedValue
     halving_table: NDArray[np.int32]  # [m + 1, n]
     position: NDArray[np.float32]  # [B, NUM_POSITION_FIELDS] of each root
+    legal: NDArray[np.bool_]  # [B, A] of the root's actions in a game; the position of a market says it
     # [B, A] of the root's actions, [B, J] of its candidates under WIDENING: Gumbel draws, under PUCT gamma draws
     noise: NDArray[np.float32]
     action: NDArray[np.int32]  # [B] decision; under WIDENING the kind of its action
@@ -103,6 +105,7 @@ def new_planner(networks: Networks, config: SearchConfig, roots: int, shape: Net
         reused_value=new_reused_value(roots),
         halving_table=halving_table(config.max_considered_actions, config.num_simulations),
         position=np.zeros((roots, NUM_POSITION_FIELDS), np.float32),
+        legal=np.ones((roots, actions), np.bool_),
         noise=noise,
         action=np.zeros(roots, np.int32),
         policy=np.zeros((roots, actions)),
@@ -218,6 +221,9 @@ def search_tree(planner: Planner, tree: Tree) -> int:
         for i in range(tree.position.shape[2]):
             tree.position[b, 0, i] = planner.position[b, i]
         mask_illegal(tree, planner.costs, config, b, 0)
+        for a in range(A):
+            if not planner.legal[b, a]:
+                tree.prior[b, 0, a] = MASKED_LOGIT
     status = simulate_all(planner, tree, None)
     for b in range(B):
         if config.algorithm == PUCT:

@@ -25,7 +25,8 @@ from host.config import (
 from host.evaluation.synthetic import INTERVAL_NS, SYNTHETIC_INSTRUMENT, SyntheticOptions, make_market
 from host.settings import settings_text
 from host.training.dataset import new_dataset
-from host.training.trainer import Trainer, new_shape
+from host.training.market_domain import new_shape
+from host.training.trainer import Trainer
 from models.loss import NUM_CHUNKS
 from tests.fixtures.paths import ROOT
 

@@ -140,7 +140,7 @@ def test_networks_without_noise_give_the_exact_q(monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_bench_is_tested() -> None:
-    assert set(BENCHES) == {*KEYS, "enhancements", "ppo", "ray"}  # which have tests of their own
+    assert set(BENCHES) == {*KEYS, "enhancements", "environments", "ppo", "ray"}  # which have tests of their own
 
 
 def test_an_unknown_bench_is_a_usage_error() -> None:

@@ -19,7 +19,7 @@ import pytest
 import swt
 from host.config import ConfigError
 from host.machine import memory_mb
-from host.training.market_replay import MemoryRoom
+from host.training.domain import MemoryRoom
 from host.training.memory_plan import PROGRAM_MB, PartSizes, nbytes, parse_memory, plan_memory, scaled
 from host.training.search_pool import PLAY, Searches, SearchPool, batches_of
 from host.training.trainer import Trainer
