@@ -13,6 +13,8 @@ from host.training.environments import UnplayableError, open_environment
 from swt import app
 from tests.fixtures.environments import SMALL
 
+ROOT = Path(__file__).parents[3]
+
 SETTINGS = [word for setting in (*SMALL, "train.validation_interval=1") for word in ("--set", setting)]
 
 
@@ -40,6 +42,16 @@ def test_a_run_resumes_to_the_same_networks(tmp_path: Path, monkeypatch: pytest.
         train("--env", "tests.fixtures.environments:CORRIDOR", "--steps", "9", "--resume", "--out", str(tmp_path / "a"))
     with pytest.raises(Exception, match="its config differs"):
         train("--env", "grid", "--steps", "9", "--resume", "--out", str(tmp_path / "a"), "--set", "train.seed=5")
+
+
+def test_the_environment_of_the_readme_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
+    monkeypatch.setattr(command, "TEST_EPISODES", 2)
+    text = (ROOT / "host" / "README.md").read_text(encoding="utf-8")
+    code = text.split("<!-- hallway.py -->\n```python\n")[1].split("```")[0]
+    (tmp_path / "hallway.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert train("--env", "hallway:Hallway", "--steps", "2", "--out", str(tmp_path / "run"))["updates"] == 2
 
 
 @pytest.mark.parametrize(
