@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,7 @@ from host.training.trainer import Trainer
 from tests.fixtures.clusters import RayNodes
 from tests.fixtures.paths import ROOT
 from tests.fixtures.runs import printed
+from tests.fixtures.trainings import trained
 
 TINY = Budget(
     episodes=8,
@@ -396,6 +398,13 @@ def test_every_line_of_the_table_resolves_and_its_sides_differ() -> None:
     for e, market in ((row, name) for row in ENHANCEMENTS for name in row.markets):
         on, off = (job_config(Job(run.LEARN, market, 0, side, Budget())) for side in (e.on, e.off))
         assert on != off, (e.name, market)
+
+
+@pytest.mark.parametrize("name", ["age cut", "bellman priority"])
+def test_a_row_whose_networks_are_those_of_the_default_acts(name: str) -> None:
+    (row,) = select(name)
+    on, off = (trained(3, 1, *side) for side in (row.on, row.off))
+    assert not np.array_equal(on.learner.params, off.learner.params)
 
 
 def test_a_market_has_its_own_settings_and_judges_both_sides_by_them() -> None:
