@@ -30,7 +30,7 @@ FLOORS = (  # a folder imports lower folders only
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
     "core": 10_920,
-    "learning": 2_400,  # self-play, one search a bar, targets, the iteration of training
+    "learning": 2_435,  # self-play, one search a bar, targets, the iteration of training
     "runs": 1_676,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 1_185,  # known markets, and what an agent has learnt of them
     "environments": 1_670,  # what is learnt beside the market, and the market for agents of other libraries
@@ -41,7 +41,7 @@ SHELVES = {  # lines that each may have
     "live": 1_750,  # acting beside money, and many decisions at once
     "extensions": 1_640,
     "bench": 1_670,
-    "enhancements": 662,  # what every enhancement costs and teaches
+    "enhancements": 694,  # what every enhancement costs and teaches
     "rivals": 590,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")

@@ -48,19 +48,20 @@ def summarize_curves(curves: list[dict[str, list[float]]], axis: str) -> dict[st
 
 def render_curves(document: list[dict[str, Any]], axis: str) -> str:
     """An SVG of the document of `bench enhancements`: a row an enhancement, a panel a market, off grey and on blue."""
-    markets = list(document[0]["on"]["markets"])
-    width, height = LABEL_WIDTH + (PANEL_WIDTH + GAP) * len(markets), TOP_MARGIN + (PANEL_HEIGHT + GAP) * len(document)
+    results = [{side: row[side]["markets"] for side in COLOURS} for row in document]
+    rows = [[(name, {side: of[side][name].get(axis) for side in COLOURS}) for name in of["on"]] for of in results]
+    columns = max(map(len, rows))
+    width, height = LABEL_WIDTH + (PANEL_WIDTH + GAP) * columns, TOP_MARGIN + (PANEL_HEIGHT + GAP) * len(rows)
     title = (
         f"expected profit over that of the optimum, by {AXES[axis]}: medians and ranges of the seeds, off grey, on blue"
     )
     parts = [svg_text(8, 18, title, 13)]
-    for i, market in enumerate(markets):
-        x = LABEL_WIDTH + (PANEL_WIDTH + GAP) * i
-        lines = [{side: row[side]["markets"][market].get(axis) for side in COLOURS} for row in document]
-        longest = max((line["x"][-1] for sides in lines for line in sides.values() if line), default=1.0)
-        parts.append(svg_text(x, TOP_MARGIN - 10, market, 12))
-        for j, sides in enumerate(lines):
-            parts += panel(x, TOP_MARGIN + (PANEL_HEIGHT + GAP) * j, sides, longest, AXES[axis])
+    for i in range(columns):
+        x, cells = LABEL_WIDTH + (PANEL_WIDTH + GAP) * i, {j: row[i] for j, row in enumerate(rows) if i < len(row)}
+        longest = max((line["x"][-1] for _, sides in cells.values() for line in sides.values() if line), default=1.0)
+        for j, (market, sides) in cells.items():
+            top = TOP_MARGIN + (PANEL_HEIGHT + GAP) * j
+            parts += [svg_text(x, top - 4, market), *panel(x, top, sides, longest, AXES[axis])]
     for j, row in enumerate(document):
         parts.append(svg_text(8, TOP_MARGIN + (PANEL_HEIGHT + GAP) * j + PANEL_HEIGHT / 2, row["enhancement"], 12))
     return svg_document(width, height, parts)

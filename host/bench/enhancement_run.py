@@ -28,8 +28,10 @@ from host.evaluation.learning import measure_agent
 from host.evaluation.synthetic import SyntheticMarket, SyntheticOptions
 from host.live.live_agent import new_policy_state
 from host.processes import ReportProgress, watch_process
+from host.training.dataset import Dataset
 from host.training.run_dir import MAX_CHECKPOINTS, open_run_dir
 from host.training.trainer import Trainer
+from kernels.market.ledger import new_market
 from kernels.search.planner import STATS, Planner, plan
 from kernels.search.progressive_widening import sampled_tree_bytes
 
@@ -64,19 +66,19 @@ class Job(NamedTuple):
 
 
 @cache
-def resolve(settings: tuple[str, ...]) -> Config:
-    """The configuration of `--set` settings; raises ConfigError on one that does not exist."""
-    return selftest_config([*settings])
+def resolve(settings: tuple[str, ...], market: str) -> Config:
+    """The configuration of `--set` settings over those of a market; raises ConfigError on one that does not exist."""
+    return selftest_config([*settings], market)
 
 
 def job_config(job: Job) -> Config:
     """The resolved configuration of a job."""
-    return resolve((*job.budget.settings, *job.settings, f"train.seed={job.seed}"))
+    return resolve((*job.budget.settings, *job.settings, f"train.seed={job.seed}"), job.market)
 
 
 def job_key(job: Job) -> str:
     """Name of the job's file: equal for settings that resolve to the same configuration of the same program."""
-    config = resolve((*job.budget.settings, *job.settings)).as_dict()
+    config = resolve((*job.budget.settings, *job.settings), job.market).as_dict()
     key = [job.kind, job.market, job.seed, config, job.budget, program_version()]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
 
@@ -159,7 +161,8 @@ def measure_learning(job: Job, report_progress: ReportProgress) -> BenchRow:
     """Train until a plateau or all episodes are played; the learning curve, whose evaluations cost no time."""
     (trainer, market), budget = new_trainer(job), job.budget
     warm_up(job, trainer)
-    some, all_bars = (new_evaluation_set(market, trainer.markets[0].data, bars) for bars in (budget.eval_bars, None))
+    data = with_own_rules(trainer.markets[0].data, job.market)
+    some, all_bars = (new_evaluation_set(market, data, bars) for bars in (budget.eval_bars, None))
     now, spent, reanalyzed, reused = clock(budget.threads), 0.0, 0, 0
     curve: dict[str, list[float]] = {name: [] for name in ("episodes", "seconds", *MEASURES)}
     while trainer.episodes < budget.episodes and not is_plateau(curve["expected_fraction"]):
@@ -181,6 +184,17 @@ def measure_learning(job: Job, report_progress: ReportProgress) -> BenchRow:
         "ms_per_episode": spent * 1e3 / trainer.episodes,
         "reuse_share": reused / reanalyzed if reanalyzed else 0.0,
     }
+
+
+def with_own_rules(data: Dataset, market: str) -> Dataset:
+    """`data` with the sizes and the risk term of the market itself: whatever a variant has, its optimum is the same."""
+    own, spec = resolve((), market).market, data.market_spec
+    rules = spec.market._replace(
+        sizes=tuple(own.position_sizes),
+        position_adjustment=own.position_adjustment,
+        risk_aversion=own.risk_aversion,
+    )
+    return data._replace(market_spec=spec._replace(market=new_market(**rules._asdict())))
 
 
 def warm_up(job: Job, trainer: Trainer) -> None:

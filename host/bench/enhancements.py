@@ -41,12 +41,18 @@ JobRunner = Callable[[Job, ReportProgress], BenchRow]
 
 
 class Enhancement(NamedTuple):
-    """One row: the `--set` of both sides, over the defaults of a market whose only cost is the spread."""
+    """One row: the `--set` of both sides, over the settings of a market whose only cost is the spread."""
 
     name: str
     claim: str  # of the document of resource estimates
     on: tuple[str, ...] = ()
     off: tuple[str, ...] = ()
+    needed_on: str = ""  # the market that needs it, if one does
+
+    @property
+    def markets(self) -> tuple[str, ...]:
+        """The markets that it is measured on."""
+        return (*LEARNED_MARKETS, *filter(None, [self.needed_on]))
 
 
 def search_of(algorithm: str, value_reuse: str) -> tuple[str, str]:
@@ -58,7 +64,10 @@ GUMBEL_OFF, GUMBEL, GUMBEL_ARM = (search_of("gumbel", reuse) for reuse in ("off"
 PUCT_OFF, PUCT, PUCT_ARM = (search_of("puct", reuse) for reuse in ("off", "chance_child", "known_arm"))
 MARKET_OFF = search_of("market", "off")
 NO_REANALYZE, NO_MIRROR = "train.reanalyze=false", "train.mirror_augmentation=false"
-NO_UNIZERO, TRANSFORMER = "train.unizero_weight=0", "network.dynamics=transformer"
+NO_UNIZERO, SEQUENCE = "train.unizero_weight=0", ("network.dynamics=transformer", "network.context=8")
+FULL_SIZE, SIZES = "market.position_sizes=[1.0]", "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]"
+KEPT_SIZES, RESIZING = ("market.position_adjustment=false", SIZES), ("market.position_adjustment=true", SIZES)
+HALF_REALISED = "train.search_value_weight=0.5"  # the age cut shortens the return of realised rewards
 REZERO = "memory -20..-40 %, CPU -50..-70 %, storage +5..10 %, cache hits 60-80 %"
 WIDENING = "memory +20..40 %, CPU +30..50 %, storage +5..10 %"
 FIRST = (  # measured before any of LATER
@@ -77,15 +86,19 @@ LATER = (
     Enhancement("unizero", "memory +15..25 %, CPU +10..20 %, storage +10..20 %, 30-50 % fewer samples",
                 off=(NO_UNIZERO,)),
     Enhancement("transformer", "memory +40..80 % (500-1200 MB), CPU +20..30 %, storage +15..25 %: defer",
-                on=(TRANSFORMER, NO_UNIZERO), off=(NO_UNIZERO,)),
-    Enhancement("transformer, unizero", "both of the above", on=(TRANSFORMER,), off=(NO_UNIZERO,)),
-    Enhancement("sizes", f"{WIDENING} (of widening)", on=("market.position_sizes=[0.2,0.4,0.6,0.8,1.0]",)),
-    Enhancement("progressive widening", WIDENING, on=("search.algorithm=widening",), off=GUMBEL_OFF),
-    Enhancement("value prefix", "none", on=(*GUMBEL, "train.value_prefix=true"), off=GUMBEL),
-    Enhancement("consistency", "none", on=("train.consistency_weight=1.0",)),
-    Enhancement("learned codes", "none", on=("train.chance_codes=learned",)),
-    Enhancement("bellman priority", "none", on=("train.per_alpha=0.4",)),
-    Enhancement("age cut", "none", on=("train.off_policy_correction=2",)),
+                (*SEQUENCE, NO_UNIZERO), (NO_UNIZERO,), "memory"),
+    Enhancement("transformer, unizero", "both of the above", SEQUENCE, (NO_UNIZERO,), "memory"),
+    Enhancement("sizes", f"{WIDENING} (of widening)", KEPT_SIZES, (KEPT_SIZES[0], FULL_SIZE), "risk"),
+    Enhancement("resizing", "none: ours", RESIZING, KEPT_SIZES, "risk"),
+    Enhancement("risk term", "none: ours", ("market.risk_aversion=0.4",), ("market.risk_aversion=0",), "risk"),
+    Enhancement("progressive widening", WIDENING, ("search.algorithm=widening", FULL_SIZE),
+                (*GUMBEL_OFF, FULL_SIZE), "risk"),
+    Enhancement("value prefix", "none", (*GUMBEL, "train.value_prefix=true"), GUMBEL, "delayed"),
+    Enhancement("consistency", "none", ("train.consistency_weight=2.0", NO_UNIZERO), (NO_UNIZERO,), "sparse"),
+    Enhancement("learned codes", "none", ("train.chance_codes=learned",), needed_on="jumps"),
+    Enhancement("bellman priority", "none", ("train.per_alpha=0.6",), needed_on="sparse"),
+    Enhancement("age cut", "none", (HALF_REALISED, "train.off_policy_correction=0.5"), (HALF_REALISED,), "stale"),
+    Enhancement("newer bars more often", "none: ours", ("train.bar_half_life=10000",), needed_on="stale"),
     Enhancement("recommended", "memory -150..-550 MB, CPU -65..-85 %, CLOSE learnt in 5K instead of 13K episodes",
                 off=(*PUCT_OFF, NO_REANALYZE, NO_MIRROR, NO_UNIZERO)),
 )  # fmt: skip
@@ -108,9 +121,9 @@ def select(only: str | None) -> list[Enhancement]:
     return selected
 
 
-def variant_jobs(settings: tuple[str, ...], seed: int, budget: Budget) -> list[Job]:
+def variant_jobs(settings: tuple[str, ...], markets: tuple[str, ...], seed: int, budget: Budget) -> list[Job]:
     """The jobs of one variant and seed: its learning on all markets; its cost once, on the first market and seed."""
-    kinds = [*([(COST, LEARNED_MARKETS[0])] if seed == 0 else []), *((LEARN, market) for market in LEARNED_MARKETS)]
+    kinds = [*([(COST, markets[0])] if seed == 0 else []), *((LEARN, market) for market in markets)]
     return [Job(kind, market, seed, settings, budget) for kind, market in kinds]
 
 
@@ -118,9 +131,9 @@ def all_jobs(rows: list[Enhancement], seeds: int, budget: Budget) -> dict[str, J
     """Every job by its key, in the order of measuring; raises ConfigError for settings that do not exist."""
     jobs = dict[str, Job]()
     for is_later in (False, True):
-        variants = dict.fromkeys(settings for e in rows if (e in LATER) == is_later for settings in (e.on, e.off))
-        for seed, settings in product(range(seeds), variants):
-            for job in variant_jobs(settings, seed, budget):
+        variants = dict.fromkeys((s, e.markets) for e in rows if (e in LATER) == is_later for s in (e.on, e.off))
+        for seed, (settings, markets) in product(range(seeds), variants):
+            for job in variant_jobs(settings, markets, seed, budget):
                 jobs.setdefault(job_key(job), job)
     return jobs
 
@@ -168,20 +181,22 @@ def run_jobs(
     run_at_once(left, room, runner, keep, show, limit_s)
 
 
-def summarize_side(settings: tuple[str, ...], options: BenchOptions, results: dict[str, BenchRow]) -> BenchRow:
+def summarize_side(
+    settings: tuple[str, ...], markets: tuple[str, ...], options: BenchOptions, results: dict[str, BenchRow]
+) -> BenchRow:
     """One side of a row: medians over the seeds; the memory is that of the first market.  None is not measured."""
-    rows: dict[tuple[str, str], list[BenchRow]] = {(LEARN, market): [] for market in LEARNED_MARKETS}
-    rows[COST, LEARNED_MARKETS[0]] = []
+    rows: dict[tuple[str, str], list[BenchRow]] = {(LEARN, market): [] for market in markets}
+    rows[COST, markets[0]] = []
     for seed in range(options.seeds):
-        for job in variant_jobs(settings, seed, options.budget):
+        for job in variant_jobs(settings, markets, seed, options.budget):
             rows[job.kind, job.market] += [results[key] for key in [job_key(job)] if key in results]
-    costs, trained = rows[COST, LEARNED_MARKETS[0]], rows[LEARN, LEARNED_MARKETS[0]]
+    costs, trained = rows[COST, markets[0]], rows[LEARN, markets[0]]
     return {
         "settings": list(settings),
         **{name: median([row[name] for row in trained]) for name in TRAINING_KEYS},
         **{name: median([row[name] for row in costs]) for name in COST_KEYS},
         "weights_sha256": costs[0]["weights_sha256"] if costs else None,
-        "markets": {market: summarize_market(rows[LEARN, market]) for market in LEARNED_MARKETS},
+        "markets": {market: summarize_market(rows[LEARN, market]) for market in markets},
     }
 
 
@@ -214,7 +229,7 @@ def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> li
     log(how_far(jobs, out, options.jobs))
     results = {key: file["result"] for key, file in read_files(jobs, out).items()}
     for e in rows:
-        on, off = (summarize_side(side, options, results) for side in (e.on, e.off))
+        on, off = (summarize_side(side, e.markets, options, results) for side in (e.on, e.off))
         document.append({"enhancement": e.name, "claim": e.claim, "seeds": options.seeds, "on": on, "off": off})
     texts, measured = {"enhancements.json": json.dumps(document, indent=1)}, [*filter(is_measured, document)]
     if measured:
@@ -240,7 +255,9 @@ def enhancement_table(document: list[BenchRow]) -> list[BenchRow | str]:
         table.append(f"{row['enhancement']}; claimed: {row['claim']}")
         for name in ("off", "on"):
             side = row[name]
-            learnt = {market: learnt_text(result, row["seeds"]) for market, result in side["markets"].items()}
+            cells = {market: learnt_text(result, row["seeds"]) for market, result in side["markets"].items()}
+            learnt = {market: cells.pop(market) for market in LEARNED_MARKETS}
+            learnt["needed on"] = "".join(f"{market}: {cell}" for market, cell in cells.items())
             figures = {title: "" if side[key] is None else f"{side[key]:.4g}" for key, title in TABLE_COLUMNS.items()}
             table.append({"": name, **learnt, **figures})
     missing = "; ".join(row["enhancement"] for row in document if not is_measured(row))

@@ -30,6 +30,7 @@ from host.evaluation.synthetic import (
 from host.training.dataset import Dataset, DatasetError, new_dataset
 from host.training.trainer import Trainer
 from kernels.market.bars import slice_bars
+from kernels.market.ledger import Market
 from kernels.market.position import action_kind
 
 NUM_BARS = 164_000  # the last quarter of them is the test
@@ -69,6 +70,7 @@ class EvaluationSet(NamedTuple):
     optimum_pips: float  # profit of the optimal policy, or of the sized one under a risk term
     optimum_equity: Floats  # [T - 1] pips
     optimum_certainty: float | None  # certainty equivalent of the sized policy, ranges a bar; None: no risk term
+    rules: Market  # of the optimum, by which a certainty equivalent is judged
     instrument: int = 0  # its number in the training
 
 
@@ -87,7 +89,7 @@ def new_evaluation_set(
     else:
         equity = np.cumsum(run_optimal_policy(part, market).rewards) * market.range_px / PIP
     best = solve_optimal_policy(part, market), float(equity[-1]), equity, certainty
-    return EvaluationSet(synthetic, first, part, *best, instrument)
+    return EvaluationSet(synthetic, first, part, *best, market, instrument)
 
 
 def prepare_evaluation(
@@ -135,7 +137,7 @@ def compare_with_optimum(evaluation: EvaluationSet, trainer: Trainer, result: Ba
     exposure = float((result.log.target != 0).mean())
     actions = trainer.network_shape.actions
     kinds = np.array([action_kind(action, actions) for action in range(actions)], np.int8)[result.log.action]
-    fraction, regret = certainty_fraction(evaluation, trainer, result.log.target), None
+    fraction, regret = certainty_fraction(evaluation, result.log.target), None
     if fraction is None:
         regret = closing_regret(evaluation.test_market, evaluation.optimal_policy, result.log.target, kinds)
         fraction = profit / evaluation.optimum_pips if evaluation.optimum_pips > 0 else None
@@ -153,12 +155,11 @@ def compare_with_optimum(evaluation: EvaluationSet, trainer: Trainer, result: Ba
     }
 
 
-def certainty_fraction(evaluation: EvaluationSet, trainer: Trainer, target: Floats) -> float | None:
+def certainty_fraction(evaluation: EvaluationSet, target: Floats) -> float | None:
     """Certainty equivalent of the positions `target` [T - 1] over the optimum's; None without a risk term."""
     if not evaluation.optimum_certainty:
         return None
-    market = trainer.markets[evaluation.instrument].data.market_spec.market
-    return certainty_equivalent(evaluation.test_market, market, target) / evaluation.optimum_certainty
+    return certainty_equivalent(evaluation.test_market, evaluation.rules, target) / evaluation.optimum_certainty
 
 
 def passes(name: str, fraction: float | None, exposure: float) -> bool:

@@ -125,7 +125,7 @@ class PartSizes:
             scaled(lambda n: new_searched_bars(np.arange(n), n, positions, self.actions), n) for n in self.searched_bars
         )
         planners = min(self.num_searches, room.max_searches) * self.search_mb
-        validation = sum(self.validation_bars) * self.row_bytes * shape.context
+        validation = sum(self.validation_bars) * self.row_bytes * (shape.context + (shape.chance_encoder_width > 0))
         parts = {
             "bars": sum(self.bars) * BAR_BYTES / MB,
             "features": sum(self.feature_mb(room.cache_mb)) + validation / MB,

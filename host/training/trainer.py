@@ -191,7 +191,7 @@ class Trainer:
             "skipped": stored - stale,
             "reused": counts["reused"],
             "search_rows": counts["rows"],
-            **(self.calibration._asdict() if self.calibration else {}),
+            **(self.calibration.metrics() if self.calibration else {}),
             **mean_metrics([r.metrics for r in rounds]),
         }
 
@@ -280,7 +280,9 @@ class Trainer:
             replay.assign_chance_codes(self._target_views)
         root = {"root": export(self.target_params, self.learner.shape, 0)["root"]}
         networks = OnnxNetworks(root, self.network_shape)
-        self.calibration = calibrate_parts(self._validation_parts, networks)
+        self.calibration = calibrate_parts(
+            self._validation_parts, networks, self._target_views, self.learner.shape.news
+        )
         return OnnxNetworks(self.export_graphs(), self.network_shape)
 
     def _update_q_scale(self, rounds: list[Round]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,7 @@ from host.training.trainer import Trainer
 from tests.fixtures.clusters import RayNodes
 from tests.fixtures.paths import ROOT
 from tests.fixtures.runs import printed
+from tests.fixtures.trainings import trained
 
 TINY = Budget(
     episodes=8,
@@ -89,13 +91,17 @@ def test_the_document_has_its_keys_and_the_pictures_are_xml(tmp_path: Path) -> N
     size = BenchOptions(seeds=3, out=tmp_path / "new", budget=Budget(), jobs=2)
     tmp_path, document = size.out, bench_enhancements(size, pretend)
     assert json.loads((tmp_path / "enhancements.json").read_text()) == document
+    needed_on = {e.name: {e.needed_on} for e in ENHANCEMENTS}
+    panels = sum(len(e.markets) for e in ENHANCEMENTS)
+    assert panels > len(LEARNED_MARKETS) * len(ENHANCEMENTS)
     assert [row["enhancement"] for row in document] == [e.name for e in ENHANCEMENTS]
     for row in document:
         assert {"enhancement", "claim", "seeds", "on", "off"} == set(row)
         for side in (row["on"], row["off"]):
             assert set(side) == {"settings", *module.TRAINING_KEYS, *module.COST_KEYS, "weights_sha256", "markets"}
             assert (side["tree_kb"], side["weights_sha256"]) == (1.5, "sha 0")
-            assert set(side["markets"]) == set(LEARNED_MARKETS)
+            assert set(side["markets"]) - needed_on[row["enhancement"]] == set(LEARNED_MARKETS)
+            assert all(market["seeds"] == 3 for market in side["markets"].values())
             planted = side["markets"]["planted"]
             assert (planted["seeds"], planted["episodes_to_90"], planted["seconds_to_90"]) == (3, 192, 9.6)
             assert planted["episodes_to_90_range"] == [192, None]
@@ -103,8 +109,7 @@ def test_the_document_has_its_keys_and_the_pictures_are_xml(tmp_path: Path) -> N
             assert side["markets"]["planted-hard"]["episodes_to_90"] is None
     for axis in AXES:
         image = ElementTree.parse(tmp_path / f"{axis}.svg")
-        assert len(image.findall(f"{SVG}polyline")) == 2 * len(LEARNED_MARKETS) * len(document)
-        assert len(image.findall(f"{SVG}polygon")) == 2 * len(LEARNED_MARKETS) * len(document)
+        assert len(image.findall(f"{SVG}polyline")) == len(image.findall(f"{SVG}polygon")) == 2 * panels
     out = io.StringIO()
     print_bench("enhancements", document, out)
     assert len(out.getvalue().splitlines()) == 1 + 3 * len(document)
@@ -112,6 +117,8 @@ def test_the_document_has_its_keys_and_the_pictures_are_xml(tmp_path: Path) -> N
     table = (tmp_path / "enhancements.md").read_text().splitlines()
     assert len(table) == 2 + 3 * len(document)
     assert table[3].startswith("| off | 192 [192-] episodes, 10 [10-] s; 80% [80% to 80%] | - episodes")
+    assert len({line.count("|") for line in table if "claimed" not in line}) == 1
+    assert "| sparse: 192 [192-] episodes, 10 [10-] s; 80% [80% to 80%] |" in "\n".join(table)
 
 
 def test_a_partial_table_says_what_it_lacks(tmp_path: Path) -> None:
@@ -147,8 +154,8 @@ def test_a_partial_table_says_what_it_lacks(tmp_path: Path) -> None:
 
 def test_the_first_rows_are_measured_first_and_seed_by_seed() -> None:
     jobs = list(all_jobs(list(ENHANCEMENTS), 2, Budget()).values())
-    first = {settings for e in FIRST for settings in (e.on, e.off)}
-    order = [(job.settings not in first, job.seed) for job in jobs]
+    first = {(settings, market) for e in FIRST for settings in (e.on, e.off) for market in e.markets}
+    order = [((job.settings, job.market) not in first, job.seed) for job in jobs]
     assert order == sorted(order)
     assert {later for later, _ in order} == {False, True}
 
@@ -388,9 +395,31 @@ def test_what_does_not_exist_is_refused_before_anything_runs(tmp_path: Path) -> 
 
 
 def test_every_line_of_the_table_resolves_and_its_sides_differ() -> None:
-    for e in ENHANCEMENTS:
-        on, off = (job_config(Job(run.COST, "planted", 0, side, Budget())) for side in (e.on, e.off))
-        assert on != off, e.name
+    for e, market in ((row, name) for row in ENHANCEMENTS for name in row.markets):
+        on, off = (job_config(Job(run.LEARN, market, 0, side, Budget())) for side in (e.on, e.off))
+        assert on != off, (e.name, market)
+
+
+@pytest.mark.parametrize("name", ["age cut", "bellman priority"])
+def test_a_row_whose_networks_are_those_of_the_default_acts(name: str) -> None:
+    (row,) = select(name)
+    on, off = (trained(3, 1, *side) for side in (row.on, row.off))
+    assert not np.array_equal(on.learner.params, off.learner.params)
+
+
+def test_a_market_has_its_own_settings_and_judges_both_sides_by_them() -> None:
+    """A variant without sizes or a risk term is measured by the optimum of the market, which has both."""
+    (resizing,) = select("resizing")
+    on, off = (job_config(Job(run.LEARN, "risk", 0, side, TINY)) for side in (resizing.on, resizing.off))
+    assert on.market.risk_aversion == off.market.risk_aversion == 0.4
+    assert (on.market.position_adjustment, off.market.position_adjustment) == (True, False)
+    poor = Job(run.LEARN, "risk", 0, ("market.position_sizes=[1.0]", "market.risk_aversion=0"), TINY)
+    trainer, _ = run.new_trainer(poor)
+    data = trainer.markets[0].data
+    rules = run.with_own_rules(data, "risk").market_spec.market
+    assert (data.market_spec.market.risk_aversion, data.market_spec.market.sizes[1]) == (0, 0)
+    assert (rules.risk_aversion, rules.sizes, rules.position_adjustment) == (0.4, (0.2, 0.4, 0.6, 0.8, 1.0), True)
+    assert not run.with_own_rules(data, "planted").market_spec.market.position_adjustment
 
 
 @given(st.lists(st.none() | st.floats(0, 1e6), min_size=1, max_size=9))

@@ -15,7 +15,6 @@ from host.evaluation.certainty_equivalent import (
 from host.evaluation.exam import certainty_fraction, prepare_evaluation, selftest_config
 from host.evaluation.optimum import solve_optimal_policy
 from host.evaluation.synthetic import INTERVAL_NS, PIP, SyntheticOptions, make_market
-from host.training.trainer import Trainer
 from kernels.market.ledger import Market, new_market
 from tests.fixtures.trainings import TINY
 
@@ -74,7 +73,6 @@ def test_risk_needs_sizes_that_change() -> None:
     assert evaluation.optimum_certainty == pytest.approx(gain, rel=0.15)  # on 2,250 bars
     assert evaluation.optimum_equity[-1] == evaluation.optimum_pips > 0
 
-    trader = Trainer([data], selftest_config([*TINY], "risk"), 1)
     target = follow_policy(part, solve_sized_policy(part, market))
-    assert certainty_fraction(evaluation, trader, target) == pytest.approx(1.0)
-    assert certainty_fraction(evaluation, trader, np.sign(target)) < 0.8
+    assert certainty_fraction(evaluation, target) == pytest.approx(1.0)
+    assert certainty_fraction(evaluation, np.sign(target)) < 0.8

@@ -7,19 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from host.artifact.networks import OnnxNetworks
 from host.artifact.onnx_check import layout_of
 from host.evaluation.exam import prepare_evaluation, selftest_config
 from host.evaluation.synthetic import SyntheticOptions
 from host.training.chance_calibration import (
     ChanceCalibration,
     calibrate_chance,
+    calibrate_learned,
     scale_chance_prior,
     validation_bars,
 )
+from host.training.chance_diagnostics import calibration, chance_logits, learned_codes
 from host.training.trainer import Trainer
 from models.export import export
 from tests.fixtures.graphs import run
-from tests.fixtures.trainings import dataset, tiny
+from tests.fixtures.trainings import dataset, tiny, trained
 from tests.fixtures.windows import SHAPE, lively
 
 C = 8
@@ -112,11 +115,46 @@ def test_no_episode_touches_the_validation_part_and_its_graphs_carry_the_scale()
     assert {name for name in plain if scaled[name] != plain[name]} == {"root", "afterstate", "market"} & plain.keys()
 
 
-def test_nothing_is_calibrated_without_validation_bars_or_with_learned_codes() -> None:
-    for setting in ("train.validation_fraction=0", "train.chance_codes=learned"):
-        trainer = Trainer([dataset(tiny(setting))], tiny(setting), 1)
-        assert "direction_scale" not in trainer.run_iteration()
-        assert trainer.calibration is None
+def test_nothing_is_calibrated_without_validation_bars() -> None:
+    setting = "train.validation_fraction=0"
+    trainer = Trainer([dataset(tiny(setting))], tiny(setting), 1)
+    assert "direction_scale" not in trainer.run_iteration()
+    assert trainer.calibration is None
+
+
+def test_learned_codes_that_tell_nothing_fall_back_to_their_frequencies() -> None:
+    """Their frequencies are no forecast, and are kept; a forecast is believed as far as it is borne out."""
+    rng = np.random.default_rng(3)
+    frequency, opinion = rng.normal(size=C), rng.normal(size=(4_000, C))
+    code = draw_codes(rng, frequency + 0 * opinion)
+    false = calibrate_learned(frequency + 0.3 * opinion, code)
+    assert false.size_scale == false.direction_scale < 0.05
+    assert false.direction_z is None
+    assert false.validation_nll < math.log(C) - 0.1
+    assert np.exp(false.baseline).sum() == pytest.approx(1, abs=1e-4)
+    usual = calibrate_learned(frequency + opinion, draw_codes(rng, frequency + 0.5 * opinion))
+    assert usual.size_scale == pytest.approx(0.5, abs=0.1)
+    assert usual.size_z > 10
+
+
+def test_a_training_calibrates_its_learned_codes_on_unseen_bars() -> None:
+    """The exported prior is that of the text, by the codes that the encoder gives the validation bars now."""
+    trainer = trained(2, 1, "train.chance_codes=learned")
+    trainer.export_networks()
+    found, part, shape = trainer.calibration, trainer._validation_parts[0], trainer.learner.shape
+    assert found
+    assert {"size_scale", "size_z", "validation_nll"} <= found.metrics().keys()
+    assert not {"direction_z", "baseline"} & found.metrics().keys()
+    networks, scaled = (
+        OnnxNetworks({"root": export(flat, shape, 0)["root"]}, trainer.network_shape)
+        for flat in (trainer.target_params, scale_chance_prior(trainer.target_params, shape, found))
+    )
+    logits = chance_logits(networks, part.store, part.ts)
+    code = learned_codes(trainer._target_views, shape.news, part.store, part.ts)
+    assert found == calibrate_learned(logits, code)
+    assert calibration(chance_logits(scaled, part.store, part.ts), code)["chance_nll"] == pytest.approx(
+        found.validation_nll, abs=1e-5
+    )
 
 
 def test_few_bars_of_noise_are_not_believed_and_few_of_a_signal_are() -> None:
