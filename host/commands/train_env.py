@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.artifact.networks import OnnxNetworks
-from host.atomic import check_writable, write_atomic
+from host.atomic import atomic_write, check_writable, write_atomic
 from host.commands.train import DEFAULT_MINUTES, TrainOptions, resume_hint, resume_hint_on_stop, train_files
 from host.config import Config, ConfigError, check_minutes, load_config
 from host.console import compiling, log
@@ -193,4 +193,5 @@ def write_networks(folder: Path, networks: OnnxNetworks) -> None:
     """Write the ONNX graphs, which kernels.search searches over."""
     folder.mkdir(exist_ok=True)
     for name, graph in networks.graphs.items():
-        (folder / f"{name}.onnx").write_bytes(graph)
+        with atomic_write(folder / f"{name}.onnx") as file:
+            file.write(graph)
