@@ -40,7 +40,7 @@ def lively(setting: str = LEARNED) -> Trainer:
 
 def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None:
     trainer = lively()
-    trainer.markets[0].assign_chance_codes(trainer._target_views, trainer.learner.shape.news)
+    trainer.markets[0].assign_chance_codes(trainer._target_views)
     codes, starts = (
         trainer.markets[0].data.market_spec.codes,
         trainer.markets[0].replay.start_bar[: trainer.markets[0].num_stored_episodes],
@@ -177,7 +177,7 @@ def test_the_code_of_the_next_move_reaches_neither_policy_nor_value(kind: str) -
 
 def test_a_sweep_takes_over_the_value_behind_the_learned_code() -> None:
     trainer = lively()
-    trainer.markets[0].assign_chance_codes(trainer._target_views, trainer.learner.shape.news)
+    trainer.markets[0].assign_chance_codes(trainer._target_views)
     codes = trainer.markets[0].data.market_spec.codes
     search = trainer.search_config(4)._replace(value_reuse=REUSE_CHANCE_CHILD)
     planner, found = trainer.export_networks().planner(1, search), []
