@@ -137,11 +137,10 @@ def test_a_node_that_joins_gets_whole_jobs(
     """The jobs after the first wait for one on the node that joins."""
     monkeypatch.setattr(jobs, "GROW_S", 1.0)
     late, raylets, gate = list[RayNode](), list[int](), tmp_path / "gate"
-    pool = ClusterJobs(only(ray_cluster.nodes[0]), sleep)
+    pool, home = ClusterJobs(only(ray_cluster.nodes[0]), sleep), ray_cluster.nodes[0].processes("raylet/raylet")[0]
 
     def run(number: int, report: ReportProgress) -> Row:
-        opener = late[0].processes("raylet/raylet")[0] if late else 0
-        return pool.run(number, report, str(gate if number else tmp_path), opener)
+        return pool.run(number, report, str(gate if number else tmp_path), home)
 
     def keep_and_join(_: str, row: Row, __: float) -> None:
         raylets.append(row["raylet"])
