@@ -30,10 +30,10 @@ FLOORS = (  # a folder imports lower folders only
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
     "core": 10_920,
-    "learning": 2_435,  # self-play, one search a bar, targets, the iteration of training
+    "learning": 2_442,  # self-play, one search a bar, targets, the iteration of training
     "runs": 1_676,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 1_185,  # known markets, and what an agent has learnt of them
-    "environments": 1_670,  # what is learnt beside the market, and the market for agents of other libraries
+    "environments": 1_664,  # what is learnt beside the market, and the market for agents of other libraries
     "analysis": 2_495,  # what a backtest is worth, and the report that shows it
     "cluster": 820,  # one training on many machines, or many trainings
     "walkforward": 792,  # training anew for each fold, and the ledger of trials

@@ -87,6 +87,8 @@ def train_environment(name: str, config: Config, options: TrainOptions) -> dict[
     if out and not resume:
         check_no_run(out)
     spec = open_environment(name)
+    kind = "stochastic" if spec.is_stochastic else "without chance"
+    log(f"{name}: {spec.features} features, {spec.actions} actions, {kind}; rewards within {spec.reward_limit:g}")
     origin = json.loads(json.dumps({"config": config.as_dict(), "program": program_digest(), "environment": name}))
     run: RunDir | None = None
     with resume_hint_on_stop(lambda: resume_hint(run, options)), ExitStack() as stack:

@@ -21,11 +21,12 @@ from host.training.environments import EnvironmentSpec, Lanes
 from host.training.health import decision_metrics
 from host.training.market_domain import loss_weights, new_shape
 from host.training.market_replay import (
-    PRIORITY_CAP_QUANTILE,
     STREAM_NOISE,
     STREAM_REANALYZE,
     STREAM_SAMPLES,
     VALUE_BATCH,
+    capped_cdf,
+    stale_slots,
 )
 from host.training.search_pool import PLAY, REANALYZE, Rows, Searches, SearchPool, batches_of
 from kernels.environments.batch_environment import RUNNING, TERMINATED
@@ -39,9 +40,8 @@ from kernels.learning.environment_replay import (
     store_searches,
     value_last_observations,
 )
-from kernels.learning.prioritized import bellman_errors, fill_cdf
+from kernels.learning.prioritized import bellman_errors
 from kernels.learning.replay_buffer import (
-    EMPTY,
     Batch,
     ReplayBuffer,
     ValueTargetConfig,
@@ -74,10 +74,8 @@ class EnvironmentReplay:
         self._length, count = config.market.episode_length, t.num_envs * t.batches_per_iteration
         L, capacity = self._length + 1, t.replay_capacity  # a row behind the last decision
         sizes = spec.features, spec.actions
-        self.replay, self.steps = (
-            new_replay_buffer(capacity, L, spec.actions),
-            new_environment_steps(capacity, L, *sizes),
-        )
+        self.replay = new_replay_buffer(capacity, L, spec.actions)
+        self.steps = new_environment_steps(capacity, L, *sizes)
         # what the lanes play in an iteration, before it is cut
         self._played, self._seen = new_replay_buffer(count, L, spec.actions), new_environment_steps(count, L, *sizes)
         self._ended = np.zeros((count, L), np.int8)
@@ -120,8 +118,7 @@ class EnvironmentReplay:
             lanes.finished.clear()
         self.episodes += len(finished)
         self.recent = [*self.recent, *shown][-RECENT_EPISODES:]
-        is_stale = iteration - self.replay.searched_iteration > t.reanalyze_interval
-        stale = np.flatnonzero(is_stale & (self.replay.start_bar != EMPTY)) if t.reanalyze else np.zeros(0, np.int64)
+        stale = stale_slots(self.replay, t, iteration)
         return Round(slots, stale, None, Counter(counts), self._decision_metrics(slots))
 
     def _decision_metrics(self, slots: NDArray[np.int64]) -> dict[str, float]:
@@ -233,15 +230,10 @@ class EnvironmentReplay:
         stored, alpha = self.num_stored_episodes, self.config.train.per_alpha
         is_decision = np.arange(self.replay.reward.shape[1]) < self.steps.length[:stored, None]
         self._decision = np.flatnonzero(is_decision)
-        error, cdf = np.ones(is_decision.shape), np.zeros(len(self._decision))
+        error = np.ones(is_decision.shape)
         if alpha > 0:
             bellman_errors(error, self.replay, target)
-        errors = error[is_decision]
-        cap = float(np.quantile(errors, PRIORITY_CAP_QUANTILE))
-        if not math.isfinite(cap):
-            raise FloatingPointError(f"iteration {target.iteration}: a value is not finite")
-        fill_cdf(cdf, errors, cap, alpha)
-        return cdf
+        return capped_cdf(error[is_decision], alpha, target.iteration)
 
     def fill_batch(self, cdf: NDArray[np.float64], target: ValueTargetConfig, step: int) -> None:
         """Draw the windows of update `step`; updates take turns with the batches."""

@@ -101,6 +101,21 @@ def draw_newer(u: NDArray[np.float64], n: int, half_life: float) -> NDArray[np.i
     return np.asarray(n - 1 - np.minimum(age.astype(np.int64), n - 1), np.int64)
 
 
+def stale_slots(replay: ReplayBuffer, config: TrainConfig, iteration: int) -> NDArray[np.int64]:
+    """Slots whose targets are not fresh; none where `config` does not reanalyze."""
+    is_stale = iteration - replay.searched_iteration > config.reanalyze_interval
+    return np.flatnonzero(is_stale & (replay.start_bar != EMPTY)) if config.reanalyze else np.zeros(0, np.int64)
+
+
+def capped_cdf(error: NDArray[np.float64], alpha: float, iteration: int) -> NDArray[np.float64]:
+    """[n] cumulative probabilities by Bellman errors [n], the largest alike; FloatingPointError for one not finite."""
+    cdf, cap = np.zeros(len(error)), float(np.quantile(error, PRIORITY_CAP_QUANTILE))
+    if not math.isfinite(cap):
+        raise FloatingPointError(f"iteration {iteration}: a value is not finite")
+    fill_cdf(cdf, error, cap, alpha)
+    return cdf
+
+
 class MarketReplay:
     """One instrument in a training; `index` is its number, and keys its random draws."""
 
@@ -186,9 +201,7 @@ class MarketReplay:
 
     def stale_episodes(self, iteration: int) -> NDArray[np.int64]:
         """Slots of the episodes whose targets are not fresh."""
-        t = self.config.train
-        is_stale = iteration - self.replay.searched_iteration > t.reanalyze_interval
-        return np.flatnonzero(is_stale & (self.replay.start_bar != EMPTY)) if t.reanalyze else np.zeros(0, np.int64)
+        return stale_slots(self.replay, self.config.train, iteration)
 
     def search_bars(
         self, pool: SearchPool, networks: OnnxNetworks, slots: NDArray[np.int64], search: SearchConfig
@@ -280,14 +293,10 @@ class MarketReplay:
     def priority_cdf(self, target: ValueTargetConfig) -> NDArray[np.float64]:
         """[windows] cumulative probabilities by the Bellman errors of the stored values; [0] for uniform draws."""
         error = self.bellman_error[: self.num_stored_episodes]
-        cdf = np.zeros(error.size)
-        if error.size > 0:
-            bellman_errors(error, self.replay, target)
-            cap = float(np.quantile(error, PRIORITY_CAP_QUANTILE))
-            if not math.isfinite(cap):
-                raise FloatingPointError(f"iteration {target.iteration}: a value is not finite")
-            fill_cdf(cdf, error.ravel(), cap, self.config.train.per_alpha)
-        return cdf
+        if error.size == 0:
+            return np.zeros(0)
+        bellman_errors(error, self.replay, target)
+        return capped_cdf(error.ravel(), self.config.train.per_alpha, target.iteration)
 
     def fill_batch(self, cdf: NDArray[np.float64], target: ValueTargetConfig, step: int) -> None:
         """Draw the windows of this instrument in the batch of update `step`; updates take turns with the batches."""
