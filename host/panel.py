@@ -123,7 +123,8 @@ class TrainingPanel:
     def figures(self) -> dict[str, str]:
         """The figures by their names; - where nothing is known."""
         row, episodes, updates = self._row, self._clock.rate("episodes"), self._clock.rate("updates")
-        memory = row.get("rss_mb") or memory_mb("VmRSS") or None
+        of_market, of_game = ("validation, net pips", "validation_net_pips"), ("mean return", "mean_return")
+        result, name_in_row = of_game if "reward_per_decision" in row else of_market
         return {
             "iteration": show(row.get("iteration")),
             "episodes": show(row.get("episodes")),
@@ -131,8 +132,8 @@ class TrainingPanel:
             "decisions a second": show(episodes and self._episode_length * episodes),
             "learner steps a second": show(updates),
             **{f"{name} loss": show(row.get(name)) for name in LOSSES},
-            "validation, net pips": show(row.get("validation_net_pips")),
-            "memory, MB": show(memory),
+            result: show(row.get(name_in_row)),
+            "memory, MB": show(row.get("rss_mb") or memory_mb("VmRSS") or None),
             **({"compiling": self._kernel} if self._kernel else {}),
         }
 

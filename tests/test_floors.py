@@ -31,7 +31,7 @@ FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in f
 SHELVES = {  # lines that each may have
     "core": 10_920,
     "learning": 2_442,  # self-play, one search a bar, targets, the iteration of training
-    "runs": 1_676,  # training that survives: its folder, memory, health, settings and what it shows
+    "runs": 1_677,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 1_185,  # known markets, and what an agent has learnt of them
     "environments": 1_664,  # what is learnt beside the market, and the market for agents of other libraries
     "analysis": 2_495,  # what a backtest is worth, and the report that shows it

@@ -332,11 +332,11 @@ class EnvironmentDomain:
         return []
 
     def metrics(self, played: list[tuple[Any, NDArray[np.int64]]]) -> dict[str, float]:
-        """Mean return of the last episodes, and reward of a decision of this iteration."""
+        """Mean return of the last episodes, if one has ended; reward of a decision of this iteration."""
         (replay, slots), *_ = played
         reward, decisions = replay.replay.reward[slots].sum(dtype=np.float64), replay.num_decisions(slots)
-        mean_return = float(np.mean(replay.recent)) if replay.recent else 0.0
-        return {"mean_return": mean_return, "reward_per_decision": float(reward / decisions)}
+        mean_return = {"mean_return": float(np.mean(replay.recent))} if replay.recent else {}
+        return {"reward_per_decision": float(reward / decisions), **mean_return}
 
 
 def is_stochastic(config: Config) -> bool:

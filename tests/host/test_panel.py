@@ -123,6 +123,9 @@ def test_figures_are_rates_of_the_newest_marks(clock: Clock) -> None:
     assert shown.figures()["validation, net pips"] == "-12.5"
     assert "left" not in shown.line()
     assert "compiling" not in shown.line()
+    shown.update(1.0, {**FIGURES, "reward_per_decision": 0.5, "mean_return": 21.5})  # of a game
+    assert shown.figures()["mean return"] == "21.5"
+    assert "validation, net pips" not in shown.figures()
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
