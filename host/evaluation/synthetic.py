@@ -23,8 +23,10 @@ Each of the others needs what an enhancement offers, and a test computes what is
     sparse        noise but for 2 bars in 250, which rise or fall by 4 deviations and which an extra feature announces
     stale         an extra feature is the sign of phases of 0.6 deviations a bar; until two thirds of the training bars
                   it had the other sign.  Who learns of all bars alike trades against the rule of today
-    risk          planted with a risk term in the reward, which is quadratic in the size: the best size is in between,
-                  and costs make it worth keeping one that is nearly the best (`certainty_equivalent`)
+    risk          planted with a half-life of 2 bars and a risk term in the reward, which is quadratic in the size: the
+                  best size is in between, and costs make it worth keeping one that is nearly the best
+                  (`certainty_equivalent`).  An error in the expected move is one in the size, and profit is linear in
+                  the move, this objective quadratic: so the signal is stronger than that of planted
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ JUMPS = np.array([[0.0, 5 / 6, 1 / 6], [1.0, 0.0, 0.0]]), np.outer([1.0, -4.0], 
 STALE = np.array([[1 / 8, 7 / 8]]), np.full((1, 2), 0.6)
 PLANTED_HALF_LIFE = math.log(0.5) / math.log(0.9)
 RISK_SETTINGS = (
-    "market.risk_aversion=0.4",  # 0.3 a deviation: a range is 1.34 of them
+    "market.risk_aversion=0.7",  # 0.52 a deviation: a range is 1.34 of them
     "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]",
     "market.position_adjustment=true",
     "search.c_scale=100",  # sizes differ by hundredths of a range in Q: the policy head would outweigh them
@@ -157,7 +159,7 @@ MARKETS = {
     "jumps": KnownMarket(_events(40, *JUMPS, np.ones((2, 1)), np.array([1.0, 6.0])), 3.0),
     "sparse": KnownMarket(_sequence(248, [4.0, 4.0], [[1.0], [0.5]]), 3.0),
     "stale": KnownMarket(_events(60, *STALE, np.ones((1, 1)), np.ones(1))._replace(turns=True), 0.5),
-    "risk": KnownMarket(LevelModel(), 0.5, PLANTED_HALF_LIFE, RISK_SETTINGS),
+    "risk": KnownMarket(LevelModel(), 0.5, 2.0, RISK_SETTINGS),
 }
 
 

@@ -131,22 +131,19 @@ def softplus(z: float) -> float:
 
 
 @inlined
-def draw_target(
-    sampled: SampledTree, b: int, node: int, kind: int, side: float, draw: int, from_uniform: bool
-) -> float:
+def draw_target(sampled: SampledTree, b: int, node: int, kind: int, side: float, draw: int) -> float:
     """Signed size of the position after an action of this kind: HOLD keeps `side`, CLOSE is 0.
 
-    An entry draws its size from the Beta head of the node, or uniformly if `from_uniform`, by the draw's number `draw`.
+    An entry draws its size from the Beta head of the node by the draw's number `draw`: on either side the same one
+    where the head is the same.
     """
     if kind == HOLD:
         return side
     if kind == CLOSE:
         return 0.0
-    p = q = 1.0
-    if not from_uniform:
-        first = NUM_ACTION_KINDS + 2 * (kind - BUY)
-        p += softplus(np.float64(sampled.policy_head[b, node, first]))
-        q += softplus(np.float64(sampled.policy_head[b, node, first + 1]))
+    first = NUM_ACTION_KINDS + 2 * (kind - BUY)
+    p = 1.0 + softplus(np.float64(sampled.policy_head[b, node, first]))
+    q = 1.0 + softplus(np.float64(sampled.policy_head[b, node, first + 1]))
     size = max(beta(p, q, sampled.rng_key[b], 2 * node + 1, draw), MIN_SIZE)
     return size if kind == BUY else -size
 
@@ -155,18 +152,20 @@ def draw_target(
 def draw_root_candidates(sampled: SampledTree, config: SearchConfig, b: int) -> None:
     """Draw the candidates of root b: num_sampled_sizes of each legal kind of entry, and one of any other legal kind.
 
-    The candidates of an entry divide its prior evenly.  The last size of a side is drawn uniformly: a head that learns
-    only from its own draws would contract around them.
+    The candidates of an entry divide its prior evenly.  The first is a full position, the best where profit is linear
+    in the size: a head that learns only from its own draws would contract around them.
     """
     tree, count = sampled.tree, 0
     side = np.float64(tree.position[b, 0, SIDE])
     for kind in range(NUM_ACTION_KINDS):
         if not is_legal(side, kind, NUM_ACTION_KINDS, config.reverse, config.position_adjustment):
             continue
-        parts = config.num_sampled_sizes if kind == BUY or kind == SELL else 1
+        is_entry = kind == BUY or kind == SELL
+        parts = config.num_sampled_sizes if is_entry else 1
         for part in range(parts):
-            from_uniform = 0 < part == parts - 1
-            sampled.candidate_size[b, 0, count] = draw_target(sampled, b, 0, kind, side, count, from_uniform)
+            full = 1.0 if kind == BUY else -1.0
+            target = full if is_entry and part == 0 else draw_target(sampled, b, 0, kind, side, part)
+            sampled.candidate_size[b, 0, count] = target
             sampled.draw_count[b, 0, count] = 1
             tree.prior[b, 0, count] = np.float64(sampled.policy_head[b, 0, kind]) - math.log(parts)
             count += 1
@@ -187,7 +186,7 @@ def widen(sampled: SampledTree, config: SearchConfig, b: int, node: int) -> None
     for draw in range(num_draws, sampled.max_draws[visits]):
         quantile = uniform(sampled.rng_key[b], 2 * node, draw)
         kind = draw_action_kind(sampled.policy_head[b, node], side, config, quantile)
-        target = np.float32(draw_target(sampled, b, node, kind, side, draw, False))
+        target = np.float32(draw_target(sampled, b, node, kind, side, draw))
         j = 0
         while sampled.draw_count[b, node, j] > 0 and sampled.candidate_size[b, node, j] != target:
             j += 1

@@ -1,7 +1,8 @@
 """The Beta head: the size of an entry of each side, as a Beta distribution over (0, 1), and its loss.
 
 alpha = 1 + softplus(a) and beta = 1 + softplus(b) keep a distribution unimodal.  The loss of a decision is the
-cross-entropy -sum_e pi'_e log Beta(size_e) of the candidates that the search drew, less a bonus for the entropy.
+cross-entropy -sum_e pi'_e log Beta(size_e) of the candidates that the search drew, less a bonus for the entropy in
+proportion to sum_e pi'_e: a side that the search would not enter has no say in its sizes.
 Without the bonus the head contracts at every step, because it is fitted to draws of its own.
 """
 
@@ -16,7 +17,7 @@ from models.activations import num_seen_bars
 from models.extension import Extension, LossTerm, Pass, WorkSize
 from models.shape import Array, CoreParams, ModelShape
 
-ENTROPY_BONUS = 5e-3  # weight of the entropy
+ENTROPY_BONUS = 5e-3  # weight of the entropy, beside a probability of 1
 MIN_SIZE = 2.0**-10  # a size keeps this distance from 0 and 1, where its logarithm diverges
 ASYMPTOTIC = 8.0  # the series below are right to 1e-12 from here on
 
@@ -69,9 +70,10 @@ def side_loss(total_probability: float, log_x: float, log_y: float, p: float, q:
     psi_p, psi_q, psi = digamma(p), digamma(q), digamma(p + q)
     entropy = norm - (p - 1.0) * psi_p - (q - 1.0) * psi_q + (p + q - 2.0) * psi
     spread = (p + q - 2.0) * trigamma(p + q)
-    loss = total_probability * norm - (p - 1.0) * log_x - (q - 1.0) * log_y - ENTROPY_BONUS * entropy
-    d_p = total_probability * (psi_p - psi) - log_x - ENTROPY_BONUS * (spread - (p - 1.0) * trigamma(p))
-    d_q = total_probability * (psi_q - psi) - log_y - ENTROPY_BONUS * (spread - (q - 1.0) * trigamma(q))
+    bonus = ENTROPY_BONUS * total_probability
+    loss = total_probability * norm - (p - 1.0) * log_x - (q - 1.0) * log_y - bonus * entropy
+    d_p = total_probability * (psi_p - psi) - log_x - bonus * (spread - (p - 1.0) * trigamma(p))
+    d_q = total_probability * (psi_q - psi) - log_y - bonus * (spread - (q - 1.0) * trigamma(q))
     return loss, d_p, d_q
 
 

@@ -411,14 +411,14 @@ def test_a_market_has_its_own_settings_and_judges_both_sides_by_them() -> None:
     """A variant without sizes or a risk term is measured by the optimum of the market, which has both."""
     (resizing,) = select("resizing")
     on, off = (job_config(Job(run.LEARN, "risk", 0, side, TINY)) for side in (resizing.on, resizing.off))
-    assert on.market.risk_aversion == off.market.risk_aversion == 0.4
+    assert on.market.risk_aversion == off.market.risk_aversion == 0.7
     assert (on.market.position_adjustment, off.market.position_adjustment) == (True, False)
     poor = Job(run.LEARN, "risk", 0, ("market.position_sizes=[1.0]", "market.risk_aversion=0"), TINY)
     trainer, _ = run.new_trainer(poor)
     data = trainer.markets[0].data
     rules = run.with_own_rules(data, "risk").market_spec.market
     assert (data.market_spec.market.risk_aversion, data.market_spec.market.sizes[1]) == (0, 0)
-    assert (rules.risk_aversion, rules.sizes, rules.position_adjustment) == (0.4, (0.2, 0.4, 0.6, 0.8, 1.0), True)
+    assert (rules.risk_aversion, rules.sizes, rules.position_adjustment) == (0.7, (0.2, 0.4, 0.6, 0.8, 1.0), True)
     assert not run.with_own_rules(data, "planted").market_spec.market.position_adjustment
 
 

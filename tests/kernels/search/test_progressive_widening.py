@@ -208,15 +208,13 @@ class Naive:
     def logit(self, spot: Spot, kind: str) -> Any:
         return spot.head[["HOLD", "BUY", "SELL", "CLOSE"].index(kind)]
 
-    def size(self, spot: Spot, kind: str, draw: int, anywhere: bool = False) -> float:
+    def size(self, spot: Spot, kind: str, draw: int) -> float:
         if kind in ("HOLD", "CLOSE"):
             return spot.side if kind == "HOLD" else 0.0
         a, b = (
             1.0 + max(z, 0.0) + math.log1p(math.exp(-abs(z)))
             for z in map(float, spot.head[4:6] if kind == "BUY" else spot.head[6:8])
         )
-        if anywhere:
-            a = b = 1.0
         size = max(beta(a, b, self.key, 2 * spot.number + 1, draw), MIN_SIZE)
         return float(np.float32(size if kind == "BUY" else -size))
 
@@ -224,7 +222,8 @@ class Naive:
         for kind in self.legal(self.top.side):
             parts = 3 if kind in ("BUY", "SELL") else 1
             for part in range(parts):
-                size = self.size(self.top, kind, len(self.top.prior), part == 2)
+                full = {"BUY": 1.0, "SELL": -1.0}.get(kind) if part == 0 else None
+                size = self.size(self.top, kind, part) if full is None else full
                 self.top.prior[size] = np.float32(float(self.logit(self.top, kind)) - math.log(parts))
                 self.top.drawn[size] = 1
 
@@ -461,12 +460,14 @@ def test_sizes_are_keyed_by_seed_stream_and_step() -> None:
     config, root = config_of(0), random_root(0, 1)
     sizes = [searched(config, [root], seed, SESSIONS[0])[1].candidate_size for seed in (0, 2, 0)]
     assert (sizes[0] == sizes[2]).all()
-    assert (sizes[0][0, 0, 1:7] != sizes[1][0, 0, 1:7]).all()
-    assert len(set(np.abs(sizes[0][0, 0, 1:7]).tolist())) == 6
+    drawn = [2, 3, 5, 6]
+    assert (sizes[0][0, 0, [1, 4]] == [1, -1]).all()
+    assert (sizes[0][0, 0, drawn] != sizes[1][0, 0, drawn]).all()
+    assert len(set(np.abs(sizes[0][0, 0, drawn]).tolist())) == 4
 
 
 def test_the_root_draws_from_the_policy() -> None:
-    """The first of Gumbel-top-k has the kind and the size that the head says; one size in three is from anywhere."""
+    """The first of Gumbel-top-k has the kind and the size that the head says; one size in three is the full one."""
     config, root = (
         new_search_config(num_simulations=1, max_considered_actions=1, algorithm=WIDENING, num_sampled_sizes=3),
         random_root(5, 1),
@@ -484,7 +485,7 @@ def test_the_root_draws_from_the_policy() -> None:
             total = a[kind - 1] + b[kind - 1]
             drawn = a[kind - 1] / total
             square = drawn**2 + drawn * (1 - drawn) / (total + 1)
-            mean, square = (2 * drawn + 1 / 2) / 3, (2 * square + 1 / 3) / 3
+            mean, square = (2 * drawn + 1) / 3, (2 * square + 1) / 3
             error = np.sqrt((square - mean**2) / chosen.sum())
             assert abs(np.abs(taken[chosen]).mean() - mean) < 4 * error
 
@@ -528,6 +529,7 @@ def test_the_size_that_pays_most_wins(best: float) -> None:
     planner, wide = searched(config, [root] * 8, 0, parabola(best))
     for b in range(8):
         sizes = wide.candidate_size[b, 0, :17]
+        assert (sizes[1:9] == -sizes[9:]).all()  # one head, one draw
         size = float(wide.target[b])
         assert size == sizes[np.abs(sizes - best).argmin()]
         assert planner.value[b] == pytest.approx(2 * best * size - size**2)

@@ -50,7 +50,7 @@ def naive_loss(z: np.ndarray, size: np.ndarray, share: np.ndarray) -> float:
         x = np.clip(np.abs(size[mine]), MIN_SIZE, 1 - MIN_SIZE)
         log_beta = (a - 1) * np.log(x) + (b - 1) * np.log(1 - x) - math.log(norm)
         entropy = -(density / norm * log_density).mean()
-        total -= float(share[mine] @ log_beta) + ENTROPY_BONUS * float(entropy)
+        total -= float(share[mine] @ log_beta) + ENTROPY_BONUS * float(share[mine].sum() * entropy)
     return total
 
 
