@@ -71,7 +71,7 @@ def test_what_goes_with_bars_alone_is_refused(words: list[str], says: str, tmp_p
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("NoSuchGame-v0", "give an id as CartPole-v1, module:Class, or one of grid"),
+        ("NoSuchGame-v0", "give an id as CartPole-v1, module:Class, or one of grid, 2048"),
         ("Pendulum-v1", "this trainer plans over Discrete ones, at most 127: wrap it"),
         ("no_such_module:Game", "No module named 'no_such_module'; write it as module:Class"),
     ],
@@ -87,6 +87,8 @@ def test_an_environment_that_cannot_be_played_is_named_with_a_way_out(name: str,
 
 def test_without_gymnasium_a_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(UnplayableError, match="gymnasium is not installed: pip install gymnasium, or take one of grid"):
+    with pytest.raises(
+        UnplayableError, match="gymnasium is not installed: pip install gymnasium, or take one of grid, 2048"
+    ):
         open_environment("CartPole-v1")
     assert open_environment("grid").actions == 4  # which needs none
