@@ -18,7 +18,7 @@ from host.bench.process import BenchRow
 from host.commands.train_env import TEST_EPISODES, TEST_SEED, base_config
 from host.config import load_config
 from host.console import log
-from host.training.environment_replay import EnvironmentDomain, play_greedily
+from host.training.environment_replay import EnvironmentDomain, GreedyPlayer, play_greedily
 from host.training.environments import open_environment
 from host.training.trainer import Trainer
 from kernels.environments.game_2048 import GAME_2048, POINTS, TILES, look_ahead, observe, play
@@ -77,15 +77,13 @@ def grid_fraction(trainer: Trainer) -> float:
 
 def mean_points(trainer: Trainer) -> float:
     """Mean points of TEST_EPISODES new games of 2048 without noise."""
-    planner = trainer.export_networks().planner(TEST_EPISODES, trainer.acting_search_config())
-    seen = np.zeros((TEST_EPISODES, GAME_2048.features), np.float32)
-    legal = np.zeros((TEST_EPISODES, GAME_2048.actions), np.bool_)
+    player = GreedyPlayer(trainer.export_networks(), trainer.acting_search_config())
 
     def choose(action: NDArray[np.int32], state: NDArray[np.float64]) -> None:
+        seen = np.zeros((len(state), GAME_2048.features), np.float32)
+        legal = np.zeros((len(state), GAME_2048.actions), np.bool_)
         observe(seen, legal, state)
-        set_roots(planner, seen, legal, 0, 0, -1)
-        check_status(plan(planner))
-        action[:] = planner.action
+        action[:] = player.choose(seen, legal)
 
     return float(play(choose, TEST_EPISODES, TEST_SEED)[:, POINTS].mean())
 
@@ -109,8 +107,7 @@ GROUNDS = (
         "2048",
         None,
         mean_points,
-        ("network.num_chance_codes=16", "network.hidden=128", "train.unizero_weight=0"),
-        evaluation_interval=25,
+        evaluation_interval=50,
         rivals=players_2048,
     ),
 )

@@ -3,6 +3,10 @@
 A board is 64 bits, four a cell, row by row: 0 is an empty cell, e a tile of 2^e.  Two tiles of 2^15 do not merge.
 A merge to 2^e is e / 11 of reward and 2^e points: points double with every tile, which equal bins of a value cannot
 resolve.  `look_ahead` plays for points; `play` is what a player comes to.
+
+An observation is the exponent of each cell, whether it is empty, and of each two neighbours, both of them tiles,
+whether they are alike and whether their exponents differ by 1.  One-hots of the exponents would have to learn for every
+exponent anew what may merge.
 """
 
 from collections.abc import Callable
@@ -17,10 +21,13 @@ from kernels.rng import randint, uniform
 SIDE = 4  # cells
 CELLS, ACTIONS = SIDE * SIDE, 4  # up, right, down, left
 EXPONENTS = 16  # of a cell
+PAIRS = 2 * SIDE * (SIDE - 1)  # neighbours in a row or in a column
+FEATURES = 2 * CELLS + 2 * PAIRS
+FEATURE_UNIT = 4.0  # by which the exponents of an observation are divided
 PROBABILITY_OF_4 = 0.1  # that the tile that comes is a 4
 REWARD_UNIT = 11.0  # a merge to 2048 is 1
 REWARD_LIMIT = 2.0  # a move that earns more, which is rare, is learnt as this
-VALUE_LIMIT = 100.0  # a move earns 0.3 in the mean, since the tiles grow by 2.2; the default discount sees 333 moves
+VALUE_LIMIT = 30.0  # a move earns 0.3 in the mean, since the tiles grow by 2.2; a discount of 0.99 sees 100 moves
 HALF = 0xFFFFFFFF  # bits of half a board, which a float64 holds exactly
 UPPER, LOWER, SEED, TILES, POINTS = range(5)  # columns of a state; TILES: how many came
 
@@ -126,20 +133,37 @@ def step(
         ended[b] = RUNNING if has_move(board_of(state, b)) else TERMINATED
 
 
+@inlined
+def observe_board(seen: NDArray[np.float32], board: int) -> None:
+    """Write what a board is like to `seen` [FEATURES]; see the top of this file."""
+    for cell in range(CELLS):
+        exponent = exponent_at(board, cell)
+        seen[cell], seen[CELLS + cell] = exponent / FEATURE_UNIT, 1.0 if exponent == 0 else 0.0
+    pair = 2 * CELLS
+    for cell in range(CELLS):
+        exponent = exponent_at(board, cell)
+        for ahead in range(2):  # to the right, and down
+            if (cell % SIDE if ahead == 0 else cell // SIDE) == SIDE - 1:
+                continue
+            other = exponent_at(board, cell + (1 if ahead == 0 else SIDE))
+            for gap in range(2):
+                is_so = exponent > 0 and other > 0 and abs(exponent - other) == gap
+                seen[pair + gap] = 1.0 if is_so else 0.0
+            pair += 2
+
+
 @kernel
 def observe(observation: NDArray[np.float32], legal: NDArray[np.bool_], state: NDArray[np.float64]) -> None:
-    """Write each cell's exponent as a one-hot, and which moves change the board: where none does, all are legal."""
+    """Write what each board is like, and which moves change it: where none does, all are legal."""
     for b in range(state.shape[0]):
         board = board_of(state, b)
-        observation[b, :] = 0.0
-        for cell in range(CELLS):
-            observation[b, EXPONENTS * cell + exponent_at(board, cell)] = 1.0
+        observe_board(observation[b], board)
         is_over = not has_move(board)
         for direction in range(ACTIONS):
             legal[b, direction] = is_over or slide(board, direction)[0] != board
 
 
-GAME_2048 = BatchEnvironment(ACTIONS, CELLS * EXPONENTS, 5, True, REWARD_LIMIT, VALUE_LIMIT, reset, step, observe)
+GAME_2048 = BatchEnvironment(ACTIONS, FEATURES, 5, True, REWARD_LIMIT, VALUE_LIMIT, reset, step, observe)
 
 
 @kernel
@@ -177,12 +201,14 @@ def look_ahead(action: NDArray[np.int32], state: NDArray[np.float64], moves: int
 def play(
     choose: Callable[[NDArray[np.int32], NDArray[np.float64]], None], games: int, seed: int
 ) -> NDArray[np.float64]:
-    """Last states [games, columns] of a player, who writes the actions [B] for states [B, columns]."""
-    state, action = np.zeros((games, GAME_2048.state)), np.zeros(games, np.int32)
-    reward, ended = np.zeros(games, np.float32), np.full(games, RUNNING, np.int8)
+    """Last states [games, columns] of a player, who writes the actions [B] for the states [B, columns] of B games."""
+    last, running = np.zeros((games, GAME_2048.state)), np.arange(games)
     for b in range(games):
-        reset(state, b, seed + b)
-    while (ended == RUNNING).any():
+        reset(last, b, seed + b)
+    while len(running):
+        state, action = last[running], np.zeros(len(running), np.int32)
+        reward, ended = np.zeros(len(running), np.float32), np.zeros(len(running), np.int8)
         choose(action, state)
         step(state, reward, ended, action)
-    return state
+        last[running], running = state, running[ended == RUNNING]
+    return last

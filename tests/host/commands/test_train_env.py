@@ -8,8 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 import host.commands.train_env as command
+from host.commands.report import remake_report
+from host.commands.train_env import base_config
 from host.config import ConfigError
 from host.training.environments import UnplayableError, open_environment
+from kernels.environments.game_2048 import VALUE_LIMIT
 from swt import app
 from tests.fixtures.environments import SMALL
 
@@ -42,6 +45,21 @@ def test_a_run_resumes_to_the_same_networks(tmp_path: Path, monkeypatch: pytest.
         train("--env", "tests.fixtures.environments:CORRIDOR", "--steps", "9", "--resume", "--out", str(tmp_path / "a"))
     with pytest.raises(Exception, match="its config differs"):
         train("--env", "grid", "--steps", "9", "--resume", "--out", str(tmp_path / "a"), "--set", "train.seed=5")
+
+
+def test_the_report_of_a_run_shows_its_learning_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bokeh", reason="without Bokeh there is no page")
+    monkeypatch.setattr(command, "TEST_EPISODES", 2)
+    train("--env", "tests.fixtures.environments:CORRIDOR", "--steps", "4", "--out", str(tmp_path))
+    remake_report(tmp_path, None, 1400)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    result, _, losses = text.partition('<h2 class="group">Losses')
+    assert losses
+    assert "<h2>Mean return</h2>" in result
+
+
+def test_values_of_2048_reach_as_far_as_its_discount() -> None:
+    assert 0.3 / (1 - base_config("2048").search.discount) == pytest.approx(VALUE_LIMIT)
 
 
 def test_the_environment_of_the_readme_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
