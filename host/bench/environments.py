@@ -23,9 +23,6 @@ from host.training.environments import open_environment
 from host.training.trainer import Trainer
 from kernels.environments.game_2048 import GAME_2048, POINTS, TILES, look_ahead, observe, play
 from kernels.environments.grid import ACTIONS, CELLS, policy_return, solve_grid
-from kernels.learning.environment_replay import set_roots
-from kernels.ort import check_status
-from kernels.search.planner import plan
 
 PLAYERS = (("greedy", 1), ("expectimax-2", 2))  # of 2048, and how many moves they look ahead
 WARM_UP = ("train.reanalyze_interval=0",)  # of a throw-away training that compiles everything in two iterations
@@ -65,19 +62,21 @@ def mean_return(trainer: Trainer) -> float:
     return float(play_greedily(domain.spec, networks, trainer.acting_search_config(), TEST_EPISODES, TEST_SEED).mean())
 
 
+def greedy_player(trainer: Trainer) -> GreedyPlayer:
+    """The agent without noise."""
+    return GreedyPlayer(trainer.export_networks(), trainer.acting_search_config())
+
+
 def grid_fraction(trainer: Trainer) -> float:
     """The exact return of the agent on the grid, of the optimum's."""
-    planner = trainer.export_networks().planner(CELLS, trainer.acting_search_config())
-    cells, legal = np.eye(CELLS, dtype=np.float32), np.ones((CELLS, ACTIONS), np.bool_)
-    set_roots(planner, cells, legal, 0, 0, -1)
-    check_status(plan(planner))
-    discount = trainer.config.search.discount
-    return policy_return(planner.action.astype(np.int64), discount) / solve_grid(discount)
+    player, discount = greedy_player(trainer), trainer.config.search.discount
+    action = player.choose(np.eye(CELLS, dtype=np.float32), np.ones((CELLS, ACTIONS), np.bool_))
+    return policy_return(action.astype(np.int64), discount) / solve_grid(discount)
 
 
 def mean_points(trainer: Trainer) -> float:
     """Mean points of TEST_EPISODES new games of 2048 without noise."""
-    player = GreedyPlayer(trainer.export_networks(), trainer.acting_search_config())
+    player = greedy_player(trainer)
 
     def choose(action: NDArray[np.int32], state: NDArray[np.float64]) -> None:
         seen = np.zeros((len(state), GAME_2048.features), np.float32)
@@ -103,13 +102,7 @@ def players_2048() -> list[BenchRow]:
 GROUNDS = (
     Ground("CartPole-v1", 475.0, mean_return),
     Ground("grid", 0.98, grid_fraction, ("network.num_chance_codes=4", "train.unizero_weight=0")),
-    Ground(
-        "2048",
-        None,
-        mean_points,
-        evaluation_interval=50,
-        rivals=players_2048,
-    ),
+    Ground("2048", None, mean_points, evaluation_interval=50, rivals=players_2048),
 )
 
 
