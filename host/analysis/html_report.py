@@ -29,6 +29,7 @@ FEW_TRADES = 10
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 LEARNING_TITLES = {
     "reward_per_bar": "Reward a bar, in ranges, of the training episodes",
+    "mean_return": "Mean return, of the last 100 episodes",
     "exposure": "Share of bars in the market, of the training episodes",
     "policy": "Policy loss",
     "value": "Value loss",

@@ -25,7 +25,7 @@ COLOURS = (charts.BLUE, charts.AMBER, charts.GOOD, charts.BAD, *Category20_20[8:
 AXES = {"episodes": "episodes", "minutes": "minutes of collecting, reanalyzing and learning", "updates": "updates"}
 PHASES = ("collect_s", "reanalyze_s", "learn_s")
 GROUPS = {  # by a pattern of the names that it holds; what fits none stands under Other
-    "Result": r"reward_per_bar|exposure|entries|trades|.*net_pips.*|best_.*",
+    "Result": r"mean_return|reward_per_(bar|decision)|exposure|entries|trades|.*net_pips.*|best_.*",
     "Losses": r"policy|value|afterstate_value|chance|reward|latent|consistency|commitment|code_(entropy|move)|.*loss.*",
     "Search": r"q_scale|search_rows|reanalyzed|skipped|reused|searches",
     "Forecast of the next bar": r".*(nll|_z|_scale|calibration|perplexity|code_r2).*",

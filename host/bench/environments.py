@@ -1,28 +1,30 @@
 """`bench environments`: known ground beside the market, and how long the trainer takes to stand on it.
 
 CartPole-v1 counts as solved where 100 episodes return 475 in the mean.  The grid's policy is evaluated exactly, as a
-fraction of the optimum.  Seconds are those of training: neither compilation nor evaluation counts.
+fraction of the optimum.  2048 has no goal: its score is the mean of points, beside those of players that look ahead.
+Seconds are those of training: neither compilation nor evaluation counts.
 """
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from host.bench.options import BenchError, BenchOptions
 from host.bench.process import BenchRow
 from host.commands.train_env import TEST_EPISODES, TEST_SEED, base_config
 from host.config import load_config
-from host.training.environment_replay import EnvironmentDomain, play_greedily
+from host.console import log
+from host.training.environment_replay import EnvironmentDomain, GreedyPlayer, play_greedily
 from host.training.environments import open_environment
 from host.training.trainer import Trainer
+from kernels.environments.game_2048 import GAME_2048, POINTS, TILES, look_ahead, observe, play
 from kernels.environments.grid import ACTIONS, CELLS, policy_return, solve_grid
-from kernels.learning.environment_replay import set_roots
-from kernels.ort import check_status
-from kernels.search.planner import plan
 
-EVALUATION_INTERVAL = 5  # iterations
+PLAYERS = (("greedy", 1), ("expectimax-2", 2))  # of 2048, and how many moves they look ahead
 WARM_UP = ("train.reanalyze_interval=0",)  # of a throw-away training that compiles everything in two iterations
 
 
@@ -30,9 +32,27 @@ class Ground(NamedTuple):
     """An environment, and what is known of it."""
 
     environment: str
-    goal: float
+    goal: float | None  # at which a training ends before its minutes
     score: Callable[[Trainer], float]
     settings: tuple[str, ...] = ()
+    evaluation_interval: int = 5  # iterations
+    rivals: Callable[[], list[BenchRow]] = list  # rows of players that know its rules
+
+
+def new_row(
+    environment: str, seed: int, score: float, goal: float | None, seconds: float, decisions: float, updates: int
+) -> BenchRow:
+    """The row of a training, or of a player."""
+    return {
+        "environment": environment,
+        "seed": seed,
+        "score": round(score, 3),
+        "goal": goal,
+        "seconds": round(seconds, 1),
+        "decisions": round(decisions),
+        "updates": updates,
+        "steps_per_s": round(decisions / seconds),
+    }
 
 
 def mean_return(trainer: Trainer) -> float:
@@ -42,19 +62,47 @@ def mean_return(trainer: Trainer) -> float:
     return float(play_greedily(domain.spec, networks, trainer.acting_search_config(), TEST_EPISODES, TEST_SEED).mean())
 
 
+def greedy_player(trainer: Trainer) -> GreedyPlayer:
+    """The agent without noise."""
+    return GreedyPlayer(trainer.export_networks(), trainer.acting_search_config())
+
+
 def grid_fraction(trainer: Trainer) -> float:
     """The exact return of the agent on the grid, of the optimum's."""
-    planner = trainer.export_networks().planner(CELLS, trainer.acting_search_config())
-    cells, legal = np.eye(CELLS, dtype=np.float32), np.ones((CELLS, ACTIONS), np.bool_)
-    set_roots(planner, cells, legal, 0, 0, -1)
-    check_status(plan(planner))
-    discount = trainer.config.search.discount
-    return policy_return(planner.action.astype(np.int64), discount) / solve_grid(discount)
+    player, discount = greedy_player(trainer), trainer.config.search.discount
+    action = player.choose(np.eye(CELLS, dtype=np.float32), np.ones((CELLS, ACTIONS), np.bool_))
+    return policy_return(action.astype(np.int64), discount) / solve_grid(discount)
+
+
+def mean_points(trainer: Trainer) -> float:
+    """Mean points of TEST_EPISODES new games of 2048 without noise."""
+    player = greedy_player(trainer)
+
+    def choose(action: NDArray[np.int32], state: NDArray[np.float64]) -> None:
+        seen = np.zeros((len(state), GAME_2048.features), np.float32)
+        legal = np.zeros((len(state), GAME_2048.actions), np.bool_)
+        observe(seen, legal, state)
+        action[:] = player.choose(seen, legal)
+
+    return float(play(choose, TEST_EPISODES, TEST_SEED)[:, POINTS].mean())
+
+
+def players_2048() -> list[BenchRow]:
+    """Rows of the players that look ahead, on the same games."""
+    look_ahead(np.zeros(0, np.int32), np.zeros((0, GAME_2048.state)), 1)  # compiles it
+    rows = list[BenchRow]()
+    for player, moves in PLAYERS:
+        begin = time.process_time()
+        state = play(partial(look_ahead, moves=moves), TEST_EPISODES, TEST_SEED)
+        seconds, decisions = time.process_time() - begin, float((state[:, TILES] - 2).sum())
+        rows.append(new_row(f"2048, {player}", TEST_SEED, float(state[:, POINTS].mean()), None, seconds, decisions, 0))
+    return rows
 
 
 GROUNDS = (
     Ground("CartPole-v1", 475.0, mean_return),
     Ground("grid", 0.98, grid_fraction, ("network.num_chance_codes=4", "train.unizero_weight=0")),
+    Ground("2048", None, mean_points, evaluation_interval=50, rivals=players_2048),
 )
 
 
@@ -69,23 +117,17 @@ def train_to_goal(ground: Ground, options: BenchOptions, seed: int) -> BenchRow:
     clock = time.process_time if options.threads == 1 else time.perf_counter
     trainer, score = new_trainer(ground, options.threads, *options.settings, f"train.seed={seed}"), -np.inf
     seconds, decisions = 0.0, 0.0
-    while seconds < 60 * options.rival_minutes and score < ground.goal:
+    while seconds < 60 * options.rival_minutes and (ground.goal is None or score < ground.goal):
         begin = clock()
         row = trainer.run_iteration()
         seconds += clock() - begin
         decisions += row["decisions_per_s"] * row["collect_s"]
-        if trainer.iteration % EVALUATION_INTERVAL == 0:
+        if trainer.iteration % ground.evaluation_interval == 0:
             score = ground.score(trainer)
-    return {
-        "environment": ground.environment,
-        "seed": seed,
-        "score": round(score if np.isfinite(score) else ground.score(trainer), 3),
-        "goal": ground.goal,
-        "seconds": round(seconds, 1),
-        "decisions": round(decisions),
-        "updates": trainer.learner.step,
-        "steps_per_s": round(decisions / seconds),
-    }
+            log(f"{ground.environment}, seed {seed}: {score:.4g} after {seconds:.0f} s")
+    if trainer.iteration % ground.evaluation_interval:
+        score = ground.score(trainer)
+    return new_row(ground.environment, seed, score, ground.goal, seconds, decisions, trainer.learner.step)
 
 
 def bench_environments(options: BenchOptions) -> list[BenchRow]:
@@ -99,5 +141,5 @@ def bench_environments(options: BenchOptions) -> list[BenchRow]:
         warm = new_trainer(ground, options.threads, *options.settings, *WARM_UP)
         for _ in range(2):
             warm.run_iteration()
-        rows += [train_to_goal(ground, options, seed) for seed in range(options.seeds)]
+        rows += [train_to_goal(ground, options, seed) for seed in range(options.seeds)] + ground.rivals()
     return rows

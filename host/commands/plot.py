@@ -15,7 +15,7 @@ PAGE = "curves.html"
 PICTURE_WIDTH = 1400  # pixels
 
 
-def plot_runs(runs: list[Path], out: Path | None, png: Path | None) -> None:
+def plot_runs(runs: list[Path], out: Path | None, png: Path | None, width: int = PICTURE_WIDTH) -> None:
     """Write the curves of `runs` to `out`, by default into the only run or into the current folder."""
     page = out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
     curves = dict(found for run in runs for found in read_curves(run))
@@ -26,7 +26,7 @@ def plot_runs(runs: list[Path], out: Path | None, png: Path | None) -> None:
     write_atomic(page, render_learning(curves))
     log(f"{page}")
     if png is not None:
-        draw_page(page, png, PICTURE_WIDTH)
+        draw_page(page, png, width)
 
 
 def read_curves(run: Path) -> Iterator[tuple[str, list[Row]]]:

@@ -19,9 +19,14 @@ COLOURS = 256  # of a picture: a third of the bytes
 
 
 def remake_report(folder: Path, png: Path | None, width: int) -> None:
-    """Write report.html into `folder`, and a picture of it, `width` pixels wide, to `png`."""
+    """Write report.html into `folder`, and a picture of it, `width` pixels wide, to `png`; a game's has its curves."""
     if png is not None:
         check_writable(png)
+    if not (folder / "report.json").exists() and (folder / "environment.toml").exists():
+        from host.commands.plot import plot_runs  # which draws by this file
+
+        plot_runs([folder], folder / "report.html", png, width)
+        return
     write_html(folder)
     log(f"{folder / 'report.html'}")
     if png is not None:

@@ -47,6 +47,21 @@ SETTINGS = (
     "train.freeze_passes=1e9",
 )
 STOCHASTIC = ("train.chance_codes=learned",)
+# Of an environment on its own.  2048: many games, of which a value of the next 100 moves is soon learnt.
+OWN_SETTINGS = {
+    "2048": (
+        "network.num_chance_codes=16",
+        "network.hidden=128",
+        "network.latent=64",
+        "search.discount=0.99",
+        "train.num_simulations=8",
+        "train.random_episodes=0",
+        "train.reanalyze_interval=16",
+        "train.batch_size=128",
+        "train.num_unroll_steps=3",
+        "train.unizero_weight=0",
+    )
+}
 TEST_EPISODES, TEST_SEED = 100, 2**33  # of the agent that was trained; no seed of a training
 VALIDATION_EPISODES, VALIDATION_SEED = 20, 2**33 + 1  # by which the best agent is chosen
 RESULT, SETTINGS_FILE = "result.json", "environment"
@@ -56,7 +71,8 @@ def base_config(name: str | None) -> Config:
     """The settings of a training before those that are given, of the environment `name` or of a market."""
     if name is None:
         return Config()
-    return load_config(None, [*SETTINGS, *(STOCHASTIC if open_environment(name).is_stochastic else ())])
+    of_chance = STOCHASTIC if open_environment(name).is_stochastic else ()
+    return load_config(None, [*SETTINGS, *of_chance, *OWN_SETTINGS.get(name, ())])
 
 
 def train_any(files: list[Path], reading: ReadOptions, config: Config, options: TrainOptions) -> dict[str, Any]:

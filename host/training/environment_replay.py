@@ -6,7 +6,6 @@ where an episode ends, and each piece goes into a slot of the replay buffer: ker
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -344,17 +343,32 @@ def is_stochastic(config: Config) -> bool:
     return config.train.chance_codes == "learned"
 
 
+class GreedyPlayer:
+    """An agent that does not explore; it searches for those who ask, and for nobody else."""
+
+    def __init__(self, networks: OnnxNetworks, search: SearchConfig) -> None:
+        self._networks, self._search = networks, search
+        self._planner = networks.planner(1, search)
+
+    def choose(self, observation: NDArray[np.float32], legal: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """Actions [B] for observations [B, F]."""
+        if len(self._planner.action) != len(observation):
+            self._planner = self._networks.planner(len(observation), self._search)
+        set_roots(self._planner, observation, legal, 0, 0, -1)
+        check_status(plan(self._planner))
+        return self._planner.action
+
+
 def play_greedily(
     spec: EnvironmentSpec, networks: OnnxNetworks, search: SearchConfig, episodes: int, seed: int
 ) -> NDArray[np.float64]:
     """Returns [episodes] of an agent that does not explore, each of an episode of its own."""
-    lanes, returns = Lanes(spec.new_backend(episodes), seed, 0), np.full(episodes, math.nan)
-    planner, total = networks.planner(episodes, search), np.zeros(episodes)
-    while np.isnan(returns).any():
-        set_roots(planner, lanes.backend.observation, lanes.backend.legal, 0, 0, -1)
-        check_status(plan(planner))
-        reward, ended, _ = lanes.step(planner.action)
-        total += reward
-        is_over = (ended != RUNNING) & np.isnan(returns)
-        returns[is_over] = total[is_over]
-    return returns
+    lanes, player = Lanes(spec.new_backend(episodes), seed, 0), GreedyPlayer(networks, search)
+    now, running, total = lanes.backend, np.arange(episodes), np.zeros(episodes)
+    while len(running):
+        action = now.legal.argmax(axis=1).astype(np.int32)  # any, in a lane whose episode is over
+        action[running] = player.choose(now.observation[running], now.legal[running])
+        reward, ended, _ = lanes.step(action)
+        total[running] += reward[running]
+        running = running[ended[running] == RUNNING]
+    return total

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.environments.batch_environment import RUNNING, TERMINATED, TRUNCATED, BatchEnvironment
+from kernels.environments.game_2048 import GAME_2048
 from kernels.environments.grid import GRID
 from kernels.rng import randint
 
-BUILT_IN = {"grid": GRID}
+BUILT_IN = {"grid": GRID, "2048": GAME_2048}
 PROBE_STEPS = 1_000  # random steps that show the scales of an environment
 MAX_FEATURE = 10.0  # a scaled feature is clipped to this
 MAX_ACTIONS = 127

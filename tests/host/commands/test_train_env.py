@@ -8,8 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 import host.commands.train_env as command
+from host.commands.report import remake_report
+from host.commands.train_env import base_config
 from host.config import ConfigError
 from host.training.environments import UnplayableError, open_environment
+from kernels.environments.game_2048 import VALUE_LIMIT
 from swt import app
 from tests.fixtures.environments import SMALL
 
@@ -44,6 +47,22 @@ def test_a_run_resumes_to_the_same_networks(tmp_path: Path, monkeypatch: pytest.
         train("--env", "grid", "--steps", "9", "--resume", "--out", str(tmp_path / "a"), "--set", "train.seed=5")
 
 
+def test_the_report_of_a_run_shows_its_learning_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bokeh", reason="without Bokeh there is no page")
+    monkeypatch.setattr(command, "TEST_EPISODES", 2)
+    words = "--set", "train.random_episodes=0", "--steps", "4"  # the return of a lane that explores is not shown
+    train("--env", "tests.fixtures.environments:CORRIDOR", *words, "--out", str(tmp_path))
+    remake_report(tmp_path, None, 1400)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    result, _, losses = text.partition('<h2 class="group">Losses')
+    assert losses
+    assert "<h2>Mean return</h2>" in result
+
+
+def test_values_of_2048_reach_as_far_as_its_discount() -> None:
+    assert 0.3 / (1 - base_config("2048").search.discount) == pytest.approx(VALUE_LIMIT)
+
+
 def test_the_environment_of_the_readme_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gymnasium", reason="gymnasium is not installed")
     monkeypatch.setattr(command, "TEST_EPISODES", 2)
@@ -71,7 +90,7 @@ def test_what_goes_with_bars_alone_is_refused(words: list[str], says: str, tmp_p
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("NoSuchGame-v0", "give an id as CartPole-v1, module:Class, or one of grid"),
+        ("NoSuchGame-v0", "give an id as CartPole-v1, module:Class, or one of grid, 2048"),
         ("Pendulum-v1", "this trainer plans over Discrete ones, at most 127: wrap it"),
         ("no_such_module:Game", "No module named 'no_such_module'; write it as module:Class"),
     ],
@@ -87,6 +106,8 @@ def test_an_environment_that_cannot_be_played_is_named_with_a_way_out(name: str,
 
 def test_without_gymnasium_a_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(UnplayableError, match="gymnasium is not installed: pip install gymnasium, or take one of grid"):
+    with pytest.raises(
+        UnplayableError, match="gymnasium is not installed: pip install gymnasium, or take one of grid, 2048"
+    ):
         open_environment("CartPole-v1")
     assert open_environment("grid").actions == 4  # which needs none

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.training.environment_replay import EnvironmentReplay, play_greedily
+from host.training.environment_replay import EnvironmentReplay, GreedyPlayer, play_greedily
 from host.training.trainer import Trainer
 from kernels.learning.replay_buffer import ValueTargetConfig, value_target
 from tests.fixtures.environments import CORRIDOR_SPEC, LENGTH, STEP, env_trainer, played
@@ -122,8 +122,10 @@ def test_another_seed_plays_other_episodes() -> None:
     assert (one.steps.observation[:4] != two.steps.observation[:4]).any()
 
 
-def test_a_greedy_agent_plays_so_many_episodes() -> None:
-    trainer = played(CORRIDOR_SPEC, 1)
+def test_a_greedy_agent_plays_so_many_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, asked, choose = played(CORRIDOR_SPEC, 1), list[int](), GreedyPlayer.choose
+    monkeypatch.setattr(GreedyPlayer, "choose", lambda *given: [asked.append(len(given[1])), choose(*given)][1])
     returns = play_greedily(CORRIDOR_SPEC, trainer.export_networks(), trainer.acting_search_config(), 5, 7)
     assert set(returns) <= {n * (n + 1) / 2 for n in range(2, 11)}
     assert len(returns) == 5
+    assert sum(asked) == sum(int((2 * total) ** 0.5) for total in returns)  # episodes that are over are not searched
