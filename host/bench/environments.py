@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from host.bench.cartpole_rivals import CARTPOLE, GOAL, cartpole_rivals
 from host.bench.options import BenchError, BenchOptions
 from host.bench.process import BenchRow
 from host.commands.train_env import TEST_EPISODES, TEST_SEED, base_config
@@ -33,6 +34,7 @@ class Ground(NamedTuple):
     goal: float
     score: Callable[[Trainer], float]
     settings: tuple[str, ...] = ()
+    rivals: Callable[[BenchOptions], list[BenchRow]] = lambda _: []  # rows of other libraries
 
 
 def mean_return(trainer: Trainer) -> float:
@@ -53,7 +55,7 @@ def grid_fraction(trainer: Trainer) -> float:
 
 
 GROUNDS = (
-    Ground("CartPole-v1", 475.0, mean_return),
+    Ground(CARTPOLE, GOAL, mean_return, rivals=cartpole_rivals),
     Ground("grid", 0.98, grid_fraction, ("network.num_chance_codes=4", "train.unizero_weight=0")),
 )
 
@@ -99,5 +101,5 @@ def bench_environments(options: BenchOptions) -> list[BenchRow]:
         warm = new_trainer(ground, options.threads, *options.settings, *WARM_UP)
         for _ in range(2):
             warm.run_iteration()
-        rows += [train_to_goal(ground, options, seed) for seed in range(options.seeds)]
+        rows += [train_to_goal(ground, options, seed) for seed in range(options.seeds)] + ground.rivals(options)
     return rows
