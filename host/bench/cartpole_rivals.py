@@ -38,15 +38,23 @@ NUM_LANES = (8, 64)  # environments at once of who acts alone; LightZero collect
 def cartpole_rivals(options: BenchOptions) -> list[BenchRow]:
     """The rows of the libraries that are installed."""
     python, rows = os.environ.get(LIGHTZERO_PYTHON, sys.executable), list[BenchRow]()
-    if subprocess.run([python, "-c", HAS_LIGHTZERO], check=False).returncode:
+    if not has_lightzero(python):
         way = f"python -m venv lz, lz/bin/pip install lightzero, {LIGHTZERO_PYTHON}=lz/bin/python"
-        log(f"{CARTPOLE}: without LightZero: {way}")
+        log(f"{CARTPOLE}: {python} has no LightZero: {way}")
     else:
         rows += [row for seed in range(options.seeds) for row in train_lightzero(python, seed, options.rival_minutes)]
     if find_spec("mctx") is None:
         log(f"{CARTPOLE}: without mctx: pip install mctx")
         return rows
     return rows + [row for count in NUM_LANES for row in compare_acting(count, options.rounds)]
+
+
+def has_lightzero(python: str) -> bool:
+    """Whether a Python has LightZero, and is there itself."""
+    try:
+        return subprocess.run([python, "-c", HAS_LIGHTZERO], check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def train_lightzero(python: str, seed: int, minutes: float) -> list[BenchRow]:

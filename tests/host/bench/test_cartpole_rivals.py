@@ -80,13 +80,16 @@ def test_a_training_of_lightzero_that_fails_says_why(lightzero: str, capsys: pyt
     assert line.endswith("ValueError: no luck")
 
 
+@pytest.mark.parametrize("python", [sys.executable, "no/python"])
 def test_rivals_that_are_missing_are_left_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    python: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv(rivals.LIGHTZERO_PYTHON, python)
     monkeypatch.setattr(rivals, "HAS_LIGHTZERO", "raise SystemExit(1)")
     monkeypatch.setattr(rivals, "find_spec", lambda _: None)
     assert rivals.cartpole_rivals(BenchOptions()) == []
     lightzero, mctx = capsys.readouterr().err.splitlines()
+    assert f"{python} has no LightZero: " in lightzero
     assert "pip install lightzero" in lightzero
     assert rivals.LIGHTZERO_PYTHON in lightzero
     assert mctx.endswith("pip install mctx")
