@@ -37,7 +37,8 @@ NUM_LANES = (8, 64)  # environments at once of who acts alone; LightZero collect
 
 def cartpole_rivals(options: BenchOptions) -> list[BenchRow]:
     """The rows of the libraries that are installed."""
-    python, rows = os.environ.get(LIGHTZERO_PYTHON, sys.executable), list[BenchRow]()
+    python = os.path.abspath(os.environ.get(LIGHTZERO_PYTHON, sys.executable))  # it runs in another folder
+    rows = list[BenchRow]()
     if not has_lightzero(python):
         way = f"python -m venv lz, lz/bin/pip install lightzero, {LIGHTZERO_PYTHON}=lz/bin/python"
         log(f"{CARTPOLE}: {python} has no LightZero: {way}")

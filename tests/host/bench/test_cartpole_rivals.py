@@ -59,7 +59,8 @@ def lightzero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_evaluation_stops_the_clock_of_lightzero(
     lightzero: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(rivals.LIGHTZERO_PYTHON, lightzero)
+    monkeypatch.chdir(Path(lightzero).parent)
+    monkeypatch.setenv(rivals.LIGHTZERO_PYTHON, Path(lightzero).name)
     monkeypatch.setattr(rivals, "find_spec", lambda _: None)  # no mctx
     (row,) = rivals.cartpole_rivals(BenchOptions(seeds=1))
     assert (row["score"], row["decisions"], row["updates"]) == (500.0, 600, 300)  # the first evaluation at the goal
@@ -89,7 +90,7 @@ def test_rivals_that_are_missing_are_left_out(
     monkeypatch.setattr(rivals, "find_spec", lambda _: None)
     assert rivals.cartpole_rivals(BenchOptions()) == []
     lightzero, mctx = capsys.readouterr().err.splitlines()
-    assert f"{python} has no LightZero: " in lightzero
+    assert f"{Path(python).absolute()} has no LightZero: " in lightzero
     assert "pip install lightzero" in lightzero
     assert rivals.LIGHTZERO_PYTHON in lightzero
     assert mctx.endswith("pip install mctx")
