@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from host.bench.cartpole_rivals import CARTPOLE, GOAL, cartpole_rivals
 from host.bench.options import BenchError, BenchOptions
-from host.bench.process import BenchRow
+from host.bench.process import BenchRow, training_row
 from host.commands.train_env import TEST_EPISODES, TEST_SEED, base_config
 from host.config import load_config
 from host.console import log
@@ -36,23 +37,7 @@ class Ground(NamedTuple):
     score: Callable[[Trainer], float]
     settings: tuple[str, ...] = ()
     evaluation_interval: int = 5  # iterations
-    rivals: Callable[[], list[BenchRow]] = list  # rows of players that know its rules
-
-
-def new_row(
-    environment: str, seed: int, score: float, goal: float | None, seconds: float, decisions: float, updates: int
-) -> BenchRow:
-    """The row of a training, or of a player."""
-    return {
-        "environment": environment,
-        "seed": seed,
-        "score": round(score, 3),
-        "goal": goal,
-        "seconds": round(seconds, 1),
-        "decisions": round(decisions),
-        "updates": updates,
-        "steps_per_s": round(decisions / seconds),
-    }
+    rivals: Callable[[BenchOptions], list[BenchRow]] = lambda _: []  # rows of other libraries or players
 
 
 def mean_return(trainer: Trainer) -> float:
@@ -87,7 +72,7 @@ def mean_points(trainer: Trainer) -> float:
     return float(play(choose, TEST_EPISODES, TEST_SEED)[:, POINTS].mean())
 
 
-def players_2048() -> list[BenchRow]:
+def players_2048(_: BenchOptions) -> list[BenchRow]:
     """Rows of the players that look ahead, on the same games."""
     look_ahead(np.zeros(0, np.int32), np.zeros((0, GAME_2048.state)), 1)  # compiles it
     rows = list[BenchRow]()
@@ -95,12 +80,13 @@ def players_2048() -> list[BenchRow]:
         begin = time.process_time()
         state = play(partial(look_ahead, moves=moves), TEST_EPISODES, TEST_SEED)
         seconds, decisions = time.process_time() - begin, float((state[:, TILES] - 2).sum())
-        rows.append(new_row(f"2048, {player}", TEST_SEED, float(state[:, POINTS].mean()), None, seconds, decisions, 0))
+        score = float(state[:, POINTS].mean())
+        rows.append(training_row(f"2048, {player}", TEST_SEED, score, None, seconds, decisions, 0))
     return rows
 
 
 GROUNDS = (
-    Ground("CartPole-v1", 475.0, mean_return),
+    Ground(CARTPOLE, GOAL, mean_return, rivals=cartpole_rivals),
     Ground("grid", 0.98, grid_fraction, ("network.num_chance_codes=4", "train.unizero_weight=0")),
     Ground("2048", None, mean_points, evaluation_interval=50, rivals=players_2048),
 )
@@ -127,7 +113,7 @@ def train_to_goal(ground: Ground, options: BenchOptions, seed: int) -> BenchRow:
             log(f"{ground.environment}, seed {seed}: {score:.4g} after {seconds:.0f} s")
     if trainer.iteration % ground.evaluation_interval:
         score = ground.score(trainer)
-    return new_row(ground.environment, seed, score, ground.goal, seconds, decisions, trainer.learner.step)
+    return training_row(ground.environment, seed, score, ground.goal, seconds, decisions, trainer.learner.step)
 
 
 def bench_environments(options: BenchOptions) -> list[BenchRow]:
@@ -141,5 +127,5 @@ def bench_environments(options: BenchOptions) -> list[BenchRow]:
         warm = new_trainer(ground, options.threads, *options.settings, *WARM_UP)
         for _ in range(2):
             warm.run_iteration()
-        rows += [train_to_goal(ground, options, seed) for seed in range(options.seeds)] + ground.rivals()
+        rows += [train_to_goal(ground, options, seed) for seed in range(options.seeds)] + ground.rivals(options)
     return rows

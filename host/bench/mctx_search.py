@@ -90,9 +90,15 @@ def run_search(s: ModelShape, kind: str, n: int, p: Any, key: Any, x: Any) -> An
     return output.action, output.action_weights
 
 
-def new_mctx_search(shape: ModelShape, kind: str, B: int, n: int) -> Callable[[], Any]:
-    """A compiled search over B random roots, run and awaited by a call."""
+def compile_search(shape: ModelShape, kind: str, n: int) -> Callable[[Any], Any]:
+    """A compiled search of n simulations over roots x [B, F]: (action, policy)."""
     p = {name: jnp.asarray(array) for name, array in vars(as_views(new_params(shape, 0), shape)).items()}
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((B, shape.features)), jnp.float32)
     compiled = jax.jit(partial(run_search, shape, kind, n))
-    return lambda: jax.block_until_ready(compiled(p, jax.random.PRNGKey(0), x))
+    return lambda x: compiled(p, jax.random.PRNGKey(0), x)
+
+
+def new_mctx_search(shape: ModelShape, kind: str, B: int, n: int) -> Callable[[], Any]:
+    """A search over B random roots, run and awaited by a call."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((B, shape.features)), jnp.float32)
+    search = compile_search(shape, kind, n)
+    return lambda: jax.block_until_ready(search(x))

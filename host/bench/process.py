@@ -112,3 +112,19 @@ def fill_normal(arrays: Iterable[NDArray[np.float32]], seed: int) -> None:
     rng = np.random.Generator(np.random.Philox(key=seed))
     for array in arrays:
         array[...] = rng.standard_normal(array.shape)
+
+
+def training_row(
+    environment: str, seed: int, score: float, goal: float | None, seconds: float, decisions: float, updates: int
+) -> BenchRow:
+    """The row of a training in an environment, or of a player who knows its rules."""
+    return {
+        "environment": environment,
+        "seed": seed,
+        "score": round(score, 3),
+        "goal": goal,
+        "seconds": round(seconds, 1),
+        "decisions": round(decisions),
+        "updates": updates,
+        "steps_per_s": round(decisions / seconds) if seconds else 0,
+    }
