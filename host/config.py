@@ -139,7 +139,7 @@ class SearchSettings:
     ] = SHARED_TREE
     num_simulations: Annotated[Simulations, "Simulations of a decision when acting."] = 4
     max_considered_actions: Annotated[int, Range(1, 256), "Root actions that Gumbel search considers."] = 4
-    num_sampled_sizes: Annotated[int, Range(1, 64), "Sizes of a side at a root of widening: full, then draws."] = 2
+    num_sampled_sizes: Annotated[int, Range(1, 64), "Sizes of a side that widening tries: full, then draws."] = 2
     discount: Annotated[float, Range(0.01, 1), "Discount of a bar."] = 0.985
     c_visit: Annotated[Scale, "Gumbel MuZero's c_visit; mctx calls it maxvisit_init."] = 50.0
     c_scale: Annotated[Scale, "Gumbel MuZero's c_scale, on Q in 5 to 95 % ranges of n-step rewards."] = 1.0

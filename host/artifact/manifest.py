@@ -209,7 +209,8 @@ def check_instruments(specs: list[MarketSpec], actions: list[str]) -> None:
 def check_search(search: SearchConfig, shape: NetworkShape, market: Market) -> None:
     """ValueError for a search that is not one of `market` or whose numbers are absurd."""
     rules = all(getattr(search, rule) == getattr(market, rule) for rule in ("mae_penalty", "position_adjustment"))
-    if not (rules and search.stochastic and search.expectation_backup):
+    is_linear = market.risk_aversion == 0 == search.mae_penalty
+    if not (rules and search.stochastic and search.expectation_backup and search.linear_values <= is_linear):
         raise ValueError("a search that is not one of this market")
     max_considered = max_candidates(search.num_sampled_sizes) if search.algorithm == WIDENING else shape.actions
     check_int("max_considered_actions", search.max_considered_actions, 1, max_considered)

@@ -22,7 +22,7 @@ from kernels.market.position import (
 )
 from kernels.ort import GraphLayout
 from kernels.search.config import SearchConfig
-from kernels.search.market_search import MAX_MARKET_DEPTH, num_hypotheses
+from kernels.search.market_search import num_network_values
 from kernels.search.networks import NetworkShape
 from kernels.search.onnx_networks import OnnxNetworks as SearchNetworks
 
@@ -87,12 +87,12 @@ def hypothesis_positions(
     """
     if shape.position == 0:
         return 0, None
-    memoryless = config.mae_penalty == 0
-    M = num_hypotheses(shape.actions, MAX_MARKET_DEPTH, memoryless)
-    if not memoryless:
+    M = num_network_values(shape.actions, config)
+    if config.mae_penalty != 0:
         return M, None
+    valued_sizes = (max(position_sizes), 0.0, 0.0, 0.0, 0.0) if config.linear_values else position_sizes
     features, position = np.zeros((M, shape.position), np.float32), np.zeros(NUM_POSITION_FIELDS, np.float32)
     for m in range(M):
-        position[SIDE] = position[PREVIOUS_SIDE] = action_target(0.0, m, position_sizes)
+        position[SIDE] = position[PREVIOUS_SIDE] = action_target(0.0, m, valued_sizes)
         position_features(features[m], position, True)
     return M, features

@@ -67,9 +67,7 @@ NO_REANALYZE, NO_MIRROR = "train.reanalyze=false", "train.mirror_augmentation=fa
 NO_UNIZERO, SEQUENCE = "train.unizero_weight=0", ("network.dynamics=transformer", "network.context=8")
 FULL_SIZE, SIZES = "market.position_sizes=[1.0]", "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]"
 KEPT_SIZES, RESIZING = ("market.position_adjustment=false", SIZES), ("market.position_adjustment=true", SIZES)
-# every candidate of a flat root is searched: HOLD, and of each side the full size and one more
-WIDE_SEARCH = ("search.num_sampled_sizes=2", "search.max_considered_actions=5", "search.num_simulations=5",
-               "train.num_simulations=5")  # fmt: skip
+EVERY_SIZE_HELD = "train.random_episodes=16"  # all of them: widening learns of held positions alone
 HALF_REALISED = "train.search_value_weight=0.5"  # the age cut shortens the return of realised rewards
 REZERO = "memory -20..-40 %, CPU -50..-70 %, storage +5..10 %, cache hits 60-80 %"
 WIDENING = "memory +20..40 %, CPU +30..50 %, storage +5..10 %"
@@ -94,7 +92,7 @@ LATER = (
     Enhancement("sizes", f"{WIDENING} (of widening)", KEPT_SIZES, (KEPT_SIZES[0], FULL_SIZE), "risk"),
     Enhancement("resizing", "none: ours", RESIZING, KEPT_SIZES, "risk"),
     Enhancement("risk term", "none: ours", ("market.risk_aversion=0.7",), ("market.risk_aversion=0",), "risk"),
-    Enhancement("progressive widening", WIDENING, ("search.algorithm=widening", *WIDE_SEARCH, FULL_SIZE),
+    Enhancement("progressive widening", WIDENING, ("search.algorithm=widening", EVERY_SIZE_HELD, FULL_SIZE),
                 (*GUMBEL_OFF, FULL_SIZE), "risk"),
     Enhancement("value prefix", "none", (*GUMBEL, "train.value_prefix=true"), GUMBEL, "delayed"),
     Enhancement("consistency", "none", ("train.consistency_weight=2.0", NO_UNIZERO), (NO_UNIZERO,), "sparse"),

@@ -17,6 +17,7 @@ from host.training.market_replay import MarketReplay, share_sizes
 from kernels.learning.replay_buffer import Batch, new_replay_buffer, slice_batch
 from kernels.market.position import HOLD, action_names
 from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
+from kernels.search.progressive_widening import max_candidates
 from kernels.search.progressive_widening import NUM_BETA_PARAMS
 from models.extension import LossWeights
 from models.params import ModelShape
@@ -48,11 +49,12 @@ class MarketDomain:
         return loss_weights(self.config)
 
     def search_config(self, num_simulations: int, q_scale: float) -> SearchConfig:
-        """A search of `num_simulations` simulations with the running scale of Q."""
+        """A search of `num_simulations` simulations with the running scale of Q; widening tries every candidate."""
         s = self.config.search
+        candidates = max_candidates(s.num_sampled_sizes) if s.algorithm == ALGORITHMS[WIDENING] else 0
         return new_search_config(
-            num_simulations=num_simulations,
-            max_considered_actions=s.max_considered_actions,
+            num_simulations=max(num_simulations, candidates),
+            max_considered_actions=max(s.max_considered_actions, candidates),
             discount=s.discount,
             c_visit=s.c_visit,
             c_scale=s.c_scale,
@@ -63,6 +65,7 @@ class MarketDomain:
             exact_rewards=not self.config.train.value_prefix,
             algorithm=ALGORITHMS.index(s.algorithm),
             num_sampled_sizes=s.num_sampled_sizes,
+            linear_values=self.config.market.risk_aversion == 0 and self.mae_penalty == 0,
         )
 
     def new_replays(

@@ -33,8 +33,9 @@ class SearchConfig(NamedTuple):
     algorithm: int = GUMBEL  # GUMBEL, PUCT, MARKET or WIDENING
     dirichlet_fraction: float = 0.25  # weight of Dirichlet noise in the prior of the root, under PUCT
     dirichlet_alpha: float = 0.3  # concentration of that noise
-    num_sampled_sizes: int = 4  # sizes of each side that the root draws, under WIDENING
+    num_sampled_sizes: int = 2  # sizes of a side at the root, under WIDENING: the full one, then draws
     position_adjustment: bool = False  # an entry may change the size of an open position on its side
+    linear_values: bool = False  # MARKET: the network values flat and the largest size alone: `read_children`
 
 
 @constructor(SearchConfig)

@@ -64,6 +64,12 @@ def num_hypotheses(actions: int, depth: int, memoryless: bool) -> int:
     return actions - 1 if memoryless else FIRST_OPENED + depth * (actions - 2)
 
 
+def num_network_values(actions: int, config: SearchConfig) -> int:
+    """Hypotheses that the network `market` values: all, or flat and the largest position of each side."""
+    memoryless = config.mae_penalty == 0
+    return 3 if memoryless and config.linear_values else num_hypotheses(actions, MAX_MARKET_DEPTH, memoryless)
+
+
 def new_market_tree(
     searches: int, expansions: int, actions: int, codes: int, state: int, depth: int, memoryless: bool
 ) -> MarketTree:
@@ -233,8 +239,13 @@ def add_children(
 
 @inlined
 def read_children(tree: MarketTree, y: NDArray[np.float32], b: int, node: int) -> None:
-    """Read state, logits of the codes and values of the C children of a node from their network rows y, a row each."""
+    """Read state, logits of the codes and values of the C children of a node from their network rows y, a row each.
+
+    A row with fewer values than hypotheses has those of flat and of the largest position of each side.  Between them
+    the value is linear in the size: profit and costs are, so a part of a position is best led as the whole one is.
+    """
     C, S, M = tree.prior.shape[2], tree.state.shape[2], tree.value.shape[2]
+    values = y.shape[1] - S - C
     for c in range(C):
         child = tree.first_child[b, node] + c
         for i in range(S):
@@ -242,7 +253,12 @@ def read_children(tree: MarketTree, y: NDArray[np.float32], b: int, node: int) -
         for i in range(C):
             tree.prior[b, child, i] = y[c, S + i]
         for m in range(M):
-            tree.value[b, child, m] = y[c, S + C + m]
+            if values == M:
+                tree.value[b, child, m] = y[c, S + C + m]
+            else:
+                flat, largest = y[c, S + C], y[c, S + C + (1 if tree.side[b, m] > 0 else 2)]
+                part = abs(tree.side[b, m]) / tree.side[b, M // 2]
+                tree.value[b, child, m] = flat + part * (largest - flat)
 
 
 @inlined

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kernels.market.position import NUM_POSITION_FEATURES
 from kernels.ort import BoundGraph, no_graph
 from kernels.search.config import MARKET, WIDENING, SearchConfig
-from kernels.search.market_search import MAX_MARKET_DEPTH, num_hypotheses
+from kernels.search.market_search import num_network_values
 from kernels.search.progressive_widening import POLICY_HEAD_WIDTH
 
 
@@ -91,7 +91,7 @@ def graph_widths(shape: NetworkShape, config: SearchConfig, preactivation: int =
     """Widths of x and of y of every network of such a search; `code` is left out where there is no preactivation."""
     policy = POLICY_HEAD_WIDTH if config.algorithm == WIDENING else shape.actions
     edge, memoryless = (shape.codes if config.stochastic else shape.actions), config.mae_penalty == 0
-    hypotheses = num_hypotheses(shape.actions, MAX_MARKET_DEPTH, memoryless)
+    hypotheses = num_network_values(shape.actions, config)
     widths = row_widths(column_widths(shape, policy, edge, preactivation, hypotheses, memoryless))
     return {name: width for name, width in widths.items() if name != "code" or preactivation}
 

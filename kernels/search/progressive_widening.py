@@ -135,7 +135,7 @@ def draw_target(sampled: SampledTree, b: int, node: int, kind: int, side: float,
     """Signed size of the position after an action of this kind: HOLD keeps `side`, CLOSE is 0.
 
     An entry draws its size from the Beta head of the node by the draw's number `draw`: on either side the same one
-    where the head is the same.
+    where the head is the same.  Draw 1 of a root that acts is the mean, the best guess.
     """
     if kind == HOLD:
         return side
@@ -144,7 +144,8 @@ def draw_target(sampled: SampledTree, b: int, node: int, kind: int, side: float,
     first = NUM_ACTION_KINDS + 2 * (kind - BUY)
     p = 1.0 + softplus(np.float64(sampled.policy_head[b, node, first]))
     q = 1.0 + softplus(np.float64(sampled.policy_head[b, node, first + 1]))
-    size = max(beta(p, q, sampled.rng_key[b], 2 * node + 1, draw), MIN_SIZE)
+    key = sampled.rng_key[b]
+    size = p / (p + q) if key == 0 and node == 0 and draw == 1 else max(beta(p, q, key, 2 * node + 1, draw), MIN_SIZE)
     return size if kind == BUY else -size
 
 

