@@ -75,7 +75,7 @@ def test_the_optimum_is_the_one_of_the_text() -> None:
     """
     held = 6 / 2 + (6 - 3) * 0.9 / 2  # an event that begins with a position; one in 20 ends without
     assert gain("delayed") == pytest.approx((held + (6 - 3) / 20) / (21 / 20) / (40 + 5.5), rel=1e-3)
-    assert gain("jumps") == pytest.approx((2.5 / 0.6 - 3) / (20 + 1 / 0.6 + 1), rel=1e-3)
+    assert gain("jumps") == pytest.approx((3 / 0.6 - 3.2) / (20 + 1 / 0.6 + 1), rel=1e-3)
     assert gain("sparse") == pytest.approx((2 * 2 - 1) / (248 + 2), rel=1e-4)
     assert gain("stale") == pytest.approx((8 * 0.6 - 0.5) / (60 + 8), rel=1e-4)
 
@@ -159,13 +159,13 @@ def test_jumps_are_told_by_a_range_and_by_no_move(made: dict[str, SyntheticMarke
     fill_realised_codes(code, fit_chance_codes(market.bars, t), market.bars, t - 1)
     inside = np.flatnonzero(market.extra[t, 0] * market.extra[t - 1, 0])  # but for the first bar, which no fall follows
     width, code = (market.bars.high - market.bars.low)[t][inside], code[inside]
-    band = np.digitize(width, np.quantile(width, np.arange(1, 8) / 8))  # as many as there are codes
+    band = np.digitize(width, np.quantile(width, np.arange(1, 5) / 5))  # fewer than there are codes
     ends = (market.state[t][inside] % 2 == 0).astype(int)
     possible = information(ends, ends)
     assert information(code, ends) < 0.02 * possible
     assert information(band, ends) > 0.7 * possible
     # without the range the bars after the first of a phase are one state, which ends in a fall three times in five
-    moves = np.array([[2.5] * 3, [-2.5, 0.0, 2.5]])
+    moves = np.array([[3.0] * 3, [-3.0, 0.0, 3.0]])
     blind = synthetic._events(20, np.array([[0, 0, 1], [0.6, 0, 0.4]]), moves, np.ones((2, 1)), np.ones(2))
     assert gain("jumps", blind) < 0.2 * gain("jumps")
 
@@ -204,10 +204,9 @@ def test_a_search_by_moves_does_not_dare_to_enter_jumps(made: dict[str, Syntheti
     np.add.at(count, (code, phase[t], phase[t + 1]), 1.0)
     of_moves = count / np.maximum(count.sum(axis=0), 1.0)
     of_phases = np.broadcast_to(np.eye(G)[:, None], (G, G, G))
-    expected = (model.transition * model.moves).sum(axis=1)
-    assert entry_margin(moves_of_codes(market), of_moves) < -0.2
-    assert entry_margin(expected, of_moves) < 0.0
-    assert entry_margin(expected, of_phases) > 0.3
+    told = moves_of_codes(market)
+    assert entry_margin(told, of_moves) < -0.2
+    assert entry_margin(told, of_phases) > 0.2
 
 
 def test_sparse_has_something_to_earn_in_a_bar_of_a_hundred(made: dict[str, SyntheticMarket]) -> None:
