@@ -216,6 +216,9 @@ def test_sparse_has_something_to_earn_in_a_bar_of_a_hundred(made: dict[str, Synt
     windows = np.lib.stride_tricks.sliding_window_view(eventful, 1 + selftest_config([]).train.num_unroll_steps)
     assert windows.any(axis=1).mean() < 0.035
     np.testing.assert_array_equal(eventful, market.extra[:, 0] != 0)
+    # and the mean moves of codes tell most of it: a larger move would be lost on them
+    told = np.outer(moves_of_codes(market), np.ones(5))
+    assert gain("sparse", model_of("sparse")._replace(moves=told)) > 0.5 * gain("sparse")
 
 
 def test_stale_bars_teach_to_lose(made: dict[str, SyntheticMarket]) -> None:
