@@ -17,10 +17,12 @@ Each of the others needs what an enhancement offers, and a test computes what is
     memory        an extra feature is a coin that each bar tosses, and the coin of 5 bars ago is the sign of the next
                   move, of 0.8 deviations.  Who sees the newest bar only earns nothing
     delayed       an extra feature promises a jump of 6 deviations, at one of the next 10 bars, each as likely: the sum
-                  of the rewards is known, and hardly any single one of them
-    jumps         noise with phases that rise by 1 deviation a bar, and that a bar with a path 6 times as wide ends:
-                  a fall of 4 follows it.  An extra feature gives the phase.  No move tells that the fall comes
-    sparse        noise but for 2 bars in 250, which rise or fall by 4 deviations and which an extra feature announces
+                  of the rewards is known, and hardly any single one of them.  The spread is 3 deviations: a jump is
+                  more, but the mean move of its chance code, 2 deviations, is less
+    jumps         noise with phases that rise by 3 deviations a bar, and that a bar with a path 10 times as wide ends: a
+                  fall of 3 follows it.  An extra feature gives the phase.  No move tells that the fall comes.  An
+                  entry pays if it is closed before the fall, so a search must see it come in the bars it imagines
+    sparse        noise but for 2 bars in 250, which rise or fall by 2 deviations and which an extra feature announces
     stale         an extra feature is the sign of phases of 0.6 deviations a bar; until two thirds of the training bars
                   it had the other sign.  Who learns of all bars alike trades against the rule of today
     risk          planted with a half-life of 2 bars and a risk term in the reward, which is quadratic in the size: the
@@ -138,7 +140,7 @@ def _delayed(quiet_bars: float, bars: int, jump: float) -> PhaseModel:
 
 RISE, FALL = [1.5] * 4, [-1.7] * 2  # expected moves of `close`, deviations
 CLOSE_FEATURES = [*([i / 4, 0.0] for i in (4, 3, 2, 1)), *([0.0, i / 2] for i in (2, 1))]  # fraction left of either
-JUMPS = np.array([[0.0, 5 / 6, 1 / 6], [1.0, 0.0, 0.0]]), np.outer([1.0, -4.0], np.ones(3))  # a rise, a wide bar
+JUMPS = np.array([[0.0, 0.4, 0.6], [1.0, 0.0, 0.0]]), np.outer([3.0, -3.0], np.ones(3))  # a rise, a wide bar
 STALE = np.array([[1 / 8, 7 / 8]]), np.full((1, 2), 0.6)
 PLANTED_HALF_LIFE = math.log(0.5) / math.log(0.9)
 RISK_SETTINGS = (
@@ -156,9 +158,9 @@ MARKETS = {
     "planted-hard": KnownMarket(LevelModel(walk=0.5), 1.0, math.log(0.5) / math.log(0.95)),
     "close": KnownMarket(_sequence(12, RISE + FALL, CLOSE_FEATURES), 4.0),
     "memory": KnownMarket(_memory(5, 0.8), 1.6),
-    "delayed": KnownMarket(_delayed(40, 10, 6.0), 0.5),
-    "jumps": KnownMarket(_events(40, *JUMPS, np.ones((2, 1)), np.array([1.0, 6.0])), 3.0),
-    "sparse": KnownMarket(_sequence(248, [4.0, 4.0], [[1.0], [0.5]]), 3.0),
+    "delayed": KnownMarket(_delayed(40, 10, 6.0), 3.0),
+    "jumps": KnownMarket(_events(20, *JUMPS, np.ones((2, 1)), np.array([1.0, 10.0])), 3.2),
+    "sparse": KnownMarket(_sequence(248, [2.0, 2.0], [[1.0], [0.5]]), 1.0),
     "stale": KnownMarket(_events(60, *STALE, np.ones((1, 1)), np.ones(1))._replace(turns=True), 0.5),
     "risk": KnownMarket(LevelModel(), 0.5, 2.0, RISK_SETTINGS),
 }

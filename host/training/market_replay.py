@@ -236,9 +236,19 @@ class MarketReplay:
                 play = self.replay, account, trade, searched, search, batch, self.feature_store.market_data
                 play_searched_bars(*play, self._num_random(batch), self.seed + STREAM_NOISE, self.episodes + first)
             store_searched_bars(self.replay, slots, searched, search)
-        backward_lambda(self.replay, slots, search.discount, td_lambda)
+        self._store_returns(slots, search, td_lambda)
         self.episodes += len(slots)
         return counts
+
+    def _store_returns(self, slots: NDArray[np.int64], search: SearchConfig, td_lambda: float) -> None:
+        """Turn the search values of the episodes `slots` into lambda-returns.
+
+        They are of expected rewards, by the mean moves of the codes, but where a network learns rewards: it would be in
+        vain that it knows of a state that its moves are larger than their codes say.
+        """
+        if not search.exact_rewards:
+            self.replay.expected_reward[slots, :, 0] = self.replay.reward[slots]
+        backward_lambda(self.replay, slots, search.discount, td_lambda)
 
     def run_batch(self, searches: Searches, rows: Rows, planner: Planner, first: int, batch: NDArray[np.int64]) -> int:
         """Search a batch of bars, or of the episodes in the slots `batch`, into `rows`; the status of the networks."""
@@ -275,7 +285,7 @@ class MarketReplay:
             counts = pool.search(self, searches, self.replay, networks, batches_of(stale, t.num_envs))
         else:
             store_searched_bars(self.replay, stale, searched, search)
-        backward_lambda(self.replay, stale, search.discount, td_lambda)
+        self._store_returns(stale, search, td_lambda)
         self.replay.searched_iteration[stale] = iteration
         if searched is None and (t.search_value_weight < 1 or t.per_alpha > 0):
             pool.run(lambda slots: self._revalue_episodes(networks, slots), np.arange(self.num_stored_episodes))

@@ -221,6 +221,15 @@ def test_lambda_falls_to_half_with_the_passes_and_reaches_the_returns(monkeypatc
     assert not np.array_equal(*(end.markets[0].replay.search_value for end in ends))
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_returns_are_of_what_came_where_rewards_are_learned(learned: bool) -> None:
+    """Elsewhere they are of the mean moves of codes, which tell no jump."""
+    trainer = trained(2, 1, "search.algorithm=gumbel", f"train.value_prefix={str(learned).lower()}")
+    replay, slots = trainer.markets[0].replay, trainer.markets[0].num_stored_episodes
+    assert np.abs(replay.reward[:slots]).max() > 0
+    assert np.array_equal(replay.expected_reward[:slots, :, 0], replay.reward[:slots]) == learned
+
+
 def test_after_so_many_passes_only_heads_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FREEZE_STEPS", 1)
     trainer = Trainer([dataset(tiny())], tiny("train.freeze_passes=1e-3"), 1)
