@@ -29,24 +29,24 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_920,
-    "learning": 2_442,  # self-play, one search a bar, targets, the iteration of training
+    "core": 10_936,
+    "learning": 2_454,  # self-play, one search a bar, targets, the iteration of training
     "runs": 1_677,  # training that survives: its folder, memory, health, settings and what it shows
-    "evaluation": 1_185,  # known markets, and what an agent has learnt of them
-    "environments": 1_664,  # what is learnt beside the market, and the market for agents of other libraries
-    "analysis": 2_495,  # what a backtest is worth, and the report that shows it
+    "evaluation": 1_189,  # known markets, and what an agent has learnt of them
+    "environments": 1_937,  # what is learnt beside the market, and the market for agents of other libraries
+    "analysis": 2_501,  # what a backtest is worth, and the report that shows it
     "cluster": 820,  # one training on many machines, or many trainings
     "walkforward": 792,  # training anew for each fold, and the ledger of trials
     "data": 3_930,  # how files of strangers are read, and joined
     "live": 1_750,  # acting beside money, and many decisions at once
-    "extensions": 1_640,
-    "bench": 1_670,
-    "enhancements": 694,  # what every enhancement costs and teaches
-    "rivals": 590,  # agents of other libraries beside ours
+    "extensions": 1_641,
+    "bench": 1_691,
+    "enhancements": 695,  # what every enhancement costs and teaches
+    "rivals": 757,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
-RIVALS = ("host/bench/ppo",)
+RIVALS = ("host/bench/ppo", "host/bench/cartpole_rivals", "host/bench/lightzero")
 ENVIRONMENTS = (
     "kernels/environments/",
     "kernels/learning/environment_replay",
@@ -123,7 +123,7 @@ def shelf_of(path: Path) -> str:
         "environments": ENVIRONMENTS,
         "extensions": EXTENSIONS,
         "enhancements": ENHANCEMENTS,
-        "rivals": ("host/bench/ppo",),
+        "rivals": RIVALS,
         "analysis": ANALYSIS,
         "walkforward": WALKFORWARD,
         "runs": RUNS,

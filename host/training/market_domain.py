@@ -17,8 +17,7 @@ from host.training.market_replay import MarketReplay, share_sizes
 from kernels.learning.replay_buffer import Batch, new_replay_buffer, slice_batch
 from kernels.market.position import HOLD, action_names
 from kernels.search.config import ALGORITHMS, MARKET, WIDENING, SearchConfig, new_search_config
-from kernels.search.progressive_widening import max_candidates
-from kernels.search.progressive_widening import NUM_BETA_PARAMS
+from kernels.search.progressive_widening import NUM_BETA_PARAMS, max_candidates
 from models.extension import LossWeights
 from models.params import ModelShape
 

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from host.artifact import model_file
-from host.artifact.manifest import save_model, check_decision_cost, load_model, load_models, max_tree_bytes
+from host.artifact.manifest import check_decision_cost, load_model, load_models, max_tree_bytes, save_model
 from host.artifact.model_file import ModelError
 from host.artifact.onnx_check import layout_of
 from host.commands.act import act_on_feed
@@ -178,9 +178,10 @@ def test_a_risk_term_brings_the_mean_squares_of_the_codes(trained: Trained, tmp_
     resizing = market._replace(spec=spec._replace(market=averse._replace(position_adjustment=True)))
     with pytest.raises(ModelError, match="not one of this market"):
         load_model(save_several(trained, tmp_path / "resizing.swt", resizing))
-    save_model(tmp_path / "linear.swt", trained.loaded.networks, [market._replace(spec=spec)], trained.loaded.search, {})
-    with pytest.raises(ModelError, match="not one of this market"):  # under a risk term no value is linear in the size
-        load_model(tmp_path / "linear.swt")
+    linear, own = tmp_path / "linear.swt", trained.loaded  # its values are linear in the size: it has no risk term
+    save_model(linear, own.networks, [market._replace(spec=spec)], own.search, {})
+    with pytest.raises(ModelError, match="not one of this market"):
+        load_model(linear)
 
 
 def test_a_symbol_chooses_one_of_several_instruments(trained: Trained, tmp_path: Path) -> None:
