@@ -48,6 +48,7 @@ class Enhancement(NamedTuple):
     on: tuple[str, ...] = ()
     off: tuple[str, ...] = ()
     needed_on: str = ""  # the market that needs it, if one does
+    there: tuple[str, ...] = ()  # what both sides have there besides
 
     @property
     def markets(self) -> tuple[str, ...]:
@@ -92,8 +93,8 @@ LATER = (
     Enhancement("sizes", f"{WIDENING} (of widening)", KEPT_SIZES, (KEPT_SIZES[0], FULL_SIZE), "risk"),
     Enhancement("resizing", "none: ours", RESIZING, KEPT_SIZES, "risk"),
     Enhancement("risk term", "none: ours", ("market.risk_aversion=0.7",), ("market.risk_aversion=0",), "risk"),
-    Enhancement("progressive widening", WIDENING, ("search.algorithm=widening", EVERY_SIZE_HELD, FULL_SIZE),
-                (*GUMBEL_OFF, FULL_SIZE), "risk"),
+    Enhancement("progressive widening", WIDENING, ("search.algorithm=widening", FULL_SIZE),
+                (*GUMBEL_OFF, FULL_SIZE), "risk", (EVERY_SIZE_HELD,)),
     Enhancement("value prefix", "none", (*GUMBEL, "train.value_prefix=true"), GUMBEL, "delayed"),
     Enhancement("consistency", "none", ("train.consistency_weight=2.0", NO_UNIZERO), (NO_UNIZERO,), "sparse"),
     Enhancement("learned codes", "none", ("train.chance_codes=learned",), needed_on="jumps"),
@@ -122,19 +123,20 @@ def select(only: str | None) -> list[Enhancement]:
     return selected
 
 
-def variant_jobs(settings: tuple[str, ...], markets: tuple[str, ...], seed: int, budget: Budget) -> list[Job]:
-    """The jobs of one variant and seed: its learning on all markets; its cost once, on the first market and seed."""
-    kinds = [*([(COST, markets[0])] if seed == 0 else []), *((LEARN, market) for market in markets)]
-    return [Job(kind, market, seed, settings, budget) for kind, market in kinds]
+def variant_jobs(e: Enhancement, settings: tuple[str, ...], seed: int, budget: Budget) -> list[Job]:
+    """The jobs of one side and seed: its learning on all markets; its cost once, on the first market and seed."""
+    kinds = [*([(COST, e.markets[0])] if seed == 0 else []), *((LEARN, market) for market in e.markets)]
+    besides = {e.needed_on: e.there}
+    return [Job(kind, market, seed, settings + besides.get(market, ()), budget) for kind, market in kinds]
 
 
 def all_jobs(rows: list[Enhancement], seeds: int, budget: Budget) -> dict[str, Job]:
     """Every job by its key, in the order of measuring; raises ConfigError for settings that do not exist."""
     jobs = dict[str, Job]()
     for is_later in (False, True):
-        variants = dict.fromkeys((s, e.markets) for e in rows if (e in LATER) == is_later for s in (e.on, e.off))
-        for seed, (settings, markets) in product(range(seeds), variants):
-            for job in variant_jobs(settings, markets, seed, budget):
+        sides = [(e, settings) for e in rows if (e in LATER) == is_later for settings in (e.on, e.off)]
+        for seed, (e, settings) in product(range(seeds), sides):
+            for job in variant_jobs(e, settings, seed, budget):
                 jobs.setdefault(job_key(job), job)
     return jobs
 
@@ -183,21 +185,21 @@ def run_jobs(
 
 
 def summarize_side(
-    settings: tuple[str, ...], markets: tuple[str, ...], options: BenchOptions, results: dict[str, BenchRow]
+    e: Enhancement, settings: tuple[str, ...], options: BenchOptions, results: dict[str, BenchRow]
 ) -> BenchRow:
     """One side of a row: medians over the seeds; the memory is that of the first market.  None is not measured."""
-    rows: dict[tuple[str, str], list[BenchRow]] = {(LEARN, market): [] for market in markets}
-    rows[COST, markets[0]] = []
+    rows: dict[tuple[str, str], list[BenchRow]] = {(LEARN, market): [] for market in e.markets}
+    rows[COST, e.markets[0]] = []
     for seed in range(options.seeds):
-        for job in variant_jobs(settings, markets, seed, options.budget):
+        for job in variant_jobs(e, settings, seed, options.budget):
             rows[job.kind, job.market] += [results[key] for key in [job_key(job)] if key in results]
-    costs, trained = rows[COST, markets[0]], rows[LEARN, markets[0]]
+    costs, trained = rows[COST, e.markets[0]], rows[LEARN, e.markets[0]]
     return {
         "settings": list(settings),
         **{name: median([row[name] for row in trained]) for name in TRAINING_KEYS},
         **{name: median([row[name] for row in costs]) for name in COST_KEYS},
         "weights_sha256": costs[0]["weights_sha256"] if costs else None,
-        "markets": {market: summarize_market(rows[LEARN, market]) for market in markets},
+        "markets": {market: summarize_market(rows[LEARN, market]) for market in e.markets},
     }
 
 
@@ -230,7 +232,7 @@ def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> li
     log(how_far(jobs, out, options.jobs))
     results = {key: file["result"] for key, file in read_files(jobs, out).items()}
     for e in rows:
-        on, off = (summarize_side(side, e.markets, options, results) for side in (e.on, e.off))
+        on, off = (summarize_side(e, side, options, results) for side in (e.on, e.off))
         document.append({"enhancement": e.name, "claim": e.claim, "seeds": options.seeds, "on": on, "off": off})
     texts, measured = {"enhancements.json": json.dumps(document, indent=1)}, [*filter(is_measured, document)]
     if measured:

@@ -10,6 +10,7 @@ from host.artifact.networks import history_bars
 from host.training import trainer as module
 from host.training.dataset import DatasetError
 from host.training.feature_store import FeatureStore
+from host.training.market_domain import MarketDomain
 from host.training.market_replay import STREAM_SAMPLES
 from host.training.trainer import Budget, Trainer, train_for
 from kernels.market.bars import Bars
@@ -26,6 +27,7 @@ from kernels.market.position import (
     position_features,
 )
 from kernels.rng import randint
+from kernels.search.networks import NetworkShape, graph_widths
 from models.params import param_slices
 from tests.fixtures.graphs import Naive
 from tests.fixtures.replays import drawn_position
@@ -219,6 +221,22 @@ def test_lambda_falls_to_half_with_the_passes_and_reaches_the_returns(monkeypatc
         for _ in range(2):
             ends[-1].run_iteration()
     assert not np.array_equal(*(end.markets[0].replay.search_value for end in ends))
+
+
+@pytest.mark.parametrize(("sizes", "candidates"), [(2, 5), (4, 9)])
+def test_widening_tries_every_candidate(sizes: int, candidates: int) -> None:
+    """Else the first of HOLD and of the sizes of both sides is all that a search knows."""
+    config = tiny("search.algorithm=widening", f"search.num_sampled_sizes={sizes}")
+    search = MarketDomain([dataset(config)], config).search_config(4, 1.0)
+    assert (search.num_simulations, search.max_considered_actions) == (candidates, candidates)
+
+
+def test_sizes_lie_on_a_line_unless_a_risk_term_bends_it() -> None:
+    found = [tiny("market.position_sizes=[0.5,1.0]", *more) for more in ([], ["market.risk_aversion=0.5"])]
+    searches = [MarketDomain([dataset(config)], config).search_config(4, 1.0) for config in found]
+    assert [search.linear_values for search in searches] == [True, False]
+    widths = [graph_widths(NetworkShape(4, NUM_POSITION_FIELDS + 1, 3, 6, 5), search)["market"] for search in searches]
+    assert [y - 3 - 5 for _, y in widths] == [3, 5]
 
 
 @pytest.mark.parametrize("learned", [True, False])
