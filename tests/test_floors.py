@@ -31,17 +31,17 @@ FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in f
 SHELVES = {  # lines that each may have
     "core": 10_936,
     "learning": 2_454,  # self-play, one search a bar, targets, the iteration of training
-    "runs": 1_677,  # training that survives: its folder, memory, health, settings and what it shows
+    "runs": 1_678,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 1_189,  # known markets, and what an agent has learnt of them
     "environments": 1_937,  # what is learnt beside the market, and the market for agents of other libraries
-    "analysis": 2_501,  # what a backtest is worth, and the report that shows it
+    "analysis": 2_507,  # what a backtest is worth, and the report that shows it
     "cluster": 820,  # one training on many machines, or many trainings
     "walkforward": 792,  # training anew for each fold, and the ledger of trials
     "data": 3_930,  # how files of strangers are read, and joined
     "live": 1_750,  # acting beside money, and many decisions at once
     "extensions": 1_641,
     "bench": 1_691,
-    "enhancements": 695,  # what every enhancement costs and teaches
+    "enhancements": 697,  # what every enhancement costs and teaches
     "rivals": 757,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")

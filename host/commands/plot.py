@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from host.analysis.page_picture import draw_page
 from host.analysis.summary import bokeh_needed
 from host.atomic import check_writable, write_atomic
-from host.commands.report import draw_page
 from host.console import log, program_command
 from host.training.metrics import MetricsError, Row, read_metrics
 

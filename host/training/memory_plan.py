@@ -142,7 +142,8 @@ class PartSizes:
     def _search_bytes(self) -> float:
         """Of the searches of one batch: their trees, and the rows of their networks."""
         c, shape = self.config, self.shape
-        roots, codes, steps = SEARCH_BATCH if self.shared else c.train.num_envs, shape.codes, c.train.num_simulations
+        roots, codes = SEARCH_BATCH if self.shared else c.train.num_envs, shape.codes
+        steps = max(c.train.num_simulations, self.candidates)
         algorithm = ALGORITHMS.index(c.search.algorithm)
         config = new_search_config(
             num_simulations=steps, algorithm=algorithm, num_sampled_sizes=c.search.num_sampled_sizes

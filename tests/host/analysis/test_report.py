@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from host.analysis.page_picture import BROWSERS, draw_page
 from host.analysis.record import TradingRecord, trade_targets
 from host.analysis.report import (
     ANALYSIS_FILES,
@@ -28,7 +29,7 @@ from host.analysis.report import (
     write_report,
 )
 from host.analysis.summary import ReportError, explain_opportunity, print_summary
-from host.commands.report import BROWSERS, draw_page, remake_report
+from host.commands.report import remake_report
 from kernels.market.bars import SECOND_NS, Bars, slice_bars
 from kernels.market.ledger import ENTRY_BAR, ENTRY_PX, PROFIT_PX, new_market
 from tests.oracles.naive import wandering_bars

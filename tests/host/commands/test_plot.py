@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import swt
+from host.analysis.page_picture import BROWSERS, draw_page
 from host.analysis.summary import ReportError
 from host.commands.plot import plot_runs, read_curves
-from host.commands.report import BROWSERS, draw_page
 from host.training.metrics import MetricsError
 
 
