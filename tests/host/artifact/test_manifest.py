@@ -179,7 +179,7 @@ def test_a_risk_term_brings_the_mean_squares_of_the_codes(trained: Trained, tmp_
     with pytest.raises(ModelError, match="not one of this market"):
         load_model(save_several(trained, tmp_path / "resizing.swt", resizing))
     linear, own = tmp_path / "linear.swt", trained.loaded  # its values are linear in the size: it has no risk term
-    save_model(linear, own.networks, [market._replace(spec=spec)], own.search, {})
+    save_model(linear, own.networks, [market._replace(spec=spec)], own.search, own.manifest["configuration"])
     with pytest.raises(ModelError, match="not one of this market"):
         load_model(linear)
 

@@ -263,9 +263,7 @@ def test_sizes_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: 
 def test_any_size_of_an_entry_from_training_to_acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Widening: four kinds of action, `target` is any signed size, the same in `print_decisions` and `backtest`."""
     monkeypatch.setattr(Trainer, "export_graphs", opinionated)
-    config = load_config(
-        None, [*TINY, "search.algorithm=widening", "search.max_considered_actions=9", "train.value_prefix=true"]
-    )
+    config = load_config(None, [*TINY, "search.algorithm=widening", "train.value_prefix=true"])
     train_files([], ReadOptions(), config, TrainOptions(tmp_path / "run", Budget(episodes=16), False, 2))
     model = tmp_path / "run" / "model.swt"
     loaded = load_model(model)

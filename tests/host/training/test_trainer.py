@@ -125,7 +125,6 @@ def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
         1,
         "search.algorithm=widening",
         f"market.reverse={reverse}",
-        "search.max_considered_actions=9",
         "train.random_episodes=2",
     )
     replay, market, sizes = trainer.markets[0].replay, trainer.markets[0].data.market_spec.market, set[float]()
@@ -139,13 +138,13 @@ def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
             assert action == action_kind_to(side, target)
             assert replay.reward[slot, k] == np.float32(step_to_target(account, trade, BARS, start + k, target, market))
             size, share = replay.candidate_size[slot, k], replay.candidate_policy[slot, k]
-            signs = {0: (4, 4), 1: (0, 4), -1: (4, 0)} if reverse == "true" else {0: (4, 4), 1: (0, 0), -1: (0, 0)}
+            signs = {0: (2, 2), 1: (0, 2), -1: (2, 0)} if reverse == "true" else {0: (2, 2), 1: (0, 0), -1: (0, 0)}
             assert ((size > 0).sum(), (size < 0).sum()) == signs[int(np.sign(side))]
             assert share[size > 0].sum() == pytest.approx(replay.policy[slot, k, 0, BUY], abs=1e-6)
             assert share[size < 0].sum() == pytest.approx(replay.policy[slot, k, 0, SELL], abs=1e-6)
             assert (share[size == 0] == 0).all()
             sizes |= {abs(target)} if action in (BUY, SELL) else set()
-    assert len(sizes) > 5
+    assert len(sizes) > 2
     assert 0 < min(sizes) <= max(sizes) <= 1
 
 
