@@ -555,7 +555,7 @@ def test_memory_is_bounded_by_what_a_search_is_told() -> None:
     assert sampled_tree_bytes(one) == sampled_tree_bytes(many)
     arrays = (*many.tree, *(array for array in many[1:] if array is not many.max_draws))
     assert 5 * sampled_tree_bytes(many) == sum(array.nbytes for array in arrays)
-    assert many.draw_count.shape == (5, 1 + 16 * (1 + C), 9)
+    assert many.draw_count.shape == (5, 1 + 16 * (1 + C), 6)  # ceil(2 17^0.35)
     wider = new_sampled_tree(config, 1, C, D, 48, coefficient=4.0, exponent=0.5)
     assert wider.draw_count.shape[2] == max_draws_table(4.0, 0.5, 17)[-1] == 17
 
