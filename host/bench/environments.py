@@ -81,7 +81,7 @@ def players_2048(_: BenchOptions) -> list[BenchRow]:
         state = play(partial(look_ahead, moves=moves), TEST_EPISODES, TEST_SEED)
         seconds, decisions = time.process_time() - begin, float((state[:, TILES] - 2).sum())
         score = float(state[:, POINTS].mean())
-        rows.append(training_row(f"2048, {player}", TEST_SEED, score, None, seconds, decisions, 0))
+        rows.append(training_row(f"2048, {player}", None, score, None, seconds, decisions, 0))
     return rows
 
 

@@ -115,7 +115,7 @@ def fill_normal(arrays: Iterable[NDArray[np.float32]], seed: int) -> None:
 
 
 def training_row(
-    environment: str, seed: int, score: float, goal: float | None, seconds: float, decisions: float, updates: int
+    environment: str, seed: int | None, score: float, goal: float | None, seconds: float, decisions: float, updates: int
 ) -> BenchRow:
     """The row of a training in an environment, or of a player who knows its rules."""
     return {

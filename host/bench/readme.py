@@ -38,7 +38,10 @@ def rewrite(path: Path, words: list[str]) -> None:
 def markdown_table(lines: list[Any]) -> str:
     """Lines as a Markdown table; a line is (title -> cell), or a text that takes a whole line."""
     titles = next([*line] for line in lines if isinstance(line, dict))
-    rows = [line if isinstance(line, str) else " | ".join(map(str, line.values())) for line in lines]
+    rows = [
+        line if isinstance(line, str) else " | ".join("" if cell is None else str(cell) for cell in line.values())
+        for line in lines
+    ]
     return "\n".join([f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}", *(f"| {row} |" for row in rows), ""])
 
 
