@@ -417,10 +417,10 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="`search` and `widening` with 16 simulations and one thread only.")
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Seeds of `enhancements` and `ppo`.", min=1)] = 5,
-    only: Annotated[str | None, typer.Option(help="One enhancement, or agent or market of `ppo`, alone.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of `enhancements`, `ppo`, `environments`.", min=1)] = 5,
+    only: Annotated[str | None, typer.Option(help="One enhancement, environment, agent or market, alone.")] = None,
     episodes: Annotated[int, typer.Option(min=64, help="Episodes of a job of `enhancements` at most.")] = 2400,
-    minutes: Annotated[float, typer.Option(min=0.001, help="CPU minutes of a job of `ppo`.")] = 3.0,
+    minutes: Annotated[float, typer.Option(min=0.001, help="CPU minutes of a job of `ppo`, `environments`.")] = 3.0,
     jobs: Annotated[int, typer.Option(min=1, help="Jobs of `enhancements` at once.")] = 1,
     ray: RayOption = None,
     actors: ActorsOption = None,

@@ -55,9 +55,9 @@ class BenchOptions:
     minutes: float = 1.0  # of the training in `memory`
     idle_s: float = 10.0  # of `act`
     settings: tuple[str, ...] = ()  # of the trainings in `memory` and `rezero`
-    rival_minutes: float = 3.0  # of CPU time of a job of `ppo`
-    seeds: int = 5  # of `enhancements` and `ppo`
-    only: str | None = None  # the one enhancement, or agent or market of `ppo`, to measure
+    rival_minutes: float = 3.0  # of CPU time of a job of `ppo`, or of a training of `environments`
+    seeds: int = 5  # of `enhancements`, `ppo` and `environments`
+    only: str | None = None  # the one enhancement, environment, or agent or market of `ppo`, to measure
     jobs: int = 1  # of `enhancements` at once
     ray: str | None = None  # cluster on which the jobs of `enhancements` run: auto or host:port
     actors: int | None = None  # jobs there at once, at most

@@ -344,7 +344,7 @@ def is_stochastic(config: Config) -> bool:
 
 
 class GreedyPlayer:
-    """An agent that does not explore; it searches for those who ask, and for nobody else."""
+    """An agent that does not explore.  Its search has as many roots as it is shown observations."""
 
     def __init__(self, networks: OnnxNetworks, search: SearchConfig) -> None:
         self._networks, self._search = networks, search

@@ -243,8 +243,8 @@ class MarketReplay:
     def _store_returns(self, slots: NDArray[np.int64], search: SearchConfig, td_lambda: float) -> None:
         """Turn the search values of the episodes `slots` into lambda-returns.
 
-        They are of expected rewards, by the mean moves of the codes, but where a network learns rewards: it would be in
-        vain that it knows of a state that its moves are larger than their codes say.
+        Where the search computes rewards, the returns are of expected rewards, by the mean moves of the codes.  Where a
+        network learns rewards, they are of those that came: a move may be larger than the mean of its code.
         """
         if not search.exact_rewards:
             self.replay.expected_reward[slots, :, 0] = self.replay.reward[slots]

@@ -39,6 +39,7 @@ from host.bench.enhancements import (
     read_files,
     run_jobs,
     select,
+    variant_jobs,
 )
 from host.bench.options import BenchError, BenchOptions, Budget
 from host.config import ConfigError
@@ -158,6 +159,14 @@ def test_the_first_rows_are_measured_first_and_seed_by_seed() -> None:
     order = [((job.settings, job.market) not in first, job.seed) for job in jobs]
     assert order == sorted(order)
     assert {later for later, _ in order} == {False, True}
+
+
+def test_what_a_market_asks_of_both_sides_is_asked_there_alone() -> None:
+    (row,) = select("progressive widening")
+    for settings in (row.on, row.off):
+        found = {job.market: job.settings for job in variant_jobs(row, settings, 1, Budget())}
+        assert row.there
+        assert found == dict.fromkeys(LEARNED_MARKETS, settings) | {"risk": (*settings, *row.there)}
 
 
 def curve_of(*fraction: float) -> dict[str, list[float]]:
