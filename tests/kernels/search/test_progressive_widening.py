@@ -32,6 +32,7 @@ from kernels.search.progressive_widening import (
     MIN_SIZE,
     NUM_BETA_PARAMS,
     SampledTree,
+    draw_root_candidates,
     max_draws_table,
     new_sampled_tree,
     sampled_tree_bytes,
@@ -535,6 +536,16 @@ def test_the_size_that_pays_most_wins(best: float) -> None:
         size = float(wide.target[b])
         assert size == sizes[np.abs(sizes - best).argmin()]
         assert planner.value[b] == pytest.approx(2 * best * size - size**2)
+
+
+def test_an_agent_that_acts_tries_the_mean_of_its_head() -> None:
+    """A head of zeros is symmetric: its mean is a half, whatever the draws of a training were."""
+    config = new_search_config(5, 5, algorithm=WIDENING, num_sampled_sizes=2, exact_rewards=False)
+    _, wide = searched(config, [random_root(0, 1)], 3, parabola(0.6))
+    assert wide.candidate_size[0, 0, 2] != 0.5
+    wide.rng_key[:] = 0
+    draw_root_candidates(wide, config, 0)
+    assert wide.candidate_size[0, 0, :5].tolist() == [0.0, 1.0, 0.5, -1.0, -0.5]
 
 
 def test_limits_are_the_published_table() -> None:
