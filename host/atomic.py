@@ -1,6 +1,7 @@
-"""Files that are replaced whole or not at all, checks of where a command writes, and locks between processes."""
+"""Files that are replaced whole, lines that are appended whole, checks of where a command writes, and locks."""
 
 import errno
+import json
 import os
 import re
 import socket
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from host.console import shell_join
 
@@ -160,6 +161,27 @@ def write_atomic(path: Path, text: str) -> None:
         with temporary.open("wb", 0) as file:
             write_all(file, text.encode())
         replace_file(temporary, path)
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Append `row` as a line of JSON, durable on return; what a kill or a power cut tore of the last line goes."""
+    with add_path_to_errors(path), path.open("a+b", 0) as file:
+        file.seek(0)
+        text = file.read()
+        if (end := text.rfind(b"\n") + 1) < len(text):  # else what another process wrote meanwhile would go
+            file.truncate(end)
+        write_all(file, json.dumps(row, allow_nan=False).encode() + b"\n")
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """The whole lines of a file to which lines are appended; none where there is no file."""
+    if not path.exists():
+        return []
+    with add_path_to_errors(path):
+        text = path.read_bytes()
+    return text[: text.rfind(b"\n") + 1].splitlines()
 
 
 def overwrite(path: Path, text: str) -> None:

@@ -56,7 +56,7 @@ WARM_UP_ITERATIONS = 3
 
 
 class Job(NamedTuple):
-    """What one process measures and one file keeps."""
+    """What one process measures and one line keeps."""
 
     kind: str  # COST or LEARN
     market: str
@@ -77,7 +77,7 @@ def job_config(job: Job) -> Config:
 
 
 def job_key(job: Job) -> str:
-    """Name of the job's file: equal for settings that resolve to the same configuration of the same program."""
+    """Name of the job's line: equal for settings that resolve to the same configuration of the same program."""
     config = resolve((*job.budget.settings, *job.settings), job.market).as_dict()
     key = [job.kind, job.market, job.seed, config, job.budget, program_version()]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]

@@ -1,8 +1,8 @@
 """`bench enhancements`: the cost of every enhancement on and off, and its learning curves, beside the claims.
 
-A new enhancement is a line of FIRST or LATER.  Jobs run in processes of their own (host/bench/enhancement_run.py).  The
-result of a job is kept in a file at once: the bench is measured in as many calls as it takes, and variants that resolve
-to the same configuration are measured once.  Every variant is measured with one seed before any is with the next.
+A new enhancement is a line of FIRST or LATER.  Jobs run in processes of their own (host/bench/enhancement_run.py).  A
+line of RESULTS keeps the result of a job at once: the bench is measured in as many calls as it takes, and variants that
+resolve to the same configuration are measured once.  Every variant is measured with one seed before any with the next.
 """
 
 import json
@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 from host.atomic import atomic_write, check_writable
@@ -28,6 +29,7 @@ from host.bench.enhancement_run import (
     program_version,
     run_job,
 )
+from host.bench.job_results import add_result, read_results
 from host.bench.options import BenchError, BenchOptions, Budget
 from host.bench.process import BenchRow
 from host.bench.readme import markdown_table
@@ -105,6 +107,7 @@ LATER = (
                 off=(*PUCT_OFF, NO_REANALYZE, NO_MIRROR, NO_UNIZERO)),
 )  # fmt: skip
 ENHANCEMENTS = FIRST + LATER
+RESULTS = "enhancements.jsonl"
 COST_KEYS = ("tree_kb", "us_per_decision", "selection_us", "rows_per_decision", "ms_per_step", "storage_mb")
 TRAINING_KEYS = ("rss_anon_mb", "rss_mb", "reuse_share", "ms_per_episode")
 END_KEYS = (*MEASURES, "fraction_of_optimum")
@@ -141,16 +144,15 @@ def all_jobs(rows: list[Enhancement], seeds: int, budget: Budget) -> dict[str, J
     return jobs
 
 
-def read_files(jobs: dict[str, Job], out: Path) -> dict[str, BenchRow]:
-    """The files of the jobs that are measured, by key."""
-    files = {key: out / f"{key}.json" for key in jobs}
-    return {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items() if file.exists()}
+def read_measured(jobs: dict[str, Job], out: Path) -> dict[str, BenchRow]:
+    """The results of those of the jobs that are measured, by key."""
+    return {key: row for key, row in read_results(out / RESULTS).items() if key in jobs}
 
 
 def how_far(jobs: dict[str, Job], out: Path, processes: int) -> str:
     """How many jobs are measured, and about how long the others take: as long as those of their kind."""
-    kept = read_files(jobs, out)
-    times = {kind: [file["wall_s"] for file in kept.values() if file["kind"] == kind] for kind in (COST, LEARN)}
+    kept = read_measured(jobs, out)
+    times = {kind: [row["wall_s"] for row in kept.values() if row["kind"] == kind] for kind in (COST, LEARN)}
     left = [statistics.fmean(times[job.kind] or [math.nan]) for key, job in jobs.items() if key not in kept]
     wait_text = f", the others take about {sum(left) / processes / 60:.0f} minutes" if sum(left) > 0 else ""
     return f"{len(kept)} of {len(jobs)} jobs are measured{wait_text}"
@@ -163,17 +165,17 @@ def run_jobs(
     runner: JobRunner,
     nodes: ClusterJobs | None = None,
 ) -> None:
-    """Measure what has no file, `options.jobs` at once or what `nodes` have room for; begin none after the limit.
+    """Measure what has no line, `options.jobs` at once or what `nodes` have room for; begin none after the limit.
 
-    A file has the job, its result, and the program and the wall time that made it.  A fault or a signal ends all jobs.
+    A line has the job, its result, and the program and the wall time that made it.  A fault or a signal ends all jobs.
     """
-    kept = read_files(jobs, options.out)
+    kept, writing = read_measured(jobs, options.out), Lock()
     left = {key: job for key, job in jobs.items() if key not in kept}
 
     def keep(key: str, row: BenchRow, seconds: float) -> None:
-        with atomic_write(options.out / f"{key}.json") as file:
-            whole = {**jobs[key]._asdict(), "wall_s": seconds, "program": program_version(), "result": row}
-            file.write(json.dumps(whole, allow_nan=False).encode())
+        whole = {**jobs[key]._asdict(), "wall_s": seconds, "program": program_version(), "result": row}
+        with writing:
+            add_result(options.out / RESULTS, key, whole)
 
     def show(shares: dict[str, float]) -> None:
         running = [f"{jobs[key].market} {jobs[key].seed}" for key, share in shares.items() if 0 < share < 1]
@@ -230,7 +232,7 @@ def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> li
         log(f"{out}, program {program_version()}: {how_far(jobs, out, options.jobs)}")
         run_jobs(jobs, options, stack.enter_context(progress("bench enhancements")), runner, nodes)
     log(how_far(jobs, out, options.jobs))
-    results = {key: file["result"] for key, file in read_files(jobs, out).items()}
+    results = {key: row["result"] for key, row in read_measured(jobs, out).items()}
     for e in rows:
         on, off = (summarize_side(e, side, options, results) for side in (e.on, e.off))
         document.append({"enhancement": e.name, "claim": e.claim, "seeds": options.seeds, "on": on, "off": off})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from host.atomic import add_path_to_errors, sync_folder, write_all
+from host.atomic import append_line, read_lines
 from host.data.parsing import format_utc
 
 LEDGER = "trials.jsonl"  # beside the folders of the runs that share it
@@ -69,12 +68,8 @@ class Trials(NamedTuple):
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
     """The lines of the ledger, none where there is no file; what a power cut tore of the last line is left out."""
-    if not path.exists():
-        return []
-    with add_path_to_errors(path):
-        text = path.read_bytes()
     rows = list[dict[str, Any]]()
-    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             rows.append(json.loads(line))
             Span(*(str(rows[-1][key]) for key in Span._fields)), rows[-1]["event"], rows[-1]["trial"]
@@ -89,14 +84,7 @@ def append_trial(path: Path, event: str, trial: str, span: Span, **more: Any) ->
     known = {"event": event, "trial": trial, **span._asdict()}
     if any(known.items() <= row.items() for row in read_ledger(path)):
         return
-    with add_path_to_errors(path), path.open("a+b", 0) as file:
-        file.seek(0)
-        text = file.read()
-        if (end := text.rfind(b"\n") + 1) < len(text):  # else what another process wrote meanwhile would go
-            file.truncate(end)
-        write_all(file, json.dumps({**known, **more}, allow_nan=False).encode() + b"\n")
-        os.fsync(file.fileno())
-        sync_folder(path.parent)  # the folder of a run stands there too
+    append_line(path, {**known, **more})  # the folder of a run stands there too, and is durable with it
 
 
 def trials_of(path: Path, span: Span) -> Trials:

@@ -5,7 +5,6 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -22,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.atomic import OutputPathError
+from host.atomic import OutputPathError, read_lines
 from host.bench import enhancement_run as run
 from host.bench import enhancements as module
 from host.bench.all import print_bench
@@ -31,16 +30,18 @@ from host.bench.enhancement_run import LEARNED_MARKETS, Job, is_plateau, job_con
 from host.bench.enhancements import (
     ENHANCEMENTS,
     FIRST,
+    RESULTS,
     Enhancement,
     all_jobs,
     bench_enhancements,
     enhancement_table,
     how_far,
-    read_files,
+    read_measured,
     run_jobs,
     select,
     variant_jobs,
 )
+from host.bench.job_results import add_result, read_results
 from host.bench.options import BenchError, BenchOptions, Budget
 from host.config import ConfigError
 from host.evaluation.exam import EvaluationSet
@@ -290,24 +291,23 @@ def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_jobs(jobs, size, no_report, fails_at_the_sixth)
-    assert len(list(tmp_path.glob("*.json"))) == 5
+    assert len(read_results(tmp_path / RESULTS)) == 5
     assert how_far(jobs, tmp_path, 1) == "5 of 14 jobs are measured, the others take about 0 minutes"
     again = list[Job]()
     run_jobs(jobs, size, no_report, lambda job, report: again.append(job) or pretend(job, report))
     assert done + again == list(jobs.values())
     (tmp_path / "other").mkdir()
     run_jobs(jobs, replace(size, jobs=2, out=tmp_path / "other"), no_report, pretend)
-    files = [read_files(jobs, out) for out in (tmp_path, tmp_path / "other")]
-    assert [file["result"] for file in files[0].values()] == [file["result"] for file in files[1].values()]
-    assert {file["program"] for file in files[1].values()} == {program_version()}
+    one, other = (read_measured(jobs, out) for out in (tmp_path, tmp_path / "other"))
+    assert {key: row["result"] for key, row in one.items()} == {key: row["result"] for key, row in other.items()}
+    assert {row["program"] for row in other.values()} == {program_version()}
     assert how_far(jobs, tmp_path, 1) == "14 of 14 jobs are measured"
 
 
 def test_the_rest_takes_as_long_as_what_is_measured(tmp_path: Path) -> None:
     jobs = all_jobs([ON_OFF], 1, Budget())
     for key, job in [*jobs.items()][:2]:
-        file = {**job._asdict(), "wall_s": 240 if job.kind == run.LEARN else 60}
-        (tmp_path / f"{key}.json").write_text(json.dumps(file))
+        add_result(tmp_path / RESULTS, key, {**job._asdict(), "wall_s": 240 if job.kind == run.LEARN else 60})
     assert how_far(jobs, tmp_path, 2) == "2 of 8 jobs are measured, the others take about 10 minutes"  # (5 x 4 + 1) / 2
 
 
@@ -330,7 +330,7 @@ def test_jobs_run_at_once_and_a_fault_ends_them_all(tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError, match="a fault"):
         run_jobs(all_jobs([ON_OFF], 1, Budget()), size, no_report, meets_another)
     assert [job.kind for job in ended] == [run.COST]
-    assert not list(tmp_path.glob("*.json"))
+    assert not read_results(tmp_path / RESULTS)
 
 
 def sleep_long(seconds: float, report_progress: ReportProgress) -> dict[str, Any]:
@@ -358,7 +358,7 @@ def test_no_job_begins_after_the_limit(tmp_path: Path) -> None:
 
     size = BenchOptions(limit_minutes=0.1 / 60, out=tmp_path)
     run_jobs(all_jobs([ON_OFF], 1, Budget()), size, no_report, slow)
-    assert len(list(tmp_path.glob("*.json"))) == 1
+    assert len(read_results(tmp_path / RESULTS)) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
@@ -374,20 +374,20 @@ def test_a_signal_loses_the_running_job_at_most(number: int, tmp_path: Path) -> 
     command = [sys.executable, "-c", program, *words]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
         deadline = time.monotonic() + 60
-        while len(list(tmp_path.glob("*.json"))) < 2 and time.monotonic() < deadline:
+        while len(read_results(tmp_path / RESULTS)) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(child.pid, number)
         _, said = child.communicate(timeout=30)
     if number == signal.SIGUSR1:
         assert child.returncode == 75
         assert printed(said.splitlines()[-1]) == [words]
-    kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    kept = read_lines(tmp_path / RESULTS)
     jobs, again = all_jobs(select("mirrored windows"), 2, Budget()), list[Job]()
     assert 2 <= len(kept) < len(jobs)
     size = BenchOptions(out=tmp_path)
     run_jobs(jobs, size, no_report, lambda job, report: again.append(job) or pretend(job, report))
     assert len(again) == len(jobs) - len(kept)
-    assert all(path.read_bytes() == text for path, text in kept.items())
+    assert read_lines(tmp_path / RESULTS)[: len(kept)] == kept
 
 
 def test_what_does_not_exist_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -515,17 +515,16 @@ def test_a_cluster_goes_on_to_the_files_of_one_machine(
     alone, shared, size = tmp_path / "alone", tmp_path / "shared", BenchOptions(seeds=1, budget=TINY)
     memory = dict.fromkeys(MEMORY_FIELDS, 1.0)
     bench_enhancements(replace(size, out=alone), lambda job, report: {**run.measure_job(job, report), **memory})
-    (cost,) = (path for path in alone.glob("*.json") if f'"kind": "{run.COST}"' in path.read_text())
+    (cost,) = (line for line in read_lines(alone / RESULTS) if json.loads(line)["kind"] == run.COST)
     shared.mkdir()
-    shutil.copy2(cost, shared)
+    (shared / RESULTS).write_bytes(cost + b"\n")
     bench_enhancements(replace(size, out=shared, ray=ray_cluster.address))
     said = capsys.readouterr()
     assert said.out == ""
     assert "1 of 2 jobs are measured" in said.err
-    names = {path.name for path in alone.iterdir()}
-    assert {path.name for path in shared.iterdir()} == names
-    assert (shared / cost.name).stat().st_mtime_ns == cost.stat().st_mtime_ns
-    for name in names:
-        if name.endswith(".json"):
-            one, other = (json.loads((folder / name).read_text()) for folder in (alone, shared))
-            assert without_times(one) == without_times(other), name
+    assert {path.name for path in shared.iterdir()} == {path.name for path in alone.iterdir()}
+    assert read_lines(shared / RESULTS)[0] == cost
+    one, other = (json.loads((folder / "enhancements.json").read_text()) for folder in (alone, shared))
+    assert without_times(one) == without_times(other)
+    one, other = (read_results(folder / RESULTS) for folder in (alone, shared))
+    assert without_times(one) == without_times(other)

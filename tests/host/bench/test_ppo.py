@@ -12,10 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from host.bench import ppo as module
+from host.bench import ppo_run as run
 from host.bench.options import BenchError, BenchOptions
-from host.bench.ppo import FIGURES, OURS, PACKAGES, TRADED_MARKETS, Job, bench_ppo, job_key, measure_job
+from host.bench.ppo import bench_ppo
 from host.bench.ppo_env import backtest_policy, new_decisions, observe
 from host.bench.ppo_meter import Meter, Task, new_task
+from host.bench.ppo_run import FIGURES, OURS, PACKAGES, TRADED_MARKETS, Job, job_key, measure_job
 from host.evaluation.exam import new_evaluation_set, selftest_config
 from host.evaluation.optimum import run_ledger
 from host.evaluation.synthetic import INTERVAL_NS, PIP, SYNTHETIC_INSTRUMENT, SyntheticOptions, make_market
@@ -128,7 +130,7 @@ def pretend(job: Job, report_progress: Callable[[float], object]) -> dict[str, A
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda package: package)
-    monkeypatch.setattr(module, "version", lambda package: "1")
+    monkeypatch.setattr(run, "version", lambda package: "1")
 
 
 @pytest.mark.usefixtures("installed")
@@ -182,12 +184,12 @@ def test_a_key_names_all_that_decides(monkeypatch: pytest.MonkeyPatch, tmp_path:
     ]  # fmt: skip
     assert len({job_key(one) for one in (job, *others)}) == 7
     before, ours = job_key(job), job_key(job._replace(agent=OURS))
-    monkeypatch.setattr(module, "program_version", lambda: "another learner")
-    resolve = module.job_config
-    monkeypatch.setattr(module, "job_config", lambda job: resolve(job._replace(settings=("train.batch_size=64",))))
+    monkeypatch.setattr(run, "program_version", lambda: "another learner")
+    resolve = run.job_config
+    monkeypatch.setattr(run, "job_config", lambda job: resolve(job._replace(settings=("train.batch_size=64",))))
     assert job_key(job) == before
     assert job_key(job._replace(agent=OURS)) != ours
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
     assert job_key(job) != before
 
 
@@ -248,11 +250,11 @@ def test_the_optimum_as_a_policy_has_all_of_it() -> None:
         at, row = observations[:, 0].astype(int) - evaluation.first, observations[:, 1].astype(int) + 1
         return best[row, at].astype(np.int64)
 
-    figures = module.measure_rival(evaluation, task, policy)
+    figures = run.measure_rival(evaluation, task, policy)
     assert figures["fraction_of_optimum"] == pytest.approx(1)
     assert figures["expected_fraction"] == pytest.approx(1)
 
 
 def test_a_rival_may_train_on_our_validation_part_too() -> None:
     for agent, fraction in ((OURS, 0.15), ("DQN", 0.0)):
-        assert module.job_config(Job(agent, "planted", 0, 1.0, 2000, ())).train.validation_fraction == fraction
+        assert run.job_config(Job(agent, "planted", 0, 1.0, 2000, ())).train.validation_fraction == fraction
