@@ -2,7 +2,7 @@
 
 A new enhancement is a line of FIRST or LATER.  Jobs run in processes of their own (host/bench/enhancement_run.py).  A
 line of RESULTS keeps the result of a job at once: the bench is measured in as many calls as it takes, and variants that
-resolve to the same configuration are measured once.  Every variant is measured with one seed before any with the next.
+resolve to the same configuration are measured once.
 """
 
 import json
@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
+from operator import itemgetter
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -67,14 +68,14 @@ GUMBEL_OFF, GUMBEL, GUMBEL_ARM = (search_of("gumbel", reuse) for reuse in ("off"
 PUCT_OFF, PUCT, PUCT_ARM = (search_of("puct", reuse) for reuse in ("off", "chance_child", "known_arm"))
 MARKET_OFF = search_of("market", "off")
 NO_REANALYZE, NO_MIRROR = "train.reanalyze=false", "train.mirror_augmentation=false"
-NO_UNIZERO, SEQUENCE = "train.unizero_weight=0", ("network.dynamics=transformer", "network.context=8")
+NO_UNIZERO, SEQUENCE = "train.unizero_weight=0", ("network.dynamics=transformer", "network.context=6")
 FULL_SIZE, SIZES = "market.position_sizes=[1.0]", "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]"
 KEPT_SIZES, RESIZING = ("market.position_adjustment=false", SIZES), ("market.position_adjustment=true", SIZES)
 EVERY_SIZE_HELD = "train.random_episodes=16"  # all of them: widening learns of held positions alone
 HALF_REALISED = "train.search_value_weight=0.5"  # the age cut shortens the return of realised rewards
 REZERO = "memory -20..-40 %, CPU -50..-70 %, storage +5..10 %, cache hits 60-80 %"
 WIDENING = "memory +20..40 %, CPU +30..50 %, storage +5..10 %"
-FIRST = (  # measured before any of LATER
+FIRST = (  # measured before LATER
     Enhancement("gumbel", "memory -5..-10 %, CPU of selection -30..-40 %, storage +2..5 %", GUMBEL, PUCT),
     Enhancement("market search", "none: ours, against gumbel", off=GUMBEL),
     Enhancement("rezero, gumbel", f"{REZERO}; here unbiased", GUMBEL, GUMBEL_OFF),
@@ -134,13 +135,17 @@ def variant_jobs(e: Enhancement, settings: tuple[str, ...], seed: int, budget: B
 
 
 def all_jobs(rows: list[Enhancement], seeds: int, budget: Budget) -> dict[str, Job]:
-    """Every job by its key, in the order of measuring; raises ConfigError for settings that do not exist."""
-    jobs = dict[str, Job]()
-    for is_later in (False, True):
-        sides = [(e, settings) for e in rows if (e in LATER) == is_later for settings in (e.on, e.off)]
-        for seed, (e, settings) in product(range(seeds), sides):
-            for job in variant_jobs(e, settings, seed, budget):
-                jobs.setdefault(job_key(job), job)
+    """Every job by its key, in the order of measuring; raises ConfigError for settings that do not exist.
+
+    First the markets that need an enhancement, then the others: of FIRST, then of LATER; each of these seed by seed.
+    """
+    jobs, found = dict[str, Job](), list[tuple[int, int, Job]]()
+    for seed, e in product(range(seeds), rows):
+        for job in chain(*(variant_jobs(e, settings, seed, budget) for settings in (e.on, e.off))):
+            turn = 0 if job.market == e.needed_on else 1 + (e in LATER)
+            found.append((turn, seed, job))
+    for *_, job in sorted(found, key=itemgetter(0, 1)):
+        jobs.setdefault(job_key(job), job)
     return jobs
 
 
@@ -248,7 +253,8 @@ def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> li
 
 def is_measured(row: BenchRow) -> bool:
     """Whether both sides have been measured on a market, with a seed at least."""
-    return any(all(row[side]["markets"][market]["seeds"] for side in ("on", "off")) for market in LEARNED_MARKETS)
+    on, off = (row[side]["markets"] for side in ("on", "off"))
+    return any(on[market]["seeds"] and off[market]["seeds"] for market in on)
 
 
 def enhancement_table(document: list[BenchRow]) -> list[BenchRow | str]:
