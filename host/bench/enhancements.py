@@ -69,6 +69,7 @@ PUCT_OFF, PUCT, PUCT_ARM = (search_of("puct", reuse) for reuse in ("off", "chanc
 MARKET_OFF = search_of("market", "off")
 NO_REANALYZE, NO_MIRROR = "train.reanalyze=false", "train.mirror_augmentation=false"
 NO_UNIZERO, SEQUENCE = "train.unizero_weight=0", ("network.dynamics=transformer", "network.context=6")
+LITTLE_UNIZERO = "train.unizero_weight=0.03"  # more of it comes before what the transformer is to learn
 FULL_SIZE, SIZES = "market.position_sizes=[1.0]", "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]"
 KEPT_SIZES, RESIZING = ("market.position_adjustment=false", SIZES), ("market.position_adjustment=true", SIZES)
 EVERY_SIZE_HELD = "train.random_episodes=16"  # all of them: widening learns of held positions alone
@@ -92,7 +93,7 @@ LATER = (
                 off=(NO_UNIZERO,)),
     Enhancement("transformer", "memory +40..80 % (500-1200 MB), CPU +20..30 %, storage +15..25 %: defer",
                 (*SEQUENCE, NO_UNIZERO), (NO_UNIZERO,), "memory"),
-    Enhancement("transformer, unizero", "both of the above", SEQUENCE, (NO_UNIZERO,), "memory"),
+    Enhancement("transformer, unizero", "both of the above", (*SEQUENCE, LITTLE_UNIZERO), (NO_UNIZERO,), "memory"),
     Enhancement("sizes", f"{WIDENING} (of widening)", KEPT_SIZES, (KEPT_SIZES[0], FULL_SIZE), "risk"),
     Enhancement("resizing", "none: ours", RESIZING, KEPT_SIZES, "risk"),
     Enhancement("risk term", "none: ours", ("market.risk_aversion=0.7",), ("market.risk_aversion=0",), "risk"),
