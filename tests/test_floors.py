@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,20 +30,20 @@ FLOORS = (  # a folder imports lower folders only
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders.split()}
 SHELVES = {  # lines that each may have
-    "core": 10_936,
+    "core": 10_958,
     "learning": 2_454,  # self-play, one search a bar, targets, the iteration of training
     "runs": 1_678,  # training that survives: its folder, memory, health, settings and what it shows
     "evaluation": 1_189,  # known markets, and what an agent has learnt of them
     "environments": 1_937,  # what is learnt beside the market, and the market for agents of other libraries
     "analysis": 2_507,  # what a backtest is worth, and the report that shows it
     "cluster": 820,  # one training on many machines, or many trainings
-    "walkforward": 792,  # training anew for each fold, and the ledger of trials
+    "walkforward": 779,  # training anew for each fold, and the ledger of trials
     "data": 3_930,  # how files of strangers are read, and joined
     "live": 1_750,  # acting beside money, and many decisions at once
     "extensions": 1_641,
-    "bench": 1_694,
-    "enhancements": 697,  # what every enhancement costs and teaches
-    "rivals": 757,  # agents of other libraries beside ours
+    "bench": 1_728,
+    "enhancements": 706,  # what every enhancement costs and teaches
+    "rivals": 771,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")
@@ -67,6 +68,7 @@ ACTING = ("host.commands.act", "host.commands.backtest", "host.commands.doctor")
 TOP = {"swt.py", "kernels", "models", "host", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 
 
+@cache
 def modules() -> dict[str, Path]:
     files = [ROOT / "swt.py", *(p for d in ("kernels", "models", "host") for p in sorted((ROOT / d).rglob("*.py")))]
     named = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p for p in files}
@@ -77,6 +79,7 @@ def files_of_tests() -> list[Path]:
     return [p for p in sorted((ROOT / "tests").rglob("*.py")) if p.parent.name != "data" or p.name.startswith("test_")]
 
 
+@cache
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
