@@ -90,7 +90,7 @@ FIRST = (  # measured before LATER
 )
 LATER = (
     Enhancement("unizero", "memory +15..25 %, CPU +10..20 %, storage +10..20 %, 30-50 % fewer samples",
-                off=(NO_UNIZERO,)),
+                off=(NO_UNIZERO,), needed_on="sparse"),
     Enhancement("transformer", "memory +40..80 % (500-1200 MB), CPU +20..30 %, storage +15..25 %: defer",
                 (*SEQUENCE, NO_UNIZERO), (NO_UNIZERO,), "memory"),
     Enhancement("transformer, unizero", "both of the above", (*SEQUENCE, LITTLE_UNIZERO), (NO_UNIZERO,), "memory"),
