@@ -39,6 +39,7 @@ LEARNED_MARKETS = ("planted", "planted-hard", "close")
 COST, LEARN = "cost", "learn"  # kinds of jobs
 LEARNT_FRACTION = 0.9  # of the optimum
 FULL_FRACTION = 0.97  # of the optimum: two evaluations in a row that reach it end a job
+FULL_FRACTION_OF = {"planted": 0.95}  # where the window of an agent shows no more
 PLATEAU_EVALUATIONS = 8  # of an agent that has learnt: so many without a rise end a job
 PLATEAU_RISE = 0.01  # of the optimum: a smaller rise is none
 MEASURES = ("expected_fraction", "q_slope", "q_correlation", "exposure", "chance_nll")  # of an evaluation
@@ -164,8 +165,9 @@ def measure_learning(job: Job, report_progress: ReportProgress) -> BenchRow:
     data = with_own_rules(trainer.markets[0].data, job.market)
     some, all_bars = (new_evaluation_set(market, data, bars) for bars in (budget.eval_bars, None))
     now, spent, reanalyzed, reused = clock(budget.threads), 0.0, 0, 0
+    full = FULL_FRACTION_OF.get(job.market, FULL_FRACTION)
     curve: dict[str, list[float]] = {name: [] for name in ("episodes", "seconds", *MEASURES)}
-    while trainer.episodes < budget.episodes and not is_plateau(curve["expected_fraction"]):
+    while trainer.episodes < budget.episodes and not is_plateau(curve["expected_fraction"], full):
         report_progress(trainer.episodes / budget.episodes)
         begin = now()
         row = trainer.run_iteration()
@@ -205,13 +207,13 @@ def warm_up(job: Job, trainer: Trainer) -> None:
         other.run_iteration()
 
 
-def is_plateau(fraction: Sequence[float]) -> bool:
+def is_plateau(fraction: Sequence[float], full: float = FULL_FRACTION) -> bool:
     """Whether more training would show little, by the fractions of the optimum of all evaluations so far.
 
-    Two in a row reach FULL_FRACTION; or LEARNT_FRACTION was reached, and none of the PLATEAU_EVALUATIONS that followed
+    Two in a row reach `full`; or LEARNT_FRACTION was reached, and none of the PLATEAU_EVALUATIONS that followed
     exceeds the best before them by more than PLATEAU_RISE.
     """
-    if len(fraction) > 1 and min(fraction[-2:]) >= FULL_FRACTION:
+    if len(fraction) > 1 and min(fraction[-2:]) >= full:
         return True
     best = max(fraction[:-PLATEAU_EVALUATIONS], default=0.0)
     return best >= LEARNT_FRACTION and max(fraction[-PLATEAU_EVALUATIONS:]) <= best + PLATEAU_RISE

@@ -215,6 +215,12 @@ def test_a_plateau_ends_a_job(fraction: tuple[float, ...], ends: bool) -> None:
     assert is_plateau(fraction) is ends
 
 
+def test_a_market_of_which_a_window_shows_less_ends_earlier() -> None:
+    assert is_plateau((0.95, 0.96), run.FULL_FRACTION_OF["planted"])
+    assert not is_plateau((0.94, 0.96), run.FULL_FRACTION_OF["planted"])
+    assert not is_plateau((0.95, 0.96))
+
+
 def test_a_seed_that_ended_goes_on_as_it_ended() -> None:
     short, long = curve_of(0.0, 1.0), curve_of(0.0, 0.5, 0.5, 0.5)
     line = summarize_curves([short, short, long], "episodes")
