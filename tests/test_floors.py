@@ -42,7 +42,7 @@ SHELVES = {  # lines that each may have
     "live": 1_750,  # acting beside money, and many decisions at once
     "extensions": 1_641,
     "bench": 1_728,
-    "enhancements": 706,  # what every enhancement costs and teaches
+    "enhancements": 708,  # what every enhancement costs and teaches
     "rivals": 771,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
