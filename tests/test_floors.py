@@ -41,9 +41,9 @@ SHELVES = {  # lines that each may have
     "data": 3_930,  # how files of strangers are read, and joined
     "live": 1_750,  # acting beside money, and many decisions at once
     "extensions": 1_641,
-    "bench": 1_728,
+    "bench": 1_735,
     "enhancements": 708,  # what every enhancement costs and teaches
-    "rivals": 771,  # agents of other libraries beside ours
+    "rivals": 773,  # agents of other libraries beside ours
 }
 ENHANCEMENTS = ("host/bench/enhancement", "host/bench/curves", "host/bench/rezero")
 EXTENSIONS = ("models/extensions/", "kernels/search/progressive_widening", "kernels/learning/prioritized")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from host.atomic import append_line, read_lines
+from host.bench.options import BenchError
 from host.bench.process import BenchRow
 
 DIGITS = 6  # of a number that is kept
@@ -20,9 +21,15 @@ def add_result(path: Path, key: str, row: BenchRow) -> None:
 
 
 def read_results(path: Path) -> dict[str, BenchRow]:
-    """What is measured, by key."""
-    rows = [json.loads(line) for line in read_lines(path)]
-    return {row.pop("key"): row for row in rows}
+    """What is measured, by key; BenchError for a line that is no result."""
+    rows = dict[str, BenchRow]()
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            row = json.loads(line)
+            rows[row.pop("key")] = row
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise BenchError(f"{path}: line {number} is no result of a job: delete that line") from None
+    return rows
 
 
 def rounded(value: Any) -> Any:

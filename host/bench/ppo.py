@@ -52,14 +52,16 @@ def bench_ppo(options: BenchOptions, runner: Callable[[Job, ReportProgress], Ben
     results = out / RESULTS
     check_writable(out, folder=True)
     out.mkdir(parents=True, exist_ok=True)
+    measured = read_results(results)
     with progress("bench ppo") as report:
         for i, job in enumerate(jobs):
             text, key = f"{job.agent} {job.market} seed {job.seed}", job_key(job)
-            is_new = key not in read_results(results)
+            is_new = key not in measured
             if is_new:
                 row = runner(job, lambda share, i=i, text=text: report((i + share) / len(jobs), text))  # type: ignore[misc]
                 add_result(results, key, {**job._asdict(), **row})
-            row = read_results(results)[key]
+                measured = read_results(results)
+            row = measured[key]
             document.append({key: row[key] for key in ("agent", "market", "seed", "curve")})
             if is_new or len(document) == len(jobs):
                 publish(document, out)

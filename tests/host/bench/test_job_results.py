@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from host.bench.job_results import add_result, read_results, rounded
+from host.bench.options import BenchError
 
 ROW = {"seed": 3, "result": {"curve": [0.123456789, 1e-9, 240.0], "trades": 7, "name": None, "settings": ("a", "b")}}
 
@@ -32,6 +33,16 @@ def test_a_torn_line_is_no_result(torn: int, tmp_path: Path) -> None:
     assert [*read_results(path)] == ["one"]
     add_result(path, "three", ROW)
     assert [*read_results(path)] == ["one", "three"]
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< ours", "[1]", "7", '{"seed": 1}'])
+def test_a_line_that_is_no_result_is_named(text: str, tmp_path: Path) -> None:
+    """As a merge of two branches leaves it."""
+    path = tmp_path / "x.jsonl"
+    add_result(path, "one", ROW)
+    path.write_text(path.read_text() + text + "\n")
+    with pytest.raises(BenchError, match=r"x\.jsonl: line 2 is no result of a job: delete that line"):
+        read_results(path)
 
 
 def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
