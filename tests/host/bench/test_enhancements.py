@@ -221,6 +221,19 @@ def test_a_market_of_which_a_window_shows_less_ends_earlier() -> None:
     assert not is_plateau((0.95, 0.96))
 
 
+@pytest.mark.parametrize(("market", "full"), [("planted", 0.95), ("close", 0.97)])
+def test_a_job_asks_for_what_its_market_shows(market: str, full: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[float]()
+
+    def ends_at_the_second(fraction: list[float], full: float = run.FULL_FRACTION) -> bool:
+        asked.append(full)
+        return len(asked) > 1
+
+    monkeypatch.setattr(run, "is_plateau", ends_at_the_second)
+    run.measure_learning(Job(run.LEARN, market, 0, (), TINY), lambda share: None)
+    assert asked == [full, full]
+
+
 def test_a_seed_that_ended_goes_on_as_it_ended() -> None:
     short, long = curve_of(0.0, 1.0), curve_of(0.0, 0.5, 0.5, 0.5)
     line = summarize_curves([short, short, long], "episodes")
