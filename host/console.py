@@ -205,18 +205,18 @@ def _rich_progress() -> Any:
 
 
 def _progress_lines(title: str) -> ProgressCallback:
-    begin = time.monotonic()
-    last = begin - LOG_INTERVAL_S
+    begin, done_before = time.monotonic(), 0.0
+    last: float | None = None
 
     def report(fraction: float, text: str) -> None:
-        nonlocal begin, last
+        nonlocal begin, done_before, last
         now = time.monotonic()
-        if fraction == 0:
-            begin = now  # the time before the first progress, compiling for example, predicts nothing
-        if now - last < LOG_INTERVAL_S:
+        if fraction == 0 or last is None:  # what an earlier call has done, and the time of compiling, predict nothing
+            begin, done_before = now, fraction
+        if last is not None and now - last < LOG_INTERVAL_S:
             return
-        last = now
-        left = f", about {(now - begin) * (1 - fraction) / fraction:.0f} s left" if 0.02 < fraction < 1 else ""
+        last, done = now, fraction - done_before
+        left = f", about {(now - begin) * (1 - fraction) / done:.0f} s left" if done > 0.02 and fraction < 1 else ""
         log(f"{title}: {fraction:4.0%} {text}{left}")
 
     return report

@@ -84,3 +84,19 @@ def test_a_plain_line_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys
     assert lines[2] == "training:  50% cycle 30, about 30 s left"
     assert lines[-1] == "training: 100% cycle 60"
     assert len(lines) == 5
+
+
+def test_what_was_done_before_makes_no_promise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with progress.progress("bench") as report:
+        for second in range(31):
+            clock[0] = 100.0 + second
+            report(0.5 + 0.1 * second / 30, "a job")
+    assert capsys.readouterr().err.splitlines() == [
+        "bench:  50% a job",
+        "bench:  55% a job, about 135 s left",
+        "bench:  60% a job, about 120 s left",
+    ]
