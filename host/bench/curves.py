@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from host.bench.enhancement_run import LEARNT_FRACTION
 from host.svg import svg_bar, svg_document, svg_text
 
+LEARNT_FRACTION = 0.9  # of the optimum
 POINTS = 40  # of a curve of several seeds
 AXES = {"episodes": "episodes", "seconds": "s of CPU time"}  # what a curve is drawn over, and its unit
 LABEL_WIDTH, PANEL_WIDTH, PANEL_HEIGHT, GAP, TOP_MARGIN = 220, 260, 96, 28, 48  # pixels

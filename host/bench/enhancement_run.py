@@ -37,10 +37,10 @@ from kernels.search.progressive_widening import sampled_tree_bytes
 
 LEARNED_MARKETS = ("planted", "planted-hard", "close")
 COST, LEARN = "cost", "learn"  # kinds of jobs
-LEARNT_FRACTION = 0.9  # of the optimum
 FULL_FRACTION = 0.97  # of the optimum: two evaluations in a row that reach it end a job
 FULL_FRACTION_OF = {"planted": 0.95}  # where the window of an agent shows no more
-PLATEAU_EVALUATIONS = 8  # of an agent that has learnt: so many without a rise end a job
+PLATEAU_FRACTION = 0.5  # of the optimum, or more, is there at a plateau: below it an agent may not trade yet
+PLATEAU_EVALUATIONS = 8  # so many without a rise end a job
 PLATEAU_RISE = 0.01  # of the optimum: a smaller rise is none
 MEASURES = ("expected_fraction", "q_slope", "q_correlation", "exposure", "chance_nll")  # of an evaluation
 # What can change a learning curve, with the settings; other files are commands, streams and what is live.
@@ -210,13 +210,13 @@ def warm_up(job: Job, trainer: Trainer) -> None:
 def is_plateau(fraction: Sequence[float], full: float = FULL_FRACTION) -> bool:
     """Whether more training would show little, by the fractions of the optimum of all evaluations so far.
 
-    Two in a row reach `full`; or LEARNT_FRACTION was reached, and none of the PLATEAU_EVALUATIONS that followed
+    Two in a row reach `full`; or PLATEAU_FRACTION was reached, and none of the PLATEAU_EVALUATIONS that followed
     exceeds the best before them by more than PLATEAU_RISE.
     """
     if len(fraction) > 1 and min(fraction[-2:]) >= full:
         return True
     best = max(fraction[:-PLATEAU_EVALUATIONS], default=0.0)
-    return best >= LEARNT_FRACTION and max(fraction[-PLATEAU_EVALUATIONS:]) <= best + PLATEAU_RISE
+    return best >= PLATEAU_FRACTION and max(fraction[-PLATEAU_EVALUATIONS:]) <= best + PLATEAU_RISE
 
 
 def measure_job(job: Job, report_progress: ReportProgress) -> BenchRow:

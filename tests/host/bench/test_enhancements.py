@@ -203,12 +203,13 @@ def test_a_level_is_reached_where_it_holds_twice(fraction: tuple[float, ...], ep
         ((0.97,), False),
         ((0.9, 0.97), False),
         ((0.97, 0.98), True),
-        ((0.5, *[0.6] * 20), False),  # flat, but it has not learnt
+        ((0.3, *[0.45] * 20), False),  # flat, but it may not trade yet
+        ((0.6, *[0.6] * 8), True),
         ((0.91, *[0.92] * 7), False),
         ((0.91, *[0.919] * 8), True),
         ((0.91, *[0.8] * 8), True),  # it falls
         ((0.91, *[0.8] * 7, 0.93), False),  # it has risen again
-        ((0.89, *[0.899] * 8), False),
+        ((0.49, *[0.499] * 8), False),
     ],
 )
 def test_a_plateau_ends_a_job(fraction: tuple[float, ...], ends: bool) -> None:
