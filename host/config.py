@@ -142,7 +142,7 @@ class SearchSettings:
     num_sampled_sizes: Annotated[int, Range(1, 64), "Sizes of a side that widening tries: full, then draws."] = 2
     discount: Annotated[float, Range(0.01, 1), "Discount of a bar."] = 0.985
     c_visit: Annotated[Scale, "Gumbel MuZero's c_visit; mctx calls it maxvisit_init."] = 50.0
-    c_scale: Annotated[Scale, "Gumbel MuZero's c_scale, on Q in 5 to 95 % ranges of n-step rewards."] = 1.0
+    c_scale: Annotated[Scale, "Gumbel MuZero's c_scale when acting, on Q in 5 to 95 % ranges of n-step rewards."] = 10.0
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ class TrainConfig:
     ] = 4
     batches_per_iteration: Annotated[int, Range(1, 4096), "Batches of episodes collected in an iteration."] = 2
     num_simulations: Annotated[Simulations, "Simulations of a decision when collecting and reanalyzing."] = 4
+    c_scale: Annotated[Scale, "Gumbel MuZero's c_scale when collecting and reanalyzing."] = 1.0
     reanalyze: Annotated[bool, "Before learning, search the stored episodes again whose targets are not fresh."] = True
     reanalyze_interval: Annotated[int, Range(0, 1_000_000), "Iterations for which targets count as fresh."] = 1
     replay_capacity: Annotated[Count, "Episodes in the replay buffer; more keep old policy targets longer."] = 96
@@ -213,10 +214,8 @@ class TrainConfig:
     code_move_weight: Annotated[
         LossWeight, "Learned codes: weight of the loss that predicts a bar's move by its code."
     ] = 5.0
-    per_alpha: Annotated[
-        Exponent, "Prioritized replay: exponent of the Bellman error by which windows are drawn; 0: all alike."
-    ] = 0.0
-    per_beta: Annotated[Exponent, "Prioritized replay: exponent of the importance weights."] = 1.0
+    per_alpha: Annotated[Exponent, "Exponent of the Bellman error by which windows are drawn; 0: all alike."] = 0.0
+    per_beta: Annotated[Exponent, "Exponent of the importance weights of windows so drawn."] = 1.0
     value_prefix: Annotated[
         bool, "Learn sums of rewards with an LSTM (EfficientZero), which Gumbel, PUCT and widening then read."
     ] = False

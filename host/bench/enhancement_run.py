@@ -40,8 +40,7 @@ COST, LEARN = "cost", "learn"  # kinds of jobs
 FULL_FRACTION = 0.97  # of the optimum: two evaluations in a row that reach it end a job
 FULL_FRACTION_OF = {"planted": 0.95}  # where the window of an agent shows no more
 PLATEAU_FRACTION = 0.5  # of the optimum, or more, is there at a plateau: below it an agent may not trade yet
-PLATEAU_EVALUATIONS = 8  # so many without a rise end a job
-PLATEAU_RISE = 0.01  # of the optimum: a smaller rise is none
+PLATEAU_EVALUATIONS, PLATEAU_RISE = 8, 0.01  # so many that rise by no more of the optimum end a job
 MEASURES = ("expected_fraction", "q_slope", "q_correlation", "exposure", "chance_nll")  # of an evaluation
 # What can change a learning curve, with the settings; other files are commands, streams and what is live.
 LEARNING_SOURCES = (

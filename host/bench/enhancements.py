@@ -87,6 +87,7 @@ FIRST = (  # measured before LATER
     Enhancement("rezero, market search", f"{REZERO}; here unbiased", search_of("market", "chance_child"), MARKET_OFF),
     Enhancement("backward reanalyse", "memory +10..15 %, CPU -10..+5 %, storage +15..30 %", off=(NO_REANALYZE,)),
     Enhancement("mirrored windows", "none: ours", off=(NO_MIRROR,)),
+    Enhancement("acting by q", "none: ours", off=("search.c_scale=1",)),
 )
 LATER = (
     Enhancement("unizero", "memory +15..25 %, CPU +10..20 %, storage +10..20 %, 30-50 % fewer samples",

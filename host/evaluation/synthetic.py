@@ -147,11 +147,11 @@ RISK_SETTINGS = (
     "market.risk_aversion=0.7",  # 0.52 a deviation: a range is 1.34 of them
     "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]",
     "market.position_adjustment=true",
-    "search.c_scale=10",  # sizes differ by hundredths of a range in Q: the policy head would outweigh them
+    "train.c_scale=10",  # sizes differ by hundredths of a range in Q: the policy head would outweigh them
     "search.num_simulations=32",  # and so would errors of the value head
     "search.num_sampled_sizes=4",  # of widening
 )
-DELAYED_SETTINGS = "search.c_scale=10", "search.num_simulations=16"  # an end to a position pays tenths of a range
+DELAYED_SETTINGS = ("search.num_simulations=16",)  # an end to a position pays tenths of a range
 MARKETS = {
     "noise": KnownMarket(PhaseModel(np.ones((1, 1)), np.zeros((1, 1)), np.empty((1, 0)), np.ones(1)), 0.5),
     "planted": KnownMarket(LevelModel(), 0.5, PLANTED_HALF_LIFE),

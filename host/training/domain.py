@@ -116,7 +116,7 @@ class Domain(Protocol):
     def loss_weights(self) -> LossWeights:
         """The weights of the losses; 0 of a head that the search does not read."""
 
-    def search_config(self, num_simulations: int, q_scale: float) -> SearchConfig:
+    def search_config(self, num_simulations: int, c_scale: float, q_scale: float) -> SearchConfig:
         """A search of `num_simulations` simulations with the running scale of Q."""
 
     def new_replays(

@@ -301,7 +301,7 @@ class EnvironmentDomain:
         chance = 1.0 if is_stochastic(self.config) else 0.0
         return loss_weights(self.config)._replace(reward=1.0, chance=chance, afterstate_value=chance / 2)
 
-    def search_config(self, num_simulations: int, q_scale: float) -> SearchConfig:
+    def search_config(self, num_simulations: int, c_scale: float, q_scale: float) -> SearchConfig:
         """A search with the conventions of mctx: Q is scaled by its extremes, values are means of visits.
 
         An afterstate is added with all its codes: a few visits would see its likeliest ones only.
@@ -312,7 +312,7 @@ class EnvironmentDomain:
             max_considered_actions=min(s.max_considered_actions, self.spec.actions),
             discount=s.discount,
             c_visit=s.c_visit,
-            c_scale=s.c_scale,
+            c_scale=c_scale,
             rescale_values=True,
             stochastic=is_stochastic(self.config),
             expectation_backup=is_stochastic(self.config),

@@ -47,7 +47,7 @@ class MarketDomain:
         """See `loss_weights`."""
         return loss_weights(self.config)
 
-    def search_config(self, num_simulations: int, q_scale: float) -> SearchConfig:
+    def search_config(self, num_simulations: int, c_scale: float, q_scale: float) -> SearchConfig:
         """A search of `num_simulations` simulations with the running scale of Q; widening tries every candidate."""
         s = self.config.search
         candidates = max_candidates(s.num_sampled_sizes) if s.algorithm == ALGORITHMS[WIDENING] else 0
@@ -56,7 +56,7 @@ class MarketDomain:
             max_considered_actions=max(s.max_considered_actions, candidates),
             discount=s.discount,
             c_visit=s.c_visit,
-            c_scale=s.c_scale,
+            c_scale=c_scale,
             q_scale=q_scale,
             reverse=self.config.market.reverse,
             position_adjustment=self.config.market.position_adjustment,

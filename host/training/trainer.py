@@ -150,13 +150,12 @@ class Trainer:
         check_finite(self.iteration, self._weights(), shape)
         with threadpool_limits(1, "blas"):
             begin = time.perf_counter()
-            networks = self.export_networks()
-            search = self.search_config(self.config.train.num_simulations)
-            play = self.pool, networks, self._target_views, search, self.iteration, self.td_lambda
+            networks, n = self.export_networks(), self.config.train.num_simulations
+            play = self.pool, networks, self._target_views, self.search_config(n), self.iteration, self.td_lambda
             rounds = [replay.play_round(*play) for replay in self.replays]
             self._update_q_scale(rounds)
             collected = time.perf_counter()
-            search = self.search_config(self.config.train.num_simulations)
+            search = self.search_config(n)
             for replay, r in zip(self.replays, rounds, strict=True):
                 compared = r.stale[:DRIFT_EPISODES]
                 before = replay.replay.policy[compared]
@@ -208,8 +207,8 @@ class Trainer:
         return hypothesis_positions(self.network_shape, self.acting_search_config(), self.domain.position_sizes)
 
     def search_config(self, num_simulations: int) -> SearchConfig:
-        """A search of `num_simulations` simulations with the running scale of Q."""
-        return self.domain.search_config(num_simulations, self.q_scale)
+        """A search of training, of `num_simulations` simulations, with the running scale of Q."""
+        return self.domain.search_config(num_simulations, self.config.train.c_scale, self.q_scale)
 
     @property
     def batch(self) -> Batch:
@@ -243,7 +242,7 @@ class Trainer:
 
     def acting_search_config(self) -> SearchConfig:
         """The search of the trained agent."""
-        return self.search_config(self.config.search.num_simulations)
+        return self.domain.search_config(self.config.search.num_simulations, self.config.search.c_scale, self.q_scale)
 
     def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and plain values from which `restore` continues the run to the bit."""

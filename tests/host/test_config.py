@@ -185,6 +185,7 @@ SMALL = {
     "search.max_considered_actions": st.integers(1, 4),
     "search.discount": st.sampled_from([0.01, 0.5, 1.0]),
     "search.c_scale": st.sampled_from([0.0, 1.0, 100_000.0]),
+    "train.c_scale": st.sampled_from([0.0, 1.0, 100_000.0]),
     "train.num_envs": st.integers(1, 3),
     "train.batches_per_iteration": st.integers(1, 2),
     "train.random_episodes": st.integers(0, 3),

@@ -226,13 +226,13 @@ def test_lambda_falls_to_half_with_the_passes_and_reaches_the_returns(monkeypatc
 def test_widening_tries_every_candidate(sizes: int, candidates: int) -> None:
     """Else the first of HOLD and of the sizes of both sides is all that a search knows."""
     config = tiny("search.algorithm=widening", f"search.num_sampled_sizes={sizes}")
-    search = MarketDomain([dataset(config)], config).search_config(4, 1.0)
+    search = MarketDomain([dataset(config)], config).search_config(4, 1.0, 1.0)
     assert (search.num_simulations, search.max_considered_actions) == (candidates, candidates)
 
 
 def test_sizes_lie_on_a_line_unless_a_risk_term_bends_it() -> None:
     found = [tiny("market.position_sizes=[0.5,1.0]", *more) for more in ([], ["market.risk_aversion=0.5"])]
-    searches = [MarketDomain([dataset(config)], config).search_config(4, 1.0) for config in found]
+    searches = [MarketDomain([dataset(config)], config).search_config(4, 1.0, 1.0) for config in found]
     assert [search.linear_values for search in searches] == [True, False]
     widths = [graph_widths(NetworkShape(4, NUM_POSITION_FIELDS + 1, 3, 6, 5), search)["market"] for search in searches]
     assert [y - 3 - 5 for _, y in widths] == [3, 5]

@@ -29,7 +29,7 @@ RULES = {
     ),
 }
 EACH_RULE = pytest.mark.parametrize("rule", RULES)
-COSTS = ("market.commission=0.2", "market.slippage=0.3", "train.random_episodes=1", "search.c_scale=0.02")
+COSTS = ("market.commission=0.2", "market.slippage=0.3", "train.random_episodes=1", "train.c_scale=0.02")
 
 
 @cache
