@@ -230,6 +230,11 @@ def test_widening_tries_every_candidate(sizes: int, candidates: int) -> None:
     assert (search.num_simulations, search.max_considered_actions) == (candidates, candidates)
 
 
+def test_training_and_acting_weigh_q_each_by_its_own_setting() -> None:
+    trainer = Trainer([dataset(tiny())], tiny("search.c_scale=7", "train.c_scale=3"), 1)
+    assert (trainer.search_config(5).c_scale, trainer.acting_search_config().c_scale) == (3.0, 7.0)
+
+
 def test_sizes_lie_on_a_line_unless_a_risk_term_bends_it() -> None:
     found = [tiny("market.position_sizes=[0.5,1.0]", *more) for more in ([], ["market.risk_aversion=0.5"])]
     searches = [MarketDomain([dataset(config)], config).search_config(4, 1.0, 1.0) for config in found]
