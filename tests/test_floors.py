@@ -33,7 +33,7 @@ SHELVES = {  # lines that each may have
     "core": 10_958,
     "learning": 2_454,  # self-play, one search a bar, targets, the iteration of training
     "runs": 1_678,  # training that survives: its folder, memory, health, settings and what it shows
-    "evaluation": 1_190,  # known markets, and what an agent has learnt of them
+    "evaluation": 1_189,  # known markets, and what an agent has learnt of them
     "environments": 1_937,  # what is learnt beside the market, and the market for agents of other libraries
     "analysis": 2_507,  # what a backtest is worth, and the report that shows it
     "cluster": 820,  # one training on many machines, or many trainings

@@ -151,7 +151,6 @@ RISK_SETTINGS = (
     "search.num_simulations=32",  # and so would errors of the value head
     "search.num_sampled_sizes=4",  # of widening
 )
-DELAYED_SETTINGS = ("search.num_simulations=16",)  # an end to a position pays tenths of a range
 MARKETS = {
     "noise": KnownMarket(PhaseModel(np.ones((1, 1)), np.zeros((1, 1)), np.empty((1, 0)), np.ones(1)), 0.5),
     "planted": KnownMarket(LevelModel(), 0.5, PLANTED_HALF_LIFE),
@@ -159,7 +158,7 @@ MARKETS = {
     "planted-hard": KnownMarket(LevelModel(walk=0.5), 1.0, math.log(0.5) / math.log(0.95)),
     "close": KnownMarket(_sequence(12, RISE + FALL, CLOSE_FEATURES), 4.0),
     "memory": KnownMarket(_memory(5, 0.8), 1.6),
-    "delayed": KnownMarket(_delayed(40, 10, 6.0), 3.0, settings=DELAYED_SETTINGS),
+    "delayed": KnownMarket(_delayed(40, 10, 6.0), 3.0, settings=("search.num_simulations=16",)),
     "jumps": KnownMarket(_events(20, *JUMPS, np.ones((2, 1)), np.array([1.0, 10.0])), 3.2),
     "sparse": KnownMarket(_sequence(248, [2.0, 2.0], [[1.0], [0.5]]), 1.0),
     "stale": KnownMarket(_events(60, *STALE, np.ones((1, 1)), np.ones(1))._replace(turns=True), 0.5),
