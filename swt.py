@@ -56,8 +56,8 @@ InsistOption = Annotated[
     bool, typer.Option("--insist", help="Trade a feed of another instrument or price scale than the model's.")
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="A setting: section.key=value; repeatable.")]
-ChecksOption = Annotated[int, typer.Option(min=1, help="Bars drawn.")]
-ChecksSeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the bars drawn.")]
+LOOKAHEAD_HELP = "Prove that no feature, decision or fit depends on a later bar; exit 9 where one does."
+WARMUP_HELP = "Prove that no feature or decision depends on a bar before the warm-up; exit 9 where one does."
 HelpConfigOption = Annotated[
     bool, typer.Option("--help-config", is_eager=True, callback=print_settings, help="List the settings, and end.")
 ]
@@ -82,12 +82,8 @@ def train(
             metavar="CSV...", help="Files of bars, folders and patterns; by default the bundled EURUSD H1 of 2017."
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; by default runs/0001 and so on, and runs/latest.")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.001, help="Stop after this many minutes (default 2.5).")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/0001 and on, runs/latest.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.001, help="Stop after so many minutes (default 2.5).")] = None,
     episodes: Annotated[
         int | None,
         typer.Option(
@@ -211,9 +207,7 @@ def walkforward(
         int | None, typer.Option(min=1, help="Episodes of each training, instead: the same bytes each time.")
     ] = None,
     rolling: Annotated[bool, typer.Option("--rolling", help="Train on the latest bars only, not on all.")] = False,
-    open_holdout: Annotated[
-        bool, typer.Option("--open-holdout", help="Test on the last bars too, which is done once.")
-    ] = False,
+    open_holdout: Annotated[bool, typer.Option("--open-holdout", help="Test on the last bars too, once.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="Trainings at once; 0 = all cores.")] = 0,
     ray: RayOption = None,
     actors: ActorsOption = None,
@@ -293,38 +287,24 @@ def compare(
     end_with(compare_journal(journal, csv, model, reading, insist), print_comparison, as_json)
 
 
-@app.command("check-lookahead", hidden=PACKED)
+@app.command("check-warmup", help=WARMUP_HELP, hidden=PACKED)
+@app.command("check-lookahead", help=LOOKAHEAD_HELP, hidden=PACKED)
 @with_reading_flags
-def check_lookahead(
+def check_dependence(
+    context: typer.Context,
     reading: Any,
     csv: CsvArgument = None,
     model: ModelOption = DEFAULT_MODEL,
-    checks: ChecksOption = 100,
-    seed: ChecksSeedOption = 0,
+    checks: Annotated[int, typer.Option(min=1, help="Bars drawn.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bars drawn.")] = 0,
     insist: InsistOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove that no feature, decision or fit depends on a later bar; exit 9 where one does."""
+    """Prove that features and decisions depend on no bar that they must not; exit 9 where one does."""
     from host.commands.check_lookahead import check_model, print_check
 
-    end_with(check_model(csv, model, reading, checks, seed, insist, warmup=False), print_check, as_json)
-
-
-@app.command("check-warmup", hidden=PACKED)
-@with_reading_flags
-def check_warmup(
-    reading: Any,
-    csv: CsvArgument = None,
-    model: ModelOption = DEFAULT_MODEL,
-    checks: ChecksOption = 100,
-    seed: ChecksSeedOption = 0,
-    insist: InsistOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Prove that no feature or decision depends on a bar before the warm-up; exit 9 where one does."""
-    from host.commands.check_lookahead import check_model, print_check
-
-    end_with(check_model(csv, model, reading, checks, seed, insist, warmup=True), print_check, as_json)
+    warmup = context.info_name == "check-warmup"
+    end_with(check_model(csv, model, reading, checks, seed, insist, warmup), print_check, as_json)
 
 
 @app.command(hidden=PACKED)
@@ -414,9 +394,7 @@ def bench(
         int, typer.Option(min=0, help="Threads; 0 = all cores.  One is CPU time, more are wall time.")
     ] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds whose median is given.", min=1)] = 7,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="`search` and `widening` with 16 simulations and one thread only.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="`search`, `widening`: 16 simulations, one thread.")] = False,
     seeds: Annotated[int, typer.Option(help="Seeds of `enhancements`, `ppo`, `environments`.", min=1)] = 5,
     only: Annotated[str | None, typer.Option(help="One enhancement, environment, agent or market, alone.")] = None,
     episodes: Annotated[int, typer.Option(min=64, help="Episodes of a job of `enhancements` at most.")] = 2400,
@@ -431,18 +409,16 @@ def bench(
 ) -> None:
     """Measure what the program costs on this machine."""
     install_signal_handlers(EX_TEMPFAIL if what in ("enhancements", "ppo") else None)
-    from host.bench.all import print_bench
-    from host.bench.all import run_bench as run
+    from host.bench.all import print_bench, run_bench
     from host.bench.options import BenchOptions, Budget
     from host.console import shell_join
 
     budget = Budget(episodes=episodes, threads=thread_count(threads))
-    size = BenchOptions(budget.threads, rounds, budget=budget, seeds=seeds, only=only, jobs=jobs)
-    size = replace(size, limit_minutes=limit_minutes, rival_minutes=minutes, out=out or Path("runs", what))
-    size = replace(size, ray=ray, actors=actors)
+    size = BenchOptions(budget.threads, rounds, budget=budget, seeds=seeds, only=only, ray=ray, actors=actors)
+    size = replace(size, jobs=jobs, limit_minutes=limit_minutes, rival_minutes=minutes, out=out or Path("runs", what))
     if quick:
         size = replace(size, simulations=(16,), thread_counts=(1,))
-    document = run(what, size)
+    document = run_bench(what, size)
     command = shell_join("python", "swt.py", *(word for word in sys.argv[1:] if word != "--markdown"))
     print(json.dumps(document)) if as_json else print_bench(what, document, sys.stdout, command if markdown else None)
 

@@ -22,10 +22,11 @@ from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
 import numpy as np
 from numba import __version__ as numba_version
-from numba import config, njit, typeof
+from numba import config, typeof
 from numba.core import event
 from numba.core.caching import FunctionCache, UserProvidedCacheLocator
-from numba.core.dispatcher import Dispatcher
+from numba.core.registry import CPUDispatcher
+from numba.core.types import unliteral
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -33,6 +34,7 @@ Record = TypeVar("Record", bound=tuple[Any, ...])
 KERNEL_PACKAGES = ("kernels", "models")
 ROOT = Path(__file__).parents[1]
 MAX_VERSIONS = 8  # of a module that are kept in the cache
+HOMES = list[str]()  # the module of each kernel that is loaded
 IMPORT_PATTERN = re.compile(
     rb"^(?:from|import) ((?:kernels|models)[\w.]*)(?: import (?:\(([^)]+)\)|([\w, ]+)))?", re.MULTILINE
 )
@@ -163,8 +165,8 @@ class ProgramCache(FunctionCache):
     included where it is installed.  The compiler asks for them itself.  A start calls few of its kernels.
     """
 
-    def __init__(self, py_func: Any) -> None:
-        self._py_func = py_func
+    def __init__(self, py_func: Any, options: str) -> None:
+        self._py_func, self._options = py_func, options
 
     def __getattr__(self, name: str) -> Any:
         """An attribute that is missing because no file has been looked for yet."""
@@ -173,21 +175,47 @@ class ProgramCache(FunctionCache):
         super().__init__(self._py_func)  # type: ignore[no-untyped-call]
         return getattr(self, name)
 
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        """The key of machine code: an inlined kernel may have some with an entry for Python and some without."""
+        return (*super()._index_key(sig, codegen), self._options)  # type: ignore[no-untyped-call]
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The cached machine code for a signature, or None."""
         with self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
 
 
+class Kernel(CPUDispatcher):
+    """Compiles once for the types of its arguments; numba would compile again for "the constant 0"."""
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """What the compiler of a caller asks."""
+        plain: Any = unliteral
+        return super().get_call_template([*map(plain, args)], {name: plain(kind) for name, kind in kws.items()})
+
+
+class InlinedKernel(Kernel):
+    """Is compiled without an entry for Python: one that reads a planner's 150 arrays is longer than most steps are."""
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it from Python, which needs the entry after all."""
+        if "entry" not in vars(self):
+            self.entry = _compiled(Kernel, self.py_func, forceinline=True)
+        return self.entry(*args)
+
+
 # Kernels write into arrays that their callers own.  Without numba's runtime they cannot allocate, and none of the
-# views they take is reference-counted: the atomic counts were two thirds of a search outside the networks.
-NJIT_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+# views they take is reference-counted: the atomic counts were two thirds of a search outside the networks.  None is
+# passed to another one as a value, for which numba would compile a wrapper.
+OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True}
 
 
-def _cached(fn: F, **options: Any) -> F:
-    dispatcher = njit(**NJIT_OPTIONS, **options)(fn)
-    if isinstance(dispatcher, Dispatcher):  # not so where NUMBA_DISABLE_JIT leaves the function as it is
-        vars(dispatcher)["_cache"] = ProgramCache(dispatcher.py_func)
+def _compiled(kind: type[Kernel], fn: F, **options: Any) -> F:
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return fn
+    dispatcher = kind(fn, targetoptions={**OPTIONS, **options})
+    vars(dispatcher)["_cache"] = ProgramCache(fn, " ".join(options))
+    HOMES.append(fn.__module__)
     return cast(F, dispatcher)
 
 
@@ -196,12 +224,12 @@ def kernel(fn: F) -> F:
 
     For a type checker it returns `fn` itself, so calls stay checked.
     """
-    return _cached(fn)
+    return _compiled(Kernel, fn)
 
 
 def inlined(fn: F) -> F:
     """Compile `fn` as a kernel that is inlined into its callers: for the small steps of a search."""
-    return _cached(fn, forceinline=True)
+    return _compiled(InlinedKernel, fn, forceinline=True, no_cpython_wrapper=True)
 
 
 def reassociated(fn: F) -> F:
@@ -209,7 +237,7 @@ def reassociated(fn: F) -> F:
 
     The compiler fixes the order: results are equal on one type of CPU, for any number of threads.
     """
-    return _cached(fn, fastmath={"reassoc", "nsz"})
+    return _compiled(Kernel, fn, fastmath={"reassoc", "nsz"})
 
 
 def specialize(fn: F, *arguments: Any) -> F:
@@ -244,11 +272,8 @@ class _CompileListener(event.Listener):
 
     def __init__(self, report: Callable[[int, int, str], None]) -> None:
         self._report = report
-        modules = [module for name, module in [*sys.modules.items()] if name in _sources()]
-        kernels = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
-        homes = [kernel.py_func.__module__ for kernel in kernels]
-        empty = {home for home in homes if not any(cache_dir(home).glob("*.nbi"))}
-        self._num_new, self._reported = sum(home in empty for home in homes), set[str]()
+        empty = {home for home in HOMES if not any(cache_dir(home).glob("*.nbi"))}
+        self._num_new, self._reported = sum(home in empty for home in HOMES), set[str]()
 
     def on_start(self, event: Any) -> None:
         """Report the function that is compiled, for itself or for a caller."""

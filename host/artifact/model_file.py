@@ -157,7 +157,7 @@ def _npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def _parse_array(name: str, data: bytes) -> NDArray[Any]:
-    """The array of a .npy member, a view of `data`; ModelError unless `_npy_bytes` of the array is `data` again."""
+    """The array of a .npy member; ModelError unless `_npy_bytes` of the array is `data` again."""
     header = NPY_HEADER.match(data)
     if not header:
         raise ModelError(f"{name}: not a plain array of numbers")
@@ -169,7 +169,7 @@ def _parse_array(name: str, data: bytes) -> NDArray[Any]:
         raise ModelError(f"{name}: not an array as this program writes it")
     if not np.isfinite(array).all():
         raise ModelError(f"{name}: NaN or infinite numbers")
-    return array
+    return array.copy()  # which may be written, as arrays of a training: kernels compile once for both
 
 
 def pack_zip(members: dict[str, bytes]) -> bytes:

@@ -95,6 +95,7 @@ def test_round_trip(tmp_path: Path) -> None:
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(model.arrays[name], array)
         assert model.arrays[name].dtype == array.dtype
+        assert model.arrays[name].flags.writeable  # or every kernel would be compiled again for arrays that are not
     assert [path.name for path in tmp_path.iterdir()] == ["m.swt"]
 
 
