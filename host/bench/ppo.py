@@ -111,7 +111,7 @@ def rival_table(document: list[BenchRow]) -> list[BenchRow]:
 def spread_text(values: list[float]) -> str:
     """Median and range in percent."""
     low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.0f} %" if len(values) == 1 else f"{middle:.0f} % [{low:.0f}-{high:.0f}]"
+    return f"{middle:z.0f} %" if len(values) == 1 else f"{middle:z.0f} % [{low:z.0f} to {high:z.0f}]"
 
 
 def curves(document: list[BenchRow]) -> str:

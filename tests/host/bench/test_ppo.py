@@ -154,9 +154,10 @@ def test_the_bench_goes_on_and_writes_its_table_and_picture(tmp_path: Path) -> N
     assert [row["seed"] for row in document] == [0] * 4 + [1] * 4 + [2] * 4
     head, _, ours, *_ = (tmp_path / "ppo.md").read_text().splitlines()
     assert head == "| market | agent | seeds | 15 s | 30 s | 60 s | expected, 60 s |"
-    assert ours == "| noise | ours | 3 |" + " 92 % [90-94] |" * 4
+    assert ours == "| noise | ours | 3 |" + " 92 % [90 to 94] |" * 4
     assert len(bench_ppo(BenchOptions(seeds=1, out=tmp_path), pretend)) == 4 * len(TRADED_MARKETS)
     assert "| planted | PPO | 1 | 70 % | 70 % | 70 % | 60 % |" in (tmp_path / "ppo.md").read_text()
+    assert module.spread_text([-4.2, -0.1, 0.2]) == "0 % [-4 to 0]"
     lines = ElementTree.parse(tmp_path / "ppo.svg").findall("{http://www.w3.org/2000/svg}polyline")
     assert len(lines) == 4 * len(TRADED_MARKETS)
 
