@@ -34,7 +34,7 @@ Record = TypeVar("Record", bound=tuple[Any, ...])
 KERNEL_PACKAGES = ("kernels", "models")
 ROOT = Path(__file__).parents[1]
 MAX_VERSIONS = 8  # of a module that are kept in the cache
-HOMES = list[str]()  # the module of each kernel that is loaded
+KERNEL_MODULES = list[str]()  # the module of each kernel that is loaded
 IMPORT_PATTERN = re.compile(
     rb"^(?:from|import) ((?:kernels|models)[\w.]*)(?: import (?:\(([^)]+)\)|([\w, ]+)))?", re.MULTILINE
 )
@@ -195,10 +195,10 @@ class Kernel(CPUDispatcher):
 
 
 class InlinedKernel(Kernel):
-    """Is compiled without an entry for Python: one that reads a planner's 150 arrays is longer than most steps are."""
+    """Has no entry for Python until Python calls it: reading a planner's 150 arrays is more code than most steps."""
 
     def __call__(self, *args: Any) -> Any:
-        """Call it from Python, which needs the entry after all."""
+        """Compile the entry at the first call from Python."""
         if "entry" not in vars(self):
             self.entry = _compiled(Kernel, self.py_func, forceinline=True)
         return self.entry(*args)
@@ -215,7 +215,7 @@ def _compiled(kind: type[Kernel], fn: F, **options: Any) -> F:
         return fn
     dispatcher = kind(fn, targetoptions={**OPTIONS, **options})
     vars(dispatcher)["_cache"] = ProgramCache(fn, " ".join(options))
-    HOMES.append(fn.__module__)
+    KERNEL_MODULES.append(fn.__module__)
     return cast(F, dispatcher)
 
 
@@ -272,8 +272,8 @@ class _CompileListener(event.Listener):
 
     def __init__(self, report: Callable[[int, int, str], None]) -> None:
         self._report = report
-        empty = {home for home in HOMES if not any(cache_dir(home).glob("*.nbi"))}
-        self._num_new, self._reported = sum(home in empty for home in HOMES), set[str]()
+        empty = {module for module in set(KERNEL_MODULES) if not any(cache_dir(module).glob("*.nbi"))}
+        self._num_new, self._reported = sum(module in empty for module in KERNEL_MODULES), set[str]()
 
     def on_start(self, event: Any) -> None:
         """Report the function that is compiled, for itself or for a caller."""

@@ -12,7 +12,7 @@ from kernels.rng import gumbel, uniform
 from kernels.search.planner import fill_gumbel
 
 ROOT = Path(__file__).parents[2]
-# its result, its hits of the cache, whether numba's declarations came
+# prints the result of a kernel, its hits of the cache, and whether numba's declarations came
 CALL_KERNEL = """
 import sys
 from kernels.rng import uniform
@@ -20,6 +20,7 @@ value, cached = uniform(1, 2, 3), sum(uniform.stats.cache_hits.values())
 print(value, cached, "numba.np.arraymath" in sys.modules)
 uniform.py_func.__globals__["bits"].compile("(int64, int64, int32)")
 """
+# prints of a kernel and of an inlined one whether its machine code has an entry for Python
 ENTRIES = """
 from kernels.market.position import action_kind
 from kernels.rng import mix64
