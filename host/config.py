@@ -114,7 +114,9 @@ class NetworkConfig:
     dynamics: Annotated[str, ("mlp", "transformer"), "Network that leads from a bar of the tree to the next."] = "mlp"
     latent: Annotated[Width, "Width of a latent."] = 32
     hidden: Annotated[Width, "Width of the hidden layers."] = 64
-    num_chance_codes: Annotated[int, Range(2, 64), "Chance codes of a bar; train.chance_codes says what they are."] = 8
+    num_chance_codes: Annotated[
+        int, Range(2, 64), "Chance codes: bins of the next move, or of what an environment does."
+    ] = 8
     num_layers: Annotated[int, Range(1, 32), "Layers of the transformer."] = 2
     num_heads: Annotated[int, Range(1, 64), "Attention heads of the transformer."] = 4
     attention_window: Annotated[int, Range(1, 64), "Earlier bars of the tree to which the transformer attends."] = 4
@@ -207,13 +209,10 @@ class TrainConfig:
     chance_codes: Annotated[
         str,
         ("quantile", "learned"),
-        "quantile: bins of the next standardised move; learned: by an encoder of the bar (Stochastic MuZero).",
+        "quantile: bins of the next standardised move; learned: two kinds of each, by an encoder (Stochastic MuZero).",
     ] = "quantile"
     commitment_weight: Annotated[LossWeight, "Learned codes: weight of the commitment loss of the encoder."] = 0.25
     code_entropy_weight: Annotated[LossWeight, "Learned codes: weight of the loss that keeps all codes in use."] = 0.3
-    code_move_weight: Annotated[
-        LossWeight, "Learned codes: weight of the loss that predicts a bar's move by its code."
-    ] = 5.0
     per_alpha: Annotated[Exponent, "Exponent of the Bellman error by which windows are drawn; 0: all alike."] = 0.0
     per_beta: Annotated[Exponent, "Exponent of the importance weights of windows so drawn."] = 1.0
     value_prefix: Annotated[
@@ -303,7 +302,7 @@ RENAMED_KEYS = {
     "simulations=num_simulations sweep=reanalyze fresh=reanalyze_interval replay=replay_capacity batch=batch_size "
     "unroll=num_unroll_steps n_step=td_steps mirror=mirror_augmentation age_cut=off_policy_correction "
     "search_share=search_value_weight steps=updates_per_iteration consistency=consistency_weight codes=chance_codes "
-    "commitment=commitment_weight usage=code_entropy_weight telling=code_move_weight priority=per_alpha "
+    "commitment=commitment_weight usage=code_entropy_weight priority=per_alpha "
     "correction=per_beta joint=unizero_weight rate=learning_rate decay=weight_decay horizon=lr_decay_passes "
     "target_rate=target_ema",
 }

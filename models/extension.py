@@ -29,7 +29,6 @@ class LossWeights(NamedTuple):
     unizero: float = 0.0  # of policy and value of the seen bars, and of the latents unrolled to them
     commitment: float = 0.0
     code_entropy: float = 0.0
-    code_move: float = 0.0
     beta_head: float = 1.0
 
 
@@ -94,7 +93,7 @@ class Extension:
     switch: ClassVar[str] = ""  # the field of ModelShape or of LossWeights that turns it on by being above 0
     small_init: ClassVar[tuple[str, ...]] = ()  # weights that start at a hundredth of the usual scale
     policy_layers: ClassVar[tuple[str, ...]] = ()  # layers whose outputs follow the policy logits in the graphs
-    needs: ClassVar[tuple[str, ...]] = ()  # of "target", "next_features" and "move": what `learn` must be given
+    needs: ClassVar[tuple[str, ...]] = ()  # of "target" and "next_features": what `learn` must be given
     replaces_dynamics: ClassVar[bool] = False  # the hooks `latents_*` and `*_token` take the place of the dynamics
     has_afterstates: ClassVar[bool] = False  # an action moves the latent: there is the hook `afterstate`
     wraps_reward: ClassVar[bool] = False  # the hooks `reward_*` stand between hidden and output layer of the reward

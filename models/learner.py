@@ -72,7 +72,6 @@ class Learner:
         FloatingPointError and changes nothing if a loss or the gradient is not finite.
         """
         given = {"target": target_params is not None, "next_features": batch.next_features.shape[1] > 0}
-        given["move"] = batch.move.shape[1] > 0
         missing = sorted(name for name in needs(self.extensions) if not given[name])
         if missing:
             raise ValueError(f"a loss that looks ahead needs {', '.join(missing)}")

@@ -34,6 +34,7 @@ class ModelShape(NamedTuple):
     value_limit: float = 20.0  # mean bar ranges
     projector_width: int = 0  # of the projector and the predictor of the consistency loss
     chance_encoder_width: int = 0  # hidden units of the chance encoder; without it codes are quantiles
+    kinds: int = 1  # codes of each bin of the move, among which the chance encoder picks
     news: tuple[News, ...] = ()  # what the chance encoder reads
     num_beta_params: int = 0  # parameters of the Beta distributions of entry sizes; without them entries are actions
     value_prefix_width: int = 0  # of the LSTM of the value prefix

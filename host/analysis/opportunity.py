@@ -16,7 +16,7 @@ from host.data.parsing import format_utc
 from kernels.jit import specialize
 from kernels.live.policy_step import PolicyState, decide
 from kernels.market.bars import Bars
-from kernels.market.chance import ChanceCodes, fill_realised_codes, log_softmax
+from kernels.market.chance import NO_LEARNED_CODES, ChanceCodes, fill_realised_codes, log_softmax
 from kernels.market.ledger import Market, new_accounts
 from kernels.market.position import BUY, HOLD, SELL, action_kind
 from kernels.ort import check_status
@@ -102,7 +102,7 @@ def chance_calibration(logits: Floats, codes: ChanceCodes, bars: Bars, ts: NDArr
 
     A bin holds the bars whose predicted probability of a rise lies in a tenth of [0, 1]: that probability, and the
     frequency of rises, in the mean.  A code without a direction and a close that stands still count as half a rise.
-    Learned codes of unseen bars are unknown: "nll" is None.
+    The likelihood is that of the bin of the move, whatever kind a learned code tells.
     """
     log_p = log_softmax(logits)
     predicted = np.exp(log_p) @ half_step(codes.centres)
@@ -116,16 +116,17 @@ def chance_calibration(logits: Floats, codes: ChanceCodes, bars: Bars, ts: NDArr
             {"predicted": float(p) if n else None, "observed": float(o) if n else None, "bars": int(n)}
             for p, o, n in zip(*mean, count, strict=True)
         ],
-        "nll": None if codes.learned_code.size else realised_nll(log_p, codes, bars, ts),
-        "uniform_nll": math.log(len(codes.centres)),
+        "nll": realised_nll(log_p, codes, bars, ts),
+        "uniform_nll": math.log(len(codes.edges) + 1),
     }
 
 
 def realised_nll(log_p: Floats, codes: ChanceCodes, bars: Bars, ts: NDArray[np.int64]) -> float:
-    """Mean of -log_p [n, C] at the codes that came, nats."""
-    code = np.zeros(len(ts), np.int64)
-    fill_realised_codes(code, codes, bars, ts)
-    return -float(log_p[np.arange(len(ts)), code].mean())
+    """Mean of -log p of the bins of the moves that came, of log_p [n, C] of the codes, nats."""
+    bins = np.zeros(len(ts), np.int64)
+    fill_realised_codes(bins, codes._replace(learned_code=NO_LEARNED_CODES), bars, ts)
+    p = np.exp(log_p).reshape(len(ts), len(codes.edges) + 1, -1).sum(axis=2)
+    return -float(np.log(p[np.arange(len(ts)), bins]).mean())
 
 
 def half_step(x: Floats) -> Floats:

@@ -90,10 +90,9 @@ def explain_opportunity(document: dict[str, Any]) -> list[str]:
         f"The spread is {found['spread_pips']:.2f} pips in the median. It would enter at its best bar "
         f"{entry_spread(first)}, and at 1 % of the bars {entry_spread(often)}.",
     ]
-    if calibration["nll"] is not None:
-        gain = calibration["uniform_nll"] - calibration["nll"]
-        worth = "better" if gain > 0 else "worse"
-        sentences.append(f"Its forecast of the next bar is {abs(gain):.3f} nats {worth} than no forecast.")
+    gain = calibration["uniform_nll"] - calibration["nll"]
+    worth = "better" if gain > 0 else "worse"
+    sentences.append(f"Its forecast of the next bar is {abs(gain):.3f} nats {worth} than no forecast.")
     if found["direction_z"] is not None and found["direction_z"] < EVIDENCE_Z:
         sentences.append(
             f"On the validation bars it could not tell rises from falls ({found['direction_z']:.1f} standard errors; "

@@ -221,8 +221,10 @@ def check_search(search: SearchConfig, shape: NetworkShape, market: Market) -> N
 
 def check_arrays(shape: NetworkShape, instruments: int, features: FeatureSpec, arrays: Arrays) -> None:
     """ValueError unless each of the `arrays` has a row for each instrument, of the widths of `shape`."""
-    F, C = shape.features, shape.codes
-    widths = {"shift": F, "scale": F, "edges": C - 1, "centres": C}
+    F, C, bins = shape.features, shape.codes, arrays["edges"].shape[-1] + 1
+    if C % bins:
+        raise ValueError(f"{C} chance codes of {bins} bins")
+    widths = {"shift": F, "scale": F, "edges": bins - 1, "centres": C}
     widths |= {"mean_square": C} if "mean_square" in arrays else {}  # which only a risk term reads
     for name, width in widths.items():
         array, dtype = arrays[name], np.float32 if name in Normaliser._fields else np.float64

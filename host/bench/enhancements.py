@@ -102,7 +102,7 @@ LATER = (
                 (*GUMBEL_OFF, FULL_SIZE), "risk", (EVERY_SIZE_HELD,)),
     Enhancement("value prefix", "none", (*GUMBEL, "train.value_prefix=true"), GUMBEL, "delayed"),
     Enhancement("consistency", "none", ("train.consistency_weight=2.0", NO_UNIZERO), (NO_UNIZERO,), "sparse"),
-    Enhancement("learned codes", "none", ("train.chance_codes=learned",), needed_on="jumps"),
+    Enhancement("learned codes", "none", ("train.chance_codes=learned",), ("network.num_chance_codes=16",), "jumps"),
     Enhancement("bellman priority", "none", ("train.per_alpha=0.6",), needed_on="sparse"),
     Enhancement("age cut", "none", (HALF_REALISED, "train.off_policy_correction=0.5"), (HALF_REALISED,), "stale"),
     Enhancement("newer bars more often", "none: ours", ("train.bar_half_life=10000",), needed_on="stale"),

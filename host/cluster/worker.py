@@ -21,7 +21,7 @@ from host.machine import memory_mb
 from host.processes import MEMORY_FIELDS, Row
 from host.training.dataset import Dataset
 from host.training.feature_store import CACHE_MB
-from host.training.market_replay import MarketReplay, ReplaySizes
+from host.training.market_replay import GIVEN_CODES, MarketReplay, ReplaySizes
 from host.training.search_pool import PLAY, REANALYZE, SEARCH_BARS, Rows, Searches
 from kernels.learning.bar_search import SearchedBars, new_searched_bars
 from kernels.learning.replay_buffer import new_replay_buffer
@@ -121,7 +121,7 @@ class SearchWorker:
             bars = load_bars(shared_file(market.bars_key, partial(ray.get, market.bars)))
             data = Dataset(bars, extra, 0, 0, 0, spec, np.zeros(0, np.int64), {}, 0)
             sizes, rows = ReplaySizes(t.num_envs, t.num_envs, 0), new_replay_buffer(0, *replay)
-            self._markets.append(MarketReplay(index, data, config, sizes, rows, [], 1, 1, CACHE_MB))
+            self._markets.append(MarketReplay(index, data, config, sizes, rows, [], GIVEN_CODES, 1, CACHE_MB))
 
     def identity(self) -> Identity:
         """What the bytes of this worker's results depend on."""

@@ -79,8 +79,8 @@ def measure_roots(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, floa
     check_status(search_flat_roots(q, planner, store.market_data, ts, flat))
     code, shape = np.zeros(count, np.int64), trainer.learner.shape
     fill_realised_codes(code, data.market_spec.codes, data.bars, ts)
-    if shape.news:
-        code = learned_codes(as_views(trainer.target_params, shape), shape.news, store, ts)
+    if shape.chance_encoder_width:
+        code = learned_codes(as_views(trainer.target_params, shape), shape, store, ts)
     return {
         **compare_q(evaluation, trainer, q),
         "chance_nll": calibration(chance_logits(networks, store, ts), code)["chance_nll"],

@@ -19,7 +19,7 @@ from host.training.dataset import Dataset
 from host.training.feature_store import FeatureStore
 from kernels.market.chance import fill_realised_codes, log_softmax
 from models.params import Params, as_views
-from models.shape import Array, ModelShape, News
+from models.shape import Array, ModelShape
 
 MAX_VALIDATION_BARS = 16_384  # evenly spaced over the validation part
 SHRINKAGE = 3.0  # a scale of z standard errors counts as 0 unless z squared is larger
@@ -67,17 +67,17 @@ class ValidationPart:
 
 
 def calibrate_parts(
-    parts: list[ValidationPart], networks: OnnxNetworks, p: Params, news: tuple[News, ...]
+    parts: list[ValidationPart], networks: OnnxNetworks, p: Params, shape: ModelShape
 ) -> ChanceCalibration | None:
     """How far the bars of all `parts` bear out the chance prior of the root network; None without bars.
 
-    The encoder of learned codes has the parameters `p` and reads `news`, which is empty where codes are quantiles.
+    The encoder of learned codes, if there is one, has the parameters `p`.
     """
     if not any(len(part.ts) for part in parts):
         return None
     logits = np.concatenate([chance_logits(networks, part.store, part.ts) for part in parts])
-    if news:
-        return calibrate_learned(logits, np.concatenate([learned_codes(p, news, x.store, x.ts) for x in parts]))
+    if shape.chance_encoder_width:
+        return calibrate_learned(logits, np.concatenate([learned_codes(p, shape, x.store, x.ts) for x in parts]))
     return calibrate_chance(logits, np.concatenate([part.code for part in parts]))
 
 

@@ -11,21 +11,21 @@ from threadpoolctl import threadpool_limits
 from host.artifact.networks import OnnxNetworks
 from host.training.feature_store import FeatureStore
 from kernels.market.bars import Bars
-from kernels.market.chance import ChanceCodes, fill_realised_codes, log_softmax, standardise_moves
+from kernels.market.chance import NO_LEARNED_CODES, ChanceCodes, fill_realised_codes, log_softmax, standardise_moves
 from kernels.market.features import UNDIRECTED_WEIGHT, FeatureSpec, feature_names
 from kernels.ort import check_status, evaluate
 from models.extensions.chance_encoder import encode_bars
 from models.params import Params
-from models.shape import News
+from models.shape import ModelShape, News
 
 ROOT_BATCH = 64  # bars that the root network evaluates in one call
 CONFIDENCE_LEVELS = 10  # of the calibration error
 
 
-def new_learned_codes(quantile: ChanceCodes, bars: int) -> ChanceCodes:
-    """Learned codes before the first iteration: no bar has one, and the mean move of each is 0."""
-    zeros = np.zeros_like(quantile.centres)
-    return ChanceCodes(quantile.edges, zeros, np.zeros(bars, np.int16), zeros.copy())
+def new_learned_codes(bins: ChanceCodes, bars: int, kinds: int) -> ChanceCodes:
+    """Learned codes of `kinds` kinds of each bin before the first iteration, where no bar has one."""
+    centres, mean_square = np.repeat(bins.centres, kinds), np.repeat(bins.mean_square, kinds)
+    return ChanceCodes(bins.edges, centres, np.zeros(bars, np.int16), mean_square)
 
 
 def news_columns(spec: FeatureSpec, num_features: int) -> tuple[News, ...]:
@@ -39,13 +39,13 @@ def news_columns(spec: FeatureSpec, num_features: int) -> tuple[News, ...]:
 
 
 def assign_codes(
-    codes: ChanceCodes, p: Params, news: tuple[News, ...], store: FeatureStore, bars: Bars, ts: NDArray[np.int64]
+    codes: ChanceCodes, p: Params, shape: ModelShape, store: FeatureStore, bars: Bars, ts: NDArray[np.int64]
 ) -> None:
     """Write the codes of the bars after `ts`, by the chance encoder with the parameters `p`, and each code's mean move.
 
     Moves are centred: the drift of a training part is no forecast.  The mean move of an unused code is 0.
     """
-    code = learned_codes(p, news, store, ts)
+    code = learned_codes(p, shape, store, ts)
     codes.learned_code[ts + 1] = code
     moves, C = moves_after_bars(bars, ts), len(codes.centres)
     total = np.bincount(code, moves - moves.mean(), minlength=C)
@@ -53,10 +53,12 @@ def assign_codes(
     codes.mean_square[:] = np.bincount(code, moves**2, minlength=C) / np.maximum(np.bincount(code, minlength=C), 1)
 
 
-def learned_codes(p: Params, news: tuple[News, ...], store: FeatureStore, ts: NDArray[np.int64]) -> NDArray[np.int64]:
+def learned_codes(p: Params, shape: ModelShape, store: FeatureStore, ts: NDArray[np.int64]) -> NDArray[np.int64]:
     """[n] codes of the bars after `ts` [n], by the chance encoder with the parameters `p`."""
+    bins, market = np.zeros(len(ts), np.int64), store.market_data
+    fill_realised_codes(bins, market.codes._replace(learned_code=NO_LEARNED_CODES), market.bars, ts)
     with threadpool_limits(1, "blas"):
-        return encode_bars(p, store.X, store.row_of_bar[ts + 1], store.row_of_bar[ts], news)
+        return encode_bars(p, store.X, store.row_of_bar[ts + 1], store.row_of_bar[ts], bins, shape)
 
 
 def moves_after_bars(bars: Bars, ts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -54,8 +54,8 @@ from kernels.search.planner import Planner, plan
 from kernels.search.tree import REUSE_CHANCE_CHILD, VALUE_REUSES
 from models.extension import LossWeights
 from models.extensions.chance_encoder import encode_bars
-from models.params import ModelShape, Params
-from models.shape import News
+from models.params import Params
+from models.shape import ModelShape, News
 
 RECENT_EPISODES = 100  # whose mean return is shown
 RANDOM_ACTION = 0.25  # probability of a random action in a lane that explores
@@ -67,8 +67,8 @@ class EnvironmentReplay:
 
     index = 0
 
-    def __init__(self, spec: EnvironmentSpec, config: Config, batches: list[Batch], news: tuple[News, ...]) -> None:
-        t, self.config, self.batches, self._news = config.train, config, batches, news
+    def __init__(self, spec: EnvironmentSpec, config: Config, batches: list[Batch], shape: ModelShape) -> None:
+        t, self.config, self.batches, self._shape = config.train, config, batches, shape
         self.seed, self._is_stochastic = t.seed, is_stochastic(config)
         self._length, count = config.market.episode_length, t.num_envs * t.batches_per_iteration
         L, capacity = self._length + 1, t.replay_capacity  # a row behind the last decision
@@ -246,7 +246,8 @@ class EnvironmentReplay:
             for slot in range(self.num_stored_episodes):
                 seen = self.steps.observation[slot]
                 before = np.arange(len(seen) - 1, dtype=np.int32)
-                self.steps.code[slot, :-1] = encode_bars(p, seen, before + 1, before, self._news)
+                one_bin = np.zeros(len(before), np.int64)
+                self.steps.code[slot, :-1] = encode_bars(p, seen, before + 1, before, one_bin, self._shape)
 
     def check_rewards(self, slots: NDArray[np.int64]) -> None:
         """Raise FloatingPointError where a reward is not finite."""
@@ -324,7 +325,7 @@ class EnvironmentDomain:
         self, batches: list[Batch], shape: ModelShape, candidates: int, threads: int, room: MemoryRoom
     ) -> list[EnvironmentReplay]:
         """The replay buffer of the environment."""
-        return [EnvironmentReplay(self.spec, self.config, batches, shape.news)]
+        return [EnvironmentReplay(self.spec, self.config, batches, shape)]
 
     def validation_parts(self, replays: Sequence[Any], context: int, threads: int) -> list[Any]:
         """None: new episodes bear out what was learnt."""

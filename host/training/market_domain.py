@@ -23,6 +23,7 @@ from models.params import ModelShape
 
 MAX_VALUE_PER_BAR = 0.2  # mean bar ranges: no market pays more for long; a value is a discounted sum of bars
 MAX_DISCOUNT = 0.999  # a larger discount would need bins without end
+CODE_KINDS = 2  # of the bars of a bin, which learned codes tell apart
 PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
 
 
@@ -38,7 +39,8 @@ class MarketDomain:
         num_features = len(spec.normaliser.scale)
         self.shape = new_shape(config, num_features, len(action_names(spec.market.sizes)))
         if self.shape.chance_encoder_width:
-            self.shape = self.shape._replace(news=news_columns(spec.features, num_features))
+            codes, news = CODE_KINDS * self.shape.codes, news_columns(spec.features, num_features)
+            self.shape = self.shape._replace(codes=codes, kinds=CODE_KINDS, news=news)
         considered, is_widening = config.search.max_considered_actions, self.shape.num_beta_params > 0
         if considered > self.shape.actions and not is_widening:
             raise ConfigError(f"search.max_considered_actions: {considered} of {self.shape.actions} actions of a root")
@@ -76,7 +78,7 @@ class MarketDomain:
         for data, sizes in zip(self.datasets, share_sizes(self.config.train, self.bars), strict=True):
             replay = new_replay_buffer(sizes.capacity, L, shape.actions, candidates, positions)
             rows = [slice_batch(batch, row, row + sizes.batch_size) for batch in batches]
-            parts = data, self.config, sizes, replay, rows, shape.context, threads, room.cache_mb, shape.news
+            parts = data, self.config, sizes, replay, rows, shape, threads, room.cache_mb
             replays.append(MarketReplay(len(replays), *parts))
             row += sizes.batch_size
         return replays
@@ -98,7 +100,7 @@ class MarketDomain:
 
 
 def new_shape(config: Config, features: int, actions: int) -> ModelShape:
-    """The sizes of the networks of a configuration."""
+    """The sizes of the networks of a configuration, whose codes are kinds of one bin."""
     n = config.network
     blocks = dict[str, Any]()
     if n.dynamics == "transformer":
@@ -117,6 +119,7 @@ def new_shape(config: Config, features: int, actions: int) -> ModelShape:
         value_limit=MAX_VALUE_PER_BAR / (1.0 - min(config.search.discount, MAX_DISCOUNT)),
         projector_width=PROJECTION_FACTOR * n.latent if config.train.consistency_weight > 0 else 0,
         chance_encoder_width=n.hidden if config.train.chance_codes == "learned" else 0,
+        kinds=n.num_chance_codes,
         num_beta_params=NUM_BETA_PARAMS if config.search.algorithm == ALGORITHMS[WIDENING] else 0,
         value_prefix_width=n.latent if config.train.value_prefix else 0,
         **blocks,

@@ -51,13 +51,14 @@ from kernels.search.config import SearchConfig
 from kernels.search.planner import STATS, Planner
 from kernels.search.tree import REUSE_OFF, VALUE_REUSES
 from models.params import Params
-from models.shape import News
+from models.shape import ModelShape
 
 STREAM_STARTS, STREAM_NOISE, STREAM_SAMPLES, STREAM_REANALYZE = 1, 2, 3, 4
 SEED_STRIDE = 2**33  # between the seeds of two instruments: beyond every seed that a person gives
 SEARCH_BATCH, SEARCH_PIECE = 64, 1024  # bars that are searched together, and by one thread
 VALUE_BATCH = 64  # positions that the target network evaluates in one call
 PRIORITY_CAP_QUANTILE = 0.95  # Bellman errors above this quantile have one priority
+GIVEN_CODES = ModelShape(0)  # of a market that encodes no bars, and reads one at a time
 
 
 class ReplaySizes(NamedTuple):
@@ -127,18 +128,17 @@ class MarketReplay:
         sizes: ReplaySizes,
         replay: ReplayBuffer,
         batches: list[Batch],
-        context: int,
+        shape: ModelShape,
         threads: int,
         cache_mb: float,
-        news: tuple[News, ...] = (),
     ) -> None:
-        if config.train.chance_codes == "learned":
-            codes = new_learned_codes(data.market_spec.codes, len(data.bars.time))
+        if shape.chance_encoder_width:
+            codes = new_learned_codes(data.market_spec.codes, len(data.bars.time), shape.kinds)
             data = data._replace(market_spec=data.market_spec._replace(codes=codes))
-        self.index, self.data, self.config, self.sizes, self._news = index, data, config, sizes, news
+        self.index, self.data, self.config, self.sizes, self._shape = index, data, config, sizes, shape
         self.replay, self.batches = replay, batches
         self.seed = config.train.seed + SEED_STRIDE * index
-        length = config.market.episode_length
+        length, context = config.market.episode_length, shape.context
         self.feature_store = FeatureStore(data, sizes.capacity * (length + context), threads, cache_mb, context - 1)
         held = sizes.capacity if config.train.per_alpha > 0 else 0
         self.bellman_error = np.zeros((held, length))
@@ -327,9 +327,9 @@ class MarketReplay:
     def assign_chance_codes(self, p: Params) -> None:
         """Encode the bars of all stored episodes by a chance encoder of their news, if codes are learned."""
         slots = np.flatnonzero(self.replay.start_bar != EMPTY)
-        if self.config.train.chance_codes == "learned" and len(slots) > 0:
+        if self._shape.chance_encoder_width and len(slots) > 0:
             codes = self.data.market_spec.codes
-            assign_codes(codes, p, self._news, self.feature_store, self.data.bars, self.decision_bars(slots))
+            assign_codes(codes, p, self._shape, self.feature_store, self.data.bars, self.decision_bars(slots))
 
     def diagnose_codes(self, networks: OnnxNetworks, slots: NDArray[np.int64]) -> dict[str, float]:
         """Metrics of the chance codes on the bars of the episodes `slots`, and of the chance prior of `networks`."""

@@ -119,7 +119,7 @@ class PartSizes:
         weights, steps, chunk = loss_weights(self.config), t.num_unroll_steps, t.batch_size // NUM_CHUNKS
         length, positions = self.config.market.episode_length, self.actions - 1 if self.shared else 1
         replay = scaled(lambda n: new_replay_buffer(n, length, self.actions, self.candidates, positions), 1)
-        batch = self.features, NUM_POSITION_FEATURES, self.actions, True, shape.context, True, self.candidates
+        batch = self.features, NUM_POSITION_FEATURES, self.actions, True, shape.context, self.candidates
         workspace = scaled(lambda n: new_workspace(shape, n, steps, weights, **extra), chunk)
         searched = sum(
             scaled(lambda n: new_searched_bars(np.arange(n), n, positions, self.actions), n) for n in self.searched_bars

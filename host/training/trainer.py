@@ -74,13 +74,10 @@ class Trainer:
         # A moving average of the weights bootstraps, plays and is exported.
         self.target_params = self.learner.params.copy()
         self._target_views = as_views(self.target_params, shape)
-        needed = needs(self.learner.extensions)
-        parts = {"with_next_features": "next_features" in needed, "with_moves": "move" in needed}
         widths = shape.features, shape.position, shape.actions
-        self.batches = [
-            new_batch(t.batch_size, t.num_unroll_steps, *widths, context=context, num_candidates=candidates, **parts)
-            for _ in range(NUM_BATCHES)
-        ]
+        looks_ahead = "next_features" in needs(self.learner.extensions)
+        parts = t.batch_size, t.num_unroll_steps, *widths, looks_ahead, context, candidates
+        self.batches = [new_batch(*parts) for _ in range(NUM_BATCHES)]
         self.replays = self.domain.new_replays(self.batches, shape, candidates, threads, room)
         self._validation_parts = self.domain.validation_parts(self.replays, context, threads)
         self.calibration: ChanceCalibration | None = None
@@ -279,9 +276,7 @@ class Trainer:
             replay.assign_chance_codes(self._target_views)
         root = {"root": export(self.target_params, self.learner.shape, 0)["root"]}
         networks = OnnxNetworks(root, self.network_shape)
-        self.calibration = calibrate_parts(
-            self._validation_parts, networks, self._target_views, self.learner.shape.news
-        )
+        self.calibration = calibrate_parts(self._validation_parts, networks, self._target_views, self.learner.shape)
         return OnnxNetworks(self.export_graphs(), self.network_shape)
 
     def _update_q_scale(self, rounds: list[Round]) -> None:

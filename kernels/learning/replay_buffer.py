@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kernels.jit import inlined, kernel
 from kernels.market.bars import Bars
-from kernels.market.chance import ChanceCodes, realised_code, standardised_move
+from kernels.market.chance import ChanceCodes, realised_code
 from kernels.market.ledger import Market, entry_cost
 from kernels.market.position import (
     CLOSE,
@@ -83,7 +83,6 @@ class Batch(NamedTuple):
     position_work: NDArray[np.float32]  # [NUM_POSITION_FIELDS] scratch: an afterstate
     # [B, K, F] of the bars of decisions 1 .. K; [B, 0, F] if no loss reads them
     next_features: NDArray[np.float32]
-    move: NDArray[np.float32]  # [B, K] standardised, after decision k; [B, 0] if no loss reads it
 
 
 class ValueTargetConfig(NamedTuple):
@@ -127,7 +126,6 @@ def new_batch(
     num_actions: int,
     with_next_features: bool = False,
     context: int = 1,
-    with_moves: bool = False,
     num_candidates: int = 0,
 ) -> Batch:
     """A batch of zeros; `context`: bars of the features of a row.  J = `num_candidates` is 0 but under widening."""
@@ -147,7 +145,6 @@ def new_batch(
         candidate_policy=np.zeros((B, K + 1, num_candidates), np.float32),
         position_work=np.zeros(NUM_POSITION_FIELDS, np.float32),
         next_features=np.zeros((B, K if with_next_features else 0, num_features), np.float32),
-        move=np.zeros((B, K if with_moves else 0), np.float32),
     )
 
 
@@ -323,7 +320,7 @@ def fill_window(
     independent of each other, so all of them are lessons of the same bars.
     """
     B, M = batch.code.shape[0], replay.policy.shape[2]
-    features, row_of_bar, bars = market_data.features, market_data.row_of_bar, market_data.bars
+    features, row_of_bar = market_data.features, market_data.row_of_bar
     K, L, F = batch.code.shape[1], replay.reward.shape[1], features.shape[1]
     for i in range(batch.features.shape[1] // F):
         row = row_of_bar[replay.start_bar[slot] + first - i]
@@ -340,8 +337,6 @@ def fill_window(
             pad_step(batch, b, k)
     for k in range(min(K, L - 1 - first)):
         fill_transition(batch, b, k, replay, slot, first + k, market_data)
-        if batch.move.shape[1] > 0:
-            batch.move[b, k] = standardised_move(bars, replay.start_bar[slot] + first + k)
     for k in range(batch.next_features.shape[1]):
         # beyond the end the weight is 0: any bar will do
         row = row_of_bar[replay.start_bar[slot] + min(first + k + 1, L)]
@@ -363,8 +358,6 @@ def mirror_window(batch: Batch, b: int, market_data: MarketData) -> None:
     for k in range(next_features.shape[0]):
         for f in range(F):
             next_features[k, f] *= sign[f]
-    for k in range(batch.move.shape[1]):
-        batch.move[b, k] = -batch.move[b, k]
     for k in range(batch.code.shape[1]):
         batch.action[b, k] = mirrored_action(batch.action[b, k], A)
         batch.code[b, k] = C - 1 - batch.code[b, k]

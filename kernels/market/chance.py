@@ -22,13 +22,13 @@ NO_MEAN_SQUARES = np.zeros(0)
 
 
 class ChanceCodes(NamedTuple):
-    """C codes: bins of the standardised move, symmetric about 0; or the codes that an encoder learned."""
+    """C codes: bins of the standardised move, symmetric about 0; or kinds of these bins, which an encoder learned."""
 
-    edges: NDArray[np.float64]  # [C - 1] ascending
-    centres: NDArray[np.float64]  # [C] mean standardised move of each bin
+    edges: NDArray[np.float64]  # [bins - 1] ascending
+    centres: NDArray[np.float64]  # [C] mean standardised move of each code
     # [T] learned code of the move to each bar from the bar before; [0] where codes are bins
     learned_code: NDArray[np.int16] = NO_LEARNED_CODES
-    mean_square: NDArray[np.float64] = NO_MEAN_SQUARES  # [C] of the standardised moves of each bin
+    mean_square: NDArray[np.float64] = NO_MEAN_SQUARES  # [C] of the standardised moves of each code
 
 
 @kernel

@@ -1,19 +1,18 @@
 """Learned chance codes (Antonoglou et al. 2022, section 4): an encoder reads the bar that came and picks its code.
 
-It reads the news of the bar only, `ModelShape.news`.  Features that were known before would make a code name the state:
-the prior would predict what is known, and the mean move of a code would not be that of its bars in another state.
+The code of a bar of a market is a bin of its move and a kind: bin * `ModelShape.kinds` + kind.  The bin is known, and
+the encoder picks the kind.  The market search knows of a code only its mean move, which must hold in every state: a
+code without a bin is a rise here and a fall there.  What an environment does has one bin, and any code is a kind.
+
+The encoder reads the news of the bar only, `ModelShape.news`.  Features that were known before would make a code name
+the state: the prior would predict what is known.  It reads features of the market alone: no position, no action.
 
 c[k] = onehot(argmax e(news[t + k + 1])) enters the dynamics and the reward head.  The gradient that c receives is
-passed on to e as if c were p = softmax(e): straight-through.  The target of the chance prior is c as a constant.  Three
-losses shape the codes; z is the standardised move of the bar.
+passed on to e as if c were p = softmax(e): straight-through.  Both are over the kinds of the bin; p is 0 elsewhere.
+The target of the chance prior is c as a constant.  Two losses shape the codes beside those of the other heads.
 
 commitment    |stop(c) - p|^2: p follows the code that was picked.
 code entropy  minus the entropy of the mean c: all codes stay in use.  Unsure p would satisfy that of the mean p.
-code move     (<c, code_move> - z)^2 / 2: a code predicts the move of its bar.
-
-The code move loss is needed because the market search knows of a code only its mean move.  The reward loss does not
-teach it: the reward head reads a latent too, and most positions are flat.  e reads features of the market alone: no
-position, no action.
 """
 
 import math
@@ -36,32 +35,33 @@ from models.shape import Array, CoreParams, ModelShape, News
 ENCODE_ROWS = 4096  # bars that are encoded in one call
 MIN_PROBABILITY = 1e-9
 MIN_FREQUENCY = 1e-3  # of a code, under the logarithm: an unused code is wanted no more than this
-MAX_MOVE = 4.0  # the target of the code move loss is clipped to this, in standard deviations
 
 
 class ChanceEncoderParams(CoreParams):
-    """Parameters of the encoder and of the predicted moves."""
+    """Parameters of the encoder."""
 
     chance_encoder_hidden_w: Array  # [news, chance_encoder_width]
     chance_encoder_hidden_b: Array
     chance_encoder_out_w: Array  # [chance_encoder_width, C]
     chance_encoder_out_b: Array
-    code_move_w: Array  # [C, 1] predicted move of each code
-    code_move_b: Array
 
 
 @kernel
-def softmax(z: Array) -> None:
-    """Turn logits z [rows, C] into probabilities."""
-    for i in range(z.shape[0]):
-        highest, total = z[i, 0], 0.0
-        for c in range(1, z.shape[1]):
-            highest = max(highest, z[i, c])
-        for c in range(z.shape[1]):
-            z[i, c] = math.exp(z[i, c] - highest)
-            total += z[i, c]
-        for c in range(z.shape[1]):
-            z[i, c] /= total
+def softmax_of_kinds(z: Array, code: NDArray[np.int32], kinds: int) -> None:
+    """Turn logits z [n, K, C] into probabilities of the kinds of the bin of code [K n]; 0 elsewhere."""
+    n, K, C = z.shape
+    for i in range(n):
+        for k in range(K):
+            row = z[i, k]
+            first = code[k * n + i] // kinds * kinds
+            highest, total = row[first], 0.0
+            for c in range(first, first + kinds):
+                highest = max(highest, row[c])
+            for c in range(C):
+                row[c] = math.exp(row[c] - highest) if first <= c < first + kinds else 0.0
+                total += row[c]
+            for c in range(first, first + kinds):
+                row[c] /= total
 
 
 @kernel
@@ -77,33 +77,6 @@ def write_one_hot(reward_input: Array, code: NDArray[np.int32], p: Array, D: int
                     best = c
             reward_input[row, D + best] = 1.0
             code[row] = best
-
-
-@kernel
-def move_loss(
-    dw: Array, db: Array, d_code: Array, w: Array, b: Array, move: Array, one_hot: Array, weight: Array, factor: float
-) -> float:
-    """sum_i weight_i (<c_i, w> + b - z_i)^2 / 2 of moves z [n, K] and one-hots c [K n, C].
-
-    dw and db become `factor` times its gradient; that of the one-hots is added to d_code [K, n, C].
-    """
-    n, K = move.shape
-    total = 0.0
-    dw[:, :] = 0
-    db[:] = 0
-    for i in range(n):
-        for k in range(K):
-            row, off = k * n + i, np.float64(b[0])
-            for c in range(w.shape[0]):
-                off += np.float64(one_hot[row, c]) * np.float64(w[c, 0])
-            off -= min(max(np.float64(move[i, k]), -MAX_MOVE), MAX_MOVE)
-            total += 0.5 * weight[row] * off * off
-            off *= factor * weight[row]
-            db[0] += off
-            for c in range(w.shape[0]):
-                dw[c, 0] += off * one_hot[row, c]
-                d_code[k, i, c] += off * w[c, 0]
-    return total
 
 
 @kernel
@@ -160,26 +133,33 @@ def news_of_bars(x: Array, before: Array, news: tuple[News, ...]) -> Array:
 
 
 def encode_bars(
-    p: ChanceEncoderParams, X: Array, rows: NDArray[np.int32], before: NDArray[np.int32], news: tuple[News, ...]
+    p: ChanceEncoderParams,
+    X: Array,
+    rows: NDArray[np.int32],
+    before: NDArray[np.int32],
+    bins: NDArray[np.int64],
+    shape: ModelShape,
 ) -> NDArray[np.int64]:
-    """Codes [n] of the bars whose features are X[rows], after bars of the features X[before]."""
-    codes = np.zeros(len(rows), np.int64)
+    """Codes [n] of the bars whose features are X[rows] and whose moves have `bins` [n], after bars X[before]."""
+    kinds = np.zeros(len(rows), np.int64)
     for first in range(0, len(rows), ENCODE_ROWS):
         part = slice(first, first + ENCODE_ROWS)
-        x = news_of_bars(X[rows[part]], X[before[part]], news)
+        x = news_of_bars(X[rows[part]], X[before[part]], shape.news)
         hidden = np.empty((len(x), len(p.chance_encoder_hidden_b)), X.dtype)
         linear_relu_forward(hidden, x, p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
-        codes[part] = np.argmax(hidden @ p.chance_encoder_out_w + p.chance_encoder_out_b, axis=1)
-    return codes
+        logits = hidden @ p.chance_encoder_out_w + p.chance_encoder_out_b
+        of_bin = logits.reshape(len(x), -1, shape.kinds)[np.arange(len(x)), bins[part]]
+        kinds[part] = np.argmax(of_bin, axis=1)
+    return bins * shape.kinds + kinds
 
 
 class ChanceEncoder(Extension):
-    """Learned chance codes in the place of the batch's, and the three losses that shape them."""
+    """Learned chance codes in the place of the batch's, of which the bins stay, and the losses that shape them."""
 
     switch = "chance_encoder_width"
     # an encoder with large random logits would stick to the codes it starts with
     small_init = ("chance_encoder_out_w",)
-    needs = ("next_features", "move")
+    needs = ("next_features",)
 
     @staticmethod
     def layers(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -187,7 +167,6 @@ class ChanceEncoder(Extension):
         return {
             "chance_encoder_hidden": (len(shape.news) if width else 0, width),
             "chance_encoder_out": (width, shape.codes if width else 0),
-            "code_move": (shape.codes, 1) if width else (0, 0),
         }
 
     def __init__(self, size: WorkSize) -> None:
@@ -197,7 +176,7 @@ class ChanceEncoder(Extension):
         self.d_code, self.d_code_part = np.zeros((2, K, n, C), size.dtype)  # gradient of the one-hots
         self.frequency = np.zeros(C, size.dtype)
         self.news = np.zeros((n * K, len(size.shape.news)), size.dtype)
-        self.columns = size.shape.news
+        self.columns, self.kinds = size.shape.news, size.shape.kinds
 
     def before_latents(self, step: Pass) -> None:
         p: ChanceEncoderParams = step.p
@@ -208,7 +187,7 @@ class ChanceEncoder(Extension):
         self.news[:] = news_of_bars(later, before, self.columns).reshape(self.news.shape)
         linear_relu_forward(self.hidden, self.news, p.chance_encoder_hidden_w, p.chance_encoder_hidden_b)
         linear_forward(logits, self.hidden, p.chance_encoder_out_w, p.chance_encoder_out_b)
-        softmax(logits)
+        softmax_of_kinds(self.probability, step.work.code.first_bin, self.kinds)
         write_one_hot(step.work.reward_input, step.work.code.first_bin, self.probability, step.work.latent.shape[2])
 
     def after_latents(self, step: Pass, readers: tuple[CodeReader, CodeReader]) -> dict[str, float]:
@@ -217,9 +196,6 @@ class ChanceEncoder(Extension):
         work, weights, C = step.work, step.weights, len(self.frequency)
         for dc, reader in zip((self.d_code, self.d_code_part), readers, strict=True):
             linear_backward_input(dc.reshape(-1, C), reader.gradient, reader.w[:C])
-        move = step.batch.move[step.rows].astype(self.hidden.dtype, copy=False)
-        moves = d.code_move_w, d.code_move_b, self.d_code, p.code_move_w, p.code_move_b, move, one_hot_codes(work, C)
-        code_move = move_loss(*moves, work.step_weight, weights.code_move)
         code_entropy = code_frequencies(self.frequency, one_hot_codes(work, C), work.step_weight)
         codes = self.probability, self.d_code, self.d_code_part, self.frequency, work.code.first_bin
         commitment = straight_through(*codes, work.step_weight, weights.commitment, weights.code_entropy)
@@ -228,4 +204,4 @@ class ChanceEncoder(Extension):
         linear_backward_input(self.d_hidden, dz, p.chance_encoder_out_w)
         hidden = self.d_hidden, self.hidden, self.news
         linear_relu_backward(d.chance_encoder_hidden_w, d.chance_encoder_hidden_b, *hidden)
-        return {"commitment": commitment, "code_entropy": code_entropy, "code_move": code_move}
+        return {"commitment": commitment, "code_entropy": code_entropy}

@@ -20,7 +20,7 @@ class Anchor(Extension):
 
     switch = "features"
     small_init = ("anchor_w",)
-    needs = ("move",)
+    needs = ("target",)
 
     @staticmethod
     def layers(shape: net.ModelShape) -> dict[str, tuple[int, ...]]:
@@ -80,7 +80,7 @@ def test_its_losses_have_names_and_their_gradient_is_the_slope() -> None:
 @pytest.mark.usefixtures("seventh")
 def test_the_learner_names_what_is_missing_and_graphs_need_no_change() -> None:
     learner = Learner(SHAPE, 32, K, 5, 1e-2, 0.0, 10, 1)
-    with pytest.raises(ValueError, match="needs move"):
+    with pytest.raises(ValueError, match="needs target"):
         learner.learn(random_batch(32, SHAPE, K))
     assert {"root", "dynamics", "afterstate"} <= set(export(learner.params, SHAPE, 0))
 

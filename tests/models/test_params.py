@@ -43,7 +43,7 @@ def test_a_transformer_takes_the_place_of_the_dynamics() -> None:
     p = vars(net.as_views(np.zeros(net.num_params(shape)), shape))
     assert {name for name, view in p.items() if name.endswith("_w") and view.size == 0} == {
         "dynamics_hidden_w", "dynamics_out_w", "projector_1_w", "projector_2_w", "predictor_1_w", "predictor_2_w",
-        "chance_encoder_hidden_w", "chance_encoder_out_w", "code_move_w", "beta_head_w", "lstm_w", "action_hidden_w",
+        "chance_encoder_hidden_w", "chance_encoder_out_w", "beta_head_w", "lstm_w", "action_hidden_w",
         "action_out_w", "code_hidden_w", "code_out_w",
     }  # fmt: skip
     assert [SHAPE.state, shape.state] == [6, 1 + 6 + 2 * 2 * 6]

@@ -71,8 +71,14 @@ def test_reliability_by_hand() -> None:
     realised = p[[0, 1, 2], [2, 0, 1]]  # the moves are 0.1, -0.1 and 0
     assert found["nll"] == pytest.approx(-np.log(realised).mean())
     assert found["uniform_nll"] == math.log(3)
-    learned = codes._replace(learned_code=np.zeros(4, np.int16))
-    assert chance_calibration(np.log(p), learned, bars, np.arange(3))["nll"] is None
+    # two kinds of each bin share its probability
+    learned = codes._replace(centres=np.repeat(codes.centres, 2), learned_code=np.zeros(4, np.int16))
+    of_kinds = np.repeat(p, 2, axis=1) * ([0.3, 0.7] * 3)
+    assert chance_calibration(np.log(of_kinds), learned, bars, np.arange(3)) == {
+        **found,
+        "nll": pytest.approx(found["nll"]),
+        "bins": [{k: pytest.approx(v) for k, v in row.items()} for row in found["bins"]],
+    }
 
 
 def test_the_agent_is_asked_what_the_backtest_asks() -> None:

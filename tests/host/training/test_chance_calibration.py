@@ -150,7 +150,7 @@ def test_a_training_calibrates_its_learned_codes_on_unseen_bars() -> None:
         for flat in (trainer.target_params, scale_chance_prior(trainer.target_params, shape, found))
     )
     logits = chance_logits(networks, part.store, part.ts)
-    code = learned_codes(trainer._target_views, shape.news, part.store, part.ts)
+    code = learned_codes(trainer._target_views, shape, part.store, part.ts)
     assert found == calibrate_learned(logits, code)
     assert calibration(chance_logits(scaled, part.store, part.ts), code)["chance_nll"] == pytest.approx(
         found.validation_nll, abs=1e-5

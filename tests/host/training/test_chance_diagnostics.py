@@ -28,13 +28,13 @@ LEARNED = "train.chance_codes=learned"
 
 
 def lively(setting: str = LEARNED) -> Trainer:
-    """A trainer whose networks have an opinion of every bar, and whose encoder, if any, never uses three codes."""
+    """A trainer whose networks have an opinion of every bar, and whose encoder, if any, never picks code 2."""
     trainer = Trainer([dataset(tiny(setting))], tiny(setting), 1)
     for _ in range(2):
         trainer.run_iteration()
     draw = np.random.default_rng(0)
     trainer.target_params += draw.normal(0, 0.3, trainer.target_params.shape).astype(np.float32)
-    as_views(trainer.target_params, trainer.learner.shape).chance_encoder_out_b[:3] = -1e3
+    as_views(trainer.target_params, trainer.learner.shape).chance_encoder_out_b[2:3] = -1e3
     return trainer
 
 
@@ -55,11 +55,13 @@ def test_a_code_stands_for_the_mean_move_of_its_bars_about_that_of_all() -> None
         np.maximum(x @ p.chance_encoder_hidden_w + p.chance_encoder_hidden_b, 0) @ p.chance_encoder_out_w
         + p.chance_encoder_out_b
     )
-    code = dict(zip(sorted(bars), z.argmax(axis=1).tolist(), strict=True))
-    assert set(code.values()) <= {3, 4, 5, 6, 7}
-    assert len(set(code.values())) > 2
+    bins = [code_of_move(codes, move[t]) for t in sorted(bars)]  # 8 of them, and two kinds of each
+    kind = [row[2 * b : 2 * b + 2].argmax() for row, b in zip(z, bins, strict=True)]
+    code = {t: 2 * b + int(k) for t, b, k in zip(sorted(bars), bins, kind, strict=True)}
+    assert len(set(code.values())) > 8
+    assert 2 not in code.values()
     mean = np.mean(list(move.values()))
-    for c in range(8):
+    for c in range(16):
         mine = [move[t] - mean for t in bars if code[t] == c]
         assert codes.centres[c] == pytest.approx(np.mean(mine) if mine else 0.0, abs=1e-12)
     for t in bars:
@@ -75,8 +77,10 @@ def test_an_iteration_names_every_bar_it_holds_with_the_networks_that_play_it() 
         playing = as_views(trainer.target_params.copy(), trainer.learner.shape)
         trainer.run_iteration()
         ts = trainer.markets[0].decision_bars(np.arange(trainer.markets[0].num_stored_episodes))
-        store, news = trainer.markets[0].feature_store, trainer.learner.shape.news
-        code = encode_bars(playing, store.X, store.row_of_bar[ts + 1], store.row_of_bar[ts], news)
+        store, codes = trainer.markets[0].feature_store, trainer.markets[0].data.market_spec.codes
+        bins = np.array([code_of_move(codes, standardised_move(BARS, t)) for t in ts])
+        rows = store.row_of_bar[ts + 1], store.row_of_bar[ts]
+        code = encode_bars(playing, store.X, *rows, bins, trainer.learner.shape)
         np.testing.assert_array_equal(trainer.markets[0].data.market_spec.codes.learned_code[ts + 1], code)
         assert len(set(code.tolist())) > 1
 
@@ -116,10 +120,9 @@ def test_what_is_logged_of_the_codes(kind: str) -> None:
     row = trainer.run_iteration()
     names = ("code_perplexity", "code_r2", "chance_nll", "chance_calibration_error")
     assert all(np.isfinite(row[name]) for name in names)
-    assert 1 <= row["code_perplexity"] <= 8
-    assert ("commitment" in row) == ("code_entropy" in row) == ("code_move" in row) == (kind == "learned")
-    if kind != "learned":
-        assert row["code_r2"] > 0.8
+    assert 1 <= row["code_perplexity"] <= (16 if kind == "learned" else 8)
+    assert ("commitment" in row) == ("code_entropy" in row) == (kind == "learned")
+    assert row["code_r2"] > 0.8
     agent, ts = trainer.export_networks(), trainer.markets[0].decision_bars(np.arange(2))
     logits = chance_logits(agent, trainer.markets[0].feature_store, ts)
     logged = diagnose(agent, trainer.markets[0].data.market_spec.codes, trainer.markets[0].feature_store, BARS, ts)
@@ -163,7 +166,7 @@ def test_the_code_of_the_next_move_reaches_neither_policy_nor_value(kind: str) -
         changed = Bars(*(np.concatenate([column[: t + 1], column[t + 1 :] * 1.01]) for column in bars))
         trainer.markets[0].data = trainer.markets[0].data._replace(bars=changed._replace(time=bars.time))
         of_bar = codes.learned_code.copy()
-        of_bar[t + 1 :] = 7 - of_bar[t + 1 :]
+        of_bar[t + 1 :] = 15 - of_bar[t + 1 :]
         other = decision(trainer, agent, codes._replace(learned_code=of_bar), t)
         for name in ("policy", "value", "q", "action"):
             assert getattr(other, name).tobytes() == getattr(plain, name).tobytes()
@@ -224,12 +227,11 @@ def test_a_model_of_learned_codes_trades_without_its_encoder(tmp_path: Path) -> 
     assert len(np.unique(after.log.policy)) > 40
 
 
-def test_before_any_episode_nothing_is_named() -> None:
+def test_before_any_episode_no_bar_has_a_code_and_codes_have_the_moves_of_bins() -> None:
     trainer = Trainer([dataset(tiny(LEARNED))], tiny(LEARNED), 1)
     trainer.export_networks()
     codes = trainer.markets[0].data.market_spec.codes
-    assert not codes.centres.any()
+    np.testing.assert_array_equal(codes.centres, np.repeat(trained(1).markets[0].data.market_spec.codes.centres, 2))
     assert codes.learned_code.shape == (T,)
     assert trainer.learner.shape.chance_encoder_width == 8
     assert trained(1).learner.shape.chance_encoder_width == 0
-    assert trained(1).markets[0].data.market_spec.codes.centres.any()  # the quantiles' stay as they were

@@ -117,7 +117,7 @@ def test_the_chance_prior_is_calibrated_on_the_validation_bars_of_all() -> None:
     logits = np.concatenate([chance_logits(root, part.store, part.ts) for part in parts])
     expected = calibrate_chance(logits, np.concatenate([part.code for part in parts]))
     assert len({len(part.ts) for part in parts}) == 2
-    assert trainer.calibration == calibrate_parts(parts, root, trainer._target_views, ()) == expected
+    assert trainer.calibration == calibrate_parts(parts, root, trainer._target_views, trainer.learner.shape) == expected
 
 
 def test_the_agent_trades_each_of_its_instruments() -> None:

@@ -18,7 +18,6 @@ from kernels.market.features import compute_features
 from kernels.market.position import ACTIONS, NUM_POSITION_FEATURES, SIDE
 from kernels.rng import randint
 from tests.fixtures.replays import (
-    BARS,
     CODES,
     SIGN,
     A,
@@ -128,19 +127,6 @@ def test_half_of_the_windows_are_those_of_the_mirrored_market(M: int) -> None:
 @given(st.floats(1e-9, 6))
 def test_the_code_of_a_mirrored_move_is_the_mirrored_code(z: float) -> None:
     assert code_of_move(CODES, -z) == len(CODES.centres) - 1 - code_of_move(CODES, z)
-
-
-def test_moves_are_in_the_batch_only_where_it_is_asked_for_them() -> None:
-    replay, target_config = random_replay(5), ValueTargetConfig(5, 0.9, 0.0)
-    batch = new_batch(64, 5, F, NUM_POSITION_FEATURES, A, with_moves=True)
-    sample_uniformly(batch, replay, R, market_data_of(0), target_config, 3, 3)
-    for b in range(64):
-        slot, first = divmod(randint(R * L, 3, 3, b), L)
-        for k in range(min(5, L - 1 - first)):
-            t = int(replay.start_bar[slot]) + first + k
-            expected = (BARS.close[t + 1] - BARS.close[t]) / np.sqrt(np.mean(np.diff(BARS.close[t - 64 : t + 1]) ** 2))
-            assert batch.move[b, k] == pytest.approx(expected, rel=1e-5)
-    assert draw_batch(replay, R, target_config, 3, 3).move.size == 0
 
 
 def test_the_last_decision_of_a_episode_bootstraps_behind_it_and_never_from_the_next() -> None:

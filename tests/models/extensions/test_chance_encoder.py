@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from kernels.learning.replay_buffer import Batch, new_batch
+from kernels.learning.replay_buffer import Batch
 from models import loss as unroll
 from models import params as net
 from models.extensions import chance_encoder as codes
@@ -14,28 +14,25 @@ from tests.fixtures.windows import SHAPE as PLAIN
 from tests.fixtures.windows import K, evaluate_shape, lively, random_batch
 from tests.fixtures.windows import evaluate as evaluate_plain
 
-SHAPE = PLAIN._replace(chance_encoder_width=6, news=tuple(News(column) for column in range(PLAIN.features)))
+NEWS = tuple(News(column) for column in range(PLAIN.features))
+SHAPE = PLAIN._replace(chance_encoder_width=6, kinds=PLAIN.codes, news=NEWS)  # one bin
+BINNED = SHAPE._replace(codes=6, kinds=2)
 C, D, P = SHAPE.codes, SHAPE.latent, SHAPE.position
 RNG = np.random.default_rng(4)
-WEIGHTS = unroll.LossWeights(commitment=0.4, code_entropy=0.7, code_move=0.6)
+WEIGHTS = unroll.LossWeights(commitment=0.4, code_entropy=0.7)
 NOTHING = unroll.LossWeights(0, 0, 0, 0, 0)
 ENCODER = ("chance_encoder_hidden_w", "chance_encoder_hidden_b", "chance_encoder_out_w", "chance_encoder_out_b")
-LOSSES = [*unroll.LOSSES, "commitment", "code_entropy", "code_move"]
+LOSSES = [*unroll.LOSSES, "commitment", "code_entropy"]
 
 
-def coded_batch(windows: int, seed: int = 0) -> Batch:
-    room = new_batch(windows, K, SHAPE.features, P, SHAPE.actions, with_next_features=True, with_moves=True)
-    draw = np.random.default_rng(seed + 1)
-    room.next_features[:], room.move[:] = (
-        draw.normal(size=room.next_features.shape),
-        3 * draw.normal(size=room.move.shape),
-    )
-    return random_batch(windows, SHAPE, K, seed)._replace(next_features=room.next_features, move=room.move)
+def coded_batch(windows: int, seed: int = 0, shape: net.ModelShape = SHAPE) -> Batch:
+    later = np.random.default_rng(seed + 1).normal(size=(windows, K, shape.features)).astype(np.float32)
+    return random_batch(windows, shape, K, seed)._replace(next_features=later)
 
 
 def parameters(seed: int = 1, shape: net.ModelShape = SHAPE) -> np.ndarray:
     flat = np.random.default_rng(seed).normal(size=net.num_params(shape)) * 0.3
-    if shape.num_layers == 0:
+    if shape.num_layers == 0 and shape.codes == PLAIN.codes:
         flat[: net.num_params(PLAIN)] = lively(seed)
     net.as_views(flat, shape).chance_encoder_hidden_b[:] += 0.5
     return flat
@@ -52,12 +49,8 @@ def evaluate(
 def total(
     flat: np.ndarray, batch: Batch, weights: unroll.LossWeights = WEIGHTS, shape: net.ModelShape = SHAPE
 ) -> float:
-    return float(
-        np.dot(
-            evaluate(flat, batch, weights, shape)[0],
-            [*weights[:5], weights.commitment, weights.code_entropy, weights.code_move],
-        )
-    )
+    own = [*weights[:5], weights.commitment, weights.code_entropy]
+    return float(np.dot(evaluate(flat, batch, weights, shape)[0], own))
 
 
 def naive_probabilities(flat: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -72,8 +65,8 @@ def naive_probabilities(flat: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def soft(gain_in: np.ndarray, code: np.ndarray, p: np.ndarray, D: int) -> None:
     """`put_codes` without the argmax: what the backward pretends was done."""
-    by_step = p.swapaxes(0, 1).reshape(-1, C)
-    gain_in[:, D : D + C], code[:] = by_step, by_step.argmax(axis=1)
+    by_step = p.swapaxes(0, 1).reshape(-1, p.shape[2])
+    gain_in[:, D : D + p.shape[2]], code[:] = by_step, by_step.argmax(axis=1)
 
 
 def differs(
@@ -98,10 +91,6 @@ def test_forward_the_code_is_the_likeliest_one_and_all_the_network_sees() -> Non
     used = np.maximum((weight * hot).sum(axis=(0, 1)), codes.MIN_FREQUENCY)
     assert found[5] == pytest.approx((weight * (p - hot) ** 2).sum())
     assert found[6] == pytest.approx((used * np.log(used)).sum())
-    meaning = net.as_views(flat, SHAPE).code_move_w[batch.code, 0] + net.as_views(flat, SHAPE).code_move_b[0]
-    off = meaning - np.clip(batch.move, -codes.MAX_MOVE, codes.MAX_MOVE)
-    assert found[7] == pytest.approx((weight[..., 0] * off**2).sum() / 2)
-    assert np.abs(batch.move).max() > codes.MAX_MOVE
 
 
 def test_gradient_of_the_whole_loss_where_the_code_is_its_probability(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +110,7 @@ def test_gradient_of_a_transformer_that_is_told_codes(monkeypatch: pytest.Monkey
     flat, batch = parameters(2, shape), coded_batch(2)
     gradient = evaluate(flat, batch, shape=shape)[1]
     of_encoder = np.zeros(len(flat))
-    for name in (*ENCODER, "code_embedding_w", "code_move_w"):
+    for name in (*ENCODER, "code_embedding_w"):
         getattr(net.as_views(of_encoder, shape), name)[...] = 1
     differs(flat, gradient, batch, RNG.choice(np.flatnonzero(of_encoder), 40, replace=False), shape)
     differs(flat, gradient, batch, RNG.choice(len(flat), 20, replace=False), shape)
@@ -168,21 +157,17 @@ def test_straight_through_is_the_jacobian_of_softmax_at_the_gradient_of_the_one_
         ("chance", 2, True),  # what followed may tell what follows
         ("commitment", 1, True),
         ("code_entropy", 1, True),
-        ("code_move", 1, True),
     ],
 )
 def test_which_losses_reach_the_encoder(loss: str, steps: int, reaches: bool) -> None:
     flat, batch = parameters(), coded_batch(16)
     batch.weight[:, steps + 1 :] = 0
     d = net.as_views(evaluate(flat, batch, NOTHING._replace(**{loss: 1.0}))[1], SHAPE)
-    assert (np.abs(d.code_move_w).max() > 0) == (np.abs(d.code_move_b).max() > 0) == (loss == "code_move")
     for name in ENCODER:
         assert (np.abs(getattr(d, name)).max() > 1e-6) == reaches, name
         assert reaches or not getattr(d, name).any()
     of_the_rest = max(
-        np.abs(view).max()
-        for name, view in vars(d).items()
-        if not name.startswith(("chance_encoder", "code_move")) and view.size
+        np.abs(view).max() for name, view in vars(d).items() if not name.startswith("chance_encoder") and view.size
     )
     assert (of_the_rest > 0) == (loss in unroll.LOSSES)
 
@@ -194,7 +179,6 @@ def test_the_code_of_a_step_is_the_first_thing_to_know_of_its_bar() -> None:
         batch.weight[:] = np.arange(K + 1) <= last
         old = evaluate(flat, batch)[0]
         batch.next_features[:, 1] = RNG.normal(size=batch.next_features[:, 1].shape)
-        batch.move[:, 1] *= -1
         new = evaluate(flat, batch)[0]
         assert [name for name, a, b in zip(LOSSES, old, new, strict=True) if a == b] == same
 
@@ -213,15 +197,14 @@ def test_what_lies_beyond_the_end_has_no_gradient() -> None:
     batch.weight[:, 2:] = 0
     old = evaluate(flat, batch)[1]
     batch.next_features[:, 1:] += 3
-    batch.move[:, 1:] += 1
     np.testing.assert_array_equal(old, evaluate(flat, batch)[1])
 
 
 def telling_batch(windows: int) -> Batch:
-    """The move is the sign of one feature of the bar that came, and nobody holds a position."""
+    """The reward, the same for every position, is the sign of one feature of the bar that came."""
     batch = coded_batch(windows, 7)
-    batch.afterstate_position[:], batch.position[:], batch.reward[:], batch.value[:] = 0, 0, 0, 0
-    batch.move[:] = np.sign(batch.next_features[..., 3])
+    batch.afterstate_position[:], batch.position[:], batch.value[:] = 0, 0, 0
+    batch.reward[:] = 3 * np.sign(batch.next_features[..., 3])
     return batch
 
 
@@ -229,20 +212,19 @@ def learner_of(weights: unroll.LossWeights, threads: int) -> Learner:
     return Learner(SHAPE._replace(chance_encoder_width=16), 128, K, 5, 3e-3, 0.0, 10_000, threads, weights)
 
 
-@pytest.mark.parametrize("telling", [1.0, 0.0])
-def test_codes_learn_to_tell_the_move_if_they_are_asked_to(telling: float) -> None:
+@pytest.mark.parametrize("reward", [1.0, 0.0])
+def test_codes_learn_to_tell_what_is_asked_of_them(reward: float) -> None:
     batch = telling_batch(128)
-    learner = learner_of(unroll.LossWeights(commitment=0.25, code_entropy=0.3, code_move=telling), 1)
+    learner = learner_of(unroll.LossWeights(reward=reward, commitment=0.25, code_entropy=0.3), 1)
     with threadpool_limits(1, "blas"):
         for _ in range(400):
-            losses = learner.learn(batch)
+            learner.learn(batch)
     rows = np.arange(128 * K, dtype=np.int32)
     x = batch.next_features.reshape(len(rows), -1)
-    code = codes.encode_bars(learner._param_views, x, rows, rows, SHAPE.news)
-    up = batch.move.ravel() > 0
+    code = codes.encode_bars(learner._param_views, x, rows, rows, np.zeros(len(rows), np.int64), SHAPE)
+    up = batch.reward.ravel() > 0
     told = sum(max(up[code == c].sum(), (~up)[code == c].sum()) for c in range(C)) / len(rows)
-    assert told > 0.95 if telling else told < 0.8
-    assert losses["code_move"] < 0.1 if telling else losses["code_move"] > 0.4
+    assert told > 0.95 if reward else told < 0.8
 
 
 def test_without_the_usage_loss_one_code_says_it_all() -> None:
@@ -274,7 +256,7 @@ def test_bars_are_named_in_calls_of_any_size(monkeypatch: pytest.MonkeyPatch) ->
     expected = naive_probabilities(flat, x[rows]).argmax(axis=1)
     for size in (4096, 7, 41):
         monkeypatch.setattr(codes, "ENCODE_ROWS", size)
-        found = codes.encode_bars(net.as_views(flat, SHAPE), x, rows, rows, SHAPE.news)
+        found = codes.encode_bars(net.as_views(flat, SHAPE), x, rows, rows, np.zeros(41, np.int64), SHAPE)
         np.testing.assert_array_equal(found, expected)
 
 
@@ -290,7 +272,34 @@ def test_an_encoder_reads_the_news_and_nothing_else() -> None:
     np.testing.assert_array_equal(found, expected)
     assert len(set(expected.ravel().tolist())) > 1
     x, rows = np.concatenate([batch.features, later[:, 0]]), np.arange(8, dtype=np.int32)
-    np.testing.assert_array_equal(codes.encode_bars(p, x, rows + 8, rows, shape.news), expected[:, 0])
+    found = codes.encode_bars(p, x, rows + 8, rows, np.zeros(8, np.int64), shape)
+    np.testing.assert_array_equal(found, expected[:, 0])
+
+
+def test_a_code_is_the_bin_of_the_move_and_a_kind_that_the_encoder_picks() -> None:
+    flat, batch, rows = parameters(1, BINNED), coded_batch(32, shape=BINNED), np.arange(32, dtype=np.int32)
+    p, bins = net.as_views(flat, BINNED), batch.code // 2
+    hidden = np.maximum(batch.next_features @ p.chance_encoder_hidden_w + p.chance_encoder_hidden_b, 0)
+    z = hidden @ p.chance_encoder_out_w + p.chance_encoder_out_b
+    ahead = np.take_along_axis(z[..., 1::2] - z[..., ::2], bins[..., None], 2)[..., 0]  # of kind 0, in the own bin
+    expected = 2 * bins + (ahead > 0)
+    assert len(set(expected.ravel().tolist())) > 4
+    losses, _, work = evaluate(flat, batch, shape=BINNED)
+    np.testing.assert_array_equal(work.code.first_bin.reshape(K, -1).T, expected)
+    unsure = 1 / (1 + np.exp(np.abs(ahead)))
+    assert losses[5] == pytest.approx((batch.weight[:, 1:] / (32 * K) * 2 * unsure**2).sum(), rel=1e-5)
+    x = np.concatenate([batch.features, batch.next_features[:, 0]])
+    np.testing.assert_array_equal(codes.encode_bars(p, x, rows + 32, rows, bins[:, 0], BINNED), expected[:, 0])
+
+
+def test_gradient_of_kinds_where_the_code_is_its_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes, "write_one_hot", soft)
+    flat, batch = parameters(3, BINNED), coded_batch(2, shape=BINNED)
+    gradient = evaluate(flat, batch, shape=BINNED)[1]
+    of_encoder = np.zeros(len(flat))
+    for name in ENCODER:
+        getattr(net.as_views(of_encoder, BINNED), name)[...] = 1
+    differs(flat, gradient, batch, RNG.choice(np.flatnonzero(of_encoder), 40, replace=False), BINNED)
 
 
 def test_unsure_codes_do_not_count_as_used() -> None:

@@ -211,7 +211,7 @@ def test_the_target_of_the_latent_loss_is_constant(shape: net.ModelShape) -> Non
     losses, gradient, room = evaluate(flat, shape, batch, nothing)
     assert losses[-1] > 0
     for name, view in vars(net.as_views(gradient, shape)).items():
-        leads = not name.startswith("code_move") and name.split("_")[0] in (
+        leads = name.split("_")[0] in (
             "representation", "dynamics", "code", "qkv", "attproj", "fc", "fcproj",
         )  # fmt: skip
         assert (np.abs(view).max(initial=0) > 0) == (leads and view.size > 0), name
