@@ -30,7 +30,9 @@ DECISION_COLUMNS = ("time", "action", "target", "value", "p_hold", "p_buy", "p_s
 
 
 def new_policy_state(networks: OnnxNetworks, spec: MarketSpec, search: SearchConfig, roots: int = 1) -> PolicyState:
-    """The arrays of a policy that searches without exploration noise."""
+    """The arrays of a policy that searches without exploration noise; ValueError for the codes of other networks."""
+    if len(spec.codes.centres) != networks.shape.codes:
+        raise ValueError(f"networks of {networks.shape.codes} chance codes, and a market of {len(spec.codes.centres)}")
     return PolicyState(
         planner=networks.planner(roots, search),
         feature_spec=spec.features,

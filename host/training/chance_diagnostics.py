@@ -22,10 +22,11 @@ ROOT_BATCH = 64  # bars that the root network evaluates in one call
 CONFIDENCE_LEVELS = 10  # of the calibration error
 
 
-def new_learned_codes(bins: ChanceCodes, bars: int, kinds: int) -> ChanceCodes:
-    """Learned codes of `kinds` kinds of each bin before the first iteration, where no bar has one."""
-    centres, mean_square = np.repeat(bins.centres, kinds), np.repeat(bins.mean_square, kinds)
-    return ChanceCodes(bins.edges, centres, np.zeros(bars, np.int16), mean_square)
+def new_learned_codes(codes: ChanceCodes, bars: int, kinds: int) -> ChanceCodes:
+    """`kinds` kinds of each bin of `codes`, learned or not, before the first iteration: no bar has one."""
+    repeats = kinds * (len(codes.edges) + 1) // len(codes.centres)
+    centres, mean_square = np.repeat(codes.centres, repeats), np.repeat(codes.mean_square, repeats)
+    return ChanceCodes(codes.edges, centres, np.zeros(bars, np.int16), mean_square)
 
 
 def news_columns(spec: FeatureSpec, num_features: int) -> tuple[News, ...]:

@@ -135,7 +135,7 @@ def train_fold(job: FoldJob, report: ReportProgress) -> Row:
         report(READY + (1 - 2 * READY) * share)
 
     train_for(trainer, budget, rows.append, report_training)
-    networks, search = trainer.export_networks(), trainer.acting_search_config()
+    networks, search, data = trainer.export_networks(), trainer.acting_search_config(), trainer.markets[0].data
     policy = new_policy_state(networks, data.market_spec, search)
     agents = (networks, search), (networks, without_search(search)), (untrained, search)
     records = {name: trade_test(data, *agent) for name, agent in zip((AGENT, *RIVALS), agents, strict=True)}

@@ -217,6 +217,8 @@ def test_a_model_of_learned_codes_trades_without_its_encoder(tmp_path: Path) -> 
     data = {"span": [stamp] * 2, "test_first": stamp, "sha256": "0" * 64, "reading": {}, "spread_pips": None}
     save_model(path, agent, [ModelMarket(setting, data)], trainer.acting_search_config(), trainer.config.as_dict())
     loaded, extra = load_model(path), np.zeros((T, 0), np.float32)
+    with pytest.raises(ValueError, match="networks of 16 chance codes, and a market of 8"):
+        new_policy_state(agent, dataset(tiny(LEARNED)).market_spec, trainer.acting_search_config())
     assert not [name for name, graph in loaded.networks.graphs.items() if b"encod" in graph]
     np.testing.assert_array_equal(loaded.market_spec.codes.centres, setting.codes.centres)
     assert loaded.market_spec.codes.learned_code.size == 0
@@ -233,5 +235,7 @@ def test_before_any_episode_no_bar_has_a_code_and_codes_have_the_moves_of_bins()
     codes = trainer.markets[0].data.market_spec.codes
     np.testing.assert_array_equal(codes.centres, np.repeat(trained(1).markets[0].data.market_spec.codes.centres, 2))
     assert codes.learned_code.shape == (T,)
+    again = Trainer([trainer.markets[0].data], tiny(LEARNED), 1).markets[0].data.market_spec.codes
+    assert again.centres.shape == again.mean_square.shape == codes.centres.shape
     assert trainer.learner.shape.chance_encoder_width == 8
     assert trained(1).learner.shape.chance_encoder_width == 0

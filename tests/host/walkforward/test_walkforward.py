@@ -179,7 +179,8 @@ def test_the_holdout_is_sealed_and_opened_once() -> None:
     assert not list(Path().glob("*/*/bars.npy"))
 
 
-def test_a_training_of_a_fold_writes_all_that_a_report_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("codes", ["quantile", "learned"])
+def test_a_training_of_a_fold_writes_all_that_a_report_needs(codes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And knows no bar behind its test: more bars there, the same bytes.  Its agent stays in the market to the end."""
 
     def held(*given: Any) -> BacktestResult:
@@ -191,7 +192,8 @@ def test_a_training_of_a_fold_writes_all_that_a_report_needs(monkeypatch: pytest
     jobs = list[FoldJob]()
     walk(OPTIONS._replace(seeds=1), lambda job, report: jobs.append(job) or pretend(job, report))
     bars, shares, texts = read_bars(Path("bars.csv"), READING)[0], list[float](), list[dict[str, bytes]]()
-    job = min(jobs, key=lambda job: job.fold.test_first)._replace(bars=Path("bars.npy"))
+    config = load_config(Path("tiny.toml"), [f"train.chance_codes={codes}"])
+    job = min(jobs, key=lambda job: job.fold.test_first)._replace(bars=Path("bars.npy"), config=config)
     for stop in (job.fold.test_stop + 1, len(bars.time)):
         save_bars(job.bars, slice_bars(bars, 0, stop))
         row = train_fold(job, shares.append)
