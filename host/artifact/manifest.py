@@ -221,9 +221,7 @@ def check_search(search: SearchConfig, shape: NetworkShape, market: Market) -> N
 
 def check_arrays(shape: NetworkShape, instruments: int, features: FeatureSpec, arrays: Arrays) -> None:
     """ValueError unless each of the `arrays` has a row for each instrument, of the widths of `shape`."""
-    F, C, bins = shape.features, shape.codes, arrays["edges"].shape[-1] + 1
-    if C % bins:
-        raise ValueError(f"{C} chance codes of {bins} bins")
+    F, C, bins = shape.features, shape.codes, arrays["edges"].size // instruments + 1
     widths = {"shift": F, "scale": F, "edges": bins - 1, "centres": C}
     widths |= {"mean_square": C} if "mean_square" in arrays else {}  # which only a risk term reads
     for name, width in widths.items():
@@ -232,6 +230,8 @@ def check_arrays(shape: NetworkShape, instruments: int, features: FeatureSpec, a
             raise ValueError(f"{name} is {array.dtype} {array.shape}, not {(instruments, width)}")
     if F != len(feature_names(features)) or not (arrays["scale"] > 0).all():
         raise ValueError("the normaliser is not one of these features")
+    if C % bins:
+        raise ValueError(f"{C} chance codes of {bins} bins")
     if not (np.diff(arrays["edges"]) > 0).all():
         raise ValueError("the edges of the chance codes do not ascend")
 

@@ -122,6 +122,7 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "edges is float32": lambda members: members.update({"arrays/edges.npy": array(np.zeros((1, 7), np.float32))}),
     "edges is float64 (7,)": lambda members: members.update({"arrays/edges.npy": array(np.arange(7.0))}),
     "edges is float64 (2, 7)": lambda members: members.update({"arrays/edges.npy": array(np.ones((2, 1)) * range(7))}),
+    "8 chance codes of 6 bins": lambda members: members.update({"arrays/edges.npy": array(np.arange(5.0)[None])}),
     "on its own": partial(reordered, lambda cuts: cuts[::-1]),
     "on its  own": partial(reordered, lambda cuts: sorted(cuts, key=lambda cut: cut[1])),
     "do not ascend": lambda members: members.update({"arrays/edges.npy": array(np.zeros((1, 7)))}),
