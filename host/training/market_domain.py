@@ -23,7 +23,7 @@ from models.params import ModelShape
 
 MAX_VALUE_PER_BAR = 0.2  # mean bar ranges: no market pays more for long; a value is a discounted sum of bars
 MAX_DISCOUNT = 0.999  # a larger discount would need bins without end
-CODE_KINDS = 2  # of the bars of a bin, which learned codes tell apart
+CODE_KINDS = 2  # of bars, which learned codes tell apart in each bin of the move
 PROJECTION_FACTOR = 2  # width of the consistency loss's layers in latents
 
 

@@ -58,7 +58,7 @@ SEED_STRIDE = 2**33  # between the seeds of two instruments: beyond every seed t
 SEARCH_BATCH, SEARCH_PIECE = 64, 1024  # bars that are searched together, and by one thread
 VALUE_BATCH = 64  # positions that the target network evaluates in one call
 PRIORITY_CAP_QUANTILE = 0.95  # Bellman errors above this quantile have one priority
-GIVEN_CODES = ModelShape(0)  # of a market that encodes no bars, and reads one at a time
+GIVEN_CODES = ModelShape(0)  # reads one bar at a time and encodes none: a trainer elsewhere did
 
 
 class ReplaySizes(NamedTuple):

@@ -8,7 +8,7 @@ The encoder reads the news of the bar only, `ModelShape.news`.  Features that we
 the state: the prior would predict what is known.  It reads features of the market alone: no position, no action.
 
 c[k] = onehot(argmax e(news[t + k + 1])) enters the dynamics and the reward head.  The gradient that c receives is
-passed on to e as if c were p = softmax(e): straight-through.  Both are over the kinds of the bin; p is 0 elsewhere.
+passed on to e as if c were p = softmax(e): straight-through.  argmax and softmax are over the kinds of the bin only.
 The target of the chance prior is c as a constant.  Two losses shape the codes beside those of the other heads.
 
 commitment    |stop(c) - p|^2: p follows the code that was picked.
