@@ -124,11 +124,13 @@ def new_searches(case: Case) -> list[Callable[[], int]]:
 def network_calls(planner: Planner) -> Callable[[], int]:
     """The network calls of a search alone."""
     networks, B = planner.networks, len(planner.action)
-    if planner.tree is None:
+    if planner.market_tree is not None:
         calls = market_call_rows(B, planner.config.num_simulations, planner.costs.move.shape[1])
         return bind(evaluate_market_network, networks.root, networks.market, B, calls)
     check_status(plan(planner))
-    return bind(evaluate_tree_networks, networks, planner.tree.dynamics_preactivation, B, planner.work.rows_per_call)
+    tree = planner.sampled_tree.tree if planner.sampled_tree is not None else planner.tree
+    assert tree is not None  # a planner has one of the three
+    return bind(evaluate_tree_networks, networks, tree.dynamics_preactivation, B, planner.work.rows_per_call)
 
 
 def bind(fn: Callable[..., int], *arguments: Any) -> Callable[[], int]:

@@ -16,22 +16,35 @@ import pytest
 import typer
 
 import swt
+from host.artifact.networks import OnnxNetworks, hypothesis_positions
 from host.bench import exogenous as bench_exogenous
 from host.bench.acting import SMALL_TRAINING, write_m1_csv
 from host.bench.all import BENCHES, print_bench, run_bench
 from host.bench.kernels import read_sample_bars
 from host.bench.learn import random_batch, record_matmuls, run_matmuls
 from host.bench.options import SEARCHES, BenchError, BenchOptions
-from host.bench.process import TimedCall, Work, measure_in_processes, median_seconds, user_environment
+from host.bench.process import NETWORK_SHAPES, TimedCall, Work, measure_in_processes, median_seconds, user_environment
 from host.bench.readme import FIGURES, README, rewrite
-from host.bench.search import Case, case_shape, market_call_rows, new_searches
+from host.bench.search import (
+    Case,
+    case_shape,
+    market_call_rows,
+    network_calls,
+    new_random_planner,
+    new_searches,
+)
 from host.data.csv_reader import read_bars
 from host.data.formats import ReadOptions
 from host.machine import memory_mb
 from kernels.ort import check_status
+from kernels.search.config import GUMBEL, MARKET, WIDENING, new_search_config
+from kernels.search.networks import NetworkShape
+from kernels.search.planner import plan
+from kernels.search.progressive_widening import NUM_BETA_PARAMS
+from models.export import export
 from models.learner import Learner
 from models.loss import NUM_CHUNKS
-from models.params import ModelShape
+from models.params import ModelShape, new_params
 
 TINY_TRAINING = ("market.episode_length=24", "network.hidden=8", "train.num_simulations=2", "search.num_simulations=2")
 TINY = BenchOptions(
@@ -169,6 +182,21 @@ def test_the_network_alone_makes_the_calls_of_the_search(search: str) -> None:
         assert (calls.sum(axis=1) == 3).all()
         assert (calls[:, 1] > 0).any() == (search == "stochastic")
     assert case_shape(case).codes == {"gumbel": 4, "stochastic": 32, "market": 8}[search]
+
+
+@pytest.mark.parametrize("algorithm", [GUMBEL, MARKET, WIDENING])
+def test_the_networks_of_a_market_are_called_as_its_search_calls_them(algorithm: int) -> None:
+    """As `bench enhancements` times them for any algorithm; with WIDENING the calls were those of MARKET, unbound."""
+    s = NETWORK_SHAPES["default"]._replace(num_beta_params=NUM_BETA_PARAMS if algorithm == WIDENING else 0)
+    config = new_search_config(num_simulations=4, algorithm=algorithm)
+    shape = NetworkShape(s.features, s.position, s.latent, s.actions, s.codes)
+    networks = OnnxNetworks(export(new_params(s, 0), s, *hypothesis_positions(shape, config)), shape)
+    planner = new_random_planner(networks, 3, config, seed=0)
+    check_status(plan(planner))
+    calls = network_calls(planner)
+    *_, roots, rows = calls.args  # type: ignore[attr-defined]
+    assert roots + rows.sum() == planner.network_rows.sum()
+    check_status(calls())
 
 
 def test_products_are_those_of_a_step() -> None:
