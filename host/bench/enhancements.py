@@ -72,7 +72,7 @@ NO_UNIZERO, SEQUENCE = "train.unizero_weight=0", ("network.dynamics=transformer"
 LITTLE_UNIZERO = "train.unizero_weight=0.03"  # more of it comes before what the transformer is to learn
 FULL_SIZE, SIZES = "market.position_sizes=[1.0]", "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]"
 KEPT_SIZES, RESIZING = ("market.position_adjustment=false", SIZES), ("market.position_adjustment=true", SIZES)
-EVERY_SIZE_HELD = "train.random_episodes=16"  # all of them: widening learns of held positions alone
+SIZES_HELD, EVERY_SIZE_HELD = (f"train.random_episodes={n}" for n in (8, 16))  # widening learns of held sizes alone
 HALF_REALISED = "train.search_value_weight=0.5"  # the age cut shortens the return of realised rewards
 REZERO = "memory -20..-40 %, CPU -50..-70 %, storage +5..10 %, cache hits 60-80 %"
 WIDENING = "memory +20..40 %, CPU +30..50 %, storage +5..10 %"
@@ -98,7 +98,7 @@ LATER = (
     Enhancement("sizes", f"{WIDENING} (of widening)", KEPT_SIZES, (KEPT_SIZES[0], FULL_SIZE), "risk"),
     Enhancement("resizing", "none: ours", RESIZING, KEPT_SIZES, "risk"),
     Enhancement("risk term", "none: ours", ("market.risk_aversion=0.7",), ("market.risk_aversion=0",), "risk"),
-    Enhancement("progressive widening", WIDENING, ("search.algorithm=widening", FULL_SIZE),
+    Enhancement("progressive widening", WIDENING, ("search.algorithm=widening", FULL_SIZE, SIZES_HELD),
                 (*GUMBEL_OFF, FULL_SIZE), "risk", (EVERY_SIZE_HELD,)),
     Enhancement("value prefix", "none", (*GUMBEL, "train.value_prefix=true"), GUMBEL, "delayed"),
     Enhancement("consistency", "none", ("train.consistency_weight=2.0", NO_UNIZERO), (NO_UNIZERO,), "sparse"),

@@ -124,12 +124,11 @@ def new_searches(case: Case) -> list[Callable[[], int]]:
 def network_calls(planner: Planner) -> Callable[[], int]:
     """The network calls of a search alone."""
     networks, B = planner.networks, len(planner.action)
-    if planner.market_tree is not None:
+    tree = planner.sampled_tree.tree if planner.sampled_tree is not None else planner.tree
+    if tree is None:
         calls = market_call_rows(B, planner.config.num_simulations, planner.costs.move.shape[1])
         return bind(evaluate_market_network, networks.root, networks.market, B, calls)
     check_status(plan(planner))
-    tree = planner.sampled_tree.tree if planner.sampled_tree is not None else planner.tree
-    assert tree is not None  # a planner has one of the three
     return bind(evaluate_tree_networks, networks, tree.dynamics_preactivation, B, planner.work.rows_per_call)
 
 
@@ -155,8 +154,7 @@ def new_search_work(case: Case) -> Work:
 
 def compare_impls(cases: list[Case], rounds: int) -> list[BenchRow]:
     """A row for each implementation of one search."""
-    document = list[BenchRow]()
-    results = measure_in_processes([partial(new_search_work, case) for case in cases], rounds)
+    document, results = list[BenchRow](), measure_in_processes([partial(new_search_work, c) for c in cases], rounds)
     for case, result in zip(cases, results, strict=True):
         is_mctx = case.impl == "mctx"
         us = round(result.seconds * 1e6 / (case.B * (1 if is_mctx else case.threads)), 2)

@@ -27,9 +27,12 @@ def random_action(side: float, market: Market, num_actions: int, seed: int, epis
 
 @inlined
 def random_size(sampled_tree: SampledTree | None, b: int, action: int, seed: int, episode: int, step: int) -> None:
-    """Under progressive widening, draw the size of an entry of a random episode uniformly from [MIN_SIZE, 1)."""
+    """Under progressive widening, draw the size of an entry of a random episode: full, or uniform below, half each.
+
+    The full one is a candidate of every root: what it is worth would be learnt late from smaller ones alone.
+    """
     if sampled_tree is not None:
-        size = max(uniform(seed, -1 - episode, step), MIN_SIZE)
+        size = min(max(2.0 * uniform(seed, -1 - episode, step), MIN_SIZE), 1.0)
         sampled_tree.target[b] = size if action == BUY else -size
 
 
