@@ -123,13 +123,8 @@ def test_rewards_and_positions_in_the_replay_are_the_ledgers(rule: str) -> None:
 @pytest.mark.parametrize("reverse", ["false", "true"])
 def test_a_replay_of_any_size_is_the_ledgers(reverse: str) -> None:
     """Positions, rewards and kinds of a widened search; the candidates that are entries, with their shares."""
-    trainer = trained(
-        3,
-        1,
-        "search.algorithm=widening",
-        f"market.reverse={reverse}",
-        "train.random_episodes=2",
-    )
+    settings = ("search.algorithm=widening", f"market.reverse={reverse}", "train.random_episodes=2")
+    trainer = trained(6, 1, *settings)
     replay, market, sizes = trainer.markets[0].replay, trainer.markets[0].data.market_spec.market, set[float]()
     trade, position = np.zeros(NUM_TRADE_FIELDS), np.zeros(NUM_POSITION_FIELDS, np.float32)
     for slot in range(trainer.markets[0].num_stored_episodes):
