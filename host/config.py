@@ -170,10 +170,7 @@ class TrainConfig:
     ] = 10
     num_envs: Annotated[int, Range(1, 4096), "Episodes played in lockstep: a batch."] = 16
     random_episodes: Annotated[
-        int,
-        Range(0, 4096),
-        "Episodes of a batch whose actions are random; they are searched all the same. Widening wants 8: it learns of "
-        "held sizes alone.",
+        int, Range(0, 4096), "Episodes of a batch that act at random, and are searched all the same. Widening wants 8."
     ] = 4
     batches_per_iteration: Annotated[int, Range(1, 4096), "Batches of episodes collected in an iteration."] = 2
     num_simulations: Annotated[Simulations, "Simulations of a decision when collecting and reanalyzing."] = 4
