@@ -29,7 +29,7 @@ def random_action(side: float, market: Market, num_actions: int, seed: int, epis
 def random_size(sampled_tree: SampledTree | None, b: int, action: int, seed: int, episode: int, step: int) -> None:
     """Under progressive widening, draw the size of an entry of a random episode: full, or uniform below, half each.
 
-    The full one is a candidate of every root: what it is worth would be learnt late from smaller ones alone.
+    The full size is a candidate of every root.  From smaller sizes alone its value is learnt late.
     """
     if sampled_tree is not None:
         size = min(max(2.0 * uniform(seed, -1 - episode, step), MIN_SIZE), 1.0)

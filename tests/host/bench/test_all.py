@@ -25,14 +25,7 @@ from host.bench.learn import random_batch, record_matmuls, run_matmuls
 from host.bench.options import SEARCHES, BenchError, BenchOptions
 from host.bench.process import NETWORK_SHAPES, TimedCall, Work, measure_in_processes, median_seconds, user_environment
 from host.bench.readme import FIGURES, README, rewrite
-from host.bench.search import (
-    Case,
-    case_shape,
-    market_call_rows,
-    network_calls,
-    new_random_planner,
-    new_searches,
-)
+from host.bench.search import Case, case_shape, market_call_rows, network_calls, new_random_planner, new_searches
 from host.data.csv_reader import read_bars
 from host.data.formats import ReadOptions
 from host.machine import memory_mb
@@ -186,7 +179,7 @@ def test_the_network_alone_makes_the_calls_of_the_search(search: str) -> None:
 
 @pytest.mark.parametrize("algorithm", [GUMBEL, MARKET, WIDENING])
 def test_the_networks_of_a_market_are_called_as_its_search_calls_them(algorithm: int) -> None:
-    """As `bench enhancements` times them for any algorithm; with WIDENING the calls were those of MARKET, unbound."""
+    """`bench enhancements` times them for any algorithm.  It called a graph of MARKET, not bound, for WIDENING."""
     s = NETWORK_SHAPES["default"]._replace(num_beta_params=NUM_BETA_PARAMS if algorithm == WIDENING else 0)
     config = new_search_config(num_simulations=4, algorithm=algorithm)
     shape = NetworkShape(s.features, s.position, s.latent, s.actions, s.codes)
