@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from host.console import log
+from host.stop import raise_if_signalled
 from kernels.jit import program_digest
 
 AUTO = "auto"
@@ -71,12 +72,9 @@ def sources_digest() -> str:
 
 def cpu_name() -> str:
     """The type of the CPU, as far as the system tells."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 class Node(NamedTuple):
@@ -140,8 +138,7 @@ class Cluster:
         """An actor of a class on a node, with one CPU; it runs one call at a time, and answers BESIDE meanwhile."""
         affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.id, soft=False)
         if worker not in self._classes:
-            remote = self.ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={BESIDE: 1})
-            self._classes[worker] = remote(worker)
+            self._classes[worker] = self.ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={BESIDE: 1})(worker)
         options = {"scheduling_strategy": affinity, "runtime_env": {"env_vars": ONE_THREAD}}
         return self._classes[worker].options(**options).remote(*args)
 
@@ -194,6 +191,9 @@ def open_cluster(address: str, most: int | None = None, memory_mb: float | None 
             did = "started" if is_new else "attached to"
             log(f"Ray: {did} {where}, {cluster.num_workers} workers on {len(nodes)} nodes ({names})")
             yield cluster
+        except SystemExit:  # where a signal ends a wait of Ray, Ray replaces its exit code by 1
+            raise_if_signalled()
+            raise
         finally:
             closing = threading.Thread(target=ray.shutdown, daemon=True)
             closing.start()

@@ -20,6 +20,7 @@ from host.cluster.search import ClusterSearchPool
 from host.cluster.worker import JobWorker
 from host.cluster.workers import Workers
 from host.processes import ReportProgress, Row, run_at_once
+from host.stop import EX_TEMPFAIL
 from host.training import market_replay
 from host.training.trainer import Trainer
 from tests.fixtures.clusters import RayNode, RayNodes, ray_nodes
@@ -224,7 +225,7 @@ def test_a_stopped_and_a_killed_driver_are_resumed_to_the_same_bytes(
     wait_for_iterations(stopped, "killed", 2)
     stopped.terminate()
     said = stopped.communicate()[1]
-    assert (stopped.returncode, "model so far; go on: " in said) == (75, True), said
+    assert (stopped.returncode, "model so far; go on: " in said) == (EX_TEMPFAIL, True), said
     killed = start_training(ray_cluster, "killed", "--resume", "--episodes", "2000")
     wait_for_iterations(killed, "killed", last_iteration("killed") + 2)
     killed.kill()
@@ -236,6 +237,26 @@ def test_a_stopped_and_a_killed_driver_are_resumed_to_the_same_bytes(
     assert resumed.returncode == 0, said
     assert "resuming after iteration" in said
     assert Path("killed/model.swt").read_bytes() == Path("alone/model.swt").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_a_wait_of_ray_keeps_its_exit_code(
+    ray_cluster: RayNodes, tmp_path: Path, number: signal.Signals
+) -> None:
+    program = f"""
+import os, threading
+from host.cluster.cluster import open_cluster
+from host.stop import EX_TEMPFAIL, install_signal_handlers
+from tests.fixtures.sleeper import Sleeper
+install_signal_handlers(EX_TEMPFAIL)
+with open_cluster({ray_cluster.address!r}) as cluster:
+    call = cluster.start_worker(Sleeper, cluster.nodes()[0]).run.remote(0, "never", 0)
+    threading.Timer(0.5, os.kill, (os.getpid(), {number:d})).start()
+    cluster.ray.wait([call])
+"""
+    command, env = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == EX_TEMPFAIL, ended.stderr
 
 
 def test_a_frozen_head_ends_in_one_line_and_the_way_on(
