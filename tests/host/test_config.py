@@ -34,7 +34,7 @@ SETTINGS = list_settings(Config()) | list_settings(LiveConfig())
 NUMBERS = sorted(name for name, setting in SETTINGS.items() if isinstance(setting.allowed, Range))
 WORDS = sorted(name for name, setting in SETTINGS.items() if isinstance(setting.value, str))
 ODD = [float("nan"), float("inf"), float("-inf")]
-TRIES = int(os.environ.get("SWT_TRIES", "15"))
+TRIES = int(os.environ.get("SWT_TRIES", "8"))
 BARS = make_market("planted", SyntheticOptions(length=900)).bars
 
 
