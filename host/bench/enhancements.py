@@ -72,7 +72,7 @@ NO_UNIZERO, SEQUENCE = "train.unizero_weight=0", ("network.dynamics=transformer"
 LITTLE_UNIZERO = "train.unizero_weight=0.03"  # more of it comes before what the transformer is to learn
 FULL_SIZE, SIZES = "market.position_sizes=[1.0]", "market.position_sizes=[0.2,0.4,0.6,0.8,1.0]"
 KEPT_SIZES, RESIZING = ("market.position_adjustment=false", SIZES), ("market.position_adjustment=true", SIZES)
-SIZES_HELD, EVERY_SIZE_HELD = (f"train.random_episodes={n}" for n in (8, 16))  # widening learns of held sizes alone
+SIZES_HELD = "train.random_episodes=8"  # widening learns of held sizes alone
 HALF_REALISED = "train.search_value_weight=0.5"  # the age cut shortens the return of realised rewards
 REZERO = "memory -20..-40 %, CPU -50..-70 %, storage +5..10 %, cache hits 60-80 %"
 WIDENING = "memory +20..40 %, CPU +30..50 %, storage +5..10 %"
@@ -99,7 +99,7 @@ LATER = (
     Enhancement("resizing", "none: ours", RESIZING, KEPT_SIZES, "risk"),
     Enhancement("risk term", "none: ours", ("market.risk_aversion=0.7",), ("market.risk_aversion=0",), "risk"),
     Enhancement("progressive widening", WIDENING, ("search.algorithm=widening", FULL_SIZE, SIZES_HELD),
-                (*GUMBEL_OFF, FULL_SIZE), "risk", (EVERY_SIZE_HELD,)),
+                (*GUMBEL_OFF, FULL_SIZE), "risk", ("train.random_episodes=16", "search.num_simulations=128")),
     Enhancement("value prefix", "none", (*GUMBEL, "train.value_prefix=true"), GUMBEL, "delayed"),
     Enhancement("consistency", "none", ("train.consistency_weight=2.0", NO_UNIZERO), (NO_UNIZERO,), "sparse"),
     Enhancement("learned codes", "none", ("train.chance_codes=learned",), ("network.num_chance_codes=16",), "jumps"),
