@@ -66,7 +66,7 @@ def search_of(algorithm: str, value_reuse: str) -> tuple[str, str]:
 
 GUMBEL_OFF, GUMBEL, GUMBEL_ARM = (search_of("gumbel", reuse) for reuse in ("off", "chance_child", "known_arm"))
 PUCT_OFF, PUCT, PUCT_ARM = (search_of("puct", reuse) for reuse in ("off", "chance_child", "known_arm"))
-MARKET_OFF = search_of("market", "off")
+MARKET_OFF, LEARNED = search_of("market", "off"), "train.chance_codes=learned"
 NO_REANALYZE, NO_MIRROR = "train.reanalyze=false", "train.mirror_augmentation=false"
 NO_UNIZERO, SEQUENCE = "train.unizero_weight=0", ("network.dynamics=transformer", "network.context=6")
 LITTLE_UNIZERO = "train.unizero_weight=0.03"  # more of it comes before what the transformer is to learn
@@ -102,7 +102,7 @@ LATER = (
                 (*GUMBEL_OFF, FULL_SIZE), "risk", ("train.random_episodes=16", "search.num_simulations=128")),
     Enhancement("value prefix", "none", (*GUMBEL, "train.value_prefix=true"), GUMBEL, "delayed"),
     Enhancement("consistency", "none", ("train.consistency_weight=2.0", NO_UNIZERO), (NO_UNIZERO,), "sparse"),
-    Enhancement("learned codes", "none", ("train.chance_codes=learned",), ("network.num_chance_codes=16",), "jumps"),
+    Enhancement("learned codes", "none", (LEARNED,), (), "jumps", ("network.num_chance_codes=16",)),
     Enhancement("bellman priority", "none", ("train.per_alpha=0.6",), needed_on="sparse"),
     Enhancement("age cut", "none", (HALF_REALISED, "train.off_policy_correction=0.5"), (HALF_REALISED,), "stale"),
     Enhancement("newer bars more often", "none: ours", ("train.bar_half_life=10000",), needed_on="stale"),

@@ -13,14 +13,13 @@ import numpy as np
 from host.evaluation.exam import EvaluationSet, compare_with_optimum, trade_unseen_bars
 from host.evaluation.optimum import discounted_q, expected_moves, optimal_actions
 from host.evaluation.synthetic import PIP, Floats
-from host.training.chance_diagnostics import calibration, chance_logits, learned_codes
+from host.training.chance_diagnostics import calibration, chance_logits
 from host.training.feature_store import FeatureStore
 from host.training.trainer import Trainer
 from kernels.learning.flat_roots import search_flat_roots
-from kernels.market.chance import fill_realised_codes
+from kernels.market.chance import NO_LEARNED_CODES, fill_realised_codes
 from kernels.market.position import BUY, NUM_POSITION_FIELDS, SELL, action_kind
 from kernels.ort import check_status
-from models.params import as_views
 
 NUM_ROOTS = 2_048  # unseen bars whose Q is compared with that of the optimum
 ROOT_BATCH = 64  # roots that are searched together
@@ -67,7 +66,8 @@ def measure_roots(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, floa
     """What the agent knows at bars where it holds nothing, whatever it does.
 
     `q_slope` and `q_correlation` compare Q(BUY) - Q(SELL) with the exact discounted optimum of the largest size.
-    `chance_nll` is the mean negative log-likelihood of the chance codes; a prior that knows nothing has log C.
+    `chance_nll` is the mean negative log-likelihood of the bins of the moves, whatever kind a learned code tells; a
+    prior that knows nothing has the log of their number.
     """
     count = min(NUM_ROOTS, len(evaluation.test_market.bars.time) - 1)
     data, networks = trainer.markets[evaluation.instrument].data, trainer.export_networks()
@@ -77,14 +77,11 @@ def measure_roots(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, floa
     q, flat = np.zeros((count, networks.shape.actions)), np.zeros(NUM_POSITION_FIELDS, np.float32)
     planner = networks.planner(ROOT_BATCH, trainer.acting_search_config())
     check_status(search_flat_roots(q, planner, store.market_data, ts, flat))
-    code, shape = np.zeros(count, np.int64), trainer.learner.shape
-    fill_realised_codes(code, data.market_spec.codes, data.bars, ts)
-    if shape.chance_encoder_width:
-        code = learned_codes(as_views(trainer.target_params, shape), shape, store, ts)
-    return {
-        **compare_q(evaluation, trainer, q),
-        "chance_nll": calibration(chance_logits(networks, store, ts), code)["chance_nll"],
-    }
+    bins, codes = np.zeros(count, np.int64), data.market_spec.codes._replace(learned_code=NO_LEARNED_CODES)
+    fill_realised_codes(bins, codes, data.bars, ts)
+    kinds = chance_logits(networks, store, ts).reshape(count, len(codes.edges) + 1, -1)
+    chance_nll = calibration(np.logaddexp.reduce(kinds, axis=2), bins)["chance_nll"]
+    return {**compare_q(evaluation, trainer, q), "chance_nll": chance_nll}
 
 
 def compare_q(evaluation: EvaluationSet, trainer: Trainer, q: Floats) -> dict[str, float | None]:

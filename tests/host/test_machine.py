@@ -30,7 +30,8 @@ SIGNAL = {"signal", "getsignal", "raise_signal", "Signals", "SIGINT", "SIGTERM",
           "default_int_handler"}  # fmt: skip
 LINKS = {"symlink_to", "symlink", "hardlink_to", "link_to"}  # Windows wants a privilege for them
 FOLDERS = re.compile(r"/(proc|dev|sys|tmp|etc|var|usr|home)(/|$)")
-GUARD = re.compile(r"hasattr\(os, |sys\.platform|os\.name|except OSError")  # in a function that knows what it does
+# in a function that knows what it does
+GUARD = re.compile(r"hasattr\(os, |sys\.platform|os\.name|except OSError|suppress\(OSError")
 
 
 def only_on_linux(source: str) -> list[str]:
@@ -95,6 +96,7 @@ def test_no_source_asks_for_what_only_linux_has(path: Path) -> None:
         ("def f():\n    return os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else 1", 0),
         ("signal.signal(signal.SIGUSR1, f)", 1),
         ("Path('/proc/self/statm').read_bytes()", 1),
+        ("def f():\n    with suppress(OSError):\n        return open('/proc/cpuinfo', encoding='utf-8')", 0),
         ("Path('a').read_text()", 1),
         ("Path('a').open('w', newline='')", 1),
         ("open('a', 'rb'), open('a', 'w', encoding='utf-8'), os.open('a', os.O_RDWR)", 0),
