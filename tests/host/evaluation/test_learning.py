@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.evaluation import optimum
+from host.evaluation import learning, optimum
 from host.evaluation.exam import EvaluationSet, new_evaluation_set, prepare_evaluation, selftest_config
 from host.evaluation.learning import FLAT, compare_q, expected_profit, measure_agent, optimal_expected_profit
 from host.evaluation.optimum import discounted_q, expected_moves, optimal_actions
 from host.evaluation.synthetic import INTERVAL_NS, MARKETS, PIP, SyntheticOptions, make_market
 from host.training.trainer import Trainer
+from kernels.market.chance import code_of_move, standardised_move
 from kernels.market.ledger import new_market
 from kernels.market.position import action_kind
 from tests.fixtures.trainings import TINY
@@ -124,6 +125,20 @@ def test_discounted_q_satisfies_the_bellman_equation(name: str) -> None:
         paid = fill + (evaluation.test_market.spread_px if side == 0 else 0.0) if after != side else 0.0
         assert -costs.mean() == pytest.approx(paid, abs=2e-9), (side, after)
     assert (q[FLAT, 3] == -np.inf).all()
+
+
+def test_a_likelihood_is_that_of_the_bin_of_a_move_whatever_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = selftest_config([*TINY, "train.chance_codes=learned"])
+    evaluation, data = prepare_evaluation("planted", SyntheticOptions(length=1500), config, 1)
+    of_bin, of_kind = np.arange(1, 9) / 36, np.linspace(0.1, 0.8, 8)
+    p = np.stack([of_bin * of_kind, of_bin * (1 - of_kind)], axis=1).ravel()
+    asked = list[Any]()
+    monkeypatch.setattr(
+        learning, "chance_logits", lambda networks, store, ts: asked.append(ts) or np.tile(np.log(p), (len(ts), 1))
+    )
+    found = learning.measure_roots(evaluation, Trainer([data], config, 1))
+    bins = [code_of_move(data.market_spec.codes, standardised_move(data.bars, t)) for t in asked[0]]
+    assert found["chance_nll"] == pytest.approx(-np.log(of_bin[bins]).mean())
 
 
 @pytest.mark.parametrize(
