@@ -66,8 +66,8 @@ def measure_roots(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, floa
     """What the agent knows at bars where it holds nothing, whatever it does.
 
     `q_slope` and `q_correlation` compare Q(BUY) - Q(SELL) with the exact discounted optimum of the largest size.
-    `chance_nll` is the mean negative log-likelihood of the bins of the moves, whatever kind a learned code tells; a
-    prior that knows nothing has the log of their number.
+    `chance_nll` is the mean negative log-likelihood of the bins of the moves; the kinds of a bin are summed.  A prior
+    that knows nothing has the log of the number of bins.
     """
     count = min(NUM_ROOTS, len(evaluation.test_market.bars.time) - 1)
     data, networks = trainer.markets[evaluation.instrument].data, trainer.export_networks()

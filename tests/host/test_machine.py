@@ -30,7 +30,7 @@ SIGNAL = {"signal", "getsignal", "raise_signal", "Signals", "SIGINT", "SIGTERM",
           "default_int_handler"}  # fmt: skip
 LINKS = {"symlink_to", "symlink", "hardlink_to", "link_to"}  # Windows wants a privilege for them
 FOLDERS = re.compile(r"/(proc|dev|sys|tmp|etc|var|usr|home)(/|$)")
-# in a function that knows what it does
+# A function that has one of these asks for the system, or expects a failure.
 GUARD = re.compile(r"hasattr\(os, |sys\.platform|os\.name|except OSError|suppress\(OSError")
 
 
