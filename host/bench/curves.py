@@ -52,9 +52,7 @@ def render_curves(document: list[dict[str, Any]], axis: str) -> str:
     rows = [[(name, {side: of[side][name].get(axis) for side in COLOURS}) for name in of["on"]] for of in results]
     columns = max(map(len, rows))
     width, height = LABEL_WIDTH + (PANEL_WIDTH + GAP) * columns, TOP_MARGIN + (PANEL_HEIGHT + GAP) * len(rows)
-    title = (
-        f"expected profit over that of the optimum, by {AXES[axis]}: medians and ranges of the seeds, off grey, on blue"
-    )
+    title = f"expected profit over the optimum's, by {AXES[axis]}: medians and ranges of the seeds, off grey, on blue"
     parts = [svg_text(8, 18, title, 13)]
     for i in range(columns):
         x, cells = LABEL_WIDTH + (PANEL_WIDTH + GAP) * i, {j: row[i] for j, row in enumerate(rows) if i < len(row)}

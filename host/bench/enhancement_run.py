@@ -1,11 +1,13 @@
 """The jobs of `bench enhancements`: what one configuration costs, and its learning curve on a known market.
 
-Each runs in a process of its own, which its parent watches.  Figures of one thread are CPU time.
+Each runs in a process of its own, which its parent watches.  A cost on one thread is CPU time; a learning curve has no
+times, so it may be measured on any machine and beside other jobs.
 """
 
 import ast
 import hashlib
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from host.processes import ReportProgress, watch_process
 from host.training.dataset import Dataset
 from host.training.run_dir import MAX_CHECKPOINTS, open_run_dir
 from host.training.trainer import Trainer
+from kernels.jit import cache_root
 from kernels.market.ledger import new_market
 from kernels.search.planner import STATS, Planner, plan
 from kernels.search.progressive_widening import sampled_tree_bytes
@@ -47,12 +50,6 @@ LEARNING_SOURCES = (
     *("kernels/**/*.py", "models/**/*.py", "host/training/*.py", "host/evaluation/*.py"),
     *("host/artifact/networks.py", "host/bench/enhancement_run.py"),
 )
-# A training of three iterations that runs every kernel of a longer one
-WARM_UP_SETTINGS = (
-    *("train.num_envs=2", "train.random_episodes=1", "train.batches_per_iteration=1", "train.replay_capacity=6"),
-    *("train.updates_per_iteration=1", "train.reanalyze_interval=0"),
-)
-WARM_UP_ITERATIONS = 3
 
 
 class Job(NamedTuple):
@@ -111,14 +108,23 @@ def new_trainer(job: Job) -> tuple[Trainer, SyntheticMarket]:
 
 
 def measure_cost(job: Job, report_progress: ReportProgress) -> BenchRow:
-    """What a training of a few iterations costs, and a decision of its agent, with and without its network calls."""
-    (trainer, _), budget = new_trainer(job), job.budget
+    """What a training of a few iterations costs, and a decision of its agent, with and without its network calls.
+
+    The first third of the iterations loads kernels and fills the replay buffer: times and shares are of the others.
+    """
+    (trainer, _), budget, now = new_trainer(job), job.budget, clock(job.budget.threads)
+    rows = list[BenchRow]()
     for iteration in range(budget.iterations):
         report_progress(iteration / budget.iterations)
-        trainer.run_iteration()
+        begin = now()
+        rows.append(trainer.run_iteration() | {"cpu_s": now() - begin})
+    report_progress(1.0)
+    steady = rows[budget.iterations // 3 :]
+    iteration_s = statistics.median(row["cpu_s"] for row in steady)
+    reused, reanalyzed = (sum(row[name] for row in steady) for name in ("reused", "reanalyzed"))
     digest = hashlib.sha256(trainer.learner.params.tobytes()).hexdigest()
     with threadpool_limits(1, "blas"):
-        (learning,) = median_seconds([trainer.learn], budget.rounds, clock(budget.threads))
+        (learning,) = median_seconds([trainer.learn], budget.rounds, now)
     data, search = trainer.markets[0].data, trainer.acting_search_config()
     policy = new_policy_state(trainer.export_networks(), data.market_spec, search)
     run_backtest(policy, data.bars, data.extra_features, data.test_first, data.test_first + 1 + budget.decisions)
@@ -130,6 +136,8 @@ def measure_cost(job: Job, report_progress: ReportProgress) -> BenchRow:
         "us_per_decision": whole * 1e6,
         "selection_us": (whole - networks) * 1e6,
         "rows_per_decision": stats["rows"] / stats["searches"],
+        "ms_per_episode": iteration_s * 1e3 * budget.iterations / trainer.episodes,
+        "reuse_share": reused / reanalyzed if reanalyzed else 0.0,
         "ms_per_step": learning * 1e3 / trainer.config.train.updates_per_iteration,
         "storage_mb": storage_mb(trainer),
         "weights_sha256": digest,
@@ -158,52 +166,31 @@ def storage_mb(trainer: Trainer) -> float:
 
 
 def measure_learning(job: Job, report_progress: ReportProgress) -> BenchRow:
-    """Train until a plateau or all episodes are played; the learning curve, whose evaluations cost no time."""
+    """Train until a plateau or all episodes are played: the learning curve, and an evaluation of all unseen bars."""
     (trainer, market), budget = new_trainer(job), job.budget
-    warm_up(job, trainer)
     data = with_own_rules(trainer.markets[0].data, job.market)
     some, all_bars = (new_evaluation_set(market, data, bars) for bars in (budget.eval_bars, None))
-    now, spent, reanalyzed, reused = clock(budget.threads), 0.0, 0, 0
     full = FULL_FRACTION_OF.get(job.market, FULL_FRACTION)
-    curve: dict[str, list[float]] = {name: [] for name in ("episodes", "seconds", *MEASURES)}
+    curve: dict[str, list[float]] = {name: [] for name in ("episodes", *MEASURES)}
     while trainer.episodes < budget.episodes and not is_plateau(curve["expected_fraction"], full):
         report_progress(trainer.episodes / budget.episodes)
-        begin = now()
-        row = trainer.run_iteration()
-        spent += now() - begin
-        reanalyzed, reused = reanalyzed + row["reanalyzed"], reused + row["reused"]
+        trainer.run_iteration()
         if trainer.iteration % budget.eval_interval == 0:
-            point = {"episodes": trainer.episodes, "seconds": spent}
-            point |= measure_agent(some, trainer)
+            point = {"episodes": trainer.episodes, **measure_agent(some, trainer)}
             for name, values in curve.items():
                 values.append(point[name])
     report_progress(1.0)
     end = measure_agent(all_bars, trainer)
-    return {
-        "curve": curve,
-        "end": {name: end[name] for name in (*MEASURES, "fraction_of_optimum", "closing_regret", "trades")},
-        "ms_per_episode": spent * 1e3 / trainer.episodes,
-        "reuse_share": reused / reanalyzed if reanalyzed else 0.0,
-    }
+    kept = (*MEASURES, "fraction_of_optimum", "closing_regret", "trades")
+    return {"curve": curve, "end": {name: end[name] for name in kept}}
 
 
 def with_own_rules(data: Dataset, market: str) -> Dataset:
     """`data` with the sizes and the risk term of the market itself: whatever a variant has, its optimum is the same."""
     own, spec = resolve((), market).market, data.market_spec
-    rules = spec.market._replace(
-        sizes=tuple(own.position_sizes),
-        position_adjustment=own.position_adjustment,
-        risk_aversion=own.risk_aversion,
-    )
-    return data._replace(market_spec=spec._replace(market=new_market(**rules._asdict())))
-
-
-def warm_up(job: Job, trainer: Trainer) -> None:
-    """Compile or load every kernel of a training on the data of `trainer`, which stays as it is."""
-    config = job_config(job._replace(settings=(*job.settings, *WARM_UP_SETTINGS)))
-    other = Trainer([trainer.markets[0].data], config, job.budget.threads)
-    for _ in range(WARM_UP_ITERATIONS):
-        other.run_iteration()
+    rules, sizes = spec.market._asdict(), tuple(own.position_sizes)
+    rules |= {"sizes": sizes, "position_adjustment": own.position_adjustment, "risk_aversion": own.risk_aversion}
+    return data._replace(market_spec=spec._replace(market=new_market(**rules)))
 
 
 def is_plateau(fraction: Sequence[float], full: float = FULL_FRACTION) -> bool:
@@ -224,5 +211,14 @@ def measure_job(job: Job, report_progress: ReportProgress) -> BenchRow:
 
 
 def run_job(job: Job, report_progress: ReportProgress) -> BenchRow:
-    """The result of a job in a fresh process, with the peak memory of its training."""
-    return watch_process(measure_job, job, report_progress)
+    """The result of a job in a fresh process, with the peak memory of its training.
+
+    A cost whose process has compiled kernels is measured again: the compiler takes memory that a training does not.
+    """
+    known, row = num_compiled(), watch_process(measure_job, job, report_progress)
+    return run_job(job, report_progress) if job.kind == COST and num_compiled() > known else row
+
+
+def num_compiled() -> int:
+    """Files of machine code in the cache."""
+    return sum(1 for _ in cache_root().rglob("*.nb*"))

@@ -2,7 +2,8 @@
 
 A new enhancement is a line of FIRST or LATER.  Jobs run in processes of their own (host/bench/enhancement_run.py).  A
 line of RESULTS keeps the result of a job at once: the bench is measured in as many calls as it takes, and variants that
-resolve to the same configuration are measured once.
+resolve to the same configuration are measured once.  The costs come first, one at a time on a machine that does
+nothing else.  The CPU time of a learning curve is its episodes times the cost of one.
 """
 
 import json
@@ -111,14 +112,13 @@ LATER = (
 )  # fmt: skip
 ENHANCEMENTS = FIRST + LATER
 RESULTS = "enhancements.jsonl"
-COST_KEYS = ("tree_kb", "us_per_decision", "selection_us", "rows_per_decision", "ms_per_step", "storage_mb")
-TRAINING_KEYS = ("rss_anon_mb", "rss_mb", "reuse_share", "ms_per_episode")
 END_KEYS = (*MEASURES, "fraction_of_optimum")
 TABLE_COLUMNS = {  # of the table for people
     "rss_anon_mb": "anon MB", "tree_kb": "tree kB", "us_per_decision": "us", "selection_us": "select us",
     "rows_per_decision": "rows", "reuse_share": "reuse", "ms_per_step": "ms/step", "ms_per_episode": "ms/episode",
     "storage_mb": "disk MB",
 }  # fmt: skip
+COST_KEYS = (*TABLE_COLUMNS, "rss_mb")
 
 
 def select(only: str | None) -> list[Enhancement]:
@@ -130,8 +130,9 @@ def select(only: str | None) -> list[Enhancement]:
 
 
 def variant_jobs(e: Enhancement, settings: tuple[str, ...], seed: int, budget: Budget) -> list[Job]:
-    """The jobs of one side and seed: its learning on all markets; its cost once, on the first market and seed."""
-    kinds = [*([(COST, e.markets[0])] if seed == 0 else []), *((LEARN, market) for market in e.markets)]
+    """The jobs of one side and seed: learning on all markets; with seed 0 the costs, one for all LEARNED_MARKETS."""
+    costly = e.markets[0], *filter(None, [e.needed_on])
+    kinds = [*((COST, market) for market in costly if seed == 0), *((LEARN, market) for market in e.markets)]
     besides = {e.needed_on: e.there}
     return [Job(kind, market, seed, settings + besides.get(market, ()), budget) for kind, market in kinds]
 
@@ -139,12 +140,12 @@ def variant_jobs(e: Enhancement, settings: tuple[str, ...], seed: int, budget: B
 def all_jobs(rows: list[Enhancement], seeds: int, budget: Budget) -> dict[str, Job]:
     """Every job by its key, in the order of measuring; raises ConfigError for settings that do not exist.
 
-    First the markets that need an enhancement, then the others: of FIRST, then of LATER; each of these seed by seed.
+    First the costs, then the markets that need an enhancement, then those of FIRST, then of LATER; each seed by seed.
     """
     jobs, found = dict[str, Job](), list[tuple[int, int, Job]]()
     for seed, e in product(range(seeds), rows):
         for job in chain(*(variant_jobs(e, settings, seed, budget) for settings in (e.on, e.off))):
-            turn = 0 if job.market == e.needed_on else 1 + (e in LATER)
+            turn = 0 if job.kind == COST else 1 if job.market == e.needed_on else 2 + (e in LATER)
             found.append((turn, seed, job))
     for *_, job in sorted(found, key=itemgetter(0, 1)):
         jobs.setdefault(job_key(job), job)
@@ -172,51 +173,52 @@ def run_jobs(
     runner: JobRunner,
     nodes: ClusterJobs | None = None,
 ) -> None:
-    """Measure what has no line, `options.jobs` at once or what `nodes` have room for; begin none after the limit.
+    """Measure what has no line: costs one at a time, then as many jobs at once as `options` or `nodes` have room for.
 
-    A line has the job, its result, and the program and the wall time that made it.  A fault or a signal ends all jobs.
+    None begins after the limit.  A line has the job, its result, and the program and the wall time that made it.  A
+    fault or a signal ends all jobs.
     """
     kept, writing = read_measured(jobs, options.out), Lock()
     left = {key: job for key, job in jobs.items() if key not in kept}
+    costs = {key for key, job in left.items() if job.kind == COST}
+    room = nodes.room if nodes else lambda: options.jobs
 
     def keep(key: str, row: BenchRow, seconds: float) -> None:
         whole = {**jobs[key]._asdict(), "wall_s": seconds, "program": program_version(), "result": row}
         with writing:
             add_result(options.out / RESULTS, key, whole)
+        costs.discard(key)
 
     def show(shares: dict[str, float]) -> None:
         running = [f"{jobs[key].market} {jobs[key].seed}" for key, share in shares.items() if 0 < share < 1]
         report(sum(shares.values()) / len(shares), ", ".join(running))
 
     limit_s = math.inf if options.limit_minutes is None else 60 * options.limit_minutes
-    room = nodes.room if nodes else lambda: options.jobs
-    run_at_once(left, room, runner, keep, show, limit_s)
+    run_at_once(left, lambda: 1 if costs else room(), runner, keep, show, limit_s)
 
 
 def summarize_side(
     e: Enhancement, settings: tuple[str, ...], options: BenchOptions, results: dict[str, BenchRow]
 ) -> BenchRow:
-    """One side of a row: medians over the seeds; the memory is that of the first market.  None is not measured."""
-    rows: dict[tuple[str, str], list[BenchRow]] = {(LEARN, market): [] for market in e.markets}
-    rows[COST, e.markets[0]] = []
+    """One side of a row: the costs on the first market, medians over the seeds of all; None is not measured."""
+    rows: dict[tuple[str, str], list[BenchRow]] = {pair: [] for pair in product((COST, LEARN), e.markets)}
     for seed in range(options.seeds):
         for job in variant_jobs(e, settings, seed, options.budget):
             rows[job.kind, job.market] += [results[key] for key in [job_key(job)] if key in results]
-    costs, trained = rows[COST, e.markets[0]], rows[LEARN, e.markets[0]]
+    costs = {m: next(iter(rows[COST, m if m == e.needed_on else e.markets[0]]), {}) for m in e.markets}
     return {
         "settings": list(settings),
-        **{name: median([row[name] for row in trained]) for name in TRAINING_KEYS},
-        **{name: median([row[name] for row in costs]) for name in COST_KEYS},
-        "weights_sha256": costs[0]["weights_sha256"] if costs else None,
-        "markets": {market: summarize_market(rows[LEARN, market]) for market in e.markets},
+        **{name: costs[e.markets[0]].get(name) for name in (*COST_KEYS, "weights_sha256")},
+        "markets": {market: summarize_market(rows[LEARN, market], costs[market]) for market in e.markets},
     }
 
 
-def summarize_market(rows: list[BenchRow]) -> BenchRow:
-    """How soon a variant learns one market: medians and ranges over the seeds that are measured."""
-    if not rows:
+def summarize_market(rows: list[BenchRow], cost: BenchRow) -> BenchRow:
+    """How soon a variant learns one market, whose episodes have this `cost`: medians and ranges over the seeds."""
+    if not rows or not cost:
         return {"seeds": 0}
-    curves, summary = [row["curve"] for row in rows], dict[str, Any]()
+    summary, seconds = dict[str, Any](), cost["ms_per_episode"] / 1e3
+    curves = [row["curve"] | {"seconds": [seconds * count for count in row["curve"]["episodes"]]} for row in rows]
     figures = {f"{axis}_to_90": [crossing(curve, axis) for curve in curves] for axis in AXES}
     figures |= {name: [row["end"][name] for row in rows] for name in END_KEYS}
     for name, values in figures.items():
@@ -279,7 +281,7 @@ def enhancement_table(document: list[BenchRow]) -> list[BenchRow | str]:
 
 
 def learnt_text(result: BenchRow, seeds: int) -> str:
-    """Medians and ranges of one market: episodes and CPU seconds to 90 % of the optimum; the fraction at the end."""
+    """Medians and ranges of one market: episodes to 90 % of the optimum, their CPU seconds; the fraction at the end."""
     if not result["seeds"]:
         return "not measured yet"
     low, high = result["expected_fraction_range"]

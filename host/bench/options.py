@@ -24,8 +24,8 @@ class Budget(NamedTuple):
     length: int = NUM_BARS  # bars of the market
     eval_interval: int = 2  # iterations between two points of a curve
     eval_bars: int = 4096  # unseen bars of a point
-    iterations: int = 4  # of the training whose weights are compared
-    rounds: int = 5
+    iterations: int = 24  # of a training whose costs are measured
+    rounds: int = 15
     decisions: int = 256
     settings: tuple[str, ...] = ()  # of every variant
 

@@ -1,5 +1,6 @@
 """`bench enhancements`: what is kept outlives a kill, equal variants are measured once, null is the worst."""
 
+import hashlib
 import io
 import json
 import math
@@ -27,7 +28,15 @@ from host.bench import enhancement_run as run
 from host.bench import enhancements as module
 from host.bench.all import print_bench
 from host.bench.curves import AXES, COLOURS, crossing, median, render_curves, summarize_curves, value_range
-from host.bench.enhancement_run import LEARNED_MARKETS, Job, is_plateau, job_config, job_key, program_version
+from host.bench.enhancement_run import (
+    LEARNED_MARKETS,
+    Job,
+    is_plateau,
+    job_config,
+    job_key,
+    new_trainer,
+    program_version,
+)
 from host.bench.enhancements import (
     ENHANCEMENTS,
     FIRST,
@@ -45,8 +54,6 @@ from host.bench.enhancements import (
 from host.bench.job_results import add_result, read_results
 from host.bench.options import BenchError, BenchOptions, Budget
 from host.config import ConfigError
-from host.evaluation.exam import EvaluationSet
-from host.evaluation.learning import measure_agent
 from host.processes import MEMORY_FIELDS, ReportProgress, watch_process
 from host.training.trainer import Trainer
 from tests.fixtures.clusters import RayNodes
@@ -75,19 +82,19 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def pretended_curve(level: float) -> dict[str, list[float]]:
-    """Four evaluations that rise to `level`; a CPU second is 20 episodes."""
-    episodes, fraction = [64.0, 128, 192, 256], [0.0, level / 2, level, level]
-    return {"episodes": episodes, "seconds": [e / 20 for e in episodes], "expected_fraction": fraction}
+    """Four evaluations that rise to `level`."""
+    return {"episodes": [64.0, 128, 192, 256], "expected_fraction": [0.0, level / 2, level, level]}
 
 
 def pretend(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
     """A measurement that takes no time; `planted-hard` and odd seeds learn nothing."""
     report_progress(0.5)
     if job.kind == run.COST:
-        return {**dict.fromkeys(module.COST_KEYS, 1.5 + job.seed), "weights_sha256": f"sha {job.seed}"}
+        costs = {**dict.fromkeys(module.COST_KEYS, 1.5 + job.seed), "weights_sha256": f"sha {job.seed}"}
+        return costs | {"ms_per_episode": 50.0 if job.market in LEARNED_MARKETS else 100.0}
     level = 0.1 if job.seed % 2 or job.market == "planted-hard" else 0.95
     end = {**END, "chance_nll": 2.0, "closing_regret": None, "trades": 9}
-    return {**dict.fromkeys(module.TRAINING_KEYS, 100.0), "curve": pretended_curve(level), "end": end}
+    return {"curve": pretended_curve(level), "end": end}
 
 
 def test_the_document_has_its_keys_and_the_pictures_are_xml(tmp_path: Path) -> None:
@@ -101,8 +108,8 @@ def test_the_document_has_its_keys_and_the_pictures_are_xml(tmp_path: Path) -> N
     for row in document:
         assert {"enhancement", "claim", "seeds", "on", "off"} == set(row)
         for side in (row["on"], row["off"]):
-            assert set(side) == {"settings", *module.TRAINING_KEYS, *module.COST_KEYS, "weights_sha256", "markets"}
-            assert (side["tree_kb"], side["weights_sha256"]) == (1.5, "sha 0")
+            assert set(side) == {"settings", *module.COST_KEYS, "weights_sha256", "markets"}
+            assert (side["tree_kb"], side["ms_per_episode"], side["weights_sha256"]) == (1.5, 50, "sha 0")
             assert set(side["markets"]) - needed_on[row["enhancement"]] == set(LEARNED_MARKETS)
             assert all(market["seeds"] == 3 for market in side["markets"].values())
             planted = side["markets"]["planted"]
@@ -121,7 +128,7 @@ def test_the_document_has_its_keys_and_the_pictures_are_xml(tmp_path: Path) -> N
     assert len(table) == 2 + 3 * len(document)
     assert table[3].startswith("| off | 192 [192-] episodes, 10 [10-] s; 80% [80% to 80%] | - episodes")
     assert len({line.count("|") for line in table if "claimed" not in line}) == 1
-    assert "| sparse: 192 [192-] episodes, 10 [10-] s; 80% [80% to 80%] |" in "\n".join(table)
+    assert "| sparse: 192 [192-] episodes, 19 [19-] s; 80% [80% to 80%] |" in "\n".join(table)
 
 
 def test_a_partial_table_says_what_it_lacks(tmp_path: Path) -> None:
@@ -130,7 +137,7 @@ def test_a_partial_table_says_what_it_lacks(tmp_path: Path) -> None:
 
     def stop_at(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
         measured.append(job)
-        if sum(job.market in LEARNED_MARKETS for job in measured) == 11:
+        if sum(job.kind == run.LEARN and job.market in LEARNED_MARKETS for job in measured) == 8:
             raise KeyboardInterrupt
         return pretend(job, report_progress)
 
@@ -159,15 +166,47 @@ def test_a_partial_table_says_what_it_lacks(tmp_path: Path) -> None:
     print_bench("enhancements", document, io.StringIO(), "python swt.py bench enhancements")
 
 
-def test_what_needs_it_is_measured_first_then_the_first_rows_and_seed_by_seed() -> None:
+def test_a_market_is_learnt_in_the_cpu_time_of_its_own_episodes_and_its_cost_is_asked_for() -> None:
+    """An old market has the cost of the first one; without a cost there is no line."""
+    (row,) = select("sizes")
+    assert len({json.dumps(run.resolve((), market).as_dict()) for market in LEARNED_MARKETS}) == 1
+    jobs = variant_jobs(row, row.on, 0, Budget())
+    results = {job_key(job): pretend(job, lambda share: None) for job in jobs}
+    side = module.summarize_side(row, row.on, BenchOptions(), results)
+    assert [side["markets"][market]["seconds_to_90"] for market in ("planted", "close", "risk")] == [9.6, 9.6, 19.2]
+    of_planted, of_risk = (job_key(job) for job in jobs if job.kind == run.COST)
+    for gone, seeds in ((of_risk, [1, 1, 1, 0]), (of_planted, [0, 0, 0, 1])):
+        known = {key: result for key, result in results.items() if key != gone}
+        side = module.summarize_side(row, row.on, BenchOptions(), known)
+        assert [side["markets"][market]["seeds"] for market in row.markets] == seeds
+
+
+def test_costs_are_measured_alone_and_first(tmp_path: Path) -> None:
+    jobs, running, most = all_jobs([ON_OFF], 1, Budget()), list[Job](), dict[str, int]()
+
+    def together(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
+        running.append(job)
+        time.sleep(0.1)
+        most[job.kind] = max(most.get(job.kind, 0), len(running))
+        running.remove(job)
+        return pretend(job, report_progress)
+
+    run_jobs(jobs, BenchOptions(jobs=2, out=tmp_path), no_report, together)
+    assert most == {run.COST: 1, run.LEARN: 2}
+    assert [row["kind"] for row in read_results(tmp_path / RESULTS).values()] == sorted(
+        [run.COST] * 2 + [run.LEARN] * 6
+    )
+
+
+def test_costs_are_measured_first_then_what_needs_it_then_the_first_rows_and_seed_by_seed() -> None:
     jobs = list(all_jobs(list(ENHANCEMENTS), 2, Budget()).values())
     first = {(settings, market) for e in FIRST for settings in (e.on, e.off) for market in e.markets}
-    needy = [job.market not in LEARNED_MARKETS for job in jobs]
-    order = [
-        (not needs, (job.settings, job.market) not in first, job.seed) for needs, job in zip(needy, jobs, strict=True)
-    ]
+    order = list[tuple[int, int]]()
+    for job in jobs:
+        turns = job.kind == run.COST, job.market not in LEARNED_MARKETS, (job.settings, job.market) in first, True
+        order.append((turns.index(True), job.seed))
     assert order == sorted(order)
-    assert {turn[:2] for turn in order} == {(False, True), (True, False), (True, True)}
+    assert {turn for turn, _ in order} == {0, 1, 2, 3}
 
 
 def test_what_a_market_asks_of_both_sides_is_asked_there_alone() -> None:
@@ -255,6 +294,7 @@ def test_equal_variants_are_measured_once() -> None:
     jobs = all_jobs(rows, 2, Budget())
     assert len(jobs) == 3 * (1 + 2 * len(LEARNED_MARKETS))  # costs once, not once a seed
     assert [job.seed for job in jobs.values()] == [0] * 12 + [1] * 9
+    assert [job.kind for job in jobs.values()] == [run.COST] * 3 + [run.LEARN] * 18
     assert {job.settings for job in jobs.values()} == {rows[0].on, rows[0].off, rows[1].on}
 
 
@@ -334,7 +374,7 @@ def test_an_interrupted_bench_goes_on(tmp_path: Path) -> None:
 
 def test_the_rest_takes_as_long_as_what_is_measured(tmp_path: Path) -> None:
     jobs = all_jobs([ON_OFF], 1, Budget())
-    for key, job in [*jobs.items()][:2]:
+    for key, job in [*jobs.items()][:3:2]:  # a cost, and a learning curve
         add_result(tmp_path / RESULTS, key, {**job._asdict(), "wall_s": 240 if job.kind == run.LEARN else 60})
     assert how_far(jobs, tmp_path, 2) == "2 of 8 jobs are measured, the others take about 10 minutes"  # (5 x 4 + 1) / 2
 
@@ -345,7 +385,7 @@ def test_jobs_run_at_once_and_a_fault_ends_them_all(tmp_path: Path) -> None:
 
     def meets_another(job: Job, report_progress: ReportProgress) -> dict[str, Any]:
         both.wait()
-        if job.kind == run.LEARN:
+        if job.market == "close":
             raise ArithmeticError("a fault")
         try:
             while True:
@@ -354,10 +394,11 @@ def test_jobs_run_at_once_and_a_fault_ends_them_all(tmp_path: Path) -> None:
         finally:
             ended.append(job)
 
-    size = BenchOptions(jobs=2, out=tmp_path)
+    size, jobs = BenchOptions(jobs=2, out=tmp_path), all_jobs([ON_OFF], 1, Budget())
+    learning = {key: job for key, job in jobs.items() if job.kind == run.LEARN and job.market != "planted-hard"}
     with pytest.raises(ArithmeticError, match="a fault"):
-        run_jobs(all_jobs([ON_OFF], 1, Budget()), size, no_report, meets_another)
-    assert [job.kind for job in ended] == [run.COST]
+        run_jobs(learning, size, no_report, meets_another)
+    assert [job.market for job in ended] == ["planted"]
     assert not read_results(tmp_path / RESULTS)
 
 
@@ -479,8 +520,11 @@ def test_jobs_measure_in_processes_of_their_own() -> None:
     job, shares = Job(run.COST, "planted", 0, ("train.off_policy_correction=0.5",), TINY), list[float]()
     costs = run.run_job(job, shares.append)
     assert set(costs) == {*module.COST_KEYS, "weights_sha256", "rss_anon_mb", "rss_mb"}
-    timed = [name for name in module.COST_KEYS if not name.startswith("selection")]  # which is a difference of two
-    assert all(costs[name] > 0 for name in timed)
+    some = {*module.COST_KEYS} - {
+        "selection_us",
+        "reuse_share",
+    }  # a difference; one iteration reuses none
+    assert all(costs[name] > 0 for name in some)
     assert costs["selection_us"] < costs["us_per_decision"]
     other = run.measure_cost(job._replace(settings=()), lambda share: None)
     assert other["weights_sha256"] == costs["weights_sha256"]  # in one cycle nothing is old
@@ -488,35 +532,60 @@ def test_jobs_measure_in_processes_of_their_own() -> None:
     assert 0 in shares
 
 
-def test_a_curve_has_all_measures_and_no_time_but_that_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels are loaded before, by a training that reanalyzes too; evaluations are long here."""
-    begun, reanalyzed = list[int](), list[int]()
+def test_an_episode_costs_what_a_steady_iteration_takes_and_the_weights_are_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of six iterations the first two are long, as where kernels are compiled; two episodes each."""
+    trainers = list[Trainer]()
 
     class Watched(Trainer):
         def run_iteration(self) -> dict[str, Any]:
+            trainers.append(self)
+            end = time.process_time() + (0.5 if self.iteration < 2 else 0.0)
             row = super().run_iteration()
-            reanalyzed.append(row["reanalyzed"])
-            return row
+            while time.process_time() < end:
+                pass
+            assert row["reanalyzed"] or self.iteration < 3
+            return row | {"reused": 0 if self.iteration < 3 else row["reanalyzed"]}
 
-    def slowly(evaluation: EvaluationSet, trainer: Trainer) -> dict[str, Any]:
-        begun.append(len(reanalyzed))
-        end = time.process_time() + 0.5
-        while time.process_time() < end:
-            pass
-        return measure_agent(evaluation, trainer)
+    monkeypatch.setattr(run, "new_trainer", lambda job: (Watched(*known), None))
+    job = Job(run.COST, "planted", 0, (), TINY._replace(iterations=6))
+    trainer, _ = new_trainer(job)
+    known = [trainer.markets[0].data], job_config(job), 1
+    costs = run.measure_cost(job, lambda share: None)
+    assert 0 < costs["ms_per_episode"] < 500 / 2
+    assert costs["reuse_share"] == 1
+    assert trainers[0].episodes == 12
+    for _ in range(6):
+        trainer.run_iteration()
+    assert costs["weights_sha256"] == hashlib.sha256(trainer.learner.params.tobytes()).hexdigest()
 
-    monkeypatch.setattr(run, "Trainer", Watched)
-    monkeypatch.setattr(run, "measure_agent", slowly)
+
+def test_a_cost_is_of_a_process_that_compiles_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The compiler takes 100 MB.  A learning curve has no memory, so nothing is done twice."""
+    processes = list[str]()
+
+    def compiles_at_first(measure: Any, job: Job, report_progress: ReportProgress) -> dict[str, Any]:
+        processes.append(job.kind)
+        folder = tmp_path / "kernels.search-0"
+        folder.mkdir(exist_ok=True)
+        for suffix in ("nbi", "nbc") if len(processes) in (1, 3) else ():
+            (folder / f"plan-{len(processes)}.{suffix}").touch()
+        return {"process": len(processes)}
+
+    monkeypatch.setattr(run, "watch_process", compiles_at_first)
+    monkeypatch.setattr(run, "cache_root", lambda: tmp_path)
+    rows = [run.run_job(Job(kind, "planted", 0, (), TINY), lambda share: None) for kind in (run.COST, run.LEARN)]
+    assert rows == [{"process": 2}, {"process": 3}]
+    assert processes == [run.COST, run.COST, run.LEARN]
+
+
+def test_a_curve_has_all_measures() -> None:
     learnt = run.measure_learning(Job(run.LEARN, "planted", 0, (), TINY), lambda share: None)
-    assert begun == [run.WARM_UP_ITERATIONS] * 3
-    assert reanalyzed[-1] > 0
     assert learnt["curve"]["episodes"] == [4, 8]  # an evaluation every second iteration of two episodes
-    assert set(learnt["curve"]) == {"episodes", "seconds", *run.MEASURES}
-    first, last = learnt["curve"]["seconds"]
-    assert 0 < first < last < 0.5
-    assert last / 8 == pytest.approx(learnt["ms_per_episode"] / 1e3)
+    assert set(learnt["curve"]) == {"episodes", *run.MEASURES}
     assert set(learnt["end"]) >= {*module.END_KEYS}
-    assert {*learnt, "rss_anon_mb", "rss_mb"} == {*module.TRAINING_KEYS, "curve", "end"}
+    assert set(learnt) == {"curve", "end"}
 
 
 def test_a_process_that_fails_fails_the_bench() -> None:
