@@ -535,27 +535,24 @@ def test_jobs_measure_in_processes_of_their_own() -> None:
 def test_an_episode_costs_what_a_steady_iteration_takes_and_the_weights_are_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of six iterations the first two are long, as where kernels are compiled; two episodes each."""
-    trainers = list[Trainer]()
+    """Of six iterations of two episodes each the first two take longer, as where kernels are compiled."""
+    spent = [0.0]
 
     class Watched(Trainer):
         def run_iteration(self) -> dict[str, Any]:
-            trainers.append(self)
-            end = time.process_time() + (0.5 if self.iteration < 2 else 0.0)
             row = super().run_iteration()
-            while time.process_time() < end:
-                pass
-            assert row["reanalyzed"] or self.iteration < 3
-            return row | {"reused": 0 if self.iteration < 3 else row["reanalyzed"]}
+            is_steady = self.iteration > 2
+            spent[0] += 10 if is_steady else 1000
+            return row | {"reanalyzed": 8, "reused": 6 if is_steady else 0}
 
-    monkeypatch.setattr(run, "new_trainer", lambda job: (Watched(*known), None))
     job = Job(run.COST, "planted", 0, (), TINY._replace(iterations=6))
-    trainer, _ = new_trainer(job)
-    known = [trainer.markets[0].data], job_config(job), 1
+    trainer, market = new_trainer(job)
+    other = Watched([trainer.markets[0].data], job_config(job), 1)
+    monkeypatch.setattr(run, "new_trainer", lambda job: (other, market))
+    monkeypatch.setattr(run, "clock", lambda threads: lambda: spent[0] + time.process_time())
     costs = run.measure_cost(job, lambda share: None)
-    assert 0 < costs["ms_per_episode"] < 500 / 2
-    assert costs["reuse_share"] == 1
-    assert trainers[0].episodes == 12
+    assert 5000 < costs["ms_per_episode"] < 5500
+    assert costs["reuse_share"] == 0.75
     for _ in range(6):
         trainer.run_iteration()
     assert costs["weights_sha256"] == hashlib.sha256(trainer.learner.params.tobytes()).hexdigest()
