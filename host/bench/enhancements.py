@@ -158,11 +158,13 @@ def read_measured(jobs: dict[str, Job], out: Path) -> dict[str, BenchRow]:
 
 
 def how_far(jobs: dict[str, Job], out: Path, processes: int) -> str:
-    """How many jobs are measured, and about how long the others take: as long as those of their kind."""
+    """How many jobs are measured, and about how long the others take: as long as those of their kind, costs one at a time."""
     kept = read_measured(jobs, out)
-    times = {kind: [row["wall_s"] for row in kept.values() if row["kind"] == kind] for kind in (COST, LEARN)}
-    left = [statistics.fmean(times[job.kind] or [math.nan]) for key, job in jobs.items() if key not in kept]
-    wait_text = f", the others take about {sum(left) / processes / 60:.0f} minutes" if sum(left) > 0 else ""
+    at_once = {COST: 1, LEARN: processes}
+    times = {kind: [row["wall_s"] for row in kept.values() if row["kind"] == kind] for kind in at_once}
+    seconds = {kind: statistics.fmean(times[kind] or [math.nan]) / most for kind, most in at_once.items()}
+    left = sum(seconds[job.kind] for key, job in jobs.items() if key not in kept)
+    wait_text = f", the others take about {left / 60:.0f} minutes" if left > 0 else ""
     return f"{len(kept)} of {len(jobs)} jobs are measured{wait_text}"
 
 

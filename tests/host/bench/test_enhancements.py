@@ -376,7 +376,7 @@ def test_the_rest_takes_as_long_as_what_is_measured(tmp_path: Path) -> None:
     jobs = all_jobs([ON_OFF], 1, Budget())
     for key, job in [*jobs.items()][:3:2]:  # a cost, and a learning curve
         add_result(tmp_path / RESULTS, key, {**job._asdict(), "wall_s": 240 if job.kind == run.LEARN else 60})
-    assert how_far(jobs, tmp_path, 2) == "2 of 8 jobs are measured, the others take about 10 minutes"  # (5 x 4 + 1) / 2
+    assert how_far(jobs, tmp_path, 2) == "2 of 8 jobs are measured, the others take about 11 minutes"  # 5 x 4 / 2 + 1
 
 
 def test_jobs_run_at_once_and_a_fault_ends_them_all(tmp_path: Path) -> None:
