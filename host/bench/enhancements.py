@@ -158,7 +158,7 @@ def read_measured(jobs: dict[str, Job], out: Path) -> dict[str, BenchRow]:
 
 
 def how_far(jobs: dict[str, Job], out: Path, processes: int) -> str:
-    """How many jobs are measured, and about how long the others take: as long as those of their kind, costs one at a time."""
+    """How many jobs are measured, and how long the others take about: as those of their kind, costs one at a time."""
     kept = read_measured(jobs, out)
     at_once = {COST: 1, LEARN: processes}
     times = {kind: [row["wall_s"] for row in kept.values() if row["kind"] == kind] for kind in at_once}
