@@ -118,7 +118,7 @@ def measure_cost(job: Job, report_progress: ReportProgress) -> BenchRow:
         report_progress(iteration / budget.iterations)
         begin = now()
         rows.append(trainer.run_iteration() | {"cpu_s": now() - begin})
-    report_progress(1.0)
+    report_progress(1.0)  # the memory is that of the training
     steady = rows[budget.iterations // 3 :]
     iteration_s = statistics.median(row["cpu_s"] for row in steady)
     reused, reanalyzed = (sum(row[name] for row in steady) for name in ("reused", "reanalyzed"))

@@ -2,8 +2,8 @@
 
 A new enhancement is a line of FIRST or LATER.  Jobs run in processes of their own (host/bench/enhancement_run.py).  A
 line of RESULTS keeps the result of a job at once: the bench is measured in as many calls as it takes, and variants that
-resolve to the same configuration are measured once.  The costs come first, one at a time on a machine that does
-nothing else.  The CPU time of a learning curve is its episodes times the cost of one.
+resolve to the same configuration are measured once.  The costs come first, one at a time on this machine,
+which does nothing else then.  The CPU time of a learning curve is its episodes times the cost of one.
 """
 
 import json
@@ -158,9 +158,8 @@ def read_measured(jobs: dict[str, Job], out: Path) -> dict[str, BenchRow]:
 
 
 def how_far(jobs: dict[str, Job], out: Path, processes: int) -> str:
-    """How many jobs are measured, and how long the others take about: as those of their kind, costs one at a time."""
-    kept = read_measured(jobs, out)
-    at_once = {COST: 1, LEARN: processes}
+    """How many jobs are measured, and about how long the others take, by the mean of their kind."""
+    kept, at_once = read_measured(jobs, out), {COST: 1, LEARN: processes}
     times = {kind: [row["wall_s"] for row in kept.values() if row["kind"] == kind] for kind in at_once}
     seconds = {kind: statistics.fmean(times[kind] or [math.nan]) / most for kind, most in at_once.items()}
     left = sum(seconds[job.kind] for key, job in jobs.items() if key not in kept)
@@ -175,15 +174,18 @@ def run_jobs(
     runner: JobRunner,
     nodes: ClusterJobs | None = None,
 ) -> None:
-    """Measure what has no line: costs one at a time, then as many jobs at once as `options` or `nodes` have room for.
+    """Measure what has no line: costs by `runner`, one at a time; then curves, by `nodes` if given, many at once.
 
-    None begins after the limit.  A line has the job, its result, and the program and the wall time that made it.  A
-    fault or a signal ends all jobs.
+    No job begins after the limit.  A line has the job, its result, and the program and the wall time that made it.
     """
     kept, writing = read_measured(jobs, options.out), Lock()
     left = {key: job for key, job in jobs.items() if key not in kept}
     costs = {key for key, job in left.items() if job.kind == COST}
-    room = nodes.room if nodes else lambda: options.jobs
+
+    room, run = (nodes.room, nodes.run) if nodes else (lambda: options.jobs, runner)
+
+    def measure(job: Job, report_progress: ReportProgress) -> BenchRow:
+        return (runner if job.kind == COST else run)(job, report_progress)
 
     def keep(key: str, row: BenchRow, seconds: float) -> None:
         whole = {**jobs[key]._asdict(), "wall_s": seconds, "program": program_version(), "result": row}
@@ -196,7 +198,7 @@ def run_jobs(
         report(sum(shares.values()) / len(shares), ", ".join(running))
 
     limit_s = math.inf if options.limit_minutes is None else 60 * options.limit_minutes
-    run_at_once(left, lambda: 1 if costs else room(), runner, keep, show, limit_s)
+    run_at_once(left, lambda: 1 if costs else room(), measure, keep, show, limit_s)
 
 
 def summarize_side(
@@ -239,7 +241,7 @@ def bench_enhancements(options: BenchOptions, runner: JobRunner = run_job) -> li
         nodes: ClusterJobs | None = None
         if options.ray:
             nodes = ClusterJobs(stack.enter_context(open_cluster(options.ray, options.actors)), measure_job)
-            options, runner = replace(options, jobs=nodes.room()), nodes.run
+            options = replace(options, jobs=nodes.room())
         log(f"{out}, program {program_version()}: {how_far(jobs, out, options.jobs)}")
         run_jobs(jobs, options, stack.enter_context(progress("bench enhancements")), runner, nodes)
     log(how_far(jobs, out, options.jobs))

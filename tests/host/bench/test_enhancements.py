@@ -198,6 +198,28 @@ def test_costs_are_measured_alone_and_first(tmp_path: Path) -> None:
     )
 
 
+class Elsewhere:
+    """Nodes that have room for two jobs, and remember them."""
+
+    def __init__(self) -> None:
+        self.done = list[Job]()
+
+    def room(self) -> int:
+        return 2
+
+    def run(self, job: Job, report_progress: ReportProgress) -> dict[str, Any]:
+        self.done.append(job)
+        return pretend(job, report_progress)
+
+
+def test_a_cluster_measures_curves_and_this_machine_all_costs(tmp_path: Path) -> None:
+    """Nodes differ in speed: costs of two of them are no comparison."""
+    jobs, here, nodes = all_jobs([ON_OFF], 1, Budget()), list[Job](), Elsewhere()
+    run_jobs(jobs, BenchOptions(out=tmp_path), no_report, lambda *job: here.append(job[0]) or pretend(*job), nodes)  # type: ignore[arg-type]
+    assert [job.kind for job in here] == [run.COST] * 2
+    assert [job.kind for job in nodes.done] == [run.LEARN] * 6
+
+
 def test_costs_are_measured_first_then_what_needs_it_then_the_first_rows_and_seed_by_seed() -> None:
     jobs = list(all_jobs(list(ENHANCEMENTS), 2, Budget()).values())
     first = {(settings, market) for e in FIRST for settings in (e.on, e.off) for market in e.markets}
@@ -520,10 +542,7 @@ def test_jobs_measure_in_processes_of_their_own() -> None:
     job, shares = Job(run.COST, "planted", 0, ("train.off_policy_correction=0.5",), TINY), list[float]()
     costs = run.run_job(job, shares.append)
     assert set(costs) == {*module.COST_KEYS, "weights_sha256", "rss_anon_mb", "rss_mb"}
-    some = {*module.COST_KEYS} - {
-        "selection_us",
-        "reuse_share",
-    }  # a difference; one iteration reuses none
+    some = {*module.COST_KEYS} - {"selection_us", "reuse_share"}
     assert all(costs[name] > 0 for name in some)
     assert costs["selection_us"] < costs["us_per_decision"]
     other = run.measure_cost(job._replace(settings=()), lambda share: None)
